@@ -1,0 +1,60 @@
+# make demo    train, evaluate and draw on generated data; results in output/demo (ARGS="--resume", ARGS="--iters 100" ...)
+# make test    all tests (ARGS="tests/structures -x" selects)
+# make check   format, lint, types, layers, docstrings
+# make bench   all benchmarks
+# make docs    the documentation, to site/
+# make clean   remove what the other targets made
+#
+# Each target makes .venv and installs what it needs, at no cost when nothing has changed.
+#   PYTHON=python3.12   the interpreter of .venv (when it is made)
+#   CPU=1               the CPU build of PyTorch: smaller, enough for the demo and the tests
+#   CUDA=cu128          the build of PyTorch for that CUDA version; default: the newest one
+# After a change of CPU= or CUDA= run `make clean` first.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_BACKEND := $(if $(CPU),cpu,$(CUDA))
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
+
+.PHONY: demo test check bench docs clean
+
+demo: $(VENV)/.run
+	$(BIN)/detectron2 demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint --quiet detectron2 tools
+
+bench: $(VENV)/.dev
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) output build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.run $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[docs]'
+	@touch $(VENV)/.run $@

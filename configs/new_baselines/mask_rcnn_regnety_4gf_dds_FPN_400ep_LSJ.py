@@ -1,0 +1,7 @@
+# Mask R-CNN, RegNetY-4GF FPN, COCO, from scratch for 400 epochs with large-scale jitter.
+# tools/lazyconfig_train_net.py --config-file configs/new_baselines/mask_rcnn_regnety_4gf_dds_FPN_400ep_LSJ.py --num-gpus 64
+from .mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ import dataloader, lr_multiplier, model, optimizer, train
+
+train.max_iter *= 4  # 100 epochs -> 400 epochs
+lr_multiplier.scheduler.milestones = [step * 4 for step in lr_multiplier.scheduler.milestones]
+lr_multiplier.scheduler.num_updates = train.max_iter

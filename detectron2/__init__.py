@@ -1,0 +1,37 @@
+"""Object detection, segmentation and keypoints on PyTorch.
+
+Sub-packages are imported on first use (``detectron2.config``, ``detectron2.layers`` …), so ``import detectron2`` alone
+costs nothing and touches neither the disk nor a device.
+"""
+
+import importlib
+
+__all__ = ["__version__"]
+
+__version__ = "0.7.0"
+
+_SUBPACKAGES = (
+    "checkpoint",
+    "config",
+    "data",
+    "engine",
+    "evaluation",
+    "layers",
+    "model_zoo",
+    "modeling",
+    "solver",
+    "structures",
+    "utils",
+    "visualization",
+)
+
+
+def __getattr__(name: str):
+    """Import a sub-package when it is first read as an attribute (PEP 562)."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBPACKAGES])

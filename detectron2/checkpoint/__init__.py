@@ -1,0 +1,16 @@
+"""Saving and loading of training states and of published weights, without running code from the files."""
+
+from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+
+from detectron2.checkpoint._safe_pickle import UnsafeCheckpointError
+from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
+from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
+
+__all__ = [
+    "Checkpointer",
+    "DetectionCheckpointer",
+    "ModelCatalog",
+    "ModelCatalogHandler",
+    "PeriodicCheckpointer",
+    "UnsafeCheckpointError",
+]

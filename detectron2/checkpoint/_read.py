@@ -1,0 +1,168 @@
+"""From a file on disk to the dictionary in it, by what the file is and not by its name."""
+
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.checkpoint._safe_pickle import UnsafeCheckpointError, numpy_globals, read_pickle, resolve_stand_ins
+
+__all__ = ["as_checkpoint", "file_format", "read_pickle_file", "read_safetensors_file", "read_torch_file"]
+
+# How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
+_LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def file_format(path: str) -> str:
+    """``"torch"`` (written by torch.save), ``"safetensors"`` or ``"pickle"``."""
+    if path.endswith(".safetensors"):
+        return "safetensors"
+    with open(path, "rb") as file:
+        head = file.read(32)
+    return "torch" if head.startswith(b"PK\x03\x04") or _LEGACY_TORCH_MAGIC in head else "pickle"
+
+
+def _refused(path: str, what: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{path} was not loaded: it wants to create {what}, which is not among the plain data that a checkpoint may "
+        "hold, and could run code. If you trust the file and need that type, declare it with "
+        "torch.serialization.add_safe_globals([...]) before loading; better, save the weights again as a plain "
+        "dictionary of tensors."
+    )
+
+
+def _unreadable(path: str, error: BaseException) -> ValueError:
+    size = os.path.getsize(path)
+    return ValueError(
+        f"{path} ({size} bytes) is not a readable checkpoint: {error}. "
+        "It may be cut off (an interrupted download or copy); delete it and fetch it again."
+    )
+
+
+@contextmanager
+def _numpy_stand_ins() -> Iterator[None]:
+    """Let ``torch.load`` use our stand-ins for NumPy, also where the program has declared NumPy's own names safe."""
+    declared = torch.serialization.get_safe_globals()
+    table = numpy_globals()
+    others: list[Any] = [
+        entry
+        for entry in declared
+        if (entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}") not in table
+    ]
+    ours: list[Any] = [(obj, name) for name, obj in table.items()]
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals(others + ours)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(declared)
+
+
+def read_torch_file(path: str) -> Any:
+    """Read a file of ``torch.save`` onto the CPU.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        UnsafeCheckpointError: it holds more than tensors, NumPy arrays and plain containers.
+        ValueError: it is damaged.
+    """
+    try:
+        with _numpy_stand_ins():
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except UnsafeCheckpointError as error:
+        raise _refused(path, str(error)) from error
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name is None and "Unsupported" not in str(error) and "Trying to" not in str(error):
+            raise _unreadable(path, error) from error
+        raise _refused(path, name.group(1) if name else str(error).splitlines()[-1]) from error
+    except (RuntimeError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    return resolve_stand_ins(data)
+
+
+def read_pickle_file(path: str) -> Any:
+    """Read a pickle, as the published weights are, also one of Python 2.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        What was pickled; tensors lie on the CPU.
+
+    Raises:
+        UnsafeCheckpointError: it holds more than tensors, NumPy arrays and plain containers.
+        ValueError: it is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            return read_pickle(file)
+    except UnsafeCheckpointError as error:
+        raise _refused(path, str(error)) from error
+    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_safetensors_file(path: str) -> dict[str, Any]:
+    """Read a ``.safetensors`` file as ``{"model": state_dict}``."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
+    try:
+        return {"model": load_file(path, device="cpu")}
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
+    """Bring the layouts that are found in the wild to ``{"model": state_dict, ...}``.
+
+    Args:
+        data: what the file holds.
+        path: its name, for error messages.
+        is_pickle: whether it is a plain pickle; one of nothing but arrays is then a Caffe2 file.
+
+    Returns:
+        A dictionary with ``model``, and ``matching_heuristics`` where names are only the ends of the model's names.
+
+    Raises:
+        ValueError: it is none of the known layouts.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(data).__name__}; a checkpoint is a dictionary with the weights, "
+            "at its top level or under 'model' or 'state_dict'."
+        )
+    if isinstance(data.get("model"), Mapping):
+        return dict(data)
+    if isinstance(data.get("model_state"), Mapping):  # pycls
+        weights = {k: v for k, v in data["model_state"].items() if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    if isinstance(data.get("state_dict"), Mapping):  # common in classification and self-supervised training code
+        return {"model": data["state_dict"]}
+    if is_pickle:
+        blobs = data["blobs"] if isinstance(data.get("blobs"), Mapping) else data
+        arrays = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        if all(isinstance(value, np.ndarray) for value in arrays.values()):
+            author = {"__author__": "Caffe2"} if not any("." in key for key in arrays) else {}
+            return {"model": arrays, "matching_heuristics": True, **author}
+    odd = next((k for k, v in data.items() if not isinstance(v, (torch.Tensor, np.ndarray))), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: {odd!r} is a {type(data[odd]).__name__}, not a tensor, and there are no weights under 'model' or "
+            f"'state_dict'. The keys are {sorted(map(str, data))[:10]}."
+        )
+    return {"model": data}

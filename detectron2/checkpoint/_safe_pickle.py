@@ -1,0 +1,210 @@
+"""Reading pickles that hold arrays, tensors and plain containers, and nothing else.
+
+A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
+runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
+stand-ins, which only accept plain number and string types.
+"""
+
+import io
+import pickle
+import re
+from collections import Counter, OrderedDict, defaultdict
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch._utils
+
+__all__ = ["UnsafeCheckpointError", "numpy_globals", "read_pickle", "resolve_stand_ins"]
+
+
+class UnsafeCheckpointError(ValueError, pickle.UnpicklingError):
+    """A file wants to create an object that is not on the list of harmless ones. Nothing of it was run."""
+
+
+_PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
+
+
+class _Dtype:
+    """Stands for a NumPy dtype while a pickle is read.
+
+    Args:
+        code: its code, such as ``f4``.
+        align: ignored.
+        copy: ignored.
+    """
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        code = code.decode("ascii") if isinstance(code, bytes) else code
+        if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code):
+            raise UnsafeCheckpointError(f"numpy.dtype({code!r}): only plain number and string types are read.")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, sub-array, field names, fields, item size, alignment, flags [, metadata])
+        order, *structure = state[1:5]
+        if any(part is not None for part in structure):
+            raise UnsafeCheckpointError("numpy.dtype with fields: only plain number and string types are read.")
+        order = order.decode("ascii") if isinstance(order, bytes) else order
+        if order not in ("<", ">", "|", "="):
+            raise UnsafeCheckpointError(f"numpy.dtype with the byte order {order!r}.")
+        self.value = self.value.newbyteorder(order)
+
+
+def _array(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise UnsafeCheckpointError(f"numpy.ndarray of {type(dtype).__name__}, not of a dtype.")
+    if isinstance(buffer, str):  # written by Python 2
+        buffer = buffer.encode("latin1")
+    # A copy: the bytes of a pickle are read-only.
+    flat = np.frombuffer(bytearray(buffer), dtype.value)
+    array = flat.reshape(shape, order="F" if order == "F" else "C")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+class _Array:
+    """Stands for a NumPy array until its state has come and been checked."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
+        if not isinstance(data, (bytes, bytearray, str)):
+            raise UnsafeCheckpointError("numpy.ndarray of objects: only numbers and strings are read.")
+        self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    if kind is not _Array:
+        raise UnsafeCheckpointError(f"numpy array of the class {kind!r}.")
+    return _Array()
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
+    result = _Array()
+    result.value = _array(bytes(buffer), dtype, shape, order)
+    return result
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    return _array(data, dtype, (), "C")[()]
+
+
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
+    if encoding not in ("latin1", "latin-1"):  # what pickle itself uses for bytes; other codecs may do anything
+        raise UnsafeCheckpointError(f"_codecs.encode to {encoding!r}.")
+    return str(text).encode("latin1")
+
+
+def numpy_globals() -> dict[str, Any]:
+    """Full names of what pickled NumPy objects refer to, and what we put in their place."""
+    table: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype}
+    for package in ("numpy.core", "numpy._core"):
+        table[f"{package}.multiarray._reconstruct"] = _reconstruct
+        table[f"{package}.multiarray.scalar"] = _scalar
+        table[f"{package}.numeric._frombuffer"] = _from_buffer
+    return table
+
+
+def _load_storage(data: Any) -> Any:
+    """The storage of a tensor that was pickled without ``torch.save``."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _pickle_globals() -> dict[str, Any]:
+    plain = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice)
+    return {
+        **{f"builtins.{kind.__name__}": kind for kind in plain},
+        "collections.OrderedDict": OrderedDict,
+        "collections.Counter": Counter,
+        "collections.defaultdict": defaultdict,
+        "_codecs.encode": _encode,
+        "torch.storage._load_from_bytes": _load_storage,
+        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+        "torch.Size": torch.Size,
+        **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
+        **numpy_globals(),
+    }
+
+
+def _trusted_by_user() -> dict[str, Any]:
+    """What the program itself declared safe with ``torch.serialization.add_safe_globals``."""
+    table = {}
+    for entry in torch.serialization.get_safe_globals():
+        obj, name = entry if isinstance(entry, tuple) else (entry, f"{entry.__module__}.{entry.__qualname__}")
+        table[name] = obj
+    return table
+
+
+# The interpreter written in Python, because only there can BUILD (which sets attributes of any object on the stack,
+# classes and functions included) be restricted. Its cost does not grow with the size of the arrays.
+_PurePythonUnpickler: Any = vars(pickle)["_Unpickler"]
+
+
+class _Unpickler(_PurePythonUnpickler):
+    dispatch = dict(_PurePythonUnpickler.dispatch)
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file, encoding="latin1")
+        trusted = _trusted_by_user()
+        self._globals = {**trusted, **_pickle_globals()}
+        self._buildable = (_Array, _Dtype, OrderedDict, torch.nn.Parameter, torch.Tensor)
+        self._buildable += tuple(obj for obj in trusted.values() if isinstance(obj, type))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if self.proto < 3:  # names of Python 2
+            module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        full_name = f"{module}.{name}"
+        if full_name not in self._globals:
+            raise UnsafeCheckpointError(full_name)
+        return self._globals[full_name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafeCheckpointError(f"a persistent reference {pid!r}")
+
+    def _build(self) -> None:
+        target = self.stack[-2]
+        if type(target) not in self._buildable:
+            raise UnsafeCheckpointError(f"the state of a {type(target).__name__}")
+        _PurePythonUnpickler.load_build(self)
+
+    dispatch[pickle.BUILD[0]] = _build
+
+
+def read_pickle(file: IO[bytes]) -> Any:
+    """Read a pickle that holds arrays, tensors and plain containers.
+
+    Args:
+        file: open for reading in binary mode.
+
+    Returns:
+        The object.
+
+    Raises:
+        UnsafeCheckpointError: the pickle refers to anything else; the text is the name of that.
+    """
+    return resolve_stand_ins(_Unpickler(file).load())
+
+
+def resolve_stand_ins(root: Any) -> Any:
+    """Put the arrays and dtypes in the place of their stand-ins, everywhere in nested containers."""
+    done: set[int] = set()
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, (_Array, _Dtype)):
+            return value.value
+        if isinstance(value, tuple) and type(value) is tuple:
+            return tuple(resolve(item) for item in value)
+        if id(value) in done:
+            return value
+        if isinstance(value, dict):
+            done.add(id(value))
+            for key in list(value):
+                value[key] = resolve(value[key])
+        elif isinstance(value, list):
+            done.add(id(value))
+            value[:] = [resolve(item) for item in value]
+        return value
+
+    return resolve(root)

@@ -1,0 +1,169 @@
+"""Matching the names of older weights to those of a model.
+
+Two steps: Caffe2 (Detectron 1) names are rewritten to the ends of our names, and the ends are matched to full names,
+so that ``res2.0.conv1.weight`` of a backbone finds ``backbone.bottom_up.res2.0.conv1.weight`` of a detector.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+__all__ = ["align_and_update_state_dicts", "convert_basic_c2_names", "convert_c2_detectron_names"]
+
+# Applied to every name in this order, after "_" became ".".
+_BASIC_RULES: tuple[tuple[str, str], ...] = (
+    (r"\.b$", ".bias"),
+    (r"\.w$", ".weight"),
+    # normalization: scale, shift and running statistics
+    (r"\b(bn|gn)\.(s|gamma)$", "norm.weight"),
+    (r"\b(bn|gn)\.(bias|beta)$", "norm.bias"),
+    (r"\bbn\.(rm|running\.mean)$", "norm.running_mean"),
+    (r"\bbn\.(riv|running\.var)$", "norm.running_var"),
+    # the residual network
+    (r"^res\.conv1\.norm\.", "conv1.norm."),
+    (r"^conv1\.", "stem.conv1."),
+    (r"\.branch1\.", ".shortcut."),
+    (r"\.branch2a\.", ".conv1."),
+    (r"\.branch2b\.", ".conv2."),
+    (r"\.branch2c\.", ".conv3."),
+)
+
+_DETECTOR_RULES: tuple[tuple[str, str], ...] = (
+    # region proposals: one set of weights for all levels, stored at the finest (FPN 2)
+    (r"^conv\.rpn(\.fpn2)?\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.bbox\.pred(\.fpn2)?\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^rpn\.cls\.logits(\.fpn2)?\.", "proposal_generator.rpn_head.objectness_logits."),
+    # box head
+    (r"^bbox\.pred\.", "bbox_pred."),
+    (r"^cls\.score\.", "cls_score."),
+    (r"^fc6\.", "box_head.fc1."),
+    (r"^fc7\.", "box_head.fc2."),
+    (r"^head\.conv(\d+)\.", r"box_head.conv\1."),
+    # feature pyramid: `res4.5.sum` names the last block of a stage
+    (r"^fpn\.inner\.res(\d)\.\d+\.sum(\.lateral)?\.", r"fpn_lateral\1."),
+    (r"^fpn\.res(\d)\.\d+\.sum\.", r"fpn_output\1."),
+    # mask head
+    (r"^\.?\[mask\]\.fcn(\d+)\.", r"mask_head.mask_fcn\1."),
+    (r"^mask\.fcn\.logits\.", "mask_head.predictor."),
+    (r"^conv5\.mask\.", "mask_head.deconv."),
+    # keypoint head
+    (r"^conv\.fcn(\d+)\.", r"roi_heads.keypoint_head.conv_fcn\1."),
+    (r"^kps\.score\.lowres\.", "roi_heads.keypoint_head.score_lowres."),
+)
+
+
+def _rewrite(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def convert_basic_c2_names(original_keys: Iterable[str]) -> list[str]:
+    """Rewrite Caffe2 blob names of a backbone, such as ``res2_0_branch2a_w`` to ``res2.0.conv1.weight``.
+
+    Args:
+        original_keys: the names.
+
+    Returns:
+        The new names, in the same order.
+    """
+    classifier = {"pred_b": "linear_b", "pred_w": "linear_w"}
+    return [_rewrite(classifier.get(key, key).replace("_", "."), _BASIC_RULES) for key in original_keys]
+
+
+def convert_c2_detectron_names(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Rewrite the names of a Detectron 1 model, and put its classes in our order.
+
+    Detectron 1 counts the background as class 0. Here it comes last in the classifier and has neither box
+    regression nor masks.
+
+    Args:
+        weights: Caffe2 names to tensors.
+
+    Returns:
+        New names to tensors, and new names to old ones.
+    """
+    originals = sorted(weights)
+    renamed: dict[str, torch.Tensor] = {}
+    origin: dict[str, str] = {}
+    for old, basic in zip(originals, convert_basic_c2_names(originals), strict=True):
+        new = _rewrite(basic, _DETECTOR_RULES)
+        if new in renamed:
+            raise ValueError(f"The weights {origin[new]!r} and {old!r} both stand for {new!r}; only one can be loaded.")
+        renamed[new] = _without_leading_background(new, weights[old])
+        origin[new] = old
+    return renamed, origin
+
+
+def _without_leading_background(name: str, weight: torch.Tensor) -> torch.Tensor:
+    if name.startswith("cls_score."):
+        return torch.cat([weight[1:], weight[:1]])
+    if name.startswith("bbox_pred."):
+        return weight[4:]
+    if name.startswith("mask_head.predictor."):
+        return weight[1:]
+    return weight
+
+
+def _match_by_suffix(model_keys: Iterable[str], checkpoint_keys: Iterable[str]) -> dict[str, str]:
+    """For each name of the model the longest name in the checkpoint that equals it or ends it after a dot."""
+    available = set(checkpoint_keys)
+    matches: dict[str, str] = {}
+    for key in model_keys:
+        suffix = key
+        while suffix and suffix not in available:
+            suffix = suffix.partition(".")[2]
+        if suffix:
+            matches[key] = suffix
+    return matches
+
+
+def align_and_update_state_dicts(
+    model_state_dict: MutableMapping[str, torch.Tensor],
+    ckpt_state_dict: Mapping[str, torch.Tensor],
+    c2_conversion: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Give the weights of a checkpoint the names that a model uses, by matching the ends of names.
+
+    Args:
+        model_state_dict: the model's; matching entries are replaced by the checkpoint's, for callers that load it.
+        ckpt_state_dict: the checkpoint's.
+        c2_conversion: first rewrite Caffe2 names.
+
+    Returns:
+        A new state dict: matched weights of equal shape under the model's names, and unmatched ones under their own.
+
+    Raises:
+        ValueError: one weight of the checkpoint ends several names of the model, so that its place is not certain.
+    """
+    logger = logging.getLogger(__name__)
+    weights: Mapping[str, Any] = ckpt_state_dict
+    origin = {key: key for key in weights}
+    if c2_conversion:
+        weights, origin = convert_c2_detectron_names(ckpt_state_dict)
+
+    result: dict[str, torch.Tensor] = {}
+    taken: dict[str, str] = {}
+    for model_key, key in _match_by_suffix(model_state_dict, weights).items():
+        value = weights[key]
+        if tuple(value.shape) != tuple(model_state_dict[model_key].shape):
+            logger.warning(
+                "%s is not loaded: its shape is %s in the checkpoint (%s) but %s in the model.",
+                model_key,
+                tuple(value.shape),
+                origin[key],
+                tuple(model_state_dict[model_key].shape),
+            )
+            continue
+        if key in taken:
+            raise ValueError(
+                f"The weight {origin[key]!r} matches both {taken[key]!r} and {model_key!r} of the model. "
+                "Load the sub-model that it belongs to by itself, or rename the weights in the file."
+            )
+        taken[key] = model_key
+        result[model_key] = model_state_dict[model_key] = value
+    result.update({key: value for key, value in weights.items() if key not in taken})
+    return result

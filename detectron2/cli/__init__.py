@@ -1,0 +1,59 @@
+"""The command line: ``detectron2 demo | train | eval | predict | env``.
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "demo": "train a small Mask R-CNN on generated data, evaluate it and write a report",
+    "train": "train the model of a config",
+    "eval": "evaluate a trained model",
+    "predict": "predict on images; writes pictures and a JSON file",
+    "env": "show versions and devices, for bug reports",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; default: those of this process.
+
+    Returns:
+        The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="detectron2", description="Object detection and segmentation on PyTorch.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        # Only the command that is called is imported: the others' dependencies take seconds.
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if argv and argv[0] == name:
+            importlib.import_module(f"detectron2.cli.{name}").add_arguments(sub)
+    args = parser.parse_args(argv)
+    if args.version:
+        from detectron2 import __version__
+
+        sys.stdout.write(f"detectron2 {__version__}\n")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 1
+    try:
+        return importlib.import_module(f"detectron2.cli.{args.command}").run(args) or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted.\n")
+        return 130
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as e:
+        if args.command != "env" and getattr(args, "traceback", False):
+            raise
+        message = e.args[0] if isinstance(e, KeyError) and e.args else e
+        sys.stderr.write(f"\ndetectron2 {args.command}: {type(e).__name__}: {message}\n(--traceback shows where)\n")
+        return 1

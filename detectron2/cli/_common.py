@@ -1,0 +1,203 @@
+"""What the commands share: options, configs of both kinds, data sets named on the command line, models ready to predict."""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
+from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import _import_file
+
+logger = logging.getLogger(__name__)
+
+_SAVED_METADATA = ("thing_classes", "thing_colors", "keypoint_names", "keypoint_connection_rules")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the options with which a config is chosen and changed."""
+    parser.add_argument(
+        "--config-file",
+        required=required,
+        metavar="FILE",
+        help="a YAML or LazyConfig file, or the name of one in the model zoo",
+    )
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="changes to the config, at the end: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
+    )
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that register data sets without a line of code."""
+    group = parser.add_argument_group("data sets, to be used in DATASETS.TRAIN and DATASETS.TEST")
+    group.add_argument(
+        "--coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register annotations in COCO format with their folder of images",
+    )
+    group.add_argument(
+        "--voc",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "ROOT", "SPLIT"),
+        help="register ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages} in Pascal VOC format",
+    )
+    group.add_argument(
+        "--classes",
+        metavar="A,B,C",
+        help="class names of the --voc data sets, in order; default: all names found in the annotations, sorted",
+    )
+    group.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module or .py file to import first, for data sets and models of your own",
+    )
+
+
+def register_datasets(args: argparse.Namespace) -> None:
+    """Do what :func:`add_dataset_arguments` promised; every process of a training has to."""
+    for module in args.imports:
+        if module.endswith(".py"):
+            _import_file(Path(module).stem, module, make_importable=True)
+        else:
+            importlib.import_module(module)
+    for name, json_file, image_root in args.coco:
+        for path in (json_file, image_root):
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"--coco {name}: no such file or folder: {path}")
+        register_coco_instances(name, {}, json_file, image_root)
+    for name, root, split in args.voc:
+        split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
+        if not os.path.isfile(split_file):
+            raise FileNotFoundError(f"--voc {name}: no such file: {split_file}")
+        classes = args.classes.split(",") if args.classes else _voc_classes(root)
+        DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
+        MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
+
+
+def _voc_classes(root: str) -> list[str]:
+    """-> the sorted class names in all annotations under a VOC folder (not only of one split, whose names may differ)."""
+    import xml.etree.ElementTree as ElementTree
+
+    names: set[str] = set()
+    for path in sorted(Path(root, "Annotations").glob("*.xml")):
+        names.update(e.text.strip() for e in ElementTree.parse(path).iterfind("object/name") if e.text)
+    if not names:
+        raise ValueError(f"No annotated objects under {root}/Annotations; name the classes with --classes.")
+    return sorted(names)
+
+
+def load_config(path: str, opts: list[str]) -> Any:
+    """Read a config file of either kind and apply changes.
+
+    Args:
+        path: a file, or a name in the model zoo such as ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``.
+        opts: ``KEY VALUE`` pairs (YAML) or ``path.key=value`` (LazyConfig).
+
+    Returns:
+        A frozen ``CfgNode``, or an omegaconf ``DictConfig``.
+    """
+    if not os.path.exists(path):
+        path = model_zoo.get_config_file(path)
+    opts = [o for o in opts if o != "--opts"]
+    if path.endswith(".py"):
+        return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(opts)
+    _choose_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _choose_device(cfg: CfgNode) -> None:
+    """Use the CPU where the config says "cuda", which is the default, and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %r but no GPU is available; using the CPU.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
+    """Build a model for inference from a config of either kind.
+
+    Args:
+        cfg: what :func:`load_config` returned.
+        weights: a checkpoint; empty: the one that the config names.
+
+    Returns:
+        The model in evaluation mode, and the mapper that turns ``{"file_name": path}`` into its input.
+
+    Raises:
+        ValueError: there are no weights; predictions of random ones would be noise.
+    """
+    if isinstance(cfg, CfgNode):
+        model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
+        weights = weights or cfg.MODEL.WEIGHTS
+    else:
+        device = cfg.train.device if torch.cuda.is_available() else "cpu"
+        model, mapper = instantiate(cfg.model).to(device), instantiate(cfg.dataloader.test.mapper)
+        weights = weights or cfg.train.init_checkpoint
+    if not weights:
+        raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS in the config.")
+    DetectionCheckpointer(model).load(weights)
+    return model.eval(), mapper
+
+
+def dataset_names(cfg: Any, split: str) -> list[str]:
+    """-> the data sets of a config of either kind.
+
+    Args:
+        cfg: what :func:`load_config` returned.
+        split: ``"train"`` or ``"test"``.
+    """
+    if isinstance(cfg, CfgNode):
+        return list(cfg.DATASETS[split.upper()])
+    names = cfg.dataloader[split].dataset.get("names", None) or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def save_metadata(cfg: Any) -> None:
+    """Write the class names of the training data beside the checkpoints, where ``detectron2 predict`` looks for them."""
+    output = Path(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
+    names = dataset_names(cfg, "train")
+    if not comm.is_main_process() or not names:
+        return
+    DatasetCatalog.get(names[0])  # data sets in COCO format learn their class names by being loaded
+    known = MetadataCatalog.get(names[0]).as_dict()
+    content = {k: known[k] for k in _SAVED_METADATA if k in known}
+    temporary = output / f"metadata.json.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, output / "metadata.json")
+
+
+def load_metadata(cfg: Any, weights: str) -> Metadata:
+    """-> class names and colours for drawing: those saved beside the weights, else those of the test data set."""
+    beside = Path(os.path.dirname(weights), "metadata.json")
+    if weights and beside.is_file():
+        return Metadata().set(name=str(beside), **json.loads(beside.read_text()))
+    names = dataset_names(cfg, "test")
+    if names and names[0] in DatasetCatalog:
+        return MetadataCatalog.get(names[0])
+    return Metadata().set(name="unknown")

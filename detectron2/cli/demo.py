@@ -1,0 +1,218 @@
+"""``detectron2 demo``: the main job in one command, on data that it draws itself.
+
+Generates a data set, trains a small Mask R-CNN on it, evaluates boxes and masks on images that it has not seen, draws
+predictions beside the truth, and writes everything into one ``report.html``.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detectron2 import model_zoo
+from detectron2.cli._common import save_metadata
+from detectron2.cli._report import draw_pairs, draw_training_curve, read_metrics, write_report
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.synthetic import SHAPE_CLASSES, generate_shapes_dataset
+from detectron2.engine import DefaultTrainer
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
+from detectron2.utils.logger import setup_logger
+
+_CONFIG = "Demo/mask_rcnn_R_18_FPN_shapes.yaml"
+_SPLITS = {"train": (600, 1), "val": (120, 2)}  # images, seed
+# What a run writes, and all that a clean start removes.
+_MADE = ("config.yaml", "metadata.json", "metrics.json", "results.json", "report.html", "training_curve.png", "log.txt")
+_MADE_FOLDERS = ("pictures", "inference")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``detectron2 demo``."""
+    parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes")
+    parser.add_argument("--resume", action="store_true", help="continue an earlier run instead of starting clean")
+    parser.add_argument("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="held-out images to draw")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes to the config: pairs KEY VALUE, at the end")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do all steps."""
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    cfg = _config(args, output)
+    _start_clean_or_resume(output, cfg, args.resume)
+    setup_logger(str(output), configure_stdout=False)
+    for split, (count, seed) in _SPLITS.items():
+        _prepare_data(output / "data" / split, f"demo_shapes_{split}", count, seed)
+    (output / "config.yaml").write_text(cfg.dump())
+    save_metadata(cfg)
+    seed_all_rng(cfg.SEED)
+
+    trainer = _train(cfg, args.resume)
+    results = trainer.results
+    if results is None:
+        _say("The model is already trained; evaluating it.")
+        results = _DemoTrainer.test(cfg, trainer.model)
+    _write_json(output / "results.json", results)
+
+    _say("Drawing predictions on images the model has not seen ...")
+    pictures = draw_pairs(trainer.model.eval(), cfg, "demo_shapes_val", output / "pictures", args.pictures)
+    metrics = read_metrics(output / "metrics.json")
+    curve = draw_training_curve(metrics, output / "training_curve.png")
+    write_report(output / "report.html", cfg, results, metrics, curve, pictures)
+    _summary(output, results)
+    return 0
+
+
+def _config(args: argparse.Namespace, output: Path) -> CfgNode:
+    cfg = model_zoo.get_config(_CONFIG)
+    assert isinstance(cfg, CfgNode)
+    cfg.OUTPUT_DIR = str(output)
+    if args.iters is not None:
+        if args.iters < 1:
+            raise ValueError(f"--iters must be at least 1, got {args.iters}.")
+        cfg.SOLVER.STEPS = tuple(round(s * args.iters / cfg.SOLVER.MAX_ITER) for s in cfg.SOLVER.STEPS)
+        cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, args.iters // 2)
+        cfg.SOLVER.MAX_ITER = args.iters
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def _start_clean_or_resume(output: Path, cfg: CfgNode, resume: bool) -> None:
+    """Say what an earlier run left and, unless it is to be continued, remove that and nothing else."""
+    last = output / "last_checkpoint"
+    checkpoint = last.read_text().strip() if last.is_file() else None
+    if checkpoint is None:
+        if resume:
+            _say(f"Nothing to resume in {output}; starting clean.")
+        return
+    finished = (output / "results.json").is_file()
+    found = f"Found {'a finished' if finished else 'an unfinished'} run in {output} (last checkpoint {checkpoint}"
+    if finished:
+        results = json.loads((output / "results.json").read_text())
+        found += f", box AP {results['bbox']['AP']:.1f}, mask AP {results['segm']['AP']:.1f}"
+    _say(found + ").")
+    if resume:
+        _say("Resuming it.")
+        return
+    _say("Starting clean (--resume continues it instead). Its data set is kept.")
+    for path in [output / name for name in _MADE] + list(output.glob("model_*.pth")) + [last]:
+        path.unlink(missing_ok=True)
+    for folder in _MADE_FOLDERS:
+        shutil.rmtree(output / folder, ignore_errors=True)
+
+
+def _prepare_data(folder: Path, name: str, count: int, seed: int) -> None:
+    """Draw a split, unless it is there, and register it."""
+    annotations = folder / "annotations.json"
+    if annotations.is_file():
+        _say(f"Data: {folder} is there.")
+    else:
+        _say(f"Data: drawing {count} images of {len(SHAPE_CLASSES)} classes into {folder} ...")
+        generate_shapes_dataset(folder, count, seed=seed)
+    if name in DatasetCatalog:  # a second run in the same process, perhaps in another folder
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {}, str(annotations), str(folder / "images"))
+
+
+class _DemoTrainer(DefaultTrainer):
+    """The default trainer with a progress line in the terminal."""
+
+    results: Any = None
+
+    def build_writers(self) -> list[EventWriter]:
+        """-> the progress line, and ``metrics.json``."""
+        return [
+            _ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
+            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
+        ]
+
+
+class _ProgressLine(EventWriter):
+    """Loss, speed and remaining time: one line that is rewritten in a terminal, many lines elsewhere."""
+
+    def __init__(self, max_iter: int, images_per_iter: int) -> None:
+        self._max_iter = max_iter
+        self._images_per_iter = images_per_iter
+        self._in_terminal = sys.stdout.isatty()
+        self._started = time.perf_counter()
+
+    def write(self) -> None:
+        """Print the line."""
+        storage = get_event_storage()
+        done = storage.iter + 1
+        known = storage.histories()
+        if done > self._max_iter or "time" not in known:
+            return
+        seconds = known["time"].avg(20)
+        line = (
+            f"iteration {done:4d}/{self._max_iter}   loss {known['total_loss'].median(20):6.3f}   "
+            f"{self._images_per_iter / seconds:5.1f} images/s   "
+            f"ETA {datetime.timedelta(seconds=round(seconds * (self._max_iter - done)))}"
+        )
+        sys.stdout.write(f"\r{line}  " if self._in_terminal else f"{line}\n")
+        if self._in_terminal and done == self._max_iter:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
+    """Train, or, where nothing is left to train, just load the weights."""
+    trainer = _DemoTrainer(cfg)
+    last = trainer.checkpointer.get_checkpoint_file() if trainer.checkpointer.has_checkpoint() else ""
+    if resume and os.path.basename(last) == "model_final.pth":
+        trainer.checkpointer.load(last, checkpointables=[])
+        return trainer
+    trainer.resume_or_load(resume=resume)
+    size = sum(p.numel() for p in trainer.model.parameters()) / 1e6
+    _say(
+        f"Training Mask R-CNN ({size:.1f} million parameters, {torch.get_num_threads()} threads), "
+        f"iterations {trainer.start_iter} to {trainer.max_iter}. Ctrl-C stops; --resume continues."
+    )
+    start = time.perf_counter()
+    trainer.results = trainer.train()
+    _say(f"Trained and evaluated in {datetime.timedelta(seconds=round(time.perf_counter() - start))}.")
+    return trainer
+
+
+def _summary(output: Path, results: dict[str, dict[str, float]]) -> None:
+    """Print where to look and what to try next."""
+    box, mask = results["bbox"]["AP"], results["segm"]["AP"]
+    weights = output / "model_final.pth"
+    image = output / "data" / "val" / "images" / "00000.png"
+    _say(
+        f"""
+Box AP {box:.1f}, mask AP {mask:.1f} on {_SPLITS["val"][0]} unseen images.
+
+Look at   {output / "report.html"}
+          {output / "pictures"}   (truth left, prediction right)
+
+Try next
+  detectron2 predict --weights {weights} --input {image} --output {output / "mine"}
+  detectron2 demo --output {output} --resume
+  detectron2 train --help        (your own images: --coco NAME annotations.json images/)
+"""
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2))
+    os.replace(temporary, path)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,233 @@
+"""A small calculator for lists of numbers, in place of ``eval``.
+
+YAML configs may compute a value, e.g. three anchor sizes per octave::
+
+    SIZES: !!python/object/apply:eval ["[[x, x * 2**(1/3), x * 2**(2/3)] for x in [32, 64, 128]]"]
+
+The text is parsed, never executed: literals, arithmetic, comparisons, lists and tuples, comprehensions over them, and a
+few functions of numbers. There are no attributes and no names other than those that a comprehension binds, and the work
+and the size of the result are bounded.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+__all__ = ["ExpressionError", "evaluate"]
+
+_MAX_TEXT = 4000  # characters
+_MAX_STEPS = 100_000  # evaluated syntax nodes, and items of the lists that they give
+_MAX_ITEMS = 10_000  # of one sequence
+_MAX_BITS = 1024  # of one integer
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+    ast.Not: operator.not_,
+}
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def _bounded_range(*bounds: int) -> list[int]:
+    numbers = range(*bounds)
+    if len(numbers) > _MAX_ITEMS:
+        raise ExpressionError(f"a range of {len(numbers)} numbers is too long (at most {_MAX_ITEMS})")
+    return list(numbers)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "float": float,
+    "int": int,
+    "len": len,
+    "list": list,
+    "max": max,
+    "min": min,
+    "range": _bounded_range,
+    "round": round,
+    "sum": sum,
+    "tuple": tuple,
+}
+
+
+class ExpressionError(ValueError):
+    """The text is not an expression that :func:`evaluate` understands."""
+
+
+def evaluate(text: str) -> Any:
+    """Compute the value of an arithmetic or list expression.
+
+    Args:
+        text: a Python expression, e.g. ``"[32 * x for x in range(1, 5)]"``.
+
+    Returns:
+        A number, text, None, or a list or tuple of these.
+
+    Raises:
+        ExpressionError: if it is not valid, uses anything but numbers, text, lists, tuples, comprehensions and a few
+            functions of numbers, or is too large.
+    """
+    if not isinstance(text, str):
+        raise ExpressionError(f"expected text, but got {type(text).__name__} {text!r}")
+    if len(text) > _MAX_TEXT:
+        raise ExpressionError(f"the expression is too long: {len(text)} characters (at most {_MAX_TEXT})")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+        return _Evaluator().value(tree.body, {})
+    except ExpressionError as e:
+        raise ExpressionError(f"cannot evaluate {text!r}: {e}") from None
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as e:
+        raise ExpressionError(f"cannot evaluate {text!r}: {type(e).__name__}: {e}") from None
+
+
+class _Evaluator:
+    """Walks a syntax tree; ``names`` holds the variables of the comprehensions around a node."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def value(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise ExpressionError(f"it takes more than {_MAX_STEPS} steps")
+        handler = getattr(self, f"_{type(node).__name__}", None)
+        if handler is None:
+            raise ExpressionError(f"{ast.unparse(node)!r} ({type(node).__name__}) is not allowed here")
+        result = handler(node, names)
+        if isinstance(result, list | tuple):
+            self._steps += len(result)  # what makes many long lists takes many steps
+        return result
+
+    def _Constant(self, node: ast.Constant, _: Mapping[str, Any]) -> Any:
+        if not isinstance(node.value, bool | int | float | str | None):
+            raise ExpressionError(f"{node.value!r} is not a number or text")
+        return _checked(node.value)
+
+    def _Name(self, node: ast.Name, names: Mapping[str, Any]) -> Any:
+        if node.id not in names:
+            raise ExpressionError(f"the name {node.id!r} is not defined")
+        return names[node.id]
+
+    def _List(self, node: ast.List, names: Mapping[str, Any]) -> list[Any]:
+        return [self.value(item, names) for item in node.elts]
+
+    def _Tuple(self, node: ast.Tuple, names: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(self.value(item, names) for item in node.elts)
+
+    def _UnaryOp(self, node: ast.UnaryOp, names: Mapping[str, Any]) -> Any:
+        if type(node.op) not in _SIGNS:
+            raise ExpressionError(f"{ast.unparse(node)!r}: this operator is not allowed")
+        return _SIGNS[type(node.op)](self.value(node.operand, names))
+
+    def _BinOp(self, node: ast.BinOp, names: Mapping[str, Any]) -> Any:
+        if type(node.op) not in _ARITHMETIC:
+            raise ExpressionError(f"{ast.unparse(node)!r}: this operator is not allowed")
+        left, right = self.value(node.left, names), self.value(node.right, names)
+        _check_operands(node, left, right)
+        return _checked(_ARITHMETIC[type(node.op)](left, right))
+
+    def _Compare(self, node: ast.Compare, names: Mapping[str, Any]) -> bool:
+        left = self.value(node.left, names)
+        for op, other in zip(node.ops, node.comparators, strict=True):
+            if type(op) not in _COMPARISONS:
+                raise ExpressionError(f"{ast.unparse(node)!r}: this comparison is not allowed")
+            right = self.value(other, names)
+            if not _COMPARISONS[type(op)](left, right):
+                return False
+            left = right
+        return True
+
+    def _BoolOp(self, node: ast.BoolOp, names: Mapping[str, Any]) -> Any:
+        stop_at = isinstance(node.op, ast.Or)
+        result = None
+        for item in node.values:
+            result = self.value(item, names)
+            if bool(result) is stop_at:
+                break
+        return result
+
+    def _IfExp(self, node: ast.IfExp, names: Mapping[str, Any]) -> Any:
+        return self.value(node.body if self.value(node.test, names) else node.orelse, names)
+
+    def _Call(self, node: ast.Call, names: Mapping[str, Any]) -> Any:
+        name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+        if name not in _FUNCTIONS:
+            raise ExpressionError(f"the function {name!r} is not allowed (only {', '.join(_FUNCTIONS)})")
+        if node.keywords:
+            raise ExpressionError(f"{ast.unparse(node)!r}: named arguments are not allowed")
+        return _checked(_FUNCTIONS[name](*[self.value(arg, names) for arg in node.args]))
+
+    def _ListComp(self, node: ast.ListComp | ast.GeneratorExp, names: Mapping[str, Any]) -> list[Any]:
+        result = []
+        for bound in self._bindings(node.generators, names):
+            result.append(self.value(node.elt, bound))
+            _checked(result)
+        return result
+
+    _GeneratorExp = _ListComp
+
+    def _bindings(self, generators: list[ast.comprehension], names: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Yield the variables for every turn of nested ``for ... in ... if ...`` clauses."""
+        if not generators:
+            yield names
+            return
+        first, *rest = generators
+        for item in self.value(first.iter, names):
+            bound = {**names, **_bind(first.target, item)}
+            if all(self.value(test, bound) for test in first.ifs):
+                yield from self._bindings(rest, bound)
+
+
+def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
+    if isinstance(target, ast.Name):
+        return {target.id: item}
+    if not isinstance(target, ast.Tuple | ast.List):
+        raise ExpressionError(f"cannot assign to {ast.unparse(target)!r}")
+    if len(target.elts) != len(item):
+        raise ExpressionError(f"cannot take {item!r} apart into {ast.unparse(target)!r}")
+    return {name: v for part, x in zip(target.elts, item, strict=True) for name, v in _bind(part, x).items()}
+
+
+def _check_operands(node: ast.BinOp, left: Any, right: Any) -> None:
+    """Refuse what would take much time or memory, or format text, before it is computed."""
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        is_integer_power = isinstance(node.op, ast.Pow) and isinstance(left, int) and isinstance(right, int)
+        if is_integer_power and int(left).bit_length() * max(int(right), 0) > _MAX_BITS:
+            raise ExpressionError(f"{ast.unparse(node)!r} is too large")
+        return
+    if isinstance(node.op, ast.Add) and isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return
+    if isinstance(node.op, ast.Mult):
+        for items, times in ((left, right), (right, left)):
+            if isinstance(items, list | tuple) and isinstance(times, int):
+                if len(items) * times > _MAX_ITEMS:
+                    raise ExpressionError(f"{ast.unparse(node)!r} is too long (at most {_MAX_ITEMS} items)")
+                return
+    raise ExpressionError(f"{ast.unparse(node)!r}: expected numbers, or lists to join or repeat")
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ExpressionError("a number is too large")
+    if isinstance(value, list | tuple | str) and len(value) > _MAX_ITEMS:
+        raise ExpressionError(f"a sequence is too long (at most {_MAX_ITEMS} items)")
+    if isinstance(value, complex):
+        raise ExpressionError("the result is not a real number")
+    return value

@@ -1,0 +1,216 @@
+"""Merging configs: find every problem first, report them together, and leave the target untouched if there is one.
+
+A *path* is the full name of a key, such as ``MODEL.RPN.NMS_THRESH``.
+"""
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from yacs.config import CfgNode as YacsNode
+
+from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
+
+__all__ = ["iter_leaves", "merge_config", "merge_pairs", "nearest"]
+
+_LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
+
+
+def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``(path, value)`` of everything in ``node`` that is not itself a mapping."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from iter_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the entry of ``known`` that looks most like ``name``, or None if none does."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
+    return by_lower[close[0]] if close else None
+
+
+def _nearest_path(path: str, root: YacsNode) -> str | None:
+    """The known key that ``path`` was most likely meant to be: the same last name elsewhere, or a similar spelling."""
+    known = [leaf for leaf, _ in iter_leaves(root)]
+    last = path.rpartition(".")[2]
+    same_name = [k for k in known if k.rpartition(".")[2] == last]
+    return nearest(path, known) or (same_name[0] if len(same_name) == 1 else None)
+
+
+class _Transaction:
+    """Writes into a config tree that can be taken back, and the problems met on the way."""
+
+    def __init__(self, root: YacsNode, source: str | None):
+        self.root = root
+        self.source = source
+        self.unknown: list[str] = []
+        self.wrong_type: list[str] = []
+        self._undo: list[tuple[YacsNode, str, bool, Any]] = []
+
+    def write(self, node: YacsNode, key: str, value: Any) -> None:
+        self._undo.append((node, key, key in node, node.get(key)))
+        node[key] = value
+
+    def is_retired(self, path: str) -> bool:
+        """True for a deprecated key, which is dropped; a renamed key is an error that names the new one."""
+        if self.root.key_is_deprecated(path):
+            return True
+        if self.root.key_is_renamed(path):
+            self.root.raise_key_rename_error(path)
+        return False
+
+    def report_unknown(self, path: str, hint: str = "") -> None:
+        guess = _nearest_path(path, self.root)
+        self.unknown.append(f"unknown key {path!r}" + (f": did you mean {guess!r}?" if guess else "") + hint)
+
+    def report_type(self, path: str, old: Any, new: Any) -> None:
+        expected = "a group of keys" if isinstance(old, YacsNode) else f"{type(old).__name__} (now {old!r})"
+        got = "a group of keys" if isinstance(new, Mapping) else f"{type(new).__name__} {new!r}"
+        self.wrong_type.append(f"{path} must be {expected}, but got {got}")
+
+    def roll_back(self) -> None:
+        while self._undo:
+            node, key, existed, value = self._undo.pop()
+            if existed:
+                node[key] = value
+            else:
+                del node[key]
+
+    def finish(self) -> None:
+        """Raise one error for all problems.
+
+        Raises:
+            UnknownConfigKeyError: if there were unknown keys only.
+            ConfigTypeError: if there were values of a wrong type only.
+            ConfigError: if there were both.
+        """
+        problems = self.unknown + self.wrong_type
+        if not problems:
+            return
+        where = f" from {self.source}" if self.source else ""
+        text = f"Cannot merge the config{where}: {problems[0]}"
+        if len(problems) > 1:
+            lines = "".join(f"\n  {p}" for p in problems)
+            text = f"Cannot merge the config{where}, {len(problems)} problems:{lines}"
+        if self.unknown:
+            text += "\nNew keys have to be added to the config first (cfg.NAME = value)."
+        if self.unknown and self.wrong_type:
+            raise ConfigError(text)
+        raise (UnknownConfigKeyError if self.unknown else ConfigTypeError)(text)
+
+    def __enter__(self) -> "_Transaction":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self.unknown or self.wrong_type:
+            self.roll_back()
+        if kind is None:
+            self.finish()
+
+
+_MISFIT = object()
+
+
+def _fit(new: Any, old: Any) -> Any:
+    """Convert ``new`` to the type of ``old`` where nothing is lost, else return ``_MISFIT``.
+
+    yacs' rules (equal types; None on either side; list <-> tuple) and one more: an int is accepted for a float.
+    """
+    if type(new) is type(old) or (isinstance(new, YacsNode) and isinstance(old, YacsNode)):
+        return new
+    if (new is None and isinstance(old, _LEAF_TYPES)) or (old is None and isinstance(new, _LEAF_TYPES)):
+        return new
+    if isinstance(old, tuple) and type(new) is list:
+        return tuple(new)
+    if isinstance(old, list) and type(new) is tuple:
+        return list(new)
+    if type(old) is float and type(new) is int:
+        return float(new)
+    return _MISFIT
+
+
+def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
+    """Write ``raw`` over the existing ``node[key]``, or report that its type is wrong."""
+    old = node[key]
+    value = node._decode_cfg_value(raw)
+    fitted = _fit(value, old)
+    if fitted is _MISFIT and type(old) is str and type(raw) is str:
+        fitted = raw  # text that happens to look like a number or a list is still text
+    if fitted is _MISFIT:
+        work.report_type(path, old, value)
+    else:
+        work.write(node, key, copy.deepcopy(fitted))
+
+
+def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: _Transaction) -> None:
+    for key, raw in source.items():
+        path = f"{prefix}{key}"
+        if key in target:
+            if isinstance(raw, Mapping) and isinstance(target[key], YacsNode):
+                _merge_tree(raw, target[key], f"{path}.", work)
+            else:
+                _assign(target, key, raw, path, work)
+        elif target.is_new_allowed():
+            work.write(target, key, copy.deepcopy(target._decode_cfg_value(raw)))
+        elif not work.is_retired(path):
+            for leaf in [leaf for leaf, _ in iter_leaves({key: raw}, prefix)] or [path]:
+                work.report_unknown(leaf)
+
+
+def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) -> None:
+    """Overwrite the values of ``target`` by those of ``source``, all or nothing.
+
+    Args:
+        source: what to take.
+        target: what to change.
+        origin: the file that ``source`` was read from, for messages.
+
+    Raises:
+        UnknownConfigKeyError: if keys of ``source`` do not exist in ``target`` (and new ones are not allowed there).
+        ConfigTypeError: if values have another type than those in ``target``.
+        TypeError: if ``source`` is not a config node.
+    """
+    if not isinstance(source, YacsNode):
+        raise TypeError(f"Expected a CfgNode to merge from, but got {type(source).__name__}; use CfgNode({{...}}).")
+    with _Transaction(target, origin) as work:
+        _merge_tree(source, target, "", work)
+
+
+def merge_pairs(pairs: Sequence[Any], target: YacsNode) -> None:
+    """Overwrite values of ``target`` by ``[path, value, path, value, ...]``, all or nothing.
+
+    Args:
+        pairs: paths and values alternately; values that are text are read as Python literals where possible.
+        target: what to change.
+
+    Raises:
+        UnknownConfigKeyError: if a path does not exist.
+        ConfigTypeError: if a value has another type than the one it replaces.
+        ValueError: if the list has an odd length.
+    """
+    if len(pairs) % 2:
+        hint = ""
+        if any(isinstance(p, str) and "=" in p for p in pairs[::2]):
+            hint = " Write 'KEY value' with a space, not 'KEY=value'."
+        raise ValueError(f"Expected key and value alternately, but got {len(pairs)} items: {list(pairs)}.{hint}")
+    with _Transaction(target, None) as work:
+        for path, raw in zip(pairs[0::2], pairs[1::2], strict=True):
+            _merge_one(str(path), raw, target, work)
+
+
+def _merge_one(path: str, raw: Any, target: YacsNode, work: _Transaction) -> None:
+    if work.is_retired(path):
+        return
+    *groups, key = path.split(".")
+    node: Any = target
+    for group in groups:
+        node = node.get(group) if isinstance(node, YacsNode) else None
+    if not isinstance(node, YacsNode) or key not in node:
+        name, equals, _ = path.partition("=")
+        work.report_unknown(name, " (write 'KEY value' with a space, not 'KEY=value')" if equals else "")
+        return
+    _assign(node, key, raw, path, work)

@@ -1,0 +1,114 @@
+"""Building the objects that a lazy config describes.
+
+A dictionary with a ``_target_`` describes a call: the target is a callable or its dotted name, and the other keys are
+its arguments, which may again describe calls.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from detectron2.utils.registry import _convert_target_to_string, locate
+
+__all__ = ["dump_dataclass", "instantiate"]
+
+_TARGET = "_target_"
+
+
+def dump_dataclass(obj: Any) -> dict[str, Any]:
+    """Describe a dataclass object by a dictionary that :func:`instantiate` turns into an equal object.
+
+    Args:
+        obj: an instance of a dataclass; fields that are dataclasses, also in lists, are described likewise.
+
+    Returns:
+        A dictionary with the ``_target_`` and every field.
+
+    Raises:
+        TypeError: if it is not an instance of a dataclass.
+    """
+    if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
+        raise TypeError(f"dump_dataclass() takes an instance of a dataclass, but got {obj!r}.")
+    described: dict[str, Any] = {_TARGET: _convert_target_to_string(type(obj))}
+    for field in dataclasses.fields(obj):
+        described[field.name] = _describe(getattr(obj, field.name))
+    return described
+
+
+def _describe(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dump_dataclass(value)
+    if isinstance(value, list | tuple):
+        return [_describe(v) for v in value]
+    return value
+
+
+def instantiate(cfg: Any) -> Any:
+    """Build what a lazy config describes.
+
+    Args:
+        cfg: a dictionary (or omegaconf config) with ``_target_`` is called; a list is built item by item, and comes
+            back as a plain list; anything else, also a dictionary without ``_target_``, comes back as it is.
+
+    Returns:
+        The object.
+
+    Raises:
+        TypeError: if a target is not callable.
+        ImportError: if a target does not exist.
+        Exception: whatever a target raises, with a note that names the place in the config.
+    """
+    return _build(cfg, "")
+
+
+def _build(cfg: Any, path: str) -> Any:
+    if isinstance(cfg, ListConfig | list):
+        return [_build(item, f"{path}[{i}]") for i, item in enumerate(cfg)]
+    if isinstance(cfg, DictConfig) and dataclasses.is_dataclass(cfg._metadata.object_type):
+        return OmegaConf.to_object(cfg)  # omegaconf wrapped a dataclass object; this is the object again
+    if isinstance(cfg, Mapping) and _TARGET in cfg:
+        return _call(cfg, path)
+    return cfg
+
+
+def _call(cfg: Mapping[Any, Any], path: str) -> Any:
+    target = _resolve_target(_build(cfg[_TARGET], _join(path, _TARGET)), path)
+    arguments = {key: _build(value, _join(path, key)) for key, value in cfg.items() if key != _TARGET}
+    try:
+        return target(**arguments)
+    except Exception as e:
+        # Once per level, innermost first: together the notes are the way from the failing call to the root.
+        _add_note(e, f"while building {_name(target)!r}, described at {_where(path)} of the config")
+        raise
+
+
+def _resolve_target(target: Any, path: str) -> Callable[..., Any]:
+    if isinstance(target, str):
+        try:
+            target = locate(target)
+        except ImportError as e:
+            _add_note(e, f"named by _target_ at {_where(path)} of the config")
+            raise
+    if not callable(target):
+        raise TypeError(f"_target_ at {_where(path)} of the config is not callable: {target!r}.")
+    return target
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _where(path: str) -> str:
+    return path or "the root"
+
+
+def _name(target: Any) -> str:
+    return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', target)}"
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    # BaseException.add_note() is there from Python 3.11 on; before, the traceback alone has to do.
+    if hasattr(error, "add_note"):
+        error.add_note(note)  # type: ignore[attr-defined]

@@ -1,0 +1,361 @@
+"""From the annotations of a dataset dict to the `Instances` that models are trained with.
+
+Letters: `N` instances, `K` keypoints, `P` corners of a polygon. Boxes are `(x1, y1, x2, y2)`; boxes, polygons and
+keypoints are in absolute continuous coordinates of the image. Image sizes are `(height, width)` in pixels. The public
+names are those of `detection_utils`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, polygons_to_bitmask
+
+from . import transforms as T
+
+Transforms = T.Transform | Sequence[T.Transform]
+
+
+def _as_one(transforms: Transforms) -> Any:
+    return T.TransformList(list(transforms)) if isinstance(transforms, (tuple, list)) else transforms
+
+
+def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
+    """The box of an annotation in absolute coordinates.
+
+    Args:
+        annotation: one annotation, with "bbox" and "bbox_mode".
+
+    Returns:
+        `(x1, y1, x2, y2)`, a new float64 array.
+
+    Raises:
+        KeyError: if one of them is missing.
+    """
+    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
+    if missing:
+        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
+    bbox, mode = annotation["bbox"], annotation["bbox_mode"]
+    if mode == BoxMode.XYXY_ABS:
+        return np.array(bbox, dtype=np.float64)
+    if mode == BoxMode.XYWH_ABS:
+        x, y, w, h = bbox
+        return np.array([x, y, x + w, y + h], dtype=np.float64)
+    return np.asarray(BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS), dtype=np.float64)
+
+
+def describe_annotation(annotation: dict[str, Any], index: int | None = None) -> str:
+    """Words for error messages: which annotation it is."""
+    words = ["annotation"]
+    if index is not None:
+        words.append(f"number {index}")
+    if "id" in annotation:
+        words.append(f"id {annotation['id']}")
+    if "category_id" in annotation:
+        words.append(f"(category_id {annotation['category_id']})")
+    return " ".join(words)
+
+
+def transform_proposals(
+    dataset_dict: dict[str, Any],
+    image_shape: tuple[int, int],
+    transforms: T.Transform,
+    *,
+    proposal_topk: int,
+    min_box_size: float = 0,
+) -> None:
+    """Transform the precomputed proposals of an image, if it has any.
+
+    Changes the dict in place: takes "proposal_boxes", "proposal_objectness_logits" and "proposal_bbox_mode" out, and
+    puts "proposals" in: `Instances` with `proposal_boxes` and `objectness_logits`, clipped to the image.
+
+    Args:
+        dataset_dict: one image of the data set. Its proposals are sorted by descending score.
+        image_shape: `(height, width)` of the transformed image.
+        transforms: what was done to the image.
+        proposal_topk: how many to keep.
+        min_box_size: proposals whose width or height in pixels does not exceed this are removed.
+    """
+    if "proposal_boxes" not in dataset_dict:
+        return
+    mode = dataset_dict.pop("proposal_bbox_mode", BoxMode.XYXY_ABS)
+    raw = np.array(dataset_dict.pop("proposal_boxes"))
+    boxes = Boxes(_as_one(transforms).apply_box(BoxMode.convert(raw, mode, BoxMode.XYXY_ABS)))
+    logits = torch.as_tensor(np.asarray(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32))
+    boxes.clip(image_shape)
+    keep = boxes.nonempty(threshold=min_box_size)
+    proposals = Instances(image_shape)
+    proposals.proposal_boxes = boxes[keep][:proposal_topk]
+    proposals.objectness_logits = logits[keep][:proposal_topk]
+    dataset_dict["proposals"] = proposals
+
+
+def transform_instance_annotations(
+    annotation: dict[str, Any],
+    transforms: Transforms,
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Transform box, segmentation and keypoints of one instance.
+
+    The box goes through `apply_box` and is clipped to the image, polygons through `apply_polygons`, masks (from RLE)
+    through `apply_segmentation`, keypoints through `apply_coords`.
+
+    Args:
+        annotation: one annotation of a dataset dict; it is changed in place (the arrays in it are not).
+        transforms: what was done to the image.
+        image_size: `(height, width)` of the transformed image.
+        keypoint_hflip_indices: see `create_keypoint_hflip_indices`.
+
+    Returns:
+        The same dict. "bbox" is a float64 array of mode `XYXY_ABS`; "segmentation" a list of `(2P,)` arrays, or an
+        `(H, W)` mask if it was RLE; "keypoints" `(K, 3)`.
+
+    Raises:
+        KeyError: if the annotation has no box.
+        ValueError: if the segmentation is neither polygons nor RLE, or the keypoints do not fit the flip indices.
+    """
+    transform = _as_one(transforms)
+    h, w = image_size
+    bbox = transform.apply_box(get_bbox(annotation)[None])[0]
+    annotation["bbox"] = np.minimum(bbox.clip(min=0), (w, h, w, h))
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    if "segmentation" in annotation:
+        annotation["segmentation"] = _transform_segmentation(annotation, transform, (h, w))
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transform, image_size, keypoint_hflip_indices
+        )
+    return annotation
+
+
+def _transform_segmentation(
+    annotation: dict[str, Any], transforms: Any, image_hw: tuple[int, int]
+) -> list[np.ndarray] | np.ndarray:
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+        return [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
+    if isinstance(segmentation, dict):
+        mask = transforms.apply_segmentation(_decode_rle(segmentation))
+        if mask.shape[:2] != image_hw:
+            raise ValueError(
+                f"the RLE of {describe_annotation(annotation)} has size {segmentation['size']}, which becomes "
+                f"{mask.shape[:2]} where the image becomes {image_hw}: mask and image differ in size"
+            )
+        return mask
+    raise ValueError(
+        f"the segmentation of {describe_annotation(annotation)} has type {type(segmentation).__name__}; supported are "
+        f"a list of polygons [x1, y1, ..., xn, yn] and a dict of COCO's run-length encoding"
+    )
+
+
+def _decode_rle(rle: Any) -> np.ndarray:
+    import pycocotools.mask as mask_util
+
+    if isinstance(rle["counts"], list):  # not compressed
+        rle = mask_util.frPyObjects(rle, *rle["size"])
+    return mask_util.decode(rle)
+
+
+def transform_keypoint_annotations(
+    keypoints: Sequence[float] | np.ndarray,
+    transforms: Transforms,
+    image_size: tuple[int, int],
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Transform the keypoints of one instance.
+
+    A keypoint that ends outside the image is marked as not labelled. After an odd number of horizontal flips, left and
+    right keypoints change places.
+
+    Args:
+        keypoints: `[x1, y1, v1, ..., xK, yK, vK]` or `(K, 3)`; `v` is COCO's visibility (0: not labelled).
+        transforms: what was done to the image.
+        image_size: `(height, width)` of the transformed image.
+        keypoint_hflip_indices: see `create_keypoint_hflip_indices`.
+
+    Returns:
+        `(K, 3)` float64. Where `v` is 0 and the image was flipped, all three numbers are 0.
+
+    Raises:
+        ValueError: if the number of keypoints differs from that of the flip indices, or if there are none and the
+            image was flipped.
+    """
+    transform = _as_one(transforms)
+    keypoints = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+    if keypoint_hflip_indices is not None and len(keypoints) != len(keypoint_hflip_indices):
+        raise ValueError(
+            f"an annotation has {len(keypoints)} keypoints, but the data set has {len(keypoint_hflip_indices)} "
+            f"keypoint_names; every annotation must list all of them (with v = 0 where one is not labelled)"
+        )
+    xy = transform.apply_coords(keypoints[:, :2].copy())
+    h, w = image_size
+    inside = ((xy >= 0) & (xy <= (w, h))).all(axis=1)
+    keypoints[:, :2] = xy
+    keypoints[~inside, 2] = 0
+
+    applied = transform.transforms if isinstance(transform, T.TransformList) else [transform]
+    if sum(isinstance(t, T.HFlipTransform) for t in applied) % 2 == 1:
+        if keypoint_hflip_indices is None:
+            raise ValueError(
+                "keypoints of an image that is flipped need keypoint_hflip_indices: set keypoint_names and "
+                "keypoint_flip_map in the metadata of the data set and use create_keypoint_hflip_indices, "
+                "or set INPUT.RANDOM_FLIP to 'none'"
+            )
+        keypoints = keypoints[np.asarray(keypoint_hflip_indices), :]
+        # COCO's convention for keypoints that are not labelled.
+        keypoints[keypoints[:, 2] == 0] = 0
+    return keypoints
+
+
+def annotations_to_instances(
+    annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """Gather transformed annotations of one image into `Instances`.
+
+    Args:
+        annos: annotations, each after `transform_instance_annotations`.
+        image_size: `(height, width)` of the transformed image.
+        mask_format: "polygon" or "bitmask": what `gt_masks` shall be.
+
+    Returns:
+        `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if the annotations have them.
+
+    Raises:
+        ValueError: if the segmentations do not fit the mask format, or only some annotations have them.
+    """
+    if mask_format not in ("polygon", "bitmask"):
+        raise ValueError(f'mask_format (INPUT.MASK_FORMAT) must be "polygon" or "bitmask", got {mask_format!r}')
+    target = Instances(image_size)
+    boxes = np.array([get_bbox(a) for a in annos], dtype=np.float32).reshape(-1, 4)
+    target.gt_boxes = Boxes(torch.from_numpy(boxes))
+    target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
+    if _all_or_none_have("segmentation", annos):
+        target.gt_masks = _polygon_masks(annos) if mask_format == "polygon" else _bit_masks(annos, image_size)
+    if _all_or_none_have("keypoints", annos):
+        target.gt_keypoints = _keypoints(annos)
+    return target
+
+
+def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
+    lacking = [i for i, a in enumerate(annos) if key not in a]
+    if lacking and len(lacking) < len(annos):
+        raise ValueError(
+            f"{describe_annotation(annos[lacking[0]], lacking[0])} has no {key!r} where others of the same image have; "
+            f"add it to all annotations or remove it from all"
+        )
+    return bool(annos) and not lacking
+
+
+def _polygon_masks(annos: list[dict[str, Any]]) -> PolygonMasks:
+    segmentations = [a["segmentation"] for a in annos]
+    for i, (anno, segmentation) in enumerate(zip(annos, segmentations, strict=True)):
+        if not isinstance(segmentation, list):
+            raise ValueError(
+                f"the segmentation of {describe_annotation(anno, i)} is a mask (RLE), which mask format 'polygon' "
+                f"cannot represent; set INPUT.MASK_FORMAT to 'bitmask' "
+                f"(DatasetMapper: instance_mask_format='bitmask')"
+            )
+        for polygon in segmentation:
+            if len(polygon) % 2 != 0 or len(polygon) < 6:
+                raise ValueError(
+                    f"{describe_annotation(anno, i)} has a polygon of {len(polygon)} numbers; a polygon is "
+                    f"[x1, y1, ..., xn, yn] with at least three points"
+                )
+    return PolygonMasks(segmentations)
+
+
+def _bit_masks(annos: list[dict[str, Any]], image_hw: tuple[int, int]) -> BitMasks:
+    masks = torch.empty((len(annos), *image_hw), dtype=torch.bool)
+    for i, anno in enumerate(annos):
+        segmentation = anno["segmentation"]
+        if isinstance(segmentation, list):
+            mask = polygons_to_bitmask(segmentation, *image_hw)
+        elif isinstance(segmentation, dict):
+            mask = _decode_rle(segmentation)
+        elif isinstance(segmentation, np.ndarray):
+            mask = segmentation
+        else:
+            raise ValueError(
+                f"the segmentation of {describe_annotation(anno, i)} has type {type(segmentation).__name__}; supported "
+                f"are polygons as list[list[float] or ndarray], COCO's RLE as a dict, or a binary mask as a 2D ndarray"
+            )
+        if mask.shape != tuple(image_hw):
+            raise ValueError(
+                f"the mask of {describe_annotation(anno, i)} has shape {mask.shape}, but the image has "
+                f"(height, width) {tuple(image_hw)}"
+            )
+        if mask.dtype != np.bool_:
+            mask = mask != 0
+        masks[i] = torch.from_numpy(mask if min(mask.strides) >= 0 else mask.copy())
+    return BitMasks(masks)
+
+
+def _keypoints(annos: list[dict[str, Any]]) -> Keypoints:
+    points = [np.asarray(a["keypoints"], dtype=np.float64).reshape(-1, 3) for a in annos]
+    for i, (anno, one) in enumerate(zip(annos, points, strict=True)):
+        if len(one) != len(points[0]):
+            raise ValueError(
+                f"{describe_annotation(anno, i)} has {len(one)} keypoints where the first one of the image has "
+                f"{len(points[0])}; all annotations must list the same keypoints"
+            )
+    return Keypoints(np.stack(points))
+
+
+def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tuple[int, int]) -> Instances:
+    """Gather annotations with rotated boxes of one image into `Instances`.
+
+    Args:
+        annos: annotations whose "bbox" is `(center_x, center_y, width, height, angle)`, mode `XYWHA_ABS`, already
+            transformed.
+        image_size: `(height, width)` of the transformed image.
+
+    Returns:
+        `Instances` with `gt_boxes` (`RotatedBoxes`, nearly horizontal ones clipped to the image) and `gt_classes`.
+    """
+    from detectron2.structures import RotatedBoxes
+
+    boxes = np.array([a["bbox"] for a in annos], dtype=np.float32).reshape(-1, 5)
+    target = Instances(image_size)
+    target.gt_boxes = RotatedBoxes(torch.from_numpy(boxes))
+    target.gt_boxes.clip(image_size)
+    target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
+    return target
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Instances | tuple[Instances, torch.Tensor]:
+    """Remove instances of which nothing is left, for example after a crop.
+
+    Args:
+        instances: with `gt_boxes`, perhaps `gt_masks`.
+        by_box: remove those with empty boxes.
+        by_mask: remove those with empty masks.
+        box_threshold: a box is empty if its width or height in pixels does not exceed this.
+        return_mask: also return which were kept.
+
+    Returns:
+        The instances that are not empty; with `return_mask` also a boolean tensor of `N` elements.
+
+    Raises:
+        ValueError: if neither boxes nor masks shall be looked at.
+    """
+    if not by_box and not by_mask:
+        raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")
+    keep = torch.ones(len(instances), dtype=torch.bool)
+    if by_box:
+        keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
+    if by_mask and instances.has("gt_masks"):
+        keep &= instances.gt_masks.nonempty()
+    if not keep.all():  # the usual case needs no copy of all masks
+        instances = instances[keep]
+    return (instances, keep) if return_mask else instances

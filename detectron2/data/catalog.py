@@ -1,0 +1,342 @@
+"""Two global tables: how to load a data set by its name, and what is known about it.
+
+``DatasetCatalog`` maps a name to a function that returns the data set's ``list[dict]``; ``MetadataCatalog`` maps a name
+to a :class:`Metadata` (class names, colours, paths ...).  Both only remember: nothing is read before it is asked for.
+"""
+
+import difflib
+import functools
+import logging
+import reprlib
+import types
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
+
+logger = logging.getLogger(__name__)
+
+_MISSING = object()
+
+
+class CatalogConflictError(ValueError, AssertionError):
+    """A name or a metadata key is already taken by something else.
+
+    It is an ``AssertionError`` too, since code written for the published system catches that.
+    """
+
+
+class UnknownDatasetError(KeyError):
+    """No data set of that name is registered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the message quoted, with its line breaks escaped
+
+
+def _nearest(name: str, known: list[str], *, cutoff: float = 0.6) -> list[str]:
+    return difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DatasetCatalog
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _cell_values(function: types.FunctionType) -> list[Any]:
+    values = []
+    for cell in function.__closure__ or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:  # a variable of the enclosing function that has no value yet
+            values.append(_MISSING)
+    return values
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """``a == b`` for values of any kind; arrays and other values without a truth value are equal only if identical."""
+    if a is b:
+        return True
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except (ValueError, TypeError, RuntimeError):
+        return False
+
+
+def _same_loader(a: Any, b: Any) -> bool:
+    """Whether two loading functions do the same: the same object, the same code on equal values, or equal partials.
+
+    Running a notebook cell twice makes a new function object from the same source; that is not a conflict.
+    """
+    if a is b:
+        return True
+    if isinstance(a, functools.partial) and isinstance(b, functools.partial):
+        values_equal = len(a.args) == len(b.args) and all(map(_equal, a.args, b.args))
+        keywords_equal = a.keywords.keys() == b.keywords.keys() and all(
+            _equal(value, b.keywords[key]) for key, value in a.keywords.items()
+        )
+        return values_equal and keywords_equal and _same_loader(a.func, b.func)
+    if isinstance(a, types.FunctionType) and isinstance(b, types.FunctionType):
+        return (
+            a.__code__ == b.__code__
+            and _equal(a.__defaults__, b.__defaults__)
+            and _equal(a.__kwdefaults__, b.__kwdefaults__)
+            and all(x is y or _equal(x, y) for x, y in zip(_cell_values(a), _cell_values(b), strict=True))
+        )
+    return _equal(a, b)
+
+
+class _DatasetCatalog(UserDict):
+    """Names of data sets, and for each the function that loads it.
+
+    The function takes nothing and returns a ``list[dict]`` (or a ``torch.utils.data.Dataset``), the same each time.
+    """
+
+    def register(self, name: str, func: Callable[[], Any]) -> None:
+        """Remember how to load a data set.
+
+        Registering the same function again under the same name changes nothing.
+
+        Args:
+            name: the name, e.g. ``"balloon_train"``.
+            func: a function without arguments that returns the data set.
+
+        Raises:
+            TypeError: ``func`` cannot be called.
+            ValueError: the name belongs to another function.
+        """
+        if not callable(func):
+            raise TypeError(
+                f"DatasetCatalog.register({name!r}, ...) takes a function that returns the data set, not a "
+                f"{type(func).__name__}. Wrap the data: DatasetCatalog.register({name!r}, lambda: data)."
+            )
+        if name in self.data and not _same_loader(self.data[name], func):
+            raise CatalogConflictError(
+                f"Dataset '{name}' is already registered with another function or other arguments ({self.data[name]}). "
+                f"Choose another name, or forget the old one first: DatasetCatalog.remove({name!r}); "
+                f"MetadataCatalog.remove({name!r})."
+            )
+        self.data[name] = func
+
+    def get(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # no default: see Raises
+        """Load the data set of this name by calling its function.
+
+        Args:
+            name: the name that it was registered with.
+
+        Returns:
+            what the function returns.
+
+        Raises:
+            KeyError: nothing is registered under the name; the message shows the nearest names.
+        """
+        try:
+            func = self.data[name]
+        except KeyError:
+            raise UnknownDatasetError(self._unknown(name)) from None
+        return func()
+
+    def list(self) -> list[str]:
+        """Return all registered names."""
+        return list(self.data)
+
+    def remove(self, name: str) -> None:
+        """Forget a data set; its metadata stays (see ``MetadataCatalog.remove``)."""
+        if name not in self.data:
+            raise UnknownDatasetError(self._unknown(name))
+        del self.data[name]
+
+    def _unknown(self, name: str) -> str:
+        near = _nearest(str(name), self.list())
+        if near:
+            hint = "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+        else:
+            hint = "Register it first: DatasetCatalog.register(name, function) or register_coco_instances(...)."
+        return f"Dataset {name!r} is not registered ({len(self.data)} others are). {hint}"
+
+    def __str__(self) -> str:
+        return f"DatasetCatalog(registered datasets: {', '.join(self.data)})"
+
+    __repr__ = __str__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MetadataCatalog
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Keys that our own code reads or writes; others are as welcome, these only serve to recognise a slip of the pen.
+_WELL_KNOWN_KEYS = (
+    "thing_classes",
+    "thing_colors",
+    "thing_dataset_id_to_contiguous_id",
+    "stuff_classes",
+    "stuff_colors",
+    "stuff_dataset_id_to_contiguous_id",
+    "ignore_label",
+    "label_divisor",
+    "keypoint_names",
+    "keypoint_flip_map",
+    "keypoint_connection_rules",
+    "evaluator_type",
+    "json_file",
+    "image_root",
+    "panoptic_root",
+    "panoptic_json",
+    "sem_seg_root",
+    "image_dir",
+    "gt_dir",
+    "dirname",
+    "split",
+    "year",
+    "class_image_count",
+    "degenerate_boxes",
+)
+
+_RENAMED_KEYS = {
+    "class_names": "thing_classes",
+    "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
+    "stuff_class_names": "stuff_classes",
+}
+
+
+class Metadata(types.SimpleNamespace):
+    """What is known about one data set, as attributes.
+
+    A key keeps its first value: setting it again to an equal value is fine, to another one is an error, because parts
+    of the program may have read it by then.
+
+    Example::
+
+        MetadataCatalog.get("mydataset").thing_classes = ["person", "dog"]
+        MetadataCatalog.get("mydataset").thing_classes  # anywhere else
+    """
+
+    name: str = "N/A"
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):  # asked for by copy, pickle and friends
+            raise AttributeError(key)
+        current = _RENAMED_KEYS.get(key)
+        if current is not None and current in self.__dict__:
+            logger.warning("Metadata key '%s' is now called '%s'.", key, current)
+            return self.__dict__[current]
+        present = [k for k in self.__dict__ if k != "name"]
+        near = _nearest(key, present)
+        if near:
+            hint = f"Did you mean {near[0]!r}? "
+        elif key in _WELL_KNOWN_KEYS or not _nearest(key, list(_WELL_KNOWN_KEYS)):
+            hint = ""
+        else:
+            hint = f"Did you mean {_nearest(key, list(_WELL_KNOWN_KEYS))[0]!r} (which is not set either)? "
+        raise AttributeError(
+            f"The metadata of dataset '{self.name}' has no '{key}'. {hint}It has: {', '.join(present) or 'nothing yet'}"
+            f". Set it with MetadataCatalog.get({self.name!r}).{key} = ..."
+        )
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key in _RENAMED_KEYS:
+            logger.warning("Metadata key '%s' is now called '%s'.", key, _RENAMED_KEYS[key])
+            key = _RENAMED_KEYS[key]
+        old = self.__dict__.get(key, _MISSING)
+        if old is _MISSING:
+            if key not in _WELL_KNOWN_KEYS and (near := _nearest(key, list(_WELL_KNOWN_KEYS), cutoff=0.9)):
+                logger.warning("Metadata key '%s' of dataset '%s': did you mean '%s'?", key, self.name, near[0])
+            super().__setattr__(key, value)
+        elif not _equal(old, value):
+            raise CatalogConflictError(
+                f"The metadata of dataset '{self.name}' has {key} = {reprlib.repr(old)} and cannot be changed to "
+                f"{reprlib.repr(value)}. If the old value is wrong, start over: MetadataCatalog.remove({self.name!r})."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all keys and values, ``name`` included, as a new dictionary (the values are not copied)."""
+        return dict(self.__dict__)
+
+    def set(self, **kwargs: Any) -> "Metadata":
+        """Set several keys at once, and return this object."""
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+        return self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or ``default`` where it is not set."""
+        key = key if key in self.__dict__ else _RENAMED_KEYS.get(key, key)
+        return self.__dict__.get(key, default)
+
+
+class _MetadataCatalog(UserDict):
+    """Names of data sets, and for each its :class:`Metadata`, made at the first request and the same ever after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._factories: dict[str, Callable[[], Mapping[str, Any]]] = {}
+
+    def get(self, name: str) -> Metadata:  # pyright: ignore[reportIncompatibleMethodOverride]  # never missing
+        """Return the metadata of a data set; an unknown name gets a new, empty one.
+
+        Args:
+            name: name of the data set.
+
+        Returns:
+            the metadata, the same object each time.
+
+        Raises:
+            ValueError: the name is empty.
+        """
+        if not name:
+            raise ValueError("MetadataCatalog.get() needs the name of a data set, not an empty string.")
+        if name not in self.data:
+            metadata = Metadata(name=name)
+            if name in self._factories:
+                metadata.set(**self._factories[name]())
+                del self._factories[name]
+            self.data[name] = metadata
+        return self.data[name]
+
+    def register_lazy(self, name: str, factory: Callable[[], Mapping[str, Any]]) -> None:
+        """Have the metadata of a data set filled in at the first ``get(name)``.
+
+        Args:
+            name: name of the data set.
+            factory: a function without arguments that returns the keys and values.
+        """
+        if name in self:
+            raise CatalogConflictError(f"Dataset '{name}' already has metadata.")
+        self._factories[name] = factory
+
+    def list(self) -> list[str]:
+        """Return the names of all data sets that have metadata."""
+        return [*self.data, *self._factories]
+
+    def remove(self, name: str) -> None:
+        """Forget the metadata of a data set."""
+        if name not in self:
+            raise UnknownDatasetError(f"Dataset {name!r} has no metadata to remove.")
+        self.data.pop(name, None)
+        self._factories.pop(name, None)
+
+    def __missing__(self, name: str) -> Metadata:
+        if name in self._factories:
+            return self.get(name)
+        raise UnknownDatasetError(f"Dataset {name!r} has no metadata; MetadataCatalog.get({name!r}) would make it.")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data or name in self._factories
+
+    def __iter__(self):
+        return iter(self.list())
+
+    def __len__(self) -> int:
+        return len(self.data) + len(self._factories)
+
+    def __delitem__(self, name: str) -> None:
+        self.remove(name)
+
+    def __str__(self) -> str:
+        return f"MetadataCatalog(registered metadata: {', '.join(self.list())})"
+
+    __repr__ = __str__
+
+
+DatasetCatalog = _DatasetCatalog()
+MetadataCatalog = _MetadataCatalog()

@@ -1,0 +1,186 @@
+"""The default mapper: from a dataset dict to the input of a built-in model.
+
+Letters: `H`, `W` height and width in pixels of the image as the model gets it, `C` channels.
+"""
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.config import configurable
+
+from . import detection_utils as utils
+from . import transforms as T
+
+__all__ = ["DatasetMapper"]
+
+logger = logging.getLogger(__name__)
+
+
+def _copy_record(dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    """A copy that a mapper may change.
+
+    Annotations are copied one level deep only: the functions of `detection_utils` replace the lists of coordinates in
+    them, never change them, and these lists are most of the data.
+    """
+    record = {key: copy.deepcopy(value) for key, value in dataset_dict.items() if key != "annotations"}
+    if "annotations" in dataset_dict:
+        record["annotations"] = [dict(annotation) for annotation in dataset_dict["annotations"]]
+    return record
+
+
+def _to_chw_tensor(image: np.ndarray) -> torch.Tensor:
+    """An image array `(H, W)` or `(H, W, C)`, in any memory order, as a contiguous tensor `(C, H, W)` of its own."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    chw = image.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(chw, order="C"))
+
+
+class DatasetMapper:
+    """Read the image of a dataset dict, augment it together with its annotations, and make tensors of them.
+
+    The result has all other entries of the dataset dict, and
+
+    * "image": `(C, H, W)` tensor, uint8 in the order of `image_format`;
+    * "instances" (training): `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if used;
+    * "sem_seg": `(H, W)` int64 tensor of labels, if the data set has "sem_seg_file_name";
+    * "proposals": `Instances`, if precomputed proposals are used.
+
+    Crowd annotations (`iscrowd`) take no part. The input dict is not changed. Subclasses usually override
+    `_transform_annotations`, or write `__call__` anew.
+
+    Args:
+        is_train: for training or for inference.
+        augmentations: augmentations or transforms, applied in order.
+        image_format: a format of `detection_utils.read_image`.
+        use_instance_mask: whether to use segmentations of instances, where there are any.
+        use_keypoint: whether to use keypoints, where there are any.
+        instance_mask_format: "polygon" or "bitmask".
+        keypoint_hflip_indices: see `detection_utils.create_keypoint_hflip_indices`.
+        precomputed_proposal_topk: how many precomputed proposals to keep; None to use none.
+        recompute_boxes: whether to replace boxes by the tightest ones around the masks, which a crop may have cut.
+
+    Raises:
+        ValueError: if boxes shall be recomputed without masks, or the mask format is unknown.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        use_instance_mask: bool = False,
+        use_keypoint: bool = False,
+        instance_mask_format: str = "polygon",
+        keypoint_hflip_indices: np.ndarray | list[int] | None = None,
+        precomputed_proposal_topk: int | None = None,
+        recompute_boxes: bool = False,
+    ):
+        if recompute_boxes and not use_instance_mask:
+            raise ValueError("recompute_boxes=True needs use_instance_mask=True: boxes are computed from masks")
+        if instance_mask_format not in ("polygon", "bitmask"):
+            raise ValueError(f'instance_mask_format must be "polygon" or "bitmask", got {instance_mask_format!r}')
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_instance_mask = use_instance_mask
+        self.instance_mask_format = instance_mask_format
+        self.use_keypoint = use_keypoint
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        self.proposal_topk = precomputed_proposal_topk
+        self.recompute_boxes = recompute_boxes
+        logger.info("augmentations used in %s: %s", "training" if is_train else "inference", augmentations)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one image.
+
+        Args:
+            dataset_dict: one image of a data set in the standard format.
+
+        Returns:
+            What the built-in models accept; see the class.
+
+        Raises:
+            FileNotFoundError: if an image file does not exist.
+            detection_utils.SizeMismatchError: if the image has another size than annotated.
+            ValueError: if an annotation is not usable; the message names file and annotation.
+        """
+        dataset_dict = _copy_record(dataset_dict)
+        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        utils.check_image_size(dataset_dict, image)
+        sem_seg_gt = None
+        if "sem_seg_file_name" in dataset_dict:
+            sem_seg_gt = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+
+        aug_input = T.AugInput(image, sem_seg=sem_seg_gt)
+        transforms = self.augmentations(aug_input)
+        image, sem_seg_gt = aug_input.image, aug_input.sem_seg
+        image_shape = image.shape[:2]  # (height, width)
+        dataset_dict["image"] = _to_chw_tensor(image)
+        if sem_seg_gt is not None:
+            dataset_dict["sem_seg"] = torch.from_numpy(sem_seg_gt.astype(np.int64))
+
+        if self.proposal_topk is not None:
+            utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+            return dataset_dict
+        if "annotations" in dataset_dict:
+            try:
+                self._transform_annotations(dataset_dict, transforms, image_shape)
+            except ValueError as e:
+                raise ValueError(f"in the annotations of {dataset_dict['file_name']!r}: {e}") from e
+        return dataset_dict
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: tuple[int, int]
+    ) -> None:
+        """Replace "annotations" by "instances"."""
+        unused = [
+            key
+            for key, used in (("segmentation", self.use_instance_mask), ("keypoints", self.use_keypoint))
+            if not used
+        ]
+        annos = []
+        for annotation in dataset_dict.pop("annotations"):
+            if annotation.get("iscrowd", 0) != 0:
+                continue
+            for key in unused:
+                annotation.pop(key, None)
+            annos.append(
+                utils.transform_instance_annotations(
+                    annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+                )
+            )
+        instances = utils.annotations_to_instances(annos, image_shape, mask_format=self.instance_mask_format)
+        if self.recompute_boxes and instances.has("gt_masks"):
+            # A crop may leave a part of the object that is smaller than the cropped box.
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor from a config."""
+        augmentations = utils.build_augmentation(cfg, is_train)
+        crops = is_train and cfg.INPUT.CROP.ENABLED
+        if crops:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if is_train else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+        flip_indices = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) if cfg.MODEL.KEYPOINT_ON else None
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "use_keypoint": cfg.MODEL.KEYPOINT_ON,
+            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
+            "keypoint_hflip_indices": flip_indices,
+            "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
+            "recompute_boxes": crops and cfg.MODEL.MASK_ON,
+        }

@@ -1,0 +1,187 @@
+"""Data sets in the COCO panoptic format, in two forms.
+
+The *standard* form has, for each image, the panoptic PNG and a description of its segments; things and stuff share one
+range of labels.  The *separated* form, used by Panoptic FPN, has instance annotations and a semantic segmentation in
+which all things are label 0, each with its own labels.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets._reading import paused_gc, read_json, shorten, timed
+from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
+
+__all__ = [
+    "load_coco_panoptic_json",
+    "merge_to_panoptic",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def load_coco_panoptic_json(
+    json_file: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    gt_dir: str | os.PathLike[str],
+    meta: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Load a file in the COCO panoptic format. No image is read.
+
+    Args:
+        json_file: the panoptic annotation file.
+        image_dir: folder of the input images.
+        gt_dir: folder of the panoptic PNG files.
+        meta: has ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``.
+
+    Returns:
+        one dict per annotated image, in the order of the file, with ``file_name, image_id, pan_seg_file_name,
+        segments_info`` (and ``height, width`` if the file tells them). Each segment has its label as ``category_id``
+        and ``isthing``.
+
+    Raises:
+        ValueError: the file is not in this format, or a segment has an unknown category.
+    """
+    image_dir, gt_dir = os.fspath(image_dir), os.fspath(gt_dir)
+    things, stuff = meta["thing_dataset_id_to_contiguous_id"], meta["stuff_dataset_id_to_contiguous_id"]
+
+    def convert(segment: dict[str, Any], image_id: int) -> dict[str, Any]:
+        category = segment["category_id"]
+        is_thing = category in things
+        if not is_thing and category not in stuff:
+            raise ValueError(
+                f"{json_file}: segment {segment.get('id')} of image id {image_id} has category_id {category}, which "
+                "is neither among the things nor among the stuff of the metadata."
+            )
+        return {**segment, "category_id": things[category] if is_thing else stuff[category], "isthing": is_thing}
+
+    with timed(str(json_file)), paused_gc():
+        content = read_json(json_file)
+        if "annotations" not in content:
+            raise ValueError(f"{json_file}: expected the key 'annotations'; there is: {shorten(content)}.")
+        images = {image["id"]: image for image in content.get("images", [])}
+        records = []
+        for annotation in content["annotations"]:
+            image_id = int(annotation["image_id"])
+            image = images.get(annotation["image_id"], {})
+            # Cityscapes' files do not name the images; there, as in COCO, an image is called as its PNG is.
+            stem = os.path.splitext(annotation["file_name"])[0]
+            record = {
+                "file_name": os.path.join(image_dir, stem + ".jpg"),
+                "image_id": image_id,
+                "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),
+                "segments_info": [convert(segment, image_id) for segment in annotation["segments_info"]],
+            }
+            if "file_name" in image:
+                record["file_name"] = os.path.join(image_dir, image["file_name"])
+            record.update({key: image[key] for key in ("height", "width") if key in image})
+            records.append(record)
+    logger.info("Loaded %d images in COCO panoptic format from %s", len(records), json_file)
+    return records
+
+
+def register_coco_panoptic(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    instances_json: str | None = None,
+) -> None:
+    """Register a panoptic data set in the standard form.
+
+    Args:
+        name: the name to register, e.g. "coco_2017_train_panoptic".
+        metadata: the data set's metadata; the two tables of ids are needed for loading.
+        image_root: folder of the images.
+        panoptic_root: folder of the panoptic PNG files.
+        panoptic_json: the panoptic annotation file.
+        instances_json: an instance annotation file, for evaluation of the things.
+    """
+    DatasetCatalog.register(
+        name, functools.partial(load_coco_panoptic_json, panoptic_json, image_root, panoptic_root, metadata)
+    )
+    MetadataCatalog.get(name).set(
+        panoptic_root=panoptic_root,
+        image_root=image_root,
+        panoptic_json=panoptic_json,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+        **metadata,
+    )
+
+
+def register_coco_panoptic_separated(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    sem_seg_root: str,
+    instances_json: str,
+) -> None:
+    """Register a panoptic data set in the separated form as ``name + "_separated"``.
+
+    The instances come from COCO's instance annotations, whose polygons may overlap, rather than from the panoptic
+    masks. The semantic labels alone become another data set, ``name + "_stuffonly"``.
+
+    Args:
+        name: the first part of the names to register, e.g. "coco_2017_train_panoptic".
+        metadata: the data sets' metadata.
+        image_root: folder of the images.
+        panoptic_root: folder of the panoptic PNG files.
+        panoptic_json: the panoptic annotation file.
+        sem_seg_root: folder of the semantic segmentations, in which all things are label 0.
+        instances_json: the instance annotation file.
+    """
+    separated, stuff_only = name + "_separated", name + "_stuffonly"
+    DatasetCatalog.register(
+        separated, functools.partial(_load_separated, instances_json, image_root, sem_seg_root, separated)
+    )
+    MetadataCatalog.get(separated).set(
+        panoptic_root=panoptic_root,
+        image_root=image_root,
+        panoptic_json=panoptic_json,
+        sem_seg_root=sem_seg_root,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        **metadata,
+    )
+    DatasetCatalog.register(stuff_only, functools.partial(load_sem_seg, sem_seg_root, image_root))
+    MetadataCatalog.get(stuff_only).set(
+        sem_seg_root=sem_seg_root, image_root=image_root, evaluator_type="sem_seg", ignore_label=255, **metadata
+    )
+
+
+def _load_separated(instances_json: str, image_root: str, sem_seg_root: str, name: str) -> list[dict[str, Any]]:
+    return merge_to_panoptic(load_coco_json(instances_json, image_root, name), load_sem_seg(sem_seg_root, image_root))
+
+
+def merge_to_panoptic(
+    detection_dicts: list[dict[str, Any]], sem_seg_dicts: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Join instance annotations with semantic segmentations of the same images.
+
+    Args:
+        detection_dicts: dataset dicts with ``annotations``.
+        sem_seg_dicts: dataset dicts with ``sem_seg_file_name``.
+
+    Returns:
+        the first list, each dict with the keys of both.
+
+    Raises:
+        ValueError: an image has no semantic segmentation.
+    """
+    semantic = {os.path.normpath(d["file_name"]): d for d in sem_seg_dicts}
+    missing = [d["file_name"] for d in detection_dicts if os.path.normpath(d["file_name"]) not in semantic]
+    if missing or not semantic:
+        raise ValueError(f"{len(missing)} images have no semantic segmentation: {shorten(missing, 3)}.")
+    return [{**semantic[os.path.normpath(d["file_name"])], **d} for d in detection_dicts]

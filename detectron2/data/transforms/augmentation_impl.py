@@ -1,0 +1,361 @@
+"""The augmentations that come with the library: flips, resizing, crops, rotation.
+
+Those that change colours, and the ones that look at boxes or labels before they crop, are in the private modules beside
+this one and belong to this module's names.
+
+Letters: `H`, `W` height and width in pixels. Random numbers come from `numpy.random`, seeded per data-loader worker.
+"""
+# ruff: noqa: NPY002 (the legacy global generator is the one that workers seed)
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ._augmentation_color import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
+from ._augmentation_crop import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomCrop_CategoryAreaConstraint
+from .augmentation import Augmentation, _transform_to_aug
+from .transform import (
+    ExtentTransform,
+    HFlipTransform,
+    NoOpTransform,
+    ResizeTransform,
+    RotationTransform,
+    Transform,
+    VFlipTransform,
+)
+
+__all__ = [
+    "FixedSizeCrop",
+    "MinIoURandomCrop",
+    "RandomApply",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomExtent",
+    "RandomFlip",
+    "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
+    "RandomSaturation",
+    "Resize",
+    "ResizeScale",
+    "ResizeShortestEdge",
+]
+
+# Saved configs name classes by module; the public one is the name that lasts.
+for _moved in (
+    FixedSizeCrop,
+    MinIoURandomCrop,
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomLighting,
+    RandomSaturation,
+):
+    _moved.__module__ = __name__
+
+
+def _check_sample_style(sample_style: str) -> bool:
+    """Whether the style is "range"; the other one is "choice"."""
+    if sample_style not in ("range", "choice"):
+        raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
+    return sample_style == "range"
+
+
+class RandomApply(Augmentation):
+    """Apply an augmentation or a transform with a given probability.
+
+    Args:
+        tfm_or_aug: what to apply.
+        prob: probability in [0, 1].
+
+    Raises:
+        ValueError: if `prob` is no probability.
+    """
+
+    def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
+        super().__init__()
+        self.aug = _transform_to_aug(tfm_or_aug)
+        if not 0.0 <= prob <= 1.0:
+            raise ValueError(f"prob must be between 0 and 1, got {prob}")
+        self.prob = prob
+
+    def get_transform(self, *args: Any) -> Transform:
+        """The decision of the wrapped augmentation, which gets the arguments, or nothing."""
+        return self.aug.get_transform(*args) if self._rand_range() < self.prob else NoOpTransform()
+
+    def __call__(self, aug_input: Any) -> Transform:
+        """Call the wrapped augmentation, or do nothing."""
+        return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()
+
+    def __repr__(self) -> str:
+        return f"RandomApply({self.aug}, prob={self.prob})"
+
+    __str__ = __repr__
+
+
+class RandomFlip(Augmentation):
+    """Flip the image, horizontally or vertically, with a given probability.
+
+    For both directions use two of them.
+
+    Args:
+        prob: probability of a flip.
+        horizontal: flip left to right.
+        vertical: flip top to bottom.
+
+    Raises:
+        ValueError: unless exactly one direction is chosen.
+    """
+
+    def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
+        super().__init__()
+        if horizontal and vertical:
+            raise ValueError("RandomFlip does one direction: use two of them to flip horizontally and vertically")
+        if not horizontal and not vertical:
+            raise ValueError("RandomFlip needs horizontal=True or vertical=True")
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """A flip or nothing."""
+        h, w = image.shape[:2]
+        if self._rand_range() >= self.prob:
+            return NoOpTransform()
+        return HFlipTransform(w) if self.horizontal else VFlipTransform(h)
+
+
+class Resize(Augmentation):
+    """Resize to a fixed size.
+
+    Args:
+        shape: `(height, width)` in pixels; one number means a square.
+        interp: a `PIL.Image.Resampling` number.
+    """
+
+    def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR):
+        super().__init__()
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> ResizeTransform:
+        """Resize to the fixed size."""
+        h, w = image.shape[:2]
+        new_h, new_w = self.shape
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+
+class RandomResize(Augmentation):
+    """Resize to one of several sizes.
+
+    Args:
+        shape_list: sizes `(height, width)` in pixels, all as likely.
+        interp: a `PIL.Image.Resampling` number.
+    """
+
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.Resampling.BILINEAR):
+        super().__init__()
+        self.shape_list = shape_list
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> ResizeTransform:
+        """Resize to a size drawn from the list."""
+        h, w = image.shape[:2]
+        new_h, new_w = self.shape_list[np.random.choice(len(self.shape_list))]
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+
+class ResizeShortestEdge(Augmentation):
+    """Scale the image, keeping its proportions, so that its shorter edge gets a given length.
+
+    If the longer edge would then exceed `max_size`, the image is scaled so that the longer edge is `max_size`.
+
+    Args:
+        short_edge_length: lengths in pixels: `[min, max]` for "range", any number of them for "choice"; or one length.
+        max_size: the most that the longer edge may have.
+        sample_style: "range" (draw from an interval, ends included) or "choice" (draw from a list).
+        interp: a `PIL.Image.Resampling` number.
+
+    Raises:
+        ValueError: for an unknown style, or if "range" has not two lengths.
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = Image.Resampling.BILINEAR,
+    ):
+        super().__init__()
+        self.is_range = _check_sample_style(sample_style)
+        if isinstance(short_edge_length, int):
+            short_edge_length = (short_edge_length, short_edge_length)
+        if self.is_range and len(short_edge_length) != 2:
+            raise ValueError(
+                f'with sample_style="range", short_edge_length must be (min, max), got {short_edge_length}; '
+                f'for a list of lengths use sample_style="choice"'
+            )
+        self.short_edge_length = short_edge_length
+        self.max_size = max_size
+        self.sample_style = sample_style
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Resize to a drawn length; a drawn length of 0 leaves the image alone."""
+        h, w = image.shape[:2]
+        if self.is_range:
+            size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            size = np.random.choice(self.short_edge_length)
+        if size == 0:
+            return NoOpTransform()
+        new_h, new_w = self.get_output_shape(h, w, int(size), self.max_size)
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Size of the result in pixels.
+
+        Args:
+            oldh: height of the input.
+            oldw: width of the input.
+            short_edge_length: length that the shorter edge should get.
+            max_size: the most that the longer edge may have.
+
+        Returns:
+            `(height, width)`.
+        """
+        size = float(short_edge_length)
+        scale = size / min(oldh, oldw)
+        new_h, new_w = (size, scale * oldw) if oldh < oldw else (scale * oldh, size)
+        longest = max(new_h, new_w)
+        if longest > max_size:
+            new_h, new_w = new_h * (max_size / longest), new_w * (max_size / longest)
+        return int(new_h + 0.5), int(new_w + 0.5)
+
+
+class ResizeScale(Augmentation):
+    """Scale the image, keeping its proportions, to fit in a target size that is itself scaled at random.
+
+    This is the first half of large-scale jittering (Ghiasi et al., "Simple Copy-Paste", 2021); `FixedSizeCrop` is the
+    second.
+
+    Args:
+        min_scale: least factor of the target size.
+        max_scale: greatest factor of the target size.
+        target_height: height of the target in pixels.
+        target_width: width of the target in pixels.
+        interp: a `PIL.Image.Resampling` number.
+    """
+
+    def __init__(
+        self,
+        min_scale: float,
+        max_scale: float,
+        target_height: int,
+        target_width: int,
+        interp: int = Image.Resampling.BILINEAR,
+    ):
+        super().__init__()
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+        self.target_height = target_height
+        self.target_width = target_width
+        self.interp = interp
+
+    def _get_resize(self, image: np.ndarray, scale: float) -> Transform:
+        h, w = image.shape[:2]
+        factor = min(self.target_height * scale / h, self.target_width * scale / w)
+        new_h, new_w = np.round([h * factor, w * factor]).astype(int).tolist()
+        return ResizeTransform(h, w, max(new_h, 1), max(new_w, 1), self.interp)
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Resize into the target size times a random factor."""
+        return self._get_resize(image, np.random.uniform(self.min_scale, self.max_scale))
+
+
+class RandomRotation(Augmentation):
+    """Rotate the image counter-clockwise by a random angle around a random point.
+
+    Args:
+        angle: degrees: `[min, max]` for "range", a list for "choice"; or one angle.
+        expand: enlarge the canvas so that the whole rotated image fits.
+        center: fixed point relative to the image, (0, 0) its top left and (1, 1) its bottom right corner:
+            `[[min_x, min_y], [max_x, max_y]]` for "range", a list of points for "choice"; the middle when None. It has
+            no effect with `expand`.
+        sample_style: "range" or "choice".
+        interp: OpenCV's number of an interpolation; see `RotationTransform`.
+
+    Raises:
+        ValueError: for an unknown style.
+    """
+
+    def __init__(
+        self,
+        angle: float | Sequence[float],
+        expand: bool = True,
+        center: Sequence[Any] | None = None,
+        sample_style: str = "range",
+        interp: int | None = None,
+    ):
+        super().__init__()
+        self.is_range = _check_sample_style(sample_style)
+        self.angle = (angle, angle) if isinstance(angle, (int, float)) else angle
+        if center is not None and isinstance(center[0], (int, float)):
+            center = (center, center)
+        self.expand = expand
+        self.center = center
+        self.sample_style = sample_style
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """A rotation, or nothing when the angle is a full turn."""
+        h, w = image.shape[:2]
+        center = None
+        if self.is_range:
+            angle = np.random.uniform(self.angle[0], self.angle[1])
+            if self.center is not None:
+                (min_x, min_y), (max_x, max_y) = self.center
+                center = (np.random.uniform(min_x, max_x), np.random.uniform(min_y, max_y))
+        else:
+            angle = np.random.choice(self.angle)
+            if self.center is not None:
+                center = self.center[np.random.choice(len(self.center))]
+        if angle % 360 == 0:
+            return NoOpTransform()
+        if center is not None:
+            center = (w * center[0], h * center[1])
+        return RotationTransform(h, w, angle, expand=self.expand, center=center, interp=self.interp)
+
+
+class RandomExtent(Augmentation):
+    """Cut out a random rectangle, which may reach beyond the image; pixels outside become black.
+
+    The result has the size of the rectangle in pixels.
+
+    Args:
+        scale_range: `(min, max)` factor between the sizes of rectangle and image.
+        shift_range: `(x, y)`: the rectangle moves from the middle by up to half of these fractions of width and height.
+    """
+
+    def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]):
+        super().__init__()
+        self.scale_range = scale_range
+        self.shift_range = shift_range
+
+    def get_transform(self, image: np.ndarray) -> ExtentTransform:
+        """Cut out a drawn rectangle."""
+        h, w = image.shape[:2]
+        scale = np.random.uniform(*self.scale_range)
+        center_x = w * (0.5 + self.shift_range[0] * (np.random.rand() - 0.5))
+        center_y = h * (0.5 + self.shift_range[1] * (np.random.rand() - 0.5))
+        half_w, half_h = 0.5 * scale * w, 0.5 * scale * h
+        rect = (center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h)
+        return ExtentTransform(src_rect=rect, output_size=(int(rect[3] - rect[1]), int(rect[2] - rect[0])))

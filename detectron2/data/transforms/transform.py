@@ -1,0 +1,347 @@
+"""Deterministic transforms of images and of everything drawn on them.
+
+A transform maps the image (`apply_image`), label maps (`apply_segmentation`), points (`apply_coords`), and what is made
+of points (boxes, polygons). Coordinates are continuous and absolute: an image of `H` x `W` pixels spans `[0, W]` by
+`[0, H]`, and points are `(x, y)`.
+
+The basic transforms are the classes of `fvcore.transforms`, not copies of them, so that `isinstance` works across
+packages. This module is the only one that imports them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+from PIL import Image
+
+from . import _pixels, _rotated_boxes
+from ._polygons import clip_polygon
+from ._rotated_boxes import HFlip_rotated_box, Resize_rotated_box, VFlip_rotated_box
+
+__all__ = [
+    "BlendTransform",
+    "ColorTransform",
+    "CropTransform",
+    "ExtentTransform",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PILColorTransform",
+    "PadTransform",
+    "ResizeTransform",
+    "RotationTransform",
+    "ScaleTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+]
+
+
+def _floating(coords: np.ndarray) -> np.ndarray:
+    """Coordinates that can hold fractions: floating-point arrays as they are, integers as float64."""
+    if isinstance(coords, np.ndarray) and coords.dtype.kind != "f":
+        return coords.astype(np.float64)
+    return coords
+
+
+def _check_size(transform: Transform, img: np.ndarray, h: int, w: int) -> None:
+    if img.shape[:2] != (h, w):
+        raise ValueError(
+            f"{type(transform).__name__} was made for an image of height {h} and width {w}, and was given one of "
+            f"height {img.shape[0]} and width {img.shape[1]}; make a new transform for an image of another size"
+        )
+
+
+class ExtentTransform(Transform):
+    """Cut a rectangle out of the image and scale it to a given size.
+
+    The rectangle may reach beyond the image. Those pixels get `fill` in the image and 0 in a label map.
+
+    Args:
+        src_rect: `(x0, y0, x1, y1)` of the rectangle in absolute coordinates of the input image; may be fractional.
+        output_size: `(height, width)` of the result in pixels.
+        interp: a `PIL.Image.Resampling` number.
+        fill: grey level for pixels outside the input image.
+    """
+
+    def __init__(
+        self,
+        src_rect: tuple[float, float, float, float],
+        output_size: tuple[int, int],
+        interp: int = Image.Resampling.BILINEAR,
+        fill: int = 0,
+    ):
+        super().__init__()
+        self.src_rect = src_rect
+        self.output_size = output_size
+        self.interp = interp
+        self.fill = fill
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Cut and scale an image `(H, W)` or `(H, W, C)`."""
+        return self._extract(img, self.interp if interp is None else interp, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Cut and scale a label map `(H, W)` without mixing labels."""
+        return self._extract(segmentation, Image.Resampling.NEAREST, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map points `(N, 2)`."""
+        x0, y0, x1, y1 = self.src_rect
+        h, w = self.output_size
+        coords = coords.astype(np.float32)
+        coords -= np.array([0.5 * (x0 + x1), 0.5 * (y0 + y1)], dtype=np.float32)
+        coords *= np.array([w / (x1 - x0), h / (y1 - y0)], dtype=np.float32)
+        coords += np.array([0.5 * w, 0.5 * h], dtype=np.float32)
+        return coords
+
+    def inverse(self) -> Transform:
+        """Not possible: the size of the input image is not known to this transform."""
+        raise NotImplementedError(
+            "ExtentTransform does not know the size of the image it came from, so it cannot be inverted"
+        )
+
+    def _extract(self, img: np.ndarray, interp: int, fill: int) -> np.ndarray:
+        h, w = self.output_size
+
+        def operate(pil: Image.Image) -> Image.Image:
+            color = (fill,) * len(pil.getbands()) if len(pil.getbands()) > 1 else fill
+            return pil.transform(
+                (w, h),
+                Image.Transform.EXTENT,
+                data=self.src_rect,
+                resample=Image.Resampling(interp),
+                fill=0,
+                fillcolor=color,
+            )
+
+        return _pixels.through_pil(img, operate)
+
+
+class ResizeTransform(Transform):
+    """Resize the image to a given size.
+
+    8-bit images are resized by Pillow, which smooths when it shrinks; floating-point images by
+    `torch.nn.functional.interpolate`, which does not.
+
+    Args:
+        h: height of the input in pixels.
+        w: width of the input in pixels.
+        new_h: height of the result in pixels.
+        new_w: width of the result in pixels.
+        interp: a `PIL.Image.Resampling` number; bilinear when it is None.
+    """
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None):
+        super().__init__()
+        self.h = h
+        self.w = w
+        self.new_h = new_h
+        self.new_w = new_w
+        self.interp = Image.Resampling.BILINEAR if interp is None else interp
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image `(H, W)` or `(H, W, C)`, or a stack `(N, H, W, C)`, of the size given at construction."""
+        if img.ndim == 4:
+            return np.stack([self.apply_image(one, interp) for one in img])
+        _check_size(self, img, self.h, self.w)
+        return _pixels.resize(img, int(self.new_h), int(self.new_w), self.interp if interp is None else interp)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a label map `(H, W)` without mixing labels."""
+        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale points `(N, 2)`; floating-point arrays are changed in place."""
+        coords = _floating(coords)
+        coords[:, 0] *= self.new_w / self.w
+        coords[:, 1] *= self.new_h / self.h
+        return coords
+
+    def inverse(self) -> "ResizeTransform":
+        """Resize back."""
+        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+class RotationTransform(Transform):
+    """Rotate the image counter-clockwise; corners without a pixel become black (label 0).
+
+    OpenCV does the work when it is installed, otherwise PyTorch does; the geometry is the same.
+
+    Args:
+        h: height of the input in pixels.
+        w: width of the input in pixels.
+        angle: degrees, counter-clockwise as seen on the screen.
+        expand: enlarge the canvas so that the whole rotated image fits; otherwise it keeps the size of the input.
+        center: `(x, y)` of the fixed point, absolute; the middle of the image when None. It has no effect with
+            `expand`, which moves the result to the middle of the new canvas anyway.
+        interp: OpenCV's number of an interpolation: 0 nearest, 1 linear (default), 2 cubic.
+    """
+
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        angle: float,
+        expand: bool = True,
+        center: tuple[float, float] | None = None,
+        interp: int | None = None,
+    ):
+        super().__init__()
+        self.h = h
+        self.w = w
+        self.angle = angle
+        self.expand = expand
+        self.image_center = np.array((w / 2, h / 2))
+        self.center = self.image_center if center is None else center
+        self.interp = _pixels.INTER_LINEAR if interp is None else interp
+        self.abs_cos, self.abs_sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
+        self.bound_w, self.bound_h = w, h
+        if expand:
+            self.bound_w = int(np.rint(h * self.abs_sin + w * self.abs_cos))
+            self.bound_h = int(np.rint(h * self.abs_cos + w * self.abs_sin))
+        self.rm_coords = self.create_rotation_matrix()
+        self.rm_image = self.create_rotation_matrix(offset=-0.5)
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Rotate an image `(H, W)` or `(H, W, C)` of the size the transform was made for."""
+        if img.size == 0 or self._is_identity:
+            return img
+        _check_size(self, img, self.h, self.w)
+        interp = self.interp if interp is None else interp
+        return _pixels.warp_affine(img, self.rm_coords, (self.bound_h, self.bound_w), interp)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Rotate a label map `(H, W)` without mixing labels."""
+        return self.apply_image(segmentation, interp=_pixels.INTER_NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Rotate points `(N, 2)`; the result is float64."""
+        coords = np.asarray(coords, dtype=np.float64)
+        if len(coords) == 0 or self._is_identity:
+            return coords
+        return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+
+    def create_rotation_matrix(self, offset: float = 0) -> np.ndarray:
+        """The `(2, 3)` matrix that maps points `(x, y)` of the input to points of the result.
+
+        Args:
+            offset: where the origin of both frames lies: 0 for continuous coordinates, -0.5 for pixel indices.
+
+        Returns:
+            A float64 matrix.
+        """
+        theta = np.deg2rad(self.angle)
+        cos, sin = np.cos(theta), np.sin(theta)
+        linear = np.array([[cos, sin], [-sin, cos]])  # y points down, so this turns counter-clockwise
+        fixed = np.asarray(self.center, dtype=np.float64) + offset
+        target = fixed
+        if self.expand:
+            fixed = self.image_center + offset
+            target = np.array([self.bound_w / 2, self.bound_h / 2]) + offset
+        return np.concatenate([linear, (target - linear @ fixed)[:, None]], axis=1)
+
+    def inverse(self) -> Transform:
+        """Rotate back, then crop the middle, so that the result has the size of the input.
+
+        Canvas and crop have whole pixels: coordinates come back to within one pixel, not exactly.
+
+        Returns:
+            A rotation and a crop.
+
+        Raises:
+            NotImplementedError: without `expand`, because corners of the image were lost.
+        """
+        if not self.expand:
+            raise NotImplementedError("a rotation can only be inverted when it was made with expand=True")
+        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
+        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
+        crop = CropTransform(x0, y0, self.w, self.h, orig_w=back.bound_w, orig_h=back.bound_h)
+        return TransformList([back, crop])
+
+    @property
+    def _is_identity(self) -> bool:
+        return self.angle % 360 == 0
+
+
+class ColorTransform(Transform):
+    """Change colours with any function of arrays; coordinates and labels stay.
+
+    Args:
+        op: takes an image array and returns one of the same height and width.
+
+    Raises:
+        TypeError: if `op` cannot be called.
+    """
+
+    def __init__(self, op: Callable[[Any], Any]):
+        super().__init__()
+        if not callable(op):
+            raise TypeError(f"{type(self).__name__} needs a function of an image, got {op!r}")
+        self.op = op
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Apply the function to an image."""
+        return self.op(img)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the points as they are."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the label map as it is."""
+        return segmentation
+
+    def inverse(self) -> Transform:
+        """Nothing: no coordinate was changed."""
+        return NoOpTransform()
+
+
+class PILColorTransform(ColorTransform):
+    """Change colours with a function of Pillow images, for example one made of `PIL.ImageEnhance`.
+
+    Args:
+        op: takes a `PIL.Image.Image` and returns one of the same size.
+    """
+
+    def __init__(self, op: Callable[[Image.Image], Image.Image]):
+        super().__init__(op)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Apply the function to an 8-bit image `(H, W)` or `(H, W, 3)`."""
+        return np.asarray(self.op(Image.fromarray(img)))
+
+
+def _crop_polygons(transform: Any, polygons: list[np.ndarray]) -> list[np.ndarray]:
+    """Cut polygons at the window of the crop; one polygon may become none or several."""
+    x0, y0 = transform.x0, transform.y0
+    x1, y1 = x0 + transform.w, y0 + transform.h
+    return [
+        part - np.array([x0, y0], dtype=part.dtype)
+        for polygon in polygons
+        for part in clip_polygon(polygon, x0, y0, x1, y1)
+    ]
+
+
+HFlipTransform.register_type("rotated_box", HFlip_rotated_box)
+VFlipTransform.register_type("rotated_box", VFlip_rotated_box)
+ResizeTransform.register_type("rotated_box", Resize_rotated_box)
+RotationTransform.register_type("rotated_box", _rotated_boxes.rotate_rotated_box)
+for _shift in (CropTransform, PadTransform):
+    _shift.register_type("rotated_box", _rotated_boxes.shift_rotated_box)
+for _still in (NoOpTransform, BlendTransform, ColorTransform):
+    _still.register_type("rotated_box", _rotated_boxes.keep_rotated_box)
+# The method of fvcore needs shapely, which is no dependency of ours, and empties polygons that touch themselves.
+CropTransform.register_type("polygons", _crop_polygons)

@@ -1,0 +1,56 @@
+"""Training loops, hooks, the default trainer and predictor, and the launcher for several processes."""
+
+from detectron2.engine import hooks
+from detectron2.engine.defaults import (
+    DefaultPredictor,
+    DefaultTrainer,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
+from detectron2.engine.hooks import (
+    AutogradProfiler,
+    BestCheckpointer,
+    CallbackHook,
+    EvalHook,
+    IterationTimer,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    PreciseBN,
+    TorchMemoryStats,
+    TorchProfiler,
+)
+from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
+from detectron2.engine.lazy import lazy_test, lazy_train
+from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "AMPTrainer",
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "EvalHook",
+    "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "SimpleTrainer",
+    "TorchMemoryStats",
+    "TorchProfiler",
+    "TrainerBase",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "hooks",
+    "launch",
+    "lazy_test",
+    "lazy_train",
+]

@@ -1,0 +1,317 @@
+"""Training with everything that most people want, from one config."""
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import hooks
+from detectron2.engine._setup import create_ddp_model, default_writers
+from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator, build_evaluator, inference_on_dataset, print_csv_format, verify_results
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
+
+logger = logging.getLogger("detectron2.engine.defaults")
+
+
+class DefaultTrainer(TrainerBase):
+    """Model, data, optimizer, schedule, checkpoints, evaluation and logs as the config says.
+
+    Example::
+
+        trainer = DefaultTrainer(cfg)
+        trainer.resume_or_load()  # the last checkpoint, or MODEL.WEIGHTS
+        trainer.train()
+
+    Every ``build_*`` method is there to be overridden.  If more than that has to change, use
+    :class:`~detectron2.engine.SimpleTrainer` with hooks of your own, or write the loop (``tools/plain_train_net.py``).
+
+    Args:
+        cfg: a complete config.
+
+    Attributes:
+        scheduler: the learning-rate schedule.
+        checkpointer: a :class:`~detectron2.checkpoint.DetectionCheckpointer`.
+        cfg: the config in use, after :meth:`auto_scale_workers`.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # nobody has set up logging: show what happens
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        # Data first: what is wrong with it is said before time is spent on anything else.
+        data_loader = self.build_train_loader(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_type(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # The proxy keeps `trainer -> checkpointer -> trainer` from being a reference cycle that holds GPU memory.
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: whether to look for a checkpoint.  If there is one, model, optimizer, schedule and iteration are
+                restored and ``MODEL.WEIGHTS`` is ignored.  Otherwise only weights are loaded and training starts at 0.
+
+        Raises:
+            ValueError: the checkpoint is already at ``SOLVER.MAX_ITER``, so there would be nothing to train.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # the checkpoint was written after that iteration
+            if self.start_iter >= self.max_iter:
+                raise ValueError(
+                    f"The checkpoint {self.checkpointer.get_checkpoint_file()} is at iteration {self.start_iter} and "
+                    f"SOLVER.MAX_ITER is {self.max_iter}: there is nothing left to train. Raise SOLVER.MAX_ITER to train "
+                    "longer, or start a new run from these weights (without resume, with MODEL.WEIGHTS and another "
+                    "OUTPUT_DIR)."
+                )
+            logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timing, schedule, precise batch norm, checkpoints, evaluation, writing: in this order.
+
+        Evaluation follows the checkpoint, so that a failing evaluation loses nothing; writing comes last, so that it
+        sees what the others recorded.
+
+        Returns:
+            The hooks; ``None`` entries are left out when they are registered.
+        """
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's own loader must not start another set of workers
+
+        def test_and_save_results() -> Mapping[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        is_main = comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
+            if cfg.TEST.PRECISE_BN.ENABLED
+            else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """-> what :func:`default_writers` gives for ``OUTPUT_DIR``."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
+
+    def train(self) -> "OrderedDict[str, Any] | None":  # type: ignore[override]
+        """Train to ``SOLVER.MAX_ITER``.
+
+        Returns:
+            The results of the final evaluation (on the main process), if there was one.
+        """
+        super().train(self.start_iter, self.max_iter)
+        results = getattr(self, "_last_eval_results", None)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            if results is None:
+                raise RuntimeError("TEST.EXPECTED_RESULTS is set, but no evaluation ran at the end of training.")
+            verify_results(self.cfg, results)
+        return results
+
+    def run_step(self) -> None:
+        """One step of the inner trainer."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def before_train(self) -> None:
+        """Connect the inner trainer to this one, then call the hooks."""
+        # The inner trainer has no hooks of its own: it reports its backward pass to ours.
+        self._trainer.after_backward = self.after_backward  # type: ignore[method-assign]
+        self._trainer.storage = self.storage
+        super().before_train()
+
+    def after_train(self) -> None:
+        """Let the inner trainer record what is pending, then call the hooks."""
+        self._trainer.__dict__.pop("after_backward", None)
+        if self._trainer.storage is not None:
+            self._trainer.iter = self.iter
+            self._trainer.after_train()
+        super().after_train()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in training, wrapped for data parallelism where there are several processes."""
+        return self._trainer.model
+
+    @model.setter
+    def model(self, value: nn.Module) -> None:
+        self._trainer.model = value
+
+    @property
+    def data_loader(self) -> Iterable:
+        """The training data."""
+        return self._trainer.data_loader
+
+    @data_loader.setter
+    def data_loader(self, value: Iterable) -> None:
+        self._trainer.data_loader = value
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer."""
+        return self._trainer.optimizer
+
+    @optimizer.setter
+    def optimizer(self, value: torch.optim.Optimizer) -> None:
+        self._trainer.optimizer = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the loop and its hooks, and of the inner trainer (optimizer, scaler)."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """-> :func:`detectron2.modeling.build_model` of the config; logs the architecture."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """-> :func:`detectron2.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """-> :func:`detectron2.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
+        """-> :func:`detectron2.data.build_detection_train_loader`."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        """-> :func:`detectron2.data.build_detection_test_loader`."""
+        return build_detection_test_loader(cfg, dataset_name)  # type: ignore[call-arg]
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """-> the evaluator that fits the data set: by its ``evaluator_type``, else by the fields it has."""
+        return build_evaluator(dataset_name, cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: "DatasetEvaluator | list[DatasetEvaluator] | None" = None
+    ) -> "OrderedDict[str, Any]":
+        """Evaluate a model on every data set in ``DATASETS.TEST``.
+
+        Args:
+            cfg: reads ``DATASETS.TEST`` and what loaders and evaluators need.
+            model: put into evaluation mode for the time being.
+            evaluators: one for each data set; default: :meth:`build_evaluator`.
+
+        Returns:
+            ``{task: {metric: value}}`` for one data set, ``{dataset: {task: ...}}`` for several.  Empty on all but the
+            main process.
+
+        Raises:
+            ValueError: the number of evaluators is not that of the data sets.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(names)} test data sets ({', '.join(names)}) need as many evaluators; got {len(evaluators)}.")
+        results: OrderedDict[str, Any] = OrderedDict()
+        for i, name in enumerate(names):
+            data_loader = cls.build_test_loader(cfg, name)
+            if evaluators is not None:
+                evaluator = evaluators[i]
+            else:
+                try:
+                    evaluator = cls.build_evaluator(cfg, name)
+                except NotImplementedError as e:
+                    logger.warning("No evaluator for %s (%s); it is not evaluated.", name, e or cls.__name__)
+                    results[name] = {}
+                    continue
+            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            if comm.is_main_process() and isinstance(results[name], Mapping):
+                logger.info("Results on %s, to be copied:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Adapt a config made for one number of processes to another, keeping the images per process.
+
+        With ``r = num_workers / SOLVER.REFERENCE_WORLD_SIZE``, batch size and learning rate are multiplied by ``r``
+        and all iteration counts divided by it (Goyal et al., "Accurate, Large Minibatch SGD", arXiv:1706.02677).
+
+        Args:
+            cfg: is not changed.
+            num_workers: processes in use, over all machines.
+
+        Returns:
+            A new, frozen if ``cfg`` was, config; ``cfg`` itself where ``REFERENCE_WORLD_SIZE`` is 0 or equal.
+
+        Raises:
+            ValueError: ``IMS_PER_BATCH`` is not divisible by ``REFERENCE_WORLD_SIZE``.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be divisible by "
+                f"SOLVER.REFERENCE_WORLD_SIZE ({reference})."
+            )
+        was_frozen = cfg.is_frozen()
+        cfg = cfg.clone()
+        cfg.defrost()
+        ratio = num_workers / reference
+        solver = cfg.SOLVER
+        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * ratio)
+        solver.BASE_LR *= ratio
+        solver.MAX_ITER = round(solver.MAX_ITER / ratio)
+        solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
+        solver.STEPS = tuple(round(s / ratio) for s in solver.STEPS)
+        solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_PERIOD / ratio)
+        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / ratio)
+        solver.REFERENCE_WORLD_SIZE = num_workers  # so that scaling twice changes nothing
+        logger.info(
+            "Config scaled from %d to %d processes: IMS_PER_BATCH=%d, BASE_LR=%g, MAX_ITER=%d, WARMUP_ITERS=%d",
+            reference,
+            num_workers,
+            solver.IMS_PER_BATCH,
+            solver.BASE_LR,
+            solver.MAX_ITER,
+            solver.WARMUP_ITERS,
+        )
+        if was_frozen:
+            cfg.freeze()
+        return cfg

@@ -1,0 +1,370 @@
+"""The hooks that come with the trainer: schedule, checkpoints, evaluation, writing, timing, profiling."""
+
+import logging
+import math
+import operator
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.param_scheduler import ParamScheduler
+
+import detectron2.utils.comm as comm
+from detectron2.engine._bn_hook import PreciseBN
+from detectron2.engine._profiling_hooks import AutogradProfiler, TorchMemoryStats, TorchProfiler
+from detectron2.engine.train_loop import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver import LRMultiplier
+from detectron2.utils.events import EventWriter
+
+__all__ = [
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "EvalHook",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "TorchMemoryStats",
+    "TorchProfiler",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class CallbackHook(HookBase):
+    """A hook made of functions, each called with the trainer.
+
+    Args:
+        before_train: called before the first iteration.
+        after_train: called after the last iteration; the functions are released then, for they may refer to the trainer.
+        before_step: called before each iteration.
+        after_step: called after each iteration.
+    """
+
+    def __init__(
+        self,
+        *,
+        before_train: Callable | None = None,
+        after_train: Callable | None = None,
+        before_step: Callable | None = None,
+        after_step: Callable | None = None,
+    ) -> None:
+        self._before_train = before_train
+        self._after_train = after_train
+        self._before_step = before_step
+        self._after_step = after_step
+
+    def before_train(self) -> None:
+        """Call the function given for it, if any."""
+        if self._before_train:
+            self._before_train(self.trainer)
+
+    def after_train(self) -> None:
+        """Call the function given for it, if any, and release all functions."""
+        if self._after_train:
+            self._after_train(self.trainer)
+        self._before_train = self._after_train = self._before_step = self._after_step = None
+
+    def before_step(self) -> None:
+        """Call the function given for it, if any."""
+        if self._before_step:
+            self._before_step(self.trainer)
+
+    def after_step(self) -> None:
+        """Call the function given for it, if any."""
+        if self._after_step:
+            self._after_step(self.trainer)
+
+
+class IterationTimer(HookBase):
+    """Record the seconds of each iteration as ``time`` and log a summary at the end.
+
+    What hooks do between two iterations is not part of ``time`` but of the summary, so register this hook first.
+
+    Args:
+        warmup_iter: iterations at the start that are left out, since memory and kernels are still being set up.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        self._warmup_iter = warmup_iter
+        self._step_start = 0.0
+        self._start: float | None = None  # of the first iteration after the warm-up
+        self._step_seconds = 0.0
+        self._steps = 0
+
+    def before_train(self) -> None:
+        """Forget earlier measurements."""
+        self._start, self._step_seconds, self._steps = None, 0.0, 0
+
+    def before_step(self) -> None:
+        """Start the clock."""
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Stop the clock and record the time, also during the warm-up, where the storage holds nothing better."""
+        now = time.perf_counter()
+        if self.trainer.iter - self.trainer.start_iter + 1 <= self._warmup_iter:
+            self._start = now
+            return
+        if self._start is None:
+            self._start = self._step_start
+        self._steps += 1
+        self._step_seconds += now - self._step_start
+        self.trainer.storage.put_scalars(time=now - self._step_start)
+
+    def after_train(self) -> None:
+        """Log the mean speed, and the share of time that was spent in hooks."""
+        if not self._steps or self._start is None:
+            return
+        total = time.perf_counter() - self._start
+        logger.info(
+            "Trained %d iterations in %s (%.4f s an iteration); %s in all, of which %s in hooks",
+            self._steps,
+            _clock(self._step_seconds),
+            self._step_seconds / self._steps,
+            _clock(total),
+            _clock(total - self._step_seconds),
+        )
+
+
+class PeriodicWriter(HookBase):
+    """Call the writers every so many iterations and after the last one.
+
+    Args:
+        writers: each a :class:`~detectron2.utils.events.EventWriter`.
+        period: iterations between two writes; it does not change how a writer smooths.
+
+    Raises:
+        TypeError: an entry of ``writers`` is no writer.
+    """
+
+    def __init__(self, writers: list[EventWriter], period: int = 20) -> None:
+        for w in writers:
+            if not isinstance(w, EventWriter):
+                raise TypeError(f"Expected an EventWriter, got {type(w).__name__}: {w!r}")
+        self._writers = writers
+        self._period = period
+
+    def after_step(self) -> None:
+        """Write if it is time."""
+        if (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter == self.trainer.max_iter - 1:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        """Write once more (other hooks may have recorded something) and close."""
+        for writer in self._writers:
+            writer.write()
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """Save a checkpoint every ``period`` iterations and after the last one.
+
+    The constructor is that of :class:`detectron2.checkpoint.PeriodicCheckpointer`; ``max_iter`` is taken from the trainer.
+    """
+
+    def before_train(self) -> None:
+        """Learn from the trainer when training ends."""
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self) -> None:
+        """Save if it is time."""
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Keep the checkpoint with the best value of a metric.
+
+    Register it after :class:`EvalHook`, which records the metric.
+
+    Args:
+        eval_period: the period of that :class:`EvalHook`; 0 compares only after the last iteration.
+        checkpointer: saves the model.
+        val_metric: the recorded name, for example ``"bbox/AP50"``.
+        mode: ``"max"`` or ``"min"``: which is better.
+        file_prefix: name of the checkpoint file without suffix.
+
+    Raises:
+        ValueError: ``mode`` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f'mode must be "max" or "min", got {mode!r}.')
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._val_metric = val_metric
+        self._better = operator.gt if mode == "max" else operator.lt
+        self._file_prefix = file_prefix
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+
+    def _compare(self) -> None:
+        """Save if the newest value beats the best one."""
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None:
+            known = ", ".join(sorted(k for k in self.trainer.storage.latest() if "/" in k)) or "none"
+            logger.warning("The metric %r was not recorded, so no best checkpoint is kept. Recorded: %s", self._val_metric, known)
+            return
+        value, at = latest
+        if math.isnan(value) or at == self.best_iter:
+            return
+        if self.best_metric is None or self._better(value, self.best_metric):
+            logger.info("%s = %.5g in iteration %d is the best so far; saving %s", self._val_metric, value, at, self._file_prefix)
+            self.best_metric, self.best_iter = value, at
+            self._checkpointer.save(self._file_prefix, iteration=at, **{self._val_metric: value})
+
+    def after_step(self) -> None:
+        """Compare in the iterations in which the model was evaluated."""
+        next_iter = self.trainer.iter + 1
+        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self._compare()
+
+    def after_train(self) -> None:
+        """Compare the final evaluation, if training came to its end."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._compare()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, so that a resumed run does not overwrite a better checkpoint."""
+        return {} if self.best_metric is None else {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the best value."""
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class LRScheduler(HookBase):
+    """Record the learning rate as ``lr`` and step the schedule after every iteration.
+
+    Args:
+        optimizer: default: that of the trainer.
+        scheduler: a torch scheduler, or a :class:`fvcore.common.param_scheduler.ParamScheduler`, which then multiplies
+            the optimizer's learning rate.  Default: that of the trainer.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: "torch.optim.lr_scheduler.LRScheduler | ParamScheduler | None" = None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    def before_train(self) -> None:
+        """Take what was not given from the trainer."""
+        self._optimizer = self._optimizer or self.trainer.optimizer  # type: ignore[attr-defined]
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+            )
+        self._best_group = self.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
+        """-> the index of the group whose rate stands for all.
+
+        Args:
+            optimizer: with one group or many.
+
+        Returns:
+            The largest group, or, where every group holds one parameter, one with the most common rate: special groups
+            (norms, biases) are few or small.
+        """
+        groups = optimizer.param_groups
+        largest = max(len(g["params"]) for g in groups)
+        if largest > 1:
+            return next(i for i, g in enumerate(groups) if len(g["params"]) == largest)
+        common = Counter(g["lr"] for g in groups).most_common(1)[0][0]
+        return next(i for i, g in enumerate(groups) if g["lr"] == common)
+
+    def after_step(self) -> None:
+        """Record the rate that this iteration used, then move on."""
+        rate = self._optimizer.param_groups[self._best_group]["lr"]  # type: ignore[union-attr]
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        self.scheduler.step()
+
+    @property
+    def scheduler(self) -> Any:
+        """The schedule that is stepped."""
+        return self._scheduler or self.trainer.scheduler  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of a torch scheduler."""
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.LRScheduler):
+            return self.scheduler.state_dict()
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a torch scheduler."""
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.LRScheduler):
+            logger.info("Restoring the learning-rate schedule from the checkpoint")
+            self.scheduler.load_state_dict(state_dict)
+
+
+class EvalHook(HookBase):
+    """Evaluate every so many iterations and after the last one, and record the numbers.
+
+    Every process must register it, because evaluation is a joint effort; one that shall not take part passes
+    ``lambda: None``.
+
+    Args:
+        eval_period: iterations between two evaluations; 0 evaluates only after the last one.
+        eval_function: takes nothing and returns a nested dict of numbers, or ``None``.
+        eval_after_train: whether to evaluate after the last iteration.
+    """
+
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], eval_after_train: bool = True) -> None:
+        self._period = eval_period
+        self._func: Callable[[], Any] | None = eval_function
+        self._eval_after_train = eval_after_train
+
+    def _do_eval(self) -> None:
+        results = self._func() if self._func else None
+        if results:
+            if not isinstance(results, Mapping):
+                raise TypeError(f"The evaluation function must return a dict, got {type(results).__name__}: {results!r}")
+            numbers: dict[str, float] = {}
+            for name, value in flatten_results_dict(results).items():
+                try:
+                    numbers[name] = float(value)
+                except (TypeError, ValueError) as e:
+                    raise ValueError(
+                        "The evaluation function must return a nested dict of numbers; "
+                        f"{name!r} is {value!r} ({type(value).__name__})."
+                    ) from e
+            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+        comm.synchronize()  # evaluation takes longer on some processes than on others
+
+    def after_step(self) -> None:
+        """Evaluate if it is time; the last iteration is left to :meth:`after_train`."""
+        next_iter = self.trainer.iter + 1
+        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self._do_eval()
+
+    def after_train(self) -> None:
+        """Evaluate if training came to its end, and release the function, which often refers to the trainer."""
+        if self._eval_after_train and self.trainer.iter >= self.trainer.max_iter:
+            self._do_eval()
+        self._func = None
+
+
+def _clock(seconds: float) -> str:
+    """-> ``h:mm:ss``."""
+    s = round(seconds)
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"

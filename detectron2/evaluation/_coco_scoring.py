@@ -1,0 +1,259 @@
+"""Scores of COCO results against COCO ground truth, for `coco_evaluation`.
+
+Letters: ``T`` IoU thresholds, ``R`` recall thresholds, ``K`` classes, ``A`` area ranges, ``M`` detection limits.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hotcoco
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
+
+from .fast_eval_api import COCOeval_opt
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_AP_LIMIT = 100
+_MISSING = -1.0
+
+# Areas in square pixels of the COCO protocol and of the proposal-recall protocol.
+AREA_RANGES = {
+    "all": (0**2, 1e5**2),
+    "small": (0**2, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, 1e5**2),
+    "96-128": (96**2, 128**2),
+    "128-256": (128**2, 256**2),
+    "256-512": (256**2, 512**2),
+    "512-inf": (512**2, 1e5**2),
+}
+
+
+class COCOevalMaxDets(COCOeval):
+    """COCO evaluation whose AP honours ``params.maxDets``, where COCO's own summary insists on 100 per image.
+
+    The AP numbers use the largest limit in ``params.maxDets``, the recall numbers each limit in turn. Keypoints are
+    summarised as COCO does.
+    """
+
+    def summarize(self) -> None:
+        """Fill ``stats`` with the twelve numbers of the box and mask protocol, and log them."""
+        if self.params.iouType == "keypoints":
+            super().summarize()
+            return
+        if not self.eval:
+            raise RuntimeError("summarize() needs accumulate() to run first.")
+        limits = list(self.params.maxDets)
+        largest = limits[-1]
+        rows: list[tuple[str, float | None, str, int]] = [("precision", None, "all", largest)]
+        rows += [("precision", iou, "all", largest) for iou in (0.5, 0.75)]
+        rows += [("precision", None, area, largest) for area in ("small", "medium", "large")]
+        rows += [("recall", None, "all", limit) for limit in [*limits[:2], largest]]
+        rows += [("recall", None, area, largest) for area in ("small", "medium", "large")]
+        self.stats = np.array([self._mean(*row) for row in rows])
+        for (what, iou, area, limit), value in zip(rows, self.stats, strict=True):
+            span = "0.50:0.95" if iou is None else f"{iou:.2f}"
+            logger.info(f"average {what:9s} | IoU={span:9s} | area={area:6s} | maxDets={limit:4d} | {value:.3f}")
+
+    def _mean(self, what: str, iou: float | None, area: str, limit: int) -> float:
+        """Mean over classes (and IoUs) of the defined entries of a table; -1 when there is none."""
+        table = self.eval[what][..., self.params.areaRngLbl.index(area), list(self.params.maxDets).index(limit)]
+        if iou is not None:
+            table = table[np.isclose(self.params.iouThrs, iou)]
+        defined = table[table > _MISSING]
+        return float(defined.mean()) if defined.size else _MISSING
+
+
+class _FastMaxDets(COCOevalMaxDets, COCOeval_opt):
+    """The summary of the one with the engine of the other."""
+
+
+def _choose_evaluator(iou_type: str, limits: Sequence[int], fast: bool) -> type[COCOeval]:
+    if iou_type == "keypoints" or limits[-1] == _DEFAULT_AP_LIMIT:
+        return COCOeval_opt if fast else COCOeval
+    return _FastMaxDets if fast else COCOevalMaxDets
+
+
+def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
+    """The three limits of detections per image: ``[1, 10, 100]``, or with another limit for AP in the last place.
+
+    Args:
+        max_dets_per_image: None, the limit for AP, or all three limits in increasing order.
+
+    Returns:
+        at least three limits in increasing order.
+
+    Raises:
+        ValueError: fewer than three limits were listed, or they do not increase.
+    """
+    if max_dets_per_image is None:
+        return [1, 10, _DEFAULT_AP_LIMIT]
+    if isinstance(max_dets_per_image, int):
+        return [1, 10, max_dets_per_image]
+    limits = [int(limit) for limit in max_dets_per_image]
+    if len(limits) < 3 or limits != sorted(limits):
+        raise ValueError(
+            "max_dets_per_image needs three or more increasing limits, such as [1, 10, 100], or one number; got "
+            f"{limits}"
+        )
+    return limits
+
+
+def _check_image_ids(coco_gt: Any, coco_results: list[dict[str, Any]]) -> None:
+    known = set(coco_gt.getImgIds())
+    unknown = {result["image_id"] for result in coco_results} - known
+    if unknown:
+        examples = sorted(unknown, key=str)[:3]
+        raise ValueError(
+            f"{len(unknown)} predicted image ids are not in the ground truth, for example {examples!r}; the ground "
+            f"truth has {len(known)} images with ids such as {sorted(known, key=str)[:3]!r}. Evaluate on the data set "
+            "that was run, and keep its `image_id` (also its type) in the mapper."
+        )
+
+
+def _check_keypoint_count(coco_results: list[dict[str, Any]], sigmas: np.ndarray) -> None:
+    predicted = len(coco_results[0]["keypoints"]) // 3
+    if predicted != len(sigmas):
+        raise ValueError(
+            f"The predictions have {predicted} keypoints, but there are {len(sigmas)} OKS sigmas (COCO's persons have "
+            "17). Give COCOEvaluator `kpt_oks_sigmas` (config: TEST.KEYPOINT_OKS_SIGMAS) one number per keypoint."
+        )
+
+
+def _log_prints(function: Callable[[], Any]) -> None:
+    """Run a function that prints its report, and send the report to the log instead."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        function()
+    if report := printed.getvalue().rstrip():
+        logger.info("\n" + report)
+
+
+def _evaluate_predictions_on_coco(
+    coco_gt: COCO,
+    coco_results: list[dict[str, Any]],
+    iou_type: str,
+    kpt_oks_sigmas: Sequence[float] | None = None,
+    use_fast_impl: bool = True,
+    img_ids: Sequence[int] | None = None,
+    max_dets_per_image: Sequence[int] | None = None,
+) -> COCOeval:
+    """Score COCO results.
+
+    Args:
+        coco_gt: ground truth.
+        coco_results: at least one result dictionary, with the category ids of the data set.
+        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        kpt_oks_sigmas: falloff of each keypoint; empty for those of COCO's persons.
+        use_fast_impl: compute with hotcoco, else with pycocotools.
+        img_ids: evaluate on these images; None for all.
+        max_dets_per_image: limits of detections per image; None for ``[1, 10, 100]``. Not used for keypoints.
+
+    Returns:
+        an evaluator with ``stats``, ``eval["precision"]`` of shape (T, R, K, A, M), and ``params``.
+    """
+    if not coco_results:
+        raise ValueError("There are no results to evaluate.")
+    _check_image_ids(coco_gt, coco_results)
+    if iou_type == "segm":
+        # without the box, the area that decides small, medium or large is that of the mask
+        coco_results = [{k: v for k, v in result.items() if k != "bbox"} for result in coco_results]
+    limits = check_max_dets(max_dets_per_image)
+    kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
+    evaluator = kind(coco_gt, _load_results(coco_gt, coco_results, use_fast_impl), iou_type)
+    if iou_type == "keypoints":
+        if kpt_oks_sigmas:
+            evaluator.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
+        _check_keypoint_count(coco_results, evaluator.params.kpt_oks_sigmas)
+    else:
+        evaluator.params.maxDets = limits
+    if img_ids is not None:
+        evaluator.params.imgIds = list(img_ids)
+    for step in (evaluator.evaluate, evaluator.accumulate):
+        with contextlib.redirect_stdout(io.StringIO()):
+            step()
+    _log_prints(evaluator.summarize)
+    return evaluator
+
+
+def _load_results(coco_gt: Any, coco_results: list[dict[str, Any]], fast: bool) -> Any:
+    if fast:
+        ground_truth = coco_gt if isinstance(coco_gt, hotcoco.COCO) else hotcoco.COCO(coco_gt.dataset)
+        return ground_truth.load_res(coco_results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        # pycocotools writes ids and areas into the dictionaries it is given
+        return coco_gt.loadRes([dict(result) for result in coco_results])
+
+
+def _greedy_overlaps(ious: np.ndarray) -> np.ndarray:
+    """Best overlap of each object when objects take proposals one after the other, the best covered object first.
+
+    Args:
+        ious: (proposals, objects); overwritten.
+
+    Returns:
+        the overlap of each match, 0 for objects that no proposal was left for.
+    """
+    matched = np.zeros(ious.shape[1])
+    for step in range(min(ious.shape)):
+        proposal, target = np.unravel_index(ious.argmax(), ious.shape)
+        matched[step] = ious[proposal, target]
+        ious[proposal, :] = -1
+        ious[:, target] = -1
+    return matched
+
+
+def _evaluate_box_proposals(
+    dataset_predictions: list[dict[str, Any]],
+    coco_api: COCO,
+    thresholds: Any = None,
+    area: str = "all",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Recall of box proposals; much faster than the full COCO protocol, and class-agnostic.
+
+    Args:
+        dataset_predictions: per image ``image_id`` and ``proposals`` with ``proposal_boxes`` (x1, y1, x2, y2) in
+            absolute pixels and ``objectness_logits``.
+        coco_api: ground truth; crowd regions are left out.
+        thresholds: IoU thresholds; None for 0.50:0.05:0.95.
+        area: a name in ``AREA_RANGES``.
+        limit: use this many of the highest-scoring proposals of each image; None for all.
+
+    Returns:
+        ``ar`` (mean recall over the thresholds), ``recalls``, ``thresholds``, ``gt_overlaps`` (the matched IoU of
+        each object, ascending) and ``num_pos``.
+    """
+    if area not in AREA_RANGES:
+        raise ValueError(f"Unknown area range {area!r}; choose from {list(AREA_RANGES)}.")
+    low, high = AREA_RANGES[area]
+    overlaps, num_pos = [np.zeros(0)], 0
+    for prediction in dataset_predictions:
+        annotations = coco_api.loadAnns(coco_api.getAnnIds(imgIds=prediction["image_id"]))
+        objects = [a for a in annotations if not a.get("iscrowd", 0) and low <= a["area"] <= high]
+        num_pos += len(objects)
+        proposals = prediction["proposals"]
+        if not objects or len(proposals) == 0:
+            continue
+        gt_xyxy = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for a in objects]
+        order = proposals.objectness_logits.sort(descending=True)[1][:limit]
+        ious = pairwise_iou(proposals.proposal_boxes[order], Boxes(torch.tensor(gt_xyxy, dtype=torch.float32)))
+        overlaps.append(_greedy_overlaps(ious.numpy().copy()))
+    gt_overlaps = np.sort(np.concatenate(overlaps))
+    thresholds = np.arange(0.5, 0.95 + 1e-5, 0.05) if thresholds is None else np.asarray(thresholds)
+    found = (gt_overlaps[None, :] >= thresholds[:, None]).sum(1)
+    recalls = found / num_pos if num_pos else np.full(len(thresholds), np.nan)
+    return {
+        "ar": float(recalls.mean()),
+        "recalls": recalls,
+        "thresholds": thresholds,
+        "gt_overlaps": gt_overlaps,
+        "num_pos": num_pos,
+    }

@@ -1,0 +1,93 @@
+"""Choose the evaluators of a data set."""
+
+import os
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from .coco_evaluation import COCOEvaluator
+from .evaluator import DatasetEvaluator, DatasetEvaluators
+from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from .sem_seg_evaluation import SemSegEvaluator
+
+__all__ = ["build_evaluator"]
+
+
+def _build_coco(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return COCOEvaluator(name, distributed=distributed, output_dir=output_dir, kpt_oks_sigmas=sigmas)
+
+
+def _build_sem_seg(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return SemSegEvaluator(name, distributed=distributed, output_dir=output_dir)
+
+
+def _build_voc(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(name)
+
+
+_BY_TYPE: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
+    "coco": (_build_coco,),
+    "sem_seg": (_build_sem_seg,),
+    "pascal_voc": (_build_voc,),
+}
+
+
+def build_evaluator(
+    dataset_name: str, output_dir: str | CfgNode | None = None, *, distributed: bool = True, cfg: CfgNode | None = None
+) -> DatasetEvaluator:
+    """Build the evaluator, or the evaluators, that fit a data set.
+
+    The metadata's ``evaluator_type`` decides; a data set without one gets what its entries have ground truth for:
+    average precision for ``annotations``, semantic segmentation for ``sem_seg_file_name``.
+
+    Args:
+        dataset_name: a registered data set.
+        output_dir: folder for predictions; None to write nothing, or with ``cfg`` for ``OUTPUT_DIR/inference``. A
+            config in this place is taken as ``cfg``.
+        distributed: gather the predictions of all processes.
+        cfg: supplies ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS``.
+
+    Returns:
+        one evaluator, or several behind one interface.
+
+    Raises:
+        ValueError: the type is unknown, or the entries have no ground truth.
+    """
+    if isinstance(output_dir, CfgNode):
+        output_dir, cfg = None, output_dir
+    sigmas = ()
+    if cfg is not None:
+        output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind is None:
+        builders = _builders_by_fields(dataset_name, metadata)
+    elif kind in _BY_TYPE:
+        builders = _BY_TYPE[kind]
+    else:
+        raise ValueError(
+            f"{dataset_name!r} has evaluator_type {kind!r}; known are {sorted(_BY_TYPE)}. Build its evaluator yourself."
+        )
+    evaluators = [build(dataset_name, output_dir, distributed, sigmas) for build in builders]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _builders_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:
+    """Evaluators for the ground truth that the entries of a data set have."""
+    fields: set[str] = set()
+    for entry in DatasetCatalog.get(name):
+        fields.update(entry)
+    builders = []
+    if "annotations" in fields or metadata.get("json_file") is not None:
+        builders.append(_build_coco)
+    if "sem_seg_file_name" in fields and metadata.get("stuff_classes") is not None:
+        builders.append(_build_sem_seg)
+    if not builders:
+        raise ValueError(
+            f"Cannot choose an evaluator for {name!r}: its entries have the fields {sorted(fields)}, but "
+            "neither `annotations` nor `sem_seg_file_name` (with `stuff_classes` in its metadata). Set "
+            "`evaluator_type` in its metadata, or build an evaluator yourself."
+        )
+    return tuple(builders)

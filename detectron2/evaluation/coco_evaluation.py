@@ -1,0 +1,310 @@
+"""Average precision of boxes, masks and keypoints by the COCO protocol, on any data set."""
+
+import copy
+import itertools
+import json
+import logging
+import os
+import pickle
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from tabulate import tabulate
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+
+from ._coco_format import instances_to_coco_json, load_coco_api, write_replacing
+from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
+from .evaluator import DatasetEvaluator
+
+__all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
+
+_METRICS = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
+_PROPOSAL_AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """COCO's AP for boxes, masks and keypoints, and AR for proposals, in percent (NaN where undefined).
+
+    The data set needs no COCO file: without ``json_file`` in its metadata it is converted to one.
+
+    Args:
+        dataset_name: a registered data set.
+        tasks: any of ``"bbox"``, ``"segm"``, ``"keypoints"``; None to take those that the predictions contain.
+        distributed: collect the predictions of all processes in the main one, which evaluates; otherwise each
+            process evaluates its own.
+        output_dir: folder for ``instances_predictions.pth`` (the predictions, for ``torch.load``),
+            ``coco_instances_results.json`` (COCO's result format) and the converted data set; None to write nothing.
+        max_dets_per_image: how many detections of an image count for AP: a number, or the list of the limits of COCO's
+            summary, ``[1, 10, 100]`` by default. Keypoints keep COCO's 20.
+        use_fast_impl: compute with hotcoco; False for pycocotools, much slower and with the same numbers.
+        kpt_oks_sigmas: falloff of each keypoint in OKS, http://cocodataset.org/#keypoints-eval; empty for COCO's 17.
+        allow_cached_coco: reuse a converted data set that is already in ``output_dir``.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | CfgNode | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | Sequence[int] | None = None,
+        use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
+    ):
+        self._logger = logging.getLogger(__name__)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._use_fast_impl = use_fast_impl
+        self._max_dets_per_image = check_max_dets(max_dets_per_image)
+        if isinstance(tasks, CfgNode):
+            # scripts of the published system's early releases give the config in this place
+            kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
+            tasks = None
+        if unknown := sorted(set(tasks or ()) - set(_METRICS)):
+            raise ValueError(f"COCOEvaluator knows the tasks {list(_METRICS)}, not {unknown}.")
+        self._tasks = None if tasks is None else tuple(tasks)
+        self._kpt_oks_sigmas = kpt_oks_sigmas
+        self._cpu_device = torch.device("cpu")
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._coco_api = self._load_ground_truth(dataset_name, allow_cached_coco)
+        # test splits come without annotations: results are written, not scored
+        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._predictions: list[dict[str, Any]] = []
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+
+    def _load_ground_truth(self, dataset_name: str, allow_cached: bool) -> COCO:
+        if self._metadata.get("json_file") is not None:
+            return load_coco_api(self._metadata.json_file)
+        self._logger.info(f"{dataset_name!r} has no `json_file` in its metadata; converting it to COCO format.")
+        if self._output_dir is None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "coco_format.json")
+                convert_to_coco_json(dataset_name, path, allow_cached=False)
+                return load_coco_api(path)
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, f"{dataset_name.replace('/', '_')}_coco_format.json")
+        convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
+        self._metadata.json_file = path
+        return load_coco_api(path)
+
+    def reset(self):
+        """Forget the predictions."""
+        self._predictions = []
+
+    def process(self, inputs: Any, outputs: Any):
+        """Keep one batch of predictions as COCO results: boxes as numbers, masks as RLE.
+
+        Args:
+            inputs: the inputs of the model, a list of dictionaries with ``image_id``.
+            outputs: a list of dictionaries with ``instances`` (:class:`~detectron2.structures.Instances` in the frame
+                of the original image) or ``proposals``.
+        """
+        for input_, output in zip(inputs, outputs, strict=True):
+            prediction: dict[str, Any] = {"image_id": input_["image_id"]}
+            if "instances" in output:
+                instances = output["instances"].to(self._cpu_device)
+                prediction["instances"] = instances_to_coco_json(instances, input_["image_id"])
+            if "proposals" in output:
+                prediction["proposals"] = output["proposals"].to(self._cpu_device)
+            if len(prediction) > 1:
+                self._predictions.append(prediction)
+
+    def evaluate(self, img_ids: Sequence[int] | None = None):
+        """Score the predictions.
+
+        Args:
+            img_ids: evaluate on these images; None for all of the data set.
+
+        Returns:
+            ``{task: {metric: percent}}`` with a task ``box_proposals`` for proposals; empty on all processes but the
+            main one.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(self._predictions, dst=0)))
+            if not comm.is_main_process():
+                return {}
+        if not predictions:
+            self._logger.warning("COCOEvaluator received no predictions: the model or the data loader gave no output.")
+            return {}
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            path = os.path.join(self._output_dir, "instances_predictions.pth")
+            write_replacing(path, lambda f: torch.save(predictions, f), "wb")
+        self._results = OrderedDict()
+        if "proposals" in predictions[0]:
+            self._eval_box_proposals(predictions)
+        if "instances" in predictions[0]:
+            self._eval_predictions(predictions, img_ids=img_ids)
+        # the caller may edit what it gets
+        return copy.deepcopy(self._results)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        """Tasks for which the COCO results have the fields."""
+        tasks = {"bbox"}
+        for prediction in predictions:
+            if "segmentation" in prediction:
+                tasks.add("segm")
+            if "keypoints" in prediction:
+                tasks.add("keypoints")
+        return sorted(tasks)
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        """Score instances task by task into ``self._results``."""
+        coco_results = list(itertools.chain(*[prediction["instances"] for prediction in predictions]))
+        tasks = self._tasks or self._tasks_from_predictions(coco_results)
+        self._to_dataset_categories(coco_results)
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            self._logger.info(f"Saving results to {path}")
+            write_replacing(path, lambda f: f.write(json.dumps(coco_results)))
+        if not self._do_evaluation:
+            self._logger.info("The ground truth has no annotations, so the results are not scored.")
+            return
+        if not coco_results:
+            self._explain_no_results(predictions)
+        for task in sorted(tasks):
+            coco_eval = None
+            if coco_results:
+                coco_eval = _evaluate_predictions_on_coco(
+                    self._coco_api,
+                    coco_results,
+                    task,
+                    kpt_oks_sigmas=self._kpt_oks_sigmas,
+                    use_fast_impl=self._use_fast_impl,
+                    img_ids=img_ids,
+                    max_dets_per_image=self._max_dets_per_image,
+                )
+            self._results[task] = self._derive_coco_results(
+                coco_eval, task, class_names=self._metadata.get("thing_classes")
+            )
+
+    def _to_dataset_categories(self, coco_results: list[dict[str, Any]]) -> None:
+        """Replace the model's contiguous class ids by the category ids of the data set, in place."""
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping is None:
+            known = set(self._coco_api.getCatIds())
+            to_dataset_id = {category: category for category in known}
+        else:
+            to_dataset_id = {contiguous: original for original, contiguous in mapping.items()}
+            if sorted(to_dataset_id) != list(range(len(to_dataset_id))):
+                raise ValueError(
+                    "thing_dataset_id_to_contiguous_id must map to 0, 1, 2 …; it maps to "
+                    f"{sorted(to_dataset_id)[:10]} in the metadata of {self._metadata.get('name')!r}."
+                )
+        for result in coco_results:
+            category = result["category_id"]
+            if category not in to_dataset_id:
+                raise ValueError(
+                    f"A prediction on image {result['image_id']!r} has class {category}, but the data set "
+                    f"{self._metadata.get('name')!r} has the {len(to_dataset_id)} classes {sorted(to_dataset_id)[:10]}"
+                    f"{' …' if len(to_dataset_id) > 10 else ''}. The model's number of classes "
+                    "(MODEL.ROI_HEADS.NUM_CLASSES or MODEL.RETINANET.NUM_CLASSES) must be that of the data set."
+                )
+            result["category_id"] = to_dataset_id[category]
+
+    def _explain_no_results(self, predictions: list[dict[str, Any]]) -> None:
+        self._logger.warning(
+            f"The model found nothing on any of {len(predictions)} images, so every metric is NaN. Usual reasons: no "
+            "weights were loaded (look for the checkpoint's report in the log), the score threshold "
+            "(MODEL.ROI_HEADS.SCORE_THRESH_TEST) is too high, training has only begun or has diverged, or the images "
+            "come in another channel order than the weights expect (INPUT.FORMAT)."
+        )
+
+    def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
+        """Score proposals into ``self._results["box_proposals"]`` as AR with 100 and 1000 proposals an image."""
+        if self._output_dir:
+            proposals = {
+                "boxes": [p["proposals"].proposal_boxes.tensor.numpy() for p in predictions],
+                "objectness_logits": [p["proposals"].objectness_logits.numpy() for p in predictions],
+                "ids": [p["image_id"] for p in predictions],
+                "bbox_mode": BoxMode.XYXY_ABS.value,
+            }
+            # the format that load_proposals_into_dataset() reads
+            path = os.path.join(self._output_dir, "box_proposals.pkl")
+            write_replacing(path, lambda f: pickle.dump(proposals, f), "wb")
+        if not self._do_evaluation:
+            self._logger.info("The ground truth has no annotations, so the proposals are not scored.")
+            return
+        recalls = {}
+        for limit in (100, 1000):
+            for area, suffix in _PROPOSAL_AREA_SUFFIXES.items():
+                stats = _evaluate_box_proposals(predictions, self._coco_api, area=area, limit=limit)
+                recalls[f"AR{suffix}@{limit:d}"] = float(stats["ar"] * 100)
+        self._logger.info("Proposal metrics:\n" + create_small_table(recalls))
+        self._results["box_proposals"] = recalls
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Name the summary numbers of a finished evaluation, and add the AP of each class.
+
+        Args:
+            coco_eval: an evaluator with ``stats`` and ``eval``; None when there were no predictions.
+            iou_type: the task.
+            class_names: names in the order of the category ids; with two or more, ``AP-<name>`` is added for each.
+
+        Returns:
+            percentages, NaN where undefined.
+        """
+        metrics = _METRICS[iou_type]
+        if coco_eval is None:
+            return dict.fromkeys(metrics, float("nan"))
+        # recalls follow the precisions in `stats`; only the latter are reported
+        results = {
+            name: float(value * 100) if value >= 0 else float("nan")
+            for name, value in zip(metrics, coco_eval.stats, strict=False)
+        }
+        self._logger.info(f"Evaluation results for {iou_type}:\n" + create_small_table(results))
+        if not all(np.isfinite(value) for value in results.values()):
+            self._logger.info("NaN marks a metric without ground truth, such as no small objects.")
+        if class_names is None or len(class_names) <= 1:
+            return results
+        per_class = _per_class_ap(coco_eval, class_names)
+        self._logger.info(f"AP of each class for {iou_type}:\n" + _class_table(per_class))
+        results.update({f"AP-{name}": ap for name, ap in per_class.items()})
+        return results
+
+
+def _per_class_ap(coco_eval: Any, class_names: Sequence[str]) -> dict[str, float]:
+    """AP in percent for each class, over all areas and with the largest detection limit; NaN without ground truth."""
+    precisions = coco_eval.eval["precision"]
+    if len(class_names) != precisions.shape[2]:
+        raise ValueError(
+            f"The metadata has {len(class_names)} thing_classes, but the annotation file has {precisions.shape[2]} "
+            "categories. Make `thing_classes` list exactly the categories of `json_file`."
+        )
+    per_class = {}
+    for index, name in enumerate(class_names):
+        precision = precisions[:, :, index, 0, -1]
+        precision = precision[precision > -1]
+        per_class[str(name)] = float(precision.mean() * 100) if precision.size else float("nan")
+    return per_class
+
+
+def _class_table(per_class: dict[str, float], columns: int = 3) -> str:
+    """Names and numbers side by side, a few classes a line."""
+    columns = min(columns, len(per_class))
+    cells = [cell for item in per_class.items() for cell in item]
+    cells += [None] * (-len(cells) % (2 * columns))
+    rows = [cells[start : start + 2 * columns] for start in range(0, len(cells), 2 * columns)]
+    return tabulate(rows, tablefmt="pipe", floatfmt=".3f", headers=["class", "AP"] * columns, numalign="left")

@@ -1,0 +1,227 @@
+"""The evaluator interface, and the loop that runs a model over a data set and feeds the evaluators.
+
+The loop holds one batch of inputs and outputs at a time: what survives a batch is what the evaluators keep of it.
+"""
+
+import contextlib
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.utils.comm import get_world_size, is_main_process
+
+__all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
+
+logger = logging.getLogger(__name__)
+
+_CALLBACK_NAMES = ("on_start", "before_inference", "after_inference", "on_end")
+_REPORT_EVERY_SECONDS = 5.0
+
+
+class DatasetEvaluator:
+    """Accumulates what it needs of each (input, output) pair, then computes metrics.
+
+    A round is ``reset()``, any number of ``process()`` calls, one ``evaluate()``.
+    """
+
+    def reset(self):
+        """Forget everything gathered so far; called at the start of each round."""
+
+    def process(self, inputs: Any, outputs: Any):
+        """Take in one batch.
+
+        Args:
+            inputs: the batch given to the model, usually a list of dictionaries.
+            outputs: what the model returned for it, in the same order.
+        """
+
+    def evaluate(self) -> Mapping[str, Any] | None:
+        """Compute the metrics of the round.
+
+        Returns:
+            a dictionary ``{task: {metric: number}}`` on the main process, for example ``{"bbox": {"AP50": 80.0}}``;
+            on other processes it may be empty or None.
+        """
+        return None
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators behind the interface of one, so that a single pass over the data serves them all.
+
+    Args:
+        evaluators: the members; every call goes to each of them in this order.
+    """
+
+    def __init__(self, evaluators: Iterable[DatasetEvaluator]):
+        super().__init__()
+        self._evaluators = list(evaluators)
+
+    def reset(self):
+        """Reset every member."""
+        for member in self._evaluators:
+            member.reset()
+
+    def process(self, inputs: Any, outputs: Any):
+        """Give the batch to every member."""
+        for member in self._evaluators:
+            member.process(inputs, outputs)
+
+    def evaluate(self):
+        """Merge the members' results into one dictionary.
+
+        Returns:
+            the results of all members, empty on all processes but the main one.
+
+        Raises:
+            ValueError: two members report under the same task name, so one would hide the other.
+        """
+        merged: OrderedDict[str, Any] = OrderedDict()
+        for member in self._evaluators:
+            partial = member.evaluate()
+            if partial is None or not is_main_process():
+                continue
+            for task, numbers in partial.items():
+                if task in merged:
+                    raise ValueError(
+                        f"{type(member).__name__} reports results for {task!r}, which an evaluator before it already "
+                        "reports. Give one of them other `tasks`, or evaluate them separately."
+                    )
+                merged[task] = numbers
+        return merged
+
+
+@contextlib.contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for the duration of a ``with`` block, and restore its mode whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class _Stopwatch:
+    """Seconds spent in the parts of the loop, with the first iterations (lazy initialisation) left out."""
+
+    def __init__(self, warmup: int):
+        self.warmup = warmup
+        self.begin = time.perf_counter()
+        self._restart()
+
+    def _restart(self):
+        self.seconds = {"data": 0.0, "inference": 0.0, "eval": 0.0}
+        self.measured_from = time.perf_counter()
+        self.mark = self.measured_from
+
+    def start_iteration(self, index: int):
+        if index == self.warmup:
+            # the wait for this batch was spent before the restart, so it does not count
+            self._restart()
+
+    def lap(self, part: str):
+        now = time.perf_counter()
+        self.seconds[part] += now - self.mark
+        self.mark = now
+
+    def measured(self, done: int) -> int:
+        """Number of iterations since the last restart when ``done`` are complete."""
+        return done - self.warmup if done > self.warmup else done
+
+    def breakdown(self, done: int) -> str:
+        n = max(self.measured(done), 1)
+        parts = ", ".join(f"{name} {seconds / n:.4f}" for name, seconds in self.seconds.items())
+        return f"seconds per batch: {parts}, total {(time.perf_counter() - self.measured_from) / n:.4f}"
+
+    def eta(self, done: int, total: int) -> datetime.timedelta:
+        per_batch = (time.perf_counter() - self.measured_from) / max(self.measured(done), 1)
+        return datetime.timedelta(seconds=round(per_batch * (total - done)))
+
+
+def _as_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
+    if evaluator is None:
+        return DatasetEvaluators([])
+    if isinstance(evaluator, Sequence):
+        return DatasetEvaluators(evaluator)
+    return evaluator
+
+
+def _synchronize_device(model: Callable) -> None:
+    """Wait for the accelerator, so that time is charged to the part of the loop that caused it."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _checked_callbacks(callbacks: Mapping[str, Callable[[], Any]] | None) -> dict[str, Callable[[], Any]]:
+    chosen = dict(callbacks or {})
+    if unknown := sorted(set(chosen) - set(_CALLBACK_NAMES)):
+        raise ValueError(f"inference_on_dataset knows the callbacks {_CALLBACK_NAMES}, not {unknown}.")
+    return {name: chosen.get(name, lambda: None) for name in _CALLBACK_NAMES}
+
+
+def inference_on_dataset(
+    model: Callable[[Any], Any],
+    data_loader: Iterable,
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    callbacks: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, Any]:
+    """Run ``model`` on every batch of ``data_loader``, evaluate the outputs, and log how long each part took.
+
+    Args:
+        model: takes a batch, returns its outputs. An ``nn.Module`` is switched to evaluation mode for the loop and
+            back afterwards, also when the loop fails.
+        data_loader: yields batches; it must have a length.
+        evaluator: one evaluator, several, or None to measure the speed alone.
+        callbacks: functions without arguments to call ``on_start`` and ``on_end`` of the loop and
+            ``before_inference`` and ``after_inference`` of each batch.
+
+    Returns:
+        what ``evaluator.evaluate()`` returns, an empty dictionary in place of None.
+    """
+    call = _checked_callbacks(callbacks)
+    evaluator = _as_evaluator(evaluator)
+    total = len(data_loader)  # pyright: ignore[reportArgumentType]  # documented to have a length
+    logger.info(f"Inference on {total} batches in each of {get_world_size()} processes")
+    evaluator.reset()
+    with contextlib.ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(inference_context(model))
+        stack.enter_context(torch.no_grad())
+        _run_loop(model, data_loader, evaluator, call, total)
+    start = time.perf_counter()
+    results = evaluator.evaluate()
+    logger.info(f"Computed the metrics in {time.perf_counter() - start:.2f} seconds")
+    return {} if results is None else results  # pyright: ignore[reportReturnType]  # evaluators' own dictionary type
+
+
+def _run_loop(model, data_loader, evaluator, call, total):
+    watch = _Stopwatch(warmup=min(5, total - 1))
+    last_report = watch.begin
+    done = 0
+    call["on_start"]()
+    watch.mark = time.perf_counter()
+    for index, inputs in enumerate(data_loader):
+        watch.lap("data")
+        watch.start_iteration(index)
+        call["before_inference"]()
+        outputs = model(inputs)
+        _synchronize_device(model)
+        call["after_inference"]()
+        watch.lap("inference")
+        evaluator.process(inputs, outputs)
+        watch.lap("eval")
+        done = index + 1
+        # the loader prepares its next batch while these two would still be alive
+        del inputs, outputs
+        if watch.mark - last_report >= _REPORT_EVERY_SECONDS and done > watch.warmup:
+            last_report = watch.mark
+            logger.info(f"{done}/{total} batches; {watch.breakdown(done)}; ETA {watch.eta(done, total)}")
+    call["on_end"]()
+    elapsed = datetime.timedelta(seconds=round(time.perf_counter() - watch.begin))
+    logger.info(f"Inference took {elapsed} for {done} batches; {watch.breakdown(done)}")

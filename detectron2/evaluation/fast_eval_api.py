@@ -1,0 +1,80 @@
+"""A COCO evaluator with the interface of ``pycocotools.cocoeval.COCOeval`` whose work is done by hotcoco.
+
+The numbers are those of pycocotools; matching and accumulation run in parallel compiled code. Letters of the shapes:
+``T`` IoU thresholds, ``R`` recall thresholds, ``K`` classes, ``A`` area ranges, ``M`` limits of detections per image.
+"""
+
+from typing import Any
+
+import hotcoco
+from pycocotools.cocoeval import COCOeval
+
+__all__ = ["COCOeval_opt"]
+
+_PARAMETERS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats")
+
+
+def _to_hotcoco(dataset: Any) -> hotcoco.COCO:
+    """A hotcoco data set with the same content; a pycocotools data set is read as it is now, edits included."""
+    return dataset if isinstance(dataset, hotcoco.COCO) else hotcoco.COCO(dataset.dataset)
+
+
+class COCOeval_opt(COCOeval):
+    """Drop-in for ``COCOeval``: ``evaluate()``, ``accumulate()``, ``summarize()``, then ``stats`` and ``eval``.
+
+    Args:
+        cocoGt: ground truth, a pycocotools or hotcoco ``COCO``.
+        cocoDt: detections, of either kind.
+        iouType: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+    """
+
+    def __init__(self, cocoGt: Any = None, cocoDt: Any = None, iouType: Any = "segm"):
+        # the base class would use the data sets only to fill in the ids, which works for both kinds
+        super().__init__(None, None, iouType)
+        self.cocoGt, self.cocoDt = cocoGt, cocoDt
+        if cocoGt is not None:
+            self.params.imgIds = sorted(cocoGt.getImgIds())
+            self.params.catIds = sorted(cocoGt.getCatIds())
+        self._engine: hotcoco.COCOeval | None = None
+
+    def evaluate(self) -> None:
+        """Match the detections of each image to its ground truth."""
+        engine = hotcoco.COCOeval(_to_hotcoco(self.cocoGt), _to_hotcoco(self.cocoDt), self.params.iouType)
+        for name in _PARAMETERS:
+            value = getattr(self.params, name)
+            value = value.tolist() if hasattr(value, "tolist") else value
+            setattr(engine.params, name, bool(value) if name == "useCats" else list(value))
+        if self.params.iouType == "keypoints":
+            engine.params.kpt_oks_sigmas = [float(sigma) for sigma in self.params.kpt_oks_sigmas]
+        engine.evaluate()
+        self._engine = engine
+        self._paramsEval = self.params
+        self.eval: Any = {}
+
+    @property
+    def evalImgs(self) -> list:
+        """Matches per class, area range and image, converted when they are read; a long list on large data sets."""
+        return [] if self._engine is None else self._engine.evalImgs
+
+    @evalImgs.setter
+    def evalImgs(self, value):
+        # the base class assigns an empty placeholder; the engine owns the real list
+        pass
+
+    def accumulate(self, p: Any = None) -> None:
+        """Compute ``eval["precision"]`` (T, R, K, A, M), ``eval["scores"]`` and ``eval["recall"]`` (T, K, A, M).
+
+        Args:
+            p: must be None or ``self.params``: the parameters are fixed when ``evaluate()`` runs.
+
+        Raises:
+            RuntimeError: ``evaluate()`` has not run.
+            ValueError: other parameters were given.
+        """
+        if self._engine is None:
+            raise RuntimeError("COCOeval_opt.accumulate() needs evaluate() to run first.")
+        if p is not None and p is not self.params:
+            raise ValueError("COCOeval_opt.accumulate() takes no other parameters; set .params before evaluate().")
+        self._engine.accumulate()
+        accumulated = self._engine.eval or {}
+        self.eval = {**accumulated, "params": self.params}

@@ -1,0 +1,258 @@
+"""Intersection over union and accuracy of semantic segmentation, over whole images and along boundaries.
+
+A label map is an integer array (height, width). ``K`` classes; index ``K`` stands for pixels without a label.
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import IO, Any, cast
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from PIL import Image
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from ._coco_format import write_replacing
+from .evaluator import DatasetEvaluator
+
+__all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
+
+# Share of the image's diagonal that counts as boundary (Cheng et al., Boundary IoU, CVPR 2021).
+_BOUNDARY_RATIO = 0.02
+
+
+def load_image_into_numpy_array(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """Read an image file as it is, without converting colours.
+
+    Args:
+        filename: path understood by the path manager.
+        copy: return memory of its own.
+        dtype: element type; None for that of the file.
+
+    Returns:
+        array (height, width), or (height, width, channels).
+    """
+    with PathManager.open(filename, "rb") as f:
+        image = np.asarray(Image.open(cast("IO[bytes]", f)), dtype=dtype)
+    return image.copy() if copy else image
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Metrics of semantic segmentation in percent, http://cocodataset.org/#stuff-eval, with those of each class.
+
+    Args:
+        dataset_name: a data set with ``sem_seg_file_name`` in its entries and ``stuff_classes`` in its metadata.
+        distributed: collect the counts of all processes in the main one; otherwise each evaluates its own images.
+        output_dir: folder for ``sem_seg_predictions.json`` (COCO's format) and ``sem_seg_evaluation.pth``; None to
+            write nothing.
+        sem_seg_loading_fn: reads a label file into an integer array (height, width).
+        num_classes: not used any more; the number of ``stuff_classes`` counts.
+        ignore_label: not used any more; ``ignore_label`` of the metadata counts.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        sem_seg_loading_fn: Callable[..., np.ndarray] = load_image_into_numpy_array,
+        num_classes: int | None = None,
+        ignore_label: int | None = None,
+    ):
+        self._logger = logging.getLogger(__name__)
+        meta = MetadataCatalog.get(dataset_name)
+        if meta.get("stuff_classes") is None:
+            raise ValueError(f"SemSegEvaluator needs `stuff_classes` in the metadata of {dataset_name!r}.")
+        if num_classes is not None and num_classes != len(meta.stuff_classes):
+            raise ValueError(
+                f"num_classes={num_classes}, but {dataset_name!r} has {len(meta.stuff_classes)} stuff_classes. "
+                "Leave the argument out."
+            )
+        if ignore_label is not None:
+            self._logger.warning("SemSegEvaluator(ignore_label=) has no effect: the metadata's ignore_label is used.")
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._cpu_device = torch.device("cpu")
+        self.input_file_to_gt_file = {
+            record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)
+        }
+        to_contiguous = meta.get("stuff_dataset_id_to_contiguous_id")
+        self._contiguous_id_to_dataset_id = None
+        if to_contiguous is not None:
+            self._contiguous_id_to_dataset_id = {v: k for k, v in to_contiguous.items()}
+        self._class_names = meta.stuff_classes
+        self.sem_seg_loading_fn = sem_seg_loading_fn
+        self._num_classes = len(meta.stuff_classes)
+        label = meta.get("ignore_label")
+        self._ignore_label = 255 if label is None else label
+        self._compute_boundary_iou = True
+        self.reset()
+
+    def reset(self):
+        """Forget the counts."""
+        size = self._num_classes + 1
+        self._conf_matrix = np.zeros((size, size), dtype=np.int64)
+        self._b_conf_matrix = np.zeros((size, size), dtype=np.int64)
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: Any, outputs: Any):
+        """Count one batch.
+
+        Args:
+            inputs: a list of dictionaries with ``file_name``.
+            outputs: a list of dictionaries with ``sem_seg``, the scores of the classes (K, height, width).
+        """
+        for input_, output in zip(inputs, outputs, strict=True):
+            scores = output["sem_seg"] if isinstance(output, dict) else output
+            labels = scores.argmax(dim=0) if scores.dim() == 3 else scores
+            predicted = labels.to(self._cpu_device).numpy().astype(np.int64)
+            truth = self._load_truth(input_["file_name"], predicted.shape)
+            self._conf_matrix += _confusion(predicted, truth, self._num_classes + 1)
+            if self._compute_boundary_iou:
+                self._b_conf_matrix += _confusion(
+                    _label_boundary(predicted), _label_boundary(truth), self._num_classes + 1
+                )
+            if self._output_dir:
+                self._predictions.extend(self.encode_json_sem_seg(predicted, input_["file_name"]))
+
+    def _load_truth(self, file_name: str, shape_hw: tuple[int, ...]) -> np.ndarray:
+        """Label map of an image, with the ignored pixels set to K."""
+        if file_name not in self.input_file_to_gt_file:
+            raise KeyError(f"{file_name!r} is not an image of {self._dataset_name!r}, so it has no labels.")
+        path = self.input_file_to_gt_file[file_name]
+        truth = np.array(self.sem_seg_loading_fn(path, dtype=int), dtype=np.int64)
+        if truth.shape != shape_hw:
+            raise ValueError(f"{path} has shape {truth.shape}, the prediction (height, width) {shape_hw}.")
+        truth[truth == self._ignore_label] = self._num_classes
+        if truth.size and not 0 <= truth.min() <= truth.max() <= self._num_classes:
+            raise ValueError(
+                f"{path} has labels from {truth.min()} to {truth.max()}; expected 0 to {self._num_classes - 1}, or "
+                f"{self._ignore_label} for ignored pixels (metadata: ignore_label)."
+            )
+        return truth
+
+    def evaluate(self):
+        """Compute the metrics.
+
+        Returns:
+            ``{"sem_seg": {...}}`` in percent on the main process: ``mIoU``, ``fwIoU`` (classes weighted by their
+            pixels), ``mACC``, ``pACC``, and for each class ``IoU-<name>``, ``ACC-<name>`` and the boundary IoU.
+        """
+        conf, boundary, predictions = self._conf_matrix, self._b_conf_matrix, self._predictions
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather((conf, boundary, predictions), dst=0)
+            if not comm.is_main_process():
+                return None
+            conf = np.sum([part[0] for part in parts], axis=0)
+            boundary = np.sum([part[1] for part in parts], axis=0)
+            predictions = list(itertools.chain(*[part[2] for part in parts]))
+        # columns are the truth; unlabelled pixels count nowhere
+        metrics = self._metrics(conf, boundary)
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            path = os.path.join(self._output_dir, "sem_seg_predictions.json")
+            write_replacing(path, lambda f: f.write(json.dumps(predictions)))
+            path = os.path.join(self._output_dir, "sem_seg_evaluation.pth")
+            write_replacing(path, lambda f: torch.save(metrics, f), "wb")
+        results = OrderedDict(sem_seg=metrics)
+        self._logger.info(f"Semantic segmentation: { {k: v for k, v in metrics.items() if '-' not in k} }")
+        return results
+
+    def _metrics(self, conf: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
+        """All numbers in percent from the confusion matrices (K + 1, K + 1): rows predicted, columns true."""
+        # unlabelled pixels are nobody's mistake: their row and column are left out
+        conf, boundary = conf[:-1, :-1].astype(float), boundary[:-1, :-1].astype(float)
+        in_truth, in_prediction, correct = conf.sum(axis=0), conf.sum(axis=1), conf.diagonal()
+        present = in_truth > 0
+        iou = _divide(correct, in_truth + in_prediction - correct, where=present)
+        accuracy = _divide(correct, in_truth, where=present)
+        b_correct = boundary.diagonal()
+        b_union = boundary.sum(axis=0) + boundary.sum(axis=1) - b_correct
+        b_iou = _divide(b_correct, b_union, where=b_union > 0)
+        # a class that is predicted where there is none of it counts as 0 in the mean
+        seen = int(((in_truth + in_prediction) > 0).sum())
+        labelled = in_truth.sum()
+        result = {
+            "mIoU": np.nansum(iou) / seen if seen else np.nan,
+            "fwIoU": np.nansum(iou * in_truth) / labelled if labelled else np.nan,
+        }
+        for index, name in enumerate(self._class_names):
+            result[f"IoU-{name}"] = iou[index]
+            if self._compute_boundary_iou:
+                result[f"BoundaryIoU-{name}"] = b_iou[index]
+                result[f"min(IoU, B-Iou)-{name}"] = min(iou[index], b_iou[index])
+        result["mACC"] = np.nansum(accuracy) / present.sum() if present.any() else np.nan
+        result["pACC"] = correct.sum() / labelled if labelled else np.nan
+        result |= {f"ACC-{name}": accuracy[index] for index, name in enumerate(self._class_names)}
+        return {key: 100 * float(value) for key, value in result.items()}
+
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
+        """Turn a label map into COCO stuff results, one RLE for each class in it (cocodataset.org/#format-results).
+
+        Args:
+            sem_seg: integer array (height, width) of contiguous class ids.
+            input_file_name: written to ``file_name`` of every entry.
+
+        Returns:
+            dictionaries with ``file_name``, ``category_id`` and ``segmentation``.
+        """
+        entries = []
+        for label in np.unique(sem_seg).tolist():
+            category = label
+            if self._contiguous_id_to_dataset_id is not None:
+                category = self._contiguous_id_to_dataset_id[label]
+            rle: Any = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
+            rle["counts"] = rle["counts"].decode()
+            entries.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
+        return entries
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Quotient of float arrays, NaN where the condition does not hold."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=where)
+
+
+def _confusion(predicted: np.ndarray, truth: np.ndarray, size: int) -> np.ndarray:
+    """Pixels (size, size) with each pair of a predicted label (row) and a true one (column)."""
+    if predicted.size and predicted.max() >= size:
+        raise ValueError(f"The model predicts class {predicted.max()}, but the data set has {size - 1} classes.")
+    pairs = predicted.astype(np.int64).ravel() * size + truth.astype(np.int64).ravel()
+    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def _label_boundary(labels: np.ndarray) -> np.ndarray:
+    """How far a label map (height, width) exceeds its erosion by 2 % of the diagonal; 0 away from boundaries.
+
+    For a map of 0 and 1 this is the inner boundary of the mask. For more labels the published evaluation takes the
+    same difference of labels, and its numbers are kept. Outside the image counts as label 0.
+    """
+    height, width = labels.shape
+    reach = max(1, round(_BOUNDARY_RATIO * math.hypot(height, width)))
+    eroded = np.pad(labels, 1)
+    for axis in (0, 1):
+        eroded = _running_minimum(eroded, reach, axis)
+    return labels - eroded[1:-1, 1:-1]
+
+
+def _running_minimum(values: np.ndarray, reach: int, axis: int) -> np.ndarray:
+    """Minimum over ``reach`` neighbours to both sides along an axis, by doubling windows (logarithmic in reach)."""
+    values = np.moveaxis(values, axis, 0)
+    size = len(values)
+    highest = np.iinfo(values.dtype).max
+    window, covered = np.pad(values, [(reach, reach), (0, 0)], constant_values=highest), 1
+    while covered < 2 * reach + 1:
+        step = min(covered, 2 * reach + 1 - covered)
+        window, covered = np.minimum(window[:-step], window[step:]), covered + step
+    return np.moveaxis(window[:size], 0, axis)

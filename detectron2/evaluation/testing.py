@@ -1,0 +1,77 @@
+"""Print, flatten and check the nested result dictionaries that evaluators return."""
+
+import logging
+import math
+import pprint
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["flatten_results_dict", "print_csv_format", "verify_results"]
+
+logger = logging.getLogger(__name__)
+
+
+def print_csv_format(results: Mapping[str, Any]) -> None:
+    """Log the main metrics of each task as three comma-separated lines, easy to find (``copypaste``) and to paste.
+
+    Args:
+        results: ``{task: {metric: number}}``; metrics with a ``-`` in their name (one class each) are left out.
+
+    Raises:
+        TypeError: ``results`` is not a dictionary with at least the tasks as keys.
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must be a dictionary of {{task: metrics}}, got {type(results).__name__}: {results!r}")
+    for task, metrics in results.items():
+        if not isinstance(metrics, Mapping):
+            logger.info(f"copypaste: {task}={metrics}")
+            continue
+        chosen = {name: value for name, value in metrics.items() if "-" not in name}
+        logger.info(f"copypaste: Task: {task}")
+        logger.info("copypaste: " + ",".join(chosen))
+        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in chosen.values()))
+
+
+def _shortfall(results: Mapping[str, Any], task: str, metric: str, expected: float, tolerance: float) -> str | None:
+    """What is wrong with one metric, or None."""
+    metrics = results.get(task, {})
+    if metric not in metrics:
+        return f"{task}/{metric}: expected {expected}, but there is no such result"
+    actual = metrics[metric]
+    if not math.isfinite(actual) or abs(actual - expected) > tolerance:
+        return f"{task}/{metric}: {actual}, expected {expected} within {tolerance}"
+    return None
+
+
+def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
+    """Compare results with ``cfg.TEST.EXPECTED_RESULTS``, and end the process with status 1 when they differ.
+
+    Args:
+        cfg: a config whose ``TEST.EXPECTED_RESULTS`` lists ``[task, metric, expected value, tolerance]`` entries.
+        results: ``{task: {metric: number}}``.
+
+    Returns:
+        True; also when nothing is expected.
+    """
+    expected = cfg.TEST.EXPECTED_RESULTS
+    if not expected:
+        return True
+    wrong = [problem for entry in expected if (problem := _shortfall(results, *entry))]
+    if wrong:
+        logger.error("Result verification failed:\n  " + "\n  ".join(wrong))
+        logger.error("Actual results:\n" + pprint.pformat(dict(results)))
+        sys.exit(1)
+    logger.info("Results verification passed.")
+    return True
+
+
+def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"bbox": {"AP": 40.0}}`` into ``{"bbox/AP": 40.0}``, at any depth."""
+    flat: dict[str, Any] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{name}": inner for name, inner in flatten_results_dict(value).items()})
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,93 @@
+"""Convolutional blocks that backbones and heads are made of."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from . import _weight_init as weight_init
+from .batch_norm import FrozenBatchNorm2d, get_norm
+from .wrappers import Conv2d
+
+__all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d"]
+
+
+class CNNBlockBase(nn.Module):
+    """A block from ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``.
+
+    Args:
+        in_channels: channels that :meth:`forward` expects.
+        out_channels: channels that :meth:`forward` returns.
+        stride: factor by which height and width shrink.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def freeze(self) -> "CNNBlockBase":
+        """Stop training this block: parameters lose their gradient, batch norms become fixed; returns the block."""
+        self.requires_grad_(False)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        return self
+
+
+class DepthwiseSeparableConv2d(nn.Module):
+    """A k x k convolution of each channel by itself, then a 1 x 1 convolution across channels.
+
+    Xception (https://arxiv.org/abs/1610.02357) normalises and activates after the second convolution only,
+    MobileNet (https://arxiv.org/abs/1704.04861) after both.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: size of the depthwise kernel.
+        padding: padding of the depthwise convolution.
+        dilation: dilation of the depthwise convolution.
+        norm1: normalization after the depthwise convolution, as :func:`get_norm` takes it.
+        activation1: function applied after ``norm1``.
+        norm2: normalization after the 1 x 1 convolution.
+        activation2: function applied after ``norm2``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        padding: int = 1,
+        dilation: int = 1,
+        *,
+        norm1: str | Callable[[int], nn.Module] | None = None,
+        activation1: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        norm2: str | Callable[[int], nn.Module] | None = None,
+        activation2: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        super().__init__()
+        self.depthwise = Conv2d(
+            in_channels,
+            in_channels,
+            kernel_size=kernel_size,
+            padding=padding,
+            dilation=dilation,
+            groups=in_channels,
+            bias=not norm1,
+            norm=get_norm(norm1, in_channels),
+            activation=activation1,
+        )
+        self.pointwise = Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size=1,
+            bias=not norm2,
+            norm=get_norm(norm2, out_channels),
+            activation=activation2,
+        )
+        weight_init.c2_msra_fill(self.depthwise)
+        weight_init.c2_msra_fill(self.pointwise)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
+        return self.pointwise(self.depthwise(x))

@@ -1,0 +1,185 @@
+"""Pasting the small masks that a head predicts into the image.
+
+Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the image.  Boxes are ``(x1, y1, x2, y2)`` in
+pixels of the image, continuous coordinates: pixel ``i`` covers ``[i, i + 1]``.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+__all__ = ["paste_mask_in_image_old", "paste_masks_in_image"]
+
+# Bytes that one pass on an accelerator may take for intermediate results.
+_PASS_BYTES = 1 << 30
+
+
+def paste_masks_in_image(
+    masks: torch.Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+) -> torch.Tensor:
+    """Resample every mask to its box, and put it into an image that is empty elsewhere.
+
+    A mask is a signal sampled at the centres of its ``h x w`` cells, zero outside the box, interpolated bilinearly at
+    the centres of the image's pixels.
+
+    Args:
+        masks: ``(N, h, w)``, values in [0, 1].
+        boxes: ``Boxes`` or tensor ``(N, 4)``.
+        image_shape: ``(H, W)`` in pixels.
+        threshold: a pixel belongs to the object when its value is at least this.  A negative threshold keeps the
+            values, as ``value * 255`` in uint8.
+
+    Returns:
+        ``(N, H, W)``, bool, or uint8 for a negative threshold.
+
+    Raises:
+        ValueError: the shapes do not fit one another.
+    """
+    xyxy = (boxes if isinstance(boxes, torch.Tensor) else boxes.tensor).to(masks.device)
+    if masks.dim() != 3 or xyxy.shape != (masks.shape[0], 4):
+        raise ValueError(
+            "paste_masks_in_image expects masks (N, h, w) and boxes (N, 4), "
+            f"got {tuple(masks.shape)} and {tuple(xyxy.shape)}."
+        )
+    height, width = (int(s) for s in image_shape)
+    dtype = torch.bool if threshold >= 0 else torch.uint8
+    if masks.shape[0] == 0:
+        return torch.zeros(0, height, width, dtype=dtype, device=masks.device)
+    if masks.device.type == "cpu":
+        return _paste_inside_boxes(masks.float(), xyxy.float(), height, width, threshold, dtype)
+    out = torch.empty(masks.shape[0], height, width, dtype=dtype, device=masks.device)
+    per_pass = max(1, _PASS_BYTES // (height * width * 4 * 4))  # the grid (2), the samples (1), their comparison
+    for part in range(0, masks.shape[0], per_pass):
+        rows = slice(part, part + per_pass)
+        out[rows] = _binarize(_do_paste_mask(masks[rows], xyxy[rows], height, width, False)[0], threshold)
+    return out
+
+
+def _binarize(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    return values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
+
+
+def _paste_inside_boxes(
+    masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int, threshold: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Compute only the pixels that a mask can reach.
+
+    Interpolation is separable: a mask becomes ``rows @ mask @ columns``, with the interpolation weights of the rows and
+    the columns of the image.  The weights of all masks are worked out together.
+    """
+    if threshold == 0:  # zero passes the threshold, also outside the box
+        return torch.ones(masks.shape[0], height, width, dtype=dtype)
+    out = torch.zeros(masks.shape[0], height, width, dtype=dtype)
+    y_ranges, rows = _reach_and_weights(xyxy[:, 1], xyxy[:, 3], height, masks.shape[1])
+    x_ranges, columns = _reach_and_weights(xyxy[:, 0], xyxy[:, 2], width, masks.shape[2])
+    for canvas, mask, (y1, y2), (x1, x2), row, column in zip(
+        out, masks, y_ranges, x_ranges, rows, columns, strict=True
+    ):
+        if y1 < y2 and x1 < x2:
+            canvas[y1:y2, x1:x2] = _binarize(row @ mask @ column.t(), threshold)
+    return out
+
+
+def _reach_and_weights(
+    start: torch.Tensor, stop: torch.Tensor, size: int, cells: int
+) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
+    """Which pixels of one axis each mask reaches, half a cell beyond its box; and the weights of its cells there.
+
+    Args:
+        start: ``(N,)``, where the boxes begin.
+        stop: ``(N,)``, where they end.
+        size: pixels of the image.
+        cells: cells of a mask.
+
+    Returns:
+        For each mask the first pixel and the one after the last, and weights ``(pixels, cells)``.
+    """
+    half_cell = (stop - start) / (2 * cells)
+    low = torch.nan_to_num(start - half_cell).floor().clamp(0, size).long()
+    high = torch.nan_to_num(stop + half_cell).ceil().clamp(0, size).long().maximum(low)
+    high = torch.where(half_cell > 0, high, low)  # boxes without extent reach nothing
+    lengths = high - low
+    owner = torch.repeat_interleave(lengths)
+    first = lengths.cumsum(0) - lengths
+    pixel = torch.arange(owner.shape[0]) + (low - first)[owner]
+    position = (pixel + 0.5 - start[owner]) / (stop - start)[owner] * cells - 0.5
+    weights = (1 - (position[:, None] - torch.arange(cells)).abs_()).clamp_(min=0)
+    return torch.stack([low, high], dim=1).tolist(), weights.split(lengths.tolist())
+
+
+def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: int) -> torch.Tensor:
+    """Where the centre of each of ``size`` pixels lies among the ``cells`` samples of a mask: ``(N, size)``.
+
+    Boxes without extent put every pixel outside.
+    """
+    centre = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    extent = (stop - start)[:, None]
+    position = (centre - start[:, None]) / extent * cells - 0.5
+    return torch.where(extent > 0, position, -2.0)
+
+
+def _do_paste_mask(
+    masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True
+) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """Resample all masks over one region of the image.
+
+    Args:
+        masks: ``(N, h, w)`` or ``(N, 1, h, w)``.
+        boxes: ``(N, 4)``.
+        img_h: height of the image.
+        img_w: width of the image.
+        skip_empty: compute only the smallest region that encloses all boxes.
+
+    Returns:
+        float32 values ``(N, H', W')``, and the slices of the image's rows and columns that they cover; no slices when
+        they cover all of it.
+    """
+    if masks.dim() == 3:
+        masks = masks[:, None]
+    mask_h, mask_w = masks.shape[2:]
+    boxes = boxes.float()
+    y_position = _cell_position(boxes[:, 1], boxes[:, 3], img_h, mask_h)
+    x_position = _cell_position(boxes[:, 0], boxes[:, 2], img_w, mask_w)
+    region: tuple[slice, ...] = ()
+    if skip_empty and boxes.shape[0]:
+        low = (boxes[:, :2].amin(0) - 1).floor().clamp(min=0).long().tolist()
+        high = (boxes[:, 2:].amax(0) + 1).ceil().long().tolist()
+        region = (slice(low[1], max(low[1], min(high[1], img_h))), slice(low[0], max(low[0], min(high[0], img_w))))
+        y_position, x_position = y_position[:, region[0]], x_position[:, region[1]]
+    # grid_sample's coordinates with align_corners=False: -1 and 1 are the outer edges of the first and last cell.
+    y = (y_position + 0.5) * (2.0 / mask_h) - 1
+    x = (x_position + 0.5) * (2.0 / mask_w) - 1
+    shape = (boxes.shape[0], y.shape[1], x.shape[1])
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
+    return F.grid_sample(masks.to(grid.dtype), grid, align_corners=False)[:, 0], region
+
+
+def paste_mask_in_image_old(
+    mask: torch.Tensor, box: torch.Tensor, img_h: int, img_w: int, threshold: float
+) -> torch.Tensor:
+    """Paste one mask with its box rounded to whole pixels: faster and less exact than :func:`paste_masks_in_image`.
+
+    Args:
+        mask: ``(h, w)``, values in [0, 1].
+        box: ``(4,)``; both corners, cut to integers, are pixels of the object.
+        img_h: height of the image.
+        img_w: width of the image.
+        threshold: a pixel belongs to the object when its value is greater; negative keeps the values times 255.
+
+    Returns:
+        uint8 ``(img_h, img_w)``.
+    """
+    from PIL import Image
+
+    x1, y1, x2, y2 = (int(v) for v in box.tolist())
+    size_wh = (max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1))
+    resized = Image.fromarray(mask.detach().float().cpu().numpy()).resize(size_wh, resample=Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(resized, copy=True))
+    values = (values > threshold).to(torch.uint8) if threshold >= 0 else (values * 255).to(torch.uint8)
+    out = torch.zeros(img_h, img_w, dtype=torch.uint8)
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2 + 1, img_w), min(y2 + 1, img_h)
+    if left < right and top < bottom:
+        out[top:bottom, left:right] = values[top - y1 : bottom - y1, left - x1 : right - x1]
+    return out

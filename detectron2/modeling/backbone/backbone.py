@@ -1,0 +1,51 @@
+"""The interface that every backbone offers to the rest of a detector.
+
+A backbone turns a batch of images `Tensor[N, C, H, W]` into a dictionary of feature maps, one for each named output.
+"""
+
+from abc import ABCMeta, abstractmethod
+
+import torch.nn as nn
+
+from detectron2.layers import ShapeSpec
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module, metaclass=ABCMeta):
+    """Base class of feature extractors.
+
+    A subclass fills `_out_features` (the names it returns), `_out_feature_channels` and `_out_feature_strides`
+    (name to number), or overrides :meth:`output_shape`.
+    """
+
+    _out_features: list[str]
+    _out_feature_channels: dict[str, int]
+    _out_feature_strides: dict[str, int]
+
+    def __init__(self):
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, *args, **kwargs):
+        """Compute the features of a batch: a dictionary from feature name to `Tensor[N, C_i, H_i, W_i]`."""
+
+    @property
+    def size_divisibility(self) -> int:
+        """The number that divides the height and the width of every admissible input; 0 when any size will do."""
+        return 0
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Further demands on the padded input, as :meth:`ImageList.from_tensors` takes them.
+
+        Known keys are `size_divisibility` and `square_size` (pixels; images are padded to a square of this side).
+        """
+        return {}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every feature map that :meth:`forward` returns, in the same order."""
+        return {
+            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            for name in self._out_features
+        }

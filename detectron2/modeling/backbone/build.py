@@ -1,0 +1,43 @@
+"""Choose a backbone by its name in the config."""
+
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+
+from .backbone import Backbone
+
+__all__ = ["BACKBONE_REGISTRY", "build_backbone"]
+
+BACKBONE_REGISTRY = Registry("BACKBONE")
+BACKBONE_REGISTRY.__doc__ = """
+Backbones by name.
+
+An entry is called as `entry(cfg, input_shape)`, where `input_shape` is the :class:`ShapeSpec` of the input image, and
+returns a :class:`Backbone`.
+"""
+
+
+def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
+    """Build the backbone that `cfg.MODEL.BACKBONE.NAME` names.
+
+    Args:
+        cfg: the whole config.
+        input_shape: of the input image; by default it has as many channels as `cfg.MODEL.PIXEL_MEAN` has entries.
+
+    Returns:
+        The backbone, on the CPU.
+
+    Raises:
+        TypeError: the registered entry returned something that is not a :class:`Backbone`.
+    """
+    if input_shape is None:
+        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    name = cfg.MODEL.BACKBONE.NAME
+    backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"MODEL.BACKBONE.NAME {name!r} built a {type(backbone).__name__}; "
+            "a backbone must derive from detectron2.modeling.Backbone"
+        )
+    return backbone

@@ -1,0 +1,218 @@
+"""Feature pyramid networks (Lin et al. 2017): one pyramid of equally wide feature maps on top of a backbone.
+
+Pyramid level `p<k>` has stride `2 ** k` with respect to the input image.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers._weight_init import c2_xavier_fill
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY
+from .resnet import build_resnet_backbone
+
+__all__ = [
+    "FPN",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
+    "build_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone",
+]
+
+
+class FPN(Backbone):
+    """A feature pyramid on top of another backbone.
+
+    Args:
+        bottom_up: the backbone below; its maps named by `in_features` enter the pyramid.
+        in_features: names of those maps, from high to low resolution, each with twice the stride of the one before.
+        out_channels: channels of every level of the pyramid.
+        norm: norm of the lateral and output convolutions, as :func:`detectron2.layers.get_norm` takes it.
+        top_block: makes further, coarser levels. It has the attributes `num_levels` (how many it adds) and
+            `in_feature` (the map it starts from, of the bottom-up network or of the pyramid).
+        fuse_type: "sum" adds the lateral to the top-down map; "avg" takes the mean of the two.
+        square_pad: when positive, inputs are padded to squares of this side, in pixels.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: list[str],
+        out_channels: int,
+        norm: str | Callable[[int], nn.Module] | None = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+        square_pad: int = 0,
+    ):
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        missing = [name for name in in_features if name not in shapes]
+        if missing or not in_features:
+            raise ValueError(
+                f"FPN in_features {list(in_features)}: {missing or 'nothing given'}; "
+                f"the bottom-up network offers {list(shapes)}"
+            )
+        if fuse_type not in ("sum", "avg"):
+            raise ValueError(f"FPN fuse_type must be 'sum' or 'avg'; got {fuse_type!r}")
+        strides: list[Any] = [shapes[name].stride for name in in_features]
+        _assert_strides_are_log2_contiguous(strides)
+        levels = [stride.bit_length() - 1 for stride in strides]
+
+        laterals, outputs = [], []
+        for name, level in zip(in_features, levels, strict=True):
+            lateral = _pyramid_conv(shapes[name].channels, out_channels, 1, norm)
+            output = _pyramid_conv(out_channels, out_channels, 3, norm)
+            self.add_module(f"fpn_lateral{level}", lateral)
+            self.add_module(f"fpn_output{level}", output)
+            laterals.append(lateral)
+            outputs.append(output)
+        # The forward pass runs from the coarsest map to the finest.
+        self.lateral_convs, self.output_convs = laterals[::-1], outputs[::-1]
+
+        self.top_block: Any = top_block
+        self.in_features = tuple(in_features)
+        self.bottom_up = bottom_up
+        if top_block is not None:
+            levels = levels + [levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
+        self._out_features = [f"p{level}" for level in levels]
+        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+        self._size_divisibility = strides[-1]
+        self._square_pad = square_pad
+        self._fuse_type = fuse_type
+
+    @property
+    def size_divisibility(self) -> int:
+        """The stride of the coarsest bottom-up map: maps of other sizes do not meet when upsampled by two."""
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The side to which inputs are padded (0: no squares)."""
+        return {"square_size": self._square_pad}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the pyramid.
+
+        Args:
+            x: whatever the bottom-up network takes, usually images `Tensor[N, 3, H, W]` whose height and width are
+                multiples of :attr:`size_divisibility`.
+
+        Returns:
+            From "p2" (say) to the coarsest level a `Tensor[N, out_channels, H / stride, W / stride]`.
+        """
+        bottom_up = self.bottom_up(x)
+        pyramid: list[torch.Tensor] = []
+        top_down = None
+        for name, lateral, output in zip(self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True):
+            fused = lateral(bottom_up[name])
+            if top_down is not None:
+                fused = self._fuse(fused, F.interpolate(top_down, scale_factor=2.0, mode="nearest"), name)
+            pyramid.insert(0, output(fused))
+            top_down = fused
+        if self.top_block is not None:
+            source = self.top_block.in_feature
+            start = bottom_up[source] if source in bottom_up else pyramid[self._out_features.index(source)]
+            pyramid.extend(self.top_block(start))
+        return dict(zip(self._out_features, pyramid, strict=True))
+
+    def _fuse(self, lateral: torch.Tensor, upsampled: torch.Tensor, name: str) -> torch.Tensor:
+        try:
+            fused = lateral + upsampled
+        except RuntimeError as e:
+            raise ValueError(
+                f"FPN cannot add the map {name} of {tuple(lateral.shape[-2:])} (H, W) to the upsampled map of "
+                f"{tuple(upsampled.shape[-2:])}: pad the input images to multiples of {self._size_divisibility}, e.g. "
+                "ImageList.from_tensors(images, model.backbone.size_divisibility)"
+            ) from e
+        return fused if self._fuse_type == "sum" else fused / 2
+
+
+def _pyramid_conv(in_channels: Any, out_channels: int, kernel_size: int, norm: Any) -> Conv2d:
+    layer = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+    )
+    c2_xavier_fill(layer)
+    return layer
+
+
+def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:
+    """Raise unless every stride is a power of two and twice the stride before it."""
+    for i, stride in enumerate(strides):
+        if stride < 1 or stride & (stride - 1):
+            raise ValueError(f"strides {list(strides)}: {stride} is not a power of two")
+        if i and stride != 2 * strides[i - 1]:
+            raise ValueError(f"strides {list(strides)}: {stride} is not twice {strides[i - 1]}")
+
+
+class LastLevelMaxPool(nn.Module):
+    """Make `p6` by taking every second pixel of `p5`, as the original FPN does for its region proposals."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_levels = 1
+        self.in_feature = "p5"
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the one further level."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2, padding=0)]
+
+
+class LastLevelP6P7(nn.Module):
+    """Make `p6` and `p7` by strided convolutions, as RetinaNet does (Lin et al. 2017, section 4).
+
+    Args:
+        in_channels: channels of the map it starts from.
+        out_channels: channels of both levels.
+        in_feature: name of the map it starts from.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5"):
+        super().__init__()
+        self.num_levels = 2
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
+        for layer in (self.p6, self.p7):
+            c2_xavier_fill(layer)
+
+    def forward(self, c5: torch.Tensor) -> list[torch.Tensor]:
+        """Return the two further levels."""
+        p6 = self.p6(c5)
+        return [p6, self.p7(F.relu(p6))]
+
+
+def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet with a feature pyramid and :class:`LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
+    return _fpn_from_config(cfg, build_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet with a feature pyramid and :class:`LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

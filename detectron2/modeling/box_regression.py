@@ -1,0 +1,210 @@
+"""How dense and per-region heads encode a box relative to a reference box, and the loss on that encoding.
+
+Letters: `N` images, `R` reference boxes (anchors or proposals), `P` positive ones, `k` classes with boxes of their own.
+Boxes are `(x1, y1, x2, y2)` in absolute pixels, continuous coordinates. Deltas have no unit.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from detectron2.layers import cat, ciou_loss, diou_loss
+from detectron2.structures import Boxes
+
+__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear"]
+
+# exp(dw) is clamped so that a 16-pixel reference box cannot grow beyond 1000 pixels: an untrained or diverging head
+# must not overflow.
+_DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
+
+
+def _giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = 1e-7) -> torch.Tensor:
+    """Generalized IoU loss (Rezatofighi et al. 2019) of matched boxes `Tensor[P, 4]`: one minus GIoU, 0 to 2."""
+    low1, high1, low2, high2 = boxes1[:, :2], boxes1[:, 2:], boxes2[:, :2], boxes2[:, 2:]
+    intersection = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(dim=1)
+    union = (high1 - low1).prod(dim=1) + (high2 - low2).prod(dim=1) - intersection
+    hull = (torch.maximum(high1, high2) - torch.minimum(low1, low2)).prod(dim=1)
+    loss = 1 - intersection / (union + eps) + (hull - union) / (hull + eps)
+    return loss.sum() if reduction == "sum" else loss
+
+
+def _smooth_l1_sum(pred: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
+    """Smooth L1 (Girshick 2015, equation 3, stretched by beta), summed; plain L1 where beta vanishes."""
+    pred = pred.to(target.dtype)
+    if beta < 1e-5:
+        return (pred - target).abs().sum()
+    return F.smooth_l1_loss(pred, target, beta=beta, reduction="sum")
+
+
+_IOU_LOSSES = {"giou": _giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
+def _check_pair(src_boxes, target_boxes) -> None:
+    for boxes in (src_boxes, target_boxes):
+        if not isinstance(boxes, torch.Tensor):
+            raise TypeError(f"boxes must be a Tensor[R, 4]; got {type(boxes).__name__} (of Boxes, pass .tensor)")
+
+
+def _center_and_size(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split boxes `(..., 4)` into centres `(x, y)` and sizes `(w, h)`."""
+    corner, opposite = boxes[..., :2], boxes[..., 2:]
+    size_wh = opposite - corner
+    return corner + 0.5 * size_wh, size_wh
+
+
+def _scale(pair: torch.Tensor, factor_x: float, factor_y: float) -> torch.Tensor:
+    """Multiply x and y of `(..., 2)`, without moving the factors to the device."""
+    if factor_x == factor_y:
+        return pair if factor_x == 1 else pair * factor_x
+    return torch.stack((pair[..., 0] * factor_x, pair[..., 1] * factor_y), dim=-1)
+
+
+class Box2BoxTransform:
+    """The encoding of R-CNN (Girshick et al. 2014, appendix C): shifts of the centre and logarithms of the size.
+
+    `dx = wx (x' - x) / w`, `dw = ww log(w' / w)`, likewise in y, with centres x and sizes w.
+
+    Args:
+        weights: `(wx, wy, ww, wh)`. Fast R-CNN chose them so that deltas have unit variance.
+        scale_clamp: largest `dw` and `dh` (after removal of the weight) that :meth:`apply_deltas` honours.
+    """
+
+    def __init__(self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
+        self.weights = weights
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
+        """Encode each target relative to its source: `Tensor[R, 4]` of `(dx, dy, dw, dh)`.
+
+        Args:
+            src_boxes: `Tensor[R, 4]`, for instance proposals; their sides must be positive.
+            target_boxes: `Tensor[R, 4]`, for instance matched ground truth.
+
+        Returns:
+            What :meth:`apply_deltas` turns back into the targets, unless the clamp cuts it.
+        """
+        _check_pair(src_boxes, target_boxes)
+        src_center, src_wh = _center_and_size(src_boxes)
+        # Only on the CPU, where looking at a value does not stall the device.
+        if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
+            bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
+            raise ValueError(
+                f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} "
+                "(x1, y1, x2, y2) has no area; remove such boxes first"
+            )
+        target_center, target_wh = _center_and_size(target_boxes)
+        wx, wy, ww, wh = self.weights
+        shift = _scale((target_center - src_center) / src_wh, wx, wy)
+        growth = _scale(torch.log(target_wh / src_wh), ww, wh)
+        return torch.cat((shift, growth), dim=-1)
+
+    def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Decode deltas relative to boxes, in single precision at least.
+
+        Args:
+            deltas: `Tensor[R, k * 4]`: for every box `k` encodings, for instance one for each class.
+            boxes: `Tensor[R, 4]`.
+
+        Returns:
+            `Tensor[R, k * 4]` of boxes.
+        """
+        deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+        center, size_wh = _center_and_size(boxes.to(deltas.dtype)[:, None])
+        wx, wy, ww, wh = self.weights
+        encoded = deltas.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
+        center = center + _scale(encoded[..., :2], 1 / wx, 1 / wy) * size_wh
+        growth = _scale(encoded[..., 2:], 1 / ww, 1 / wh).clamp(max=self.scale_clamp)
+        half_wh = growth.exp() * (0.5 * size_wh)
+        return torch.cat((center - half_wh, center + half_wh), dim=-1).reshape(deltas.shape)
+
+
+class Box2BoxTransformLinear:
+    """The encoding of FCOS (Tian et al. 2019): distances from the reference's centre to the four sides.
+
+    Args:
+        normalize_by_size: divide the distances by the sides of the reference box. With square anchors as large as
+            the stride of their level this is the normalisation of the paper.
+    """
+
+    def __init__(self, normalize_by_size: bool = True):
+        self.normalize_by_size = normalize_by_size
+
+    def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
+        """Encode each target relative to the centre of its source.
+
+        Args:
+            src_boxes: `Tensor[R, 4]`.
+            target_boxes: `Tensor[R, 4]`; meaningful where they contain the source's centre.
+
+        Returns:
+            `Tensor[R, 4]` of distances to the left, upper, right and lower side.
+        """
+        _check_pair(src_boxes, target_boxes)
+        center, size_wh = _center_and_size(src_boxes)
+        before, after = center - target_boxes[..., :2], target_boxes[..., 2:] - center
+        if self.normalize_by_size:
+            before, after = before / size_wh, after / size_wh
+        return torch.cat((before, after), dim=-1)
+
+    def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Decode distances relative to the centres of boxes; negative distances count as zero.
+
+        Args:
+            deltas: `Tensor[R, k * 4]`.
+            boxes: `Tensor[R, 4]`.
+
+        Returns:
+            `Tensor[R, k * 4]` of boxes.
+        """
+        deltas = F.relu(deltas.to(torch.promote_types(deltas.dtype, torch.float32)))
+        center, size_wh = _center_and_size(boxes.to(deltas.dtype)[:, None])
+        encoded = deltas.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
+        before, after = encoded[..., :2], encoded[..., 2:]
+        if self.normalize_by_size:
+            before, after = before * size_wh, after * size_wh
+        return torch.cat((center - before, center + after), dim=-1).reshape(deltas.shape)
+
+
+def _dense_box_regression_loss(
+    anchors: Sequence[Boxes | torch.Tensor],
+    box2box_transform: Any,
+    pred_anchor_deltas: Sequence[torch.Tensor],
+    gt_boxes: Sequence[torch.Tensor],
+    fg_mask: torch.Tensor,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
+) -> torch.Tensor:
+    """Sum the box loss over all positive anchors of a batch.
+
+    Only the rows of positive anchors are encoded or decoded: they are a few in many thousands.
+
+    Args:
+        anchors: the anchors of each level, `R_i` boxes.
+        box2box_transform: turns anchors and boxes into deltas and back.
+        pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
+        gt_boxes: for each image `Tensor[R, 4]`, the box each anchor is matched to (over all levels).
+        fg_mask: `Tensor[N, R]`, true for positive anchors.
+        box_reg_loss_type: "smooth_l1" on the deltas; "giou", "diou" or "ciou" on the decoded boxes.
+        smooth_l1_beta: where smooth L1 turns from quadratic to linear; 0 is plain L1.
+
+    Returns:
+        A scalar.
+    """
+    all_anchors = cat([a.tensor if not isinstance(a, torch.Tensor) else a for a in anchors])
+    image_index, anchor_index = fg_mask.nonzero(as_tuple=True)
+    pred_deltas = cat(list(pred_anchor_deltas), dim=1)[image_index, anchor_index]
+    targets = torch.stack(list(gt_boxes))[image_index, anchor_index]
+    references = all_anchors[anchor_index]
+
+    if box_reg_loss_type == "smooth_l1":
+        target_deltas = box2box_transform.get_deltas(references, targets)
+        return _smooth_l1_sum(pred_deltas, target_deltas, smooth_l1_beta)
+    if box_reg_loss_type in _IOU_LOSSES:
+        pred_boxes = box2box_transform.apply_deltas(pred_deltas, references)
+        return _IOU_LOSSES[box_reg_loss_type](pred_boxes, targets, reduction="sum")
+    raise ValueError(
+        f"unknown box regression loss {box_reg_loss_type!r}; choose 'smooth_l1' or one of {sorted(_IOU_LOSSES)}"
+    )

@@ -1,0 +1,79 @@
+"""Match predictions with ground truth by a matrix of qualities, usually IoU.
+
+Letters: `M` ground-truth elements, `R` predicted ones (anchors or proposals).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["Matcher"]
+
+
+class Matcher:
+    """Assign each predicted element the ground truth of highest quality, and a label by that quality.
+
+    The thresholds cut the line of qualities into intervals, closed below and open above; the element gets the label of
+    its interval: with thresholds `[0.3, 0.7]` and labels `[0, -1, 1]` a quality below 0.3 is labelled 0, one from 0.3
+    up to but not including 0.7 is labelled -1, and the others are labelled 1.
+
+    Args:
+        thresholds: positive numbers in ascending order.
+        labels: one more than thresholds, each of -1 (ignore), 0 (negative) and 1 (positive).
+        allow_low_quality_matches: also label 1 the best predictions of each ground truth, however low their quality;
+            see :meth:`set_low_quality_matches_`.
+    """
+
+    def __init__(self, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality_matches: bool = False):
+        thresholds, labels = list(thresholds), list(labels)
+        if any(t <= 0 for t in thresholds) or thresholds != sorted(thresholds):
+            raise ValueError(f"Matcher thresholds must be positive and ascending; got {thresholds}")
+        if len(labels) != len(thresholds) + 1:
+            raise ValueError(f"{len(thresholds)} thresholds make {len(thresholds) + 1} intervals; got labels {labels}")
+        if any(label not in (-1, 0, 1) for label in labels):
+            raise ValueError(f"Matcher labels must be -1 (ignore), 0 (negative) or 1 (positive); got {labels}")
+        self.thresholds = [-math.inf, *thresholds, math.inf]
+        self.labels = labels
+        self.allow_low_quality_matches = allow_low_quality_matches
+
+    def __call__(self, match_quality_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Match.
+
+        Args:
+            match_quality_matrix: `Tensor[M, R]` of non-negative qualities.
+
+        Returns:
+            `Tensor[R]` int64, the row of the best ground truth (of several equal ones any), and
+            `Tensor[R]` int8, the label. Without ground truth every row is 0 and every label the lowest one.
+        """
+        if match_quality_matrix.dim() != 2:
+            raise ValueError(f"Matcher takes a matrix (M, R); got shape {tuple(match_quality_matrix.shape)}")
+        if match_quality_matrix.numel() == 0:
+            num_predictions = match_quality_matrix.shape[1]
+            matches = match_quality_matrix.new_zeros(num_predictions, dtype=torch.int64)
+            # Nothing can be missed where there is nothing to find.
+            return matches, match_quality_matrix.new_full((num_predictions,), self.labels[0], dtype=torch.int8)
+
+        quality, matches = match_quality_matrix.max(dim=0)
+        match_labels = torch.full_like(matches, self.labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.thresholds[1:-1], self.labels[1:], strict=True):
+            match_labels.masked_fill_(quality >= threshold, label)
+        if self.allow_low_quality_matches:
+            self.set_low_quality_matches_(match_labels, match_quality_matrix)
+        return matches, match_labels
+
+    def set_low_quality_matches_(self, match_labels: torch.Tensor, match_quality_matrix: torch.Tensor) -> None:
+        """Label 1, in place, every prediction that no other beats for some ground truth (Ren et al. 2015, rule (i)).
+
+        The ground truth matched to it stays its own best one, which may be another. A ground truth that meets no
+        prediction at all has no best one.
+
+        Args:
+            match_labels: `Tensor[R]` int8.
+            match_quality_matrix: `Tensor[M, R]`.
+        """
+        best = match_quality_matrix.amax(dim=1, keepdim=True)
+        # A degenerate box has quality 0 everywhere: without the second condition it would make all anchors positive.
+        is_best = ((match_quality_matrix == best) & (best > 0)).any(dim=0)
+        match_labels.masked_fill_(is_best, 1)

@@ -1,0 +1,44 @@
+"""Building a whole model from a config."""
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+__all__ = ["META_ARCH_REGISTRY", "build_model"]
+
+# Entries are called as `model(cfg)` and return the whole model.
+META_ARCH_REGISTRY = Registry("META_ARCH")
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model that `cfg.MODEL.META_ARCHITECTURE` names, with random weights, on `cfg.MODEL.DEVICE`.
+
+    Args:
+        cfg: a full config. `cfg.MODEL.WEIGHTS` is not read: `DetectionCheckpointer(model).load(...)` does that.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ValueError: when the device is not there.
+    """
+    device = _available_device(cfg.MODEL.DEVICE)
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return model.to(device)
+
+
+def _available_device(name: str) -> torch.device:
+    """`torch.device(name)`, or an error that tells how to choose another: asked before the minutes a model takes."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            found = f"only {count} of them" if torch.cuda.is_available() else "no usable GPU"
+            raise ValueError(
+                f"MODEL.DEVICE is {name!r}, but PyTorch {torch.__version__} finds {found}; to run on the processor set "
+                'cfg.MODEL.DEVICE = "cpu" (on the command line: MODEL.DEVICE cpu), or install a build of PyTorch '
+                "that fits the driver"
+            )
+    return device

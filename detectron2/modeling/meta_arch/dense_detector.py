@@ -1,0 +1,237 @@
+"""What one-stage detectors share: they predict densely on every feature map, without regions in between.
+
+Letters: `N` images, `L` levels, `A` anchors per cell, `K` classes, `R_i = H_i * W_i * A` anchors of level i.
+Boxes are `(x1, y1, x2, y2)` in pixels of the network input, continuous coordinates.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage, put_image
+
+from .._training_pictures import side_by_side
+from ..backbone import Backbone
+from ..postprocessing import detector_postprocess
+from ._inputs import normalized_batch, required_entry
+
+__all__ = ["DenseDetector", "permute_to_N_HWA_K"]
+
+
+def permute_to_N_HWA_K(tensor: torch.Tensor, K: int) -> torch.Tensor:
+    """Bring predictions into the order of anchors: `Tensor[N, A * K, H, W]` becomes `Tensor[N, H * W * A, K]`."""
+    if tensor.dim() != 4:
+        raise ValueError(f"dense predictions have shape (N, A * K, H, W); got {tuple(tensor.shape)}")
+    return tensor.unflatten(1, (-1, K)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
+def _top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices of the k highest of `Tensor[R]`, best first; of equal scores the first, on every device.
+
+    `torch.topk` picks any of several equal ones, and confident sigmoids are often equal in single precision.
+    """
+    if len(scores) > 8 * k > 0:  # sorting a long list takes far longer than finding its k-th element
+        survivors = (scores >= scores.topk(k).values.amin()).nonzero(as_tuple=True)[0]
+        return survivors[_top_k_of_few(scores[survivors], k)]
+    return _top_k_of_few(scores, k)
+
+
+def _top_k_of_few(scores: torch.Tensor, k: int) -> torch.Tensor:
+    return scores.argsort(descending=True, stable=True)[:k]
+
+
+class DenseDetector(nn.Module):
+    """Base of one-stage detectors: normalises images, runs backbone and head, and rescales the results.
+
+    A subclass implements :meth:`forward_training` and :meth:`forward_inference`.
+
+    Args:
+        backbone: extracts features.
+        head: predicts from the list of feature maps; returns a tuple of lists, one entry for each level.
+        head_in_features: names of the feature maps for the head; by default all of the backbone's.
+        pixel_mean: mean of each channel, in the order of the image's channels.
+        pixel_std: standard deviation of each channel.
+    """
+
+    box2box_transform: Any
+    """Decodes boxes; set by subclasses that use :meth:`_decode_per_level_predictions`."""
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+    vis_period: int = 0
+    """Iterations between pictures of training; 0 for none."""
+    input_format: str | None = "BGR"
+    """Meaning of the image's channels, for these pictures."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str] | None = None,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        if head_in_features is None:
+            shapes = self.backbone.output_shape()
+            self.head_in_features = sorted(shapes, key=lambda name: shapes[name].stride or 0)
+        else:
+            self.head_in_features = head_in_features
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]):
+        """Detect objects, or compute losses in training.
+
+        Args:
+            batched_inputs: for each image a dictionary with "image" (`Tensor[C, H, W]`), in training "instances"
+                (fields `gt_boxes`, `gt_classes`), and optionally "height" and "width", the wanted size of the output
+                in pixels.
+
+        Returns:
+            In training a dictionary of losses; otherwise for each image `{"instances": Instances}` with the fields
+            `pred_boxes`, `scores` and `pred_classes`.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        maps = [features[name] for name in self.head_in_features]
+        predictions = self.head(maps)
+        if self.training:
+            gt_instances = required_entry(batched_inputs, "instances", self.device, "training needs the ground truth")
+            if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+                with torch.no_grad():
+                    self.visualize_training(batched_inputs, self.forward_inference(images, maps, predictions))
+            return self.forward_training(images, maps, predictions, gt_instances)
+
+        outputs = []
+        for result, x, image_size in zip(
+            self.forward_inference(images, maps, predictions), batched_inputs, images.image_sizes, strict=True
+        ):
+            height, width = x.get("height", image_size[0]), x.get("width", image_size[1])
+            outputs.append({"instances": detector_postprocess(result, height, width)})
+        return outputs
+
+    def forward_training(self, images: ImageList, features, predictions, gt_instances: list[Instances]):
+        """Compute the dictionary of losses."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward_training")
+
+    def forward_inference(self, images: ImageList, features, predictions) -> list[Instances]:
+        """Turn predictions into detections, in the frame of the network input."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward_inference")
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Move the images to the model's device, normalise, pad and batch them."""
+        return normalized_batch(
+            batched_inputs,
+            self.pixel_mean,
+            self.pixel_std,
+            size_divisibility=self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _transpose_dense_predictions(
+        self, predictions: Sequence[list[torch.Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[torch.Tensor]]:
+        """Bring every kind of prediction into the order of anchors, see :func:`permute_to_N_HWA_K`."""
+        return [
+            [permute_to_N_HWA_K(level, dim) for level in levels]
+            for levels, dim in zip(predictions, dims_per_anchor, strict=True)
+        ]
+
+    def _ema_update(self, name: str, value: torch.Tensor | float, initial_value: float, momentum: float = 0.9):
+        """Advance and return the moving average called `name`, which starts at `initial_value`.
+
+        It lives in a buffer that is not part of the state dict, and never leaves the device.
+        """
+        if name not in self._buffers:
+            start = torch.tensor(float(initial_value), device=self.device)
+            self.register_buffer(name, start, persistent=False)
+        old = getattr(self, name)
+        new = old * momentum + value * (1 - momentum)
+        setattr(self, name, new.detach())
+        return new
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Instances:
+        """Keep the (anchor, class) pairs of one level whose score is above the threshold, at most the k best.
+
+        Args:
+            anchors: `R_i` anchors.
+            pred_scores: `Tensor[R_i, K]`.
+            pred_deltas: `Tensor[R_i, 4]`.
+            score_thresh: on the scale of `pred_scores`.
+            topk_candidates: k.
+            image_size: `(height, width)`.
+            activation: ascending function to put scores through that passed the threshold, before they are ranked.
+
+        Returns:
+            Detections with the fields `pred_boxes`, `scores`, `pred_classes`, best first.
+        """
+        scores = pred_scores.flatten()
+        candidates = (scores > score_thresh).nonzero(as_tuple=True)[0]
+        scores = scores[candidates]
+        if activation is not None:
+            scores = activation(scores)
+        best = _top_k(scores, topk_candidates)
+        scores, picked = scores[best], candidates[best]
+        num_classes = pred_scores.shape[1]
+        anchor_index = picked.div(num_classes, rounding_mode="floor")
+        result = Instances(image_size)
+        result.pred_boxes = Boxes(
+            self.box2box_transform.apply_deltas(pred_deltas[anchor_index], anchors.tensor[anchor_index])
+        )
+        result.scores = scores
+        result.pred_classes = picked % num_classes
+        return result
+
+    def _decode_multi_level_predictions(
+        self,
+        anchors: list[Boxes],
+        pred_scores: list[torch.Tensor],
+        pred_deltas: list[torch.Tensor],
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Instances:
+        """Join what :meth:`_decode_per_level_predictions` keeps of each level."""
+        return Instances.cat(
+            [
+                self._decode_per_level_predictions(a, s, d, score_thresh, topk_candidates, image_size, activation)
+                for a, s, d in zip(anchors, pred_scores, pred_deltas, strict=True)
+            ]
+        )
+
+    def visualize_training(self, batched_inputs: list[dict], results: list[Instances]) -> None:
+        """Record a picture of the first image: its ground truth beside its up to 20 best detections.
+
+        Args:
+            batched_inputs: the input of :meth:`forward`.
+            results: for each image the detections, in the frame of the network input.
+        """
+        if len(batched_inputs) != len(results):
+            raise ValueError(f"got {len(batched_inputs)} inputs but results of {len(results)} images")
+        image = batched_inputs[0]["image"]
+        detected = detector_postprocess(results[0], image.shape[1], image.shape[2])
+        picture = side_by_side(
+            image, self.input_format, batched_inputs[0]["instances"].gt_boxes, detected.pred_boxes[:20]
+        )
+        put_image("Left: GT bounding boxes; Right: up to 20 highest scoring results", picture)

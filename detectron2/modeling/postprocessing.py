@@ -1,0 +1,75 @@
+"""From a network's resolution to the one that was asked for.
+
+A detector usually sees a resized and padded image. These functions bring its raw output to the size of the original
+image or any other. Sizes are `(height, width)` in pixels; boxes are `(x1, y1, x2, y2)` in continuous pixel
+coordinates.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from detectron2.structures import Instances, ROIMasks
+
+__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+
+
+def detector_postprocess(
+    results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
+) -> Instances:
+    """Scale detections to the size that was asked for and paste their masks into it.
+
+    Args:
+        results: detections of one image with `pred_boxes` (or `proposal_boxes`), and possibly `pred_masks`
+            (probabilities inside the box, `Tensor[D, 1, M, M]` or `ROIMasks`) and `pred_keypoints`
+            (`Tensor[D, K, 3]` of x, y, score). `results.image_size` is the size the network saw, without padding.
+            Its boxes are scaled in place; give a copy to keep them.
+        output_height: wanted height in pixels.
+        output_width: wanted width in pixels.
+        mask_threshold: a mask covers the pixels whose probability is at least this.
+
+    Returns:
+        New instances of size `(output_height, output_width)`: boxes clipped to it, those without area dropped;
+        `pred_masks` a boolean `Tensor[D, output_height, output_width]`.
+    """
+    scale_x, scale_y = output_width / results.image_size[1], output_height / results.image_size[0]
+    results = Instances((output_height, output_width), **results.get_fields())
+
+    name = next((x for x in ("pred_boxes", "proposal_boxes") if results.has(x)), None)
+    if name is None:
+        raise ValueError(
+            f"detector_postprocess needs pred_boxes or proposal_boxes, got fields {sorted(results.get_fields())}"
+        )
+    boxes = results.get(name)
+    boxes.scale(scale_x, scale_y)
+    boxes.clip(results.image_size)
+    results = results[boxes.nonempty()]
+
+    if results.has("pred_masks"):
+        masks = results.pred_masks
+        if not isinstance(masks, ROIMasks):
+            masks = ROIMasks(masks[:, 0])
+        pasted = masks.to_bitmasks(results.get(name), output_height, output_width, mask_threshold)
+        results.pred_masks = pasted.tensor
+    if results.has("pred_keypoints"):
+        results.pred_keypoints[:, :, 0] *= scale_x  # the choice of rows above has made a copy
+        results.pred_keypoints[:, :, 1] *= scale_y
+    return results
+
+
+def sem_seg_postprocess(
+    result: torch.Tensor, img_size: tuple[int, int], output_height: int, output_width: int
+) -> torch.Tensor:
+    """Cut the padding off semantic scores and resize them to the size that was asked for.
+
+    Args:
+        result: scores of one image, `Tensor[C, H, W]`, at the size of the padded input.
+        img_size: `(height, width)` of the input without padding.
+        output_height: wanted height in pixels.
+        output_width: wanted width in pixels.
+
+    Returns:
+        `Tensor[C, output_height, output_width]`, bilinearly interpolated. Resizing scores and not labels keeps the
+        borders between classes smooth.
+    """
+    unpadded = result[None, :, : img_size[0], : img_size[1]]
+    return F.interpolate(unpadded, size=(output_height, output_width), mode="bilinear", align_corners=False)[0]

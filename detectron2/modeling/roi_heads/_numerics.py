@@ -1,0 +1,51 @@
+"""Small tensor functions that the ROI heads share.
+
+`R` regions, `K` classes.
+"""
+
+import torch
+
+from detectron2.layers import batched_nms
+
+__all__ = ["best_after_nms", "full_precision", "select_class"]
+
+# Up to this many boxes it does not pay to sort before non-maximum suppression, which sorts by itself.
+_SMALL_SET = 4096
+
+
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32 if it is in half precision, else `x` itself.
+
+    Under autocast the last layer answers in half precision, in which a sum over thousands of cells loses digits.
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def select_class(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """From `Tensor[R, K, ...]` the slice of each region's class, `Tensor[R, ...]`; `K == 1` serves every class."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    return x[torch.arange(x.shape[0], device=x.device), classes]
+
+
+def best_after_nms(
+    boxes_xyxy: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int
+) -> torch.Tensor:
+    """Indices of the best `limit` boxes (all when negative) left by non-maximum suppression within each class.
+
+    The suppression is greedy from the best score down, so what survives among the best `m` boxes does not depend on
+    the others. A large set is therefore searched in a growing prefix until that holds enough survivors: the answer
+    is the same, without comparing a million boxes to keep a hundred.
+    """
+    total = scores.shape[0]
+    if limit < 0 or total <= _SMALL_SET:
+        keep = batched_nms(boxes_xyxy, scores, classes, iou_thresh)
+        return keep if limit < 0 else keep[:limit]
+    order = torch.sort(scores, descending=True, stable=True).indices
+    size = max(_SMALL_SET, 8 * limit)
+    while True:
+        prefix = order[:size]
+        keep = batched_nms(boxes_xyxy[prefix], scores[prefix], classes[prefix], iou_thresh)
+        if keep.shape[0] >= limit or size >= total:
+            return prefix[keep[:limit]]
+        size *= 4

@@ -1,0 +1,414 @@
+"""The last layers of Fast R-CNN (https://arxiv.org/abs/1504.08083): class scores and box deltas of every region.
+
+`N` images, `R` regions over the whole batch (`Ri` in image i), `K` foreground classes, `B` numbers per box
+(4: `(x1, y1, x2, y2)`; 5: rotated). Boxes are in pixels of the network's input image. Class index `K` is background.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import has_event_storage, put_scalar
+from detectron2.utils.registry import locate
+
+from ._box_losses import box_regression_loss, draw_fed_loss_classes, gather_targets
+from ._fast_rcnn_outputs import FastRCNNOutputs
+from ._numerics import best_after_nms, full_precision
+
+__all__ = [
+    "FastRCNNOutputLayers",
+    "FastRCNNOutputs",
+    "fast_rcnn_inference",
+    "fast_rcnn_inference_single_image",
+]
+
+
+def fast_rcnn_inference(
+    boxes: list[torch.Tensor],
+    scores: list[torch.Tensor],
+    image_shapes: list[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[torch.Tensor]]:
+    """Turn the scored boxes of every image into detections.
+
+    Args:
+        boxes: for each image `Tensor[Ri, K * 4]`, or `Tensor[Ri, 4]` when boxes do not depend on the class.
+        scores: for each image `Tensor[Ri, K + 1]`; the last column, background, is not used.
+        image_shapes: `(height, width)` of each image in pixels, to which the boxes are clipped.
+        score_thresh: only scores above this are kept.
+        nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better is kept.
+        topk_per_image: at most so many detections, the best ones; all of them when negative.
+
+    Returns:
+        For each image its detections with `pred_boxes`, `scores` and `pred_classes`, best first; and for each image
+        the row of `boxes` that each detection came from.
+    """
+    results = [
+        fast_rcnn_inference_single_image(b, s, shape, score_thresh, nms_thresh, topk_per_image)
+        for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
+    ]
+    return [r[0] for r in results], [r[1] for r in results]
+
+
+def fast_rcnn_inference_single_image(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, torch.Tensor]:
+    """`fast_rcnn_inference` of one image.
+
+    Args:
+        boxes: `Tensor[R, K * 4]` or `Tensor[R, 4]`; a row with a value that is not finite is passed over.
+        scores: `Tensor[R, K + 1]`.
+        image_shape: `(height, width)` in pixels.
+        score_thresh: only scores above this are kept.
+        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
+        topk_per_image: at most so many detections; all of them when negative.
+
+    Returns:
+        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
+    """
+    usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    scores = scores[:, :-1]
+    candidates = (scores > score_thresh) & usable[:, None]
+    rows, classes = nonzero_tuple(candidates)
+    # Pick first and clip after: with K classes about one box in K is a candidate.
+    per_class = boxes.reshape(boxes.shape[0], -1, 4)
+    picked = Boxes(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
+    picked.clip(image_shape)
+    picked_scores = scores[rows, classes]
+
+    keep = best_after_nms(picked.tensor, picked_scores, classes, nms_thresh, topk_per_image)
+    result = Instances(image_shape)
+    result.pred_boxes = Boxes(picked.tensor[keep])
+    result.scores = picked_scores[keep]
+    result.pred_classes = classes[keep]
+    return result, rows[keep]
+
+
+def _log_classification_stats(pred_logits: torch.Tensor, gt_classes: torch.Tensor, prefix: str = "fast_rcnn") -> None:
+    """Put the accuracy of `Tensor[R, K + 1]` logits against `Tensor[R]` labels into the open storage.
+
+    `cls_accuracy` counts all regions; `fg_cls_accuracy` the foreground ones; `false_negative` is the share of
+    foreground regions taken for background. Nothing waits for the device.
+    """
+    if gt_classes.numel() == 0 or not has_event_storage():
+        return
+    background = pred_logits.shape[1] - 1
+    predicted = pred_logits.detach().argmax(dim=1)
+    correct = predicted == gt_classes
+    foreground = (gt_classes >= 0) & (gt_classes < background)
+    num_foreground = foreground.sum().clamp(min=1)
+    put_scalar(f"{prefix}/cls_accuracy", correct.sum() / gt_classes.numel())
+    put_scalar(f"{prefix}/fg_cls_accuracy", (correct & foreground).sum() / num_foreground)
+    put_scalar(f"{prefix}/false_negative", ((predicted == background) & foreground).sum() / num_foreground)
+
+
+class FastRCNNOutputLayers(nn.Module):
+    """Two linear layers that score each region's class and refine its box, with their losses and inference.
+
+    Args:
+        input_shape: shape of a region's feature, which is flattened; or just its number of channels.
+        box2box_transform: how deltas move a box; the number of its weights is `B`.
+        num_classes: number of foreground classes `K`.
+        test_score_thresh: in inference only scores above this are kept.
+        test_nms_thresh: IoU above which the worse of two detections of one class is dropped.
+        test_topk_per_image: at most so many detections per image.
+        cls_agnostic_bbox_reg: one box per region instead of one for each class.
+        smooth_l1_beta: where the smooth L1 loss turns from quadratic to linear; 0 is the L1 loss.
+        box_reg_loss_type: "smooth_l1", "giou", "diou" or "ciou".
+        loss_weight: factor of all losses, or of each: `{"loss_cls": ..., "loss_box_reg": ...}`.
+        use_fed_loss: count only a sample of the classes in each step, for data sets where images are not labelled
+            exhaustively (federated loss, https://arxiv.org/abs/2103.07461, section 5); needs `use_sigmoid_ce`.
+        use_sigmoid_ce: one binary classifier for each class instead of a softmax over all of them.
+        get_fed_loss_cls_weights: returns `Tensor[K]`, how often a class is sampled relative to the others; called
+            once, and only when `use_fed_loss` is on.
+        fed_loss_num_classes: number of classes counted in a step, those present included.
+
+    Raises:
+        ValueError: for options that contradict each other.
+    """
+
+    fed_loss_cls_weights: torch.Tensor
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec | int,
+        *,
+        box2box_transform: Any,
+        num_classes: int,
+        test_score_thresh: float = 0.0,
+        test_nms_thresh: float = 0.5,
+        test_topk_per_image: int = 100,
+        cls_agnostic_bbox_reg: bool = False,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        loss_weight: float | dict[str, float] = 1.0,
+        use_fed_loss: bool = False,
+        use_sigmoid_ce: bool = False,
+        get_fed_loss_cls_weights: Callable[[], torch.Tensor] | None = None,
+        fed_loss_num_classes: int = 50,
+    ):
+        super().__init__()
+        if isinstance(input_shape, int):
+            input_shape = ShapeSpec(channels=input_shape)
+        in_width = (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
+        boxes_per_region = 1 if cls_agnostic_bbox_reg else num_classes
+        self.num_classes = num_classes
+        self.cls_score = nn.Linear(in_width, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_width, boxes_per_region * len(box2box_transform.weights))
+        # Standard deviations of Fast R-CNN, section 4.1.
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+        self.box2box_transform = box2box_transform
+        self.smooth_l1_beta = smooth_l1_beta
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_thresh = test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
+        self.box_reg_loss_type = box_reg_loss_type
+        if isinstance(loss_weight, (int, float)):
+            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
+        self.loss_weight = loss_weight
+
+        self.use_sigmoid_ce = use_sigmoid_ce
+        self.use_fed_loss = use_fed_loss
+        self.fed_loss_num_classes = fed_loss_num_classes
+        if use_fed_loss:
+            self._init_fed_loss(get_fed_loss_cls_weights)
+
+    def _init_fed_loss(self, get_weights: Callable[[], torch.Tensor] | None) -> None:
+        if not self.use_sigmoid_ce or get_weights is None:
+            raise ValueError(
+                "the federated loss needs use_sigmoid_ce=True and get_fed_loss_cls_weights; set "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE to True, or USE_FED_LOSS to False"
+            )
+        weights = get_weights()
+        if len(weights) != self.num_classes:
+            raise ValueError(
+                f"get_fed_loss_cls_weights() returned {len(weights)} weights for {self.num_classes} classes; "
+                "MODEL.ROI_HEADS.NUM_CLASSES must be the number of classes of the training data set"
+            )
+        self.register_buffer("fed_loss_cls_weights", weights)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores `Tensor[R, K + 1]` and deltas `Tensor[R, K * B]` (or `[R, B]`) from features `Tensor[R, ...]`."""
+        x = x.flatten(start_dim=1) if x.dim() > 2 else x
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def losses(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """Classification and box losses.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions with `proposal_boxes`, `gt_boxes` and `gt_classes`. An image without
+                ground truth may lack `gt_boxes`: all its regions are background.
+
+        Returns:
+            `{"loss_cls": scalar, "loss_box_reg": scalar}`, multiplied by their weights.
+        """
+        scores, deltas = (full_precision(x) for x in predictions)
+        gt_classes, proposal_boxes, gt_boxes = gather_targets(proposals, scores, len(self.box2box_transform.weights))
+        _log_classification_stats(scores, gt_classes)
+        if self.use_sigmoid_ce:
+            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
+        else:
+            loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
+        losses = {
+            "loss_cls": loss_cls,
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def get_fed_loss_classes(
+        self, gt_classes: torch.Tensor, num_fed_loss_classes: int, num_classes: int, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Draw the classes that the federated loss counts in this step.
+
+        Args:
+            gt_classes: labels of the regions, `Tensor[R]`; background is `num_classes`.
+            num_fed_loss_classes: how many classes to return; more when more are present.
+            num_classes: number of foreground classes.
+            weight: `Tensor[num_classes]`, relative frequency with which an absent class is drawn.
+
+        Returns:
+            Indices of the present labels (background too, if present) and of the drawn classes, without repetition.
+        """
+        return draw_fed_loss_classes(gt_classes, num_fed_loss_classes, num_classes, weight)
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
+        """Sum over classes, mean over regions, of the binary cross entropy of every foreground class.
+
+        Args:
+            pred_class_logits: `Tensor[R, K + 1]`; the background column takes no part.
+            gt_classes: `Tensor[R]`, labels in `[0, K]`.
+
+        Returns:
+            A scalar.
+        """
+        if pred_class_logits.numel() == 0:
+            return pred_class_logits.sum() * 0
+        logits = pred_class_logits[:, :-1]
+        num_classes = logits.shape[1]
+        target = F.one_hot(gt_classes, num_classes + 1)[:, :-1].to(logits.dtype)
+        if not self.use_fed_loss:
+            return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / logits.shape[0]
+        counted = self.get_fed_loss_classes(
+            gt_classes, self.fed_loss_num_classes, num_classes, self.fed_loss_cls_weights
+        )
+        weight = logits.new_zeros(num_classes + 1)
+        weight[counted] = 1
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight=weight[:-1], reduction="sum")
+        return loss / logits.shape[0]
+
+    def box_reg_loss(
+        self,
+        proposal_boxes: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        gt_classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Box loss, summed over foreground regions and divided by the number of all regions.
+
+        Dividing by the foreground alone would let a region in an image with few objects weigh more than others;
+        divided by `R`, background included, every sampled region weighs the same (Fast R-CNN, equation 1).
+
+        Args:
+            proposal_boxes: `Tensor[R, B]`.
+            gt_boxes: `Tensor[R, B]`; only rows of foreground regions are read.
+            pred_deltas: `Tensor[R, K * B]` or `Tensor[R, B]`.
+            gt_classes: `Tensor[R]`, labels in `[0, K]`.
+
+        Returns:
+            A scalar.
+        """
+        return box_regression_loss(
+            proposal_boxes,
+            gt_boxes,
+            pred_deltas,
+            gt_classes,
+            num_classes=self.num_classes,
+            box2box_transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Detections of each image from what `forward` returned; see `fast_rcnn_inference` for the result.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions with `proposal_boxes`.
+
+        Returns:
+            Detections of each image, and the region that each came from.
+        """
+        return fast_rcnn_inference(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [x.image_size for x in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+    def predict_boxes_for_gt_classes(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> list[torch.Tensor]:
+        """Refined boxes for the labelled class of each region.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions with `proposal_boxes`, and `gt_classes` unless boxes do not depend
+                on the class. For background regions the box of some class is returned.
+
+        Returns:
+            For each image `Tensor[Ri, B]`.
+        """
+        boxes = self.predict_boxes(predictions, proposals)
+        if not boxes:
+            return []
+        box_dim = len(self.box2box_transform.weights)
+        chosen = cat(boxes)
+        if chosen.shape[1] > box_dim:
+            classes = cat([x.gt_classes for x in proposals]).clamp(0, self.num_classes - 1)
+            rows = torch.arange(chosen.shape[0], device=chosen.device)
+            chosen = chosen.view(-1, self.num_classes, box_dim)[rows, classes]
+        return list(chosen.split([len(x) for x in proposals]))
+
+    def predict_boxes(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> list[torch.Tensor]:
+        """Refined boxes: for each image `Tensor[Ri, K * B]`, or `Tensor[Ri, B]` when they do not depend on the class.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions with `proposal_boxes`.
+
+        Returns:
+            One tensor for each image; boxes are not clipped to the image.
+        """
+        if not proposals:
+            return []
+        boxes = cat([x.proposal_boxes.tensor for x in proposals])
+        refined = self.box2box_transform.apply_deltas(predictions[1], boxes)
+        return list(refined.split([len(x) for x in proposals]))
+
+    def predict_probs(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> list[torch.Tensor]:
+        """Class probabilities: for each image `Tensor[Ri, K + 1]`.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions.
+
+        Returns:
+            One tensor for each image.
+        """
+        scores = full_precision(predictions[0])
+        probabilities = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
+        return list(probabilities.split([len(x) for x in proposals]))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Arguments of the constructor from `cfg.MODEL.ROI_HEADS` and `cfg.MODEL.ROI_BOX_HEAD`."""
+        roi, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "box2box_transform": Box2BoxTransform(weights=box.BBOX_REG_WEIGHTS),
+            "num_classes": roi.NUM_CLASSES,
+            "cls_agnostic_bbox_reg": box.CLS_AGNOSTIC_BBOX_REG,
+            "smooth_l1_beta": box.SMOOTH_L1_BETA,
+            "test_score_thresh": roi.SCORE_THRESH_TEST,
+            "test_nms_thresh": roi.NMS_THRESH_TEST,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "box_reg_loss_type": box.BBOX_REG_LOSS_TYPE,
+            "loss_weight": {"loss_box_reg": box.BBOX_REG_LOSS_WEIGHT},
+            "use_fed_loss": box.USE_FED_LOSS,
+            "use_sigmoid_ce": box.USE_SIGMOID_CE,
+            # Read from the data sets' metadata, and only if the loss is on; found by name because `data` is not a
+            # layer below `modeling`.
+            "get_fed_loss_cls_weights": lambda: locate("detectron2.data.detection_utils.get_fed_loss_cls_weights")(
+                dataset_names=cfg.DATASETS.TRAIN, freq_weight_power=box.FED_LOSS_FREQ_WEIGHT_POWER
+            ),
+            "fed_loss_num_classes": box.FED_LOSS_NUM_CLASSES,
+        }

@@ -1,0 +1,130 @@
+"""Images of different sizes as one tensor.
+
+Letters: `N` images; sizes are ``(height, width)`` in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["ImageList"]
+
+
+class ImageList:
+    """A batch of images, padded at the right and at the bottom to one size.
+
+    Args:
+        tensor: the padded images, ``(N, H, W)`` or ``(N, C, ..., H, W)``.
+        image_sizes: ``(height, width)`` of each image before padding.
+
+    Attributes:
+        tensor: as above.
+        image_sizes: as above.
+    """
+
+    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx: int | slice) -> torch.Tensor:
+        """Take out an image in its original size, ``(C, ..., height, width)``.
+
+        Args:
+            idx: number of the image.  A slice gives the images of it, cut to the largest size among them.
+        """
+        sizes_hw = self.image_sizes[idx] if isinstance(idx, slice) else [self.image_sizes[idx]]
+        height, width = max((h for h, _ in sizes_hw), default=0), max((w for _, w in sizes_hw), default=0)
+        return self.tensor[idx, ..., :height, :width]
+
+    def to(self, *args: Any, **kwargs: Any) -> ImageList:
+        """The same images after ``tensor.to(...)`` with these arguments.
+
+        Args:
+            *args: passed on.
+            **kwargs: passed on.
+        """
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are stored."""
+        return self.tensor.device
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[torch.Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Mapping[str, int] | None = None,
+    ) -> ImageList:
+        """Pad images to one size and stack them.
+
+        Args:
+            tensors: images ``(H_i, W_i)`` or ``(C, ..., H_i, W_i)``, alike but for the last two dimensions.
+            size_divisibility: the common height and width are rounded up to a multiple of this; 0 and 1 do nothing.
+            pad_value: what to pad with.
+            padding_constraints: what a backbone asks for: ``size_divisibility`` takes the place of the argument, and
+                ``square_size``, when greater than 0, is the common height and width.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: there are no images, they differ in other dimensions, or one is larger than ``square_size``.
+            TypeError: ``tensors`` is not a list or tuple of tensors.
+        """
+        _check_images(tensors)
+        # Read from shape, not size(): exporters record shapes.
+        image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
+        height, width = _common_size_hw(image_sizes, size_divisibility, padding_constraints)
+        if len(tensors) == 1:
+            image_h, image_w = image_sizes[0]
+            batch = F.pad(tensors[0], [0, width - image_w, 0, height - image_h], value=pad_value)[None]
+        else:
+            shape = (len(tensors), *tensors[0].shape[:-2], height, width)
+            batch = tensors[0].new_full(shape, pad_value)
+            for i, image in enumerate(tensors):
+                batch[i, ..., : image.shape[-2], : image.shape[-1]].copy_(image)
+        return ImageList(batch.contiguous(), image_sizes)
+
+
+def _check_images(tensors: Sequence[torch.Tensor]) -> None:
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(f"ImageList.from_tensors expects a list of tensors, got {type(tensors).__name__}.")
+    if len(tensors) == 0:
+        raise ValueError("ImageList.from_tensors needs at least one image: without any the shape is not known.")
+    for image in tensors:
+        if not isinstance(image, torch.Tensor):
+            raise TypeError(f"ImageList.from_tensors expects tensors, found {type(image).__name__}.")
+        if image.dim() < 2 or image.shape[:-2] != tensors[0].shape[:-2]:
+            raise ValueError(
+                "ImageList.from_tensors expects images of shape (C, ..., H, W) that differ in H and W only, got "
+                f"{tuple(tensors[0].shape)} and {tuple(image.shape)}."
+            )
+
+
+def _common_size_hw(
+    sizes_hw: list[tuple[int, int]], divisibility: int, constraints: Mapping[str, int] | None
+) -> tuple[int, int]:
+    height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
+    constraints = constraints or {}
+    square = constraints.get("square_size", 0)
+    if square > 0:
+        if height > square or width > square:
+            raise ValueError(
+                f"An image of height {height} and width {width} does not fit the square of {square} pixels that the "
+                "backbone asks for (square_size); resize images to at most that size, or build the backbone for more."
+            )
+        height = width = square
+    divisibility = constraints.get("size_divisibility", divisibility)
+    if divisibility > 1:
+        height = (height + divisibility - 1) // divisibility * divisibility
+        width = (width + divisibility - 1) // divisibility * divisibility
+    return height, width

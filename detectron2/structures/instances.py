@@ -1,0 +1,252 @@
+"""All that is known about the objects of one image, field by field.
+
+Letters: `N` instances.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Instances"]
+
+
+class Instances:
+    """Objects of one image as columns of one length: boxes, classes, scores, masks …
+
+    A field is set and read as an attribute (``instances.gt_boxes = Boxes(...)``), or with :meth:`set` and :meth:`get`;
+    it is a tensor, a list, or a structure such as ``Boxes``, with one entry per instance.  ``len(instances)`` is the
+    number of instances, ``"gt_masks" in instances`` asks for a field, and ``instances[instances.scores > 0.9]`` selects
+    instances in all fields at once.  Attributes that begin with an underscore are no fields.
+
+    Args:
+        image_size: ``(height, width)`` of the image that the fields refer to, in pixels.
+        **kwargs: fields.
+    """
+
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any):
+        self._image_size = image_size
+        self._fields: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            self.set(name, value)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the image, in pixels."""
+        return self._image_size
+
+    def __setattr__(self, name: str, val: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, val)
+        else:
+            self.set(name, val)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is not an ordinary attribute. While unpickling there are no fields yet.
+        fields = self.__dict__.get("_fields")
+        if fields is not None and name in fields:
+            return fields[name]
+        if fields is None or name.startswith("_"):
+            raise AttributeError(f"Instances has no attribute {name!r}.")
+        raise AttributeError(f"These Instances have no field {name!r}; they have {_enumerate(fields)}.")
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a field.
+
+        Args:
+            name: its name.
+            value: one entry per instance, as many as in the other fields.
+
+        Raises:
+            ValueError: the number of entries differs from that of the other fields.
+            TypeError: ``value`` has no length.
+        """
+        if name == "image_size":
+            raise AttributeError("The image_size of Instances cannot be changed; make new ones: Instances(image_size).")
+        count = _count(name, value)
+        for other, present in self._fields.items():
+            _expect_count(name, count, other, _count(other, present))
+            break
+        self._fields[name] = value
+
+    def has(self, name: str) -> bool:
+        """Whether there is a field of that name."""
+        return name in self._fields
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def remove(self, name: str) -> None:
+        """Remove a field.
+
+        Args:
+            name: its name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if name not in self._fields:
+            raise KeyError(f"These Instances have no field {name!r} to remove; they have {_enumerate(self._fields)}.")
+        del self._fields[name]
+
+    def get(self, name: str) -> Any:
+        """Return a field.
+
+        Args:
+            name: its name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if name not in self._fields:
+            raise KeyError(f"These Instances have no field {name!r}; they have {_enumerate(self._fields)}.")
+        return self._fields[name]
+
+    def get_fields(self) -> dict[str, Any]:
+        """All fields by name. This is the dictionary itself: changes to it change the instances."""
+        return self._fields
+
+    def to(self, *args: Any, **kwargs: Any) -> Instances:
+        """Apply ``to`` with these arguments, for example a device, to all fields that have such a method.
+
+        Args:
+            *args: passed on.
+            **kwargs: passed on.
+        """
+        moved = Instances(self._image_size)
+        for name, value in self._fields.items():
+            moved._fields[name] = value.to(*args, **kwargs) if hasattr(value, "to") else value
+        return moved
+
+    def __getitem__(self, item: Any) -> Any:
+        """Select instances, or read a field.
+
+        Args:
+            item: an integer, a slice, a bool vector of length `N` or an integer vector; or the name of a field.
+
+        Returns:
+            The selected instances (an integer selects one, as a list of one); for a name, the field.
+
+        Raises:
+            IndexError: an integer is out of range.
+        """
+        if isinstance(item, str):
+            return self.get(item)
+        if isinstance(item, int):
+            n = len(self)
+            if not -n <= item < n:
+                raise IndexError(f"Instance {item} is out of range: there are {n}.")
+            item = slice(item, None, n)
+        picked = Instances(self._image_size)
+        for name, value in self._fields.items():
+            if isinstance(value, (list, tuple)) and not isinstance(item, slice):
+                value = _select_from_list(value, item)
+            else:
+                value = value[item]
+            picked.set(name, value)
+        return picked
+
+    def __len__(self) -> int:
+        for value in self._fields.values():
+            return len(value)
+        raise NotImplementedError("Instances without any field have no length.")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError("Instances cannot be iterated over; index them, or iterate over a field.")
+
+    @staticmethod
+    def cat(instance_lists: Sequence[Instances]) -> Instances:
+        """Concatenate instances of one image that have the same fields.
+
+        Args:
+            instance_lists: what to concatenate; a single one is returned as it is.
+
+        Returns:
+            Instances with the fields of the first.
+
+        Raises:
+            ValueError: there is nothing to concatenate, or the image sizes or fields differ, or a field is of a type
+                that cannot be concatenated.
+            TypeError: there is something else than instances in the list.
+        """
+        for entry in instance_lists:
+            if not isinstance(entry, Instances):
+                raise TypeError(f"Instances.cat expects a list of Instances, found {type(entry).__name__} in it.")
+        if len(instance_lists) == 0:
+            raise ValueError("Instances.cat needs at least one Instances: without any the image size is not known.")
+        first = instance_lists[0]
+        if len(instance_lists) == 1:
+            return first
+        for other in instance_lists[1:]:
+            if not isinstance(first._image_size, torch.Tensor) and other._image_size != first._image_size:
+                raise ValueError(
+                    "Instances.cat expects instances of one image, got image sizes (height, width) "
+                    f"{first._image_size} and {other._image_size}."
+                )
+            if missing := first._fields.keys() - other._fields.keys():
+                raise ValueError(f"Instances.cat: field {min(missing)!r} is not in all of the instances.")
+        result = Instances(first._image_size)
+        for name, value in first._fields.items():
+            result.set(name, _concatenate(name, value, [i._fields[name] for i in instance_lists]))
+        return result
+
+    def __str__(self) -> str:
+        height, width = self._image_size
+        count = len(self) if self._fields else 0
+        fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
+        return f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
+
+    __repr__ = __str__
+
+
+def _count(name: str, value: Any) -> int:
+    # A tensor's shape instead of len(), which would freeze the number into a captured graph.
+    if isinstance(value, torch.Tensor) and value.dim():
+        return value.shape[0]
+    try:
+        return len(value)
+    except TypeError:
+        raise TypeError(
+            f"Field {name!r} of Instances needs one entry per instance, but {type(value).__name__} has no length; "
+            "use a tensor with a first dimension, a list, or a structure such as Boxes."
+        ) from None
+
+
+def _expect_count(name: str, count: int, other: str, expected: int) -> None:
+    if isinstance(count, torch.SymInt) or isinstance(expected, torch.SymInt):
+        torch._check(count == expected)  # becomes an assertion of the exported program
+    elif count != expected:
+        raise ValueError(
+            f"Field {name!r} has {count} entries, but field {other!r} of the same Instances has {expected}; "
+            "every field needs one entry per instance."
+        )
+
+
+def _select_from_list(values: Sequence[Any], item: Any) -> Sequence[Any]:
+    """Index a list by a bool or integer vector, keeping its type."""
+    index = torch.as_tensor(item).cpu()
+    if index.dtype in (torch.bool, torch.uint8):
+        if index.shape != (len(values),):
+            raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {len(values)} instances.")
+        index = index.nonzero()[:, 0]
+    return type(values)(values[i] for i in index.flatten().tolist())
+
+
+def _concatenate(name: str, first: Any, values: list[Any]) -> Any:
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values)
+    if isinstance(first, list):
+        return list(itertools.chain.from_iterable(values))
+    if hasattr(type(first), "cat"):
+        return type(first).cat(values)
+    raise ValueError(
+        f"Field {name!r} holds {type(first).__name__}, which cannot be concatenated: "
+        "use a tensor, a list, or a class that has a method `cat`."
+    )
+
+
+def _enumerate(fields: dict[str, Any]) -> str:
+    return ", ".join(fields) if fields else "none"

@@ -1,0 +1,192 @@
+"""Keypoints of objects, and the heatmaps that a network learns and predicts them as.
+
+Letters: `N` instances or regions, `K` keypoints of an instance, `S` side of a heatmap in cells.  Coordinates are in
+pixels, continuous: a cell ``d`` of a heatmap covers ``[d, d + 1]`` and its centre is ``d + 0.5`` (Heckbert 1990).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Keypoints", "heatmaps_to_keypoints"]
+
+
+class Keypoints:
+    """Keypoints of `N` instances.
+
+    The third number of a keypoint is its visibility as in COCO: 0 not labeled (then ``x = y = 0``), 1 labeled but
+    hidden, 2 visible.
+
+    Args:
+        keypoints: ``(N, K, 3)`` of ``(x, y, visibility)``: a tensor, an array or nested lists.
+
+    Attributes:
+        tensor: the keypoints, float32 ``(N, K, 3)``.
+
+    Raises:
+        ValueError: the shape is not ``(N, K, 3)``.
+    """
+
+    def __init__(self, keypoints: torch.Tensor | np.ndarray | list[list[float]]):
+        values = torch.as_tensor(keypoints, dtype=torch.float32)
+        if values.dim() != 3 or values.shape[2] != 3:
+            raise ValueError(
+                "Keypoints expects (N, K, 3): for every instance and keypoint x, y and visibility; "
+                f"got shape {tuple(values.shape)}."
+            )
+        self.tensor = values
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> Keypoints:
+        """The same keypoints after ``tensor.to(...)`` with these arguments.
+
+        Args:
+            *args: passed on.
+            **kwargs: passed on.
+        """
+        return type(self)(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keypoints are stored."""
+        return self.tensor.device
+
+    def to_heatmap(self, boxes: torch.Tensor, heatmap_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the heatmap cell of every keypoint, as a training target (Mask R-CNN, section 5).
+
+        Args:
+            boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``: the region that the heatmap of each instance covers.
+            heatmap_size: cells along each side, `S`.
+
+        Returns:
+            The cell of each keypoint, ``y * S + x``, int64 ``(N, K)``; and whether there is one, int64 ``(N, K)``:
+            1 for a labeled keypoint inside its box.  The cell is 0 where there is none.
+        """
+        return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
+
+    def __getitem__(self, item: Any) -> Keypoints:
+        """Select instances.
+
+        Args:
+            item: an integer (the result holds one instance), a slice, a bool vector of length `N` or integers.
+
+        Returns:
+            The selected keypoints, sharing storage where PyTorch's indexing does.
+        """
+        return Keypoints(self.tensor[item][None] if isinstance(item, int) else self.tensor[item])
+
+    def __repr__(self) -> str:
+        return f"Keypoints(num_instances={len(self)}, num_keypoints={self.tensor.shape[1]})"
+
+    @staticmethod
+    def cat(keypoints_list: Sequence[Keypoints]) -> Keypoints:
+        """Concatenate keypoints.
+
+        Args:
+            keypoints_list: what to concatenate, at least one.
+
+        Raises:
+            ValueError: the list is empty.
+            TypeError: it holds something else than keypoints.
+        """
+        if len(keypoints_list) == 0:
+            raise ValueError("Keypoints.cat needs at least one Keypoints: without any their number is not known.")
+        for entry in keypoints_list:
+            if not isinstance(entry, Keypoints):
+                raise TypeError(f"Keypoints.cat expects a list of Keypoints, found {type(entry).__name__} in it.")
+        return Keypoints(torch.cat([k.tensor for k in keypoints_list]))
+
+
+def _keypoints_to_heatmap(
+    keypoints: torch.Tensor, rois: torch.Tensor, heatmap_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The work of :meth:`Keypoints.to_heatmap`, on tensors.
+
+    Args:
+        keypoints: ``(N, K, 3)``.
+        rois: ``(N, 4)``.
+        heatmap_size: cells along each side.
+    """
+    top_left, bottom_right = rois[:, None, :2], rois[:, None, 2:]
+    xy = keypoints[..., :2]
+    cell_xy = ((xy - top_left) * (heatmap_size / (bottom_right - top_left))).floor().long()
+    # A point on the right or lower edge of the box belongs to the last cell.
+    cell_xy = torch.where(xy == bottom_right, heatmap_size - 1, cell_xy)
+    inside = ((cell_xy >= 0) & (cell_xy < heatmap_size)).all(dim=-1)
+    valid = (inside & (keypoints[..., 2] > 0)).long()
+    return (cell_xy[..., 1] * heatmap_size + cell_xy[..., 0]) * valid, valid
+
+
+@torch.no_grad()
+def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    """Find the peak of every heatmap after enlarging it bicubically to the size of its region.
+
+    Args:
+        maps: logits ``(N, K, S, S)``.
+        rois: ``(N, 4)``, ``(x1, y1, x2, y2)``.
+
+    Returns:
+        ``(N, K, 4)`` of ``(x, y, logit, score)``.  The position is the centre of a cell of the enlarged map; the score
+        is the probability of the peak under a softmax over the ``S x S`` logits, so that it does not depend on the
+        size of the region.
+    """
+    maps = maps.detach().float()
+    n, k, map_h, map_w = maps.shape
+    if n == 0:
+        return maps.new_zeros(0, k, 4)
+    size_wh = (rois[:, 2:] - rois[:, :2]).float().clamp(min=1)
+    cells_wh = size_wh.ceil()
+    max_w, max_h = (int(v) for v in cells_wh.amax(0).tolist())
+    # Off the CPU as many regions at once as memory allows; on the CPU one by one, so that none pays for the largest.
+    per_pass = 1 if maps.device.type == "cpu" else max(1, _PASS_ELEMENTS // (k * max_h * max_w))
+    peaks = [_find_peaks(maps[part], cells_wh[part], max_w, max_h) for part in _slices(n, per_pass)]
+    cell_xy, logit = torch.cat([p[0] for p in peaks]), torch.cat([p[1] for p in peaks])
+    xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
+    score = 1 / (maps - logit[:, :, None, None]).exp().sum(dim=(2, 3))
+    return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
+
+
+# Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
+_PASS_ELEMENTS = 1 << 27
+
+
+def _slices(n: int, step: int) -> list[slice]:
+    return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _find_peaks(
+    maps: torch.Tensor, cells_wh: torch.Tensor, max_w: int, max_h: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cell ``(x, y)`` and value of the highest point of each map, enlarged to ``cells_wh``."""
+    if maps.shape[0] == 1:
+        max_w, max_h = (int(v) for v in cells_wh[0].tolist())
+    rows = _cubic_weights(maps.shape[2], cells_wh[:, 1], max_h)
+    columns = _cubic_weights(maps.shape[3], cells_wh[:, 0], max_w)
+    with torch.autocast(maps.device.type, enabled=False):  # half precision would move the peak
+        large = torch.einsum("nhs,nkst,nwt->nkhw", rows, maps, columns)
+    if maps.shape[0] > 1:
+        y = torch.arange(max_h, device=maps.device)[:, None] < cells_wh[:, 1, None, None]
+        x = torch.arange(max_w, device=maps.device) < cells_wh[:, 0, None, None]
+        large = large.masked_fill(~(x & y)[:, None], -torch.inf)
+    logit, index = large.flatten(2).max(dim=2)
+    return torch.stack([index % max_w, index // max_w], dim=2).to(maps.dtype), logit
+
+
+def _cubic_weights(size: int, new_size: torch.Tensor, max_size: int) -> torch.Tensor:
+    """Weights ``(N, max_size, size)`` of bicubic interpolation (Keys 1981, a = -0.75) with the edge cells repeated."""
+    position = (torch.arange(max_size, device=new_size.device) + 0.5) * (size / new_size)[:, None] - 0.5
+    first = position.floor()
+    taps = torch.arange(-1, 3, device=new_size.device)
+    distance = (position[..., None] - (first[..., None] + taps)).abs()
+    a = -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    weights = torch.where(distance <= 1, near, far)
+    index = (first[..., None].long() + taps).clamp(0, size - 1)
+    return weights.new_zeros(*position.shape, size).scatter_add_(2, index, weights)

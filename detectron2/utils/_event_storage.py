@@ -1,0 +1,292 @@
+"""The storage behind :mod:`detectron2.utils.events`."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+
+__all__ = ["EventStorage", "get_event_storage", "has_event_storage", "put_histogram", "put_image", "put_scalar"]
+
+# Tensors held back before they are converted although nobody has asked for them.
+_MAX_PENDING = 4096
+
+_CURRENT_STORAGE_STACK: list["EventStorage"] = []
+
+
+def get_event_storage() -> "EventStorage":
+    """The innermost storage that is open.
+
+    Returns:
+        The storage.
+
+    Raises:
+        RuntimeError: none is open.
+    """
+    if not _CURRENT_STORAGE_STACK:
+        raise RuntimeError(
+            "No EventStorage is open. Run this inside 'with EventStorage() as storage:', as the trainers do; "
+            "code that should also work without one calls detectron2.utils.events.put_scalar instead."
+        )
+    return _CURRENT_STORAGE_STACK[-1]
+
+
+def has_event_storage() -> bool:
+    """Whether a storage is open."""
+    return bool(_CURRENT_STORAGE_STACK)
+
+
+def put_scalar(name: str, value: Any, smoothing_hint: bool = True) -> None:
+    """:meth:`EventStorage.put_scalar` on the open storage; nothing when there is none."""
+    if _CURRENT_STORAGE_STACK:
+        _CURRENT_STORAGE_STACK[-1].put_scalar(name, value, smoothing_hint=smoothing_hint)
+
+
+def put_image(img_name: str, img_tensor: Any) -> None:
+    """:meth:`EventStorage.put_image` on the open storage; nothing when there is none."""
+    if _CURRENT_STORAGE_STACK:
+        _CURRENT_STORAGE_STACK[-1].put_image(img_name, img_tensor)
+
+
+def put_histogram(hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
+    """:meth:`EventStorage.put_histogram` on the open storage; nothing when there is none."""
+    if _CURRENT_STORAGE_STACK:
+        _CURRENT_STORAGE_STACK[-1].put_histogram(hist_name, hist_tensor, bins)
+
+
+class EventStorage:
+    """Scalars with their history, images and histograms of one training run.
+
+    Args:
+        start_iter: iteration to begin at.
+    """
+
+    def __init__(self, start_iter: int = 0):
+        self._iter = int(start_iter)
+        self._prefix = ""
+        self._buffers: defaultdict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._hints: dict[str, bool] = {}
+        self._pending: list[tuple[str, Any, int]] = []
+        self._vis_data: list[tuple[str, Any, int]] = []
+        self._histograms: list[dict[str, Any]] = []
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        """Keep an image until the writers have shown it.
+
+        Args:
+            img_name: its name.
+            img_tensor: RGB of shape (3, height, width): float in [0, 1] or uint8 in [0, 255].
+        """
+        self._vis_data.append((self._prefix + img_name, img_tensor, self._iter))
+
+    def put_scalar(self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
+        """Add a number to the history of ``name``.
+
+        Args:
+            name: its name; slashes group it in TensorBoard.
+            value: a number or a tensor of one element. A tensor is copied on its device and converted when read.
+            smoothing_hint: whether the number is noisy, so that writers show a median over a window. Must be the same
+                at every call for one name.
+            cur_iter: iteration that it belongs to; the current one by default.
+
+        Raises:
+            ValueError: the tensor has several elements, or the hint changed.
+        """
+        name = self._prefix + name
+        known = self._hints.setdefault(name, smoothing_hint)
+        if known != smoothing_hint:
+            raise ValueError(f"Scalar {name!r} was first put with smoothing_hint={known}, now with {smoothing_hint}.")
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"Scalar {name!r} must have one element, but its shape is {tuple(value.shape)}.")
+            value = value.detach().reshape(()).clone()  # later in-place changes must not reach the record
+        else:
+            value = float(value)
+        self._pending.append((name, value, self._iter if cur_iter is None else int(cur_iter)))
+        if len(self._pending) >= _MAX_PENDING:
+            self._flush()
+
+    def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any) -> None:
+        """Add several numbers.
+
+        Example:
+            >>> storage.put_scalars(loss=my_loss, accuracy=my_accuracy, smoothing_hint=True)
+
+        Args:
+            smoothing_hint: as in :meth:`put_scalar`.
+            cur_iter: as in :meth:`put_scalar`.
+            **kwargs: names and values.
+        """
+        for name, value in kwargs.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
+        """Keep the histogram of a tensor until the writers have shown it.
+
+        Args:
+            hist_name: its name.
+            hist_tensor: any shape.
+            bins: number of equal bins between the least and the greatest value.
+        """
+        values = hist_tensor.detach().float().reshape(-1)
+        low, high = (values.min().item(), values.max().item()) if values.numel() else (0.0, 0.0)
+        counts = torch.histc(values, bins=bins, min=low, max=high) if values.numel() else torch.zeros(bins)
+        edges = torch.linspace(low, high, steps=bins + 1)
+        self._histograms.append(
+            {
+                "tag": self._prefix + hist_name,
+                "min": low,
+                "max": high,
+                "num": values.numel(),
+                "sum": float(values.sum()),
+                "sum_squares": float(values.square().sum()),
+                "bucket_limits": edges[1:].tolist(),
+                "bucket_counts": counts.tolist(),
+                "global_step": self._iter,
+            }
+        )
+
+    def _flush(self) -> None:
+        """Move everything that was put into the histories; tensors cross to the host in one transfer per device."""
+        pending, self._pending = self._pending, []
+        groups: defaultdict[tuple[Any, Any], list[int]] = defaultdict(list)
+        for index, (_, value, _) in enumerate(pending):
+            if isinstance(value, torch.Tensor):
+                groups[value.device, value.dtype].append(index)
+        converted: dict[int, float] = {}
+        for indices in groups.values():
+            numbers = torch.stack([pending[index][1] for index in indices]).tolist()
+            converted.update(zip(indices, map(float, numbers), strict=True))
+        for index, (name, value, iteration) in enumerate(pending):
+            number: Any = converted.get(index, value)
+            self._buffers[name].update(number, iteration)
+            self._latest[name] = (number, iteration)
+
+    def history(self, name: str) -> HistoryBuffer:
+        """All values of one scalar.
+
+        Args:
+            name: its full name, prefix included.
+
+        Returns:
+            The buffer, with ``latest``, ``median``, ``avg``, ``global_avg`` and ``values``.
+
+        Raises:
+            KeyError: nothing was put under that name.
+        """
+        self._flush()
+        if name not in self._buffers:
+            raise KeyError(f"No scalar named {name!r} was put; there are {sorted(self._buffers)}.")
+        return self._buffers[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """The buffers of all scalars, by name."""
+        self._flush()
+        return self._buffers
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """The newest value of every scalar and the iteration that it belongs to."""
+        self._flush()
+        return self._latest
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """Like :meth:`latest`, with noisy scalars replaced by their median over the last iterations.
+
+        Args:
+            window_size: number of iterations.
+
+        Returns:
+            Name to (value, iteration).
+        """
+        return {
+            name: (
+                float(self._buffers[name].median(self.count_samples(name, window_size)))
+                if self._hints[name]
+                else value,
+                iteration,
+            )
+            for name, (value, iteration) in self.latest().items()
+        }
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """How many values of a scalar fall into its last iterations.
+
+        Args:
+            name: its full name.
+            window_size: number of iterations, counted back from its newest value.
+
+        Returns:
+            The count, at least 1.
+        """
+        values = self.history(name).values()
+        oldest = values[-1][1] - window_size
+        count = 0
+        for _, iteration in reversed(values):
+            if iteration <= oldest:
+                break
+            count += 1
+        return count
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Name to whether the scalar is noisy."""
+        return self._hints
+
+    def step(self) -> None:
+        """Go to the next iteration. Alternatively set :attr:`iter` before each iteration."""
+        self._iter += 1
+
+    @property
+    def iter(self) -> int:
+        """The current iteration; during training that of the trainer."""
+        return self._iter
+
+    @iter.setter
+    def iter(self, val: int) -> None:
+        self._iter = int(val)
+
+    @property
+    def iteration(self) -> int:
+        """The current iteration, by its older name."""
+        return self._iter
+
+    @property
+    def vis_data(self) -> list[tuple[str, Any, int]]:
+        """Images that wait for a writer: (name, image, iteration)."""
+        return self._vis_data
+
+    @property
+    def histograms(self) -> list[dict[str, Any]]:
+        """Histograms that wait for a writer: arguments of ``SummaryWriter.add_histogram_raw``."""
+        return self._histograms
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of everything put inside with ``name/``. An inner scope replaces the outer one.
+
+        Args:
+            name: the prefix.
+        """
+        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = outer
+
+    def clear_images(self) -> None:
+        """Drop the waiting images, after they were shown."""
+        self._vis_data = []
+
+    def clear_histograms(self) -> None:
+        """Drop the waiting histograms, after they were shown."""
+        self._histograms = []
+
+    def __enter__(self) -> "EventStorage":
+        _CURRENT_STORAGE_STACK.append(self)
+        return self
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        top = _CURRENT_STORAGE_STACK.pop()
+        assert top is self, "EventStorage contexts must be left in the reverse order of entering them"

@@ -1,0 +1,221 @@
+"""Counting the operations, activations and parameters of a model.
+
+The counters are fvcore's; here they learn to call models that take ``list[dict]`` and return ``Instances``.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from fvcore.nn import ActivationCountAnalysis
+from fvcore.nn import FlopCountAnalysis as _FvcoreFlopCountAnalysis
+from fvcore.nn import parameter_count as _fvcore_parameter_count
+from fvcore.nn import parameter_count_table as _fvcore_parameter_count_table
+from torch import nn
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "FlopCountAnalysis",
+    "activation_count_operators",
+    "find_unused_parameters",
+    "flop_count_operators",
+    "parameter_count",
+    "parameter_count_table",
+]
+
+# Element-wise or data-moving operators, without multiplications worth counting.
+_IGNORED_OPS = (
+    "aten::add",
+    "aten::add_",
+    "aten::argmax",
+    "aten::argsort",
+    "aten::batch_norm",
+    "aten::constant_pad_nd",
+    "aten::div",
+    "aten::div_",
+    "aten::exp",
+    "aten::log2",
+    "aten::max_pool2d",
+    "aten::meshgrid",
+    "aten::mul",
+    "aten::mul_",
+    "aten::neg",
+    "aten::nonzero_numpy",
+    "aten::reciprocal",
+    "aten::repeat_interleave",
+    "aten::rsub",
+    "aten::sigmoid",
+    "aten::sigmoid_",
+    "aten::softmax",
+    "aten::sort",
+    "aten::sqrt",
+    "aten::sub",
+    "torchvision::nms",
+)
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    """All tensors in an output: in containers, in the fields of instances, inside boxes and masks."""
+    found: list[torch.Tensor] = []
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, dict):
+            todo.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+        elif hasattr(item, "get_fields"):
+            todo.append(item.get_fields())
+        elif isinstance(getattr(item, "tensor", None), torch.Tensor):
+            found.append(item.tensor)
+    return found
+
+
+class _TensorsInTensorsOut(nn.Module):
+    """A model as a function of tensors, which is what tracing can follow.
+
+    Args:
+        model: the model.
+        inputs: its arguments as a tuple, or its only argument; containers of tensors and of anything else.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any):
+        super().__init__()
+        self.model = model
+        leaves, self._structure = pytree.tree_flatten(inputs if isinstance(inputs, tuple) else (inputs,))
+        self._constants = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._where = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        self.flattened_inputs = tuple(leaves[index] for index in self._where)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call the model with tensors in the places where its inputs had some."""
+        leaves = list(self._constants)
+        for index, tensor in zip(self._where, tensors, strict=True):
+            leaves[index] = tensor
+        outputs = self.model(*pytree.tree_unflatten(leaves, self._structure))
+        return tuple(_tensors_in(outputs))
+
+
+class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
+    """fvcore's ``FlopCountAnalysis`` for models that take and return anything. One multiply-add counts as one.
+
+    The numbers depend on the inputs, through image sizes and the number of proposals and detections: average over
+    several. Modules are named below ``model``.
+
+    Args:
+        model: the model; put it into evaluation mode to count inference.
+        inputs: its argument, such as ``list[dict]``, or a tuple of its arguments.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any):
+        adapter = _TensorsInTensorsOut(model, inputs)
+        super().__init__(adapter, adapter.flattened_inputs)
+        self.set_op_handle(**dict.fromkeys(_IGNORED_OPS))
+
+
+def _images_only(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"image": item["image"]} for item in inputs]
+
+
+def _in_giga(counts: dict[str, Any]) -> defaultdict[str, float]:
+    return defaultdict(float, {name: count / 1e9 for name, count in counts.items()})
+
+
+def flop_count_operators(model: nn.Module, inputs: list[dict[str, Any]]) -> defaultdict[str, float]:
+    """Multiply-adds of one inference by operator; see :class:`FlopCountAnalysis` for more.
+
+    Args:
+        model: a model that takes ``list[dict]``.
+        inputs: its input; only ``"image"`` is used. Average over several, since the counts depend on the content.
+
+    Returns:
+        Operator to billions of operations.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _in_giga(FlopCountAnalysis(model, _images_only(inputs)).by_operator())
+    finally:
+        model.train(was_training)
+
+
+def activation_count_operators(
+    model: nn.Module, inputs: list[dict[str, Any]], **kwargs: Any
+) -> defaultdict[str, float]:
+    """Elements that convolutions and matrix products of one inference output, by operator.
+
+    Args:
+        model: a model that takes ``list[dict]``.
+        inputs: its input; only ``"image"`` is used. Average over several, since the counts depend on the content.
+        **kwargs: ``supported_ops``, handles that replace or extend fvcore's.
+
+    Returns:
+        Operator to millions of elements.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            adapter = _TensorsInTensorsOut(model, _images_only(inputs))
+            analysis = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
+            analysis.set_op_handle(**kwargs.pop("supported_ops", None) or {})
+            if kwargs:
+                raise TypeError(f"activation_count_operators() got unknown arguments {sorted(kwargs)}.")
+            analysis.unsupported_ops_warnings(False)
+            counts = analysis.by_operator()
+    finally:
+        model.train(was_training)
+    return defaultdict(float, {name: count / 1e6 for name, count in counts.items()})
+
+
+def parameter_count(model: nn.Module) -> defaultdict[str, int]:
+    """Number of elements of every parameter, and of all parameters in every module.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name to count; the name ``""`` is the whole model.
+    """
+    return _fvcore_parameter_count(model)
+
+
+def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
+    """The counts of :func:`parameter_count` as a table.
+
+    Args:
+        model: any module.
+        max_depth: levels of sub-modules to show.
+
+    Returns:
+        The table as text.
+    """
+    return _fvcore_parameter_count_table(model, max_depth)
+
+
+def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
+    """Names of trainable parameters that receive no gradient, for which distributed training would wait forever.
+
+    The gradients that the model holds are cleared.
+
+    Args:
+        model: a model in training mode, which returns a loss or a dictionary of losses.
+        inputs: its input.
+
+    Returns:
+        The names, in the order of the model.
+    """
+    if not model.training:
+        raise ValueError("find_unused_parameters needs the losses: call model.train() first.")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.zero_grad(set_to_none=True)
+    losses = model(inputs)
+    total = sum(losses.values()) if isinstance(losses, dict) else losses
+    assert isinstance(total, torch.Tensor), "the model returned no losses"
+    total.backward()
+    unused = [name for name, parameter in trainable.items() if parameter.grad is None]
+    model.zero_grad(set_to_none=True)
+    return unused

@@ -1,0 +1,112 @@
+"""Seeds, versions, and modules that are imported from a file."""
+
+import importlib
+import importlib.util
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterable, MutableMapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["TORCH_VERSION", "fixup_module_metadata", "seed_all_rng", "setup_environment"]
+
+TORCH_VERSION: tuple[int, ...] = tuple(int(part) for part in torch.__version__.split(".")[:2])
+"""(major, minor) of the running PyTorch."""
+
+
+def seed_all_rng(seed: int | None = None) -> None:
+    """Seed the generators of Python, NumPy and PyTorch.
+
+    Args:
+        seed: the seed; drawn from the operating system and logged when None.
+    """
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little")
+        logging.getLogger(__name__).info("Using a generated random seed %d", seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # the global generator is what is seeded here
+    torch.manual_seed(seed)
+    random.seed(seed)
+    os.environ["PYTHONHASHSEED"] = str(seed % 2**32)
+
+
+def _import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
+    """Run a Python file as a module, and optionally let later ``import`` statements find it."""
+    spec = importlib.util.spec_from_file_location(module_name, file_path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{os.fspath(file_path)!r} cannot be imported as a Python module; is it a .py file?")
+    module = importlib.util.module_from_spec(spec)
+    if make_importable:
+        sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if make_importable:
+            sys.modules.pop(module_name, None)
+        raise
+    return module
+
+
+def setup_environment() -> None:
+    """Run the user's own set-up module, named by the variable ``DETECTRON2_ENV_MODULE``; once per process.
+
+    The variable holds a dotted module name or the path of a ``.py`` file; the module must define
+    ``setup_environment()``.
+
+    Raises:
+        AttributeError: the module defines no ``setup_environment``.
+    """
+    custom = os.environ.get("DETECTRON2_ENV_MODULE")
+    if not custom or custom in _DONE:
+        return
+    if custom.endswith(".py"):
+        module = _import_file("detectron2.utils.env.custom_module", custom)
+    else:
+        module = importlib.import_module(custom)
+    if not callable(getattr(module, "setup_environment", None)):
+        raise AttributeError(f"DETECTRON2_ENV_MODULE={custom}: the module must define a function setup_environment().")
+    _DONE.add(custom)
+    module.setup_environment()
+
+
+_DONE: set[str] = set()
+
+
+def fixup_module_metadata(
+    module_name: str, namespace: MutableMapping[str, Any], keys: Iterable[str] | None = None
+) -> None:
+    """Make classes and functions report the public module that re-exports them as their home.
+
+    Documentation and pickles then name ``package.Thing`` and not ``package._impl.Thing``.
+
+    Args:
+        module_name: the public module.
+        namespace: its ``globals()``.
+        keys: which names to treat; all public ones when None.
+    """
+    todo = [(key, namespace[key]) for key in (list(namespace) if keys is None else keys) if not key.startswith("_")]
+    done: set[int] = set()
+    while todo:
+        qualname, obj = todo.pop()
+        if id(obj) in done or not _is_implementation_detail_of(obj, module_name):
+            continue
+        done.add(id(obj))
+        try:
+            obj.__module__ = module_name
+            obj.__name__ = qualname.rpartition(".")[2]
+            obj.__qualname__ = qualname
+        except (AttributeError, TypeError):  # built-in objects do not let themselves be renamed
+            continue
+        if isinstance(obj, type):
+            todo.extend((f"{qualname}.{name}", member) for name, member in vars(obj).items())
+
+
+def _is_implementation_detail_of(obj: Any, module_name: str) -> bool:
+    """Whether a class or function was defined in the module or in one below it."""
+    home = getattr(obj, "__module__", None)
+    named = isinstance(getattr(obj, "__qualname__", None), str)
+    return named and isinstance(home, str) and (home == module_name or home.startswith(module_name + "."))

@@ -1,0 +1,31 @@
+"""Training statistics: where models and hooks put them, and the writers that show them.
+
+Inside ``with EventStorage() as storage:`` any code below may call :func:`put_scalar`; outside, the call does nothing,
+so that a model need not know whether it is being trained. Scalars that are tensors stay on their device until something
+reads them; then all of them move in one transfer, so that putting a scalar never waits for the accelerator.
+"""
+
+from detectron2.utils._event_storage import (
+    _CURRENT_STORAGE_STACK,
+    EventStorage,
+    get_event_storage,
+    has_event_storage,
+    put_histogram,
+    put_image,
+    put_scalar,
+)
+from detectron2.utils._event_writers import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+
+__all__ = [
+    "_CURRENT_STORAGE_STACK",
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "TensorboardXWriter",
+    "get_event_storage",
+    "has_event_storage",
+    "put_histogram",
+    "put_image",
+    "put_scalar",
+]

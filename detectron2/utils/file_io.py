@@ -1,0 +1,95 @@
+"""Opening files wherever they are: local paths, ``http(s)://`` and ``detectron2://`` (the published weights).
+
+Remote files are downloaded once, to a temporary name that is moved when complete, and then served from the cache:
+``$DETECTRON2_CACHE``, else ``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from iopath.common.file_io import HTTPURLHandler as _IopathHTTPURLHandler
+from iopath.common.file_io import OneDrivePathHandler, PathHandler
+from iopath.common.file_io import PathManager as PathManagerBase
+
+__all__ = ["Detectron2Handler", "HTTPURLHandler", "PathHandler", "PathManager", "PathManagerBase", "atomic_write"]
+
+
+class HTTPURLHandler(_IopathHTTPURLHandler):
+    """Downloads ``http://``, ``https://`` and ``ftp://`` files into the cache folder."""
+
+    def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
+        return super()._get_local_path(path, force, cache_dir or os.environ.get("DETECTRON2_CACHE"), **kwargs)
+
+
+class Detectron2Handler(PathHandler):
+    """Resolves ``detectron2://X`` to the file ``X`` among the published model-zoo weights."""
+
+    PREFIX = "detectron2://"
+    S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return PathManager.get_local_path(self._url(path), force=force, **kwargs)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return PathManager.open(self._url(path), mode, buffering, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return PathManager.exists(self._url(path), **kwargs)
+
+    def _url(self, path: str) -> str:
+        return self.S3_DETECTRON2_PREFIX + path[len(self.PREFIX) :]
+
+
+def _new_path_manager() -> PathManagerBase:
+    manager = PathManagerBase()
+    for handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
+        manager.register_handler(handler)
+    return manager
+
+
+PathManager: PathManagerBase = _new_path_manager()
+"""The path manager of this library: an instance, as in iopath. Register handlers for other schemes on it."""
+
+
+@contextmanager
+def atomic_write(
+    path: str | os.PathLike, mode: str = "wb", manager: PathManagerBase | None = None
+) -> Iterator[IO[Any]]:
+    """Write a file so that its name only ever leads to a complete one.
+
+    A local file is written under a temporary name in the same folder and moved over the target when the block ends
+    well; when it raises, the old file stays as it was. Paths of other schemes are opened directly.
+
+    Args:
+        path: where to write; its folder is created.
+        mode: ``"wb"`` or ``"w"`` (UTF-8).
+        manager: the path manager; ours by default.
+
+    Yields:
+        The open file.
+    """
+    manager = PathManager if manager is None else manager
+    target = os.fspath(path)
+    if "://" in target:
+        with manager.open(target, mode) as remote:
+            yield remote
+        return
+    folder = os.path.dirname(target)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    temporary = f"{target}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise

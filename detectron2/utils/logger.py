@@ -1,0 +1,223 @@
+"""Setting up readable logs, logging a message only now and then, and small tables."""
+
+import atexit
+import functools
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import FrameType
+from typing import IO, Any
+
+import torch
+
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
+
+_DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class _Formatter(logging.Formatter):
+    """Prefixes warnings and errors with their level and shortens the package's name.
+
+    Args:
+        color: write ANSI colours.
+        root_name: the name of the logger that is set up.
+        short_name: what to show in its place.
+    """
+
+    def __init__(self, color: bool, root_name: str, short_name: str):
+        head = "[%(asctime)s %(short_name)s]: "
+        super().__init__((_paint(head, "green") if color else head) + "%(message)s", _DATE_FORMAT)
+        self._color, self._root_name, self._short_name = color, root_name, short_name
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        name = record.name
+        if name == self._root_name or name.startswith(self._root_name + "."):
+            name = (self._short_name + name[len(self._root_name) :]).lstrip(".")
+        record.short_name = name
+        text = super().formatMessage(record)
+        if record.levelno < logging.WARNING:
+            return text
+        head, separator, message = text.partition("]: ")
+        level = record.levelname
+        if self._color:
+            level = _paint(level, "yellow" if record.levelno == logging.WARNING else "red")
+        return f"{head}{separator}{level} {message}"
+
+
+def _paint(text: str, color: str) -> str:
+    from termcolor import colored
+
+    return colored(text, color, force_color=True)
+
+
+@functools.cache
+def _open_log(path: str) -> IO[Any]:
+    """One stream per file, however many loggers write to it; lines reach the disk at once where that is cheap."""
+    is_local = "://" not in path
+    stream: Any = PathManager.open(path, "a", buffering=1 if is_local else -1)
+    atexit.register(stream.close)
+    return stream
+
+
+def _log_file_name(output: str | os.PathLike, rank: int) -> str:
+    output = os.fspath(output)
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    return path if rank == 0 else f"{path}.rank{rank}"
+
+
+def _add_handler(logger: logging.Logger, target: str, stream: Any, formatter: logging.Formatter) -> None:
+    """Attach a handler for `target`, or only renew the format of the one that is there."""
+    for handler in logger.handlers:
+        if getattr(handler, "detectron2_target", None) == target:
+            handler.setFormatter(formatter)
+            return
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(formatter)
+    handler.detectron2_target = target  # pyright: ignore[reportAttributeAccessIssue]  # marks it as ours
+    logger.addHandler(handler)
+
+
+def setup_logger(
+    output: str | os.PathLike | None = None,
+    distributed_rank: int = 0,
+    *,
+    color: bool = True,
+    name: str = "detectron2",
+    abbrev_name: str | None = None,
+) -> logging.Logger:
+    """Let a logger write to the terminal (rank 0) and to a file (every rank). Calling it again adds nothing twice.
+
+    Args:
+        output: a folder, for ``log.txt`` in it, or a file name that ends in ``.txt`` or ``.log``; None for no file.
+            Other ranks append ``.rank<N>`` to the name.
+        distributed_rank: rank of this process.
+        color: colour the terminal's lines; files never are.
+        name: name of the logger, usually that of a top-level package. Its level becomes DEBUG and it no longer
+            propagates to the root logger.
+        abbrev_name: shown in place of ``name``; ``""`` shows only what follows it. By default ``detectron2`` is
+            shortened to ``d2``.
+
+    Returns:
+        The logger.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    if abbrev_name is None:
+        abbrev_name = "d2" if name == "detectron2" else name
+    if distributed_rank == 0:
+        _add_handler(logger, "stdout", sys.stdout, _Formatter(color, name, abbrev_name))
+    if output is not None:
+        path = _log_file_name(output, distributed_rank)
+        if "://" not in path:
+            path = os.path.abspath(path)
+        PathManager.mkdirs(os.path.dirname(path))
+        _add_handler(logger, path, _open_log(path), _Formatter(False, name, abbrev_name))
+    return logger
+
+
+def _caller() -> tuple[str, tuple[str, int, str]]:
+    """(module, (file, line, function)) of the first frame outside this module."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    assert frame is not None, "a log helper was called from nowhere"
+    module = frame.f_globals.get("__name__", "__main__")
+    # A script that is run directly still gets a logger below ours, so that setup_logger() covers it.
+    module = "detectron2" if module == "__main__" else module
+    return module, (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+_TIMES_SEEN: Counter[Any] = Counter()
+_LAST_LOGGED: dict[Any, float] = {}
+
+
+def log_first_n(
+    lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
+) -> None:
+    """Log a message only the first ``n`` times.
+
+    Args:
+        lvl: logging level.
+        msg: the message.
+        n: how often.
+        name: name of the logger; the caller's module by default.
+        key: what counts as the same: the line that calls (``"caller"``), the text (``"message"``), or both together as
+            a tuple.
+
+    Raises:
+        ValueError: ``key`` holds another word.
+    """
+    module, place = _caller()
+    parts = (key,) if isinstance(key, str) else tuple(key)
+    if not parts or any(part not in ("caller", "message") for part in parts):
+        raise ValueError(f"key must be 'caller', 'message' or a tuple of them, but is {key!r}.")
+    identity = ("first", *(place if part == "caller" else msg for part in parts))
+    _TIMES_SEEN[identity] += 1
+    if _TIMES_SEEN[identity] <= n:
+        logging.getLogger(name or module).log(lvl, msg)
+
+
+def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
+    """Log a message at the first and then at every ``n``-th call from the same line.
+
+    Args:
+        lvl: logging level.
+        msg: the message.
+        n: period, in calls.
+        name: name of the logger; the caller's module by default.
+    """
+    module, place = _caller()
+    identity = ("every", place)
+    _TIMES_SEEN[identity] += 1
+    if n == 1 or _TIMES_SEEN[identity] % n == 1:
+        logging.getLogger(name or module).log(lvl, msg)
+
+
+def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
+    """Log a message at most once in ``n`` seconds per calling line.
+
+    Args:
+        lvl: logging level.
+        msg: the message.
+        n: shortest time between two messages, in seconds.
+        name: name of the logger; the caller's module by default.
+    """
+    module, place = _caller()
+    now = time.monotonic()
+    last = _LAST_LOGGED.get(place)
+    if last is None or now - last >= n:
+        logging.getLogger(name or module).log(lvl, msg)
+        _LAST_LOGGED[place] = now
+
+
+def create_small_table(small_dict: Mapping[str, Any]) -> str:
+    """Format a few numbers as a Markdown table with one row; the keys are the header.
+
+    Args:
+        small_dict: names and values, few enough for one line.
+
+    Returns:
+        The table, as text of three lines.
+    """
+    from tabulate import tabulate
+
+    return tabulate(
+        [list(small_dict.values())],
+        headers=list(small_dict),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        stralign="center",
+        numalign="center",
+    )
+
+
+def _log_api_usage(identifier: str) -> None:
+    """Tell PyTorch's own (opt-in, by default absent) usage logger that a component was built."""
+    torch._C._log_api_usage_once("detectron2." + identifier)

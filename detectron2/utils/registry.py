@@ -1,0 +1,67 @@
+"""Names to objects, and objects to names: registries of building blocks and dotted import paths.
+
+``Registry`` is fvcore's own class, so that ``isinstance`` and subclasses from other projects agree with ours.
+"""
+
+import importlib
+from typing import Any
+
+from fvcore.common.registry import Registry
+
+__all__ = ["Registry", "locate"]
+
+
+def _follow(obj: Any, attributes: list[str]) -> Any:
+    for name in attributes:
+        obj = getattr(obj, name)
+    return obj
+
+
+def locate(name: str) -> Any:
+    """Import the object that a dotted path names.
+
+    Args:
+        name: a path such as ``"torch.optim.SGD"`` or ``"package.module.Class.method"``.
+
+    Returns:
+        The object: a module, class, function or any other attribute.
+
+    Raises:
+        ImportError: no module along the path can be imported, or the module lacks the attribute.
+    """
+    parts = name.split(".")
+    if not all(parts):
+        raise ImportError(f"{name!r} is not a dotted path like 'package.module.Name'.")
+    # The longest prefix that is a module wins: a sub-module may hide behind an attribute of the same name
+    # (`detectron2.model_zoo.model_zoo`), and only importing it tells.
+    for depth in range(len(parts), 0, -1):
+        module_name = ".".join(parts[:depth])
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue  # this prefix is no module: the rest must be attributes of a shorter one
+            raise ImportError(f"Cannot import {name!r}: module {module_name!r} needs {error.name!r}.") from error
+        try:
+            return _follow(module, parts[depth:])
+        except AttributeError as error:
+            raise ImportError(f"Cannot import {name!r}: {error}. Check the spelling of the last part.") from error
+    raise ImportError(f"Cannot import {name!r}: there is no module named {parts[0]!r}.")
+
+
+def _convert_target_to_string(t: Any) -> str:
+    """The shortest dotted path that leads back to a class or function.
+
+    ``package.sub._impl.Thing`` becomes ``package.sub.Thing`` where that names the same object, so that files which
+    store the path survive a move of the implementation.
+    """
+    module, qualname = t.__module__, t.__qualname__
+    parts = module.split(".")
+    for depth in range(1, len(parts)):
+        candidate = ".".join([*parts[:depth], qualname])
+        try:
+            if locate(candidate) is t:
+                return candidate
+        except ImportError:
+            continue
+    return f"{module}.{qualname}"

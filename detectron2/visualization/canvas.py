@@ -1,0 +1,296 @@
+"""The image that is drawn on.
+
+Positions are ``(x, y)`` in pixels of the given image, continuous coordinates, the origin at the top left corner of the
+top left pixel; the canvas may be larger or smaller by ``scale``. Widths of lines and sizes of letters are in points of
+1/72 inch at 100 dots per inch *of the canvas*. Drawing goes through matplotlib's Agg rasteriser directly: anti-aliased
+like a matplotlib figure, without the cost of one. Operations are recorded and rendered when the image is read.
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ._text import Typesetter
+
+__all__ = ["VisImage"]
+
+_DPI = 100
+_DASHES = {"--": (3.7, 1.6), "-.": (6.4, 1.6, 1.0, 1.6), ":": (1.0, 1.65)}
+_DASH_NAMES = {"dashed": "--", "dashdot": "-.", "dotted": ":", "solid": "-"}
+_ALIGNMENT = {"left": 0.0, "center": 0.5, "right": 1.0}
+
+
+class VisImage:
+    """An image, and what is drawn on it.
+
+    ``fig``, ``ax`` and ``canvas`` are a matplotlib figure that covers the image with the same coordinates, made when
+    one of them is first read; what is put there appears above everything else.
+
+    Args:
+        img: RGB image (height, width, 3), values from 0 to 255.
+        scale: size of the result relative to the image.
+    """
+
+    def __init__(self, img: np.ndarray, scale: float = 1.0):
+        self.img = img
+        self.scale = scale
+        self.height, self.width = img.shape[:2]
+        self._size_wh = (int(self.width * scale + 1e-2), int(self.height * scale + 1e-2))
+        if min(self._size_wh) < 1:
+            raise ValueError(f"Nothing to draw on: an image of shape {img.shape} at scale {scale} has no pixels.")
+        self._operations: list[Callable[[Any], None]] = []
+        self._rendered = 0
+        self._renderer_: Any = None
+        self._typesetter_: Typesetter | None = None
+        self._figure: Any = None
+        self._axes: Any = None
+
+    def reset_image(self, img: np.ndarray) -> None:
+        """Exchange the background and keep the drawings.
+
+        Args:
+            img: RGB image of the same shape.
+        """
+        if img.shape[:2] != (self.height, self.width):
+            raise ValueError(f"The new background has shape {img.shape}, expected {(self.height, self.width)} pixels.")
+        self.img = img
+        self._rendered = 0
+        if self._renderer_ is not None:
+            self._paint_background()
+
+    def get_image(self) -> np.ndarray:
+        """Render.
+
+        Returns:
+            uint8 RGB image (height * scale, width * scale, 3).
+        """
+        self._render()
+        picture = np.asarray(self._renderer.buffer_rgba())[..., :3]
+        if self._figure is None:
+            return picture.copy()
+        self._figure.canvas.draw()
+        layer = np.asarray(self._figure.canvas.buffer_rgba()).astype(np.float32)
+        opacity = layer[..., 3:] / 255
+        return (picture * (1 - opacity) + layer[..., :3] * opacity + 0.5).astype(np.uint8)
+
+    def save(self, filepath: str | os.PathLike) -> None:
+        """Write the picture to a file; the suffix chooses the format.
+
+        Args:
+            filepath: path with a suffix that Pillow knows, such as ``.png`` or ``.jpg``.
+        """
+        suffix = os.path.splitext(filepath)[1].lower()
+        kind = Image.registered_extensions().get(suffix)
+        if kind is None:
+            raise ValueError(f"{os.fspath(filepath)!r} has no suffix of an image format; use .png or .jpg.")
+        encoded = io.BytesIO()
+        Image.fromarray(self.get_image()).save(encoded, format=kind)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(filepath) or ".", suffix=suffix)
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(encoded.getbuffer())
+            os.replace(temporary, filepath)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @property
+    def fig(self) -> Any:
+        """A matplotlib figure over the image."""
+        self._ensure_figure()
+        return self._figure
+
+    @property
+    def ax(self) -> Any:
+        """Axes over the whole image, in pixels of the image."""
+        self._ensure_figure()
+        return self._axes
+
+    @property
+    def canvas(self) -> Any:
+        """The Agg canvas of ``fig``."""
+        self._ensure_figure()
+        return self._figure.canvas
+
+    def draw_path(
+        self,
+        rings: Sequence[np.ndarray],
+        *,
+        face: Sequence[float] | None = None,
+        edge: Sequence[float] | None = None,
+        linewidth: float = 1.0,
+        linestyle: str = "-",
+        closed: bool = True,
+    ) -> None:
+        """Fill and stroke lines or polygons as one shape; a ring inside another of opposite direction is a hole.
+
+        Args:
+            rings: arrays (points, 2) of positions.
+            face: RGBA to fill with, or None.
+            edge: RGBA of the outline, or None.
+            linewidth: width of the outline in points.
+            linestyle: ``-``, ``--``, ``-.``, ``:`` or matplotlib's names of them.
+            closed: join the last point of each ring to its first.
+        """
+        from matplotlib.path import Path
+
+        rings = [ring for ring in rings if len(ring)]
+        if not rings:
+            return
+        vertices, codes = [], []
+        for ring in rings:
+            vertices += [ring, ring[:1]] if closed else [ring]
+            codes += [Path.MOVETO] + [Path.LINETO] * (len(ring) - 1) + [Path.CLOSEPOLY] * closed
+        path = Path(np.concatenate(vertices).astype(float), np.array(codes, dtype=Path.code_type))
+        self._record_path(path, face, edge, linewidth, linestyle)
+
+    def draw_disc(self, center_xy: Sequence[float], radius: float, face: Sequence[float]) -> None:
+        """Fill a circle.
+
+        Args:
+            center_xy: position of the centre.
+            radius: in pixels of the image.
+            face: RGBA.
+        """
+        from matplotlib.path import Path
+
+        self._record_path(Path.circle((center_xy[0], center_xy[1]), radius), face, None, 0.0, "-")
+
+    def draw_pixels(self, overlay: np.ndarray, corner_xy: tuple[int, int] = (0, 0)) -> None:
+        """Blend an image over a part of this one.
+
+        Args:
+            overlay: uint8 RGBA (height, width, 4), one pixel for each pixel of the image.
+            corner_xy: pixel that the top left of the overlay covers.
+        """
+        sx, sy = self._size_wh[0] / self.width, self._size_wh[1] / self.height
+        left, top = round(corner_xy[0] * sx), round(corner_xy[1] * sy)
+        right = round((corner_xy[0] + overlay.shape[1]) * sx)
+        bottom = round((corner_xy[1] + overlay.shape[0]) * sy)
+        if right <= left or bottom <= top:
+            return
+        if (right - left, bottom - top) != (overlay.shape[1], overlay.shape[0]):
+            resized = Image.fromarray(overlay).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+            overlay = np.asarray(resized)
+
+        def operation(renderer: Any) -> None:
+            # Agg counts rows from the bottom
+            renderer.draw_image(renderer.new_gc(), left, self._size_wh[1] - bottom, np.ascontiguousarray(overlay[::-1]))
+
+        self._operations.append(operation)
+
+    def text_size_wh(self, text: str, font_size: float) -> tuple[float, float]:
+        """Width and height of a text, without background, in pixels of the image."""
+        width, height = self._typesetter.block_wh(text.split("\n"), font_size)
+        return width * self.width / self._size_wh[0], height * self.height / self._size_wh[1]
+
+    def draw_text(
+        self,
+        text: str,
+        position_xy: Sequence[float],
+        *,
+        font_size: float,
+        color: Sequence[float],
+        background: Sequence[float] | None = None,
+        padding: float = 0.0,
+        horizontal_alignment: str = "left",
+        rotation: float = 0.0,
+    ) -> None:
+        """Write a text.
+
+        Args:
+            text: one or more lines.
+            position_xy: where the top of the text, and its left, centre or right, goes.
+            font_size: in points.
+            color: RGBA of the letters.
+            background: RGBA of the rectangle behind, or None.
+            padding: how far the rectangle extends beyond the text, in pixels of the canvas.
+            horizontal_alignment: ``left``, ``center`` or ``right``.
+            rotation: degrees counter-clockwise.
+        """
+        if horizontal_alignment not in _ALIGNMENT:
+            raise ValueError(f"horizontal_alignment must be one of {sorted(_ALIGNMENT)}, got {horizontal_alignment!r}.")
+        x = float(position_xy[0]) * self._size_wh[0] / self.width
+        y = float(position_xy[1]) * self._size_wh[1] / self.height
+        share, lines = _ALIGNMENT[horizontal_alignment], text.split("\n")
+
+        def operation(renderer: Any) -> None:
+            self._typesetter.render(lines, (x, y), share, font_size, color, background, padding, rotation)
+
+        self._operations.append(operation)
+
+    # -- rendering ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _renderer(self) -> Any:
+        if self._renderer_ is None:
+            from matplotlib.backends.backend_agg import RendererAgg
+
+            self._renderer_ = RendererAgg(*self._size_wh, _DPI)
+            self._paint_background()
+        return self._renderer_
+
+    @property
+    def _typesetter(self) -> Typesetter:
+        if self._typesetter_ is None:
+            self._typesetter_ = Typesetter(self._renderer)
+        return self._typesetter_
+
+    def _paint_background(self) -> None:
+        picture = np.ascontiguousarray(self.img)
+        if picture.dtype != np.uint8:
+            picture = picture.clip(0, 255).astype(np.uint8)
+        if (self.width, self.height) != self._size_wh:
+            picture = np.asarray(Image.fromarray(picture).resize(self._size_wh, Image.Resampling.BILINEAR))
+        opaque = np.full((*picture.shape[:2], 4), 255, dtype=np.uint8)
+        opaque[..., :3] = picture[::-1]
+        self._renderer_.clear()
+        self._renderer_.draw_image(self._renderer_.new_gc(), 0, 0, opaque)
+
+    def _render(self) -> None:
+        renderer = self._renderer
+        for operation in self._operations[self._rendered :]:
+            operation(renderer)
+        self._rendered = len(self._operations)
+
+    def _record_path(self, path: Any, face: Any, edge: Any, linewidth: float, linestyle: str) -> None:
+        from matplotlib.transforms import Affine2D
+
+        canvas_w, canvas_h = self._size_wh
+        to_canvas = Affine2D().scale(canvas_w / self.width, -canvas_h / self.height).translate(0, canvas_h)
+        style = _DASH_NAMES.get(linestyle, linestyle)
+        if style != "-" and style not in _DASHES:
+            raise ValueError(f"Unknown line style {linestyle!r}; use one of {['-', *_DASHES]}.")
+
+        def operation(renderer: Any) -> None:
+            gc = renderer.new_gc()
+            gc.set_linewidth(linewidth if edge is not None else 0.0)
+            if edge is not None:
+                gc.set_foreground(tuple(edge), isRGBA=True)
+            if style in _DASHES:
+                gc.set_dashes(0, [length * linewidth for length in _DASHES[style]])
+            renderer.draw_path(gc, path, to_canvas, None if face is None else tuple(face))
+
+        self._operations.append(operation)
+
+    def _ensure_figure(self) -> None:
+        if self._figure is not None:
+            return
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        width, height = self._size_wh
+        # the small surplus keeps the size in pixels from being rounded down
+        figure = Figure(figsize=((width + 1e-2) / _DPI, (height + 1e-2) / _DPI), dpi=_DPI, frameon=False)
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.axis("off")
+        axes.set_xlim(0, self.width)
+        axes.set_ylim(self.height, 0)
+        axes.set_autoscale_on(False)
+        self._figure, self._axes = figure, axes

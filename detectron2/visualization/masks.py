@@ -1,0 +1,170 @@
+"""Masks of single objects in any representation, and the outlines of masks.
+
+A ring is an array (points, 2) of ``(x, y)`` in pixels, continuous coordinates: the pixel in column ``c`` covers
+``c`` to ``c + 1``. Rings of filled regions and rings of holes run in opposite directions.
+"""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["GenericMask", "mask_regions", "ring_area"]
+
+
+def ring_area(ring: np.ndarray) -> float:
+    """Area of a closed ring in square pixels (shoelace formula), with a sign for its direction."""
+    x, y = ring[:, 0] - ring[:1, 0], ring[:, 1] - ring[:1, 1]
+    return 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+
+
+def mask_regions(mask: np.ndarray) -> list[list[np.ndarray]]:
+    """Outlines of the connected regions of a mask, between its pixels and with the corners cut.
+
+    Args:
+        mask: binary array (height, width).
+
+    Returns:
+        for each region the rings of its outline and of its holes, the outline first.
+    """
+    import contourpy
+
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return []
+    top, left = rows[0], columns[0]
+    crop = mask[top : rows[-1] + 1, left : columns[-1] + 1] != 0
+    # the border of zeros closes the outlines of regions at the edge
+    generator: Any = contourpy.contour_generator(
+        z=np.pad(crop, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
+    )
+    points, offsets = generator.filled(0.5, 1.5)
+    shift = np.array([left - 0.5, top - 0.5])
+    regions = []
+    for region, bounds in zip(points, offsets, strict=True):
+        rings = np.split(region + shift, bounds[1:-1])
+        regions.append([_without_collinear(ring[:-1]) for ring in rings])
+    return regions
+
+
+def _without_collinear(ring: np.ndarray) -> np.ndarray:
+    """Drop the points inside straight sides."""
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    return ring[turns]
+
+
+def _bounds_xyxy(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return np.zeros(4)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=float)
+
+
+class GenericMask:
+    """The mask of one object, given as RLE, polygons or pixels; the other forms are made when they are asked for.
+
+    Args:
+        mask_or_polygons: COCO RLE (a dictionary), a list of polygons ``[x0, y0, x1, y1, …]``, or a binary array
+            (height, width).
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+
+    def __init__(self, mask_or_polygons: Any, height: int, width: int):
+        self._mask: np.ndarray | None = None
+        self._polygons: list[np.ndarray] | None = None
+        self._has_holes: bool | None = None
+        self._regions: list[list[np.ndarray]] | None = None
+        self.height = height
+        self.width = width
+        given = mask_or_polygons
+        if isinstance(given, dict):
+            self._mask = self._decode_rle(given)
+        elif isinstance(given, list):
+            self._polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in given]
+        elif isinstance(given, np.ndarray):
+            if given.shape != (height, width):
+                raise ValueError(f"The mask has shape {given.shape}, the image (height, width) {(height, width)}.")
+            self._mask = given.astype(np.uint8)
+        else:
+            raise TypeError(
+                f"A mask must be RLE (dict), polygons (list) or a numpy array, got {type(given).__name__}; "
+                "convert tensors with .cpu().numpy()."
+            )
+
+    def _decode_rle(self, rle: dict[str, Any]) -> np.ndarray:
+        import pycocotools.mask as mask_util
+
+        encoded: Any = rle
+        if tuple(rle["size"]) != (self.height, self.width):
+            raise ValueError(f"The RLE has size {rle['size']}, the image (height, width) {(self.height, self.width)}.")
+        if isinstance(rle["counts"], list):
+            encoded = mask_util.frPyObjects(encoded, self.height, self.width)
+        return mask_util.decode(encoded)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Binary uint8 array (height, width)."""
+        if self._mask is None:
+            self._mask = self.polygons_to_mask(self._polygons or [])
+        return self._mask
+
+    @property
+    def polygons(self) -> list[np.ndarray]:
+        """Flat arrays ``[x0, y0, x1, y1, …]``, one for the outline of each region; holes are not among them."""
+        if self._polygons is None:
+            self._polygons, self._has_holes = self.mask_to_polygons(self.mask)
+        return self._polygons
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether the regions have holes, which polygons cannot express."""
+        if self._has_holes is None:
+            # a mask that came as polygons has none
+            self._has_holes = self._mask is not None and any(len(rings) > 1 for rings in self.regions)
+        return self._has_holes
+
+    @property
+    def regions(self) -> list[list[np.ndarray]]:
+        """Rings of each region, ready to fill: outlines in one direction, holes in the other."""
+        if self._regions is None:
+            if self._polygons is not None and self._mask is None:
+                rings = [polygon.reshape(-1, 2) for polygon in self._polygons]
+                self._regions = [[ring if ring_area(ring) >= 0 else ring[::-1]] for ring in rings]
+            else:
+                self._regions = mask_regions(self.mask)
+        return self._regions
+
+    def mask_to_polygons(self, mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
+        """Outline the regions of a binary array (height, width).
+
+        Args:
+            mask: the array.
+
+        Returns:
+            the polygons, and whether there are holes.
+        """
+        regions = mask_regions(np.asarray(mask))
+        return [rings[0].reshape(-1) for rings in regions], any(len(rings) > 1 for rings in regions)
+
+    def polygons_to_mask(self, polygons: list[np.ndarray]) -> np.ndarray:
+        """Rasterise the union of polygons into a uint8 array (height, width)."""
+        import pycocotools.mask as mask_util
+
+        flat = [np.asarray(polygon, dtype=np.float64).reshape(-1).tolist() for polygon in polygons]
+        flat = [polygon for polygon in flat if len(polygon) >= 6]
+        if not flat:
+            return np.zeros((self.height, self.width), dtype=np.uint8)
+        rle = mask_util.merge(mask_util.frPyObjects(flat, self.height, self.width))
+        return mask_util.decode(rle)
+
+    def area(self) -> int:
+        """Number of pixels."""
+        return int(self.mask.sum())
+
+    def bbox(self) -> np.ndarray:
+        """``(x1, y1, x2, y2)`` around the mask in pixels; zeros when it is empty."""
+        if self._mask is None and self._polygons:
+            points = np.concatenate(self._polygons).reshape(-1, 2)
+            return np.concatenate([points.min(0), points.max(0)])
+        return _bounds_xyxy(self.mask)

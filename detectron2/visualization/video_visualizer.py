@@ -1,0 +1,207 @@
+"""Draw predictions on the frames of a video, with the colours of objects kept from frame to frame."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .canvas import VisImage
+from .colors import ColorMode, class_color
+from .labels import _create_text_labels
+from .panoptic import _PanopticPrediction
+from .visualizer import Visualizer
+
+__all__ = ["VideoVisualizer"]
+
+_FRAMES_TO_REMEMBER = 8
+_SAME_OBJECT_IOU = {"mask": 0.5, "box": 0.6}
+
+
+@dataclass(slots=True)
+class _DetectedInstance:
+    """An object as it was last seen.
+
+    Attributes:
+        label: its contiguous class id.
+        bbox: ``(x1, y1, x2, y2)`` in pixels, or None.
+        mask_rle: its mask as COCO RLE, or None.
+        color: RGB from 0 to 1.
+        ttl: for how many more frames it is remembered when it is not seen.
+    """
+
+    label: int
+    bbox: Any = None
+    mask_rle: Any = None
+    color: Any = None
+    ttl: int = field(default=_FRAMES_TO_REMEMBER)
+
+
+class VideoVisualizer:
+    """Draws frame after frame. An object that overlaps one of the same class in the last frames keeps its colour.
+
+    Args:
+        metadata: names and colours of the classes.
+        instance_mode: IMAGE or IMAGE_BW.
+    """
+
+    def __init__(self, metadata: Any, instance_mode: ColorMode = ColorMode.IMAGE):
+        if instance_mode == ColorMode.SEGMENTATION:
+            raise ValueError("VideoVisualizer draws in the modes IMAGE and IMAGE_BW only.")
+        self.metadata = metadata
+        self._instance_mode = instance_mode
+        self._old_instances: list[_DetectedInstance] = []
+        self._colors_given = 0
+
+    def draw_instance_predictions(self, frame: np.ndarray, predictions: Any) -> VisImage:
+        """Draw the instances of one frame.
+
+        Args:
+            frame: RGB image (height, width, 3), values from 0 to 255.
+            predictions: an ``Instances`` with ``pred_boxes``, ``pred_classes``, and possibly ``scores``,
+                ``pred_masks`` or ``pred_masks_rle``, and ``pred_keypoints``; with ``ID``, objects of the same ID have
+                the same colour.
+
+        Returns:
+            the picture of this frame.
+        """
+        visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
+        predictions = predictions.to(visualizer.cpu_device)
+        if len(predictions) == 0:
+            return visualizer.output
+        boxes = predictions.pred_boxes.tensor.numpy() if predictions.has("pred_boxes") else None
+        scores = predictions.scores.tolist() if predictions.has("scores") else None
+        classes = predictions.pred_classes.numpy() if predictions.has("pred_classes") else None
+        keypoints = predictions.pred_keypoints if predictions.has("pred_keypoints") else None
+        masks = visualizer._predicted_masks(predictions)
+        if predictions.has("ID"):
+            colors = [class_color(int(number)) for number in predictions.ID]
+        else:
+            labels = [0] * len(predictions) if classes is None else classes.tolist()
+            colors = self._assign_colors(_detected(labels, boxes, masks))
+        labels = _create_text_labels(
+            None if classes is None else classes.tolist(), scores, self.metadata.get("thing_classes")
+        )
+        alpha = 0.5
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            covered = np.logical_or.reduce([mask.mask != 0 for mask in masks]) if masks else None
+            visualizer.output.reset_image(visualizer._create_grayscale_image(covered))
+            alpha = 0.3
+        # boxes around masks add nothing but clutter to moving pictures
+        return visualizer.overlay_instances(
+            boxes=None if masks is not None else boxes,
+            masks=masks,
+            labels=labels,
+            keypoints=keypoints,
+            assigned_colors=colors,
+            alpha=alpha,
+        )
+
+    def draw_sem_seg(self, frame: np.ndarray, sem_seg: Any, area_threshold: float | None = None) -> VisImage:
+        """Draw the semantic segmentation of one frame.
+
+        Args:
+            frame: RGB image (height, width, 3).
+            sem_seg: integer map (height, width) of class ids.
+            area_threshold: connected regions with fewer square pixels are not drawn.
+
+        Returns:
+            the picture of this frame.
+        """
+        visualizer = Visualizer(frame, self.metadata)
+        return visualizer.draw_sem_seg(sem_seg, area_threshold=area_threshold)
+
+    def draw_panoptic_seg_predictions(
+        self,
+        frame: np.ndarray,
+        panoptic_seg: Any,
+        segments_info: Sequence[dict] | None,
+        area_threshold: float | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Draw the panoptic segmentation of one frame; things keep their colours.
+
+        Args:
+            frame: RGB image (height, width, 3).
+            panoptic_seg: integer map (height, width) of segment ids.
+            segments_info: the description of each segment, as for :meth:`Visualizer.draw_panoptic_seg`.
+            area_threshold: connected regions of stuff with fewer square pixels are not drawn.
+            alpha: opacity.
+
+        Returns:
+            the picture of this frame.
+        """
+        visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
+        segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        things = list(segmentation.instance_masks())
+        stuff = [segment for _, segment in segmentation.semantic_masks()]
+        visualizer.draw_panoptic_seg(panoptic_seg, stuff, area_threshold=area_threshold, alpha=alpha)
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            visualizer.output.reset_image(visualizer._create_grayscale_image(segmentation.non_empty_mask()))
+        if not things:
+            return visualizer.output
+        categories = [segment["category_id"] for _, segment in things]
+        masks = visualizer._convert_masks([mask for mask, _ in things])
+        return visualizer.overlay_instances(
+            masks=masks,
+            labels=_create_text_labels(categories, None, self.metadata.get("thing_classes")),
+            assigned_colors=self._assign_colors(_detected(categories, None, masks)),
+            alpha=alpha,
+        )
+
+    draw_panoptic_seg = draw_panoptic_seg_predictions
+
+    def _assign_colors(self, instances: list[_DetectedInstance]) -> list[Any]:
+        """Give each instance the colour of the remembered object it overlaps most, or a new one, and remember it."""
+        overlaps = _overlaps(instances, self._old_instances)
+        threshold = _SAME_OBJECT_IOU["mask" if instances and instances[0].mask_rle is not None else "box"]
+        continued = set()
+        while overlaps.size:
+            new, old = np.unravel_index(overlaps.argmax(), overlaps.shape)
+            if overlaps[new, old] <= threshold:
+                break
+            instances[new].color = self._old_instances[old].color
+            continued.add(int(old))
+            overlaps[new, :] = overlaps[:, old] = 0
+        for instance in instances:
+            if instance.color is None:
+                instance.color = class_color(self._colors_given)
+                self._colors_given += 1
+        unseen = [old for index, old in enumerate(self._old_instances) if index not in continued]
+        for old in unseen:
+            old.ttl -= 1
+        self._old_instances = instances + [old for old in unseen if old.ttl > 0]
+        return [instance.color for instance in instances]
+
+
+def _detected(labels: Sequence[int], boxes: Any, masks: Any) -> list[_DetectedInstance]:
+    import pycocotools.mask as mask_util
+
+    return [
+        _DetectedInstance(
+            label=int(label),
+            bbox=None if boxes is None else boxes[index],
+            mask_rle=None if masks is None else mask_util.encode(np.asfortranarray(masks[index].mask)),
+        )
+        for index, label in enumerate(labels)
+    ]
+
+
+def _overlaps(new: list[_DetectedInstance], old: list[_DetectedInstance]) -> np.ndarray:
+    """IoU (new, old) of masks, or of boxes without masks; 0 between different classes."""
+    import pycocotools.mask as mask_util
+
+    if not new or not old:
+        return np.zeros((len(new), len(old)))
+    if all(instance.mask_rle is not None for instance in new + old):
+        shapes = [[instance.mask_rle for instance in group] for group in (new, old)]
+        if len({tuple(rle["size"]) for rle in shapes[0] + shapes[1]}) > 1:
+            return np.zeros((len(new), len(old)))
+    elif all(instance.bbox is not None for instance in new + old):
+        corners = [np.array([instance.bbox for instance in group], dtype=float) for group in (new, old)]
+        shapes = [np.concatenate([box[:, :2], box[:, 2:4] - box[:, :2]], axis=1) for box in corners]
+    else:
+        return np.zeros((len(new), len(old)))
+    iou = np.asarray(mask_util.iou(shapes[0], shapes[1], [0] * len(old))).reshape(len(new), len(old))
+    same = np.array([i.label for i in new])[:, None] == np.array([i.label for i in old])[None, :]
+    return iou * same

@@ -1,0 +1,392 @@
+"""Draw predictions and annotations on an image.
+
+Positions are in absolute pixels of the image, continuous coordinates. ``N`` instances, ``K`` keypoints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ._inputs import as_array, as_boxes, as_masks, common_length, read_image
+from ._primitives import DrawsPrimitives, scaled_padding
+from ._skeleton import skeleton_lines
+from .canvas import VisImage
+from .colors import _OFF_WHITE, _RED, ColorMode, class_color, instance_colors, to_rgb
+from .labels import LabelPlacer, _create_text_labels
+from .masks import GenericMask
+from .panoptic import _PanopticPrediction
+
+__all__ = ["Visualizer"]
+
+_SMALL_OBJECT_AREA_THRESH = 1000
+_LARGE_MASK_AREA_THRESH = 120000
+_KEYPOINT_THRESHOLD = 0.05
+
+
+class Visualizer(DrawsPrimitives):
+    """Draws on one image: single shapes (``draw_box``, ``draw_text`` …) or all that is known about it.
+
+    The pictures are deterministic: an object gets the same colour each time. Their style may change between versions;
+    use the methods for single shapes where it must not.
+
+    Args:
+        img_rgb: RGB image (height, width, 3), values from 0 to 255.
+        metadata: names and colours of the classes, as in :class:`detectron2.data.MetadataCatalog`.
+        scale: size of the picture relative to the image.
+        instance_mode: style of instances.
+    """
+
+    def __init__(
+        self,
+        img_rgb: np.ndarray,
+        metadata: Any = None,
+        scale: float = 1.0,
+        instance_mode: ColorMode = ColorMode.IMAGE,
+    ):
+        self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
+        if self.img.ndim != 3 or self.img.shape[2] != 3:
+            raise ValueError(f"Visualizer needs an RGB image (height, width, 3), got shape {self.img.shape}.")
+        self.metadata = MetadataCatalog.get("__nonexist__") if metadata is None else metadata
+        self.output = VisImage(self.img, scale=scale)
+        self.cpu_device = torch.device("cpu")
+        # large enough to read on the canvas, and in proportion to large images
+        self._default_font_size = max(np.sqrt(self.output.height * self.output.width) / 90, 10 / scale)
+        self._instance_mode = instance_mode
+        self.keypoint_threshold = _KEYPOINT_THRESHOLD
+        self._random = np.random.default_rng(0)
+        self._label_placer = LabelPlacer((self.output.width, self.output.height))
+
+    def get_output(self) -> VisImage:
+        """The image with all that was drawn so far."""
+        return self.output
+
+    # -- whole images -------------------------------------------------------------------------------------------------
+
+    def draw_instance_predictions(self, predictions: Any, jittering: bool = True) -> VisImage:
+        """Draw the predictions of an instance-level model.
+
+        Args:
+            predictions: an ``Instances`` with any of ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` or
+                ``pred_masks_rle``, and ``pred_keypoints``.
+            jittering: vary the colours of a class slightly in the mode SEGMENTATION.
+
+        Returns:
+            ``output``.
+        """
+        predictions = predictions.to(self.cpu_device)
+        boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
+        scores = predictions.scores.tolist() if predictions.has("scores") else None
+        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else None
+        keypoints = predictions.pred_keypoints if predictions.has("pred_keypoints") else None
+        labels = _create_text_labels(classes, scores, self.metadata.get("thing_classes"))
+        masks = self._predicted_masks(predictions)
+        alpha = 0.5
+        if self._instance_mode == ColorMode.SEGMENTATION:
+            alpha = 0.8
+        elif self._instance_mode == ColorMode.IMAGE_BW:
+            covered = None
+            if masks:
+                covered = np.logical_or.reduce([mask.mask != 0 for mask in masks])
+            self.output.reset_image(self._create_grayscale_image(covered))
+            alpha = 0.3
+        colors = self._colors_of(classes if classes is not None else [0] * len(predictions), jittering)
+        return self.overlay_instances(
+            masks=masks, boxes=boxes, labels=labels, keypoints=keypoints, assigned_colors=colors, alpha=alpha
+        )
+
+    def draw_sem_seg(self, sem_seg: Any, area_threshold: float | None = None, alpha: float = 0.8) -> VisImage:
+        """Draw a semantic segmentation.
+
+        Args:
+            sem_seg: integer map (height, width) of class ids; ids without a name in ``stuff_classes`` are left out.
+            area_threshold: connected regions with fewer square pixels are not drawn.
+            alpha: opacity.
+
+        Returns:
+            ``output``.
+        """
+        labels_map = np.asarray(as_array(sem_seg))
+        labels, areas = np.unique(labels_map, return_counts=True)
+        names = self.metadata.get("stuff_classes") or []
+        for label in labels[np.argsort(-areas, kind="stable")].tolist():
+            if 0 <= label < len(names):
+                self.draw_binary_mask(
+                    labels_map == label,
+                    color=class_color(label, self.metadata.get("stuff_colors")),
+                    edge_color=_OFF_WHITE,
+                    text=names[label],
+                    alpha=alpha,
+                    area_threshold=10 if area_threshold is None else area_threshold,
+                )
+        return self.output
+
+    def draw_panoptic_seg(
+        self,
+        panoptic_seg: Any,
+        segments_info: Sequence[dict] | None,
+        area_threshold: float | None = None,
+        alpha: float = 0.7,
+    ) -> VisImage:
+        """Draw a panoptic segmentation: stuff first, things above it.
+
+        Args:
+            panoptic_seg: integer map (height, width) of segment ids.
+            segments_info: dictionaries with ``id``, ``category_id``, ``isthing``, and possibly ``score``; None to read
+                the category as ``id // metadata.label_divisor``.
+            area_threshold: connected regions of stuff with fewer square pixels are not drawn.
+            alpha: opacity.
+
+        Returns:
+            ``output``.
+        """
+        segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            self.output.reset_image(self._create_grayscale_image(segmentation.non_empty_mask()))
+        names = self.metadata.get("stuff_classes") or []
+        for mask, segment in segmentation.semantic_masks():
+            category = segment["category_id"]
+            self.draw_binary_mask(
+                mask,
+                color=class_color(category, self.metadata.get("stuff_colors")),
+                edge_color=_OFF_WHITE,
+                text=names[category] if category < len(names) else str(category),
+                alpha=alpha,
+                area_threshold=10 if area_threshold is None else area_threshold,
+            )
+        things = list(segmentation.instance_masks())
+        if not things:
+            return self.output
+        categories = [segment["category_id"] for _, segment in things]
+        labels = _create_text_labels(
+            categories,
+            [segment["score"] for _, segment in things] if all("score" in s for _, s in things) else None,
+            self.metadata.get("thing_classes"),
+            [segment.get("iscrowd", 0) for _, segment in things],
+        )
+        return self.overlay_instances(
+            masks=[mask for mask, _ in things],
+            labels=labels,
+            assigned_colors=instance_colors(categories, self.metadata.get("thing_colors")),
+            alpha=alpha,
+        )
+
+    draw_panoptic_seg_predictions = draw_panoptic_seg
+
+    def draw_dataset_dict(self, dic: dict) -> VisImage:
+        """Draw the ground truth of one image.
+
+        Args:
+            dic: an entry of a data set in the standard format; ``annotations``, ``sem_seg`` or ``sem_seg_file_name``,
+                and ``pan_seg`` or ``pan_seg_file_name`` with ``segments_info`` are drawn.
+
+        Returns:
+            ``output``.
+        """
+        annotations = dic.get("annotations")
+        if annotations:
+            self._draw_annotations(annotations)
+        sem_seg = dic.get("sem_seg")
+        if sem_seg is None and "sem_seg_file_name" in dic:
+            sem_seg = read_image(dic["sem_seg_file_name"])
+        if sem_seg is not None:
+            self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
+        panoptic = dic.get("pan_seg")
+        if panoptic is None and "pan_seg_file_name" in dic:
+            channels = read_image(dic["pan_seg_file_name"]).astype(np.int64)
+            # COCO's panoptic format writes an id in base 256, the lowest digit in the red channel
+            panoptic = channels[..., 0] + 256 * channels[..., 1] + 256**2 * channels[..., 2]
+        if panoptic is not None:
+            self.draw_panoptic_seg(panoptic, dic["segments_info"], area_threshold=0, alpha=0.5)
+        return self.output
+
+    def _draw_annotations(self, annotations: Sequence[dict]) -> None:
+        masks = keypoints = None
+        if all("segmentation" in a for a in annotations):
+            masks = [a["segmentation"] for a in annotations]
+        if all("keypoints" in a for a in annotations):
+            keypoints = np.array([a["keypoints"] for a in annotations], dtype=float).reshape(len(annotations), -1, 3)
+        boxes = [
+            a["bbox"] if len(a["bbox"]) == 5 else BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in annotations
+        ]
+        classes = [a["category_id"] for a in annotations]
+        crowd = [a.get("iscrowd", 0) for a in annotations]
+        labels = _create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd)
+        self.overlay_instances(
+            labels=labels, boxes=boxes, masks=masks, keypoints=keypoints, assigned_colors=self._colors_of(classes, True)
+        )
+
+    # -- instances ----------------------------------------------------------------------------------------------------
+
+    def overlay_instances(
+        self,
+        *,
+        boxes: Any = None,
+        labels: Sequence[str] | None = None,
+        masks: Any = None,
+        keypoints: Any = None,
+        assigned_colors: Sequence[Any] | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Draw instances, the large ones below the small ones, and their labels above all.
+
+        Args:
+            boxes: ``Boxes``, ``RotatedBoxes``, or an array (N, 4) of ``(x1, y1, x2, y2)`` or (N, 5) of ``(center x,
+                center y, width, height, degrees counter-clockwise)``.
+            labels: N texts.
+            masks: ``BitMasks``, ``PolygonMasks``, or N masks in any form that :class:`GenericMask` takes.
+            keypoints: ``Keypoints`` or an array (N, K, 3) of ``(x, y, visibility or score)``.
+            assigned_colors: N colours; None to choose them.
+            alpha: opacity of the masks.
+
+        Returns:
+            ``output``.
+        """
+        boxes = None if boxes is None else self._convert_boxes(boxes)
+        masks = None if masks is None else self._convert_masks(masks)
+        keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
+        count = common_length(boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, colors=assigned_colors)
+        if count == 0:
+            return self.output
+        if assigned_colors is None:
+            assigned_colors = [class_color(index) for index in range(count)]
+        if boxes is not None and boxes.shape[1] == 5:
+            return self.overlay_rotated_instances(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
+        frames = boxes
+        if frames is None and masks is not None:
+            frames = np.array([mask.bbox() for mask in masks])
+        order = range(count)
+        if frames is not None:
+            order = np.argsort(-(frames[:, 2:] - frames[:, :2]).prod(axis=1), kind="stable").tolist()
+        for index in order:
+            color = assigned_colors[index]
+            if masks is not None:
+                rings = [ring for region in masks[index].regions for ring in region]
+                self._draw_region(rings, color, None, alpha)
+            if boxes is not None:
+                self.draw_box(boxes[index], edge_color=color, alpha=0.9)
+        if keypoints is not None:
+            for instance in keypoints:
+                self.draw_and_connect_keypoints(instance)
+        if labels is not None and frames is not None:
+            for index in order:
+                self._draw_label(labels[index], frames[index], assigned_colors[index], on_box=boxes is not None)
+        return self.output
+
+    def overlay_rotated_instances(
+        self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None
+    ) -> VisImage:
+        """Draw rotated boxes, the large ones below the small ones.
+
+        Args:
+            boxes: array (N, 5) of ``(center x, center y, width, height, degrees counter-clockwise)``.
+            labels: N texts.
+            assigned_colors: N colours; None to choose them.
+
+        Returns:
+            ``output``.
+        """
+        boxes = np.zeros((0, 5)) if boxes is None else self._convert_boxes(boxes).reshape(-1, 5)
+        if common_length(boxes=boxes, labels=labels, colors=assigned_colors) == 0:
+            return self.output
+        for index in map(int, np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")):
+            self.draw_rotated_box_with_label(
+                boxes[index],
+                alpha=0.9,
+                edge_color=class_color(index) if assigned_colors is None else assigned_colors[index],
+                label=None if labels is None else labels[index],
+            )
+        return self.output
+
+    def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
+        """Draw the keypoints of one instance, and the lines between them.
+
+        ``keypoint_connection_rules`` of the metadata lists ``(name, name, (r, g, b))``. Where both shoulders are
+        visible, lines also lead from their middle to the nose and to the middle of the hips.
+
+        Args:
+            keypoints: array (K, 3) of ``(x, y, score)``; those up to ``keypoint_threshold`` are not drawn.
+
+        Returns:
+            ``output``.
+        """
+        points = np.asarray(as_array(keypoints), dtype=float)
+        names = self.metadata.get("keypoint_names") or []
+        visible: dict[str, tuple[float, float]] = {}
+        for index, (x, y, score) in enumerate(points.tolist()):
+            if score > self.keypoint_threshold:
+                visible[names[index] if index < len(names) else str(index)] = (x, y)
+        # dots that would hide a small instance are drawn smaller
+        extent = np.ptp(np.array(list(visible.values()) or [(0.0, 0.0)]), axis=0).max()
+        radius = float(np.clip(extent / 50, 1.0, max(1.0, self._default_font_size / 4)))
+        for start, end, color in skeleton_lines(visible, self.metadata.get("keypoint_connection_rules") or []):
+            # a line of this many points is 1.4 times as many pixels wide: a little less than the dots
+            self.draw_line([start[0], end[0]], [start[1], end[1]], color=color, linewidth=radius * self.output.scale)
+        for position in visible.values():
+            self.draw_circle(position, color=_RED, radius=radius)
+        return self.output
+
+    def _draw_label(self, text: str, frame_xyxy: np.ndarray, color: Any, on_box: bool) -> None:
+        """Write the label of an instance at its box, or in the middle of its mask, where no other label is."""
+        if not text:
+            return
+        font_size = self._label_font_size()
+        scale = self.output.scale
+        padding = scaled_padding(font_size * scale) / scale
+        width, height = self.output.text_size_wh(text, font_size * scale)
+        width, height = width + 2 * padding, height + 2 * padding
+        x0, y0, x1, y1 = frame_xyxy.tolist()
+        corners = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0)]
+        corners += [(x0, y1 - height), (x0 - width, y0), (x1 - width, y0), ((x0 + x1 - width) / 2, (y0 + y1) / 2)]
+        if not on_box:
+            corners.insert(0, ((x0 + x1 - width) / 2, (y0 + y1 - height) / 2))
+        x, y = self._label_placer.place((width, height), corners)
+        self.draw_text(text, (x + padding, y + padding), color=color, horizontal_alignment="left", font_size=font_size)
+
+    # -- conversions --------------------------------------------------------------------------------------------------
+
+    def _predicted_masks(self, predictions: Any) -> list[GenericMask] | None:
+        if predictions.has("pred_masks"):
+            return self._convert_masks(predictions.pred_masks)
+        if predictions.has("pred_masks_rle"):
+            return self._convert_masks(predictions.pred_masks_rle)
+        return None
+
+    def _colors_of(self, classes: Sequence[int], jittering: bool) -> list[tuple[float, float, float]]:
+        """Colours of instances in the present mode."""
+        given = self.metadata.get("thing_colors")
+        if self._instance_mode == ColorMode.SEGMENTATION:
+            colors = [class_color(category, given) for category in classes]
+            return [self._jitter(color) for color in colors] if jittering else colors
+        return instance_colors(classes, given)
+
+    def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """The image in grey, except where the mask (height, width) is true."""
+        gray = self.img.mean(axis=2, dtype=np.float32).astype(np.uint8)
+        image = np.repeat(gray[:, :, None], 3, axis=2)
+        if mask is not None:
+            image[mask != 0] = self.img[mask != 0]
+        return image
+
+    def _jitter(self, color: Any) -> tuple[float, float, float]:
+        """A colour near the given one; the sequence is the same in each visualizer."""
+        step = self._random.uniform(-0.12, 0.12, 3)
+        red, green, blue = (np.array(to_rgb(color)) + step).clip(0.0, 1.0).tolist()
+        return red, green, blue
+
+    def _convert_boxes(self, boxes: Any) -> np.ndarray:
+        """Boxes of any kind as an array (N, 4) or, rotated, (N, 5)."""
+        return as_boxes(boxes)
+
+    def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
+        """Masks of any kind, one object for each instance."""
+        return as_masks(masks_or_polygons, self.output.height, self.output.width)
+
+    def _convert_keypoints(self, keypoints: Any) -> np.ndarray:
+        """Keypoints of any kind as an array (N, K, 3)."""
+        return np.asarray(as_array(keypoints), dtype=float)

@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    """Every test starts from the same random state."""
+    import random
+
+    import numpy as np
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Reference data that lies beside the repository; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("DETECTRON2_TEST_SHARED", REPO_ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"reference data not found at {path} (set DETECTRON2_TEST_SHARED)")
+    return path

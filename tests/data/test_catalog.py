@@ -1,0 +1,203 @@
+"""Catalogs: registration, idempotence, helpful errors, lazily filled metadata."""
+
+import copy
+import functools
+import pickle
+
+import numpy as np
+import pytest
+
+from detectron2.data.catalog import Metadata, _DatasetCatalog, _MetadataCatalog
+
+
+@pytest.fixture
+def datasets():
+    return _DatasetCatalog()
+
+
+@pytest.fixture
+def metadata():
+    return _MetadataCatalog()
+
+
+class TestDatasetCatalog:
+    def test_empty(self, datasets):
+        assert datasets.list() == []
+        assert "x" not in datasets
+        with pytest.raises(KeyError, match="not registered"):
+            datasets.get("x")
+        with pytest.raises(KeyError):
+            datasets.remove("x")
+
+    def test_round_trip(self, datasets):
+        datasets.register("a", lambda: [1])
+        assert "a" in datasets and datasets.list() == ["a"] and datasets.get("a") == [1]
+        assert "a" in str(datasets)
+        assert datasets.pop("a")() == [1]
+        assert "a" not in datasets
+
+    def test_remove(self, datasets):
+        datasets.register("a", lambda: [1])
+        datasets.remove("a")
+        datasets.register("a", lambda: [2])
+        assert datasets.get("a") == [2]
+
+    def test_not_a_function(self, datasets):
+        with pytest.raises(TypeError, match="lambda: data"):
+            datasets.register("a", [1])
+
+    def test_misspelt_name_shows_the_nearest(self, datasets):
+        datasets.register("balloon_train", list)
+        with pytest.raises(KeyError) as e:
+            datasets.get("baloon_train")
+        assert "Did you mean 'balloon_train'?" in str(e.value) and "\\n" not in str(e.value)
+
+    def test_same_source_twice_is_fine(self, datasets):
+        for _ in range(2):  # as when a notebook cell is run twice
+            for split in ("train", "val"):
+                datasets.register(split, lambda split=split: [split])
+        assert datasets.get("train") == ["train"] and datasets.get("val") == ["val"]
+
+    def test_same_closure_twice_is_fine_another_is_not(self, datasets):
+        def make(value):
+            return lambda: [value]
+
+        datasets.register("a", make("x"))
+        datasets.register("a", make("x"))
+        with pytest.raises(ValueError, match="already registered"):
+            datasets.register("a", make("y"))
+
+    def test_defaults_differ(self, datasets):
+        def make(value):
+            return lambda v=value: [v]
+
+        datasets.register("a", make(1))
+        with pytest.raises(ValueError):
+            datasets.register("a", make(2))
+
+    def test_array_default_is_only_equal_to_itself(self, datasets):
+        def make(value):
+            return lambda v=value: v
+
+        array = np.zeros(3)
+        datasets.register("a", make(array))
+        datasets.register("a", make(array))
+        with pytest.raises(ValueError):
+            datasets.register("a", make(np.zeros(3)))
+
+    def test_partials(self, datasets):
+        datasets.register("a", functools.partial(sorted, [2, 1], reverse=True))
+        datasets.register("a", functools.partial(sorted, [2, 1], reverse=True))
+        for other in (
+            functools.partial(sorted, [2, 1], reverse=False),
+            functools.partial(sorted, [2, 3], reverse=True),
+            functools.partial(sorted, [2, 1]),
+            list,
+        ):
+            with pytest.raises(ValueError, match="remove"):
+                datasets.register("a", other)
+        assert datasets.get("a") == [2, 1]
+
+    def test_conflict_is_an_assertion_error_too(self, datasets):
+        datasets.register("a", list)
+        with pytest.raises(AssertionError):
+            datasets.register("a", dict)
+
+
+class TestMetadata:
+    def test_empty(self):
+        m = Metadata(name="x")
+        assert m.as_dict() == {"name": "x"}
+        assert m.get("thing_classes") is None and m.get("thing_classes", 3) == 3
+        assert not hasattr(m, "thing_classes")
+
+    def test_set_and_get(self):
+        m = Metadata(name="x").set(thing_classes=["a"], ignore_label=255)
+        assert m.thing_classes == ["a"] and m.get("ignore_label") == 255
+        assert m.as_dict() == {"name": "x", "thing_classes": ["a"], "ignore_label": 255}
+
+    def test_equal_value_again(self):
+        m = Metadata(name="x").set(thing_classes=["a"])
+        m.thing_classes = ["a"]
+        with pytest.raises(ValueError, match=r"MetadataCatalog.remove\('x'\)") as e:
+            m.thing_classes = ["b"]
+        assert isinstance(e.value, AssertionError) and "['a']" in str(e.value) and "['b']" in str(e.value)
+        assert m.thing_classes == ["a"]
+
+    def test_unknown_key(self):
+        m = Metadata(name="x").set(thing_classes=["a"])
+        with pytest.raises(AttributeError, match="Did you mean 'thing_classes'"):
+            _ = m.thing_class
+        with pytest.raises(AttributeError, match="It has: thing_classes"):
+            _ = m.stuff_colors
+        with pytest.raises(AttributeError, match="which is not set either"):
+            _ = Metadata(name="y").stuff_clases
+
+    def test_misspelt_key_is_warned_of(self, caplog):
+        Metadata(name="x").thing_class = ["a"]
+        assert "did you mean 'thing_classes'" in caplog.text
+        caplog.clear()
+        Metadata(name="x").set(thing_classes=["a"], my_own_key=3)
+        assert not caplog.records
+
+    def test_renamed_keys(self, caplog):
+        m = Metadata(name="x")
+        m.class_names = ["a"]
+        assert m.thing_classes == ["a"] and m.class_names == ["a"] and m.get("class_names") == ["a"]
+        assert "now called 'thing_classes'" in caplog.text
+
+    def test_copies(self):
+        m = Metadata(name="x").set(thing_classes=["a"])
+        for other in (copy.copy(m), copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+            assert other == m and other.thing_classes == ["a"]
+
+
+class TestMetadataCatalog:
+    def test_empty(self, metadata):
+        assert metadata.list() == [] and len(metadata) == 0 and "x" not in metadata
+        with pytest.raises(ValueError):
+            metadata.get("")
+        with pytest.raises(KeyError):
+            metadata.remove("x")
+        with pytest.raises(KeyError):
+            metadata["x"]
+
+    def test_same_object(self, metadata):
+        assert metadata.get("x") is metadata.get("x") is metadata["x"]
+        assert metadata.get("x").name == "x" and metadata.list() == ["x"] and "x" in str(metadata)
+
+    def test_remove(self, metadata):
+        metadata.get("x").thing_classes = ["a"]
+        metadata.remove("x")
+        metadata.get("x").thing_classes = ["b"]
+        assert metadata.get("x").thing_classes == ["b"]
+        del metadata["x"]
+        assert "x" not in metadata
+
+    def test_lazy(self, metadata):
+        calls = []
+
+        def make():
+            calls.append(1)
+            return {"thing_classes": ["a"]}
+
+        metadata.register_lazy("x", make)
+        assert "x" in metadata and metadata.list() == ["x"] == list(metadata) and not calls
+        assert metadata["x"].thing_classes == ["a"]
+        assert metadata.get("x") is metadata["x"] and len(calls) == 1 == len(metadata)
+        with pytest.raises(ValueError):
+            metadata.register_lazy("x", make)
+
+    def test_lazy_that_fails_stays(self, metadata):
+        outcomes = iter([OSError("first"), {"year": 2007}])
+
+        def make():
+            outcome = next(outcomes)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        metadata.register_lazy("x", make)
+        with pytest.raises(OSError, match="first"):
+            metadata.get("x")
+        assert metadata.get("x").year == 2007

@@ -1,0 +1,224 @@
+"""The default mapper, from files to tensors."""
+
+import copy
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from PIL import Image
+
+import detectron2.data.transforms as T
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+
+H, W = 40, 60
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (H, W, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def record(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    polygon = [10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]
+    base = {"bbox": [10, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "segmentation": [polygon], "category_id": 2}
+    keypoints = [12.0, 6.0, 2, 28.0, 20.0, 1]
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "height": H,
+        "width": W,
+        "image_id": 7,
+        "annotations": [
+            {**base, "id": 1, "iscrowd": 0, "keypoints": keypoints},
+            {**base, "id": 2, "iscrowd": 1, "keypoints": keypoints},
+            {**base, "id": 3, "bbox": [40, 30, 0, 5], "keypoints": keypoints},
+        ],
+    }
+
+
+def mapper(is_train=True, augmentations=(), **options):
+    return DatasetMapper(is_train, augmentations=list(augmentations), image_format="RGB", **options)
+
+
+def test_no_annotations(record, pixels):
+    for empty in ([], [{"iscrowd": 1, "bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}]):
+        out = mapper(use_instance_mask=True, recompute_boxes=True)({**record, "annotations": empty})
+        assert len(out["instances"]) == 0
+        assert out["instances"].gt_boxes.tensor.shape == (0, 4)
+    unlabelled = {k: v for k, v in record.items() if k != "annotations"}
+    out = mapper()(unlabelled)
+    assert "instances" not in out
+    np.testing.assert_array_equal(out["image"].numpy(), pixels.transpose(2, 0, 1))
+
+
+def test_boxes_only(record, pixels):
+    out = mapper()(record)
+    assert out["image"].dtype == torch.uint8
+    assert out["image"].is_contiguous()
+    assert (out["image_id"], out["height"], out["width"]) == (7, H, W)
+    assert "annotations" not in out
+    instances = out["instances"]
+    # The crowd and the empty box are gone.
+    assert instances.gt_boxes.tensor.tolist() == [[10, 5, 30, 25]]
+    assert instances.gt_classes.tolist() == [2]
+    assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
+def test_image_and_annotations_are_flipped_together(record, pixels, image_format):
+    flip = DatasetMapper(True, augmentations=[T.RandomFlip(1.0)], image_format=image_format)
+    out = flip(record)
+    assert out["instances"].gt_boxes.tensor.tolist() == [[30, 5, 50, 25]]
+    expected = np.asarray(Image.fromarray(pixels).convert("L" if image_format == "L" else "RGB")).reshape(H, W, -1)
+    if image_format == "BGR":
+        expected = expected[:, :, ::-1]
+    np.testing.assert_array_equal(out["image"].numpy(), expected[:, ::-1].transpose(2, 0, 1))
+    out["image"][:] = 0  # it owns its memory
+
+
+@pytest.mark.parametrize(("mask_format", "kind"), [("polygon", PolygonMasks), ("bitmask", BitMasks)])
+def test_masks_and_keypoints(record, mask_format, kind):
+    out = mapper(
+        augmentations=[T.HFlipTransform(W)],
+        use_instance_mask=True,
+        use_keypoint=True,
+        instance_mask_format=mask_format,
+        keypoint_hflip_indices=[1, 0],
+    )(record)
+    instances = out["instances"]
+    assert isinstance(instances.gt_masks, kind)
+    assert instances.gt_keypoints.tensor.tolist() == [[[32, 20, 1], [48, 6, 2]]]
+
+
+def test_recomputed_boxes_fit_the_cropped_mask(record):
+    l_shape = [10.0, 5, 50, 5, 50, 10, 15, 10, 15, 35, 10, 35]
+    record["annotations"] = [
+        {"bbox": [10, 5, 40, 30], "bbox_mode": BoxMode.XYWH_ABS, "segmentation": [l_shape], "category_id": 0}
+    ]
+    crop = T.CropTransform(0, 20, W, 20, W, H)
+    options = {"augmentations": [crop], "use_instance_mask": True}
+    assert mapper(**options)(record)["instances"].gt_boxes.tensor.tolist() == [[10, 0, 50, 15]]
+    tight = mapper(**options, recompute_boxes=True)(record)["instances"]
+    assert tight.gt_boxes.tensor.tolist() == [[10, 0, 15, 15]]
+
+
+def test_the_input_is_not_changed(record):
+    record["proposal_boxes"] = np.array([[0.0, 0, 5, 5]])
+    record["proposal_objectness_logits"] = np.array([1.0])
+    record["proposal_bbox_mode"] = BoxMode.XYXY_ABS
+    record["segments_info"] = [{"id": 1}]
+    before = copy.deepcopy(record)
+    out = mapper(
+        augmentations=[T.Resize((80, 30)), T.HFlipTransform(30)],
+        use_instance_mask=True,
+        precomputed_proposal_topk=5,
+    )(record)
+    out["segments_info"].append("mine")
+    assert out["proposals"].proposal_boxes.tensor.tolist() == [[27.5, 0, 30, 10]]
+    assert str(record) == str(before)
+
+
+def test_inference(record):
+    out = mapper(is_train=False, augmentations=[T.Resize((20, 30))])(record)
+    assert out["image"].shape == (3, 20, 30)
+    assert (out["height"], out["width"]) == (H, W)
+    assert "instances" not in out
+    assert "annotations" not in out
+
+
+def test_semantic_segmentation(record, tmp_path):
+    labels = np.arange(H * W, dtype=np.uint8).reshape(H, W)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    out = mapper(augmentations=[T.RandomFlip(1.0)])(record)
+    assert out["sem_seg"].dtype == torch.int64
+    np.testing.assert_array_equal(out["sem_seg"].numpy(), labels[:, ::-1])
+    assert "sem_seg_file_name" not in out
+
+
+def test_16_bit_images(tmp_path):
+    deep = np.arange(H * W, dtype=np.uint16).reshape(H, W)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    read_all = DatasetMapper(True, augmentations=[T.RandomFlip(1.0)], image_format=None)
+    out = read_all({"file_name": str(tmp_path / "deep.png")})
+    assert (out["height"], out["width"]) == (H, W)
+    np.testing.assert_array_equal(out["image"].numpy(), deep[None, :, ::-1])
+
+
+def test_errors_name_the_file(record, tmp_path):
+    with pytest.raises(utils.SizeMismatchError, match=r"a\.png"):
+        mapper()({**record, "height": 41})
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        mapper()({**record, "file_name": str(tmp_path / "missing.png")})
+    mask = np.zeros((H, W), dtype=np.uint8, order="F")
+    record["annotations"][0]["segmentation"] = mask_util.encode(mask)
+    with pytest.raises(ValueError, match=r"a\.png.*id 1 .*INPUT.MASK_FORMAT"):
+        mapper(use_instance_mask=True)(record)
+    with pytest.raises(ValueError, match="needs use_instance_mask"):
+        mapper(recompute_boxes=True)
+    with pytest.raises(ValueError, match="instance_mask_format"):
+        mapper(instance_mask_format="rle")
+
+
+def test_from_config(record):
+    name = "_mapper_keypoints"
+    MetadataCatalog.get(name).set(keypoint_names=["l", "r"], keypoint_flip_map=[("l", "r")])
+    try:
+        cfg = get_cfg()
+        cfg.merge_from_list(
+            ["DATASETS.TRAIN", (name,), "MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True, "MODEL.LOAD_PROPOSALS", True]
+        )
+        cfg.merge_from_list(["INPUT.CROP.ENABLED", True, "INPUT.MASK_FORMAT", "bitmask", "INPUT.MIN_SIZE_TRAIN", (50,)])
+        made = DatasetMapper(cfg)
+        assert [type(a) for a in made.augmentations.augs] == [T.RandomCrop, T.ResizeShortestEdge, T.RandomFlip]
+        assert made.is_train
+        assert (made.image_format, made.instance_mask_format) == ("BGR", "bitmask")
+        assert made.use_instance_mask
+        assert made.use_keypoint
+        assert made.recompute_boxes
+        assert made.proposal_topk == 2000
+        assert list(made.keypoint_hflip_indices) == [1, 0]
+        out = made(record)
+        assert isinstance(out["instances"].gt_masks, BitMasks)
+        test = DatasetMapper(cfg, is_train=False)
+        assert [type(a) for a in test.augmentations.augs] == [T.ResizeShortestEdge]
+        assert (test.is_train, test.recompute_boxes, test.proposal_topk) == (False, False, 1000)
+        custom = DatasetMapper(cfg, is_train=True, augmentations=[T.Resize((8, 8))])
+        assert custom(record)["image"].shape == (3, 8, 8)
+    finally:
+        MetadataCatalog.remove(name)
+
+
+def test_subclasses_override_the_annotation_step(record):
+    class Mine(DatasetMapper):
+        @classmethod
+        def from_config(cls, cfg, is_train=True):
+            return {**super().from_config(cfg, is_train), "augmentations": [T.Resize(16)]}
+
+        def _transform_annotations(self, dataset_dict, transforms, image_shape):
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+            dataset_dict["shape_seen"] = image_shape
+
+    out = Mine(get_cfg(), is_train=True)(record)
+    assert out["shape_seen"] == (16, 16)
+
+
+def test_tutorial_mapper(record):
+    def custom(dataset_dict):
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = utils.read_image(dataset_dict["file_name"], format="BGR")
+        auginput = T.AugInput(image)
+        transform = T.Resize((80, 80))(auginput)
+        image = torch.from_numpy(auginput.image.transpose(2, 0, 1).copy())
+        annos = [
+            utils.transform_instance_annotations(annotation, [transform], image.shape[1:])
+            for annotation in dataset_dict.pop("annotations")
+        ]
+        return {"image": image, "instances": utils.annotations_to_instances(annos, image.shape[1:])}
+
+    assert custom(record)["instances"].image_size == (80, 80)

@@ -1,0 +1,36 @@
+"""Every shipped config builds its model, on the meta device, where parameters take no memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Architectures that the zoo names and the library does not have yet.
+MISSING = {"PanopticFPN", "SemanticSegmentor"}
+
+
+def _distinct_models():
+    """-> one config file for each distinct model; many files differ only in the schedule."""
+    seen = {}
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        if path.name.startswith("Base-RCNN"):
+            continue
+        cfg = get_cfg()
+        cfg.merge_from_file(str(path))
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
+        seen.setdefault(cfg.MODEL.dump(), (path, cfg))
+    return [pytest.param(cfg, id=path.relative_to(CONFIGS).as_posix()) for path, cfg in seen.values()]
+
+
+@pytest.mark.parametrize("cfg", _distinct_models())
+def test_config_builds(cfg):
+    if cfg.MODEL.META_ARCHITECTURE in MISSING:
+        assert cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY, "no longer missing: remove it from the list"
+        return
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) > 1e6

@@ -1,0 +1,78 @@
+"""Rules that hold for every source file."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "detectron2").rglob("*.py"))
+PUBLIC = [p for p in SOURCES if not any(part.startswith("_") for part in p.relative_to(ROOT).with_suffix("").parts)]
+# Tables without code are compared with recorded facts by the test of the module that reads them.
+TABLES = {
+    "detectron2/data/datasets/lvis_v0_5_categories.py",
+    "detectron2/data/datasets/lvis_v1_categories.py",
+    "detectron2/data/datasets/lvis_v1_category_image_count.py",
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_sources_are_found():
+    assert len(SOURCES) > 100
+
+
+@pytest.mark.parametrize("path", [p for p in PUBLIC if p.relative_to(ROOT).as_posix() not in TABLES], ids=str)
+def test_source_has_its_test_file(path: Path):
+    relative = path.relative_to(ROOT / "detectron2")
+    test = ROOT / "tests" / relative.parent / f"test_{relative.name}"
+    assert test.is_file(), f"{path.relative_to(ROOT)} has no {test.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("path", PUBLIC, ids=str)
+def test_public_names_are_listed_and_exist(path: Path):
+    if path.relative_to(ROOT).parts[1] == "cli":
+        return  # commands are called by name, not imported
+    tree = ast.parse(path.read_text())
+    assigned = {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    assert "__all__" in assigned, f"{path.relative_to(ROOT)} has no __all__"
+    module = importlib.import_module(module_name(path))
+    assert [n for n in module.__all__ if not hasattr(module, n)] == []
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_module_says_what_it_is_for(path: Path):
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_models_do_not_ask_how_they_are_run():
+    question = re.compile(r"is_scripting|is_tracing|is_in_onnx_export|is_fx_tracing|is_compiling")
+    asking = [
+        f"{p.relative_to(ROOT)}:{i}"
+        for folder in ("modeling", "layers", "structures")
+        for p in (ROOT / "detectron2" / folder).rglob("*.py")
+        for i, line in enumerate(p.read_text().splitlines(), 1)
+        if question.search(line)
+    ]
+    assert asking == []
+
+
+def test_nothing_unsafe_is_called():
+    unsafe = re.compile(r"weights_only=False|pickle\.loads?\(|yaml\.(unsafe_)?load\(|(?<![_.\w])(eval|exec)\(|warnings\.catch_warnings")
+    # The buffer that DatasetFromList reads was written by the same process; a LazyConfig file is a Python program.
+    allowed = {"detectron2/data/common.py", "detectron2/data/_dataset_storage.py", "detectron2/config/_lazy_file.py"}
+    calls = [
+        f"{p.relative_to(ROOT)}:{i}: {line.strip()}"
+        for p in SOURCES
+        if p.relative_to(ROOT).as_posix() not in allowed
+        for i, line in enumerate(p.read_text().splitlines(), 1)
+        if unsafe.search(line.split("#")[0]) and "`" not in line
+    ]
+    assert calls == []

@@ -1,0 +1,111 @@
+"""Anchors computed by hand, and the forms in which sizes and ratios may be given."""
+
+import pytest
+import torch
+
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    DefaultAnchorGenerator,
+    _create_grid_offsets,
+    build_anchor_generator,
+)
+
+
+def generator(**kwargs) -> DefaultAnchorGenerator:
+    arguments = {"sizes": [[8.0]], "aspect_ratios": [[1.0]], "strides": [4], "offset": 0.0}
+    return DefaultAnchorGenerator(**{**arguments, **kwargs})
+
+
+def maps(*sizes_hw):
+    return [torch.zeros(2, 3, *size_hw) for size_hw in sizes_hw]
+
+
+def test_empty_feature_map_has_no_anchors():
+    (anchors,) = generator()(maps((0, 5)))
+    assert anchors.tensor.shape == (0, 4)
+
+
+def test_anchors_by_hand():
+    (anchors,) = generator(aspect_ratios=[[1.0, 4.0]])(maps((2, 2)))
+    # Ratio 4: height twice and width half of the size, the same area.
+    expected = []
+    for cy in (0, 4):
+        for cx in (0, 4):
+            expected += [[cx - 4, cy - 4, cx + 4, cy + 4], [cx - 2, cy - 8, cx + 2, cy + 8]]
+    assert torch.equal(anchors.tensor, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_offset_moves_anchors_to_the_centre_of_cells():
+    (anchors,) = generator(offset=0.5)(maps((1, 2)))
+    assert anchors.tensor.tolist() == [[-2, -2, 6, 6], [2, -2, 10, 6]]
+
+
+def test_sizes_come_before_ratios_and_keep_their_area():
+    sizes, ratios = (32.0, 64.0), (0.5, 1.0, 2.0)
+    cell = generator().generate_cell_anchors(sizes, ratios)
+    width, height = (cell[:, 2:] - cell[:, :2]).unbind(1)
+    assert torch.allclose((width * height).sqrt(), torch.tensor([32.0] * 3 + [64.0] * 3))
+    assert torch.allclose(height / width, torch.tensor(ratios * 2))
+    assert torch.allclose(cell[:, :2], -cell[:, 2:])
+
+
+def test_default_cell_anchors():
+    assert generator().generate_cell_anchors().shape == (15, 4)
+
+
+@pytest.mark.parametrize("sizes", [[8, 16], [[8, 16]], [[8, 16], [8, 16]], (8, 16), ((8, 16),)])
+def test_sizes_are_given_once_or_for_each_level(sizes):
+    g = generator(sizes=sizes, aspect_ratios=[1.0, 2.0], strides=[4, 8])
+    assert g.num_anchors == g.num_cell_anchors == [4, 4]
+    assert [len(a) for a in g(maps((3, 2), (1, 2)))] == [24, 8]
+
+
+def test_levels_may_differ():
+    g = generator(sizes=[[8], [16, 32]], strides=[4, 8])
+    assert g.num_anchors == [1, 2]
+    assert g._grid_anchors([(1, 1), (1, 1)])[1].tolist() == [[-8, -8, 8, 8], [-16, -16, 16, 16]]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"sizes": []}, ValueError, "sizes is empty"),
+        ({"sizes": 8}, TypeError, "must be a list"),
+        ({"sizes": [[8], [16]], "strides": [4, 8, 16]}, ValueError, "2 entries for 3 feature maps"),
+        ({"offset": 1.0}, ValueError, "offset"),
+        ({"offset": -0.1}, ValueError, "offset"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        generator(**kwargs)
+
+
+def test_number_of_feature_maps_is_checked():
+    with pytest.raises(ValueError, match="made for 1 feature maps; got 2"):
+        generator()(maps((2, 2), (1, 1)))
+
+
+def test_state_dict_holds_no_anchors_but_they_move():
+    g = generator()
+    assert not g.state_dict()
+    assert g.to("meta").cell_anchors[0].device.type == "meta"
+    assert g.strides == [4] and g.offset == 0.0 and g.box_dim == 4
+
+
+def test_grid_offsets_take_a_device_or_a_tensor():
+    for target in (torch.device("cpu"), "cpu", torch.zeros(1)):
+        x, y = _create_grid_offsets((2, 3), 8, 0.5, target)
+        assert x.tolist() == [4, 12, 20, 4, 12, 20]
+        assert y.tolist() == [4, 4, 4, 12, 12, 12]
+
+
+def test_build_from_config():
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64]]
+    g = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=4), ShapeSpec(channels=1, stride=8)])
+    assert isinstance(g, DefaultAnchorGenerator)
+    assert "DefaultAnchorGenerator" in ANCHOR_GENERATOR_REGISTRY
+    assert g.strides == [4, 8] and g.num_anchors == [3, 3] and g.offset == 0.0

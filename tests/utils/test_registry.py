@@ -1,0 +1,67 @@
+import collections
+import os.path
+
+import fvcore.common.registry
+import pytest
+
+from detectron2.utils.registry import Registry, _convert_target_to_string, locate
+
+
+def test_registry_is_that_of_fvcore():
+    assert Registry is fvcore.common.registry.Registry
+
+
+def test_an_empty_registry_has_nothing_and_says_so():
+    registry = Registry("EMPTY")
+    assert list(registry) == []
+    with pytest.raises(KeyError, match="EMPTY"):
+        registry.get("anything")
+
+
+class Outer:
+    class Inner:
+        def method(self):
+            """Something to find by its path."""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("collections", collections),
+        ("collections.OrderedDict", collections.OrderedDict),
+        ("os.path.join", os.path.join),
+        ("collections.OrderedDict.fromkeys", collections.OrderedDict.fromkeys),
+        ("detectron2.utils.registry.locate", locate),
+    ],
+)
+def test_locate(path, expected):
+    assert locate(path) == expected
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "a..b", "no_such_module_anywhere.x", "collections.NoSuchThing", "os.path.x.y"]
+)
+def test_locate_names_what_is_missing(path):
+    with pytest.raises(ImportError):
+        locate(path)
+
+
+def test_locate_reports_a_missing_dependency_of_a_module(tmp_path, monkeypatch):
+    (tmp_path / "needs_something.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"needs_something.*no_such_dependency"):
+        locate("needs_something.Thing")
+
+
+def test_target_to_string_is_short_and_leads_back():
+    import torch
+
+    assert _convert_target_to_string(collections.OrderedDict) == "collections.OrderedDict"
+    assert _convert_target_to_string(torch.optim.SGD) == "torch.optim.SGD"  # defined in torch.optim.sgd
+    path = _convert_target_to_string(Registry)
+    assert path == "fvcore.common.registry.Registry"
+    assert locate(path) is Registry
+
+
+def test_target_to_string_keeps_the_qualified_name_of_inner_classes():
+    assert _convert_target_to_string(Outer.Inner).endswith("Outer.Inner")

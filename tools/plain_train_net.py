@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""Train or evaluate with a loop that can be read in one minute: no trainer, no hooks.
+
+python tools/plain_train_net.py --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --num-gpus 8
+
+It has fewer features than tools/train_net.py and is the place to start for a loop of your own.
+"""
+
+import argparse
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
+from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils.events import EventStorage
+
+logger = logging.getLogger("detectron2")
+
+
+def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Evaluate on every test data set."""
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        loader = build_detection_test_loader(cfg, name)
+        evaluator = build_evaluator(name, cfg, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            logger.info("Results on %s:", name)
+            print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
+    """The loop."""
+    model.train()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
+    start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
+    max_iter = cfg.SOLVER.MAX_ITER
+    periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)
+    writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
+    loader = build_detection_train_loader(cfg)
+    logger.info("Training from iteration %d to %d", start, max_iter)
+    with EventStorage(start) as storage:
+        for iteration, data in zip(range(start, max_iter), loader, strict=False):
+            storage.iter = iteration
+            loss_dict = model(data)
+            losses = sum(loss_dict.values())
+            reduced = {k: v.item() for k, v in comm.reduce_dict(loss_dict).items()}
+            total = sum(reduced.values())
+            if not torch.isfinite(torch.tensor(total)):
+                raise FloatingPointError(f"The loss is not finite in iteration {iteration}: {reduced}")
+            if comm.is_main_process():
+                storage.put_scalars(total_loss=total, **reduced)
+            optimizer.zero_grad()
+            losses.backward()
+            optimizer.step()
+            storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            scheduler.step()
+            is_last = iteration == max_iter - 1
+            if cfg.TEST.EVAL_PERIOD > 0 and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0 and not is_last:
+                do_test(cfg, model)
+                comm.synchronize()
+            if iteration - start > 5 and ((iteration + 1) % 20 == 0 or is_last):
+                for writer in writers:
+                    writer.write()
+            periodic_checkpointer.step(iteration)
+    for writer in writers:
+        writer.close()
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Body of each process."""
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    model = build_model(cfg)
+    logger.info("Model:\n%s", model)
+    if args.eval_only:
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return do_test(cfg, model)
+    model = create_ddp_model(model, broadcast_buffers=False)
+    do_train(cfg, model, resume=args.resume)
+    return do_test(cfg, model)
+
+
+def invoke_main() -> None:
+    """Parse the command line and start the processes."""
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    invoke_main()
