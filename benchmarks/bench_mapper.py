@@ -7,6 +7,7 @@ resize the shortest edge to 800, flip, transform boxes and polygons, make tensor
 """
 
 import argparse
+import copy
 import os
 import platform
 import tempfile
@@ -74,7 +75,7 @@ def measure_stages(mapper: DatasetMapper, records: list[dict[str, Any]]) -> dict
         return out
 
     for record in records:
-        copied = timed("copy the record", mapper_module._copy_record, record)
+        copied = timed("copy the record", copy.deepcopy, record)
         image = timed("read the image", utils.read_image, record["file_name"], mapper.image_format)
         aug_input = T.AugInput(image)
         transforms = timed("augment the image", mapper.augmentations, aug_input)

@@ -32,7 +32,7 @@ def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
-        evaluator = build_evaluator(name, cfg, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+        evaluator = build_evaluator(name, os.path.join(cfg.OUTPUT_DIR, "inference", name), cfg=cfg)
         results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             logger.info("Results on %s:", name)

@@ -2,9 +2,9 @@
 
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 
-from detectron2.checkpoint._safe_pickle import UnsafeCheckpointError
 from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
 
 __all__ = [
     "Checkpointer",

@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from detectron2.checkpoint._safe_pickle import UnsafeCheckpointError, numpy_globals, read_pickle, resolve_stand_ins
+from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
+from detectron2.utils.safe_pickle import numpy_globals, read_pickle, resolve_stand_ins
 
 __all__ = ["as_checkpoint", "file_format", "read_pickle_file", "read_safetensors_file", "read_torch_file"]
 
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+# What the interpreter of pickles raises when the bytes make no sense.
+_BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def file_format(path: str) -> str:
@@ -77,19 +94,36 @@ def read_torch_file(path: str) -> Any:
         UnsafeCheckpointError: it holds more than tensors, NumPy arrays and plain containers.
         ValueError: it is damaged.
     """
+    if _is_torchscript(path):
+        raise ValueError(f"{path} is an exported TorchScript program; load the checkpoint that it was made from.")
     try:
         with _numpy_stand_ins():
             data = torch.load(path, map_location="cpu", weights_only=True)
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
     except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        if name is None and "Unsupported" not in str(error) and "Trying to" not in str(error):
-            raise _unreadable(path, error) from error
-        raise _refused(path, name.group(1) if name else str(error).splitlines()[-1]) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+        what = _refused_by_torch(str(error))
+        raise (_refused(path, what) if what else _unreadable(path, error)) from error
+    except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     return resolve_stand_ins(data)
+
+
+def _is_torchscript(path: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):  # an older format, or a damaged file: torch.load tells
+        return False
+
+
+def _refused_by_torch(message: str) -> str | None:
+    """What ``torch.load`` did not want to create, from its error; None when the file is damaged rather than unsafe."""
+    # Errors of our stand-ins come back inside the text of a new one.
+    found = re.search(r"GLOBAL (\S+)|(numpy\..*: only .* are read)|(numpy array of .*)|(numpy\.ndarray of .*)", message)
+    if found is not None:
+        return next(group for group in found.groups() if group)
+    return "an object that torch.load refuses" if "Trying to call" in message or "Can only" in message else None
 
 
 def read_pickle_file(path: str) -> Any:
@@ -110,7 +144,7 @@ def read_pickle_file(path: str) -> Any:
             return read_pickle(file)
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+    except _BROKEN_PICKLE as error:
         raise _unreadable(path, error) from error
 
 

@@ -121,7 +121,8 @@ class LoadReport:
             is_partial: whether the file is known to hold a part of the model, such as a pre-trained backbone, so that
                 missing weights are in order.
         """
-        share = 100.0 * self.loaded / self.total if self.total else 100.0
+        # Rounded down: 100% means all of it.
+        share = (1000 * self.loaded // self.total if self.total else 1000) / 10
         head = f"{share:.1f}% of the model ({self.loaded:,} of {self.total:,} values) was loaded from {source}."
         rows = self._rows()
         if not rows:

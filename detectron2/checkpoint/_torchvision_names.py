@@ -1,15 +1,15 @@
 """Recognizing classification ResNets with torchvision's names (torchvision itself, MoCo and many others)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["resnet_from_torchvision"]
 
-_RULES: tuple[tuple[str, str], ...] = (
+_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
-    (r"^layer(\d)\.", lambda match: f"res{int(match.group(1)) + 1}."),  # pyright: ignore[reportAssignmentType]
+    (r"^layer(\d)\.", lambda match: f"res{int(match.group(1)) + 1}."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),

@@ -139,7 +139,7 @@ def _relative_path(filename: str, level: int, module: str) -> str:
 
     folder = os.path.dirname(filename)
     for _ in range(level - 1):
-        folder = os.path.join(folder, os.pardir) if folder and "://" not in folder else os.path.dirname(folder)
+        folder = os.path.dirname(folder) if "://" in folder else os.path.join(folder, os.pardir)
     base = os.path.join(folder, *module.split("."))
     base = base if "://" in base else os.path.normpath(base)
     for extension in (".py", ".yaml", ".yml"):

@@ -233,12 +233,19 @@ def annotations_to_instances(
     target = Instances(image_size)
     boxes = np.array([get_bbox(a) for a in annos], dtype=np.float32).reshape(-1, 4)
     target.gt_boxes = Boxes(torch.from_numpy(boxes))
-    target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
+    target.gt_classes = _classes(annos)
     if _all_or_none_have("segmentation", annos):
         target.gt_masks = _polygon_masks(annos) if mask_format == "polygon" else _bit_masks(annos, image_size)
     if _all_or_none_have("keypoints", annos):
         target.gt_keypoints = _keypoints(annos)
     return target
+
+
+def _classes(annos: list[dict[str, Any]]) -> torch.Tensor:
+    for i, anno in enumerate(annos):
+        if "category_id" not in anno:
+            raise KeyError(f"{describe_annotation(anno, i)} has no 'category_id'")
+    return torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
 
 
 def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
@@ -323,7 +330,7 @@ def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tu
     target = Instances(image_size)
     target.gt_boxes = RotatedBoxes(torch.from_numpy(boxes))
     target.gt_boxes.clip(image_size)
-    target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
+    target.gt_classes = _classes(annos)
     return target
 
 

@@ -37,6 +37,7 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     """Turn an image upright as its EXIF data say; images without EXIF data are returned as they are."""
     if not hasattr(image, "getexif"):
         return image
+    image.load()  # Pillow itself turns some formats (TIFF) when it loads them, and then removes the tag
     try:
         orientation = image.getexif().get(_EXIF_ORIENT)
     except Exception as e:  # whatever a broken tag makes the parser raise, the pixels are still good

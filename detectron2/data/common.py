@@ -262,11 +262,19 @@ class ToIterableDataset(torchdata.IterableDataset):
         return len(self.sampler)
 
 
+def _is_wide(element: dict[str, Any]) -> bool:
+    """Whether an image is wider than high; a mapper of one's own may return nothing but the image."""
+    if "width" in element and "height" in element:
+        return element["width"] > element["height"]
+    height, width = element["image"].shape[-2:]
+    return width > height
+
+
 class AspectRatioGroupedDataset(torchdata.IterableDataset):
     """Batches of images that are all wider than high, or all not, so that padding wastes little.
 
-    Elements are dicts with "width" and "height" (any unit).  Elements that do not fill a batch at the end of the
-    underlying data set are dropped, which is of no account in an endless stream.
+    Elements are dicts with "width" and "height" (any unit), or else with an "image" of shape (C, H, W).  Elements that
+    do not fill a batch at the end of the underlying data set are dropped, which is of no account in an endless stream.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
@@ -282,7 +290,7 @@ class AspectRatioGroupedDataset(torchdata.IterableDataset):
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for element in self.dataset:
-            bucket = self._buckets[0 if element["width"] > element["height"] else 1]
+            bucket = self._buckets[0 if _is_wide(element) else 1]
             bucket.append(element)
             if len(bucket) == self.batch_size:
                 batch = bucket[:]

@@ -235,7 +235,7 @@ def _label_findings(table: _AnnotationTable, num_classes: int | None, num_classe
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, (int, np.integer))
 
 
 def _classify_boxes(table: _AnnotationTable) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -1,7 +1,6 @@
 """Training with everything that most people want, from one config."""
 
 import logging
-import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -222,7 +221,7 @@ class DefaultTrainer(TrainerBase):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """-> the evaluator that fits the data set: by its ``evaluator_type``, else by the fields it has."""
-        return build_evaluator(dataset_name, cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        return build_evaluator(dataset_name, cfg)
 
     @classmethod
     def test(

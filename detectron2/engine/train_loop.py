@@ -276,6 +276,7 @@ class SimpleTrainer(TrainerBase):
                     data = pending[3]
                     self.write_metrics(*pending[:3])
         except FloatingPointError as e:
+            self._pending_metrics = None
             raise FloatingPointError(f"{e}\n{self._describe_divergence(data)}") from None
 
     def _describe_divergence(self, data: Any) -> str:

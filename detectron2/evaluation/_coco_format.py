@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
@@ -20,9 +21,6 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
-
-# Dense masks are reordered for the encoder; a bounded number at a time keeps that copy small.
-_MASKS_PER_CHUNK = 16
 
 
 def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
@@ -67,12 +65,10 @@ def _encode_masks(masks) -> list[dict[str, Any]]:
     masks = masks if hasattr(masks, "numpy") else masks.tensor
     dense = masks.numpy()
     dense = dense.view(np.uint8) if dense.dtype == np.bool_ else (dense > 0).view(np.uint8)
-    rles: list[dict[str, Any]] = []
-    for start in range(0, len(dense), _MASKS_PER_CHUNK):
-        # the encoder wants (height, width, N) with the height varying fastest
-        chunk = np.ascontiguousarray(dense[start : start + _MASKS_PER_CHUNK].transpose(0, 2, 1))
-        encoded: Any = mask_util.encode(chunk.transpose(2, 1, 0))
-        rles.extend(encoded)
+    if 0 in dense.shape[1:]:
+        return [{"size": list(dense.shape[1:]), "counts": ""} for _ in dense]
+    # hotcoco encodes several masks at a time and takes any order of axes; pycocotools would need a transposed copy
+    rles: Any = hotcoco.mask.encode(dense.transpose(1, 2, 0))
     return [_with_text_counts(rle) for rle in rles]
 
 

@@ -279,6 +279,13 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.info("NaN marks a metric without ground truth, such as no small objects.")
         if class_names is None or len(class_names) <= 1:
             return results
+        categories = coco_eval.eval["precision"].shape[2]
+        if len(class_names) != categories:
+            self._logger.error(
+                f"No AP of each class: the metadata has {len(class_names)} thing_classes, the annotations {categories} "
+                "categories. Make `thing_classes` name exactly the categories of `json_file`."
+            )
+            return results
         per_class = _per_class_ap(coco_eval, class_names)
         self._logger.info(f"AP of each class for {iou_type}:\n" + _class_table(per_class))
         results.update({f"AP-{name}": ap for name, ap in per_class.items()})
@@ -288,11 +295,6 @@ class COCOEvaluator(DatasetEvaluator):
 def _per_class_ap(coco_eval: Any, class_names: Sequence[str]) -> dict[str, float]:
     """AP in percent for each class, over all areas and with the largest detection limit; NaN without ground truth."""
     precisions = coco_eval.eval["precision"]
-    if len(class_names) != precisions.shape[2]:
-        raise ValueError(
-            f"The metadata has {len(class_names)} thing_classes, but the annotation file has {precisions.shape[2]} "
-            "categories. Make `thing_classes` list exactly the categories of `json_file`."
-        )
     per_class = {}
     for index, name in enumerate(class_names):
         precision = precisions[:, :, index, 0, -1]

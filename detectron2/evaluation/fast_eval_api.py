@@ -39,6 +39,9 @@ class COCOeval_opt(COCOeval):
 
     def evaluate(self) -> None:
         """Match the detections of each image to its ground truth."""
+        self.params.imgIds = sorted(set(self.params.imgIds))
+        if self.params.useCats:
+            self.params.catIds = sorted(set(self.params.catIds))
         engine = hotcoco.COCOeval(_to_hotcoco(self.cocoGt), _to_hotcoco(self.cocoDt), self.params.iouType)
         for name in _PARAMETERS:
             value = getattr(self.params, name)
@@ -53,8 +56,26 @@ class COCOeval_opt(COCOeval):
 
     @property
     def evalImgs(self) -> list:
-        """Matches per class, area range and image, converted when they are read; a long list on large data sets."""
-        return [] if self._engine is None else self._engine.evalImgs
+        """Matches per class, area range and image, with None where there is nothing to match.
+
+        It is converted each time it is read, which takes long on a large data set.
+        """
+        if self._engine is None:
+            return []
+        # hotcoco leaves the empty places out; COCO's users find an entry by its position
+        by_class = bool(self.params.useCats)
+        found = {
+            (entry["category_id"] if by_class else -1, tuple(entry["aRng"]), entry["image_id"]): entry
+            for entry in self._engine.evalImgs
+            if entry is not None
+        }
+        params = self.params
+        return [
+            found.get((category, tuple(map(float, area)), image))
+            for category in (params.catIds if by_class else [-1])
+            for area in params.areaRng
+            for image in params.imgIds
+        ]
 
     @evalImgs.setter
     def evalImgs(self, value):

@@ -111,6 +111,11 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         for part in gathered:
             for class_id, entries in part.items():
                 predictions[class_id].extend(entries)
+        if unknown := sorted(set(predictions) - set(range(len(self._class_names)))):
+            raise ValueError(
+                f"The model predicts class {unknown[-1]}, but {self._dataset_name!r} has {len(self._class_names)} "
+                "classes; MODEL.ROI_HEADS.NUM_CLASSES must be that number."
+            )
         with PathManager.open(self._image_set_path) as f:
             image_names = [str(line).split()[0] for line in f if line.strip()]
         index_of = {name: index for index, name in enumerate(image_names)}

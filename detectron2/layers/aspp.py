@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _weight_init as weight_init
+from . import weight_init
 from .batch_norm import get_norm
 from .blocks import DepthwiseSeparableConv2d
 from .wrappers import Conv2d
@@ -62,7 +62,7 @@ class ASPP(nn.Module):
                 kernel_size=kernel_size,
                 padding=dilation * (kernel_size // 2),
                 dilation=dilation,
-                bias=norm == "",
+                bias=not norm,
                 norm=get_norm(norm, out_channels),
                 activation=deepcopy(activation),
             )

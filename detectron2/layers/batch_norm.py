@@ -203,11 +203,12 @@ class CycleBatchNormList(nn.ModuleList):
         **kwargs: arguments of ``bn_class``; ``affine`` decides about the shared transform.
     """
 
-    def __init__(self, length: int, bn_class: Callable[..., nn.Module] = nn.BatchNorm2d, **kwargs: Any):
+    def __init__(self, length: int, bn_class: Callable[..., Any] = nn.BatchNorm2d, **kwargs: Any):
         affine = kwargs.pop("affine", True)
-        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
+        norms = [bn_class(**kwargs, affine=False) for _ in range(length)]
+        super().__init__(norms)
         if affine:
-            channels = self[0].num_features
+            channels = norms[0].num_features
             self.weight = nn.Parameter(torch.ones(channels))
             self.bias = nn.Parameter(torch.zeros(channels))
         self._pos = 0

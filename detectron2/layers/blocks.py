@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from . import _weight_init as weight_init
+from . import weight_init
 from .batch_norm import FrozenBatchNorm2d, get_norm
 from .wrappers import Conv2d
 

@@ -16,8 +16,11 @@ def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
     Args:
         boxes1: ``(N, 4)`` predictions.
         boxes2: ``(N, 4)`` targets, matched by row.
-        reduction: ``"none"`` (``(N,)`` result), ``"mean"`` (0 when there are no boxes) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (0 when there are no boxes) or ``"sum"``.
         eps: added to denominators.
+
+    Returns:
+        The loss: ``(N,)`` for ``"none"``, else a scalar.
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     return _reduce(1 - iou + distance, reduction)
@@ -29,8 +32,11 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
     Args:
         boxes1: ``(N, 4)`` predictions.
         boxes2: ``(N, 4)`` targets, matched by row.
-        reduction: ``"none"`` (``(N,)`` result), ``"mean"`` (0 when there are no boxes) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (0 when there are no boxes) or ``"sum"``.
         eps: added to denominators.
+
+    Returns:
+        The loss: ``(N,)`` for ``"none"``, else a scalar.
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     shape = (4 / math.pi**2) * (_aspect_angle(boxes2) - _aspect_angle(boxes1)) ** 2

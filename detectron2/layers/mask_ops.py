@@ -21,8 +21,8 @@ def paste_masks_in_image(
 ) -> torch.Tensor:
     """Resample every mask to its box, and put it into an image that is empty elsewhere.
 
-    A mask is a signal sampled at the centres of its ``h x w`` cells, zero outside the box, interpolated bilinearly at
-    the centres of the image's pixels.
+    A mask is a signal sampled at the centres of its ``h x w`` cells, zero around them, interpolated bilinearly at the
+    centres of the image's pixels, up to one pixel beyond the box.
 
     Args:
         masks: ``(N, h, w)``, values in [0, 1].
@@ -49,6 +49,13 @@ def paste_masks_in_image(
         return torch.zeros(0, height, width, dtype=dtype, device=masks.device)
     if masks.device.type == "cpu":
         return _paste_inside_boxes(masks.float(), xyxy.float(), height, width, threshold, dtype)
+    return _paste_in_passes(masks, xyxy, height, width, threshold, dtype)
+
+
+def _paste_in_passes(
+    masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int, threshold: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Compute whole images, as many masks at once as memory allows; nothing has to be read back from the device."""
     out = torch.empty(masks.shape[0], height, width, dtype=dtype, device=masks.device)
     per_pass = max(1, _PASS_BYTES // (height * width * 4 * 4))  # the grid (2), the samples (1), their comparison
     for part in range(0, masks.shape[0], per_pass):
@@ -71,7 +78,8 @@ def _paste_inside_boxes(
     """
     if threshold == 0:  # zero passes the threshold, also outside the box
         return torch.ones(masks.shape[0], height, width, dtype=dtype)
-    out = torch.zeros(masks.shape[0], height, width, dtype=dtype)
+    # numpy's zeros cost nothing until they are touched, and most pixels never are; torch's fill the memory at once.
+    out = torch.from_numpy(np.zeros((masks.shape[0], height, width), np.bool_ if dtype == torch.bool else np.uint8))
     y_ranges, rows = _reach_and_weights(xyxy[:, 1], xyxy[:, 3], height, masks.shape[1])
     x_ranges, columns = _reach_and_weights(xyxy[:, 0], xyxy[:, 2], width, masks.shape[2])
     for canvas, mask, (y1, y2), (x1, x2), row, column in zip(
@@ -85,7 +93,7 @@ def _paste_inside_boxes(
 def _reach_and_weights(
     start: torch.Tensor, stop: torch.Tensor, size: int, cells: int
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
-    """Which pixels of one axis each mask reaches, half a cell beyond its box; and the weights of its cells there.
+    """Which pixels of one axis each mask is pasted to, and the weights of its cells there.
 
     Args:
         start: ``(N,)``, where the boxes begin.
@@ -96,10 +104,8 @@ def _reach_and_weights(
     Returns:
         For each mask the first pixel and the one after the last, and weights ``(pixels, cells)``.
     """
-    half_cell = (stop - start) / (2 * cells)
-    low = torch.nan_to_num(start - half_cell).floor().clamp(0, size).long()
-    high = torch.nan_to_num(stop + half_cell).ceil().clamp(0, size).long().maximum(low)
-    high = torch.where(half_cell > 0, high, low)  # boxes without extent reach nothing
+    low, high = (v.clamp(0, size).long() for v in _pixel_range(start, stop))
+    high = high.maximum(low)
     lengths = high - low
     owner = torch.repeat_interleave(lengths)
     first = lengths.cumsum(0) - lengths
@@ -109,15 +115,24 @@ def _reach_and_weights(
     return torch.stack([low, high], dim=1).tolist(), weights.split(lengths.tolist())
 
 
+def _pixel_range(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first pixel that a mask is pasted to and the one after the last: its box and a pixel beyond.
+
+    A box without extent, or with a coordinate that is not a number, has none.
+    """
+    some = stop > start
+    return torch.where(some, (start - 1).floor(), 0.0), torch.where(some, (stop + 1).ceil(), 0.0)
+
+
 def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: int) -> torch.Tensor:
     """Where the centre of each of ``size`` pixels lies among the ``cells`` samples of a mask: ``(N, size)``.
 
-    Boxes without extent put every pixel outside.
+    -2, which is outside, for pixels that the mask is not pasted to.
     """
-    centre = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
-    extent = (stop - start)[:, None]
-    position = (centre - start[:, None]) / extent * cells - 0.5
-    return torch.where(extent > 0, position, -2.0)
+    pixel = torch.arange(size, dtype=start.dtype, device=start.device)
+    low, high = _pixel_range(start, stop)
+    position = (pixel + 0.5 - start[:, None]) / (stop - start)[:, None] * cells - 0.5
+    return torch.where((pixel >= low[:, None]) & (pixel < high[:, None]), position, -2.0)
 
 
 def _do_paste_mask(

@@ -54,7 +54,8 @@ class ROIAlign(nn.Module):
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(
-                f"ROIAlign expects regions of shape (R, 5), rows of (image index, x1, y1, x2, y2); got {tuple(rois.shape)}."
+                "ROIAlign expects regions of shape (R, 5), rows of (image index, x1, y1, x2, y2); "
+                f"got {tuple(rois.shape)}."
             )
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         out = roi_align(

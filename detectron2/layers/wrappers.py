@@ -124,6 +124,9 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
     Args:
         x: the sizes.
         device: where the vector goes; by default where the scalar tensors are, else the CPU.
+
+    Returns:
+        int64 vector, as long as ``x``.
     """
     if any(isinstance(v, torch.Tensor) for v in x):
         parts = [v if isinstance(v, torch.Tensor) else torch.as_tensor(v) for v in x]

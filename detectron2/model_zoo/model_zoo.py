@@ -6,14 +6,14 @@ Names are relative to the folder of configs and end in ``.yaml`` or ``.py``, e.g
 
 import difflib
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 
 from .checkpoints import CHECKPOINTS, URL_PREFIX
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["NotInModelZooError", "get", "get_checkpoint_url", "get_config", "get_config_file"]
 
@@ -94,7 +94,7 @@ def get_config(config_path: str, trained: bool = False) -> Any:
     return lazy
 
 
-def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+def get(config_path: str, trained: bool = False, device: str | None = None) -> "nn.Module":
     """Build a model of the model zoo and load its weights.
 
     Args:
@@ -110,6 +110,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         ValueError: if the config describes no model.
     """
     # Configs and addresses are wanted by many that build no model: they do not pay for these imports.
+    import torch
+
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
 

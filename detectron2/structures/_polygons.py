@@ -26,6 +26,9 @@ def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
     Args:
         x: x of the corners, ``(n,)``.
         y: y of the corners, ``(n,)``.
+
+    Returns:
+        The area.
     """
     return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
@@ -48,10 +51,11 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
     return mask_util.decode(_encode(polygons, height, width)).astype(bool)
 
 
-def _encode(polygons: Sequence[np.ndarray], height: int, width: int) -> dict[str, Any]:
+def _encode(polygons: Sequence[np.ndarray], height: int, width: int) -> Any:
     import pycocotools.mask as mask_util
 
-    return mask_util.merge(mask_util.frPyObjects([np.asarray(p).tolist() for p in polygons], height, width))
+    shapes: Any = list(polygons)  # the stubs know one kind of argument of several
+    return mask_util.merge(mask_util.frPyObjects(shapes, height, width))
 
 
 def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:
@@ -86,7 +90,7 @@ def rasterize_all_within_boxes(
     out = torch.zeros(len(instances), mask_size, mask_size, dtype=torch.bool)
     drawn = [i for i, polygons in enumerate(instances) if len(polygons)]
     if drawn:
-        codes = [_encode(_relative_to_box(instances[i], boxes[i], mask_size), mask_size, mask_size) for i in drawn]
+        codes: Any = [_encode(_relative_to_box(instances[i], boxes[i], mask_size), mask_size, mask_size) for i in drawn]
         cells = torch.from_numpy(mask_util.decode(codes)).permute(2, 0, 1)
         out[drawn] = cells.bool()
     return out
@@ -105,6 +109,9 @@ def as_polygons(instances: Any) -> list[list[np.ndarray]]:
 
     Args:
         instances: for each instance a list of polygons.
+
+    Returns:
+        The same in float64.
 
     Raises:
         TypeError: it is not a list of lists of number sequences.

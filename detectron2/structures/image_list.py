@@ -38,6 +38,9 @@ class ImageList:
 
         Args:
             idx: number of the image.  A slice gives the images of it, cut to the largest size among them.
+
+        Returns:
+            A view of the batch.
         """
         sizes_hw = self.image_sizes[idx] if isinstance(idx, slice) else [self.image_sizes[idx]]
         height, width = max((h for h, _ in sizes_hw), default=0), max((w for _, w in sizes_hw), default=0)
@@ -49,6 +52,9 @@ class ImageList:
         Args:
             *args: passed on.
             **kwargs: passed on.
+
+        Returns:
+            A batch with the same sizes.
         """
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 

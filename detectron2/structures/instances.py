@@ -15,7 +15,7 @@ __all__ = ["Instances"]
 
 
 class Instances:
-    """Objects of one image as columns of one length: boxes, classes, scores, masks …
+    """Objects of one image as columns of one length: boxes, classes, scores, masks and so on.
 
     A field is set and read as an attribute (``instances.gt_boxes = Boxes(...)``), or with :meth:`set` and :meth:`get`;
     it is a tensor, a list, or a structure such as ``Boxes``, with one entry per instance.  ``len(instances)`` is the
@@ -98,6 +98,9 @@ class Instances:
         Args:
             name: its name.
 
+        Returns:
+            Its value.
+
         Raises:
             KeyError: there is none of that name.
         """
@@ -115,6 +118,9 @@ class Instances:
         Args:
             *args: passed on.
             **kwargs: passed on.
+
+        Returns:
+            New instances.
         """
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -131,7 +137,7 @@ class Instances:
             The selected instances (an integer selects one, as a list of one); for a name, the field.
 
         Raises:
-            IndexError: an integer is out of range.
+            IndexError: an integer is out of range, or a bool vector has not one entry per instance.
         """
         if isinstance(item, str):
             return self.get(item)
@@ -140,6 +146,8 @@ class Instances:
             if not -n <= item < n:
                 raise IndexError(f"Instance {item} is out of range: there are {n}.")
             item = slice(item, None, n)
+        elif isinstance(item, torch.Tensor) and item.dtype == torch.bool and self._fields:
+            item = self._indices_of(item)
         picked = Instances(self._image_size)
         for name, value in self._fields.items():
             if isinstance(value, (list, tuple)) and not isinstance(item, slice):
@@ -148,6 +156,14 @@ class Instances:
                 value = value[item]
             picked.set(name, value)
         return picked
+
+    def _indices_of(self, mask: torch.Tensor) -> torch.Tensor:
+        """Turn a bool vector into integers once: every field by itself would have to wait for the device."""
+        name, value = next(iter(self._fields.items()))
+        count = _count(name, value)
+        if mask.dim() != 1 or (not isinstance(count, torch.SymInt) and mask.shape[0] != count):
+            raise IndexError(f"A bool index of shape {tuple(mask.shape)} does not fit {count} instances.")
+        return mask.nonzero()[:, 0]
 
     def __len__(self) -> int:
         for value in self._fields.values():
@@ -203,9 +219,10 @@ class Instances:
 
 
 def _count(name: str, value: Any) -> int:
-    # A tensor's shape instead of len(), which would freeze the number into a captured graph.
-    if isinstance(value, torch.Tensor) and value.dim():
-        return value.shape[0]
+    tensor = value if isinstance(value, torch.Tensor) else getattr(value, "tensor", None)
+    # In an exporter a length can be a symbol, which len() would turn into a fixed number.
+    if isinstance(tensor, torch.Tensor) and tensor.dim() and isinstance(tensor.shape[0], torch.SymInt):
+        return tensor.shape[0]
     try:
         return len(value)
     except TypeError:
@@ -232,7 +249,8 @@ def _select_from_list(values: Sequence[Any], item: Any) -> Sequence[Any]:
         if index.shape != (len(values),):
             raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {len(values)} instances.")
         index = index.nonzero()[:, 0]
-    return type(values)(values[i] for i in index.flatten().tolist())
+    picked = [values[i] for i in index.flatten().tolist()]
+    return tuple(picked) if isinstance(values, tuple) else picked
 
 
 def _concatenate(name: str, first: Any, values: list[Any]) -> Any:

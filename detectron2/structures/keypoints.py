@@ -14,6 +14,9 @@ import torch
 
 __all__ = ["Keypoints", "heatmaps_to_keypoints"]
 
+# Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
+_PASS_ELEMENTS = 1 << 27
+
 
 class Keypoints:
     """Keypoints of `N` instances.
@@ -49,6 +52,9 @@ class Keypoints:
         Args:
             *args: passed on.
             **kwargs: passed on.
+
+        Returns:
+            New keypoints.
         """
         return type(self)(self.tensor.to(*args, **kwargs))
 
@@ -91,6 +97,9 @@ class Keypoints:
         Args:
             keypoints_list: what to concatenate, at least one.
 
+        Returns:
+            All keypoints, in order.
+
         Raises:
             ValueError: the list is empty.
             TypeError: it holds something else than keypoints.
@@ -112,6 +121,9 @@ def _keypoints_to_heatmap(
         keypoints: ``(N, K, 3)``.
         rois: ``(N, 4)``.
         heatmap_size: cells along each side.
+
+    Returns:
+        Cells and validity, int64 ``(N, K)`` each.
     """
     top_left, bottom_right = rois[:, None, :2], rois[:, None, 2:]
     xy = keypoints[..., :2]
@@ -137,7 +149,7 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
         size of the region.
     """
     maps = maps.detach().float()
-    n, k, map_h, map_w = maps.shape
+    n, k = maps.shape[:2]
     if n == 0:
         return maps.new_zeros(0, k, 4)
     size_wh = (rois[:, 2:] - rois[:, :2]).float().clamp(min=1)
@@ -150,10 +162,6 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
     xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[:, :, None, None]).exp().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
-
-
-# Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
-_PASS_ELEMENTS = 1 << 27
 
 
 def _slices(n: int, step: int) -> list[slice]:

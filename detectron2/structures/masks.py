@@ -15,6 +15,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import roi_align
 
+from ._mask_helpers import as_indices, expect_all, expect_one_box_each, extent, select
 from ._polygons import (
     as_polygons,
     polygon_area,
@@ -64,6 +65,9 @@ class BitMasks:
         Args:
             *args: passed on.
             **kwargs: passed on.
+
+        Returns:
+            New masks.
         """
         return BitMasks(self.tensor.to(*args, **kwargs))
 
@@ -84,7 +88,7 @@ class BitMasks:
         Raises:
             IndexError: ``item`` has more than one dimension.
         """
-        return BitMasks(_select(self.tensor, item))
+        return BitMasks(select(self.tensor, item))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         yield from self.tensor
@@ -107,6 +111,9 @@ class BitMasks:
             polygon_masks: the polygons of each instance.
             height: height of the image.
             width: width of the image.
+
+        Returns:
+            One bitmap for each instance.
         """
         polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         out = np.zeros((len(polygons), height, width), dtype=bool)
@@ -125,6 +132,9 @@ class BitMasks:
             height: height of the image.
             width: width of the image.
             boxes: the region of each mask.
+
+        Returns:
+            One bitmap for each mask.
 
         Raises:
             ValueError: there are no boxes: masks alone do not know where they belong.
@@ -146,7 +156,7 @@ class BitMasks:
         Raises:
             ValueError: there are not as many boxes as masks.
         """
-        _expect_one_box_each(boxes, len(self))
+        expect_one_box_each(boxes, len(self))
         if len(self) == 0:
             return self.tensor.new_zeros(0, mask_size, mask_size)
         boxes = boxes.to(self.device, torch.float32)
@@ -163,8 +173,8 @@ class BitMasks:
 
     def get_bounding_boxes(self) -> Boxes:
         """The smallest box around each mask; zeros for a mask without pixels."""
-        x1, x2 = _extent(self.tensor.any(dim=1))
-        y1, y2 = _extent(self.tensor.any(dim=2))
+        x1, x2 = extent(self.tensor.any(dim=1))
+        y1, y2 = extent(self.tensor.any(dim=2))
         return Boxes(torch.stack([x1, y1, x2, y2], dim=1))
 
     @staticmethod
@@ -174,11 +184,14 @@ class BitMasks:
         Args:
             bitmasks_list: what to concatenate, at least one.
 
+        Returns:
+            All masks, in order.
+
         Raises:
             ValueError: the list is empty.
             TypeError: it holds something else than bit masks.
         """
-        _expect_all(bitmasks_list, BitMasks)
+        expect_all(bitmasks_list, BitMasks)
         return BitMasks(torch.cat([m.tensor for m in bitmasks_list]))
 
 
@@ -211,6 +224,9 @@ class PolygonMasks:
         Args:
             *args: ignored.
             **kwargs: ignored.
+
+        Returns:
+            The same object.
         """
         return self
 
@@ -239,6 +255,9 @@ class PolygonMasks:
             item: an integer (the result holds one instance), a slice, a list of integers, or a vector of bools or
                 integers.
 
+        Returns:
+            The selected masks, sharing the arrays.
+
         Raises:
             IndexError: an index is out of range, or is no number.
         """
@@ -246,7 +265,7 @@ class PolygonMasks:
             return PolygonMasks._of_checked([self.polygons[item]])
         if isinstance(item, slice):
             return PolygonMasks._of_checked(self.polygons[item])
-        return PolygonMasks._of_checked([self.polygons[i] for i in _as_indices(item, len(self.polygons))])
+        return PolygonMasks._of_checked([self.polygons[i] for i in as_indices(item, len(self.polygons))])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         """Yield the polygons of each instance, as a list of float64 arrays."""
@@ -271,7 +290,7 @@ class PolygonMasks:
         Raises:
             ValueError: there are not as many boxes as masks.
         """
-        _expect_one_box_each(boxes, len(self))
+        expect_one_box_each(boxes, len(self))
         cells = rasterize_all_within_boxes(self.polygons, boxes.detach().cpu().numpy(), mask_size)
         return cells.to(boxes.device)
 
@@ -290,11 +309,14 @@ class PolygonMasks:
         Args:
             polymasks_list: what to concatenate, at least one.
 
+        Returns:
+            All masks, in order.
+
         Raises:
             ValueError: the list is empty.
             TypeError: it holds something else than polygon masks.
         """
-        _expect_all(polymasks_list, PolygonMasks)
+        expect_all(polymasks_list, PolygonMasks)
         return PolygonMasks._of_checked([polygons for masks in polymasks_list for polygons in masks.polygons])
 
 
@@ -340,7 +362,7 @@ class ROIMasks:
         Raises:
             IndexError: ``item`` has more than one dimension.
         """
-        return ROIMasks(_select(self.tensor, item))
+        return ROIMasks(select(self.tensor, item))
 
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)}, size={tuple(self.tensor.shape[1:])})"
@@ -353,6 +375,9 @@ class ROIMasks:
             height: height of the image.
             width: width of the image.
             threshold: value from which on a pixel belongs to the object, in [0, 1].
+
+        Returns:
+            One bitmap for each mask.
         """
         return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold))
 
@@ -363,55 +388,12 @@ class ROIMasks:
         Args:
             roi_masks_list: what to concatenate, at least one.
 
+        Returns:
+            All masks, in order.
+
         Raises:
             ValueError: the list is empty.
             TypeError: it holds something else than ROI masks.
         """
-        _expect_all(roi_masks_list, ROIMasks)
+        expect_all(roi_masks_list, ROIMasks)
         return ROIMasks(torch.cat([m.tensor for m in roi_masks_list]))
-
-
-def _select(masks: torch.Tensor, item: Any) -> torch.Tensor:
-    picked = masks[item][None] if isinstance(item, int) else masks[item]
-    if picked.dim() != 3:
-        raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
-    return picked
-
-
-def _as_indices(item: Any, n: int) -> list[int]:
-    index = torch.as_tensor(item).cpu()
-    if index.numel() == 0:
-        return []
-    if index.dtype in (torch.bool, torch.uint8):
-        if index.shape != (n,):
-            raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {n} masks.")
-        return index.nonzero()[:, 0].tolist()
-    if index.dim() != 1 or index.is_floating_point():
-        raise IndexError(f"Masks are indexed by a vector of bools or integers, got {index.dtype} {tuple(index.shape)}.")
-    return index.tolist()
-
-
-def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First occupied position of each row of ``(N, L)``, and the one after the last; zeros where there is none."""
-    length = occupied.shape[1]
-    if length == 0:
-        none = occupied.new_zeros(occupied.shape[0], dtype=torch.int64)
-        return none, none
-    flags = occupied.to(torch.uint8)
-    first, behind = flags.argmax(dim=1), length - flags.flip(1).argmax(dim=1)
-    return first, torch.where(occupied.any(dim=1), behind, 0)
-
-
-def _expect_one_box_each(boxes: torch.Tensor, n: int) -> None:
-    if len(boxes) != n:
-        raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes and {n} masks.")
-
-
-def _expect_all(masks: Sequence[Any], kind: type) -> None:
-    if len(masks) == 0:
-        raise ValueError(f"{kind.__name__}.cat needs at least one {kind.__name__}.")
-    for entry in masks:
-        if not isinstance(entry, kind):
-            raise TypeError(
-                f"{kind.__name__}.cat expects a list of {kind.__name__}, found {type(entry).__name__} in it."
-            )

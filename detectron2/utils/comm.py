@@ -186,7 +186,7 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
 def shared_random_seed() -> int:
     """A random number in [0, 2**31) on which all processes agree. All of them must call it, or it waits forever."""
     # NumPy's global generator, so that seed_all_rng() determines the seed.
-    return int(all_gather(int(np.random.randint(2**31)))[0])  # noqa: NPY002
+    return int(all_gather(int(np.random.randint(2**31)))[0])  # noqa: NPY002  # the global generator is meant
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:

@@ -90,6 +90,7 @@ def setup_logger(
     color: bool = True,
     name: str = "detectron2",
     abbrev_name: str | None = None,
+    configure_stdout: bool = True,
 ) -> logging.Logger:
     """Let a logger write to the terminal (rank 0) and to a file (every rank). Calling it again adds nothing twice.
 
@@ -102,6 +103,7 @@ def setup_logger(
             propagates to the root logger.
         abbrev_name: shown in place of ``name``; ``""`` shows only what follows it. By default ``detectron2`` is
             shortened to ``d2``.
+        configure_stdout: write to the terminal; False leaves it to the caller.
 
     Returns:
         The logger.
@@ -111,7 +113,7 @@ def setup_logger(
     logger.propagate = False
     if abbrev_name is None:
         abbrev_name = "d2" if name == "detectron2" else name
-    if distributed_rank == 0:
+    if configure_stdout and distributed_rank == 0:
         _add_handler(logger, "stdout", sys.stdout, _Formatter(color, name, abbrev_name))
     if output is not None:
         path = _log_file_name(output, distributed_rank)

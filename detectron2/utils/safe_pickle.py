@@ -1,157 +1,247 @@
-"""Reading pickles that hold numbers, strings, plain containers and NumPy arrays, and refusing everything else.
+"""Reading pickles that hold arrays, tensors and plain containers, and nothing else.
 
-A pickle is a program that names the functions it wants to call.  Here each name is looked up in a short table, and what
-the table holds are our own stand-ins, made anew for each file: so nothing of the file runs, and nothing that the file
-does to them outlives it.
+A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
+runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
+stand-ins, which only accept plain number and string types.
 """
 
+import io
 import os
 import pickle
 import re
-from collections import OrderedDict
+import struct
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import numpy as np
+import torch
+import torch._utils
 
-__all__ = ["UnsafePickleError", "load_plain_pickle"]
-
-# Booleans, numbers, strings of fixed length: kinds whose bytes mean nothing but values.
-_PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
+__all__ = ["UnsafePickleError", "load_plain_pickle", "numpy_globals", "read_pickle", "resolve_stand_ins"]
 
 
 class UnsafePickleError(ValueError, pickle.UnpicklingError):
-    """A pickle refers to something other than plain data. Nothing of it was run."""
+    """A file wants to create an object that is not on the list of harmless ones. Nothing of it was run."""
 
 
-class _Constructor:
-    """Stands for a class or function that a pickle may name."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
+_PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
 
 
 class _Dtype:
-    """Stands for a NumPy dtype."""
+    """Stands for a NumPy dtype while a pickle is read.
 
-    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
-        code = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
-        if not _PLAIN_DTYPE.fullmatch(code):
-            raise UnsafePickleError(f"a NumPy array of dtype {code!r}")
-        self.dtype = np.dtype(code)
+    Args:
+        code: its code, such as ``f4``.
+        align: ignored.
+        copy: ignored.
+    """
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # (version, byte order, sub-array, names, fields, item size, alignment, flags)
-        order = state[1].decode("ascii", "replace") if isinstance(state[1], bytes) else state[1]
-        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise UnsafePickleError("a NumPy array with a structured dtype")
-        self.dtype = self.dtype.newbyteorder(order)
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        code = code.decode("ascii") if isinstance(code, bytes) else code
+        if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code):
+            raise UnsafePickleError(f"numpy.dtype({code!r}): only plain number and string types are read.")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, sub-array, field names, fields, item size, alignment, flags [, metadata])
+        order, *structure = state[1:5]
+        if any(part is not None for part in structure):
+            raise UnsafePickleError("numpy.dtype with fields: only plain number and string types are read.")
+        order = order.decode("ascii") if isinstance(order, bytes) else order
+        if order not in ("<", ">", "|", "="):
+            raise UnsafePickleError(f"numpy.dtype with the byte order {order!r}.")
+        self.value = self.value.newbyteorder(order)
+
+
+def _array(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise UnsafePickleError(f"numpy.ndarray of {type(dtype).__name__}, not of a dtype.")
+    if isinstance(buffer, str):  # written by Python 2
+        buffer = buffer.encode("latin1")
+    # A copy: the bytes of a pickle are read-only.
+    flat = np.frombuffer(bytearray(buffer), dtype.value)
+    array = flat.reshape(shape, order="F" if order == "F" else "C")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 class _Array:
-    """Stands for a NumPy array."""
+    """Stands for a NumPy array until its state has come and been checked."""
 
-    array: np.ndarray
+    value: np.ndarray
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.fill(data, dtype, shape, "F" if is_fortran else "C")
+        if not isinstance(data, (bytes, bytearray, str)):
+            raise UnsafePickleError("numpy.ndarray of objects: only numbers and strings are read.")
+        self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
 
-    def fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> "_Array":
-        if isinstance(data, str):  # as Python 2 wrote bytes
-            data = data.encode("latin1")
-        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-            raise UnsafePickleError("a NumPy array of objects")
-        # A bytearray, so that the array can be written to.
-        array = np.frombuffer(bytearray(data), dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
-        self.array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-        return self
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    if kind is not _Array:
+        raise UnsafePickleError(f"numpy array of the class {kind!r}.")
+    return _Array()
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
+    result = _Array()
+    result.value = _array(bytes(buffer), dtype, shape, order)
+    return result
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
-    return _Array().fill(data, dtype, (), "C").array[()]
+    return _array(data, dtype, (), "C")[()]
 
 
-def _bytes_of_text(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):  # the one that pickle uses for bytes
-        raise UnsafePickleError(f"text encoded as {encoding!r}")
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
+    if encoding not in ("latin1", "latin-1"):  # what pickle itself uses for bytes; other codecs may do anything
+        raise UnsafePickleError(f"_codecs.encode to {encoding!r}.")
     return str(text).encode("latin1")
 
 
-def _table() -> dict[str, Callable[..., Any]]:
-    table: dict[str, Callable[..., Any]] = {
-        "numpy.ndarray": _Array,
-        "numpy.dtype": _Dtype,
-        "collections.OrderedDict": OrderedDict,
-        "_codecs.encode": _bytes_of_text,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray._reconstruct"] = lambda *_: _Array()
-        table[f"{core}.multiarray.scalar"] = _scalar
-        table[f"{core}.numeric._frombuffer"] = lambda data, dtype, shape, order: _Array().fill(
-            data, dtype, shape, order
-        )
-    for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset):
-        table[f"builtins.{kind.__name__}"] = table[f"__builtin__.{kind.__name__}"] = kind
+def numpy_globals() -> dict[str, Any]:
+    """Full names of what pickled NumPy objects refer to, and what we put in their place."""
+    table: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype}
+    for package in ("numpy.core", "numpy._core"):
+        table[f"{package}.multiarray._reconstruct"] = _reconstruct
+        table[f"{package}.multiarray.scalar"] = _scalar
+        table[f"{package}.numeric._frombuffer"] = _from_buffer
     return table
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], extra: Mapping[str, Callable[..., Any]]) -> None:
-        super().__init__(file, encoding="latin1", fix_imports=False)
-        self._globals = {name: _Constructor(make) for name, make in {**_table(), **extra}.items()}
+def _load_storage(data: Any) -> Any:
+    """The storage of a tensor that was pickled without ``torch.save``."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _pickle_globals() -> dict[str, Any]:
+    plain = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice)
+    return {
+        **{f"builtins.{kind.__name__}": kind for kind in plain},
+        # as Python 2 calls them, and Python 3 in the older protocols
+        "builtins.long": int,
+        "builtins.unicode": str,
+        "builtins.xrange": range,
+        "collections.OrderedDict": OrderedDict,
+        "collections.Counter": Counter,
+        "collections.defaultdict": defaultdict,
+        "_codecs.encode": _encode,
+        "torch.storage._load_from_bytes": _load_storage,
+        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+        "torch.Size": torch.Size,
+        **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
+        **numpy_globals(),
+    }
+
+
+def _trusted_by_user() -> dict[str, Any]:
+    """What the program itself declared safe with ``torch.serialization.add_safe_globals``."""
+    table = {}
+    for entry in torch.serialization.get_safe_globals():
+        obj, name = entry if isinstance(entry, tuple) else (entry, f"{entry.__module__}.{entry.__qualname__}")
+        table[name] = obj
+    return table
+
+
+# The interpreter written in Python, because only there can BUILD (which sets attributes of any object on the stack,
+# classes and functions included) be restricted. Its cost does not grow with the size of the arrays.
+_PurePythonUnpickler: Any = vars(pickle)["_Unpickler"]
+
+
+class _Unpickler(_PurePythonUnpickler):
+    dispatch = dict(_PurePythonUnpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None = None):
+        super().__init__(file, encoding="latin1")
+        trusted = _trusted_by_user()
+        self._globals = {**trusted, **_pickle_globals(), **(extra or {})}
+        self._buildable = (_Array, _Dtype, OrderedDict, torch.nn.Parameter, torch.Tensor)
+        self._buildable += tuple(obj for obj in trusted.values() if isinstance(obj, type))
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._globals[f"{module}.{name}"]
-        except KeyError:
-            raise UnsafePickleError(f"{module}.{name}") from None
+        full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        if full_name not in self._globals:
+            raise UnsafePickleError(full_name)
+        return self._globals[full_name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickleError("an object that is kept elsewhere")
+        raise pickle.UnpicklingError(f"it refers to {pid!r} outside the file")
 
+    def _build(self) -> None:
+        target = self.stack[-2]
+        if type(target) not in self._buildable:
+            raise UnsafePickleError(f"the state of a {type(target).__name__}")
+        _PurePythonUnpickler.load_build(self)
 
-def _resolve(value: Any) -> Any:
-    """Put the arrays in the place of their stand-ins, in nested containers."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, _Dtype):
-        return value.dtype
-    if isinstance(value, dict):
-        return type(value)((key, _resolve(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item) for item in value)
-    return value
+    dispatch[pickle.BUILD[0]] = _build
 
 
 def load_plain_pickle(
     file: IO[bytes], *, name: str | os.PathLike[str], extra: Mapping[str, Callable[..., Any]] | None = None
 ) -> Any:
-    """Read a pickle that holds plain data. Files written by Python 2 are read as well.
+    """:func:`read_pickle` with messages that name the file. Files written by Python 2 are read as well.
 
     Args:
         file: open for reading in binary mode.
-        name: the file's name, for messages.
-        extra: further names that may occur, each with a harmless function to call in its place.
+        name: the file's name.
+        extra: as in :func:`read_pickle`.
 
     Returns:
-        what the pickle holds, with bytes of Python 2 as text.
+        What the pickle holds, with bytes of Python 2 as text.
 
     Raises:
         UnsafePickleError: the pickle refers to anything else.
         ValueError: the file is not a pickle, or is cut off.
     """
     try:
-        return _resolve(_PlainUnpickler(file, extra or {}).load())
+        return read_pickle(file, extra)
     except UnsafePickleError as e:
         raise UnsafePickleError(
-            f"'{name}' was not loaded: it holds {e}, where only numbers, strings, containers and NumPy arrays are "
+            f"'{name}' was not loaded: it holds {e}, where only numbers, strings, containers and arrays are "
             "allowed, because anything else could run code. Write the file again with plain data."
         ) from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, RecursionError) as e:
+    except (
+        *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError),
+        *(TypeError, ValueError, RecursionError, struct.error),
+    ) as e:
         raise ValueError(f"'{name}' is not a readable pickle of plain data: {e}") from e
+
+
+def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """Read a pickle that holds arrays, tensors and plain containers.
+
+    Args:
+        file: open for reading in binary mode.
+        extra: further full names that may occur, each with a harmless function to call in its place.
+
+    Returns:
+        The object.
+
+    Raises:
+        UnsafePickleError: the pickle refers to anything else; the text is the name of that.
+    """
+    return resolve_stand_ins(_Unpickler(file, extra).load())
+
+
+def resolve_stand_ins(root: Any) -> Any:
+    """Put the arrays and dtypes in the place of their stand-ins, everywhere in nested containers."""
+    done: set[int] = set()
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, (_Array, _Dtype)):
+            return value.value
+        if isinstance(value, tuple) and type(value) is tuple:
+            return tuple(resolve(item) for item in value)
+        if id(value) in done:
+            return value
+        if isinstance(value, dict):
+            done.add(id(value))
+            for key in list(value):
+                value[key] = resolve(value[key])
+        elif isinstance(value, list):
+            done.add(id(value))
+            value[:] = [resolve(item) for item in value]
+        return value
+
+    return resolve(root)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = ["LabelPlacer"]
 
 
@@ -46,8 +48,8 @@ class LabelPlacer:
     """
 
     def __init__(self, size_wh: tuple[float, float]):
-        self._size_wh = size_wh
-        self._taken: list[tuple[float, float, float, float]] = []
+        self._size_wh = np.array(size_wh, dtype=float)
+        self._taken = np.zeros((0, 4))
 
     def place(self, label_wh: tuple[float, float], corners_xy: Iterable[tuple[float, float]]) -> tuple[float, float]:
         """Choose the first of the candidates that covers no other label, else the one that covers least.
@@ -59,29 +61,17 @@ class LabelPlacer:
         Returns:
             the top left corner.
         """
-        best, least = (0.0, 0.0), float("inf")
-        for x, y in corners_xy:
-            inside = self._move_inside(x, y, label_wh)
-            # being moved off its object costs a little, so that an untouched candidate wins among equals
-            moved = abs(inside[0] - x) + abs(inside[1] - y)
-            covered = self._covered(inside, label_wh) + 1e-3 * moved
-            if covered < least:
-                best, least = inside, covered
-            if covered == 0:
-                break
-        self._taken.append((best[0], best[1], best[0] + label_wh[0], best[1] + label_wh[1]))
-        return best
+        wanted = np.array(list(corners_xy), dtype=float)
+        size = np.array(label_wh, dtype=float)
+        inside = np.clip(wanted, 0.0, np.maximum(self._size_wh - size, 0.0))
+        # being moved off its object costs a little, so that an untouched candidate wins among equals
+        cost = self._covered(inside, size) + 1e-3 * np.abs(inside - wanted).sum(axis=1)
+        best = inside[cost.argmin()]
+        self._taken = np.concatenate([self._taken, [[*best, *(best + size)]]])
+        return float(best[0]), float(best[1])
 
-    def _move_inside(self, x: float, y: float, label_wh: tuple[float, float]) -> tuple[float, float]:
-        return (
-            max(0.0, min(x, self._size_wh[0] - label_wh[0])),
-            max(0.0, min(y, self._size_wh[1] - label_wh[1])),
-        )
-
-    def _covered(self, corner: tuple[float, float], label_wh: tuple[float, float]) -> float:
-        """Area of the labels so far under a label at this corner."""
-        x1, y1, x2, y2 = corner[0], corner[1], corner[0] + label_wh[0], corner[1] + label_wh[1]
-        total = 0.0
-        for a1, b1, a2, b2 in self._taken:
-            total += max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
-        return total
+    def _covered(self, corners: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Area of the labels so far under a label at each of these corners."""
+        low = np.maximum(corners[:, None], self._taken[None, :, :2])
+        high = np.minimum((corners + size)[:, None], self._taken[None, :, 2:])
+        return (high - low).clip(min=0).prod(axis=2).sum(axis=1)

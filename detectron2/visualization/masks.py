@@ -85,7 +85,7 @@ class GenericMask:
         elif isinstance(given, np.ndarray):
             if given.shape != (height, width):
                 raise ValueError(f"The mask has shape {given.shape}, the image (height, width) {(height, width)}.")
-            self._mask = given.astype(np.uint8)
+            self._mask = given.view(np.uint8) if given.dtype == np.bool_ else given.astype(np.uint8)
         else:
             raise TypeError(
                 f"A mask must be RLE (dict), polygons (list) or a numpy array, got {type(given).__name__}; "

@@ -94,7 +94,8 @@ class Visualizer(DrawsPrimitives):
                 covered = np.logical_or.reduce([mask.mask != 0 for mask in masks])
             self.output.reset_image(self._create_grayscale_image(covered))
             alpha = 0.3
-        colors = self._colors_of(classes if classes is not None else [0] * len(predictions), jittering)
+        count = len(predictions) if predictions.get_fields() else 0
+        colors = self._colors_of([0] * count if classes is None else classes, jittering)
         return self.overlay_instances(
             masks=masks, boxes=boxes, labels=labels, keypoints=keypoints, assigned_colors=colors, alpha=alpha
         )
@@ -321,9 +322,11 @@ class Visualizer(DrawsPrimitives):
         for index, (x, y, score) in enumerate(points.tolist()):
             if score > self.keypoint_threshold:
                 visible[names[index] if index < len(names) else str(index)] = (x, y)
-        # dots that would hide a small instance are drawn smaller
-        extent = np.ptp(np.array(list(visible.values()) or [(0.0, 0.0)]), axis=0).max()
-        radius = float(np.clip(extent / 50, 1.0, max(1.0, self._default_font_size / 4)))
+        radius = max(1.0, self._default_font_size / 4)
+        if len(visible) > 1:
+            # dots that would hide a small instance are drawn smaller
+            extent = np.ptp(np.array(list(visible.values())), axis=0).max()
+            radius = float(np.clip(extent / 50, 1.0, radius))
         for start, end, color in skeleton_lines(visible, self.metadata.get("keypoint_connection_rules") or []):
             # a line of this many points is 1.4 times as many pixels wide: a little less than the dots
             self.draw_line([start[0], end[0]], [start[1], end[1]], color=color, linewidth=radius * self.output.scale)

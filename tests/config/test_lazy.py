@@ -102,7 +102,8 @@ def test_every_importer_gets_its_own_copy(write):
     write("base.py", "model = dict(a=1, items=[1])\nplain = [1]\n")
     write("first.py", "from .base import model, plain\nmodel.a = 2\nplain.append(2)\n")
     path = write(
-        "second.py", "from .first import model as other, plain\nfrom .base import model\nout = dict(plain=list(plain))\n"
+        "second.py",
+        "from .first import model as other, plain\nfrom .base import model\nout = dict(plain=list(plain))\n",
     )
     cfg = LazyConfig.load(path)
     assert (cfg.model.a, cfg.other.a) == (1, 2)
@@ -114,6 +115,16 @@ def test_a_file_is_executed_once_per_load(write, tmp_path):
     write("first.py", "from .base import A as B\n")
     LazyConfig.load(write("top.py", "from .base import A\nfrom .first import B\nassert A is B\n"))
     assert (tmp_path / "log").read_text() == "x"
+
+
+def test_relative_imports_from_the_working_directory(write, tmp_path, monkeypatch):
+    write("base.py", "x = dict(a=1)\n")
+    write("sub/top.py", "from ..base import x\n")
+    write("other.py", "from .base import x\n")
+    monkeypatch.chdir(tmp_path / "sub")
+    assert LazyConfig.load("top.py").x.a == 1
+    monkeypatch.chdir(tmp_path)
+    assert LazyConfig.load("other.py").x.a == LazyConfig.load("sub/top.py").x.a == 1
 
 
 def test_relative_imports_of_yaml_and_inside_functions(write):
@@ -256,7 +267,7 @@ def test_files_saved_by_the_published_system_are_read_without_running_code(write
         "old.yaml",
         "model:\n"
         "  _target_: builtins.dict\n"
-        "  shape: !!python/object:detectron2.layers.shape_spec.ShapeSpec {channels: 256, height: 7, stride: null, width: 7}\n"
+        "  shape: !!python/object:detectron2.layers.shape_spec.ShapeSpec {channels: 256, height: 7, width: 7}\n"
         "  cls: !!python/name:collections.Counter ''\n"
         "  norm: !!python/object/apply:functools.partial\n"
         "    args: [&id !!python/name:collections.Counter '']\n"
@@ -340,6 +351,9 @@ def test_no_overrides():
         ("open.anything=4", "open.anything", 4),
         ("count.step=4", "count.step", 4),
         ("empty.x=1", "empty.x", 1),
+        ("train.max_iter=detectron2://a/b-c/1.pkl", "train.max_iter", "detectron2://a/b-c/1.pkl"),
+        ("train.max_iter=./a/b.pth", "train.max_iter", "./a/b.pth"),
+        ("train.max_iter=1e-3", "train.max_iter", 0.001),
         ("~train.max_iter", "train.max_iter", None),
         ("~train.amp", "train.amp", None),
         ("~train.max_iter=10", "train.max_iter", None),

@@ -296,6 +296,11 @@ def test_no_annotations(mask_format):
     assert len(utils.filter_empty_instances(instances)) == 0
 
 
+def test_annotations_without_a_class():
+    with pytest.raises(KeyError, match="annotation number 0 id 42 has no 'category_id'"):
+        utils.annotations_to_instances([{k: v for k, v in annotation().items() if k != "category_id"}], (80, 100))
+
+
 def test_instances():
     annos = [annotation(keypoints=[1, 2, 2]), annotation(category_id=5, keypoints=[3, 4, 1])]
     instances = utils.annotations_to_instances(annos, (80, 100))
@@ -361,6 +366,7 @@ def test_filter_empty_instances():
     kept, mask = utils.filter_empty_instances(instances, return_mask=True)
     assert mask.tolist() == [True, False, False]
     assert len(kept) == 1
+    assert len(utils.filter_empty_instances(kept)) == 1
     assert len(utils.filter_empty_instances(instances, by_mask=False)) == 2
     assert len(utils.filter_empty_instances(instances, by_box=False)) == 2
     assert len(utils.filter_empty_instances(instances, by_mask=False, box_threshold=6)) == 1

@@ -13,6 +13,7 @@ from detectron2.data.datasets.synthetic import generate_shapes_dataset
 TINY = [
     "MODEL.DEVICE", "cpu",
     "MODEL.WEIGHTS", "",
+    "MODEL.PIXEL_STD", [57.0, 57.0, 57.0],
     "MODEL.RESNETS.DEPTH", 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
     "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,

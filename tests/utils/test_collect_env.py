@@ -1,6 +1,5 @@
 import os
-import subprocess
-import sys
+import runpy
 
 import numpy
 import torch
@@ -55,7 +54,6 @@ def test_torch_report_failure_is_told(monkeypatch):
     assert "no shell" in collect_env.collect_torch_env()
 
 
-def test_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "detectron2.utils.collect_env"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "PyTorch" in done.stdout
+def test_as_a_command(capsys):
+    runpy.run_path(collect_env.__file__, run_name="__main__")
+    assert "PyTorch" in capsys.readouterr().out

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,9 @@ def test_alone_everything_is_trivial(monkeypatch):
 
 
 def test_shared_seed_follows_the_global_generator():
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002  # the global generator is meant
     first = comm.shared_random_seed()
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002  # the global generator is meant
     assert comm.shared_random_seed() == first
     assert 0 <= first < 2**31
 
@@ -49,13 +51,11 @@ def _in_one_of_two(rank, address, results):
     losses = {"b": torch.tensor(float(rank)), "a": torch.tensor(10.0 * rank, requires_grad=True)}
     seen["mean"] = {key: float(value) for key, value in comm.reduce_dict(losses).items()}
     seen["sum"] = {key: float(value) for key, value in comm.reduce_dict(losses, average=False).items()}
-    own = dist.new_group([rank]) if rank == 0 else (dist.new_group([0]), None)[1]
-    seen["alone_in_group"] = comm.all_gather("me", group=own) if rank == 0 else None
+    only_zero = dist.new_group([0])
+    seen["alone_in_group"] = comm.all_gather("me", group=only_zero) if rank == 0 else None
     seen["group_is_world"] = comm._get_global_gloo_group() is dist.group.WORLD
     # as other projects assign it
     comm._LOCAL_PROCESS_GROUP = None
-    import os
-
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     seen["torchrun"] = (comm.get_local_rank(), comm.get_local_size())
     comm.synchronize()

@@ -11,7 +11,7 @@ from detectron2.utils import env
 
 
 def draw():
-    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002  # the global generator is meant
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
@@ -72,7 +72,9 @@ def test_setup_environment_without_a_module(monkeypatch, custom_environment):
 def test_setup_environment_runs_a_file_once(tmp_path, custom_environment):
     count = tmp_path / "count"
     script = tmp_path / "custom.py"
-    script.write_text(f"def setup_environment():\n    open({str(count)!r}, 'a').write('x')\n")
+    script.write_text(
+        f"def setup_environment():\n    with open({str(count)!r}, 'a') as file:\n        file.write('x')\n"
+    )
     custom_environment(script)
     env.setup_environment()
     env.setup_environment()

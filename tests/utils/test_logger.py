@@ -144,3 +144,9 @@ def test_small_table():
 def test_api_usage_is_silent(capfd):
     L._log_api_usage("tests.logger")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_terminal_can_be_left_to_the_caller(tmp_path, capsys, name):
+    L.setup_logger(str(tmp_path), name=name, configure_stdout=False).info("only in the file")
+    assert capsys.readouterr().out == ""
+    assert "only in the file" in (tmp_path / "log.txt").read_text()

@@ -111,11 +111,16 @@ def image_size_hw(path: str) -> tuple[int, int]:
 
     with Image.open(PathManager.get_local_path(path)) as image:
         width, height = image.size
-        # 0x0112 is the orientation tag; 5 to 8 are the orientations that exchange the axes. Without the condition on
-        # "exif", getexif() would decode whole PNG files in search of it.
-        has_exif = "exif" in image.info or image.format in ("TIFF", "MPO")
-        if has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-            width, height = height, width
+        orientation = 1
+        # Without the condition, getexif() would decode whole PNG files in search of it.
+        if "exif" in image.info or image.format in ("TIFF", "MPO"):
+            orientation = image.getexif().get(0x0112, 1)
+        if orientation in (5, 6, 7, 8):  # those that exchange the axes
+            if image.format == "TIFF":  # Pillow turns these itself; when it tells the new size depends on its version
+                image.load()
+                width, height = image.size
+            else:
+                width, height = height, width
         return height, width
 
 

@@ -38,4 +38,5 @@ class GroupedBatchSampler(BatchSampler):
                 yield batch
 
     def __len__(self) -> int:
-        raise NotImplementedError("The number of batches depends on the order in which the sampler gives the groups.")
+        # A TypeError, as from objects without a length: list() asks for one and takes no for an answer only this way.
+        raise TypeError("The number of batches depends on the order in which the sampler gives the groups.")

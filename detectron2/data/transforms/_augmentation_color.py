@@ -46,7 +46,9 @@ class RandomContrast(_RandomBlend):
     def get_transform(self, image: np.ndarray) -> BlendTransform:
         """Blend with the mean grey level of the image."""
         weight = self._draw()
-        return BlendTransform(src_image=np.float32(image.mean()), src_weight=1 - weight, dst_weight=weight)
+        return BlendTransform(
+            src_image=np.array(image.mean(), dtype=np.float32), src_weight=1 - weight, dst_weight=weight
+        )
 
 
 class RandomBrightness(_RandomBlend):
@@ -60,7 +62,7 @@ class RandomBrightness(_RandomBlend):
     def get_transform(self, image: np.ndarray) -> BlendTransform:
         """Blend with black."""
         weight = self._draw()
-        return BlendTransform(src_image=np.float32(0), src_weight=1 - weight, dst_weight=weight)
+        return BlendTransform(src_image=np.array(0, dtype=np.float32), src_weight=1 - weight, dst_weight=weight)
 
 
 class RandomSaturation(_RandomBlend):

@@ -77,11 +77,11 @@ class RandomCrop(Augmentation):
             crop_h = np.random.randint(min(h, low), min(h, high) + 1)
             crop_w = np.random.randint(min(w, low), min(w, high) + 1)
             return crop_h, crop_w
-        part = np.asarray(self.crop_size, dtype=np.float32)
+        part_h, part_w = self.crop_size
         if self.crop_type == "relative_range":
-            part = part + np.random.rand(2) * (1 - part)
-        crop_h, crop_w = int(h * float(part[0]) + 0.5), int(w * float(part[1]) + 0.5)
-        return max(crop_h, 1), max(crop_w, 1)
+            least = np.asarray(self.crop_size, dtype=np.float32)
+            part_h, part_w = (least + np.random.rand(2) * (1 - least)).tolist()
+        return max(int(h * part_h + 0.5), 1), max(int(w * part_w + 0.5), 1)
 
 
 class RandomCrop_CategoryAreaConstraint(Augmentation):

@@ -52,6 +52,6 @@ def rotate_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
     return rotated_boxes
 
 
-def keep_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+def keep_rotated_box(transform, x: np.ndarray) -> np.ndarray:
     """Leave rotated boxes alone; used by transforms of colours."""
-    return rotated_boxes
+    return x

@@ -141,7 +141,7 @@ class Resize(Augmentation):
 
     def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR):
         super().__init__()
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.shape = (shape, shape) if isinstance(shape, (int, np.integer)) else tuple(shape)
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
@@ -195,7 +195,7 @@ class ResizeShortestEdge(Augmentation):
     ):
         super().__init__()
         self.is_range = _check_sample_style(sample_style)
-        if isinstance(short_edge_length, int):
+        if isinstance(short_edge_length, (int, np.integer)):
             short_edge_length = (short_edge_length, short_edge_length)
         if self.is_range and len(short_edge_length) != 2:
             raise ValueError(

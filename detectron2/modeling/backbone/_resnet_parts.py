@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
-from detectron2.layers._weight_init import c2_msra_fill
+from detectron2.layers.weight_init import c2_msra_fill
 
 Norm = str | Callable[[int], nn.Module] | None
 """A norm as :func:`detectron2.layers.get_norm` takes it."""
@@ -71,8 +71,11 @@ def check_blocks(name: str, blocks) -> None:
 
 def check_basic_options(depth: int, options) -> None:
     """Tell which options of `cfg.MODEL.RESNETS` a network of basic blocks cannot honour."""
-    expected = {"RES2_OUT_CHANNELS": 64, "NUM_GROUPS": 1, "RES5_DILATION": 1}
+    expected = {"NUM_GROUPS": 1, "RES5_DILATION": 1}
     wrong = [f"{key} {options[key]} (must be {value})" for key, value in expected.items() if options[key] != value]
+    # The default, 256, is the width of bottleneck blocks; left as it is it makes a network sixteen times as large.
+    if options.RES2_OUT_CHANNELS > 64:
+        wrong.append(f"RES2_OUT_CHANNELS {options.RES2_OUT_CHANNELS} (must be 64, or less for a narrower network)")
     if any(options.DEFORM_ON_PER_STAGE):
         wrong.append(f"DEFORM_ON_PER_STAGE {options.DEFORM_ON_PER_STAGE} (must be all False)")
     if wrong:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.layers._weight_init import c2_xavier_fill
+from detectron2.layers.weight_init import c2_xavier_fill
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY

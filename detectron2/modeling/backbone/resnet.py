@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, ShapeSpec, get_norm
-from detectron2.layers._weight_init import c2_msra_fill
 
 from ._resnet_parts import (
     BASIC_BLOCK_DEPTHS,
@@ -159,7 +158,7 @@ class DeformBottleneckBlock(ResidualBlock):
             norm=get_norm(norm, bottleneck_channels),
             **geometry,
         )
-        c2_msra_fill(self.conv2)
+        nn.init.kaiming_normal_(self.conv2.weight, mode="fan_out", nonlinearity="relu")
         self.conv3 = conv(bottleneck_channels, out_channels, 1, norm)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import move_device_like
 from detectron2.modeling._training_pictures import side_by_side
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -48,6 +49,9 @@ class _DetectorBase(nn.Module):
     def device(self) -> torch.device:
         """The device that the model's inputs are moved to."""
         return self.pixel_mean.device
+
+    def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
+        return move_device_like(x, self.pixel_mean)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Move the images of a batch to the model's device, normalise them, and pad them to one size.
@@ -164,7 +168,8 @@ class GeneralizedRCNN(_DetectorBase):
         Returns:
             As `forward`; without postprocessing a list of raw `Instances` at the size of the model's input.
         """
-        assert not self.training, "inference() is called in training mode; call model.eval() first"
+        if self.training:
+            raise ValueError("inference() was called in training mode; call model.eval() first")
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:

@@ -314,7 +314,7 @@ class RPN(nn.Module):
                 picked = deltas.gather(1, index[..., None].expand(-1, -1, deltas.shape[-1]))
                 references = level_anchors.tensor[index.flatten()]
                 decoded = self.box2box_transform.apply_deltas(picked.flatten(0, 1), references)
-                boxes.append(decoded.view(*index.shape, -1))
+                boxes.append(decoded.view(*index.shape, deltas.shape[-1]))
             return _proposals_from_candidates(
                 boxes,
                 logits,

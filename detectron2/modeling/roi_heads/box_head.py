@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
+from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 

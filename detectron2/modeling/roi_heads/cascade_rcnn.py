@@ -152,9 +152,7 @@ class CascadeROIHeads(StandardROIHeads):
             each image: boxes of the last stage, scores averaged over all stages.
         """
         if self.training and targets is None:
-            raise ValueError(
-                "training a cascade needs the ground truth: call _forward_box(features, proposals, targets)"
-            )
+            raise ValueError("training a cascade needs the ground truth: _forward_box(features, proposals, targets)")
         maps = feature_list(features, self.box_in_features)
         image_sizes = [x.image_size for x in proposals]
         outputs, boxes = [], []

@@ -85,7 +85,7 @@ def fast_rcnn_inference_single_image(
     candidates = (scores > score_thresh) & usable[:, None]
     rows, classes = nonzero_tuple(candidates)
     # Pick first and clip after: with K classes about one box in K is a candidate.
-    per_class = boxes.reshape(boxes.shape[0], -1, 4)
+    per_class = boxes.unflatten(1, (-1, 4))
     picked = Boxes(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
     picked.clip(image_shape)
     picked_scores = scores[rows, classes]

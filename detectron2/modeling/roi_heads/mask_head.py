@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fvcore.nn.weight_init import c2_msra_fill
+from detectron2.layers.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 

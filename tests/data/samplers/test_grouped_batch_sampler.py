@@ -24,7 +24,7 @@ def test_bad_batch_size(batch_size):
 
 
 def test_no_length():
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(TypeError):
         len(GroupedBatchSampler(SequentialSampler(range(3)), [0, 0, 0], 2))
 
 

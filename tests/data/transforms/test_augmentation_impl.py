@@ -1,5 +1,7 @@
 """What each augmentation decides: sizes, probabilities, ranges; and its errors."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,14 @@ def test_classes_belong_to_the_public_module(name):
     cls = getattr(augmentation_impl, name)
     assert cls.__module__ == "detectron2.data.transforms.augmentation_impl"
     assert getattr(T, name) is cls
+
+
+def test_augmentations_can_be_sent_to_workers(image):
+    sent = T.AugmentationList([T.RandomCrop("absolute", (8, 9)), T.RandomContrast(1, 1), T.RandomFlip()])
+    received = pickle.loads(pickle.dumps(sent))
+    inputs = T.AugInput(image)
+    received(inputs)
+    assert inputs.image.shape == (8, 9, 3)
 
 
 # --- flips and RandomApply -------------------------------------------------------------------------------------------

@@ -1,0 +1,560 @@
+import copy
+import logging
+import os
+import pickle
+from collections import OrderedDict
+
+import fvcore.common.checkpoint
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+from detectron2.utils.file_io import PathManager
+
+
+class Model(nn.Module):
+    """A detector in miniature, with the names that matter."""
+
+    def __init__(self, classes=3, width=8):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width))
+        self.box_predictor = nn.ModuleDict({"cls_score": nn.Linear(width, classes + 1)})
+        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        return self.box_predictor["cls_score"](self.backbone(x).mean((2, 3)))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """(level, message) of what was logged."""
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="detectron2.checkpoint")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_classes_are_those_of_fvcore():
+    assert Checkpointer is fvcore.common.checkpoint.Checkpointer
+    assert PeriodicCheckpointer is fvcore.common.checkpoint.PeriodicCheckpointer
+    assert issubclass(DetectionCheckpointer, Checkpointer)
+    assert DetectionCheckpointer(Model()).path_manager is PathManager
+
+
+def test_an_empty_path_loads_nothing():
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    assert DetectionCheckpointer(model).load("") == {}
+    assert same(model, twin)
+
+
+def test_a_model_without_parameters(tmp_path):
+    checkpointer = DetectionCheckpointer(nn.ReLU(), str(tmp_path))
+    checkpointer.save("empty")
+    assert DetectionCheckpointer(nn.ReLU()).load(str(tmp_path / "empty.pth")) == {}
+
+
+def trained(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_round_trip_with_training_state(tmp_path, log):
+    model = Model()
+    optimizer = trained(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    first = DetectionCheckpointer(model, str(tmp_path), optimizer=optimizer, scheduler=scheduler)
+    first.save(
+        "model_0000009", iteration=9, best=np.float64(0.5), shape=(1, 2), names=["a"], table=np.eye(2), flags={1}
+    )
+    assert os.listdir(tmp_path) != []
+    assert first.get_checkpoint_file() == str(tmp_path / "model_0000009.pth")
+    assert first.get_all_checkpoint_files() == [str(tmp_path / "model_0000009.pth")]
+
+    other = Model()
+    fresh = torch.optim.SGD(other.parameters(), lr=0.7, momentum=0.9)
+    second = DetectionCheckpointer(other, str(tmp_path), optimizer=fresh)
+    second.add_checkpointable("scheduler", torch.optim.lr_scheduler.StepLR(fresh, 3))
+    rest = second.resume_or_load("ignored", resume=True)
+    assert same(model, other)
+    assert fresh.param_groups[0]["lr"] == 0.1
+    buffers = [state["momentum_buffer"] for state in fresh.state.values()]
+    assert all(torch.equal(a, b["momentum_buffer"]) for a, b in zip(buffers, optimizer.state.values(), strict=True))
+    assert rest["iteration"] == 9
+    assert rest["best"] == 0.5
+    assert rest["shape"] == (1, 2)
+    assert rest["flags"] == {1}
+    np.testing.assert_array_equal(rest["table"], np.eye(2))
+    assert type(rest["table"]) is np.ndarray
+    assert [message for level, message in log() if level == "WARNING"] == []
+    assert any("100.0% of the model" in message for _, message in log())
+
+
+def test_resume_semantics(tmp_path, log):
+    model = Model()
+    path = str(tmp_path / "weights.pth")
+    torch.save({"model": model.state_dict(), "iteration": 4, "optimizer": trained(Model()).state_dict()}, path)
+    other = Model()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.7)
+    checkpointer = DetectionCheckpointer(other, str(tmp_path / "out"), optimizer=optimizer)
+    # nothing to resume from: the given weights are loaded, and only those
+    assert not checkpointer.has_checkpoint()
+    assert checkpointer.get_all_checkpoint_files() == []
+    checkpointer.resume_or_load(path, resume=True)
+    assert same(model, other)
+    assert optimizer.param_groups[0]["lr"] == 0.7
+    # from a run that saved: its last checkpoint is loaded with everything, unless resume is off
+    checkpointer.save("model_0000001", iteration=1)
+    assert checkpointer.has_checkpoint()
+    nn.init.zeros_(other.backbone[0].weight)
+    assert checkpointer.resume_or_load(path, resume=True)["iteration"] == 1
+    assert checkpointer.resume_or_load(path, resume=False)["iteration"] == 4
+    assert not any("starts afresh" in message for _, message in log())
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """Make this process believe that it is one of two; only rank 0 has the file. Returns what rank 0 sends."""
+    sent = []
+
+    def join(rank, has_file=(True, False)):
+        def broadcast(box, src, group):
+            sent.append(copy.copy(box[0])) if rank == 0 else box.__setitem__(0, sent[0])
+
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: rank)
+        monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda data: list(has_file))
+        monkeypatch.setattr("detectron2.utils.comm._get_global_gloo_group", lambda: None)
+        monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+
+    return join, sent
+
+
+def wrapped_checkpointer(model, monkeypatch, **kwargs):
+    """A checkpointer of a model that is wrapped for distributed training, without a process group."""
+    checkpointer = DetectionCheckpointer(model, **kwargs)
+    monkeypatch.setattr(checkpointer, "_is_distributed", True)
+    return checkpointer
+
+
+def test_the_file_need_only_be_on_rank_0(tmp_path, monkeypatch, two_ranks):
+    join, sent = two_ranks
+    source = Model()
+    torch.save({"model": source.state_dict(), "iteration": 3}, tmp_path / "a.pth")
+    models = [Model(), Model()]
+    for rank, name in ((0, "a.pth"), (1, "absent.pth")):
+        join(rank)
+        checkpointer = wrapped_checkpointer(models[rank], monkeypatch)
+        assert checkpointer.save_to_disk == (rank == 0)
+        assert checkpointer.load(str(tmp_path / name))["iteration"] == 3
+    assert len(sent) == 1
+    assert same(source, models[0])
+    assert same(source, models[1])
+
+
+def test_an_error_on_rank_0_reaches_the_others(tmp_path, monkeypatch, two_ranks):
+    join, _ = two_ranks
+    (tmp_path / "a.pth").write_bytes(b"no checkpoint")
+    for rank, name in ((0, "a.pth"), (1, "absent.pth")):
+        join(rank)
+        with pytest.raises(ValueError, match=r"a\.pth"):
+            wrapped_checkpointer(Model(), monkeypatch).load(str(tmp_path / name))
+
+
+def test_when_rank_0_lacks_the_file_nobody_waits(tmp_path, monkeypatch, two_ranks):
+    join, sent = two_ranks
+    for rank in (0, 1):
+        join(rank, has_file=(False, False))
+        with pytest.raises(FileNotFoundError):
+            wrapped_checkpointer(Model(), monkeypatch).load(str(tmp_path / "absent.pth"))
+    assert sent == []
+
+
+def test_a_plain_model_may_be_loaded_by_one_rank_alone(tmp_path, monkeypatch, two_ranks):
+    join, sent = two_ranks
+    torch.save(Model().state_dict(), tmp_path / "a.pth")
+    join(1)
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda data: pytest.fail("this would wait for rank 0"))
+    DetectionCheckpointer(Model()).load(str(tmp_path / "a.pth"))
+    assert sent == []
+
+
+def test_a_missing_state_is_reported_when_resuming(tmp_path, log):
+    model = Model()
+    DetectionCheckpointer(model, str(tmp_path)).save("a")
+    DetectionCheckpointer(model, str(tmp_path), optimizer=trained(model)).resume_or_load("", resume=True)
+    assert any(level == "WARNING" and "'optimizer'" in message for level, message in log())
+
+
+def test_a_last_checkpoint_that_was_deleted(tmp_path):
+    checkpointer = DetectionCheckpointer(Model(), str(tmp_path))
+    checkpointer.save("a")
+    checkpointer.save("b")
+    os.remove(tmp_path / "b.pth")
+    with pytest.raises(FileNotFoundError, match=r"b\.pth.*holds a\.pth"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(("path", "hint"), [("nowhere/a.pth", "does not exist"), ("a.pth", "no checkpoint")])
+def test_missing_files_are_explained(tmp_path, path, hint):
+    with pytest.raises(FileNotFoundError, match=hint):
+        DetectionCheckpointer(Model()).load(str(tmp_path / path))
+
+
+def test_a_failing_save_leaves_the_last_checkpoint(tmp_path):
+    model = Model()
+    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_final", iteration=1)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        checkpointer.save("model_final", iteration=lambda: None)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        checkpointer.save("model_2", iteration=lambda: None)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
+    assert checkpointer.resume_or_load("")["iteration"] == 1
+
+
+def test_saving_can_be_off(tmp_path):
+    DetectionCheckpointer(Model(), str(tmp_path), save_to_disk=False).save("a")
+    DetectionCheckpointer(Model()).save("a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_with_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_dir"):
+        DetectionCheckpointer(Model(), str(tmp_path)).save("sub/a")
+
+
+def test_checkpointables_are_checked():
+    checkpointer = DetectionCheckpointer(Model(), thing=nn.ReLU())
+    with pytest.raises(KeyError):
+        checkpointer.add_checkpointable("thing", nn.ReLU())
+    with pytest.raises(TypeError):
+        checkpointer.add_checkpointable("number", 3)
+
+
+def test_periodic_checkpointer_keeps_the_last(tmp_path):
+    checkpointer = DetectionCheckpointer(Model(), str(tmp_path))
+    periodic = PeriodicCheckpointer(checkpointer, 2, max_iter=7, max_to_keep=2)
+    for iteration in range(7):
+        periodic.step(iteration)
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith(".pth")) == [
+        "model_0000003.pth",
+        "model_0000005.pth",
+        "model_final.pth",
+    ]
+    assert checkpointer.get_checkpoint_file().endswith("model_final.pth")
+
+
+def numpy_state(model):
+    return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+def zoo(model):
+    return {"model": numpy_state(model), "__author__": "Detectron2 Model Zoo"}
+
+
+OLD_CONSTANTS = {"pixel_mean": torch.ones(3, 1, 1), "anchor_generator.cell_anchors.0": torch.ones(3, 4)}
+LAYOUTS = {
+    "plain": lambda m: m.state_dict(),
+    "model": lambda m: {"model": m.state_dict()},
+    "state_dict": lambda m: {"state_dict": m.state_dict(), "epoch": 90, "arch": "x"},
+    "parallel": lambda m: {"model": {f"module.{key}": value for key, value in m.state_dict().items()}},
+    "arrays": lambda m: {"model": numpy_state(m)},
+    "zoo": zoo,
+    "old constants": lambda m: {"model": {**m.state_dict(), **OLD_CONSTANTS}},
+    "pycls": lambda m: {"model_state": m.state_dict(), "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_layouts_and_containers(tmp_path, layout, kind, log):
+    torch.manual_seed(3)
+    model = Model()
+    path = tmp_path / f"weights.{'pkl' if kind == 'pickle' else 'pth'}"
+    content = LAYOUTS[layout](model)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    other = Model()
+    DetectionCheckpointer(other).load(str(path))
+    assert same(model, other)
+    assert float(other.pixel_mean.sum()) == 0
+    assert [message for level, message in log() if level == "WARNING"] == []
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_protocol(tmp_path, protocol):
+    model = Model()
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(zoo(model), protocol=protocol))
+    other = Model()
+    DetectionCheckpointer(other).load(str(path))
+    assert same(model, other)
+
+
+def test_the_name_of_a_file_does_not_decide(tmp_path):
+    model = Model()
+    torch.save(model.state_dict(), tmp_path / "a.pkl")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps(zoo(model)))
+    for name in ("a.pkl", "b.pth"):
+        other = Model()
+        DetectionCheckpointer(other).load(str(tmp_path / name))
+        assert same(model, other)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
+    model, other = Model(), Model()
+    safetensors.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    DetectionCheckpointer(other).load(str(tmp_path / "weights.safetensors"))
+    assert same(model, other)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ValueError, match=r"cut\.safetensors"):
+        DetectionCheckpointer(other).load(str(tmp_path / "cut.safetensors"))
+
+
+def test_a_wrapped_model_is_saved_without_its_wrapper(tmp_path):
+    model = nn.DataParallel(Model())
+    DetectionCheckpointer(model, str(tmp_path)).save("a")
+    saved = torch.load(tmp_path / "a.pth", weights_only=True)["model"]
+    assert set(saved) == set(Model().state_dict())
+
+
+class Residual(nn.Module):
+    """A block with the names of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 1, bias=False)
+        self.conv1.norm = nn.BatchNorm2d(4)
+        self.shortcut = nn.Conv2d(4, 4, 1, bias=False)
+        self.shortcut.norm = nn.BatchNorm2d(4)
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        stem = nn.Module()
+        stem.conv1 = nn.Conv2d(3, 4, 7, bias=False)
+        stem.conv1.norm = nn.BatchNorm2d(4)
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = nn.Module()
+        self.backbone.bottom_up.stem = stem
+        self.backbone.bottom_up.res2 = nn.Sequential(Residual())
+        self.head = nn.Linear(4, 2)
+
+
+def caffe2_blobs():
+    generator = np.random.default_rng(0)
+    blobs = {
+        "conv1_w": generator.random((4, 3, 7, 7), dtype=np.float32),
+        "res_conv1_bn_s": generator.random(4, dtype=np.float32),
+        "res_conv1_bn_b": generator.random(4, dtype=np.float32),
+        "res2_0_branch1_w": generator.random((4, 4, 1, 1), dtype=np.float32),
+        "res2_0_branch2a_w": generator.random((4, 4, 1, 1), dtype=np.float32),
+        "fc1000_w": generator.random((10, 4), dtype=np.float32),
+        "conv1_w_momentum": np.zeros(1, np.float32),
+    }
+    return blobs
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_caffe2_backbones(tmp_path, wrapped, log):
+    blobs = caffe2_blobs()
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs} if wrapped else blobs, protocol=2))
+    model = Detector()
+    DetectionCheckpointer(model, optimizer=nn.ReLU()).load(str(path))
+    bottom_up = model.backbone.bottom_up
+    np.testing.assert_array_equal(bottom_up.stem.conv1.weight.detach().numpy(), blobs["conv1_w"])
+    np.testing.assert_array_equal(bottom_up.stem.conv1.norm.weight.detach().numpy(), blobs["res_conv1_bn_s"])
+    np.testing.assert_array_equal(bottom_up.res2[0].shortcut.weight.detach().numpy(), blobs["res2_0_branch1_w"])
+    # the head is missing on purpose, which is no reason for a warning
+    assert {level for level, _ in log()} == {"INFO"}
+    assert any("fc1000" in message and "head" in message for _, message in log())
+
+
+def torchvision_names():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv1.weight": torch.rand(4, 3, 7, 7, generator=generator),
+        "bn1.weight": torch.rand(4, generator=generator),
+        "bn1.running_mean": torch.rand(4, generator=generator),
+        "bn1.num_batches_tracked": torch.tensor(5),
+        "layer1.0.conv1.weight": torch.rand(4, 4, 1, 1, generator=generator),
+        "layer1.0.bn1.weight": torch.rand(4, generator=generator),
+        "layer1.0.downsample.0.weight": torch.rand(4, 4, 1, 1, generator=generator),
+        "layer1.0.downsample.1.bias": torch.rand(4, generator=generator),
+        "fc.weight": torch.rand(10, 4, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q."])
+def test_torchvision_backbones(tmp_path, prefix, log):
+    weights = torchvision_names()
+    content = {prefix + key: value for key, value in weights.items()}
+    if prefix:
+        content = {"state_dict": {**content, "module.queue": torch.zeros(2)}}
+    torch.save(content, tmp_path / "r50.pth")
+    model = Detector()
+    DetectionCheckpointer(model).load(str(tmp_path / "r50.pth"))
+    bottom_up = model.backbone.bottom_up
+    assert torch.equal(bottom_up.stem.conv1.weight, weights["conv1.weight"])
+    assert torch.equal(bottom_up.stem.conv1.norm.running_mean, weights["bn1.running_mean"])
+    assert torch.equal(bottom_up.res2[0].conv1.norm.weight, weights["layer1.0.bn1.weight"])
+    assert torch.equal(bottom_up.res2[0].shortcut.norm.bias, weights["layer1.0.downsample.1.bias"])
+    assert any("RGB" in message for level, message in log() if level == "WARNING")
+
+
+def test_a_model_that_uses_torchvision_names_is_left_alone(tmp_path, log):
+    model = nn.Module()
+    model.layer1 = nn.Sequential(Residual())
+    weights = {**torchvision_names(), **model.state_dict()}
+    weights["layer1.0.conv1.weight"] = torch.ones(4, 4, 1, 1)
+    torch.save(weights, tmp_path / "a.pth")
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert float(model.layer1[0].conv1.weight.detach().sum()) == 16
+
+
+def test_matching_heuristics_by_query(tmp_path, log):
+    model = Detector()
+    part = {key.removeprefix("backbone.bottom_up."): value for key, value in model.backbone.state_dict().items()}
+    part = {key.removeprefix("bottom_up."): value + 1 for key, value in part.items()}
+    path = str(tmp_path / "part.pth")
+    torch.save(part, path)
+    DetectionCheckpointer(model).load(path + "?matching_heuristics=True")
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, part["stem.conv1.weight"])
+    with pytest.raises(ValueError, match="another architecture"):
+        DetectionCheckpointer(model).load(path + "?matching_heuristics=False")
+    with pytest.raises(ValueError, match="only"):
+        DetectionCheckpointer(model).load(path + "?matching_heuristics=True&x=1")
+
+
+def test_a_question_mark_in_a_name(tmp_path):
+    path = str(tmp_path / "what?.pth")
+    torch.save(Model().state_dict(), path)
+    DetectionCheckpointer(Model()).load(path)
+
+
+def test_other_classes_are_information(tmp_path, log):
+    DetectionCheckpointer(Model(classes=80), str(tmp_path)).save("a")
+    model = Model(classes=3)
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert {level for level, _ in log()} == {"INFO"}
+    (summary,) = [message for _, message in log() if "of the model" in message]
+    assert "box_predictor.cls_score.weight" in summary
+    assert "(81, 8) in the file, (4, 8) in the model" in summary
+
+
+def test_other_shapes_elsewhere_are_a_loud_warning(tmp_path, log):
+    source = Model()
+    state = source.state_dict()
+    state["backbone.0.weight"] = torch.zeros(8, 3, 5, 5)
+    torch.save(state, tmp_path / "a.pth")
+    DetectionCheckpointer(Model()).load(str(tmp_path / "a.pth"))
+    (warning,) = [message for level, message in log() if level == "WARNING"]
+    assert "backbone.0.weight" in warning
+    assert "random" in warning
+
+
+def test_missing_and_unexpected_weights_are_listed(tmp_path, log):
+    state = Model().state_dict()
+    del state["backbone.1.weight"], state["backbone.1.bias"]
+    state["extra.scale"] = torch.ones(1)
+    torch.save(state, tmp_path / "a.pth")
+    DetectionCheckpointer(Model()).load(str(tmp_path / "a.pth"))
+    (warning,) = [message for level, message in log() if level == "WARNING"]
+    assert "backbone.1.{bias, weight}" in warning
+    assert "extra.scale" in warning
+
+
+def test_another_architecture_is_refused_and_changes_nothing(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(5), "decoder.weight": torch.zeros(7)}, tmp_path / "a.pth")
+    model, twin = Model(), Model()
+    twin.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=r"another architecture.*encoder\.weight.*backbone\.0\.weight.*MODEL\.WEIGHTS"):
+        DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert same(model, twin)
+
+
+def test_shared_weights_need_one_name_only(tmp_path, log):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+            self.b = self.a
+
+    state = {key: value for key, value in Tied().state_dict().items() if key.startswith("a.")}
+    torch.save(state, tmp_path / "a.pth")
+    DetectionCheckpointer(Tied()).load(str(tmp_path / "a.pth"))
+    assert any("100.0% of the model" in message for _, message in log())
+
+
+def test_the_old_protocol_of_subclasses(tmp_path):
+    """The hooks that other projects override are called, and may return nothing."""
+
+    class Mine(DetectionCheckpointer):
+        def _load_file(self, filename):
+            loaded = super()._load_file(filename)
+            loaded["model"] = {key.removeprefix("old."): value for key, value in loaded["model"].items()}
+            return loaded
+
+        def _torch_load(self, f):
+            seen.append(f)
+            return super()._torch_load(f)
+
+        def _load_model(self, checkpoint):
+            super()._load_model(checkpoint)
+
+    seen = []
+    model, other = Model(), Model()
+    path = str(tmp_path / "a.pth")
+    torch.save({f"old.{key}": value for key, value in model.state_dict().items()}, path)
+    assert Mine(other).load(path) == {}
+    assert same(model, other)
+    assert seen == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list"),
+        ({}, None),
+        ({"epoch": 3, "lr": 0.1}, "'epoch'"),
+        ({"model": OrderedDict(a=torch.ones(1))}, "another architecture"),
+        ({"model": {"a": "text"}}, "a"),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path, content, message):
+    for path, save in (
+        (tmp_path / "a.pth", torch.save),
+        (tmp_path / "a.pkl", lambda c, p: p.write_bytes(pickle.dumps(c))),
+    ):
+        save(content, path)
+        if message is None:
+            DetectionCheckpointer(Model()).load(str(path))
+        else:
+            with pytest.raises(ValueError, match=message):
+                DetectionCheckpointer(Model()).load(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
+@pytest.mark.parametrize("keep", [0, 1, 300, -50])
+def test_cut_off_files(tmp_path, name, keep):
+    path = tmp_path / name
+    if name == "a.pth":
+        torch.save(Model().state_dict(), path)
+    else:
+        path.write_bytes(pickle.dumps(zoo(Model())))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"not a readable checkpoint.*cut off"):
+        DetectionCheckpointer(Model()).load(str(path))

@@ -1,0 +1,132 @@
+"""The COCO panoptic format, standard and separated."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic, register_coco_panoptic_separated
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json, merge_to_panoptic
+
+META = {"thing_dataset_id_to_contiguous_id": {3: 0}, "stuff_dataset_id_to_contiguous_id": {8: 1}}
+
+
+@pytest.fixture
+def names():
+    """Names that are forgotten after the test."""
+    names = ["test_panoptic", "test_panoptic_separated", "test_panoptic_stuffonly"]
+    yield names
+    for name in names:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog:
+                catalog.remove(name)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def panoptic(*categories, images=()):
+    segments = [{"id": i + 1, "category_id": c, "area": 5} for i, c in enumerate(categories)]
+    annotation = {"image_id": 4, "file_name": "x.png", "segments_info": segments}
+    return {"images": list(images), "annotations": [annotation]}
+
+
+def test_empty(tmp_path):
+    assert load_coco_panoptic_json(write(tmp_path / "a.json", {"annotations": []}), "i", "p", META) == []
+
+
+def test_by_hand(tmp_path):
+    file = write(tmp_path / "a.json", panoptic(3, 8))
+    assert load_coco_panoptic_json(file, "i", "p", META) == [
+        {
+            "file_name": "i/x.jpg",
+            "image_id": 4,
+            "pan_seg_file_name": "p/x.png",
+            "segments_info": [
+                {"id": 1, "category_id": 0, "area": 5, "isthing": True},
+                {"id": 2, "category_id": 1, "area": 5, "isthing": False},
+            ],
+        }
+    ]
+
+
+def test_image_table(tmp_path):
+    content = panoptic(3, images=[{"id": 4, "file_name": "y.jpeg", "height": 5, "width": 6}])
+    (record,) = load_coco_panoptic_json(write(tmp_path / "a.json", content), "i", "p", META)
+    assert (record["file_name"], record["height"], record["width"]) == ("i/y.jpeg", 5, 6)
+
+
+@pytest.mark.parametrize(("content", "message"), [({}, "'annotations'"), (panoptic(5), "image id 4 has category_id 5")])
+def test_malformed(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_panoptic_json(write(tmp_path / "a.json", content), "i", "p", META)
+
+
+def test_register_standard(tmp_path, names):
+    file = write(tmp_path / "a.json", panoptic(3, 8))
+    for _ in range(2):
+        register_coco_panoptic(names[0], META, "i", "p", file, "instances.json")
+    assert len(DatasetCatalog.get(names[0])) == 1
+    metadata = MetadataCatalog.get(names[0]).as_dict()
+    assert metadata == {
+        "name": names[0],
+        "panoptic_root": "p",
+        "image_root": "i",
+        "panoptic_json": file,
+        "json_file": "instances.json",
+        "evaluator_type": "coco_panoptic_seg",
+        "ignore_label": 255,
+        "label_divisor": 1000,
+        **META,
+    }
+
+
+def test_register_separated(tmp_path, names):
+    for folder, extension in (("images", "jpg"), ("stuff", "png")):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (6, 5)).save(tmp_path / folder / f"x.{extension}")
+    instances = write(
+        tmp_path / "instances.json",
+        {
+            "images": [{"id": 4, "file_name": "x.jpg", "height": 5, "width": 6}],
+            "annotations": [{"id": 1, "image_id": 4, "category_id": 3, "bbox": [0, 0, 1, 1]}],
+            "categories": [{"id": 3, "name": "thing"}],
+        },
+    )
+    paths = (str(tmp_path / "images"), "p", "panoptic.json", str(tmp_path / "stuff"), instances)
+    register_coco_panoptic_separated(names[0], {"stuff_classes": ["things", "sky"]}, *paths)
+    (record,) = DatasetCatalog.get(names[1])
+    assert record["sem_seg_file_name"] == str(tmp_path / "stuff" / "x.png")
+    assert record["file_name"] == str(tmp_path / "images" / "x.jpg") and len(record["annotations"]) == 1
+    (stuff,) = DatasetCatalog.get(names[2])
+    assert stuff == {k: record[k] for k in ("file_name", "sem_seg_file_name")}
+    assert MetadataCatalog.get(names[1]).evaluator_type == "coco_panoptic_seg"
+    assert MetadataCatalog.get(names[1]).thing_classes == ["thing"]
+    assert MetadataCatalog.get(names[2]).evaluator_type == "sem_seg"
+
+
+def test_merge_needs_all():
+    with pytest.raises(ValueError, match=r"1 images have no semantic segmentation: 'a\.jpg'"):
+        merge_to_panoptic([{"file_name": "a.jpg"}], [{"file_name": "b.jpg", "sem_seg_file_name": "b.png"}])
+
+
+def test_real_sample(shared_dir):
+    root = shared_dir / "data" / "coco_panoptic_sample" / "sample_data"
+    meta = _get_builtin_metadata("coco_panoptic_standard")
+    records = load_coco_panoptic_json(
+        root / "panoptic_examples.json", root / "input_images", root / "panoptic_examples", meta
+    )
+    assert [r["image_id"] for r in records] == [142238, 439180]
+    raw = json.loads((root / "panoptic_examples.json").read_text())
+    names = {c["id"]: c["name"] for c in raw["categories"]}
+    things = {c["id"]: bool(c["isthing"]) for c in raw["categories"]}
+    for record, source in zip(records, raw["annotations"], strict=True):
+        for ours, theirs in zip(record["segments_info"], source["segments_info"], strict=True):
+            assert meta["stuff_classes"][ours["category_id"]] == names[theirs["category_id"]]
+            assert ours["isthing"] == things[theirs["category_id"]]
+        with Image.open(record["file_name"]) as image:
+            assert image.size == (record["width"], record["height"])

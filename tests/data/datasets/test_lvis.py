@@ -1,0 +1,144 @@
+"""The LVIS format, and its tables of categories."""
+
+import json
+
+import pytest
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
+from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V05
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1
+from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
+from detectron2.structures import BoxMode
+
+POLYGON = [0, 0, 4, 0, 4, 4]
+
+
+@pytest.fixture
+def name(request):
+    """A name that is forgotten after the test."""
+    name = f"test_lvis_v1/{request.node.name}"
+    yield name
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog:
+            catalog.remove(name)
+
+
+def write(tmp_path, images=(), annotations=(), **more):
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps({"images": list(images), "annotations": list(annotations), **more}))
+    return str(path)
+
+
+def image(id, **more):
+    return {"id": id, "height": 5, "width": 6, "coco_url": f"http://x/train2017/{id}.jpg", **more}
+
+
+def annotation(id, category_id, **more):
+    return {
+        "id": id,
+        "image_id": 1,
+        "category_id": category_id,
+        "bbox": [0, 0, 4, 4],
+        "segmentation": [POLYGON],
+        **more,
+    }
+
+
+def test_empty(tmp_path):
+    assert load_lvis_json(write(tmp_path), "coco/") == []
+
+
+def test_by_hand(tmp_path, name):
+    file = write(
+        tmp_path,
+        [
+            image(2, file_name="ignored.jpg"),
+            image(1, not_exhaustive_category_ids=[3], neg_category_ids=[1, 1203]),
+        ],
+        [annotation(7, 1203, color="red")],
+    )
+    first, second = load_lvis_json(file, "coco/", name, ["color"])
+    assert first == {
+        "file_name": "coco/train2017/1.jpg",
+        "height": 5,
+        "width": 6,
+        "image_id": 1,
+        "not_exhaustive_category_ids": [2],
+        "neg_category_ids": [0, 1202],
+        "annotations": [
+            {
+                "bbox": [0, 0, 4, 4],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 1202,
+                "segmentation": [POLYGON],
+                "color": "red",
+            }
+        ],
+    }
+    assert second["image_id"] == 2 and second["annotations"] == []
+    assert len(MetadataCatalog.get(name).thing_classes) == 1203
+
+
+def test_own_classes(tmp_path):
+    name = "test_lvis_like"
+    lacking_url = {"id": 1, "height": 5, "width": 6, "file_name": "a/b.jpg"}
+    categories = [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}]
+    file = write(tmp_path, [lacking_url], [annotation(7, 9)], categories=categories)
+    try:
+        (record,) = load_lvis_json(file, "root", name)
+        assert record["annotations"][0]["category_id"] == 1 and record["file_name"] == "root/a/b.jpg"
+        assert MetadataCatalog.get(name).thing_classes == ["four", "nine"]
+    finally:
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("polygons", [[], [[0, 0, 1, 1]], [POLYGON, [0, 0, 1]]])
+def test_invalid_polygons(tmp_path, polygons):
+    with pytest.raises(ValueError, match="annotation id 7: every polygon"):
+        load_lvis_json(write(tmp_path, [image(1)], [annotation(7, 1, segmentation=polygons)]), "coco/")
+
+
+def test_cocofied(tmp_path):
+    name = "test_lvis_cocofied"
+    try:
+        file = write(tmp_path, [image(1)], [annotation(7, 90)])
+        assert load_lvis_json(file, "coco/", name)[0]["annotations"][0]["category_id"] == 79
+        with pytest.raises(ValueError, match="unknown category_id 12"):
+            load_lvis_json(write(tmp_path, [image(1)], [annotation(7, 12)]), "coco/", name)
+    finally:
+        MetadataCatalog.remove(name)
+
+
+def test_register(tmp_path, name):
+    for _ in range(2):
+        register_lvis_instances(name, {"year": 2020}, write(tmp_path, [image(1)]), "coco/")
+    assert len(DatasetCatalog.get(name)) == 1
+    metadata = MetadataCatalog.get(name)
+    assert metadata.evaluator_type == "lvis" and metadata.year == 2020 and len(metadata.class_image_count) == 1203
+
+
+def test_tables():
+    assert [c["id"] for c in V1] == list(range(1, 1204)) and [c["id"] for c in V05] == list(range(1, 1231))
+    assert len({c["name"] for c in V1}) == 1203 and len({c["name"] for c in V05}) == 1230
+    assert V1[0] == {
+        "id": 1,
+        "name": "aerosol_can",
+        "synonyms": ["aerosol_can"],
+        "image_count": 64,
+        "frequency": "c",
+    }
+    # The numbers of rare, common and frequent categories as published with LVIS v1.
+    assert [sum(c["frequency"] == f for c in V1) for f in "rcf"] == [337, 461, 405]
+    assert LVIS_CATEGORY_IMAGE_COUNT[:2] == [{"id": 1, "image_count": 64}, {"id": 2, "image_count": 364}]
+
+
+def test_recorded_tables(shared_dir):
+    tables = json.loads((shared_dir / "facts" / "builtin_datasets.json").read_text())["tables"]
+    assert get_lvis_instances_meta("lvis_v1_val") == tables["lvis_v1_train"]
+    assert get_lvis_instances_meta("lvis_v0.5_val") == tables["lvis_v0.5_train"]
+
+
+def test_unknown_version():
+    with pytest.raises(ValueError, match=r"'v1', 'v0\.5' or 'cocofied'"):
+        get_lvis_instances_meta("something")

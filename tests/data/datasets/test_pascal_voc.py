@@ -1,0 +1,111 @@
+"""Loading the Pascal VOC format."""
+
+import pytest
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_voc_instances, register_pascal_voc
+from detectron2.structures import BoxMode
+
+OBJECT = """<object><name>{name}</name><difficult>1</difficult>
+<bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Write a data set; ``images`` maps ids to lists of (class, box)."""
+
+    def write(images, split="train", named="{}.jpg"):
+        for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in images))
+        for i, objects in images.items():
+            text = "".join(OBJECT.format(name=n, box=b) for n, b in objects)
+            size = "<size><width>30</width><height>20.0</height></size>"
+            (tmp_path / "Annotations" / f"{i}.xml").write_text(
+                f"<annotation><filename>{named.format(i)}</filename>{size}{text}</annotation>"
+            )
+        return tmp_path
+
+    return write
+
+
+def test_empty(voc):
+    assert load_voc_instances(voc({}), "train", ["cat"]) == []
+
+
+def test_by_hand(voc):
+    root = voc({"b": [("dog", (1, 1, 30, 20)), ("cat", (5.5, 6, 7, 8))], "a": []})
+    assert load_voc_instances(root, "train", ["cat", "dog"]) == [
+        {
+            "file_name": str(root / "JPEGImages" / "b.jpg"),
+            "image_id": "b",
+            "height": 20,
+            "width": 30,
+            "annotations": [
+                {"category_id": 1, "bbox": [0.0, 0.0, 30.0, 20.0], "bbox_mode": BoxMode.XYXY_ABS},
+                {"category_id": 0, "bbox": [4.5, 5.0, 7.0, 8.0], "bbox_mode": BoxMode.XYXY_ABS},
+            ],
+        },
+        {
+            "file_name": str(root / "JPEGImages" / "a.jpg"),
+            "image_id": "a",
+            "height": 20,
+            "width": 30,
+            "annotations": [],
+        },
+    ]
+
+
+def test_second_column_of_the_list(voc):
+    root = voc({"a": []})
+    (root / "ImageSets/Main/train.txt").write_text("a  1\n\n")
+    assert [d["image_id"] for d in load_voc_instances(root, "train", [])] == ["a"]
+
+
+@pytest.mark.parametrize(("named", "expected"), [("{}.png", "a.png"), ("other.png", "a.jpg"), ("", "a.jpg")])
+def test_image_type(voc, named, expected):
+    (record,) = load_voc_instances(voc({"a": []}, named=named), "train", [])
+    assert record["file_name"].endswith(expected)
+
+
+def test_unknown_class(voc):
+    with pytest.raises(ValueError, match=r"a\.xml' has an object of class 'cow'.*\['cat'\]"):
+        load_voc_instances(voc({"a": [("cow", (1, 1, 2, 2))]}), "train", ["cat"])
+
+
+def test_missing_files(voc):
+    root = voc({"a": []})
+    with pytest.raises(FileNotFoundError, match="ImageSets"):
+        load_voc_instances(root, "val", [])
+    (root / "Annotations/a.xml").unlink()
+    with pytest.raises(FileNotFoundError, match="image 'a'"):
+        load_voc_instances(root, "train", [])
+
+
+@pytest.mark.parametrize(("text", "message"), [("<annotation>", "not well-formed"), ("<annotation/>", "size/height")])
+def test_malformed(voc, text, message):
+    root = voc({"a": []})
+    (root / "Annotations/a.xml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_voc_instances(root, "train", [])
+
+
+def test_register(voc):
+    name, root = "test_voc_register", voc({"a": [("cat", (1, 1, 2, 2))]})
+    try:
+        for _ in range(2):
+            register_pascal_voc(name, root, "train", 2007, ["cat"])
+        assert len(DatasetCatalog.get(name)) == 1
+        metadata = MetadataCatalog.get(name)
+        assert metadata.thing_classes == ["cat"] and metadata.dirname == root
+        assert metadata.year == 2007 and metadata.split == "train"
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_real_sample(shared_dir):
+    import os
+
+    records = load_voc_instances(shared_dir / "data" / "bccd", "test", ["RBC", "WBC", "Platelets"])
+    assert len(records) == 72 and all(os.path.isfile(r["file_name"]) for r in records)

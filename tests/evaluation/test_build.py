@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+    build_evaluator,
+)
+
+
+def test_by_type(coco, tools, names, tmp_path):
+    evaluator = build_evaluator(coco(tools.random_coco(0)), str(tmp_path), distributed=False)
+    assert isinstance(evaluator, COCOEvaluator)
+    assert evaluator._output_dir == str(tmp_path)
+    assert evaluator._distributed is False
+    voc = names()
+    MetadataCatalog.get(voc).set(
+        evaluator_type="pascal_voc", dirname=str(tmp_path), split="val", year=2007, thing_classes=["a"]
+    )
+    assert isinstance(build_evaluator(voc), PascalVOCDetectionEvaluator)
+
+
+@pytest.mark.parametrize("as_keyword", [True, False])
+def test_with_a_config(coco, tools, tmp_path, as_keyword):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1]
+    name = coco(tools.random_coco(0))
+    evaluator = build_evaluator(name, cfg=cfg) if as_keyword else build_evaluator(name, cfg)
+    assert evaluator._output_dir == str(tmp_path / "run" / "inference")
+    assert list(evaluator._kpt_oks_sigmas) == [0.1]
+
+
+def test_by_fields(standard, tools, tmp_path):
+    name = standard(tools.random_coco(0))
+    assert isinstance(build_evaluator(name, str(tmp_path)), COCOEvaluator)
+
+
+def test_several_kinds_of_ground_truth(names, tmp_path):
+    name = names()
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(tmp_path / "a.png")
+    entry = {
+        "file_name": "a.jpg",
+        "image_id": 1,
+        "height": 2,
+        "width": 2,
+        "annotations": [],
+        "sem_seg_file_name": str(tmp_path / "a.png"),
+    }
+    DatasetCatalog.register(name, lambda: [entry])
+    MetadataCatalog.get(name).set(thing_classes=["a"], stuff_classes=["b"])
+    evaluator = build_evaluator(name)
+    assert isinstance(evaluator, DatasetEvaluators)
+    assert [type(member) for member in evaluator._evaluators] == [COCOEvaluator, SemSegEvaluator]
+
+
+def test_nothing_to_evaluate_is_explained(names):
+    name = names()
+    DatasetCatalog.register(name, list)
+    with pytest.raises(ValueError, match=r"fields \[\]"):
+        build_evaluator(name)
+    unknown = names()
+    MetadataCatalog.get(unknown).set(evaluator_type="horoscope")
+    with pytest.raises(ValueError, match="'horoscope'"):
+        build_evaluator(unknown)

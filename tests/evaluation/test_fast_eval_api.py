@@ -1,0 +1,93 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detectron2.evaluation.fast_eval_api import COCOeval_opt
+
+
+@pytest.fixture
+def both(tools):
+    """The same ground truth and detections for either evaluator."""
+    dataset = tools.random_coco(8)
+    results = [
+        {"image_id": i["image_id"], "category_id": 11 + int(c), "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(s)}
+        for i, o in tools.jittered(dataset, 8)
+        for (x1, y1, x2, y2), s, c in zip(
+            o["instances"].pred_boxes.tensor.tolist(), o["instances"].scores, o["instances"].pred_classes, strict=True
+        )
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO()
+        gt.dataset = dataset
+        gt.createIndex()
+        return gt, gt.loadRes(results)
+
+
+def finish(evaluator):
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def changes():
+    return {
+        "none": {},
+        "images": {"imgIds": [1, 3]},
+        "classes": {"catIds": [12]},
+        "class-agnostic": {"useCats": 0},
+        "thresholds": {"iouThrs": np.array([0.3, 0.5, 0.75])},
+        "limits": {"maxDets": [1, 2, 100]},
+    }
+
+
+@pytest.mark.parametrize("change", list(changes()))
+def test_same_numbers_as_pycocotools(both, change):
+    pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]
+    for evaluator in pair:
+        for name, value in changes()[change].items():
+            setattr(evaluator.params, name, value)
+    expected, mine = map(finish, pair)
+    np.testing.assert_allclose(mine.stats, expected.stats, atol=1e-12)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_allclose(mine.eval[name], expected.eval[name], atol=1e-12)
+    assert mine.eval["params"] is mine.params
+
+
+def test_edits_of_the_ground_truth_are_seen(both):
+    gt, dt = both
+    assert finish(COCOeval_opt(gt, dt, "bbox")).stats[0] > 0
+    gt.dataset["annotations"] = []
+    assert finish(COCOeval_opt(gt, dt, "bbox")).stats[0] == -1
+
+
+@pytest.mark.parametrize("use_cats", [0, 1])
+def test_matches_of_each_image_are_where_pycocotools_has_them(both, use_cats):
+    pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]
+    assert pair[1].evalImgs == []
+    for evaluator in pair:
+        evaluator.params.useCats = use_cats
+        finish(evaluator)
+    expected, mine = pair[0].evalImgs, pair[1].evalImgs
+    assert len(mine) == len(expected) > 0
+    for a, b in zip(expected, mine, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a["image_id"], a["aRng"]) == (b["image_id"], b["aRng"])
+            np.testing.assert_allclose(a["dtScores"], b["dtScores"])
+            np.testing.assert_array_equal(a["dtMatches"], b["dtMatches"])
+
+
+def test_wrong_order_of_calls_is_explained(both):
+    evaluator = COCOeval_opt(*both, "bbox")
+    with pytest.raises(RuntimeError, match="evaluate"):
+        evaluator.accumulate()
+    evaluator.evaluate()
+    with pytest.raises(ValueError, match="before evaluate"):
+        evaluator.accumulate(COCOeval(*both, "bbox").params)
+    evaluator.accumulate(evaluator.params)

@@ -1,0 +1,144 @@
+import json
+import math
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from PIL import Image
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.evaluation.sem_seg_evaluation import _label_boundary, load_image_into_numpy_array
+
+
+@pytest.fixture
+def sem_seg(names, tmp_path):
+    """Register label maps -> (name, names of the images)."""
+
+    def register(maps, classes=3, **metadata):
+        entries = []
+        for k, labels in enumerate(maps):
+            Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"{k}.png")
+            entries.append({"file_name": f"{k}.jpg", "sem_seg_file_name": str(tmp_path / f"{k}.png")})
+        name = names()
+        DatasetCatalog.register(name, lambda: entries)
+        MetadataCatalog.get(name).set(
+            stuff_classes=[f"c{k}" for k in range(classes)], ignore_label=255, evaluator_type="sem_seg", **metadata
+        )
+        return name, [entry["file_name"] for entry in entries]
+
+    return register
+
+
+def one_hot(labels, classes=3):
+    return torch.nn.functional.one_hot(torch.from_numpy(labels.astype(np.int64)), classes).permute(2, 0, 1).float()
+
+
+def run(evaluator, files, scores):
+    evaluator.reset()
+    for file_name, score in zip(files, scores, strict=True):
+        evaluator.process([{"file_name": file_name}], [{"sem_seg": score}])
+    return evaluator.evaluate()
+
+
+def test_by_hand(sem_seg):
+    truth = np.array([[0, 0, 1, 1], [0, 0, 255, 255]])
+    predicted = np.array([[0, 1, 1, 1], [0, 0, 0, 2]])
+    name, files = sem_seg([truth])
+    result = run(SemSegEvaluator(name, distributed=False), files, [one_hot(predicted)])["sem_seg"]
+    assert result["IoU-c0"] == pytest.approx(75)
+    assert result["IoU-c1"] == pytest.approx(100 * 2 / 3)
+    assert math.isnan(result["IoU-c2"])
+    assert result["mIoU"] == pytest.approx((75 + 200 / 3) / 2)
+    assert result["fwIoU"] == pytest.approx((75 * 4 + 200 / 3 * 2) / 6)
+    assert result["ACC-c0"] == pytest.approx(75)
+    assert result["mACC"] == pytest.approx(87.5)
+    assert result["pACC"] == pytest.approx(100 * 5 / 6)
+
+
+def test_perfect_maps(sem_seg):
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 3, (5, 6)).repeat(8, 0).repeat(8, 1) for _ in range(2)]
+    name, files = sem_seg(maps)
+    result = run(SemSegEvaluator(name, False), files, [one_hot(m) for m in maps])["sem_seg"]
+    assert {round(value, 9) for value in result.values()} == {100.0}
+    assert {"BoundaryIoU-c1", "min(IoU, B-Iou)-c1"} <= set(result)
+
+
+def test_no_images_and_no_labels(sem_seg):
+    name, files = sem_seg([np.full((4, 4), 255)])
+    for images, scores in (([], []), (files, [one_hot(np.zeros((4, 4)))])):
+        result = run(SemSegEvaluator(name, False), images, scores)["sem_seg"]
+        assert math.isnan(result["mIoU"])
+        assert math.isnan(result["pACC"])
+
+
+def test_a_class_predicted_where_there_is_none_lowers_the_mean(sem_seg):
+    name, files = sem_seg([np.zeros((2, 2))])
+    predicted = np.array([[0, 0], [0, 1]])
+    result = run(SemSegEvaluator(name, False), files, [one_hot(predicted)])["sem_seg"]
+    assert result["mIoU"] == pytest.approx(75 / 2)
+
+
+def naive_erosion(labels, reach):
+    padded = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), dtype=labels.dtype)
+    padded[1:-1, 1:-1] = labels
+    out = np.empty_like(labels)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            top, left = max(0, y + 1 - reach), max(0, x + 1 - reach)
+            out[y, x] = padded[top : y + 2 + reach, left : x + 2 + reach].min()
+    return out
+
+
+@pytest.mark.parametrize(("height", "width", "reach"), [(1, 1, 1), (40, 30, 1), (90, 120, 3), (60, 300, 6)])
+def test_boundary_by_plain_loops(height, width, reach):
+    labels = np.random.default_rng(0).integers(0, 3, (height // 10 + 1, width // 10 + 1)).repeat(10, 0).repeat(10, 1)
+    labels = labels[:height, :width]
+    np.testing.assert_array_equal(_label_boundary(labels), labels - naive_erosion(labels, reach))
+
+
+def test_files_are_written(sem_seg, tmp_path):
+    name, files = sem_seg([np.zeros((4, 5))], stuff_dataset_id_to_contiguous_id={7: 0, 9: 1, 12: 2})
+    predicted = np.array([[0, 0, 2, 2, 2]] * 4)
+    out = tmp_path / "out"
+    run(SemSegEvaluator(name, False, str(out)), files, [one_hot(predicted)])
+    entries = json.loads((out / "sem_seg_predictions.json").read_text())
+    assert [(e["file_name"], e["category_id"]) for e in entries] == [("0.jpg", 7), ("0.jpg", 12)]
+    np.testing.assert_array_equal(mask_util.decode(entries[1]["segmentation"]), predicted == 2)
+    assert torch.load(out / "sem_seg_evaluation.pth", weights_only=True)["pACC"] == pytest.approx(40)
+
+
+def test_attributes_that_projects_read(sem_seg):
+    name, files = sem_seg([np.zeros((2, 2))])
+    evaluator = SemSegEvaluator(name)
+    assert evaluator._num_classes == 3
+    assert evaluator._ignore_label == 255
+    assert list(evaluator.input_file_to_gt_file) == files
+
+
+def test_wrong_use_is_explained(sem_seg, names):
+    name, files = sem_seg([np.array([[0, 4]]), np.zeros((3, 3))])
+    with pytest.raises(ValueError, match="num_classes=5"):
+        SemSegEvaluator(name, num_classes=5)
+    with pytest.raises(ValueError, match="stuff_classes"):
+        SemSegEvaluator(names())
+    evaluator = SemSegEvaluator(name, False)
+    with pytest.raises(ValueError, match="labels from 0 to 4; expected 0 to 2"):
+        run(evaluator, files[:1], [torch.zeros(3, 1, 2)])
+    with pytest.raises(ValueError, match=r"shape \(3, 3\)"):
+        run(evaluator, files[1:], [torch.zeros(3, 2, 2)])
+    with pytest.raises(ValueError, match="predicts class 4"):
+        run(evaluator, files[1:], [one_hot(np.full((3, 3), 4), 5)])
+    with pytest.raises(KeyError, match=r"none\.jpg"):
+        run(evaluator, ["none.jpg"], [torch.zeros(3, 2, 2)])
+
+
+def test_label_files_are_read_as_they_are(tmp_path):
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(labels).save(tmp_path / "x.png")
+    loaded = load_image_into_numpy_array(str(tmp_path / "x.png"), copy=True, dtype=int)
+    np.testing.assert_array_equal(loaded, labels)
+    assert loaded.dtype == int
+    loaded[0, 0] = 1

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectron2.layers import paste_masks_in_image
+from detectron2.layers.mask_ops import _do_paste_mask, paste_mask_in_image_old
+from detectron2.structures import Boxes
+
+
+def slow_paste(mask, box, height, width):
+    """Soft values, pixel by pixel."""
+    h, w = mask.shape
+    out = np.zeros((height, width))
+    x1, y1, x2, y2 = box
+    if not (x2 > x1 and y2 > y1):
+        return out
+    padded = np.pad(mask, 1)
+    for y in range(max(0, int(np.floor(y1 - 1))), min(height, int(np.ceil(y2 + 1)))):
+        for x in range(max(0, int(np.floor(x1 - 1))), min(width, int(np.ceil(x2 + 1)))):
+            v = (y + 0.5 - y1) / (y2 - y1) * h - 0.5
+            u = (x + 0.5 - x1) / (x2 - x1) * w - 0.5
+            if not (-1 < v < h and -1 < u < w):
+                continue
+            j, i = int(np.floor(v)), int(np.floor(u))
+            dv, du = v - j, u - i
+            cells = padded[j + 1 : j + 3, i + 1 : i + 3]
+            out[y, x] = (np.array([1 - dv, dv]) @ cells) @ np.array([1 - du, du])
+    return out
+
+
+BOXES = [
+    [3.0, 4, 17, 15],
+    [2.3, 5.7, 12.9, 8.2],
+    [-6.5, -3, 8, 40],  # beyond the image on three sides
+    [50, 50, 60, 60],  # outside
+    [5, 5, 5, 9],  # no width
+    [9, 9, 4, 12],  # turned over
+    [6.2, 6.2, 6.9, 6.9],  # within one pixel
+]
+
+
+@pytest.mark.parametrize("threshold", [0.5, -1])
+def test_no_masks(threshold):
+    out = paste_masks_in_image(torch.zeros(0, 28, 28), Boxes(torch.zeros(0, 4)), (20, 30), threshold)
+    assert out.shape == (0, 20, 30) and out.dtype == (torch.bool if threshold > 0 else torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (5, 9)])
+def test_against_a_slow_one(size):
+    masks = torch.rand(len(BOXES), *size)
+    soft = paste_masks_in_image(masks, torch.tensor(BOXES), (20, 24), -1)
+    hard = paste_masks_in_image(masks, Boxes(torch.tensor(BOXES)), (20, 24), 0.4)
+    assert soft.dtype == torch.uint8 and hard.dtype == torch.bool
+    for mask, box, s, b in zip(masks.double().numpy(), BOXES, soft.numpy(), hard.numpy(), strict=True):
+        expected = slow_paste(mask, box, 20, 24)
+        assert np.abs(s - expected * 255).max() <= 1 + 1e-3
+        clear = np.abs(expected - 0.4) > 1e-5
+        assert (b == (expected >= 0.4))[clear].all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 25), st.integers(1, 25))
+def test_a_full_mask_of_small_cells_fills_its_box(x, y, w, h):
+    # Cells smaller than half a pixel: the fall-off at the border never reaches the centre of a pixel.
+    out = paste_masks_in_image(torch.ones(1, 64, 64), torch.tensor([[x, y, x + w, y + h]]).float(), (28, 36))[0]
+    expected = torch.zeros(28, 36, dtype=torch.bool)
+    expected[y : y + h, x : x + w] = True
+    assert torch.equal(out, expected)
+
+
+def test_threshold_zero_takes_everything():
+    assert paste_masks_in_image(torch.zeros(1, 4, 4), torch.tensor([[1.0, 1, 3, 3]]), (5, 5), 0.0).all()
+
+
+@pytest.mark.parametrize("skip_empty", [True, False])
+def test_all_at_once_equals_one_by_one(skip_empty):
+    masks, boxes = torch.rand(len(BOXES), 7, 7), torch.tensor(BOXES)
+    values, region = _do_paste_mask(masks[:, None], boxes, 20, 24, skip_empty)
+    full = torch.zeros(len(BOXES), 20, 24)
+    full[(slice(None), *region)] = values
+    expected = [slow_paste(m, b, 20, 24) for m, b in zip(masks.double().numpy(), BOXES, strict=True)]
+    np.testing.assert_allclose(full.numpy(), np.stack(expected), atol=1e-4)
+
+
+def test_region_of_small_boxes():
+    values, region = _do_paste_mask(torch.ones(1, 7, 7), torch.tensor([[3.0, 4, 8, 9]]), 20, 24)
+    assert region == (slice(3, 10), slice(2, 9)) and values.shape == (1, 7, 7)
+
+
+def test_the_way_of_accelerators(monkeypatch):
+    from detectron2.layers import mask_ops
+
+    masks, boxes = torch.rand(len(BOXES), 7, 7), torch.tensor(BOXES)
+    monkeypatch.setattr(mask_ops, "_PASS_BYTES", 20 * 24 * 16 * 2)  # two masks at a time
+    got = mask_ops._paste_in_passes(masks, boxes, 20, 24, 0.4, torch.bool)
+    assert (got != paste_masks_in_image(masks, boxes, (20, 24), 0.4)).sum() <= 1
+
+
+def test_wrong_shapes():
+    with pytest.raises(ValueError, match=r"\(2, 7, 7\) and \(3, 4\)"):
+        paste_masks_in_image(torch.zeros(2, 7, 7), torch.zeros(3, 4), (5, 5))
+
+
+class TestOldPaste:
+    def test_full_mask(self):
+        out = paste_mask_in_image_old(torch.ones(7, 7), torch.tensor([2.0, 1, 4, 3]), 6, 8, 0.5)
+        expected = torch.zeros(6, 8, dtype=torch.uint8)
+        expected[1:4, 2:5] = 1
+        assert torch.equal(out, expected)
+
+    def test_beyond_the_image_and_soft(self):
+        out = paste_mask_in_image_old(torch.full((7, 7), 0.5), torch.tensor([-2.0, -2, 1, 1]), 6, 8, -1)
+        assert out[:2, :2].tolist() == [[127, 127]] * 2 and out.sum() == 4 * 127
+
+    def test_outside(self):
+        assert not paste_mask_in_image_old(torch.ones(7, 7), torch.tensor([20.0, 20, 30, 30]), 6, 8, 0.5).any()

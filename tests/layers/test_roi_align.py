@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from detectron2.layers import ROIAlign, roi_align
+
+
+def bilinear(image, y, x):
+    """Value at (y, x) between pixel samples; edge pixels reach one pixel further, zero beyond that."""
+    h, w = image.shape[-2:]
+    if y < -1 or y > h or x < -1 or x > w:
+        return np.zeros(image.shape[0])
+    y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
+    y0, x0 = min(int(y), h - 1), min(int(x), w - 1)
+    y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+    dy, dx = y - y0, x - x0
+    top = image[:, y0, x0] * (1 - dx) + image[:, y0, x1] * dx
+    bottom = image[:, y1, x0] * (1 - dx) + image[:, y1, x1] * dx
+    return top * (1 - dy) + bottom * dy
+
+
+def slow_roi_align(image, box, out_hw, scale, ratio, aligned):
+    x1, y1, x2, y2 = np.asarray(box) * scale - (0.5 if aligned else 0.0)
+    w, h = x2 - x1, y2 - y1
+    if not aligned:
+        w, h = max(w, 1), max(h, 1)
+    bin_h, bin_w = h / out_hw[0], w / out_hw[1]
+    n_y, n_x = (ratio, ratio) if ratio > 0 else (math.ceil(bin_h), math.ceil(bin_w))
+    out = np.zeros((image.shape[0], *out_hw))
+    for i in range(out_hw[0]):
+        for j in range(out_hw[1]):
+            samples = [
+                bilinear(image, y1 + (i + (a + 0.5) / n_y) * bin_h, x1 + (j + (b + 0.5) / n_x) * bin_w)
+                for a in range(n_y)
+                for b in range(n_x)
+            ]
+            out[:, i, j] = np.mean(samples, axis=0)
+    return out
+
+
+def test_function_is_that_of_torchvision():
+    assert roi_align is torchvision.ops.roi_align
+
+
+@pytest.mark.parametrize("size", [3, (3, 5)])
+def test_no_regions(size):
+    x = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    out = ROIAlign(size, 1.0, 0)(x, torch.zeros(0, 5))
+    assert out.shape == (0, 4, 3, 3 if size == 3 else 5)
+    out.sum().backward()
+    assert x.grad is not None and not x.grad.any()
+
+
+def test_no_images():
+    assert ROIAlign(3, 1.0, 0)(torch.zeros(0, 4, 8, 8), torch.zeros(0, 5)).shape == (0, 4, 3, 3)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_against_a_slow_one(aligned, ratio, scale):
+    x = torch.randn(2, 3, 12, 14)
+    rois = torch.tensor(
+        [[0, 1.0, 2, 9, 7], [1, -3, -4, 5, 6.5], [1, 3.2, 4.7, 30, 28], [0, 2, 2, 2.3, 2.4], [1, 0, 0, 14, 12]]
+    )
+    out = ROIAlign((4, 3), scale, ratio, aligned)(x, rois)
+    for row, roi in zip(out.numpy(), rois.tolist(), strict=True):
+        expected = slow_roi_align(x[int(roi[0])].double().numpy(), roi[1:], (4, 3), scale, ratio, aligned)
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_images_are_sampled_exactly():
+    # On an image whose value is its continuous x, a cell's mean is the x of its centre.
+    x = (torch.arange(20.0) + 0.5).expand(1, 1, 20, 20)
+    out = ROIAlign((1, 4), 1.0, 2)(x, torch.tensor([[0.0, 4, 4, 12, 8]]))
+    torch.testing.assert_close(out[0, 0, 0], torch.tensor([5.0, 7, 9, 11]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types(dtype):
+    x = torch.randn(1, 2, 8, 8)
+    rois = torch.tensor([[0.0, 1, 1, 6, 7]])
+    out = ROIAlign(2, 1.0, 2)(x.to(dtype), rois)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), ROIAlign(2, 1.0, 2)(x.to(dtype).float(), rois), rtol=1e-2, atol=1e-2)
+
+
+def test_wrong_shape():
+    with pytest.raises(ValueError, match=r"\(R, 5\).*\(3, 4\)"):
+        ROIAlign(2, 1.0, 2)(torch.zeros(1, 1, 4, 4), torch.zeros(3, 4))
+
+
+def test_repr():
+    assert repr(ROIAlign(7, 0.25, 0)) == "ROIAlign(output_size=7, spatial_scale=0.25, sampling_ratio=0, aligned=True)"

@@ -1,0 +1,137 @@
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detectron2.layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvTranspose2d,
+    Linear,
+    cat,
+    check_if_dynamo_compiling,
+    cross_entropy,
+    disable_torch_compiler,
+    empty_input_loss_func_wrapper,
+    interpolate,
+    move_device_like,
+    nonzero_tuple,
+    shapes_to_tensor,
+)
+from detectron2.layers.wrappers import _NewEmptyTensorOp
+
+
+def test_unchanged_names_are_those_of_pytorch():
+    assert (BatchNorm2d, ConvTranspose2d, Linear, interpolate) == (
+        nn.BatchNorm2d,
+        nn.ConvTranspose2d,
+        nn.Linear,
+        F.interpolate,
+    )
+
+
+class TestConv2d:
+    @pytest.mark.parametrize("n", [0, 2])
+    def test_norm_then_activation(self, n):
+        norm = nn.BatchNorm2d(4).eval()
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        conv = Conv2d(3, 4, 3, padding=1, bias=False, norm=norm, activation=F.relu)
+        x = torch.randn(n, 3, 5, 6)
+        expected = F.relu(norm(F.conv2d(x, conv.weight, padding=1)))
+        assert conv(x).shape == (n, 4, 5, 6)
+        torch.testing.assert_close(conv(x), expected)
+
+    def test_without_extras_it_is_a_convolution(self):
+        conv = Conv2d(3, 4, 3, stride=2, padding_mode="reflect", padding=1)
+        plain = nn.Conv2d(3, 4, 3, stride=2, padding_mode="reflect", padding=1)
+        plain.load_state_dict(conv.state_dict())
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(conv(x), plain(x))
+
+    def test_state_dict_keys(self):
+        conv = Conv2d(3, 4, 1, norm=nn.GroupNorm(2, 4), activation=nn.PReLU())
+        assert set(conv.state_dict()) == {"weight", "bias", "norm.weight", "norm.bias", "activation.weight"}
+
+    def test_empty_batch_has_gradients(self):
+        conv = Conv2d(3, 4, 3)
+        conv(torch.zeros(0, 3, 5, 5)).sum().backward()
+        assert conv.weight.grad is not None and not conv.weight.grad.any()
+
+
+class TestCat:
+    def test_a_single_tensor_is_not_copied(self):
+        t = torch.zeros(3)
+        assert cat([t]) is t
+
+    def test_several(self):
+        assert cat((torch.zeros(2, 1), torch.ones(2, 2)), dim=1).tolist() == [[0, 1, 1]] * 2
+
+    def test_not_a_list(self):
+        with pytest.raises(TypeError, match="Tensor"):
+            cat(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [([], [[]]), (0, [[]]), (5, [[0]]), ([0, 3, 0, 1], [[1, 3]]), ([[0, 1], [1, 0]], [[0, 1], [1, 0]])],
+)
+def test_nonzero_tuple(x, expected):
+    assert [i.tolist() for i in nonzero_tuple(torch.tensor(x))] == expected
+
+
+class TestEmptyLosses:
+    def test_empty_mean_is_zero_and_has_a_gradient(self):
+        logits = torch.zeros(0, 5, requires_grad=True)
+        loss = cross_entropy(logits, torch.zeros(0, dtype=torch.int64))
+        loss.backward()
+        assert loss.item() == 0 and logits.grad is not None and logits.grad.shape == (0, 5)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    def test_otherwise_the_loss_itself(self, reduction):
+        logits, target = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, -1])
+        got = cross_entropy(logits, target, reduction=reduction, ignore_index=-1)
+        torch.testing.assert_close(got, F.cross_entropy(logits, target, reduction=reduction, ignore_index=-1))
+
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_empty_without_a_mean(self, reduction):
+        got = cross_entropy(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), reduction=reduction)
+        assert got.sum() == 0 and got.shape == (() if reduction == "sum" else (0,))
+
+    def test_any_loss(self):
+        loss = empty_input_loss_func_wrapper(F.l1_loss)
+        assert loss(torch.zeros(0), torch.zeros(0)) == 0
+        assert loss(torch.ones(2), torch.zeros(2)) == 1
+        assert loss.__name__ == "l1_loss"
+        assert list(inspect.signature(loss).parameters) == ["input", "target", "reduction", "kwargs"]
+
+
+class TestShapesToTensor:
+    @pytest.mark.parametrize("shape", [[], [3], [3, 4]])
+    def test_numbers(self, shape):
+        got = shapes_to_tensor(shape)
+        assert got.dtype == torch.int64 and got.tolist() == shape
+
+    def test_tensors_and_numbers(self):
+        got = shapes_to_tensor([torch.tensor(3), 4], device=torch.device("cpu"))
+        assert got.dtype == torch.int64 and got.tolist() == [3, 4]
+
+
+def test_move_device_like():
+    src = torch.zeros(2)
+    assert move_device_like(src, torch.zeros(1)) is src
+    assert move_device_like(src, torch.zeros(1, device="meta")).device.type == "meta"
+
+
+def test_compiler_helpers():
+    assert check_if_dynamo_compiling() is False
+    assert disable_torch_compiler(lambda x: x + 1)(1) == 2
+
+
+def test_new_empty_tensor_op():
+    x = torch.zeros(0, 3, requires_grad=True)
+    y = _NewEmptyTensorOp.apply(x, (0, 7))
+    y.sum().backward()
+    assert y.shape == (0, 7) and x.grad is not None and x.grad.shape == (0, 3)

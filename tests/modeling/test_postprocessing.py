@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from detectron2.modeling import detector_postprocess
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import Boxes, Instances, ROIMasks
+
+
+def detections(boxes, **fields):
+    out = Instances((40, 60), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)), **fields)
+    out.scores = torch.arange(len(out.pred_boxes), dtype=torch.float32)
+    return out
+
+
+def test_nothing_detected():
+    empty = detections([], pred_masks=torch.zeros(0, 1, 4, 4), pred_keypoints=torch.zeros(0, 5, 3))
+    out = detector_postprocess(empty, 80, 90)
+    assert len(out) == 0 and out.image_size == (80, 90)
+    assert out.pred_masks.shape == (0, 80, 90) and out.pred_keypoints.shape == (0, 5, 3)
+
+
+def test_boxes_are_scaled_clipped_and_dropped_when_empty():
+    out = detector_postprocess(detections([[6, 4, 30, 20], [-9, 10, 90, 50], [70, 1, 80, 9]]), 80, 90)
+    assert out.pred_boxes.tensor.tolist() == [[9, 8, 45, 40], [0, 20, 90, 80]]
+    assert out.scores.tolist() == [0, 1]
+
+
+def pasted(mask, box, height, width):
+    """A mask's cells, with zeros around them, interpolated at the centres of the image's pixels."""
+
+    def weights(start, stop, size, cells):
+        position = (np.arange(size) + 0.5 - start) / (stop - start) * cells - 0.5
+        units = np.pad(np.eye(cells), ((0, 0), (1, 1)))
+        return np.stack([np.interp(position, np.arange(-1, cells + 1), row, left=0, right=0) for row in units])
+
+    x1, y1, x2, y2 = box
+    return weights(y1, y2, height, mask.shape[0]).T @ mask @ weights(x1, x2, width, mask.shape[1])
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: ROIMasks(m[:, 0])])
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_masks_are_pasted_into_their_boxes(wrap, threshold):
+    masks = torch.rand(3, 1, 4, 4)
+    boxes = np.array([[10, 10, 30, 20], [2.5, 3, 41, 39.5], [7, 8, 8, 9]])  # the last is one pixel of the input
+    out = detector_postprocess(detections(boxes.tolist(), pred_masks=wrap(masks)), 80, 90, threshold)
+    assert out.pred_masks.dtype == torch.bool and out.pred_masks.shape == (3, 80, 90)
+    for got, mask, box in zip(out.pred_masks.numpy(), masks[:, 0].double().numpy(), boxes, strict=True):
+        expected = pasted(mask, box * [1.5, 2, 1.5, 2], 80, 90)
+        clear = np.abs(expected - threshold) > 1e-5
+        if threshold < 0.5:  # interpolation reaches half a cell beyond the box, which is nobody's business
+            x1, y1, x2, y2 = (box * [1.5, 2, 1.5, 2]).astype(int)
+            clear[:y1], clear[y2:], clear[:, :x1], clear[:, x2:] = False, False, False, False
+            assert clear.any()
+        np.testing.assert_array_equal(got[clear], (expected >= threshold)[clear])
+
+
+def test_full_masks_fill_their_boxes_but_for_the_corners():
+    out = detector_postprocess(detections([[10, 10, 30, 20]], pred_masks=torch.ones(1, 1, 4, 4)), 80, 60)
+    inside = out.pred_masks[0, 20:40, 10:30]
+    assert out.pred_masks.sum() == inside.sum() and inside[2:-2].all() and inside[:, 2:-2].all()
+
+
+def test_keypoints_are_scaled_without_their_scores():
+    keypoints = torch.tensor([[[6.0, 4, 0.5], [12, 8, 0.25]]])
+    given = detections([[0, 0, 10, 10]], pred_keypoints=keypoints.clone())
+    out = detector_postprocess(given, 80, 90)
+    assert out.pred_keypoints.tolist() == [[[9, 8, 0.5], [18, 16, 0.25]]]
+    assert torch.equal(given.pred_keypoints, keypoints)
+
+
+def test_proposals_too():
+    given = Instances((40, 60), proposal_boxes=Boxes(torch.tensor([[6.0, 4, 30, 20]])))
+    assert detector_postprocess(given, 20, 30).proposal_boxes.tensor.tolist() == [[3, 2, 15, 10]]
+
+
+def test_results_without_boxes_are_refused():
+    with pytest.raises(ValueError, match="pred_boxes"):
+        detector_postprocess(Instances((4, 4), scores=torch.zeros(1)), 4, 4)
+
+
+def test_semantic_scores_lose_their_padding_and_are_resized():
+    scores = torch.full((3, 8, 12), 99.0)
+    scores[:, :4, :6] = torch.arange(3.0)[:, None, None]
+    out = sem_seg_postprocess(scores, (4, 6), 10, 9)
+    assert out.shape == (3, 10, 9)
+    torch.testing.assert_close(out, torch.arange(3.0)[:, None, None].expand(3, 10, 9))  # no padding bleeds in
+
+
+def test_semantic_scores_by_hand():
+    ramp = torch.tensor([[[0.0, 1.0]]])
+    out = sem_seg_postprocess(ramp, (1, 2), 1, 4)  # pixel centres at 0.25, 0.75, 1.25, 1.75 of the input
+    torch.testing.assert_close(out, torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))

@@ -1,0 +1,298 @@
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from detectron2.config import get_cfg
+from detectron2.solver import (
+    LRMultiplier,
+    build_lr_scheduler,
+    build_optimizer,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+    reduce_param_groups,
+)
+from detectron2.solver.build import GradientClipType, _create_gradient_clipper
+
+
+def settings(*pairs):
+    cfg = get_cfg()
+    cfg.merge_from_list(["SOLVER.BASE_LR", 0.1, "SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (60, 80), *pairs])
+    return cfg
+
+
+def small_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    model[2].weight.requires_grad_(False)
+    return model
+
+
+def group_of(groups, parameter):
+    (group,) = [g for g in groups if any(p is parameter for p in g["params"])]
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def test_a_model_without_parameters_has_no_groups():
+    assert get_default_optimizer_params(nn.ReLU()) == []
+    assert reduce_param_groups([]) == []
+
+
+def test_without_overrides_there_is_one_group_of_all_trainable_parameters():
+    model = small_model()
+    (group,) = get_default_optimizer_params(model)
+    assert list(map(id, group["params"])) == [id(p) for p in model.parameters() if p.requires_grad]
+    assert set(group) == {"params"}
+
+
+def test_defaults_norms_and_biases():
+    model = small_model()
+    groups = get_default_optimizer_params(
+        model, base_lr=1.0, weight_decay=0.1, weight_decay_norm=0.0, bias_lr_factor=2.0, weight_decay_bias=0.3
+    )
+    assert group_of(groups, model[0].weight) == {"lr": 1.0, "weight_decay": 0.1}
+    assert group_of(groups, model[1].weight) == {"lr": 1.0, "weight_decay": 0.0}
+    assert group_of(groups, model[0].bias) == {"lr": 2.0, "weight_decay": 0.3}
+    assert group_of(groups, model[1].bias) == {"lr": 2.0, "weight_decay": 0.3}  # the name wins over the layer
+    assert not any(p is model[2].weight for g in groups for p in g["params"])
+
+
+def test_overrides_by_name_and_factors_by_full_name():
+    model = small_model()
+    model.token = nn.Parameter(torch.zeros(1))
+    overrides = {"bias": {"weight_decay": 0.0}}
+    asked = []
+
+    def factor(name):
+        asked.append(name)
+        return 0.5 if name.startswith("0.") else 1.0
+
+    groups = get_default_optimizer_params(model, base_lr=1.0, overrides=overrides, lr_factor_func=factor)
+    assert group_of(groups, model[0].weight) == {"lr": 0.5}
+    assert group_of(groups, model[0].bias) == {"lr": 0.5, "weight_decay": 0.0}
+    assert group_of(groups, model.token) == {"lr": 1.0}
+    assert asked == ["token", "0.weight", "0.bias", "1.weight", "1.bias", "2.bias"]
+    assert overrides == {"bias": {"weight_decay": 0.0}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bias_lr_factor": 2.0},
+        {"lr_factor_func": lambda name: 1.0},
+        {"weight_decay_bias": 0.0, "overrides": {"bias": {"lr": 1.0}}},
+    ],
+)
+def test_contradictions_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"base_lr|bias"):
+        get_default_optimizer_params(small_model(), **arguments)
+
+
+def test_shared_parameters_occur_once():
+    layer = nn.Linear(2, 2)
+    twice = nn.ModuleList([layer, layer, nn.Linear(2, 2)])
+    twice[2].weight = layer.weight
+    groups = get_default_optimizer_params(twice)
+    assert sum(len(g["params"]) for g in groups) == 3
+    torch.optim.SGD(groups, lr=1.0)
+
+
+def test_reduce_param_groups_merges_equal_settings():
+    a, b, c, d = (nn.Parameter(torch.zeros(1)) for _ in range(4))
+    groups = reduce_param_groups(
+        [
+            {"params": [a], "lr": 1.0, "weight_decay": 0.0},
+            {"params": [b], "lr": 2.0},
+            {"params": [c], "weight_decay": 0.0, "lr": 1.0},
+            {"params": d, "lr": 2.0},
+        ]
+    )
+    assert [g["params"] for g in groups] == [[a, c], [b, d]]
+    assert groups[0]["lr"] == 1.0
+
+
+def test_build_optimizer_follows_the_config():
+    cfg = settings("SOLVER.MOMENTUM", 0.8, "SOLVER.NESTEROV", True, "SOLVER.WEIGHT_DECAY", 0.2)
+    model = small_model()
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.SGD
+    assert group_of(optimizer.param_groups, model[0].weight)["weight_decay"] == 0.2
+    assert group_of(optimizer.param_groups, model[1].weight)["weight_decay"] == 0.0
+    assert all(g["lr"] == 0.1 and g["momentum"] == 0.8 and g["nesterov"] for g in optimizer.param_groups)
+
+
+CLIP = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)
+GRADIENTS = ([3.0, -4.0], [0.3, 0.4], None)
+
+
+def parameters_with_gradients():
+    parameters = []
+    for gradient in GRADIENTS:
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+        parameters.append(parameter)
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), [[1.0, -1.0], [0.3, 0.4]]),
+        (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"), [[0.6, -0.8], [0.3, 0.4]]),
+        (
+            ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")),
+            [[0.75, -1.0], [0.3, 0.4]],
+        ),
+    ],
+)
+def test_clipping_acts_on_every_parameter_by_itself(kind, expected):
+    cfg = settings(*CLIP, *kind)
+    parameters = parameters_with_gradients()
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD(parameters, lr=1.0))
+    optimizer.step()
+    for parameter, gradient in zip(parameters, [*expected, [0.0, 0.0]], strict=True):
+        torch.testing.assert_close(-parameter.detach(), torch.tensor(gradient))
+
+
+def test_norm_clipping_equals_that_of_torch_per_parameter():
+    clipper = _create_gradient_clipper(settings(*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm").SOLVER.CLIP_GRADIENTS)
+    ours = [nn.Parameter(torch.zeros(3, 4)) for _ in range(3)]
+    for parameter in ours:
+        parameter.grad = torch.randn(3, 4) * 2
+    theirs = copy.deepcopy(ours)
+    for mine, parameter in zip(ours, theirs, strict=True):
+        parameter.grad = mine.grad.clone()
+        nn.utils.clip_grad_norm_(parameter, 1.0, 2.0)
+    clipper(ours[0])  # one parameter
+    clipper(ours[1:])  # several
+    for mine, parameter in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, parameter.grad)
+    clipper([])
+
+
+def test_clipping_off_changes_nothing():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert maybe_add_gradient_clipping(settings(), optimizer) is optimizer
+    assert maybe_add_gradient_clipping(settings(), torch.optim.Adam) is torch.optim.Adam
+    assert type(optimizer) is torch.optim.SGD
+
+
+def test_clipping_of_a_class_leaves_the_class_alone():
+    derived = maybe_add_gradient_clipping(settings(*CLIP), torch.optim.Adam)
+    assert issubclass(derived, torch.optim.Adam)
+    assert derived is not torch.optim.Adam
+    assert "Adam" in derived.__name__
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = derived([parameter], lr=0.1)
+    parameter.grad = torch.tensor([5.0])
+    optimizer.step()
+    assert float(parameter.grad) == 1.0
+
+
+def test_clipping_sees_the_gradients_of_a_closure():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = maybe_add_gradient_clipping(settings(*CLIP), torch.optim.SGD([parameter], lr=1.0))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 7 * parameter.sum()
+        loss.backward()
+        return loss
+
+    assert float(optimizer.step(closure).detach()) == 0.0
+    assert parameter.item() == -1.0
+
+
+def test_step_hooks_run_once():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = maybe_add_gradient_clipping(settings(*CLIP), torch.optim.SGD)([parameter], lr=1.0)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *a: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *a: calls.append("after"))
+    parameter.grad = torch.ones(1)
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
+def test_a_clipping_optimizer_can_be_copied_and_pickled():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = maybe_add_gradient_clipping(settings(*CLIP), torch.optim.SGD([parameter], lr=1.0, momentum=0.9))
+    parameter.grad = torch.tensor([5.0])
+    optimizer.step()
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert isinstance(twin, torch.optim.SGD)
+        assert twin.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+        (own,) = twin.param_groups[0]["params"]
+        own.grad = torch.tensor([5.0])
+        twin.step()
+        assert own.item() == pytest.approx(-1.0 - 1.9)
+
+
+def test_with_loss_scaling_the_unscaled_gradients_are_clipped():
+    parameter = nn.Parameter(torch.zeros(1))
+    cls = maybe_add_gradient_clipping(settings(*CLIP), torch.optim.SGD)
+    optimizer = cls([parameter], lr=1.0, fused=True)  # fused optimizers offer to unscale in their step
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(0.5 * parameter.sum()).backward()
+    scaler.step(optimizer)
+    assert parameter.item() == -0.5
+
+
+def test_clip_types():
+    assert {kind.value for kind in GradientClipType} == {"value", "norm"}
+    with pytest.raises(ValueError, match="everything"):
+        _create_gradient_clipper(settings("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "everything").SOLVER.CLIP_GRADIENTS)
+
+
+def schedule_values(cfg, count=100):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    assert isinstance(scheduler, LRMultiplier)
+    values = []
+    for _ in range(count):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+def test_multi_step_schedule():
+    values = schedule_values(settings("SOLVER.WARMUP_ITERS", 0))
+    assert values == pytest.approx([0.1] * 60 + [0.01] * 20 + [0.001] * 20)
+
+
+def test_steps_behind_the_end_are_ignored_with_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    values = schedule_values(settings("SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", (60, 100, 200)))
+    assert values == pytest.approx([0.1] * 60 + [0.01] * 40)
+    assert "SOLVER.STEPS" in caplog.text
+
+
+def test_a_warmup_longer_than_the_training():
+    values = schedule_values(settings("SOLVER.WARMUP_ITERS", 1000, "SOLVER.STEPS", ()))
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(0.1 * 0.001)
+
+
+@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"])
+@pytest.mark.parametrize("warmup", [0, 10, 100])
+def test_every_schedule_is_defined_to_its_end_and_beyond(name, warmup):
+    values = schedule_values(settings("SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.WARMUP_ITERS", warmup), 105)
+    assert all(0 <= value <= 0.1 + 1e-9 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (("SOLVER.LR_SCHEDULER_NAME", "Unknown"), "WarmupCosineLR"),
+        (("SOLVER.STEPS", (80, 60)), "SOLVER.STEPS"),
+        (("SOLVER.STEPS", (0,)), "SOLVER.STEPS"),
+        (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 1.0), "BASE_LR_END"),
+        (("SOLVER.WARMUP_METHOD", "cubic"), "cubic"),
+    ],
+)
+def test_bad_schedules_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        schedule_values(settings(*pairs), 1)

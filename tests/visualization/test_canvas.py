@@ -1,0 +1,215 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectron2.visualization.canvas import VisImage
+
+BLACK = (0.0, 0.0, 0.0, 1.0)
+RED = (1.0, 0.0, 0.0, 1.0)
+
+
+def blank(height=40, width=60, value=0):
+    return np.full((height, width, 3), value, dtype=np.uint8)
+
+
+def extent(image):
+    """(left, top, right, bottom) of the pixels that are not black."""
+    rows, columns = np.nonzero(image.any(axis=2))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (37, 53)])
+def test_an_untouched_image_comes_back(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(VisImage(image).get_image(), image)
+
+
+def test_values_outside_the_range_are_clipped():
+    image = np.array([[[-5.0, 300.0, 17.0]]])
+    assert VisImage(image).get_image().tolist() == [[[0, 255, 17]]]
+
+
+@pytest.mark.parametrize(("scale", "size"), [(2, (80, 120)), (0.5, (20, 30)), (1.1, (44, 66))])
+def test_scale(scale, size):
+    canvas = VisImage(blank(value=90), scale=scale)
+    assert canvas.get_image().shape == (*size, 3)
+    assert (canvas.get_image() == 90).all()
+
+
+def test_no_pixels_are_refused():
+    with pytest.raises(ValueError, match="no pixels"):
+        VisImage(blank(0, 5))
+    with pytest.raises(ValueError, match="scale"):
+        VisImage(blank(3, 3), scale=0.1)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_polygons_cover_what_they_should(scale):
+    canvas = VisImage(blank(), scale=scale)
+    canvas.draw_path([np.array([[10, 5], [30, 5], [30, 20], [10, 20]])], face=RED)
+    image = canvas.get_image()
+    assert extent(image) == tuple(scale * n for n in (10, 5, 30, 20))
+    assert image[10 * scale, 20 * scale].tolist() == [255, 0, 0]
+
+
+def test_a_ring_of_opposite_direction_is_a_hole():
+    outer = np.array([[5, 5], [35, 5], [35, 35], [5, 35]])
+    inner = np.array([[15, 15], [25, 15], [25, 25], [15, 25]])
+    canvas = VisImage(blank())
+    canvas.draw_path([outer, inner[::-1]], face=RED)
+    image = canvas.get_image()
+    assert image[10, 10].tolist() == [255, 0, 0]
+    assert image[20, 20].tolist() == [0, 0, 0]
+
+
+def test_opacity_mixes():
+    canvas = VisImage(blank(value=100))
+    canvas.draw_path([np.array([[0, 0], [60, 0], [60, 40], [0, 40]])], face=(1, 0, 0, 0.5))
+    np.testing.assert_allclose(canvas.get_image()[20, 30], [177, 50, 50], atol=1)
+
+
+def test_drawing_nothing():
+    canvas = VisImage(blank())
+    canvas.draw_path([], face=RED)
+    canvas.draw_path([np.zeros((0, 2))], face=RED)
+    canvas.draw_pixels(np.zeros((0, 5, 4), dtype=np.uint8))
+    canvas.draw_text("", (5, 5), font_size=10, color=RED)
+    assert not canvas.get_image().any()
+
+
+@pytest.mark.parametrize(("style", "solid"), [("-", True), ("--", False), (":", False), ("dashdot", False)])
+def test_line_styles(style, solid):
+    canvas = VisImage(blank())
+    canvas.draw_path([np.array([[0, 20], [60, 20]])], edge=RED, linewidth=2, linestyle=style, closed=False)
+    row = canvas.get_image()[19:22, :, 0].max(axis=0)[1:-1]
+    assert (row > 200).all() == solid
+    assert row.max() > 200
+
+
+def test_unknown_line_style():
+    with pytest.raises(ValueError, match="wavy"):
+        VisImage(blank()).draw_path([np.eye(2)], edge=RED, linestyle="wavy")
+
+
+def test_disc():
+    canvas = VisImage(blank())
+    canvas.draw_disc((30, 20), 8, RED)
+    image = canvas.get_image()
+    assert image[..., 0].sum() / 255 == pytest.approx(np.pi * 64, rel=0.02)
+    assert extent(image) == (22, 12, 38, 28)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_pixels_lie_where_they_are_put(scale):
+    overlay = np.zeros((4, 6, 4), dtype=np.uint8)
+    overlay[..., 3] = 255
+    overlay[0, :, 1] = 255
+    overlay[1:, :, 2] = 255
+    canvas = VisImage(blank(), scale=scale)
+    canvas.draw_pixels(overlay, (50, 36))
+    image = canvas.get_image()
+    assert extent(image) == tuple(scale * n for n in (50, 36, 56, 40))
+    assert image[36 * scale, 50 * scale].tolist() == [0, 255, 0]
+    assert image[-1, 50 * scale].tolist() == [0, 0, 255]
+
+
+def test_pixels_may_hang_over_the_edge():
+    canvas = VisImage(blank())
+    canvas.draw_pixels(np.full((20, 20, 4), 255, dtype=np.uint8), (50, 30))
+    assert extent(canvas.get_image()) == (50, 30, 60, 40)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(("alignment", "share"), [("left", 0), ("center", 0.5), ("right", 1)])
+def test_text_lies_in_its_frame(alignment, share, scale):
+    canvas = VisImage(blank(100, 200), scale=scale)
+    width, height = canvas.text_size_wh("Apg|", 10 * scale)
+    canvas.draw_text("Apg|", (100, 30), font_size=10 * scale, color=(1, 1, 1, 1), horizontal_alignment=alignment)
+    left, top, right, bottom = np.array(extent(canvas.get_image())) / scale
+    assert left >= 100 - share * width - 1
+    assert right <= 100 + (1 - share) * width + 1
+    assert right - left > 0.8 * width
+    assert top >= 30 - 1
+    assert bottom <= 30 + height + 1
+    assert bottom - top > 0.7 * height
+
+
+def test_text_size_grows_with_lines_and_letters():
+    canvas = VisImage(blank())
+    one, two = canvas.text_size_wh("ab", 10), canvas.text_size_wh("ab\nabab", 10)
+    assert two[0] > 1.8 * one[0]
+    assert two[1] == 2 * one[1]
+
+
+def test_background_and_rotation_of_text():
+    def frame(rotation):
+        canvas = VisImage(blank(200, 200))
+        canvas.draw_text(
+            "a long label", (100, 50), font_size=10, color=BLACK, background=RED, rotation=rotation,
+            horizontal_alignment="center",
+        )  # fmt: skip
+        return extent(canvas.get_image())
+
+    flat, upright = frame(0), frame(90)
+    assert (flat[0] + flat[2]) / 2 == pytest.approx(100, abs=1)
+    assert (upright[0] + upright[2]) / 2 == pytest.approx(100, abs=1)
+    assert flat[1] == pytest.approx(50, abs=1)
+    assert upright[1] == pytest.approx(50, abs=1)
+    assert upright[3] - upright[1] == pytest.approx(flat[2] - flat[0], abs=2)
+
+
+def test_unknown_alignment():
+    with pytest.raises(ValueError, match="middle"):
+        VisImage(blank()).draw_text("a", (0, 0), font_size=9, color=RED, horizontal_alignment="middle")
+
+
+def test_the_background_can_be_exchanged_between_drawings():
+    canvas = VisImage(blank())
+    canvas.draw_disc((10, 10), 5, RED)
+    canvas.get_image()
+    canvas.reset_image(blank(value=50))
+    canvas.draw_disc((40, 30), 5, (0, 1, 0, 1))
+    image = canvas.get_image()
+    assert image[10, 10].tolist() == [255, 0, 0]
+    assert image[30, 40].tolist() == [0, 255, 0]
+    assert image[0, 0].tolist() == [50, 50, 50]
+    with pytest.raises(ValueError, match="background"):
+        canvas.reset_image(blank(3, 3))
+
+
+def test_reading_twice_gives_the_same_and_leaves_the_image_alone():
+    original = blank()
+    canvas = VisImage(original)
+    canvas.draw_disc((10, 10), 5, (1, 0, 0, 0.5))
+    first = canvas.get_image()
+    first_copy = first.copy()
+    first[:] = 7
+    np.testing.assert_array_equal(canvas.get_image(), first_copy)
+    assert not original.any()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_figure_lies_over_the_image_in_the_same_coordinates(scale):
+    canvas = VisImage(blank(value=20), scale=scale)
+    canvas.draw_disc((10, 10), 4, RED)
+    canvas.ax.fill([30, 50, 50, 30], [10, 10, 30, 30], color="w", linewidth=0)
+    image = canvas.get_image()
+    assert image.shape == (40 * scale, 60 * scale, 3)
+    rows, columns = np.nonzero((image == 255).all(axis=2))
+    assert (columns.min(), rows.min()) == (30 * scale, 10 * scale)
+    assert image[10 * scale, 10 * scale].tolist() == [255, 0, 0]
+    assert image[0, 0].tolist() == [20, 20, 20]
+    assert canvas.fig is canvas.ax.figure
+    assert canvas.canvas is canvas.fig.canvas
+
+
+def test_saving(tmp_path):
+    canvas = VisImage(blank())
+    canvas.draw_disc((10, 10), 5, RED)
+    canvas.save(tmp_path / "picture.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "picture.png")), canvas.get_image())
+    canvas.save(str(tmp_path / "picture.JPG"))
+    assert Image.open(tmp_path / "picture.JPG").size == (60, 40)
+    with pytest.raises(ValueError, match="suffix"):
+        canvas.save(tmp_path / "picture")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.JPG", "picture.png"]

@@ -1,0 +1,112 @@
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectron2.visualization.masks import GenericMask, mask_regions, ring_area
+
+
+def disc(height, width, x, y, r):
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return (columns - x) ** 2 + (rows - y) ** 2 < r * r
+
+
+def test_area_of_rings():
+    square = np.array([[0, 0], [4, 0], [4, 3], [0, 3]], dtype=float)
+    assert ring_area(square) == 12
+    assert ring_area(square[::-1]) == -12
+    assert ring_area(square + 1e6) == 12
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (3, 4)])
+def test_nothing_has_no_regions(shape):
+    assert mask_regions(np.zeros(shape, dtype=bool)) == []
+
+
+def test_a_rectangle_is_outlined_between_its_pixels():
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:12, 8:28] = 1
+    ((ring,),) = mask_regions(mask)
+    assert ring.min(0).tolist() == [8, 5]
+    assert ring.max(0).tolist() == [28, 12]
+    # four sides, and the four cut corners of an eighth of a pixel each
+    assert len(ring) == 8
+    assert abs(ring_area(ring)) == 7 * 20 - 4 / 8
+
+
+def test_a_mask_that_fills_the_image():
+    ((ring,),) = mask_regions(np.ones((6, 9), dtype=bool))
+    assert ring.min(0).tolist() == [0, 0]
+    assert ring.max(0).tolist() == [9, 6]
+
+
+def test_regions_and_holes():
+    mask = disc(60, 90, 25, 30, 20) & ~disc(60, 90, 25, 30, 8)
+    mask |= disc(60, 90, 70, 30, 10)
+    regions = sorted(mask_regions(mask), key=lambda rings: rings[0][:, 0].min())
+    assert [len(rings) for rings in regions] == [2, 1]
+    outline, hole = regions[0]
+    assert ring_area(outline) * ring_area(hole) < 0
+    assert abs(ring_area(outline) + ring_area(hole)) == pytest.approx(np.pi * (400 - 64), rel=0.03)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_area_inside_the_rings_is_near_that_of_the_pixels(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((40, 50), dtype=bool)
+    for x, y, r in rng.uniform([0, 0, 3], [50, 40, 12], (4, 3)):
+        mask |= disc(40, 50, x, y, r)
+    area = abs(sum(ring_area(ring) for rings in mask_regions(mask) for ring in rings))
+    # corners are cut, so each step of the outline costs at most half a pixel
+    edges = np.abs(np.diff(np.pad(mask, 1).astype(int), axis=0)).sum()
+    assert mask.sum() - edges <= area <= mask.sum() + edges
+
+
+def test_forms_agree():
+    mask = disc(50, 60, 30, 25, 17)
+    given_pixels = GenericMask(mask, 50, 60)
+    polygons = given_pixels.polygons
+    assert not given_pixels.has_holes
+    given_polygons = GenericMask(polygons, 50, 60)
+    assert (given_polygons.mask != mask).mean() < 0.01
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    given_rle = GenericMask(encoded, 50, 60)
+    np.testing.assert_array_equal(given_rle.mask, mask)
+    assert given_pixels.area() == given_rle.area() == mask.sum()
+    uncompressed = {"size": [2, 3], "counts": [1, 2, 3]}
+    np.testing.assert_array_equal(GenericMask(uncompressed, 2, 3).mask, [[0, 1, 0], [1, 0, 0]])
+
+
+def test_box_of_a_mask():
+    mask = np.zeros((20, 30), dtype=bool)
+    assert GenericMask(mask, 20, 30).bbox().tolist() == [0, 0, 0, 0]
+    mask[5:12, 8:28] = True
+    assert GenericMask(mask, 20, 30).bbox().tolist() == [8, 5, 28, 12]
+    assert GenericMask([[1.5, 2, 9, 2, 9, 7.25]], 20, 30).bbox().tolist() == [1.5, 2, 9, 7.25]
+    assert GenericMask([], 20, 30).bbox().tolist() == [0, 0, 0, 0]
+
+
+def test_holes():
+    ring = disc(60, 60, 30, 30, 25) & ~disc(60, 60, 30, 30, 10)
+    assert GenericMask(ring, 60, 60).has_holes
+    assert not GenericMask([[1, 2, 9, 2, 9, 7]], 20, 30).has_holes
+    assert not GenericMask(np.zeros((4, 4)), 4, 4).has_holes
+
+
+def test_polygons_of_either_direction_are_filled():
+    square = [2.0, 2, 12, 2, 12, 12, 2, 12]
+    backwards = np.array(square).reshape(-1, 2)[::-1].ravel().tolist()
+    regions = GenericMask([square, backwards], 20, 20).regions
+    assert all(ring_area(rings[0]) > 0 for rings in regions)
+
+
+def test_wrong_masks_are_explained():
+    with pytest.raises(ValueError, match=r"shape \(3, 4\)"):
+        GenericMask(np.zeros((3, 4)), 4, 3)
+    with pytest.raises(ValueError, match="size"):
+        GenericMask({"size": [3, 4], "counts": b""}, 4, 3)
+    with pytest.raises(TypeError, match="Tensor"):
+        GenericMask(torch.zeros(3, 4), 3, 4)
