@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate a model from a LazyConfig file.
 
-python tools/lazyconfig_train_net.py --config-file configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py --num-gpus 8
+python tools/lazyconfig_train_net.py --config-file configs/COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py --num-gpus 8
 python tools/lazyconfig_train_net.py --config-file configs/... --eval-only train.init_checkpoint=/path/to/checkpoint
 """
 
@@ -33,7 +33,10 @@ def main(args: argparse.Namespace) -> Any:
 
 def invoke_main() -> None:
     """Parse the command line and start the processes."""
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is needed")
     launch(
         main,
         args.num_gpus,

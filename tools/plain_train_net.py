@@ -56,8 +56,8 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
         for iteration, data in zip(range(start, max_iter), loader, strict=False):
             storage.iter = iteration
             loss_dict = model(data)
-            losses = sum(loss_dict.values())
-            reduced = {k: v.item() for k, v in comm.reduce_dict(loss_dict).items()}
+            losses: Any = sum(loss_dict.values())
+            reduced: dict[str, Any] = {k: v.item() for k, v in comm.reduce_dict(loss_dict).items()}
             total = sum(reduced.values())
             if not torch.isfinite(torch.tensor(total)):
                 raise FloatingPointError(f"The loss is not finite in iteration {iteration}: {reduced}")
@@ -99,7 +99,10 @@ def main(args: argparse.Namespace) -> Any:
 
 def invoke_main() -> None:
     """Parse the command line and start the processes."""
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is needed")
     launch(
         main,
         args.num_gpus,

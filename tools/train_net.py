@@ -45,7 +45,10 @@ def main(args: argparse.Namespace) -> Any:
 
 def invoke_main() -> None:
     """Parse the command line and start the processes."""
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is needed")
     launch(
         main,
         args.num_gpus,

@@ -51,9 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted.\n")
         return 130
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as e:
-        if args.command != "env" and getattr(args, "traceback", False):
+    except Exception as e:
+        if getattr(args, "traceback", False) or not _is_user_error(e):
             raise
-        message = e.args[0] if isinstance(e, KeyError) and e.args else e
-        sys.stderr.write(f"\ndetectron2 {args.command}: {type(e).__name__}: {message}\n(--traceback shows where)\n")
+        sys.stderr.write(f"\ndetectron2 {args.command}: {type(e).__name__}: {_text(e)}\n(--traceback shows where)\n")
         return 1
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Whether the message says enough; of anything else the traceback is wanted."""
+    known = (ValueError, KeyError, TypeError, OSError, ImportError, SyntaxError, FloatingPointError)
+    return isinstance(error, known) or type(error).__module__.startswith("omegaconf.")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, SyntaxError):  # in a config in Python, or in a module that was imported
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    if isinstance(error, KeyError) and error.args:  # whose text would be in quotes
+        return str(error.args[0])
+    return str(error)

@@ -1,4 +1,4 @@
-"""What the commands share: options, configs of both kinds, data sets named on the command line, models ready to predict."""
+"""What the commands share: options, configs of both kinds, data sets of the command line, models ready to predict."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2 import model_zoo
@@ -20,6 +21,7 @@ from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import _import_file
+from detectron2.utils.file_io import PathManager, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
-        help="changes to the config, at the end: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
+        nargs="*",  # not REMAINDER, which would swallow the options after them
+        metavar="CHANGE",
+        help="changes to the config, side by side: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
     )
 
 
@@ -78,6 +81,8 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def register_datasets(args: argparse.Namespace) -> None:
     """Do what :func:`add_dataset_arguments` promised; every process of a training has to."""
+    if args.classes and not args.voc:
+        raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
     for module in args.imports:
         if module.endswith(".py"):
             _import_file(Path(module).stem, module, make_importable=True)
@@ -92,13 +97,13 @@ def register_datasets(args: argparse.Namespace) -> None:
         split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
         if not os.path.isfile(split_file):
             raise FileNotFoundError(f"--voc {name}: no such file: {split_file}")
-        classes = args.classes.split(",") if args.classes else _voc_classes(root)
+        classes = [c.strip() for c in args.classes.split(",")] if args.classes else _voc_classes(root)
         DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
         MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
 
 
 def _voc_classes(root: str) -> list[str]:
-    """-> the sorted class names in all annotations under a VOC folder (not only of one split, whose names may differ)."""
+    """-> the sorted class names in all annotations under a VOC folder; those of one split may lack some."""
     import xml.etree.ElementTree as ElementTree
 
     names: set[str] = set()
@@ -109,34 +114,77 @@ def _voc_classes(root: str) -> list[str]:
     return sorted(names)
 
 
-def load_config(path: str, opts: list[str]) -> Any:
-    """Read a config file of either kind and apply changes.
+def find_config_file(path: str) -> str:
+    """Find a config.
 
     Args:
         path: a file, or a name in the model zoo such as ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``.
-        opts: ``KEY VALUE`` pairs (YAML) or ``path.key=value`` (LazyConfig).
 
     Returns:
-        A frozen ``CfgNode``, or an omegaconf ``DictConfig``.
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: it is neither.
     """
-    if not os.path.exists(path):
-        path = model_zoo.get_config_file(path)
-    opts = [o for o in opts if o != "--opts"]
-    if path.endswith(".py"):
-        return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
+    if os.path.isfile(path) or "://" in path:
+        return path
+    try:
+        return model_zoo.get_config_file(path)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"There is no config file {path!r} (working directory: {os.getcwd()}). {e}") from None
+
+
+def load_config(path: str, opts: list[str], output_dir: str | None = None) -> Any:
+    """Read a config file of either kind and apply changes.
+
+    Args:
+        path: what :func:`find_config_file` returned.
+        opts: ``KEY VALUE`` pairs (YAML) or ``path.key=value`` (LazyConfig).
+        output_dir: replaces the output folder of the config.
+
+    Returns:
+        A frozen ``CfgNode``, or an omegaconf ``DictConfig``.  Its device is the CPU where it says "cuda", which is the
+        default, and there is none.
+
+    Raises:
+        ValueError: a LazyConfig lacks a section that every command needs.
+    """
+    if _is_lazy(path):
+        lazy = LazyConfig.load(path)
+        lacking = [k for k in ("model", "dataloader", "train") if k not in lazy]
+        if lacking:
+            raise ValueError(
+                f"{path} does not define {', '.join(lacking)}. A LazyConfig has the sections model, dataloader, train, "
+                "and for training optimizer and lr_multiplier; for the keys of 'train' see configs/common/train.py."
+            )
+        LazyConfig.apply_overrides(lazy, opts)
+        lazy.train.device = _available_device(lazy.train.get("device", "cuda"), "train.device")
+        if output_dir:
+            lazy.train.output_dir = output_dir
+        return lazy
     cfg = get_cfg()
     cfg.merge_from_file(path)
     cfg.merge_from_list(opts)
-    _choose_device(cfg)
+    cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    if output_dir:
+        cfg.OUTPUT_DIR = output_dir
     cfg.freeze()
     return cfg
 
 
-def _choose_device(cfg: CfgNode) -> None:
-    """Use the CPU where the config says "cuda", which is the default, and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %r but no GPU is available; using the CPU.", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+def _is_lazy(path: str) -> bool:
+    """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as ``config.yaml``."""
+    if path.endswith(".py"):
+        return True
+    with PathManager.open(path, "r") as f:  # the keys of the other kind are in capitals
+        return any(str(line).startswith(("model:", "dataloader:", "train:")) for line in f)
+
+
+def _available_device(device: str, key: str) -> str:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
+        return "cpu"
+    return device
 
 
 def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
@@ -152,44 +200,58 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     Raises:
         ValueError: there are no weights; predictions of random ones would be noise.
     """
+    weights = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.get("init_checkpoint", ""))
+    if not weights:
+        raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS (train.init_checkpoint) in the config.")
     if isinstance(cfg, CfgNode):
         model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
-        weights = weights or cfg.MODEL.WEIGHTS
     else:
-        device = cfg.train.device if torch.cuda.is_available() else "cpu"
-        model, mapper = instantiate(cfg.model).to(device), instantiate(cfg.dataloader.test.mapper)
-        weights = weights or cfg.train.init_checkpoint
-    if not weights:
-        raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS in the config.")
+        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(cfg.dataloader.test.mapper)
     DetectionCheckpointer(model).load(weights)
     return model.eval(), mapper
 
 
 def dataset_names(cfg: Any, split: str) -> list[str]:
-    """-> the data sets of a config of either kind.
+    """Look up the data sets of a config of either kind.
 
     Args:
         cfg: what :func:`load_config` returned.
         split: ``"train"`` or ``"test"``.
+
+    Returns:
+        Their names.
     """
     if isinstance(cfg, CfgNode):
         return list(cfg.DATASETS[split.upper()])
-    names = cfg.dataloader[split].dataset.get("names", None) or []
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []  # absent where the data set is the user's
     return [names] if isinstance(names, str) else list(names)
 
 
 def save_metadata(cfg: Any) -> None:
-    """Write the class names of the training data beside the checkpoints, where ``detectron2 predict`` looks for them."""
+    """Write the class names of the training data beside the checkpoints, where ``detectron2 predict`` looks for them.
+
+    Args:
+        cfg: what :func:`load_config` returned.  A data set whose class names are not known yet is loaded for them.
+    """
     output = Path(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
     names = dataset_names(cfg, "train")
     if not comm.is_main_process() or not names:
         return
-    DatasetCatalog.get(names[0])  # data sets in COCO format learn their class names by being loaded
+    if MetadataCatalog.get(names[0]).get("thing_classes") is None:
+        DatasetCatalog.get(names[0])  # data sets in COCO format learn their class names by being loaded
     known = MetadataCatalog.get(names[0]).as_dict()
-    content = {k: known[k] for k in _SAVED_METADATA if k in known}
-    temporary = output / f"metadata.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, output / "metadata.json")
+    write_json(output / "metadata.json", {k: known[k] for k in _SAVED_METADATA if k in known})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: its folder is made if necessary.
+        content: numbers of other libraries become floats.
+    """
+    with atomic_write(path, "w") as f:
+        json.dump(content, f, indent=2, default=float)
 
 
 def load_metadata(cfg: Any, weights: str) -> Metadata:

@@ -129,7 +129,9 @@ def write_report(
         *(_picture(p) for p in pictures),
         f"<details><summary>Config</summary><pre>{html.escape(cfg.dump())}</pre></details>",
     ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Mask R-CNN demo</title>{_STYLE}{''.join(body)}</html>"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Mask R-CNN demo</title>{_STYLE}{''.join(body)}</html>"
+    )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
@@ -148,7 +150,9 @@ def _results_table(results: dict[str, dict[str, float]]) -> str:
     rows = list(dict.fromkeys(metric for task in tasks for metric in results[task]))
     header = "".join(f"<th>{html.escape({'bbox': 'boxes', 'segm': 'masks'}.get(t, t))}</th>" for t in tasks)
     lines = [
-        f"<tr><td>{html.escape(row)}</td>" + "".join(f"<td>{_number(results[t].get(row))}</td>" for t in tasks) + "</tr>"
+        f"<tr><td>{html.escape(row)}</td>"
+        + "".join(f"<td>{_number(results[t].get(row))}</td>" for t in tasks)
+        + "</tr>"
         for row in rows
     ]
     return f"<table><tr><th></th>{header}</tr>{''.join(lines)}</table>"

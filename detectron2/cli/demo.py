@@ -192,6 +192,8 @@ def _summary(output: Path, results: dict[str, dict[str, float]]) -> None:
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     weights = output / "model_final.pth"
     image = output / "data" / "val" / "images" / "00000.png"
+    # Run through make, the command lies in an environment that the user's shell does not know.
+    command = "detectron2" if shutil.which("detectron2") else os.path.relpath(sys.argv[0])
     _say(
         f"""
 Box AP {box:.1f}, mask AP {mask:.1f} on {_SPLITS["val"][0]} unseen images.
@@ -200,9 +202,9 @@ Look at   {output / "report.html"}
           {output / "pictures"}   (truth left, prediction right)
 
 Try next
-  detectron2 predict --weights {weights} --input {image} --output {output / "mine"}
-  detectron2 demo --output {output} --resume
-  detectron2 train --help        (your own images: --coco NAME annotations.json images/)
+  {command} predict --weights {weights} --input {image} --output {output / "mine"}
+  {command} demo --output {output} --resume
+  {command} train --help        (your own images: --coco NAME annotations.json images/)
 """
     )
 

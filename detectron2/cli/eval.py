@@ -4,7 +4,6 @@ detectron2 eval --config-file output/config.yaml --weights output/model_final.pt
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,9 +11,11 @@ from pathlib import Path
 from detectron2.cli._common import (
     add_config_arguments,
     add_dataset_arguments,
+    find_config_file,
     load_config,
     load_model,
     register_datasets,
+    write_json,
 )
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
@@ -31,16 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and write ``results.json``."""
     register_datasets(args)
-    output = args.output or os.path.join(os.path.dirname(args.weights) or ".", "eval")
-    lazy = args.config_file.endswith(".py")
-    cfg = load_config(args.config_file, [*args.opts, *([f"train.output_dir={output}"] if lazy else ["OUTPUT_DIR", output])])
+    beside = "" if "://" in args.weights else os.path.dirname(args.weights)
+    output = args.output or os.path.join(beside, "eval")
+    args.config_file = find_config_file(args.config_file)
+    cfg = load_config(args.config_file, args.opts, output)
+    if isinstance(cfg, CfgNode) and not cfg.DATASETS.TEST:
+        raise ValueError("There is nothing to evaluate on: DATASETS.TEST is empty.")
+    if not isinstance(cfg, CfgNode) and "evaluator" not in cfg.dataloader:
+        raise ValueError(f"There is no evaluation to do: {args.config_file} does not define dataloader.evaluator.")
     args.eval_only = True
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)
     results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else lazy_test(cfg, model)
     path = Path(output, "results.json")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2, default=float))
-    os.replace(temporary, path)
+    write_json(path, results)
     sys.stdout.write(f"Results: {path}\n")
     return 0

@@ -6,16 +6,17 @@ detectron2 train --config-file configs/VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yam
 
 import argparse
 
-import torch
-
 from detectron2.cli._common import (
     add_config_arguments,
     add_dataset_arguments,
+    dataset_names,
+    find_config_file,
     load_config,
     register_datasets,
     save_metadata,
 )
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 
@@ -49,17 +50,17 @@ def run(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> None:
     """Body of each process."""
     register_datasets(args)
-    opts = list(args.opts)
-    if args.output:
-        opts += [f"train.output_dir={args.output}"] if args.config_file.endswith(".py") else ["OUTPUT_DIR", args.output]
-    cfg = load_config(args.config_file, opts)
+    args.config_file = find_config_file(args.config_file)
+    cfg = load_config(args.config_file, args.opts, args.output)
     default_setup(cfg, args)
-    save_metadata(cfg)
     if isinstance(cfg, CfgNode):
         trainer = DefaultTrainer(cfg)
+        save_metadata(cfg)  # after the trainer has loaded the data
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
     else:
-        if not torch.cuda.is_available():
-            cfg.train.device = "cpu"
+        save_metadata(cfg)
+        for name in dataset_names(cfg, "test"):
+            if name not in DatasetCatalog:
+                DatasetCatalog.get(name)  # raises now, not when training is over
         lazy_train(cfg, resume=args.resume)

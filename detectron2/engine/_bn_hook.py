@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -32,7 +32,7 @@ class PreciseBN(HookBase):
         self._data_loader: Any = data_loader
         self._num_iter = num_iter
         self._period = period
-        self._data_iter: Iterator | None = None
+        self._data_iter: Any = None
         self._disabled = not get_bn_modules(model)
         if self._disabled:
             logger.info("PreciseBN does nothing: the model has no batch norm in training mode.")

@@ -39,9 +39,7 @@ class DefaultPredictor:
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused")
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         size = cfg.INPUT.MIN_SIZE_TEST
-        self.aug: T.Augmentation = (
-            T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST) if size > 0 else T.NoOpAugmentation()
-        )
+        self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0: as they are
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("RGB", "BGR"):
             raise ValueError(f'DefaultPredictor knows INPUT.FORMAT "RGB" and "BGR", got {self.input_format!r}.')
@@ -74,6 +72,6 @@ class DefaultPredictor:
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
-        resized = self.aug.get_transform(image).apply_image(image)
+        resized: Any = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.astype("float32").transpose(2, 0, 1)))
         return {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}

@@ -1,5 +1,6 @@
 """Training with everything that most people want, from one config."""
 
+import itertools
 import logging
 import weakref
 from collections import OrderedDict
@@ -12,11 +13,17 @@ from torch import nn
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import hooks
 from detectron2.engine._setup import create_ddp_model, default_writers
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-from detectron2.evaluation import DatasetEvaluator, build_evaluator, inference_on_dataset, print_csv_format, verify_results
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    build_evaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventWriter
@@ -45,6 +52,8 @@ class DefaultTrainer(TrainerBase):
         checkpointer: a :class:`~detectron2.checkpoint.DetectionCheckpointer`.
         cfg: the config in use, after :meth:`auto_scale_workers`.
     """
+
+    _last_eval_results: Any  # set by the first evaluation
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -76,15 +85,17 @@ class DefaultTrainer(TrainerBase):
         Raises:
             ValueError: the checkpoint is already at ``SOLVER.MAX_ITER``, so there would be nothing to train.
         """
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
-            self.start_iter = self.iter + 1  # the checkpoint was written after that iteration
+            # A subclass may checkpoint optimizer and schedule rather than the trainer, and so did older versions: then
+            # only the file itself knows the iteration, after which it was written.
+            self.start_iter = (checkpoint or {}).get("iteration", self.iter) + 1
             if self.start_iter >= self.max_iter:
                 raise ValueError(
                     f"The checkpoint {self.checkpointer.get_checkpoint_file()} is at iteration {self.start_iter} and "
-                    f"SOLVER.MAX_ITER is {self.max_iter}: there is nothing left to train. Raise SOLVER.MAX_ITER to train "
-                    "longer, or start a new run from these weights (without resume, with MODEL.WEIGHTS and another "
-                    "OUTPUT_DIR)."
+                    f"SOLVER.MAX_ITER is {self.max_iter}: there is nothing left to train. Raise SOLVER.MAX_ITER to "
+                    "train longer, or start a new run from these weights (without resume, with MODEL.WEIGHTS and "
+                    "another OUTPUT_DIR)."
                 )
             logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
 
@@ -109,7 +120,9 @@ class DefaultTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
+            hooks.PreciseBN(
+                cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            )
             if cfg.TEST.PRECISE_BN.ENABLED
             else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
@@ -127,6 +140,7 @@ class DefaultTrainer(TrainerBase):
         Returns:
             The results of the final evaluation (on the main process), if there was one.
         """
+        self._check_test_sets()
         super().train(self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", None)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
@@ -134,6 +148,19 @@ class DefaultTrainer(TrainerBase):
                 raise RuntimeError("TEST.EXPECTED_RESULTS is set, but no evaluation ran at the end of training.")
             verify_results(self.cfg, results)
         return results
+
+    def _check_test_sets(self) -> None:
+        """Look up the test sets now: a misspelt one would otherwise be noticed when training is over.
+
+        Subclasses that evaluate in their own way may name there what they like.
+        """
+        own = itertools.takewhile(lambda c: c is not DefaultTrainer, type(self).__mro__)
+        is_own = any("test" in vars(c) or "build_test_loader" in vars(c) for c in own)
+        if is_own or not any(isinstance(h, hooks.EvalHook) for h in self._hooks):
+            return
+        for name in self.cfg.DATASETS.TEST:
+            if name not in DatasetCatalog:
+                DatasetCatalog.get(name)  # raises, and names the similar ones
 
     def run_step(self) -> None:
         """One step of the inner trainer."""
@@ -245,7 +272,9 @@ class DefaultTrainer(TrainerBase):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
-            raise ValueError(f"{len(names)} test data sets ({', '.join(names)}) need as many evaluators; got {len(evaluators)}.")
+            raise ValueError(
+                f"{len(names)} test data sets ({', '.join(names)}) need as many evaluators; got {len(evaluators)}."
+            )
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             data_loader = cls.build_test_loader(cfg, name)

@@ -4,10 +4,10 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import setup_logger
 
 
@@ -67,7 +67,9 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML or LazyConfig file")
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint of the output directory, if there is one"
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint of the output directory, if there is one",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate the weights and train nothing")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on *each* machine, one GPU each")
@@ -80,19 +82,20 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "opts",
         default=None,
         nargs=argparse.REMAINDER,
-        help="changes to the config, at the end of the command: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
+        help="changes to the config, after all options: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
     )
     return parser
 
 
 def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
     """The value of the first dotted key that the config has; for configs of both kinds."""
-    if isinstance(cfg, CfgNode):
-        cfg = OmegaConf.create(cfg.dump())
     for key in keys:
-        missing = object()
-        value = OmegaConf.select(cfg, key, default=missing)  # type: ignore[arg-type]
-        if value is not missing:
+        value = cfg
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                break
+            value = value[part]
+        else:
             return value
     return default
 
@@ -119,7 +122,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         cfg: a ``CfgNode`` or an omegaconf config.
         args: the parsed command line; it is logged.
     """
-    output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
+    output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir") or None
     if comm.is_main_process() and output_dir:
         PathManager.mkdirs(output_dir)
     rank = comm.get_rank()
@@ -132,7 +135,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     if comm.is_main_process() and output_dir:
         _save_config(cfg, os.path.join(output_dir, "config.yaml"), logger)
     seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
-    seed_all_rng(None if seed < 0 else seed + rank)
+    seed_all_rng(None if seed is None or seed < 0 else seed + rank)
     # Trying all convolution algorithms pays only where sizes repeat for long, which they do not in evaluation.
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = bool(
@@ -143,15 +146,13 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
 def _log_config_file(logger: logging.Logger, path: str) -> None:
     if path:
         with PathManager.open(path, "r") as f:
-            logger.info("Contents of %s:\n%s", path, _highlight(f.read(), path))
+            logger.info("Contents of %s:\n%s", path, _highlight(str(f.read()), path))
 
 
 def _save_config(cfg: Any, path: str, logger: logging.Logger) -> None:
     if isinstance(cfg, CfgNode):
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with PathManager.open(temporary, "w") as f:
+        with atomic_write(path, "w") as f:
             f.write(cfg.dump())
-        os.replace(temporary, path)
     else:
         LazyConfig.save(cfg, path)
     logger.info("The full config is in %s", path)

@@ -1,10 +1,10 @@
-"""The usual way to train and to predict from a config; thin, over ``_setup``, ``_default_trainer``, ``_default_predictor``."""
+"""The usual way to train and to predict from a config: what most scripts import."""
 
 from detectron2.engine._default_predictor import DefaultPredictor
 from detectron2.engine._default_trainer import DefaultTrainer
 from detectron2.engine._setup import (
-    _highlight,
-    _try_get_key,
+    _highlight,  # noqa: F401 (private, yet projects import it from here)
+    _try_get_key,  # noqa: F401 (likewise)
     create_ddp_model,
     default_argument_parser,
     default_setup,

@@ -43,7 +43,7 @@ class CallbackHook(HookBase):
 
     Args:
         before_train: called before the first iteration.
-        after_train: called after the last iteration; the functions are released then, for they may refer to the trainer.
+        after_train: called after the last iteration; it then releases all functions, which may refer to the trainer.
         before_step: called before each iteration.
         after_step: called after each iteration.
     """
@@ -168,7 +168,7 @@ class PeriodicWriter(HookBase):
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     """Save a checkpoint every ``period`` iterations and after the last one.
 
-    The constructor is that of :class:`detectron2.checkpoint.PeriodicCheckpointer`; ``max_iter`` is taken from the trainer.
+    The constructor is that of :class:`detectron2.checkpoint.PeriodicCheckpointer`; ``max_iter`` is the trainer's.
     """
 
     def before_train(self) -> None:
@@ -219,13 +219,21 @@ class BestCheckpointer(HookBase):
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
             known = ", ".join(sorted(k for k in self.trainer.storage.latest() if "/" in k)) or "none"
-            logger.warning("The metric %r was not recorded, so no best checkpoint is kept. Recorded: %s", self._val_metric, known)
+            logger.warning(
+                "The metric %r was not recorded, so no best checkpoint is kept. Recorded: %s", self._val_metric, known
+            )
             return
         value, at = latest
         if math.isnan(value) or at == self.best_iter:
             return
         if self.best_metric is None or self._better(value, self.best_metric):
-            logger.info("%s = %.5g in iteration %d is the best so far; saving %s", self._val_metric, value, at, self._file_prefix)
+            logger.info(
+                "%s = %.5g in iteration %d is the best so far; saving %s",
+                self._val_metric,
+                value,
+                at,
+                self._file_prefix,
+            )
             self.best_metric, self.best_iter = value, at
             self._checkpointer.save(self._file_prefix, iteration=at, **{self._val_metric: value})
 
@@ -314,7 +322,7 @@ class LRScheduler(HookBase):
         """Restore a torch scheduler."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.LRScheduler):
             logger.info("Restoring the learning-rate schedule from the checkpoint")
-            self.scheduler.load_state_dict(state_dict)
+            self.scheduler.load_state_dict(dict(state_dict))
 
 
 class EvalHook(HookBase):
@@ -338,7 +346,9 @@ class EvalHook(HookBase):
         results = self._func() if self._func else None
         if results:
             if not isinstance(results, Mapping):
-                raise TypeError(f"The evaluation function must return a dict, got {type(results).__name__}: {results!r}")
+                raise TypeError(
+                    f"The evaluation function must return a dict, got {type(results).__name__}: {results!r}"
+                )
             numbers: dict[str, float] = {}
             for name, value in flatten_results_dict(results).items():
                 try:
@@ -348,7 +358,8 @@ class EvalHook(HookBase):
                         "The evaluation function must return a nested dict of numbers; "
                         f"{name!r} is {value!r} ({type(value).__name__})."
                     ) from e
-            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+            for name, number in numbers.items():
+                self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
         comm.synchronize()  # evaluation takes longer on some processes than on others
 
     def after_step(self) -> None:

@@ -81,7 +81,8 @@ def _resolve_url(dist_url: str | None, num_machines: int) -> str:
     if dist_url in (None, "auto"):
         if num_machines != 1:
             raise ValueError(
-                f"With {num_machines} machines, dist_url must name machine 0, for example tcp://10.0.0.1:8686; got {dist_url!r}."
+                f"With {num_machines} machines, dist_url must name machine 0, as tcp://10.0.0.1:8686 does; "
+                f"got {dist_url!r}."
             )
         return f"tcp://127.0.0.1:{_find_free_port()}"
     if num_machines > 1 and dist_url.startswith("file://"):
@@ -115,7 +116,11 @@ def _worker(
         torch.cuda.set_device(local_rank)
     try:
         dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo", init_method=dist_url, world_size=world_size, rank=rank, timeout=timeout
+            backend="nccl" if has_gpu else "gloo",
+            init_method=dist_url,
+            world_size=world_size,
+            rank=rank,
+            timeout=timeout,
         )
     except Exception as e:
         raise RuntimeError(

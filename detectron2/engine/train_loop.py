@@ -34,7 +34,7 @@ class HookBase:
         hook.after_train()
 
     ``self.trainer`` gives access to the model, the iteration and, with
-    :class:`~detectron2.engine.defaults.DefaultTrainer`, the config.  What takes time belongs into ``after_step``: timers
+    :class:`~detectron2.engine.defaults.DefaultTrainer`, the config.  What takes time belongs in ``after_step``: timers
     measure from ``before_step`` to ``after_step``.
     """
 
@@ -109,7 +109,7 @@ class TrainerBase:
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
-                for self.iter in range(start_iter, max_iter):  # noqa: B020 (the counter is public state)
+                for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
                     self.after_step()
@@ -169,7 +169,7 @@ class TrainerBase:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; states of hooks that are not registered are reported and skipped."""
+        """Restore what :meth:`state_dict` returned; states of hooks that are not registered are skipped."""
         self.iter = state_dict["iteration"]
         for name, hook_state in state_dict.get("hooks", {}).items():
             hook = next((h for h in self._hooks if type(h).__qualname__ == name), None)
@@ -206,12 +206,12 @@ class SimpleTrainer(TrainerBase):
         super().__init__()
         model.train()
         self.model = model
-        self.data_loader = data_loader
+        self.data_loader: Any = data_loader
         self.optimizer = optimizer
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
-        self._data_loader_iter_obj: Iterator | None = None
+        self._data_loader_iter_obj: Any = None
         self._pending_metrics: tuple | None = None
 
     @property
@@ -228,7 +228,7 @@ class SimpleTrainer(TrainerBase):
             data_loader_builder: returns the new loader.
         """
         self._data_loader_iter_obj = None
-        self.data_loader = None  # type: ignore[assignment]
+        self.data_loader = None
         self.data_loader = data_loader_builder()
 
     def _next_batch(self) -> tuple[Any, float]:
@@ -247,7 +247,7 @@ class SimpleTrainer(TrainerBase):
         data, data_time = self._next_batch()
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        loss_dict = self.model(data)
+        loss_dict = self._forward(data)
         losses = _total_loss(loss_dict)
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -255,6 +255,13 @@ class SimpleTrainer(TrainerBase):
         self.after_backward()
         self._record(loss_dict, data_time, data)
         self.optimizer.step()
+
+    def _forward(self, data: Any) -> Any:
+        """-> the model's losses; to a report of divergence by a part of the model, what is known here is added."""
+        try:
+            return self.model(data)
+        except FloatingPointError as e:
+            raise FloatingPointError(f"{e}\n{self._describe_divergence(data)}") from e
 
     def _check_training_mode(self) -> None:
         if not self.model.training:
@@ -281,7 +288,9 @@ class SimpleTrainer(TrainerBase):
 
     def _describe_divergence(self, data: Any) -> str:
         """Learning rate and images of a batch with a non-finite loss."""
-        files = [str(d["file_name"]) for d in data if isinstance(d, Mapping) and "file_name" in d] if _is_list(data) else []
+        files = (
+            [str(d["file_name"]) for d in data if isinstance(d, Mapping) and "file_name" in d] if _is_list(data) else []
+        )
         rate = max((float(g["lr"]) for g in self.optimizer.param_groups), default=0.0)
         return (
             f"Learning rate: {rate:g}. Images of the batch: {', '.join(files) or 'unknown'}.\n"
@@ -352,7 +361,7 @@ class SimpleTrainer(TrainerBase):
 class AMPTrainer(SimpleTrainer):
     """:class:`SimpleTrainer` with automatic mixed precision.
 
-    On CUDA the default is float16 with a gradient scaler; on the CPU, which has no fast float16, it is bfloat16 without.
+    On CUDA the default is float16 with a gradient scaler; on the CPU, which has no fast float16, bfloat16 without.
 
     Args:
         model: as in :class:`SimpleTrainer`.
@@ -396,7 +405,7 @@ class AMPTrainer(SimpleTrainer):
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         with torch.autocast(self.device_type, dtype=self.precision):
-            loss_dict = self.model(data)
+            loss_dict = self._forward(data)
             losses = _total_loss(loss_dict)
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -420,11 +429,7 @@ class AMPTrainer(SimpleTrainer):
 
 
 def _total_loss(loss_dict: Any) -> torch.Tensor:
-    """The sum of a model's losses.
-
-    Raises:
-        TypeError: the model did not return losses, which most often means that it ran in evaluation mode.
-    """
+    """The sum of a model's losses; ``TypeError`` where they are none, mostly since it ran in evaluation mode."""
     if isinstance(loss_dict, torch.Tensor):
         return loss_dict
     if not isinstance(loss_dict, Mapping) or not loss_dict:

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
-from .fast_eval_api import COCOeval_opt
+from .fast_eval_api import COCOeval_opt, takes_image_ids
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _evaluate_predictions_on_coco(
 
 
 def _load_results(coco_gt: Any, coco_results: list[dict[str, Any]], fast: bool) -> Any:
-    if fast:
+    if fast and takes_image_ids(coco_gt):
         ground_truth = coco_gt if isinstance(coco_gt, hotcoco.COCO) else hotcoco.COCO(coco_gt.dataset)
         return ground_truth.load_res(coco_results)
     with contextlib.redirect_stdout(io.StringIO()):

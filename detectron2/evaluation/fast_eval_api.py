@@ -14,9 +14,27 @@ __all__ = ["COCOeval_opt"]
 _PARAMETERS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats")
 
 
-def _to_hotcoco(dataset: Any) -> hotcoco.COCO:
-    """A hotcoco data set with the same content; a pycocotools data set is read as it is now, edits included."""
-    return dataset if isinstance(dataset, hotcoco.COCO) else hotcoco.COCO(dataset.dataset)
+def _to_hotcoco(dataset: Any, numbers: "dict[Any, int] | None" = None) -> hotcoco.COCO:
+    """A hotcoco data set with the same content; a pycocotools data set is read as it is now, edits included.
+
+    ``numbers`` replaces image ids that hotcoco does not take: an id may be any text (a file name, for instance), while
+    hotcoco wants integers from 0.
+    """
+    if isinstance(dataset, hotcoco.COCO):
+        return dataset
+    content = dataset.dataset
+    if numbers is not None:
+        content = {
+            **content,
+            "images": [{**image, "id": numbers[image["id"]]} for image in content["images"]],
+            "annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in content.get("annotations", [])],
+        }
+    return hotcoco.COCO(content)
+
+
+def takes_image_ids(dataset: Any) -> bool:
+    """Whether hotcoco can read a pycocotools (or hotcoco) data set: its image ids must be integers from 0."""
+    return all(isinstance(image_id, int) and 0 <= image_id < 2**63 for image_id in dataset.getImgIds())
 
 
 class COCOeval_opt(COCOeval):
@@ -36,16 +54,25 @@ class COCOeval_opt(COCOeval):
             self.params.imgIds = sorted(cocoGt.getImgIds())
             self.params.catIds = sorted(cocoGt.getCatIds())
         self._engine: hotcoco.COCOeval | None = None
+        self._id_of: list[Any] | None = None  # image ids by hotcoco's, where these are our numbers
 
     def evaluate(self) -> None:
         """Match the detections of each image to its ground truth."""
         self.params.imgIds = sorted(set(self.params.imgIds))
         if self.params.useCats:
             self.params.catIds = sorted(set(self.params.catIds))
-        engine = hotcoco.COCOeval(_to_hotcoco(self.cocoGt), _to_hotcoco(self.cocoDt), self.params.iouType)
+        numbers = None
+        if not takes_image_ids(self.cocoGt):
+            self._id_of = sorted(self.cocoGt.getImgIds())  # in the order that decides between equal scores
+            numbers = {image_id: number for number, image_id in enumerate(self._id_of)}
+        engine = hotcoco.COCOeval(
+            _to_hotcoco(self.cocoGt, numbers), _to_hotcoco(self.cocoDt, numbers), self.params.iouType
+        )
         for name in _PARAMETERS:
             value = getattr(self.params, name)
             value = value.tolist() if hasattr(value, "tolist") else value
+            if name == "imgIds" and numbers is not None:
+                value = [numbers[image_id] for image_id in value]
             setattr(engine.params, name, bool(value) if name == "useCats" else list(value))
         if self.params.iouType == "keypoints":
             engine.params.kpt_oks_sigmas = [float(sigma) for sigma in self.params.kpt_oks_sigmas]
@@ -64,10 +91,12 @@ class COCOeval_opt(COCOeval):
             return []
         # hotcoco leaves the empty places out; COCO's users find an entry by its position
         by_class = bool(self.params.useCats)
+        entries: list[dict] = [entry for entry in self._engine.evalImgs if entry is not None]
+        if self._id_of is not None:
+            entries = [{**entry, "image_id": self._id_of[entry["image_id"]]} for entry in entries]
         found = {
             (entry["category_id"] if by_class else -1, tuple(entry["aRng"]), entry["image_id"]): entry
-            for entry in self._engine.evalImgs
-            if entry is not None
+            for entry in entries
         }
         params = self.params
         return [

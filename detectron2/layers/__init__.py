@@ -6,8 +6,9 @@ from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from .deform_conv import DeformConv, ModulatedDeformConv, deform_conv, modulated_deform_conv
 from .losses import ciou_loss, diou_loss
 from .mask_ops import paste_masks_in_image
-from .nms import batched_nms, nms
+from .nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from .roi_align import ROIAlign, roi_align
+from .roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from .shape_spec import ShapeSpec
 from .wrappers import (
     BatchNorm2d,
@@ -40,8 +41,10 @@ __all__ = [
     "ModulatedDeformConv",
     "NaiveSyncBatchNorm",
     "ROIAlign",
+    "ROIAlignRotated",
     "ShapeSpec",
     "batched_nms",
+    "batched_nms_rotated",
     "cat",
     "check_if_dynamo_compiling",
     "ciou_loss",
@@ -55,8 +58,10 @@ __all__ = [
     "modulated_deform_conv",
     "move_device_like",
     "nms",
+    "nms_rotated",
     "nonzero_tuple",
     "paste_masks_in_image",
     "roi_align",
+    "roi_align_rotated",
     "shapes_to_tensor",
 ]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from detectron2.utils.tracing import is_compiling as check_if_dynamo_compiling
+
 __all__ = [
     "BatchNorm2d",
     "Conv2d",
@@ -138,11 +140,6 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
     """Move ``src`` to the device of ``dst``."""
     return src.to(dst.device)
-
-
-def check_if_dynamo_compiling() -> bool:
-    """Whether ``torch.compile`` is reading the code at this moment."""
-    return torch.compiler.is_compiling()
 
 
 def disable_torch_compiler(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,3 +1,5 @@
+"""Models and their parts: backbones, proposal generators, ROI heads, and the architectures that join them."""
+
 from detectron2.layers import ShapeSpec
 
 from .anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator

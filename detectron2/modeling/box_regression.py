@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.layers import cat, ciou_loss, diou_loss
 from detectron2.structures import Boxes
 
-__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear"]
+__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated"]
 
 # exp(dw) is clamped so that a 16-pixel reference box cannot grow beyond 1000 pixels: an untrained or diverging head
 # must not overflow.
@@ -119,6 +119,83 @@ class Box2BoxTransform:
         growth = _scale(encoded[..., 2:], 1 / ww, 1 / wh).clamp(max=self.scale_clamp)
         half_wh = growth.exp() * (0.5 * size_wh)
         return torch.cat((center - half_wh, center + half_wh), dim=-1).reshape(deltas.shape)
+
+
+class Box2BoxTransformRotated:
+    """The encoding of Rotated R-CNN: that of :class:`Box2BoxTransform`, and the turn `da = wa (a' - a)` in radians.
+
+    Boxes are `(x_center, y_center, width, height, angle)`; their angles are in degrees, counter-clockwise.
+
+    Args:
+        weights: `(wx, wy, ww, wh, wa)`.
+        scale_clamp: largest `dw` and `dh` (after removal of the weight) that :meth:`apply_deltas` honours.
+    """
+
+    def __init__(self, weights: tuple[float, float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
+        if len(weights) != 5:
+            raise ValueError(
+                f"rotated boxes have five deltas (dx, dy, dw, dh, da), so five weights are needed; got {weights}. "
+                "Set MODEL.RPN.BBOX_REG_WEIGHTS to e.g. (1, 1, 1, 1, 1) and MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS to "
+                "(10, 10, 5, 5, 1)"
+            )
+        self.weights = weights
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
+        """Encode each target relative to its source: `Tensor[R, 5]` of `(dx, dy, dw, dh, da)`.
+
+        Args:
+            src_boxes: `Tensor[R, 5]`, for instance proposals; their sides must be positive.
+            target_boxes: `Tensor[R, 5]`, for instance matched ground truth.
+
+        Returns:
+            What :meth:`apply_deltas` turns back into the targets, unless the clamp cuts it. Of the two ways to turn
+            the shorter one is taken.
+        """
+        _check_pair(src_boxes, target_boxes)
+        src_center, src_wh, src_angle = src_boxes.split((2, 2, 1), dim=-1)
+        # Only on the CPU, where looking at a value does not stall the device.
+        if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
+            bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
+            raise ValueError(
+                f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} "
+                "(x_center, y_center, width, height, angle) has no area; remove such boxes first"
+            )
+        target_center, target_wh, target_angle = target_boxes.split((2, 2, 1), dim=-1)
+        wx, wy, ww, wh, wa = self.weights
+        shift = _scale((target_center - src_center) / src_wh, wx, wy)
+        growth = _scale(torch.log(target_wh / src_wh), ww, wh)
+        turn = torch.deg2rad(_principal_angle(target_angle - src_angle)) * wa
+        return torch.cat((shift, growth, turn), dim=-1)
+
+    def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Decode deltas relative to boxes, in single precision at least.
+
+        Args:
+            deltas: `Tensor[R, k * 5]`: for every box `k` encodings, for instance one for each class.
+            boxes: `Tensor[R, 5]`.
+
+        Returns:
+            `Tensor[R, k * 5]` of boxes, with angles in [-180, 180).
+        """
+        if deltas.shape[1] % 5 != 0 or boxes.shape[1] != 5:
+            raise ValueError(
+                f"rotated boxes take deltas of shape (R, k * 5) and boxes of shape (R, 5); got {tuple(deltas.shape)} "
+                f"and {tuple(boxes.shape)}"
+            )
+        deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+        center, size_wh, angle = boxes.to(deltas.dtype)[:, None].split((2, 2, 1), dim=-1)
+        wx, wy, ww, wh, wa = self.weights
+        encoded = deltas.reshape(deltas.shape[0], deltas.shape[1] // 5, 5)
+        center = center + _scale(encoded[..., :2], 1 / wx, 1 / wy) * size_wh
+        growth = _scale(encoded[..., 2:4], 1 / ww, 1 / wh).clamp(max=self.scale_clamp)
+        turned = _principal_angle(angle + torch.rad2deg(encoded[..., 4:] / wa))
+        return torch.cat((center, growth.exp() * size_wh, turned), dim=-1).reshape(deltas.shape)
+
+
+def _principal_angle(degrees: torch.Tensor) -> torch.Tensor:
+    """Bring angles into [-180, 180) degrees."""
+    return torch.remainder(degrees + 180.0, 360.0) - 180.0
 
 
 class Box2BoxTransformLinear:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.ops import RoIPool
 
-from detectron2.layers import ROIAlign, cat
+from detectron2.layers import ROIAlign, ROIAlignRotated, cat
 from detectron2.structures import Boxes
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "convert_boxes_to_pooler_format"]
@@ -63,8 +63,6 @@ def _make_level_pooler(pooler_type: str, output_size: tuple[int, int], scale: fl
     if pooler_type == "ROIPool":
         return RoIPool(output_size, spatial_scale=scale)
     if pooler_type == "ROIAlignRotated":
-        from detectron2.layers.roi_align_rotated import ROIAlignRotated
-
         return ROIAlignRotated(output_size, spatial_scale=scale, sampling_ratio=sampling_ratio)
     raise ValueError(
         f"unknown pooler type {pooler_type!r}; choose 'ROIAlign', 'ROIAlignV2', 'ROIPool' or 'ROIAlignRotated'"

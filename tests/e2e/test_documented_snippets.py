@@ -1,7 +1,7 @@
 """The code blocks of the documentation run as they stand.
 
-Each test holds one block (or several that belong together), with names that the text leaves open filled in before it and
-nothing else changed; assertions follow it.
+Each test holds one block (or several that belong together), with names that the text leaves open filled in before it
+and nothing else changed; assertions follow it.
 """
 
 import copy
@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 
 
 class TestUseModels:
-    """"Use Models"."""
+    """ "Use Models"."""
 
     def test_build(self, cfg):
         from detectron2.modeling import build_model
@@ -128,7 +128,7 @@ class TestUseModels:
 
 
 class TestExtendDefaults:
-    """"Extend Detectron2's Defaults"."""
+    """ "Extend Detectron2's Defaults"."""
 
     def test_mixture_of_config_and_arguments(self, cfg):
         from detectron2.modeling import GeneralizedRCNN, StandardROIHeads, build_backbone
@@ -223,12 +223,10 @@ class TestExtendDefaults:
 
 
 class TestWriteModels:
-    """"Write Models"."""
+    """ "Write Models"."""
 
     def test_new_backbone(self, cfg):
-        from detectron2.modeling import build_model
-
-        from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
+        from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec, build_model
 
         @BACKBONE_REGISTRY.register()
         class ToyBackbone(Backbone):
@@ -255,7 +253,7 @@ class TestWriteModels:
 
     def test_custom_box_predictor(self, cfg):
         from detectron2.layers import ShapeSpec
-        from detectron2.modeling import FastRCNNOutputLayers, ROI_HEADS_REGISTRY, StandardROIHeads, build_backbone
+        from detectron2.modeling import ROI_HEADS_REGISTRY, FastRCNNOutputLayers, StandardROIHeads, build_backbone
 
         class MyRCNNOutput(FastRCNNOutputLayers):
             def losses(self, predictions, proposals):
@@ -278,7 +276,7 @@ class TestWriteModels:
 
 
 class TestTraining:
-    """"Training"."""
+    """ "Training"."""
 
     def test_hello_hook(self, capsys):
         from detectron2.engine import HookBase, SimpleTrainer
@@ -344,7 +342,7 @@ class TestTraining:
 
 
 class TestEvaluation:
-    """"Evaluation"."""
+    """ "Evaluation"."""
 
     def _counter(self):
         from detectron2.evaluation import DatasetEvaluator
@@ -408,7 +406,7 @@ class TestEvaluation:
 
 
 class TestYacsConfigs:
-    """"Yacs Configs"."""
+    """ "Yacs Configs"."""
 
     def test_basic_usage(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -463,7 +461,7 @@ class TestYacsConfigs:
 
 
 class TestLazyConfigs:
-    """"Lazy Configs"."""
+    """ "Lazy Configs"."""
 
     def test_python_syntax(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -486,8 +484,9 @@ class TestLazyConfigs:
         monkeypatch.syspath_prepend(str(tmp_path))
 
         # fmt: off
+        from my_app import Optimizer, Trainer
+
         from detectron2.config import LazyCall as L
-        from my_app import Trainer, Optimizer
         cfg = L(Trainer)(
           optimizer=L(Optimizer)(
             lr=0.01,
@@ -515,19 +514,19 @@ class TestLazyConfigs:
         # fmt: off
         from detectron2.config import LazyCall as L
         from detectron2.layers import ShapeSpec
-        from detectron2.modeling.meta_arch import GeneralizedRCNN
         from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+        from detectron2.modeling.backbone import FPN, BasicStem, ResNet
         from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-        from detectron2.modeling.backbone import BasicStem, FPN, ResNet
         from detectron2.modeling.box_regression import Box2BoxTransform
         from detectron2.modeling.matcher import Matcher
+        from detectron2.modeling.meta_arch import GeneralizedRCNN
         from detectron2.modeling.poolers import ROIPooler
         from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
         from detectron2.modeling.roi_heads import (
-            StandardROIHeads,
+            FastRCNNConvFCHead,
             FastRCNNOutputLayers,
             MaskRCNNConvUpsampleHead,
-            FastRCNNConvFCHead,
+            StandardROIHeads,
         )
 
         model = L(GeneralizedRCNN)(
@@ -616,7 +615,7 @@ class TestLazyConfigs:
 
 
 class TestCustomDatasets:
-    """"Use Custom Datasets"."""
+    """ "Use Custom Datasets"."""
 
     def test_register(self):
         from typing import Dict, List  # noqa: UP035
@@ -624,7 +623,6 @@ class TestCustomDatasets:
         from detectron2.data import DatasetCatalog as Catalog
 
         def my_dataset_function():
-            ...
             return [{"file_name": "a.jpg", "height": 4, "width": 6, "image_id": 1, "annotations": []}]
 
         try:
@@ -665,13 +663,14 @@ class TestCustomDatasets:
 
 
 class TestDataloader:
-    """"Dataloader"."""
+    """ "Dataloader"."""
 
     def test_fixed_size(self, cfg):
-        from detectron2.data import build_detection_train_loader
-
         import detectron2.data.transforms as T
-        from detectron2.data import DatasetMapper  # the default mapper
+        from detectron2.data import (
+            DatasetMapper,  # the default mapper
+            build_detection_train_loader,
+        )
 
         # fmt: off
         dataloader = build_detection_train_loader(cfg,
@@ -716,7 +715,7 @@ class TestDataloader:
 
 
 class TestDataAugmentation:
-    """"Data Augmentation"."""
+    """ "Data Augmentation"."""
 
     def test_basic_usage(self):
         image = np.full((700, 900, 3), 100, np.uint8)
@@ -875,7 +874,7 @@ class TestDataAugmentation:
 
 
 class TestCommandLine:
-    """"Getting Started": the training script with its documented flags."""
+    """ "Getting Started": the training script with its documented flags."""
 
     @pytest.mark.slow
     def test_train_net(self, cfg, shapes_dir, tmp_path, repo_root):

@@ -9,7 +9,10 @@ from detectron2.utils.events import EventStorage
 
 SIZES = [(96, 128), (64, 96)]  # (height, width) of the two images of a batch
 MODELS = {
-    "faster": ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}),
+    "faster": (
+        "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+        {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"},
+    ),
     "mask": (
         "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
         {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"},
@@ -53,7 +56,9 @@ def batch(kind: str, train: bool, *, objects=(2, 1), masks="polygon"):
             if kind == "mask":
                 corners = [[torch.tensor([a, b, c, b, c, e, a, e]).double().numpy()] for a, b, c, e in boxes.tolist()]
                 polygons = PolygonMasks(corners)
-                d["instances"].gt_masks = polygons if masks == "polygon" else BitMasks.from_polygon_masks(polygons, h, w)
+                d["instances"].gt_masks = (
+                    polygons if masks == "polygon" else BitMasks.from_polygon_masks(polygons, h, w)
+                )
             if kind == "keypoint":
                 d["instances"].gt_keypoints = Keypoints(torch.tensor([[30.0, 30.0, 2.0]]).expand(n, 17, 3).clone())
         if kind == "fast":

@@ -96,7 +96,11 @@ class TestCheckpointers:
         t = trainer()
         t.register_hooks([hooks.PeriodicCheckpointer(Checkpointer(t.model, str(tmp_path)), period=2)])
         t.train(0, 5)
-        assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["model_0000001.pth", "model_0000003.pth", "model_final.pth"]
+        assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+            "model_0000001.pth",
+            "model_0000003.pth",
+            "model_final.pth",
+        ]
         assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
     @pytest.mark.parametrize(("mode", "best"), [("max", 3.0), ("min", 1.0)])

@@ -46,6 +46,31 @@ def changes():
     }
 
 
+def renamed(dataset, name):
+    """The same data set under other image ids."""
+    renamed = COCO()
+    renamed.dataset = {
+        **dataset.dataset,
+        "images": [{**i, "id": name(i["id"])} for i in dataset.dataset["images"]],
+        "annotations": [{**a, "image_id": name(a["image_id"])} for a in dataset.dataset["annotations"]],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        renamed.createIndex()
+    return renamed
+
+
+@pytest.mark.parametrize("name", [lambda i: f"{i:04d}.jpg", lambda i: -i], ids=["text", "negative"])
+def test_any_image_id(both, name):
+    other = [renamed(dataset, name) for dataset in both]
+    expected, mine = finish(COCOeval(*other, "bbox")), COCOeval_opt(*other, "bbox")
+    finish(mine)
+    np.testing.assert_allclose(mine.stats, expected.stats, atol=1e-12)
+    assert [e and e["image_id"] for e in mine.evalImgs] == [e and e["image_id"] for e in expected.evalImgs]
+    for evaluator in (expected, mine):
+        evaluator.params.imgIds = [name(1), name(3)]
+    np.testing.assert_allclose(finish(mine).stats, finish(expected).stats, atol=1e-12)
+
+
 @pytest.mark.parametrize("change", list(changes()))
 def test_same_numbers_as_pycocotools(both, change):
     pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]

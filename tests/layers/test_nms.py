@@ -5,7 +5,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.layers import batched_nms, nms
+from detectron2.layers import batched_nms, batched_nms_rotated, nms, nms_rotated
+from detectron2.layers._ops import rotated_nms
+from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 
 
 def slow_nms(boxes, scores, groups, threshold):
@@ -86,3 +88,82 @@ def test_half_precision(n):
 def test_wrong_shape():
     with pytest.raises(ValueError, match=r"\(N, 4\), got \(3, 5\)"):
         batched_nms(torch.zeros(3, 5), torch.zeros(3), torch.zeros(3), 0.5)
+
+
+class TestRotated:
+    """Greedy suppression of rotated boxes, against one that goes box by box through the matrix of all overlaps."""
+
+    @staticmethod
+    def boxes(n, span=100.0, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        unit = torch.rand(n, 5, generator=generator)
+        boxes = unit * torch.tensor([span, span, 40, 20, 360]) + torch.tensor([0.0, 0, 4, 4, -180])
+        return boxes, torch.rand(n, generator=generator)
+
+    @staticmethod
+    def slow(boxes, scores, groups, threshold):
+        overlap = (pairwise_iou_rotated(boxes, boxes) > threshold).numpy()
+        kept = []
+        for i in np.argsort(-scores.numpy(), kind="stable"):
+            if not any(overlap[i, j] and groups[i] == groups[j] for j in kept):
+                kept.append(int(i))
+        return kept
+
+    def test_no_boxes(self):
+        none = torch.zeros(0, 5), torch.zeros(0)
+        for keep in (nms_rotated(*none, 0.5), batched_nms_rotated(*none, torch.zeros(0, dtype=torch.int64), 0.5)):
+            assert keep.shape == (0,) and keep.dtype == torch.int64
+
+    @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 1.0])
+    @pytest.mark.parametrize(("n", "span"), [(1, 1.0), (300, 20.0), (700, 300.0)])
+    def test_against_a_slow_one(self, n, span, threshold):
+        boxes, scores = self.boxes(n, span)
+        groups = torch.arange(n) % 3 - 1
+        assert nms_rotated(boxes, scores, threshold).tolist() == self.slow(boxes, scores, torch.zeros(n), threshold)
+        keep = batched_nms_rotated(boxes, scores, groups, threshold)
+        assert keep.tolist() == self.slow(boxes, scores, groups, threshold)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**31))
+    def test_blocks_do_not_matter(self, n, block, seed):
+        boxes, scores = self.boxes(n, 40.0, seed)
+        expected = self.slow(boxes, scores, torch.zeros(n), 0.2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rotated_nms, "_FIRST_BLOCK", block)
+            patch.setattr(rotated_nms, "_LARGEST_BLOCK", 2 * block)
+            assert nms_rotated(boxes, scores, 0.2).tolist() == expected
+
+    @pytest.mark.parametrize("limit", [0, 1, 5, 1000])
+    def test_limit_keeps_the_best(self, limit):
+        boxes, scores = self.boxes(600)
+        everything = nms_rotated(boxes, scores, 0.3)
+        assert rotated_nms.greedy_nms(boxes, scores, 0.3, limit=limit).tolist() == everything[:limit].tolist()
+
+    def test_a_long_chain(self):
+        """Each box suppresses the next unless it is suppressed itself, so every second one stays."""
+        boxes = torch.tensor([[10.0 * i, 0, 14, 4, 0] for i in range(500)])
+        assert nms_rotated(boxes, -torch.arange(500.0), 0.1).tolist() == list(range(0, 500, 2))
+
+    def test_upright_boxes_as_by_the_other(self):
+        corners = random_boxes(400)
+        size_wh = corners[:, 2:] - corners[:, :2]
+        center = (corners[:, 2:] + corners[:, :2]) / 2
+        scores = torch.rand(400)
+        rotated = torch.cat([center, size_wh, torch.zeros(400, 1)], dim=1)
+        assert nms_rotated(rotated, scores, 0.4).tolist() == nms(corners, scores, 0.4).tolist()
+
+    def test_turned_by_180_degrees_is_the_same_region(self):
+        boxes = torch.tensor([[5.0, 3, 4, 2, a] for a in (0, 180, -180, 360)])
+        assert nms_rotated(boxes, torch.tensor([0.1, 0.4, 0.3, 0.4]), 0.99).tolist() == [1]
+        assert batched_nms_rotated(boxes, torch.ones(4), torch.tensor([0, 1, 2, 0]), 0.99).tolist() == [0, 1, 2]
+
+    def test_half_precision_and_empty_boxes(self):
+        boxes = torch.tensor([[5.0, 3, 4, 2, 0], [5, 3, 4, 2, 0], [5, 3, 0, 2, 0], [5, 3, 0, 2, 0]]).half()
+        scores = torch.tensor([0.5, 0.6, 0.7, 0.8]).half()
+        assert nms_rotated(boxes, scores, 0.5).tolist() == [3, 2, 1]
+
+    def test_wrong_shapes(self):
+        with pytest.raises(ValueError, match=r"shape \(N, 5\)"):
+            nms_rotated(torch.zeros(2, 4), torch.zeros(2), 0.5)
+        with pytest.raises(ValueError, match="each of 2 boxes"):
+            batched_nms_rotated(torch.zeros(2, 5), torch.zeros(2), torch.zeros(3), 0.5)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = [line for line in (Path(__file__).parent / "documented_names.txt").read_text().splitlines() if line and line[0] != "#"]
+LIST = Path(__file__).parent / "documented_names.txt"
+NAMES = [line for line in LIST.read_text().splitlines() if line and line[0] != "#"]
+# A path in backticks, with or without ::function.
+REFERENCE = r"`((?:detectron2|tools|configs|tests|docs|benchmarks)/[\w./*-]+?)(?:::([\w.]+))?`"
 
 
 def find(dotted: str):
@@ -39,7 +42,7 @@ def test_documented_name_exists(name: str):
 def test_paths_and_functions_named_in_documents_exist(document: str):
     text = (ROOT / document).read_text()
     missing = []
-    for path, member in re.findall(r"`((?:detectron2|tools|configs|tests|docs|benchmarks)/[\w./*-]+?)(?:::([\w.]+))?`", text):
+    for path, member in re.findall(REFERENCE, text):
         if "*" in path:
             continue
         if not (ROOT / path).exists():

@@ -22,7 +22,10 @@ def test_import_touches_no_dataset_folder(tmp_path: Path):
         import sys
         seen = []
         root = {str(tmp_path)!r}
-        sys.addaudithook(lambda event, args: seen.append((event, str(args[0]))) if args and root in str(args[0]) else None)
+        def note(event, args):
+            if args and root in str(args[0]):
+                seen.append((event, str(args[0])))
+        sys.addaudithook(note)
         import detectron2.data, detectron2.data.datasets, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
         from detectron2.data import DatasetCatalog
         assert "coco_2017_train" in DatasetCatalog.list()
@@ -41,8 +44,9 @@ def test_optional_and_heavy_packages_are_imported_only_where_used():
     loaded = run(
         """
         import sys
-        import detectron2.engine, detectron2.data, detectron2.modeling, detectron2.evaluation, detectron2.utils.visualizer
-        print([m for m in ("cv2", "tensorboard", "hotcoco", "pandas", "scipy", "onnx", "safetensors") if m in sys.modules])
+        import detectron2.engine, detectron2.data, detectron2.evaluation, detectron2.utils.visualizer
+        heavy = ("cv2", "tensorboard", "hotcoco", "pandas", "scipy", "onnx", "safetensors")
+        print([m for m in heavy if m in sys.modules])
         """
     )
     assert loaded.strip() == "[]"

@@ -8,9 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
+    RotatedAnchorGenerator,
     _create_grid_offsets,
     build_anchor_generator,
 )
+from detectron2.structures import RotatedBoxes
 
 
 def generator(**kwargs) -> DefaultAnchorGenerator:
@@ -109,3 +111,60 @@ def test_build_from_config():
     assert isinstance(g, DefaultAnchorGenerator)
     assert "DefaultAnchorGenerator" in ANCHOR_GENERATOR_REGISTRY
     assert g.strides == [4, 8] and g.num_anchors == [3, 3] and g.offset == 0.0
+
+
+class TestRotated:
+    @staticmethod
+    def generator(**kwargs) -> RotatedAnchorGenerator:
+        arguments = {
+            "sizes": [[8.0]], "aspect_ratios": [[1.0]], "strides": [4], "angles": [[-90.0, 0.0]], "offset": 0.0,
+        }  # fmt: skip
+        return RotatedAnchorGenerator(**{**arguments, **kwargs})
+
+    def test_empty_feature_map_has_no_anchors(self):
+        (anchors,) = self.generator()(maps((0, 5)))
+        assert isinstance(anchors, RotatedBoxes)
+        assert anchors.tensor.shape == (0, 5)
+
+    def test_anchors_by_hand(self):
+        (anchors,) = self.generator(offset=0.5)(maps((1, 2)))
+        assert anchors.tensor.tolist() == [[2, 2, 8, 8, -90], [2, 2, 8, 8, 0], [6, 2, 8, 8, -90], [6, 2, 8, 8, 0]]
+
+    def test_order_within_a_cell(self):
+        cell = self.generator().generate_cell_anchors((8, 16), (0.25, 4), (0, 30, 60))
+        expected = [
+            (0, 0, w, h, a) for w, h in ((16, 4), (4, 16), (32, 8), (8, 32)) for a in (0, 30, 60)
+        ]  # height over width
+        assert cell.tolist() == [list(row) for row in expected]
+
+    def test_levels(self):
+        g = self.generator(sizes=[[8], [16, 32]], strides=[4, 8], angles=[0, 45, 90])
+        assert g.num_anchors == g.num_cell_anchors == [3, 6]
+        first, second = g(maps((2, 3), (1, 1)))
+        assert len(first) == 18 and len(second) == 6
+        assert g.box_dim == 5 and not g.state_dict()
+
+    @pytest.mark.parametrize(
+        ("kwargs", "error", "message"),
+        [
+            ({"angles": []}, ValueError, "angles is empty"),
+            ({"angles": 30}, TypeError, "angles must be a list"),
+            ({"angles": [[0], [30]]}, ValueError, "2 entries for 1 feature maps"),
+            ({"offset": 1.0}, ValueError, "offset"),
+        ],
+    )
+    def test_bad_arguments(self, kwargs, error, message):
+        with pytest.raises(error, match=message):
+            self.generator(**kwargs)
+
+    def test_number_of_feature_maps_is_checked(self):
+        with pytest.raises(ValueError, match="made for 1 feature maps; got 2"):
+            self.generator()(maps((2, 2), (1, 1)))
+
+    def test_build_from_config(self):
+        cfg = get_cfg()
+        cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+        cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[-60, 0, 60, 90]]
+        g = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=16)])
+        assert isinstance(g, RotatedAnchorGenerator)
+        assert g.num_anchors == [5 * 3 * 4] and g.strides == [16]

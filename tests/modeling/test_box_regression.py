@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from detectron2.modeling.box_regression import (
     Box2BoxTransform,
     Box2BoxTransformLinear,
+    Box2BoxTransformRotated,
     _dense_box_regression_loss,
 )
 from detectron2.structures import Boxes
@@ -177,3 +178,62 @@ def test_unknown_loss_is_named():
     anchors, deltas, gt, mask = _dense_case()
     with pytest.raises(ValueError, match="unknown box regression loss 'l2'"):
         _dense_box_regression_loss([anchors], Box2BoxTransform((1, 1, 1, 1)), [deltas], list(gt), mask, "l2")
+
+
+class TestRotated:
+    """Five deltas; boxes `(x_center, y_center, width, height, angle)`."""
+
+    @staticmethod
+    def row(*numbers):
+        return torch.tensor([numbers], dtype=torch.float64)
+
+    def test_no_boxes(self):
+        transform, none = Box2BoxTransformRotated((1, 1, 1, 1, 1)), torch.zeros(0, 5)
+        assert transform.get_deltas(none, none).shape == (0, 5)
+        assert transform.apply_deltas(torch.zeros(0, 15), none).shape == (0, 15)
+
+    def test_by_hand(self):
+        transform = Box2BoxTransformRotated((10.0, 20.0, 5.0, 2.0, 3.0))
+        source, target = self.row(50, 40, 20, 10, 170), self.row(54, 35, 40, 5, -160)
+        deltas = transform.get_deltas(source, target)
+        expected = self.row(10 * 0.2, 20 * -0.5, 5 * math.log(2), 2 * math.log(0.5), 3 * math.radians(30))
+        torch.testing.assert_close(deltas, expected)
+        torch.testing.assert_close(transform.apply_deltas(deltas, source), target)
+
+    @given(
+        st.lists(st.tuples(*[st.floats(-100, 100)] * 2, *[st.floats(1, 100)] * 2, st.floats(-720, 720)), min_size=2),
+        st.sampled_from([(1.0, 1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0, 1.0), (1.0, 2.0, 3.0, 4.0, 5.0)]),
+    )
+    def test_decoding_undoes_encoding(self, rows, weights):
+        transform = Box2BoxTransformRotated(weights, scale_clamp=math.inf)
+        target = torch.tensor(rows, dtype=torch.float64)
+        source = target.flip(0)
+        got = transform.apply_deltas(transform.get_deltas(source, target), source)
+        torch.testing.assert_close(got[:, :4], target[:, :4])
+        turns = (got[:, 4] - target[:, 4]) / 360
+        torch.testing.assert_close(turns, turns.round(), rtol=0, atol=1e-9)
+        assert bool(((got[:, 4] >= -180) & (got[:, 4] < 180)).all())
+
+    def test_several_encodings_of_one_box(self):
+        transform = Box2BoxTransformRotated((1, 1, 1, 1, 1))
+        boxes = torch.rand(4, 5) * 50 + 1
+        deltas = torch.randn(4, 3 * 5)
+        expected = torch.cat([transform.apply_deltas(d, boxes) for d in deltas.split(5, dim=1)], dim=1)
+        torch.testing.assert_close(transform.apply_deltas(deltas, boxes), expected)
+
+    def test_growth_is_clamped_and_half_precision_decoded_in_single(self):
+        transform = Box2BoxTransformRotated((1, 1, 1, 1, 1))
+        decoded = transform.apply_deltas(torch.tensor([[0.0, 0, 100, 0, 0]]).half(), torch.tensor([[5.0, 3, 16, 2, 0]]))
+        assert decoded.dtype == torch.float32
+        torch.testing.assert_close(decoded, torch.tensor([[5.0, 3, 1000, 2, 0]]))
+
+    def test_errors(self):
+        transform = Box2BoxTransformRotated((1, 1, 1, 1, 1))
+        with pytest.raises(ValueError, match="five weights"):
+            Box2BoxTransformRotated((1, 1, 1, 1))
+        with pytest.raises(TypeError, match=r"pass \.tensor"):
+            transform.get_deltas(Boxes(torch.zeros(1, 4)), torch.zeros(1, 5))
+        with pytest.raises(ValueError, match=r"box 1 of 2.*has no area"):
+            transform.get_deltas(torch.tensor([[0.0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]), torch.ones(2, 5))
+        with pytest.raises(ValueError, match=r"k \* 5"):
+            transform.apply_deltas(torch.zeros(1, 4), torch.zeros(1, 5))

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectron2.layers import ROIAlign
+from detectron2.layers import ROIAlign, ROIAlignRotated
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, RotatedBoxes
 
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
@@ -158,3 +158,21 @@ def test_bad_inputs():
         pooler(dict(enumerate(pyramid())), [random_boxes(1)] * 2)
     with pytest.raises(ValueError, match="boxes of 1 images for a batch of 2"):
         pooler(pyramid(), [random_boxes(1)])
+
+
+class TestRotated:
+    def test_no_boxes(self):
+        pooler = ROIPooler(3, SCALES, 2, "ROIAlignRotated")
+        assert pooler(pyramid(), [RotatedBoxes([]), RotatedBoxes([])]).shape == (0, 3, 3, 3)
+
+    def test_each_region_comes_from_its_level(self):
+        pooler = ROIPooler((2, 3), SCALES, 2, "ROIAlignRotated")
+        features = pyramid()
+        sides = [10.0, 150, 300, 600]
+        boxes = RotatedBoxes([[60.0, 70, side, side, 30] for side in sides])
+        pooled = pooler(features, [RotatedBoxes([]), boxes])
+        regions = convert_boxes_to_pooler_format([RotatedBoxes([]), boxes])
+        assert regions.shape == (4, 6) and regions[:, 0].tolist() == [1, 1, 1, 1]
+        for level, scale in enumerate(SCALES):
+            expected = ROIAlignRotated((2, 3), scale, 2)(features[level], regions[level : level + 1])
+            torch.testing.assert_close(pooled[level : level + 1], expected)

@@ -124,7 +124,7 @@ def _texture(rng: np.random.Generator, size_hw: tuple[int, int], contrast: float
 def _place(rng: np.random.Generator, outline: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Scale, stretch, rotate and move a unit outline into the image; it may stick out by a little."""
     h, w = size_hw
-    radius = np.exp(rng.uniform(np.log(0.07), np.log(0.24))) * min(h, w)
+    radius = np.exp(rng.uniform(np.log(0.1), np.log(0.26))) * min(h, w)
     stretch = np.array([1.0, rng.uniform(0.75, 1.0)])
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

@@ -75,6 +75,13 @@ class FPN(Backbone):
         # The forward pass runs from the coarsest map to the finest.
         self.lateral_convs, self.output_convs = laterals[::-1], outputs[::-1]
 
+        if top_block is not None:
+            starts: Any = top_block.in_feature
+            if starts not in shapes and starts not in {f"p{level}" for level in levels}:
+                raise ValueError(
+                    f"FPN top_block starts from {starts!r}, but the bottom-up network offers {list(shapes)} and the "
+                    f"pyramid {[f'p{level}' for level in levels]}; set its in_feature"
+                )
         self.top_block: Any = top_block
         self.in_features = tuple(in_features)
         self.bottom_up = bottom_up
@@ -157,12 +164,16 @@ def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:
 
 
 class LastLevelMaxPool(nn.Module):
-    """Make `p6` by taking every second pixel of `p5`, as the original FPN does for its region proposals."""
+    """Make `p6` by taking every second pixel of `p5`, as the original FPN does for its region proposals.
 
-    def __init__(self):
+    Args:
+        in_feature: name of the map it starts from, where the pyramid does not end at `p5`.
+    """
+
+    def __init__(self, in_feature: str = "p5"):
         super().__init__()
         self.num_levels = 1
-        self.in_feature = "p5"
+        self.in_feature = in_feature
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the one further level."""
@@ -207,7 +218,9 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and :class:`LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
-    return _fpn_from_config(cfg, build_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    coarsest = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride
+    return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(f"p{coarsest.bit_length() - 1}"))
 
 
 @BACKBONE_REGISTRY.register()

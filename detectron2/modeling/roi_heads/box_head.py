@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from detectron2.utils.registry import Registry
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]

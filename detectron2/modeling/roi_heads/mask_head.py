@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.layers.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
+from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_scalar
 from detectron2.utils.registry import Registry

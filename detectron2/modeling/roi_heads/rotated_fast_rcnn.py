@@ -1,0 +1,244 @@
+"""Fast R-CNN on rotated boxes: its last layers, its inference, and the ROI heads that use them.
+
+`N` images, `R` regions over the whole batch (`Ri` in image i), `K` foreground classes, `D` detections. Boxes are
+`(x_center, y_center, width, height, angle)`: pixels of the network's input image; degrees, counter-clockwise. Class
+index `K` is background.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, nonzero_tuple
+from detectron2.layers._ops.rotated_nms import greedy_nms
+from detectron2.modeling.box_regression import Box2BoxTransformRotated
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated
+from detectron2.utils.events import put_scalar
+
+from ._base import pooler_from_config
+from ._matched_masks import take_matched
+from ._sampling import check_labels, mean_count
+from .box_head import build_box_head
+from .fast_rcnn import FastRCNNOutputLayers
+from .roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+
+__all__ = [
+    "RROIHeads",
+    "RotatedFastRCNNOutputLayers",
+    "fast_rcnn_inference_rotated",
+    "fast_rcnn_inference_single_image_rotated",
+]
+
+
+def fast_rcnn_inference_rotated(
+    boxes: list[torch.Tensor],
+    scores: list[torch.Tensor],
+    image_shapes: list[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[torch.Tensor]]:
+    """Turn the scored rotated boxes of every image into detections.
+
+    Args:
+        boxes: for each image `Tensor[Ri, K * 5]`, or `Tensor[Ri, 5]` when boxes do not depend on the class.
+        scores: for each image `Tensor[Ri, K + 1]`; the last column, background, is not used.
+        image_shapes: `(height, width)` of each image in pixels, to which nearly upright boxes are clipped.
+        score_thresh: only scores above this are kept.
+        nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better is kept.
+        topk_per_image: at most so many detections, the best ones; all of them when negative.
+
+    Returns:
+        For each image its detections with `pred_boxes` (`RotatedBoxes`), `scores` and `pred_classes`, best first; and
+        for each image the row of `boxes` that each detection came from.
+    """
+    results = [
+        fast_rcnn_inference_single_image_rotated(b, s, shape, score_thresh, nms_thresh, topk_per_image)
+        for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
+    ]
+    return [r[0] for r in results], [r[1] for r in results]
+
+
+@torch.no_grad()
+def fast_rcnn_inference_single_image_rotated(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, torch.Tensor]:
+    """`fast_rcnn_inference_rotated` of one image.
+
+    Args:
+        boxes: `Tensor[R, K * 5]` or `Tensor[R, 5]`; a row with a value that is not finite is passed over.
+        scores: `Tensor[R, K + 1]`.
+        image_shape: `(height, width)` in pixels.
+        score_thresh: only scores above this are kept.
+        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
+        topk_per_image: at most so many detections; all of them when negative.
+
+    Returns:
+        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
+    """
+    usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    scores = scores[:, :-1]
+    rows, classes = nonzero_tuple((scores > score_thresh) & usable[:, None])
+    per_class = boxes.unflatten(1, (-1, 5))
+    picked = RotatedBoxes(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
+    picked.clip(image_shape)
+    picked_scores = scores[rows, classes]
+
+    keep = greedy_nms(picked.tensor, picked_scores, nms_thresh, classes, limit=topk_per_image)
+    result = Instances(image_shape)
+    result.pred_boxes = picked[keep]
+    result.scores = picked_scores[keep]
+    result.pred_classes = classes[keep]
+    return result, rows[keep]
+
+
+class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Two linear layers that score each region's class and refine its rotated box.
+
+    Losses are those of `FastRCNNOutputLayers` on five deltas; `box_reg_loss_type` must be "smooth_l1", as the other
+    losses are defined for upright boxes only.
+
+    Args:
+        input_shape: shape of a region's feature, which is flattened; or just its number of channels.
+        box2box_transform: a `Box2BoxTransformRotated`.
+        **kwargs: see `FastRCNNOutputLayers`.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec | int, *, box2box_transform: Any, **kwargs: Any):
+        super().__init__(input_shape, box2box_transform=box2box_transform, **kwargs)
+        if self.box_reg_loss_type != "smooth_l1":
+            raise ValueError(
+                f"rotated boxes are trained with the loss 'smooth_l1', not {self.box_reg_loss_type!r}; set "
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
+            )
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Detections of each image from what `forward` returned; see `fast_rcnn_inference_rotated` for the result.
+
+        Args:
+            predictions: what `forward` returned for all regions of the batch.
+            proposals: for each image its regions with `proposal_boxes`.
+
+        Returns:
+            Detections of each image, and the region that each came from.
+        """
+        return fast_rcnn_inference_rotated(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [x.image_size for x in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Arguments of the constructor from `cfg.MODEL.ROI_HEADS` and `cfg.MODEL.ROI_BOX_HEAD`."""
+        return {
+            **super().from_config(cfg, input_shape),
+            "box2box_transform": Box2BoxTransformRotated(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+        }
+
+
+@ROI_HEADS_REGISTRY.register()
+class RROIHeads(StandardROIHeads):
+    """A box head for rotated boxes, as in Rotated Faster R-CNN. There are no masks or keypoints.
+
+    Args:
+        box_in_features: names of the feature maps that the box head pools from.
+        box_pooler: pools the features of a region; its type is "ROIAlignRotated".
+        box_head: layers before the box predictor.
+        box_predictor: a `RotatedFastRCNNOutputLayers`.
+        **kwargs: see `StandardROIHeads`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_in_features: list[str],
+        box_pooler: ROIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            box_in_features=box_in_features,
+            box_pooler=box_pooler,
+            box_head=box_head,
+            box_predictor=box_predictor,
+            **kwargs,
+        )
+        for what, key, on in (
+            ("masks", "MODEL.MASK_ON", self.mask_on),
+            ("keypoints", "MODEL.KEYPOINT_ON", self.keypoint_on),
+            ("training on predicted boxes", "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", self.train_on_pred_boxes),
+        ):
+            if on:
+                raise ValueError(f"RROIHeads, for rotated boxes, has no {what}; set {key} to False")
+
+    @torch.no_grad()
+    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        """Match rotated proposals with the ground truth and sample `batch_size_per_image` of each image.
+
+        Args:
+            proposals: for each image its proposals with `proposal_boxes` and `objectness_logits`.
+            targets: for each image its ground truth with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            For each image the sampled proposals with `gt_classes` and, unless the image has no ground truth, the other
+            `gt_*` fields of the matched ground truth; on background they mean nothing.
+        """
+        check_labels(targets, self.num_classes)
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled_proposals, num_background, num_sampled = [], [], 0
+        for per_image, target in zip(proposals, targets, strict=True):
+            overlaps = pairwise_iou_rotated(target.gt_boxes, per_image.proposal_boxes)
+            matched, match_labels = self.proposal_matcher(overlaps)
+            sampled, labels = self._sample_proposals(matched, match_labels, target.gt_classes)
+            chosen = per_image[sampled]
+            chosen.gt_classes = labels
+            if len(target) > 0:
+                matched = matched[sampled]
+                for name, value in target.get_fields().items():
+                    if name.startswith("gt_") and not chosen.has(name):
+                        chosen.set(name, take_matched(value, matched))
+            sampled_proposals.append(chosen)
+            num_background.append((labels == self.num_classes).sum())
+            num_sampled += labels.numel()
+        background = mean_count(num_background)
+        put_scalar("roi_head/num_fg_samples", num_sampled / max(len(targets), 1) - background)
+        put_scalar("roi_head/num_bg_samples", background)
+        return sampled_proposals
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Constructor arguments of the box branch; meant to be overridden, the dictionary to be edited."""
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        pooler_type = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE
+        if pooler_type != "ROIAlignRotated":
+            raise ValueError(
+                f"RROIHeads pools rotated boxes, which {pooler_type!r} cannot; set MODEL.ROI_BOX_HEAD.POOLER_TYPE to "
+                "'ROIAlignRotated'"
+            )
+        box_pooler, pooled = pooler_from_config(cfg.MODEL.ROI_BOX_HEAD, in_features, input_shape)
+        box_head = build_box_head(cfg, pooled)
+        return {
+            "box_in_features": in_features,
+            "box_pooler": box_pooler,
+            "box_head": box_head,
+            "box_predictor": RotatedFastRCNNOutputLayers(cfg, box_head.output_shape),
+        }

@@ -1,0 +1,211 @@
+"""Rotated boxes, and the overlap between them.
+
+Letters: `N`, `M` boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+
+from .boxes import Boxes
+
+__all__ = ["RotatedBoxes", "pairwise_iou"]
+
+
+class RotatedBoxes(Boxes):
+    """A list of rotated boxes, stored as one float32 tensor: rows of ``(x_center, y_center, width, height, angle)``.
+
+    All but the angle is in absolute pixels, continuous coordinates.  The angle is in degrees: take the upright box of
+    this centre, width and height, and turn it about its centre, counter-clockwise as seen on the screen for positive
+    angles.  With y pointing down, a point of the upright box at ``(dx, dy)`` from the centre goes to
+    ``(cos a * dx + sin a * dy, cos a * dy - sin a * dx)``.  So the side along ``width`` of ``(5, 3, 4, 2, 90)`` runs
+    upwards, from ``(5, 5)`` to ``(5, 1)``.
+
+    Angles that differ by 360 mean the same box.  Those that differ by 180 cover the same region but point elsewhere:
+    their overlap is complete, their pooled features are upside down to each other.  Any angle may be stored;
+    :meth:`normalize_angles` brings it into ``[-180, 180)``.
+
+    Args:
+        tensor: ``(N, 5)``; or what :func:`torch.as_tensor` turns into that.
+
+    Attributes:
+        tensor: the boxes, ``(N, 5)``.
+
+    Raises:
+        ValueError: the shape is not ``(N, 5)``.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        values = torch.as_tensor(tensor, dtype=torch.float32)
+        if values.dim() != 2 or values.shape[1] != 5:
+            if values.numel():
+                raise ValueError(
+                    "RotatedBoxes expects a tensor of shape (N, 5), rows of (x_center, y_center, width, height, "
+                    f"angle in degrees); got {tuple(values.shape)}."
+                )
+            values = values.reshape(-1, 5) if values.dim() < 2 else values.new_empty((0, 5))
+        self.tensor = values
+
+    def clone(self) -> RotatedBoxes:
+        """A copy with its own storage."""
+        return RotatedBoxes(self.tensor.clone())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RotatedBoxes:
+        """The same boxes on another device."""
+        return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
+
+    def area(self) -> torch.Tensor:
+        """Area of each box, ``(N,)``, in square pixels."""
+        return self.tensor[:, 2] * self.tensor[:, 3]
+
+    def normalize_angles(self) -> None:
+        """Bring the angles into ``[-180, 180)``; this object changes, the tensor it was made of does not."""
+        self.tensor = torch.cat((self.tensor[:, :4], _principal(self.tensor[:, 4:])), dim=1)
+
+    def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
+        """Limit nearly upright boxes to the image, and normalise all angles.
+
+        Other boxes stay as they are: cut off at the border they would be no rectangles, and shrunk to fit they would
+        lose what they are to cover.  Pooling copes with what lies outside.
+
+        This object changes; the tensor it was made of does not.
+
+        Args:
+            box_size: ``(height, width)`` of the image.
+            clip_angle_threshold: in degrees; boxes are clipped whose normalised angle is no further from 0 than this.
+                They are treated as upright and keep their angle.
+        """
+        height, width = box_size
+        center_xy, size_wh, angle = self.tensor.split((2, 2, 1), dim=1)
+        angle = _principal(angle)
+        half_wh = size_wh / 2
+        low, high = center_xy - half_wh, center_xy + half_wh
+        low = torch.stack((low[:, 0].clamp(0, width), low[:, 1].clamp(0, height)), dim=1)
+        high = torch.stack((high[:, 0].clamp(0, width), high[:, 1].clamp(0, height)), dim=1)
+        upright = angle.abs() <= clip_angle_threshold
+        # A box inside the image may not grow by the rounding of its corners.
+        clipped = torch.cat(((low + high) / 2, torch.minimum(high - low, size_wh)), dim=1)
+        self.tensor = torch.cat((torch.where(upright, clipped, self.tensor[:, :4]), angle), dim=1)
+
+    def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
+        """Which boxes are wider and higher than ``threshold`` pixels: bool ``(N,)``."""
+        return (self.tensor[:, 2:4] > threshold).all(dim=1)
+
+    def __getitem__(self, item: Any) -> RotatedBoxes:
+        """Select boxes.
+
+        Args:
+            item: an integer (the result holds one box), a slice, a bool vector of length `N`, or an integer vector.
+
+        Returns:
+            The selected boxes, sharing storage where PyTorch's indexing does.
+
+        Raises:
+            IndexError: ``item`` has more than one dimension.
+        """
+        if isinstance(item, int):
+            return RotatedBoxes(self.tensor[item].view(1, -1))
+        rows = self.tensor[item]
+        if rows.dim() != 2:
+            raise IndexError(
+                f"RotatedBoxes are indexed along one dimension; {item!r} selects shape {tuple(rows.shape)}."
+            )
+        return RotatedBoxes(rows)
+
+    def __repr__(self) -> str:
+        return f"RotatedBoxes({self.tensor})"
+
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
+        """Which boxes lie within the image with all of their corners, or leave it by less than a margin.
+
+        Args:
+            box_size: ``(height, width)`` of the image.
+            boundary_threshold: the margin in pixels; the right and the lower margin are exclusive.
+
+        Returns:
+            bool ``(N,)``.
+        """
+        height, width = box_size
+        x, y, box_width, box_height, angle = self.tensor.unbind(1)
+        theta = torch.deg2rad(angle)
+        cos, sin = theta.cos().abs(), theta.sin().abs()
+        # How far the corners are from the centre, along x and y.
+        reach_x = (box_width * cos + box_height * sin) / 2
+        reach_y = (box_width * sin + box_height * cos) / 2
+        margin = boundary_threshold
+        inside_x = (x - reach_x >= -margin) & (x + reach_x < width + margin)
+        return inside_x & (y - reach_y >= -margin) & (y + reach_y < height + margin)
+
+    def get_centers(self) -> torch.Tensor:
+        """Centre ``(x, y)`` of each box, ``(N, 2)``."""
+        return self.tensor[:, :2]
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Multiply x by ``scale_x`` and y by ``scale_y``; this object changes, the tensor it was made of does not.
+
+        Unequal factors turn a rectangle into a parallelogram, unless it is upright.  The result is the rectangle whose
+        sides are as long as those of the parallelogram, and whose ``height`` side points where that one's does.
+
+        Args:
+            scale_x: factor of horizontal lengths.
+            scale_y: factor of vertical lengths.
+        """
+        x, y, width, height, angle = self.tensor.unbind(1)
+        theta = torch.deg2rad(angle)
+        cos, sin = theta.cos(), theta.sin()
+        # The width vector is (cos, -sin), the height vector (sin, cos).
+        self.tensor = torch.stack(
+            (
+                x * scale_x,
+                y * scale_y,
+                width * torch.hypot(scale_x * cos, scale_y * sin),
+                height * torch.hypot(scale_x * sin, scale_y * cos),
+                torch.rad2deg(torch.atan2(scale_x * sin, scale_y * cos)),
+            ),
+            dim=1,
+        )
+
+    @classmethod
+    def cat(cls, boxes_list: Sequence[RotatedBoxes]) -> RotatedBoxes:
+        """Concatenate lists of boxes into one that shares no storage with them; none give an empty one.
+
+        Args:
+            boxes_list: the lists.
+
+        Returns:
+            All boxes, in order.
+
+        Raises:
+            TypeError: ``boxes_list`` holds something else than ``RotatedBoxes``.
+        """
+        for boxes in boxes_list:
+            if not isinstance(boxes, RotatedBoxes):
+                raise TypeError(f"{cls.__name__}.cat expects a list of RotatedBoxes, found {type(boxes).__name__}.")
+        if len(boxes_list) == 0:
+            return cls(torch.empty(0))
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
+
+
+def _principal(angle: torch.Tensor) -> torch.Tensor:
+    """Angles in degrees, brought into ``[-180, 180)``."""
+    return torch.remainder(angle + 180.0, 360.0) - 180.0
+
+
+def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> torch.Tensor:
+    """Intersection over union of every pair, ``(N, M)``; exported as ``detectron2.structures.pairwise_iou_rotated``.
+
+    See :func:`detectron2.layers.rotated_boxes.pairwise_iou_rotated`.
+
+    Args:
+        boxes1: `N` boxes.
+        boxes2: `M` boxes.
+
+    Returns:
+        float32 ``(N, M)``; 0 where boxes do not overlap.
+    """
+    return pairwise_iou_rotated(boxes1.tensor, boxes2.tensor)

@@ -1,0 +1,78 @@
+"""``detectron2 eval`` with configs of both kinds."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("kind", ["yaml", "lazy"])
+def test_as_it_was_trained(command, trained, lazy_trained, coco, tmp_path, kind):
+    """The numbers are those that training ended with."""
+    folder = {"yaml": trained, "lazy": lazy_trained}[kind]
+    weights = folder / "model_final.pth"
+    args = ["eval", "--config-file", folder / "config.yaml", "--weights", weights, *coco, "--output", tmp_path]
+    status, out, err = command(*args)
+    assert status == 0, err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"bbox", "segm"}
+    assert f"Results: {tmp_path / 'results.json'}" in out
+    records = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    after_training = {k: v for r in records for k, v in r.items() if k.startswith(("bbox/", "segm/"))}
+    assert after_training
+    for name, value in after_training.items():
+        task, metric = name.split("/")
+        assert results[task][metric] == pytest.approx(value, nan_ok=True), name
+
+
+def test_beside_the_weights(command, trained, coco, tmp_path):
+    weights = tmp_path / "model_final.pth"
+    weights.write_bytes((trained / "model_final.pth").read_bytes())
+    status, _, err = command("eval", "--config-file", trained / "config.yaml", "--weights", weights, *coco)
+    assert status == 0, err
+    assert (tmp_path / "eval" / "results.json").is_file()
+
+
+def test_weights_of_the_config(command, trained, coco, tmp_path):
+    status, _, err = command(
+        *("eval", "--config-file", trained / "config.yaml", *coco, "--output", tmp_path),
+        *("MODEL.WEIGHTS", trained / "model_final.pth"),
+    )
+    assert status == 0, err
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_voc(command, trained, voc, tmp_path):
+    status, _, err = command(
+        *("eval", "--config-file", trained / "config.yaml", "--weights", trained / "model_final.pth", *voc),
+        *("--classes", "disc,square,triangle,star,cross,moon", "--output", tmp_path),
+        *("DATASETS.TEST", "('cli_voc_test',)"),
+    )
+    assert status == 0, err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "bbox" in results
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        ([], "No weights: give --weights FILE, or MODEL.WEIGHTS"),
+        (["--weights", "/no/such.pth"], "There is no checkpoint /no/such.pth"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["--config-file", "Nothing/here.yaml"], "no config file 'Nothing/here.yaml'"),
+    ],
+)
+def test_errors(command, yaml_file, coco, tmp_path, opts, message):
+    status, _, err = command("eval", "--config-file", yaml_file, *coco, "--output", tmp_path, *opts)
+    assert status == 1
+    assert message in err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_lazy_errors(command, lazy_file, coco, tmp_path):
+    base = ["eval", "--config-file", lazy_file, *coco, "--output", tmp_path]
+    status, _, err = command(*base)
+    assert status == 1
+    assert "No weights" in err
+    status, _, err = command(*base, "~dataloader.evaluator")
+    assert status == 1
+    assert "does not define dataloader.evaluator" in err

@@ -1,0 +1,213 @@
+"""``detectron2 train`` with configs of both kinds and data sets in both formats."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+
+from detectron2.config import LazyConfig
+from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+
+
+def check_output(folder):
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert json.loads((folder / "metadata.json").read_text())["thing_classes"] == list(SHAPE_CLASSES)
+    losses = [r["total_loss"] for r in map(json.loads, (folder / "metrics.json").read_text().splitlines()) if "lr" in r]
+    assert len(losses) == 1
+    assert "Starting training" in (folder / "log.txt").read_text()
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def test_yaml(trained):
+    assert check_output(trained)["iteration"] == 1
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    assert saved["OUTPUT_DIR"] == str(trained)
+
+
+def test_lazy(lazy_trained):
+    assert check_output(lazy_trained)["iteration"] == 1
+    assert LazyConfig.load(str(lazy_trained / "config.yaml")).train.output_dir == str(lazy_trained)
+
+
+def test_changes_and_resume(command, yaml_file, coco, tmp_path):
+    """Changes stand wherever they like among the options; resuming continues where the run had ended."""
+    base = ["train", "--config-file", yaml_file, *coco]
+    status, _, err = command(*base, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", "5e-4", "--output", tmp_path)
+    assert status == 0, err
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["BASE_LR"] == 5e-4
+    status, out, err = command(*base, "--output", tmp_path, "--resume", "SOLVER.MAX_ITER", "2")
+    assert status == 0, err
+    assert "Starting training from iteration 1" in out
+    status, _, err = command(*base, "--output", tmp_path, "--resume", "SOLVER.MAX_ITER", "2")
+    assert status == 1
+    assert "model_final.pth is at iteration 2 and SOLVER.MAX_ITER is 2" in err
+
+
+def test_lazy_changes_and_resume(command, lazy_file, coco, tmp_path):
+    base = ["train", "--config-file", lazy_file, *coco, "--output", tmp_path / "with space=x"]
+    status, _, err = command(*base, "train.max_iter=1", "~dataloader.evaluator")
+    assert status == 0, err
+    assert LazyConfig.load(str(tmp_path / "with space=x" / "config.yaml")).train.max_iter == 1
+    status, _, err = command(*base, "--resume", "train.max_iter=1")
+    assert status == 1
+    assert "is at iteration 1 and train.max_iter is 1" in err
+
+
+def test_yaml_that_a_lazy_run_saved(command, lazy_trained, coco, tmp_path):
+    config = lazy_trained / "config.yaml"
+    status, _, err = command("train", "--config-file", config, *coco, "--output", tmp_path, "train.max_iter=1")
+    assert status == 0, err
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_name_in_the_model_zoo(command, coco, tmp_path):
+    """It goes as far as the weights, which are taken from a file that is not there."""
+    status, out, err = command(
+        *("train", "--config-file", "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", *coco, "--output", tmp_path),
+        *("DATASETS.TRAIN", "('cli_shapes',)", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+        *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "MODEL.WEIGHTS", "/no/such/file.pth"),
+    )
+    assert status == 1
+    assert "Contents of" in out
+    assert "There is no checkpoint /no/such/file.pth" in err
+
+
+@pytest.mark.parametrize("classes", [None, "star, disc,square,triangle,cross,moon"])
+def test_voc(command, yaml_file, voc, tmp_path, classes):
+    status, _, err = command(
+        *(
+            "train",
+            "--config-file",
+            yaml_file,
+            *voc,
+            *(["--classes", classes] if classes else []),
+            "--output",
+            tmp_path,
+        ),
+        *(
+            "DATASETS.TRAIN",
+            "('cli_voc_train',)",
+            "DATASETS.TEST",
+            "()",
+            "MODEL.MASK_ON",
+            "False",
+            "SOLVER.MAX_ITER",
+            "1",
+        ),
+    )
+    assert status == 0, err
+    found = json.loads((tmp_path / "metadata.json").read_text())["thing_classes"]
+    if classes is None:
+        assert found == sorted(found)
+        assert set(found) <= set(SHAPE_CLASSES)
+    else:
+        assert found == ["star", "disc", "square", "triangle", "cross", "moon"]
+
+
+@pytest.mark.parametrize("kind", ["file", "module"])
+def test_import(command, yaml_file, data, tmp_path, monkeypatch, kind):
+    """A data set that is registered by a module of the user's."""
+    (tmp_path / "cli_my_data.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "from detectron2.data.datasets import register_coco_instances\n"
+        f"register_coco_instances('cli_mine', {{}}, {str(data / 'annotations.json')!r}, {str(data / 'images')!r})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "cli_my_data" if kind == "module" else str(tmp_path / "cli_my_data.py")
+    status, _, err = command(
+        *("train", "--config-file", yaml_file, "--import", name, "--output", tmp_path / "out"),
+        *("DATASETS.TRAIN", "('cli_mine',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"),
+    )
+    sys.modules.pop("cli_my_data", None)
+    assert status == 0, err
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_no_gpu(command, lazy_file, coco, tmp_path, monkeypatch):
+    """The default device is a GPU; without one, the CPU is used, and that is said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, err = command("train", "--config-file", lazy_file, *coco, "--output", tmp_path, "train.max_iter=1")
+    assert status == 0, err
+    assert LazyConfig.load(str(tmp_path / "config.yaml")).train.device == "cpu"
+
+
+class TestErrors:
+    """What goes wrong on the command line itself; data and weights are in ``tests/e2e/test_bad_input.py``."""
+
+    @pytest.mark.parametrize(
+        ("args", "messages"),
+        [
+            (["--config-file", "COCO-Detection/faster_rcnn_R_50_FPN_1.yaml"], ["faster_rcnn_R_50_FPN_1x.yaml"]),
+            (["--config-file", "/no/such/file.yaml"], ["no config file '/no/such/file.yaml'", "working directory"]),
+            (["--config-file", "{yaml}", "SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", "did you mean 'SOLVER.BASE_LR'"]),
+            (["--config-file", "{yaml}", "SOLVER.BASE_LR"], ["key and value", "['SOLVER.BASE_LR']"]),
+            (["--config-file", "{yaml}", "SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR must be float", "'fast'"]),
+            (["--config-file", "{lazy}", "train.max_itr=3"], ["train.max_itr=3", "did you mean 'max_iter'"]),
+            (["--config-file", "{lazy}", "train.max_iter", "3"], ["'train.max_iter'", "KEY=VALUE"]),
+            (["--config-file", "{yaml}", "--coco", "n", "no.json", "d"], ["--coco n: no such file or folder: no.json"]),
+            (["--config-file", "{yaml}", "--voc", "n", "no", "train"], ["--voc n: no such file", "train.txt"]),
+            (["--config-file", "{yaml}", "--classes", "a,b"], ["--classes", "there is no --voc"]),
+            (["--config-file", "{yaml}", "--import", "no_such_module"], ["No module named 'no_such_module'"]),
+            (["--config-file", "{yaml}", "--import", "no_such.py"], ["no_such.py"]),
+        ],
+        ids=lambda x: " ".join(x)[:50],
+    )
+    def test_one_message(self, command, yaml_file, lazy_file, tmp_path, args, messages):
+        args = [a.format(yaml=yaml_file, lazy=lazy_file) for a in args]
+        status, out, err = command("train", "--output", tmp_path, *args)
+        assert status == 1
+        for message in ("detectron2 train: ", *messages, "--traceback"):
+            assert message in err
+        assert "Traceback (most" not in out + err
+
+    def test_traceback_on_request(self, command, yaml_file):
+        with pytest.raises(KeyError, match=r"did you mean 'SOLVER\.BASE_LR'"):
+            command("train", "--config-file", yaml_file, "--traceback", "SOLVER.BASE_LRR", "1")
+
+    def test_class_that_is_not_named(self, command, yaml_file, voc, tmp_path):
+        args = ["--config-file", yaml_file, *voc, "--classes", "disc", "--output", tmp_path]
+        status, _, err = command("train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "MODEL.MASK_ON", "False")
+        assert status == 1
+        assert "which is not among the class names ['disc']" in err
+        assert ".xml'" in err
+
+    def test_voc_without_objects(self, command, yaml_file, tmp_path):
+        (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+        (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("")
+        status, _, err = command("train", "--config-file", yaml_file, "--voc", "cli_none", tmp_path, "train")
+        assert status == 1
+        assert "name the classes with --classes" in err
+
+    def test_lazy_test_set_that_is_not_registered(self, command, lazy_file, coco, tmp_path):
+        args = ["--config-file", lazy_file, *coco, "--output", tmp_path, "dataloader.test.dataset.names=cli_shape"]
+        status, _, err = command("train", *args)
+        assert status == 1
+        assert "'cli_shape' is not registered" in err
+        assert "'cli_shapes'" in err
+        assert not list(tmp_path.glob("*.pth"))
+
+    def test_lazy_file_that_is_not_python(self, command, tmp_path):
+        (tmp_path / "bad.py").write_text("train = dict(\n")
+        status, _, err = command("train", "--config-file", tmp_path / "bad.py")
+        assert status == 1
+        assert f"{tmp_path / 'bad.py'}, line 1: " in err
+
+    def test_lazy_file_without_sections(self, command, tmp_path):
+        (tmp_path / "part.py").write_text("model = dict()\n")
+        status, _, err = command("train", "--config-file", tmp_path / "part.py")
+        assert status == 1
+        assert "part.py does not define dataloader, train." in err
+
+    def test_file_that_is_not_yaml(self, command, tmp_path):
+        (tmp_path / "bad.yaml").write_text("a: [\n")
+        status, _, err = command("train", "--config-file", tmp_path / "bad.yaml")
+        assert status == 1
+        assert "bad.yaml is not valid YAML" in err
+
+    def test_no_config(self, capsys, command):
+        with pytest.raises(SystemExit) as exit_:
+            command("train")
+        assert exit_.value.code == 2
+        assert "--config-file" in capsys.readouterr().err
