@@ -159,7 +159,7 @@ def _results_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def _number(value: Any) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def _picture(path: Path) -> str:

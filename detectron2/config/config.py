@@ -168,7 +168,7 @@ class CfgNode(_FvcoreNode):
         Returns:
             The text, with tuples written as lists.
         """
-        return super().dump(*args, **kwargs)
+        return super(CfgNode, _unshared(self)).dump(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -183,6 +183,21 @@ class CfgNode(_FvcoreNode):
         for key, value in self.items():
             clone[key] = copy.deepcopy(value, memo)
         return clone
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places hold the same list: YAML would write ``&id001`` and ``*id001`` for them.
+
+    Tuples become lists, because all empty tuples are one object.
+    """
+    if isinstance(value, CfgNode):
+        clone = copy.copy(value)
+        for key, item in value.items():
+            dict.__setitem__(clone, key, _unshared(item))
+        return clone
+    if isinstance(value, (list, tuple)):
+        return [_unshared(item) for item in value]
+    return value
 
 
 def _refuse_base(keys: Any) -> None:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -181,6 +182,14 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     )
 
 
+def _num_workers(wanted: int) -> int:
+    """No more workers than cores: the default, 4, would slow a small machine down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > cores:
+        logger.info("DATALOADER.NUM_WORKERS is %d; using %d, the number of cores.", wanted, cores)
+    return min(wanted, cores)
+
+
 def _sampler_from_config(cfg: CfgNode, dataset: Any) -> Any:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     logger.info("Using training sampler %s.", name)
@@ -224,7 +233,7 @@ def _train_loader_from_config(
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "num_workers": _num_workers(cfg.DATALOADER.NUM_WORKERS),
     }
 
 
@@ -315,7 +324,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
     return {
         "dataset": dataset,
         "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "num_workers": _num_workers(cfg.DATALOADER.NUM_WORKERS),
         "sampler": None if isinstance(dataset, torchdata.IterableDataset) else InferenceSampler(len(dataset)),
     }
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectron2.utils.tracing import is_compiling as check_if_dynamo_compiling
+from detectron2.utils.tracing import check_if_dynamo_compiling
 
 __all__ = [
     "BatchNorm2d",

@@ -5,7 +5,7 @@ Models do not ask. Code around them (checks that would freeze a data-dependent a
 
 import torch
 
-__all__ = ["assert_fx_safe", "is_compiling", "is_fx_tracing", "is_tracing"]
+__all__ = ["assert_fx_safe", "check_if_dynamo_compiling", "is_compiling", "is_fx_tracing", "is_tracing"]
 
 
 def is_fx_tracing() -> bool:
@@ -19,6 +19,9 @@ def is_fx_tracing() -> bool:
 def is_compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` is capturing the caller."""
     return torch.compiler.is_compiling()
+
+
+check_if_dynamo_compiling = is_compiling  # its published name, in detectron2.layers
 
 
 def is_tracing() -> bool:

@@ -737,3 +737,16 @@ def test_misuse_of_configurable_is_explained():
             owner(CFG)
     with pytest.raises(TypeError, match="no argument 'zzz'"):
         Head(CFG, zzz=1)
+
+
+def test_dump_writes_no_anchors():
+    cfg = get_cfg()
+    shared = [1, 2]
+    cfg.A = CfgNode({"x": shared, "y": shared, "z": (), "w": (), "deep": [shared, shared]})
+    text = cfg.dump()
+    assert "&" not in text and "*" not in text
+    fresh = get_cfg()
+    fresh.A = CfgNode({"x": [], "y": [], "z": (), "w": (), "deep": []})
+    fresh.merge_from_other_cfg(CfgNode.load_cfg(text))
+    assert fresh.dump() == text
+    assert (cfg.A.x, cfg.A.z) == ([1, 2], ())  # the config itself is unchanged

@@ -11,7 +11,7 @@ import torch.utils.data as torchdata
 from PIL import Image
 
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog, build
 from detectron2.data.build import (
     _train_loader_from_config,
     build_batch_data_loader,
@@ -300,10 +300,10 @@ class TestBatches:
     def test_seeds_all_generators(self):
         torch.manual_seed(5)
         worker_init_reset_seed(0)
-        first = np.random.rand()  # noqa: NPY002  # the global generator is what is seeded
+        first = np.random.rand()  # the global generator is what is seeded
         torch.manual_seed(5)
         worker_init_reset_seed(0)
-        assert np.random.rand() == first  # noqa: NPY002  # as above
+        assert np.random.rand() == first  # as above
 
 
 class _Random(torchdata.Dataset):
@@ -314,7 +314,7 @@ class _Random(torchdata.Dataset):
         return len(self.items)
 
     def __getitem__(self, index):
-        return float(np.random.rand())  # noqa: NPY002  # the global generator is what is seeded
+        return float(np.random.rand())  # the global generator is what is seeded
 
 
 class TestTrainLoader:
@@ -484,3 +484,11 @@ class TestTestLoader:
         cfg.DATASETS.PROPOSAL_FILES_TEST = (str(tmp_path / "p.pkl"),)
         (batch,) = build_detection_test_loader(cfg, "test_build")
         assert len(batch[0]["proposals"]) == 1
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(0, 0), (1, 1), (2, 2), (64, 2)])
+def test_no_more_workers_than_cores(monkeypatch, caplog, wanted, used):
+    monkeypatch.setattr(build.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    caplog.set_level("INFO")
+    assert build._num_workers(wanted) == used
+    assert ("using 2, the number of cores" in caplog.text) == (wanted > used)

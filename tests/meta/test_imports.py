@@ -45,7 +45,7 @@ def test_optional_and_heavy_packages_are_imported_only_where_used():
         """
         import sys
         import detectron2.engine, detectron2.data, detectron2.evaluation, detectron2.utils.visualizer
-        heavy = ("cv2", "tensorboard", "hotcoco", "pandas", "scipy", "onnx", "safetensors")
+        heavy = ("cv2", "tensorboard", "matplotlib", "pandas", "scipy", "onnx", "safetensors")
         print([m for m in heavy if m in sys.modules])
         """
     )

@@ -40,6 +40,7 @@ def test_public_names_are_listed_and_exist(path: Path):
         return  # commands are called by name, not imported
     tree = ast.parse(path.read_text())
     assigned = {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    assigned |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     assert "__all__" in assigned, f"{path.relative_to(ROOT)} has no __all__"
     module = importlib.import_module(module_name(path))
     assert [n for n in module.__all__ if not hasattr(module, n)] == []

@@ -29,9 +29,9 @@ def test_the_palette_cannot_be_changed_from_outside():
 
 def test_random_colours_are_from_the_palette():
     palette = {tuple(color) for color in colormap(rgb=True, maximum=1)}
-    np.random.seed(3)  # noqa: NPY002  # the global generator is what it draws from
+    np.random.seed(3)  # the global generator is what it draws from
     first = [random_color(rgb=True, maximum=1) for _ in range(5)]
-    np.random.seed(3)  # noqa: NPY002  # the global generator is what it draws from
+    np.random.seed(3)  # the global generator is what it draws from
     np.testing.assert_array_equal(first, [random_color(rgb=True, maximum=1) for _ in range(5)])
     assert {tuple(color) for color in first} <= palette
     random.seed(0)

@@ -23,9 +23,9 @@ def test_alone_everything_is_trivial(monkeypatch):
 
 
 def test_shared_seed_follows_the_global_generator():
-    np.random.seed(5)  # noqa: NPY002  # the global generator is meant
+    np.random.seed(5)  # the global generator is meant
     first = comm.shared_random_seed()
-    np.random.seed(5)  # noqa: NPY002  # the global generator is meant
+    np.random.seed(5)  # the global generator is meant
     assert comm.shared_random_seed() == first
     assert 0 <= first < 2**31
 

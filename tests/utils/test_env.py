@@ -11,7 +11,7 @@ from detectron2.utils import env
 
 
 def draw():
-    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002  # the global generator is meant
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # the global generator is meant
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40])

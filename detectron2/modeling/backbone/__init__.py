@@ -1,3 +1,5 @@
+"""Networks that turn images into feature maps."""
+
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone
 from .fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone

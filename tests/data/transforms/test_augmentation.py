@@ -50,7 +50,7 @@ def test_tutorial_basic_usage(image):
 def test_tutorial_new_augmentations(image):
     class MyColorAugmentation(T.Augmentation):
         def get_transform(self, image):
-            r = np.random.rand(2)  # noqa: NPY002 (as in the tutorial)
+            r = np.random.rand(2)
             return T.ColorTransform(lambda x: x * r[0] + r[1] * 10)
 
     class MyCustomResize(T.Augmentation):
