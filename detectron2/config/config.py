@@ -168,7 +168,7 @@ class CfgNode(_FvcoreNode):
         Returns:
             The text, with tuples written as lists.
         """
-        return super(CfgNode, _unshared(self)).dump(*args, **kwargs)
+        return _FvcoreNode.dump(_unshared(self), *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

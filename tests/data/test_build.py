@@ -278,13 +278,13 @@ class TestBatches:
                 return iter([1, 2])
 
         assert list(build_batch_data_loader(Stream(), None, 2)) == [[1, 2]]
-        for build in (
+        for make in (
             lambda: build_batch_data_loader(Stream(), [0], 1),
             lambda: build_detection_train_loader(Stream(), mapper=str, sampler=[0], total_batch_size=1),
             lambda: build_detection_test_loader(Stream(), mapper=str, sampler=[0]),
         ):
             with pytest.raises(ValueError, match="sampler must be None"):
-                build()
+                make()
         assert list(build_detection_test_loader(Stream(), mapper=str)) == [["1"], ["2"]]
 
     def test_workers_have_their_own_random_numbers(self):
