@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.cli._common import save_metadata
@@ -24,6 +25,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES, generate_shapes_dataset
 from detectron2.engine import DefaultTrainer
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
@@ -120,7 +123,7 @@ def _prepare_data(folder: Path, name: str, count: int, seed: int) -> None:
         _say(f"Data: {folder} is there.")
     else:
         _say(f"Data: drawing {count} images of {len(SHAPE_CLASSES)} classes into {folder} ...")
-        generate_shapes_dataset(folder, count, seed=seed)
+        generate_shapes_dataset(folder, count, max_objects=5, seed=seed)
     if name in DatasetCatalog:  # a second run in the same process, perhaps in another folder
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -128,9 +131,16 @@ def _prepare_data(folder: Path, name: str, count: int, seed: int) -> None:
 
 
 class _DemoTrainer(DefaultTrainer):
-    """The default trainer with a progress line in the terminal."""
+    """The default trainer with another optimizer, and a progress line in the terminal."""
 
     results: Any = None
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """-> AdamW: from scratch and in so few iterations it gets twice as far as the usual SGD."""
+        groups = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     def build_writers(self) -> list[EventWriter]:
         """-> the progress line, and ``metrics.json``."""

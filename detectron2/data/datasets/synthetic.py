@@ -5,6 +5,7 @@ detector that learns it works, and nothing has to be fetched.  Annotations are i
 describe the visible part of an object.  The same arguments give the same files, byte for byte.
 """
 
+import colorsys
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ SHAPE_CLASSES = ("disc", "square", "triangle", "star", "cross", "moon")
 
 _SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which gives soft edges
 _MIN_VISIBLE = 0.45  # of the area of each object, after all others are drawn
+_TYPICAL_COLOUR = 0.85  # the share of objects that have the hue of their class
 
 
 def generate_shapes_dataset(
@@ -78,7 +80,7 @@ def _draw_scene(
     """-> uint8 RGB pixels ``(H, W, 3)``, and for each object its class, visible mask ``(H, W)`` and, where nothing
     covers it, its exact outline ``(n, 2)`` as ``(x, y)``.
     """
-    canvas = _texture(rng, size_hw, contrast=55.0)
+    canvas = _texture(rng, size_hw, contrast=55.0, colour=rng.uniform(60, 195, 3))
     objects: list[tuple[int, np.ndarray, np.ndarray | None]] = []
     areas: list[int] = []
     wanted = int(rng.integers(1, max_objects + 1))
@@ -94,9 +96,7 @@ def _draw_scene(
             (old & ~mask).sum() < _MIN_VISIBLE * a for (_, old, _), a in zip(objects, areas, strict=True)
         ):
             continue
-        fill = _texture(rng, size_hw, contrast=25.0)
-        shift = rng.uniform(70, 120) * rng.choice([-1, 1]) * rng.dirichlet(np.ones(3)) * 2
-        fill = np.clip(fill * 0.5 + canvas[mask].mean(0) * 0.5 + shift, 0, 255)
+        fill = np.clip(_texture(rng, size_hw, contrast=25.0, colour=_colour(rng, category)), 0, 255)
         canvas = canvas * (1 - alpha[..., None]) + fill * alpha[..., None]
         objects = [(c, old & ~mask, None if (old & mask).any() else o) for c, old, o in objects]
         inside = bool((outline >= 0).all() and (outline <= np.array(size_hw)[::-1]).all())
@@ -106,10 +106,17 @@ def _draw_scene(
     return np.clip(canvas + noise, 0, 255).astype(np.uint8), objects
 
 
-def _texture(rng: np.random.Generator, size_hw: tuple[int, int], contrast: float) -> np.ndarray:
-    """-> float RGB ``(H, W, 3)``: a random colour with clouds (noise at several scales) and stripes on it."""
+def _colour(rng: np.random.Generator, category: int) -> np.ndarray:
+    """-> the RGB colour of an object: like fruit, most objects of a class have about the same hue, but not all."""
+    typical = rng.uniform() < _TYPICAL_COLOUR
+    hue = category / len(SHAPE_CLASSES) + rng.normal(0, 0.03) if typical else rng.uniform()
+    return np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.5, 1.0), rng.uniform(130, 240)))
+
+
+def _texture(rng: np.random.Generator, size_hw: tuple[int, int], contrast: float, colour: np.ndarray) -> np.ndarray:
+    """-> float RGB ``(H, W, 3)``: a colour with clouds (noise at several scales) and stripes on it."""
     h, w = size_hw
-    out = np.broadcast_to(rng.uniform(60, 195, 3), (h, w, 3)).copy()
+    out = np.broadcast_to(colour, (h, w, 3)).copy()
     for cells in (3, 7, 16):
         coarse = rng.normal(0, contrast / np.sqrt(cells), (cells, cells, 3))
         for channel in range(3):
