@@ -1,9 +1,9 @@
 # make demo    train, evaluate and draw on generated data; results in output/demo (ARGS="--resume", ARGS="--iters 100" ...)
-# make test    all tests (ARGS="tests/structures -x" selects)
+# make test    all tests but the slow ones (ARGS="tests/structures -x" selects; ARGS="-m slow" runs the slow ones)
 # make check   format, lint, types, layers, docstrings
 # make bench   all benchmarks
 # make docs    the documentation, to site/
-# make clean   remove what the other targets made
+# make clean   remove what the other targets made (of output/ only output/demo: your own runs stay)
 #
 # Each target makes .venv and installs what it needs, at no cost when nothing has changed.
 #   PYTHON=python3.12   the interpreter of .venv (when it is made)
@@ -24,7 +24,7 @@ demo: $(VENV)/.run
 	$(BIN)/detectron2 demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -40,7 +40,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) output build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) output/demo build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv:

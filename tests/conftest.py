@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes; more would only wait for each other
+    torch.set_num_threads(1)
+
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -29,6 +29,7 @@ _BROKEN_PICKLE = (
     EOFError,
     LookupError,
     MemoryError,
+    RecursionError,
     TypeError,
     ValueError,
     struct.error,
@@ -98,15 +99,14 @@ def read_torch_file(path: str) -> Any:
         raise ValueError(f"{path} is an exported TorchScript program; load the checkpoint that it was made from.")
     try:
         with _numpy_stand_ins():
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
     except pickle.UnpicklingError as error:
         what = _refused_by_torch(str(error))
         raise (_refused(path, what) if what else _unreadable(path, error)) from error
-    except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    return resolve_stand_ins(data)
 
 
 def _is_torchscript(path: str) -> bool:

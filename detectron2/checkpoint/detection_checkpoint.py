@@ -141,7 +141,7 @@ class DetectionCheckpointer(Checkpointer):
         try:
             self._local_file(path)
             is_here = True
-        except FileNotFoundError:
+        except OSError:  # a failed download as well: the other ranks wait for this one's answer
             is_here = False
         where = comm.all_gather(is_here)
         if all(where) or not where[0]:  # without the file on rank 0, every rank reports that it is missing

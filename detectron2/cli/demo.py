@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from detectron2 import model_zoo
-from detectron2.cli._common import save_metadata
+from detectron2.cli._common import save_metadata, write_json
 from detectron2.cli._report import draw_pairs, draw_training_curve, read_metrics, write_report
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if results is None:
         _say("The model is already trained; evaluating it.")
         results = _DemoTrainer.test(cfg, trainer.model)
-    _write_json(output / "results.json", results)
+    write_json(output / "results.json", results)
 
     _say("Drawing predictions on images the model has not seen ...")
     pictures = draw_pairs(trainer.model.eval(), cfg, "demo_shapes_val", output / "pictures", args.pictures)
@@ -217,12 +217,6 @@ Try next
   {command} train --help        (your own images: --coco NAME annotations.json images/)
 """
     )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, path)
 
 
 def _say(text: str) -> None:

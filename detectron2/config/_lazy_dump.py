@@ -1,6 +1,7 @@
 """Writing lazy configs: as YAML that can be read again, and as Python-like text for people."""
 
 import dataclasses
+import enum
 import functools
 import inspect
 import io
@@ -50,7 +51,7 @@ def _container(cfg: Any) -> Any:
 def _to_plain(value: Any, path: str, lost: list[str]) -> Any:
     """Describe everything that is not a number, text, list or dictionary; note in ``lost`` what cannot be."""
     if isinstance(value, _SCALARS):
-        return value if type(value) in _SCALARS else type(value).__mro__[-2](value)
+        return _plain_scalar(value)
     if isinstance(value, Mapping):
         plain = {}
         for k, v in value.items():
@@ -71,6 +72,14 @@ def _to_plain(value: Any, path: str, lost: list[str]) -> Any:
     shown = f"{path}, a {type(value).__name__}"
     lost.append(shown)
     return {"_target_": _convert_target_to_string(missing_object), "description": shown}
+
+
+def _plain_scalar(value: Any) -> Any:
+    """The number or text itself, where its class is derived from one: members of enumerations, NumPy's scalars."""
+    if type(value) in _SCALARS:
+        return value
+    value = value.value if isinstance(value, enum.Enum) else value
+    return next(kind for kind in (int, float, str) if isinstance(value, kind))(value)
 
 
 def _target_name(target: Any, path: str, lost: list[str]) -> Any:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from detectron2.data.datasets._reading import image_size_hw
 
@@ -65,7 +66,7 @@ def _file_problem(record: dict[str, Any]) -> tuple[str, str] | None:
         height, width = image_size_hw(path)
     except (FileNotFoundError, NotADirectoryError):
         return "missing", ""
-    except (OSError, SyntaxError, ValueError) as e:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         if os.path.isfile(path) and os.path.splitext(path)[1].lower() not in _IMAGE_EXTENSIONS:
             return None  # some other kind of file, for a mapper that knows how to read it
         return "unreadable", f" ({e})"

@@ -116,8 +116,10 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         raise OSError(
             f"{path!r} is not an image that Pillow can read; convert it or take it out of the data set"
         ) from e
-    except (OSError, ValueError) as e:
-        raise type(e)(f"cannot read the image {path!r}: {e}") from e
+    except ValueError as e:
+        raise ValueError(f"cannot read the image {path!r}: {e}") from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow's word for some broken files is syntax
+        raise OSError(f"cannot read the image {path!r}: {e}") from e
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:

@@ -160,7 +160,9 @@ class DatasetMapper:
         if crops:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if is_train else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
-        flip_indices = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) if cfg.MODEL.KEYPOINT_ON else None
+        # A config made for inference may name no training data; nothing is flipped then.
+        has_keypoints = cfg.MODEL.KEYPOINT_ON and len(cfg.DATASETS.TRAIN) > 0
+        flip_indices = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) if has_keypoints else None
         return {
             "is_train": is_train,
             "augmentations": augmentations,

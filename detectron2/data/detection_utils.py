@@ -105,6 +105,13 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
             )
 
 
+def _at_least_one(dataset_names: str | Sequence[str]) -> list[str]:
+    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    if not names:
+        raise ValueError("no data set is named whose metadata could be used; set DATASETS.TRAIN to registered names")
+    return names
+
+
 def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[int]:
     """Which keypoint takes the place of each keypoint when the image is flipped horizontally.
 
@@ -115,9 +122,9 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
         One index for each keypoint.
 
     Raises:
-        ValueError: if the data sets differ in these, or the flip map names an unknown keypoint.
+        ValueError: if no data set is named, they differ in these, or the flip map names an unknown keypoint.
     """
-    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    names = _at_least_one(dataset_names)
     check_metadata_consistency("keypoint_names", names)
     check_metadata_consistency("keypoint_flip_map", names)
     metadata = MetadataCatalog.get(names[0])
@@ -140,8 +147,11 @@ def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_pow
 
     Returns:
         One weight for each class, in the order of ids.
+
+    Raises:
+        ValueError: if no data set is named, or they differ in these.
     """
-    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    names = _at_least_one(dataset_names)
     check_metadata_consistency("class_image_count", names)
     counts = sorted(MetadataCatalog.get(names[0]).class_image_count, key=lambda entry: entry["id"])
     return torch.tensor([c["image_count"] for c in counts], dtype=torch.float32) ** freq_weight_power

@@ -59,7 +59,7 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # nobody has set up logging: show what happens
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # Data first: what is wrong with it is said before time is spent on anything else.
         data_loader = self.build_train_loader(cfg)
         model = self.build_model(cfg)
@@ -174,13 +174,20 @@ class DefaultTrainer(TrainerBase):
         self._trainer.storage = self.storage
         super().before_train()
 
+    def before_step(self) -> None:
+        """Tell the inner trainer the iteration, also where a subclass has its own :meth:`run_step`; call the hooks."""
+        self._trainer.iter = self.iter
+        super().before_step()
+
     def after_train(self) -> None:
         """Let the inner trainer record what is pending, then call the hooks."""
         self._trainer.__dict__.pop("after_backward", None)
-        if self._trainer.storage is not None:
-            self._trainer.iter = self.iter
-            self._trainer.after_train()
-        super().after_train()
+        try:
+            if self._trainer.storage is not None:
+                self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
+                self._trainer.after_train()
+        finally:
+            super().after_train()
 
     @property
     def model(self) -> nn.Module:

@@ -20,14 +20,15 @@ class TorchProfiler(HookBase):
     """Profile chosen iterations with :class:`torch.profiler.profile`.
 
     For example ``TorchProfiler(lambda trainer: 10 < trainer.iter < 20, output_dir)`` writes traces of nine iterations,
-    one file each, to ``output_dir`` (open them in ``chrome://tracing``) and to ``output_dir/log`` (for TensorBoard).
+    one folder each, to ``output_dir/log`` for TensorBoard, or without ``save_tensorboard`` one file each to
+    ``output_dir`` (open them in ``chrome://tracing``).  A table of the slowest operators lies beside.
 
     Args:
         enable_predicate: called with the trainer before each iteration; whether to profile it.  Leave out the first
             iterations, which are slower than the rest.
         output_dir: where the traces go.
         activities: as in :class:`torch.profiler.profile`; default: CPU, and CUDA where there is one.
-        save_tensorboard: also write a trace for TensorBoard.
+        save_tensorboard: write the traces for TensorBoard.
     """
 
     def __init__(
@@ -78,9 +79,15 @@ class TorchProfiler(HookBase):
             f.write(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
         logger.info("Wrote the profile of iteration %d to %s", self.trainer.iter, self._output_dir)
 
+    def after_train(self) -> None:
+        """Stop a profiler that an exception left running."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.__exit__(None, None, None)
+
 
 class AutogradProfiler(TorchProfiler):
-    """Profile chosen iterations with :class:`torch.autograd.profiler.profile` and write one Chrome trace each.
+    """Profile chosen iterations and write one Chrome trace each, without TensorBoard.
 
     Args:
         enable_predicate: as in :class:`TorchProfiler`.

@@ -3,6 +3,7 @@
 import logging
 import math
 import operator
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -108,7 +109,7 @@ class IterationTimer(HookBase):
         self._step_start = time.perf_counter()
 
     def after_step(self) -> None:
-        """Stop the clock and record the time, also during the warm-up, where the storage holds nothing better."""
+        """Stop the clock and, after the warm-up, record the time."""
         now = time.perf_counter()
         if self.trainer.iter - self.trainer.start_iter + 1 <= self._warmup_iter:
             self._start = now
@@ -183,7 +184,8 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Keep the checkpoint with the best value of a metric.
 
-    Register it after :class:`EvalHook`, which records the metric.
+    Register it after :class:`EvalHook`, which records the metric.  A resumed run still continues from the newest
+    checkpoint, not from the best one, where there are both.
 
     Args:
         eval_period: the period of that :class:`EvalHook`; 0 compares only after the last iteration.
@@ -235,7 +237,15 @@ class BestCheckpointer(HookBase):
                 self._file_prefix,
             )
             self.best_metric, self.best_iter = value, at
-            self._checkpointer.save(self._file_prefix, iteration=at, **{self._val_metric: value})
+            self._save(iteration=at, **{self._val_metric: value})
+
+    def _save(self, **kwargs: Any) -> None:
+        """Save, and leave it to the other checkpoints to say where a resumed run continues."""
+        keeper = self._checkpointer
+        last = os.path.basename(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else ""
+        keeper.save(self._file_prefix, **kwargs)
+        if last and keeper.save_to_disk:
+            keeper.tag_last_checkpoint(last)
 
     def after_step(self) -> None:
         """Compare in the iterations in which the model was evaluated."""

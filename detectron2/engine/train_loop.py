@@ -342,11 +342,13 @@ class SimpleTrainer(TrainerBase):
 
     def after_train(self) -> None:
         """Record losses that are still pending, then call the hooks."""
-        if self._pending_metrics is not None:
-            losses, data_time, at, _ = self._pending_metrics
-            self._pending_metrics = None
-            self.write_metrics(losses, data_time, at)
-        super().after_train()
+        pending, self._pending_metrics = self._pending_metrics, None
+        try:
+            # After a failure of this process the others are elsewhere: averaging with them would wait for ever.
+            if pending is not None and (self.iter >= self.max_iter or comm.get_world_size() == 1):
+                self.write_metrics(*pending[:3])
+        finally:
+            super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loop, and of the optimizer."""

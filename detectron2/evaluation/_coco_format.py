@@ -7,9 +7,6 @@ import contextlib
 import io
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import hotcoco
@@ -121,16 +118,3 @@ def _complete_areas(api: Any) -> None:
         if "area" not in annotation:
             width, height = annotation["bbox"][2:4]
             annotation["area"] = float(mask_util.area(rle)) if rle is not None else float(width * height)
-
-
-def write_replacing(path: str, write: Callable[[Any], Any], mode: str = "w") -> None:
-    """Call ``write(file)`` on a temporary neighbour of ``path``, then move it there in one step."""
-    folder = os.path.dirname(path) or "."
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    try:
-        with os.fdopen(handle, mode) as f:
-            write(f)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

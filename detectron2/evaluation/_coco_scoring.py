@@ -92,16 +92,18 @@ def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
         at least three limits in increasing order.
 
     Raises:
-        ValueError: fewer than three limits were listed, or they do not increase.
+        ValueError: fewer than three limits were listed, they decrease, or one is below 1.
     """
     if max_dets_per_image is None:
         return [1, 10, _DEFAULT_AP_LIMIT]
     if isinstance(max_dets_per_image, int):
-        return [1, 10, max_dets_per_image]
-    limits = [int(limit) for limit in max_dets_per_image]
-    if len(limits) < 3 or limits != sorted(limits):
+        # a limit below COCO's smaller ones lowers these too: they must not decrease
+        limits = [min(limit, max_dets_per_image) for limit in (1, 10, max_dets_per_image)]
+    else:
+        limits = [int(limit) for limit in max_dets_per_image]
+    if len(limits) < 3 or limits != sorted(limits) or limits[0] < 1:
         raise ValueError(
-            "max_dets_per_image needs three or more increasing limits, such as [1, 10, 100], or one number; got "
+            "max_dets_per_image needs three or more increasing limits from 1, such as [1, 10, 100], or one number; got "
             f"{limits}"
         )
     return limits
@@ -169,7 +171,7 @@ def _evaluate_predictions_on_coco(
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
     evaluator = kind(coco_gt, _load_results(coco_gt, coco_results, use_fast_impl), iou_type)
     if iou_type == "keypoints":
-        if kpt_oks_sigmas:
+        if kpt_oks_sigmas is not None and len(kpt_oks_sigmas):
             evaluator.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
         _check_keypoint_count(coco_results, evaluator.params.kpt_oks_sigmas)
     else:

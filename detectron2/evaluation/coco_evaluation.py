@@ -21,10 +21,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
-from ._coco_format import instances_to_coco_json, load_coco_api, write_replacing
+from ._coco_format import instances_to_coco_json, load_coco_api
 from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
 from .evaluator import DatasetEvaluator
 
@@ -76,7 +76,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._max_dets_per_image = check_max_dets(max_dets_per_image)
         if isinstance(tasks, CfgNode):
             # scripts of the published system's early releases give the config in this place
-            kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
+            kpt_oks_sigmas = kpt_oks_sigmas if len(kpt_oks_sigmas) else tasks.TEST.KEYPOINT_OKS_SIGMAS
             tasks = None
         if unknown := sorted(set(tasks or ()) - set(_METRICS)):
             raise ValueError(f"COCOEvaluator knows the tasks {list(_METRICS)}, not {unknown}.")
@@ -149,7 +149,8 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "instances_predictions.pth")
-            write_replacing(path, lambda f: torch.save(predictions, f), "wb")
+            with atomic_write(path) as f:
+                torch.save(predictions, f)
         self._results = OrderedDict()
         if "proposals" in predictions[0]:
             self._eval_box_proposals(predictions)
@@ -176,7 +177,8 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info(f"Saving results to {path}")
-            write_replacing(path, lambda f: f.write(json.dumps(coco_results)))
+            with atomic_write(path, "w") as f:
+                f.write(json.dumps(coco_results))
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the results are not scored.")
             return
@@ -241,7 +243,8 @@ class COCOEvaluator(DatasetEvaluator):
             }
             # the format that load_proposals_into_dataset() reads
             path = os.path.join(self._output_dir, "box_proposals.pkl")
-            write_replacing(path, lambda f: pickle.dump(proposals, f), "wb")
+            with atomic_write(path) as f:
+                pickle.dump(proposals, f)
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the proposals are not scored.")
             return

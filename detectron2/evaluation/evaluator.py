@@ -152,7 +152,7 @@ def _as_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | Non
     return evaluator
 
 
-def _synchronize_device(model: Callable) -> None:
+def _synchronize_device() -> None:
     """Wait for the accelerator, so that time is charged to the part of the loop that caused it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -211,7 +211,7 @@ def _run_loop(model, data_loader, evaluator, call, total):
         watch.start_iteration(index)
         call["before_inference"]()
         outputs = model(inputs)
-        _synchronize_device(model)
+        _synchronize_device()
         call["after_inference"]()
         watch.lap("inference")
         evaluator.process(inputs, outputs)

@@ -19,9 +19,8 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathManager, atomic_write
 
-from ._coco_format import write_replacing
 from .evaluator import DatasetEvaluator
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
@@ -163,9 +162,11 @@ class SemSegEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "sem_seg_predictions.json")
-            write_replacing(path, lambda f: f.write(json.dumps(predictions)))
+            with atomic_write(path, "w") as f:
+                f.write(json.dumps(predictions))
             path = os.path.join(self._output_dir, "sem_seg_evaluation.pth")
-            write_replacing(path, lambda f: torch.save(metrics, f), "wb")
+            with atomic_write(path) as f:
+                torch.save(metrics, f)
         results = OrderedDict(sem_seg=metrics)
         self._logger.info(f"Semantic segmentation: { {k: v for k, v in metrics.items() if '-' not in k} }")
         return results

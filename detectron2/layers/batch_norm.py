@@ -162,7 +162,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
             raise ValueError("NaiveSyncBatchNorm(stats_mode='') got an empty batch; use the norm 'naiveSyncBN_N'.")
         x = input.float()
         mean, mean_square, total = self._stats_of_all_workers(x, by_samples)
-        var = mean_square - mean * mean
+        var = (mean_square - mean * mean).clamp(min=0)  # rounding can take it below
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight

@@ -208,10 +208,11 @@ def _multi_step(solver: CfgNode) -> ParamScheduler:
 
 
 def _cosine(solver: CfgNode) -> ParamScheduler:
-    end = solver.BASE_LR_END / solver.BASE_LR
-    if not 0.0 <= end <= 1.0:
-        raise ValueError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must lie between 0 and BASE_LR {solver.BASE_LR}.")
-    return CosineParamScheduler(1.0, end)
+    if not 0.0 <= solver.BASE_LR_END <= solver.BASE_LR or not solver.BASE_LR:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must lie between 0 and a positive BASE_LR {solver.BASE_LR}."
+        )
+    return CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR)
 
 
 def _fixed_gamma(solver: CfgNode) -> ParamScheduler:
@@ -241,6 +242,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
         ValueError: the name is unknown or its settings contradict each other.
     """
     solver = cfg.SOLVER
+    if solver.MAX_ITER < 1:
+        raise ValueError(f"SOLVER.MAX_ITER must be at least 1, but is {solver.MAX_ITER}.")
     if solver.LR_SCHEDULER_NAME not in _SCHEDULES:
         raise ValueError(
             f"SOLVER.LR_SCHEDULER_NAME must be one of {sorted(_SCHEDULES)}, but is {solver.LR_SCHEDULER_NAME!r}."

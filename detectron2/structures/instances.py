@@ -219,7 +219,8 @@ class Instances:
 
 
 def _count(name: str, value: Any) -> int:
-    tensor = value if isinstance(value, torch.Tensor) else getattr(value, "tensor", None)
+    # Not getattr: some structures gather their tensor when they are asked for it, at great cost.
+    tensor = value if isinstance(value, torch.Tensor) else getattr(value, "__dict__", {}).get("tensor")
     # In an exporter a length can be a symbol, which len() would turn into a fixed number.
     if isinstance(tensor, torch.Tensor) and tensor.dim() and isinstance(tensor.shape[0], torch.SymInt):
         return tensor.shape[0]

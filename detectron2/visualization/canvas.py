@@ -6,14 +6,14 @@ top left pixel; the canvas may be larger or smaller by ``scale``. Widths of line
 like a matplotlib figure, without the cost of one. Operations are recorded and rendered when the image is read.
 """
 
-import io
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from detectron2.utils.file_io import atomic_write
 
 from ._text import Typesetter
 
@@ -82,22 +82,14 @@ class VisImage:
         """Write the picture to a file; the suffix chooses the format.
 
         Args:
-            filepath: path with a suffix that Pillow knows, such as ``.png`` or ``.jpg``.
+            filepath: path with a suffix that Pillow knows, such as ``.png`` or ``.jpg``; its folder is made.
         """
         suffix = os.path.splitext(filepath)[1].lower()
         kind = Image.registered_extensions().get(suffix)
         if kind is None:
             raise ValueError(f"{os.fspath(filepath)!r} has no suffix of an image format; use .png or .jpg.")
-        encoded = io.BytesIO()
-        Image.fromarray(self.get_image()).save(encoded, format=kind)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(filepath) or ".", suffix=suffix)
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(encoded.getbuffer())
-            os.replace(temporary, filepath)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with atomic_write(filepath) as f:
+            Image.fromarray(self.get_image()).save(f, format=kind)
 
     @property
     def fig(self) -> Any:

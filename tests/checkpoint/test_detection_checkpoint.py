@@ -3,6 +3,8 @@ import logging
 import os
 import pickle
 from collections import OrderedDict
+from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import fvcore.common.checkpoint
 import numpy as np
@@ -166,6 +168,21 @@ def test_an_error_on_rank_0_reaches_the_others(tmp_path, monkeypatch, two_ranks)
         join(rank)
         with pytest.raises(ValueError, match=r"a\.pth"):
             wrapped_checkpointer(Model(), monkeypatch).load(str(tmp_path / name))
+
+
+def test_a_download_that_fails_on_one_rank_does_not_leave_the_others_waiting(tmp_path, monkeypatch, two_ranks):
+    join, _ = two_ranks
+    source = Model()
+    torch.save({"model": source.state_dict()}, tmp_path / "a.pth")
+    models = [Model(), Model()]
+    for rank in (0, 1):
+        join(rank)
+        checkpointer = wrapped_checkpointer(models[rank], monkeypatch)
+        if rank == 1:
+            error = HTTPError("https://host/a.pth", 503, "busy", None, None)  # type: ignore[arg-type]  # no headers
+            monkeypatch.setattr(checkpointer, "_local_file", Mock(side_effect=error))
+        checkpointer.load(str(tmp_path / "a.pth"))
+    assert same(source, models[1])
 
 
 def test_when_rank_0_lacks_the_file_nobody_waits(tmp_path, monkeypatch, two_ranks):

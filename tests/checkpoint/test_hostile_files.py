@@ -134,6 +134,22 @@ def test_files_of_something_else(tmp_path, content):
             load(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
+def test_nesting_that_is_too_deep(tmp_path, name):
+    (tmp_path / name).write_bytes(b"]" * 5000 + b"a" * 4999 + b".")
+    with pytest.raises(ValueError, match=r"not a readable checkpoint"):
+        load(tmp_path / name)
+
+
+def test_deep_nesting_in_a_torch_file(tmp_path):
+    deep = b"]" * 5000 + b"a" * 4999 + b"."
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", deep)
+        archive.writestr("a/version", "3")
+    with pytest.raises(ValueError, match=r"not a readable checkpoint"):
+        load(tmp_path / "a.pth")
+
+
 def test_torchscript_is_told_apart(tmp_path):
     path = tmp_path / "model.pth"
     with zipfile.ZipFile(path, "w") as archive:

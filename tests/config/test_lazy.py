@@ -1,6 +1,7 @@
 """Lazy configs: describing calls, loading files, relative imports, saving, overriding, printing."""
 
 import collections
+import enum
 import fractions
 import functools
 import itertools
@@ -8,6 +9,7 @@ import logging
 import os
 import threading
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
+from detectron2.structures import BoxMode
 
 
 @pytest.fixture
@@ -239,6 +242,18 @@ def test_save_and_load_give_the_same_objects(tmp_path):
     assert holder["shapes"] == [ShapeSpec(channels=1)] and holder["pair"] == [1, 2]
     again = _reload(loaded, tmp_path / "again.yaml")
     assert again == loaded
+
+
+class _Colour(str, enum.Enum):
+    RED = "red"
+
+
+def test_values_of_classes_derived_from_plain_ones_are_saved_as_plain_ones(tmp_path):
+    cfg = OmegaConf.create({"mode": BoxMode.XYWH_ABS, "colour": _Colour.RED}, flags={"allow_objects": True})
+    cfg.numpy = L(dict)(text=np.str_("x"), number=np.float64(0.5))
+    loaded = _reload(cfg, tmp_path / "c.yaml")
+    assert loaded == {"mode": 1, "colour": "red", "numpy": {"_target_": "builtins.dict", "text": "x", "number": 0.5}}
+    assert os.listdir(tmp_path) == ["c.yaml"]
 
 
 def test_what_cannot_be_saved_is_told(tmp_path, caplog):

@@ -165,6 +165,14 @@ def test_errors_name_the_file(record, tmp_path):
         mapper(instance_mask_format="rle")
 
 
+def test_a_config_for_inference_needs_no_training_data():
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.TRAIN", (), "MODEL.KEYPOINT_ON", True])
+    made = DatasetMapper(cfg, is_train=False)
+    assert made.use_keypoint
+    assert made.keypoint_hflip_indices is None
+
+
 def test_from_config(record):
     name = "_mapper_keypoints"
     MetadataCatalog.get(name).set(keypoint_names=["l", "r"], keypoint_flip_map=[("l", "r")])

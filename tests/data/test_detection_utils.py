@@ -69,6 +69,9 @@ def test_images_stand_upright(tmp_path, orientation):
 
 def test_broken_exif_is_ignored(caplog):
     class Broken:
+        def load(self):
+            pass
+
         def getexif(self):
             raise SyntaxError("not a TIFF file")
 
@@ -134,6 +137,21 @@ def test_missing_and_broken_images(tmp_path):
         utils.read_image(tmp_path / "half.png")
     with pytest.raises(ValueError, match=r"whole.png"):
         utils.read_image(tmp_path / "whole.png", "no such format")
+    broken = bytearray((tmp_path / "whole.png").read_bytes())
+    end_of_data = broken.rindex(b"IEND")
+    broken[end_of_data - 4 : end_of_data + 4] = b"\0\0\0\0S\xd5\xcfk"  # a chunk that PNG does not have
+    second = broken.index(b"IDAT", broken.index(b"IDAT") + 4)
+    broken[second : second + 4] = b"\1\2\3\4"
+    (tmp_path / "broken.png").write_bytes(broken)
+    with pytest.raises(OSError, match=r"cannot read the image .*broken.png"):
+        utils.read_image(tmp_path / "broken.png")
+
+
+def test_an_image_that_is_too_large_for_pillow(tmp_path, monkeypatch):
+    Image.fromarray(picture(20, 30)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match=r"large.png.*exceeds limit"):
+        utils.read_image(tmp_path / "large.png")
 
 
 def test_image_size_is_checked():
@@ -274,6 +292,8 @@ def test_flip_indices(metadata):
     with pytest.raises(ValueError, match=r"\['right'\]"):
         utils.create_keypoint_hflip_indices("_kp_d")
     utils.check_metadata_consistency("keypoint_names", [])
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
+        utils.create_keypoint_hflip_indices([])
 
 
 def test_fed_loss_weights(metadata):

@@ -876,7 +876,6 @@ class TestDataAugmentation:
 class TestCommandLine:
     """ "Getting Started": the training script with its documented flags."""
 
-    @pytest.mark.slow
     def test_train_net(self, cfg, shapes_dir, tmp_path, repo_root):
         config = tmp_path / "config.yaml"
         config.write_text(cfg.dump())

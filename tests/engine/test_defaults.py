@@ -336,7 +336,19 @@ class TestHandMade:
         own.train()
         default.train()
         assert torch.equal(own.model.w, default.model.w)
-        assert own.storage.history("loss").latest() == default.storage.history("loss").latest()
+        values = [t.storage.history("loss").values() for t in (own, default)]
+        assert values[0] == values[1]
+        assert [at for _, at in values[0]] == [0, 1, 2, 3]
+
+    def test_own_scaling_to_the_number_of_processes(self, toy_cfg):
+        class Own(ToyTrainer):
+            @staticmethod
+            def auto_scale_workers(cfg, num_workers):
+                cfg = cfg.clone()
+                cfg.SOLVER.MAX_ITER = 2 * num_workers
+                return cfg
+
+        assert Own(toy_cfg).max_iter == 2
 
 
 class TestHooks:

@@ -114,6 +114,17 @@ class TestCheckpointers:
         assert keeper.best_metric == best
         assert checkpointer.load(str(tmp_path / "model_best.pth"), checkpointables=[])["bbox/AP"] == best
 
+    def test_a_resume_continues_from_the_newest_not_from_the_best(self, tmp_path):
+        values = iter([1.0, 3.0, 2.0, 4.0])
+        t = trainer()
+        checkpointer = Checkpointer(t.model, str(tmp_path))
+        periodic = hooks.PeriodicCheckpointer(checkpointer, period=1)
+        evaluation = hooks.EvalHook(1, lambda: {"AP": next(values)})
+        t.register_hooks([periodic, evaluation, hooks.BestCheckpointer(1, checkpointer, "AP")])
+        t.train(0, 4)
+        assert (tmp_path / "model_best.pth").is_file()
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
     def test_best_survives_a_resume(self, tmp_path):
         t = trainer()
         keeper = hooks.BestCheckpointer(1, Checkpointer(t.model, str(tmp_path)), "x")

@@ -192,6 +192,14 @@ class TestSimpleTrainer:
         second.train(2, 4)
         assert torch.equal(whole.model.w, second.model.w)
 
+    def test_hooks_end_also_when_the_pending_losses_are_not_finite(self):
+        ended = []
+        t = trainer(values=(1.0, math.nan), async_write_metrics=True)
+        t.register_hooks([CallbackHook(after_train=ended.append)])
+        with pytest.raises(FloatingPointError, match="iteration 1"):
+            t.train(0, 2)
+        assert len(ended) == 1
+
     def test_reset_data_loader(self):
         t = trainer()
         t.train(0, 1)

@@ -202,7 +202,29 @@ def test_more_than_100_detections_count_when_asked(coco, tools, fast):
         assert math.isnan(results["APl"])
 
 
-@pytest.mark.parametrize("limits", [[], [100], [1, 100], [100, 10, 1]])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("limit", [1, 3, 10])
+def test_a_limit_below_coco_s_own(coco, tools, fast, limit):
+    count = 12
+    boxes = np.array([[20 * i, 0, 10, 10] for i in range(count)], dtype=float)
+    annotations = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box.tolist(), "area": 100.0, "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]
+    dataset = {
+        "images": [{"id": 1, "width": 400, "height": 400, "file_name": "1.jpg"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": annotations,
+    }
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    pairs = [({"image_id": 1}, {"instances": tools.predicted(corners, np.linspace(0.1, 0.9, count), [0] * count)})]
+    evaluator = COCOEvaluator(coco(dataset), distributed=False, use_fast_impl=fast, max_dets_per_image=limit)
+    # precision is 1 at those of the recalls 0, 0.01, … 1 that are reached
+    reached = sum(100 * limit >= count * percent for percent in range(101))
+    assert run(evaluator, pairs)["bbox"]["AP"] == pytest.approx(100 * reached / 101)
+
+
+@pytest.mark.parametrize("limits", [[], [100], [1, 100], [100, 10, 1], [0, 10, 100], 0])
 def test_bad_limits_are_refused(coco, tools, limits):
     with pytest.raises(ValueError, match="increasing"):
         COCOEvaluator(coco(tools.random_coco(0)), max_dets_per_image=limits)

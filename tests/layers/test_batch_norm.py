@@ -277,6 +277,19 @@ class TestNaiveSyncBatchNorm:
         shape, mean, var = two_workers(work)[0]
         assert shape == (0, 3, 4, 4) and mean.tolist() == [0, 0, 0] and var.tolist() == [1, 1, 1]
 
+    @pytest.mark.parametrize("mode", ["", "N"])
+    def test_rounding_makes_no_negative_variance(self, mode, two_workers):
+        # The mean square of such numbers is less exact than their variance.
+        x = torch.linspace(999.99, 1000.01, 64).repeat(16).view(1, 1, 32, 32) * torch.ones(1, 64, 1, 1)
+        x = x * torch.linspace(1, 30, 64)[:, None, None]
+
+        def work(rank):
+            bn = NaiveSyncBatchNorm(64, stats_mode=mode, momentum=1.0)
+            return bn(x), bn.running_var
+
+        for y, var in two_workers(work):
+            assert y.isfinite().all() and (var >= 0).all()
+
     def test_empty_batch_needs_mode_n(self, two_workers):
         with pytest.raises(ValueError, match="naiveSyncBN_N"):
             two_workers(lambda rank: NaiveSyncBatchNorm(3)(torch.zeros(0, 3, 4, 4)))

@@ -290,6 +290,8 @@ def test_every_schedule_is_defined_to_its_end_and_beyond(name, warmup):
         (("SOLVER.STEPS", (80, 60)), "SOLVER.STEPS"),
         (("SOLVER.STEPS", (0,)), "SOLVER.STEPS"),
         (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 1.0), "BASE_LR_END"),
+        (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR", 0.0), "BASE_LR"),
+        (("SOLVER.MAX_ITER", 0, "SOLVER.STEPS", ()), "SOLVER.MAX_ITER"),
         (("SOLVER.WARMUP_METHOD", "cubic"), "cubic"),
     ],
 )

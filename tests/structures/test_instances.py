@@ -172,6 +172,27 @@ def test_copies(duplicate):
     assert torch.equal(other.boxes.tensor, make().boxes.tensor)
 
 
+def test_a_tensor_that_is_gathered_on_demand_is_not_asked_for():
+    class Costly:
+        def __init__(self, n):
+            self.n = n
+
+        @property
+        def tensor(self):
+            raise AssertionError("gathered")
+
+        def __len__(self):
+            return self.n
+
+        def __getitem__(self, item):
+            return Costly(len(range(self.n)[item]))
+
+    instances = Instances((10, 20), masks=Costly(3), scores=torch.arange(3))
+    assert len(instances) == 3 and len(instances[:2].masks) == 2
+    with pytest.raises(ValueError, match="'masks' of the same Instances has 3"):
+        instances.more = torch.zeros(2)
+
+
 def test_symbolic_lengths_become_assertions():
     class Model(torch.nn.Module):
         def forward(self, x):

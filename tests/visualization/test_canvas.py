@@ -203,6 +203,12 @@ def test_a_figure_lies_over_the_image_in_the_same_coordinates(scale):
     assert canvas.canvas is canvas.fig.canvas
 
 
+def test_a_saved_picture_is_readable_for_others_like_any_file(tmp_path):
+    VisImage(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "new" / "picture.png")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "new" / "picture.png").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
 def test_saving(tmp_path):
     canvas = VisImage(blank())
     canvas.draw_disc((10, 10), 5, RED)

@@ -76,7 +76,7 @@ def load_lvis_json(
 
     Returns:
         one dict per image in the standard format, in the order of the image ids, with
-        ``not_exhaustive_category_ids`` and ``neg_category_ids`` as labels.
+        ``not_exhaustive_category_ids`` and ``neg_category_ids`` as in the file (ids of LVIS, which count from 1).
 
     Raises:
         ValueError: an annotation has no valid polygon or an unknown category.
@@ -158,7 +158,7 @@ def _record(
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
-        "not_exhaustive_category_ids": [labels[c] for c in image.get("not_exhaustive_category_ids", [])],
-        "neg_category_ids": [labels[c] for c in image.get("neg_category_ids", [])],
+        "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
+        "neg_category_ids": image.get("neg_category_ids", []),
         "annotations": annotations,
     }

@@ -36,8 +36,9 @@ def normalized_batch(
                 f"image {i} of the batch has shape {tuple(image.shape)}, expected ({channels}, height, width): the "
                 f"model has {channels} values in MODEL.PIXEL_MEAN, and channels come first"
             )
-        # Moved as it is: an image of bytes is a quarter of the same in float32.
-        image = image.to(device, non_blocking=True) - pixel_mean
+        # Moved as it is: an image of bytes is a quarter of the same in float32. A copy towards the CPU has to be waited
+        # for: the CPU would read what has not arrived.
+        image = image.to(device, non_blocking=device.type != "cpu") - pixel_mean
         images.append(image.div_(pixel_std))
     return ImageList.from_tensors(images, **padding)
 

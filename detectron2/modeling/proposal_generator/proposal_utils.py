@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from detectron2.layers import batched_nms, cat
-from detectron2.structures import Boxes, Instances
+from detectron2.layers._ops.rotated_nms import greedy_nms
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 __all__ = [
@@ -52,7 +53,7 @@ def _proposals_from_candidates(
     """Clip, drop what is tiny, suppress within each level, and keep the best over all levels.
 
     Args:
-        boxes: for each level `Tensor[N, M_i, 4]`.
+        boxes: for each level `Tensor[N, M_i, 4]`, or `Tensor[N, M_i, 5]` of rotated boxes.
         logits: for each level `Tensor[N, M_i]`.
         image_sizes: `(height, width)` of each image.
         nms_thresh: IoU above which the lower of two boxes goes.
@@ -65,6 +66,7 @@ def _proposals_from_candidates(
     """
     level = cat([torch.full((b.shape[1],), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)])
     all_boxes = cat(boxes, dim=1)
+    box_type = RotatedBoxes if all_boxes.shape[2] == 5 else Boxes
     all_logits = cat(logits, dim=1).to(all_boxes.dtype)  # under autocast the logits are of lower precision
     finite = torch.isfinite(all_boxes).all(dim=2) & torch.isfinite(all_logits)
     if training and not bool(finite.all()):
@@ -74,13 +76,16 @@ def _proposals_from_candidates(
     for image_boxes, image_logits, image_finite, image_size in zip(
         all_boxes, all_logits, finite, image_sizes, strict=True
     ):
-        clipped = Boxes(image_boxes)
+        clipped = box_type(image_boxes)
         clipped.clip(image_size)
         keep = (image_finite & clipped.nonempty(threshold=min_box_size)).nonzero(as_tuple=True)[0]
-        xyxy, scores = clipped.tensor[keep], image_logits[keep]
-        best = batched_nms(xyxy, scores, level[keep], nms_thresh)[:post_nms_topk]
+        candidates, scores = clipped.tensor[keep], image_logits[keep]
+        if box_type is Boxes:
+            best = batched_nms(candidates, scores, level[keep], nms_thresh)[:post_nms_topk]
+        else:  # stops when it has enough
+            best = greedy_nms(candidates, scores, nms_thresh, level[keep], limit=post_nms_topk)
         result = Instances(image_size)
-        result.proposal_boxes = Boxes(xyxy[best])
+        result.proposal_boxes = box_type(candidates[best])
         result.objectness_logits = scores[best]
         proposals.append(result)
     return proposals

@@ -1,7 +1,8 @@
 """The region proposal network of Faster R-CNN (Ren et al. 2015).
 
-Letters: `N` images, `L` levels, `A` anchors per cell, `B` numbers per box (4), `R_i = H_i * W_i * A` anchors of level
-i, `R` their sum. Boxes are `(x1, y1, x2, y2)` in pixels of the network input, continuous coordinates.
+Letters: `N` images, `L` levels, `A` anchors per cell, `B` numbers per box (4; 5 for rotated boxes),
+`R_i = H_i * W_i * A` anchors of level i, `R` their sum, `M` ground-truth boxes of an image. Boxes are
+`(x1, y1, x2, y2)` in pixels of the network input, continuous coordinates.
 """
 
 from collections.abc import Sequence
@@ -208,6 +209,10 @@ class RPN(nn.Module):
             losses = self.losses(anchors, pred_logits, gt_labels, pred_deltas, gt_boxes)
         return self.predict_proposals(anchors, pred_logits, pred_deltas, images.image_sizes), losses
 
+    def _overlaps(self, gt_boxes: Any, anchors: Any) -> torch.Tensor:
+        """IoU of every ground-truth box with every anchor, `Tensor[M, R]`, which decides what matches."""
+        return pairwise_iou(gt_boxes, anchors)
+
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
@@ -220,12 +225,12 @@ class RPN(nn.Module):
 
         Returns:
             For each image a label for every anchor, `Tensor[R]` int8: 1 positive, 0 negative, -1 not in the loss; and
-            the ground-truth box matched to it, `Tensor[R, 4]`, meaningful for positive anchors.
+            the ground-truth box matched to it, `Tensor[R, B]`, meaningful for positive anchors.
         """
-        all_anchors = Boxes.cat(anchors)
+        all_anchors = type(anchors[0]).cat(anchors)
         gt_labels, matched_boxes = [], []
         for gt in gt_instances:
-            quality = retry_if_cuda_oom(pairwise_iou)(gt.gt_boxes, all_anchors)
+            quality = retry_if_cuda_oom(self._overlaps)(gt.gt_boxes, all_anchors)
             matched, labels = retry_if_cuda_oom(self.anchor_matcher)(quality)
             # The anchors may have waited on the CPU for memory.
             labels, matched = labels.to(all_anchors.device), matched.to(all_anchors.device)

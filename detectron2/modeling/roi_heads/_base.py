@@ -6,6 +6,7 @@ background.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,6 +118,10 @@ class ROIHeads(nn.Module):
         sampled = torch.cat([foreground, background])
         return sampled, labels[sampled]
 
+    def _overlaps(self, gt_boxes: Any, proposal_boxes: Any) -> torch.Tensor:
+        """IoU `Tensor[G, P]` of ground truth and proposals of one image, which decides what matches."""
+        return pairwise_iou(gt_boxes, proposal_boxes)
+
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Match the proposals with the ground truth and sample `batch_size_per_image` of each image.
@@ -135,7 +140,7 @@ class ROIHeads(nn.Module):
             proposals = add_ground_truth_to_proposals(targets, proposals)
         sampled_proposals, num_background, num_sampled = [], [], 0
         for per_image, target in zip(proposals, targets, strict=True):
-            overlaps = pairwise_iou(target.gt_boxes, per_image.proposal_boxes)
+            overlaps = self._overlaps(target.gt_boxes, per_image.proposal_boxes)
             matched, match_labels = self.proposal_matcher(overlaps)
             sampled, labels = self._sample_proposals(matched, match_labels, target.gt_classes)
             chosen = per_image[sampled]

@@ -92,6 +92,8 @@ def keypoint_rcnn_inference(pred_keypoint_logits: torch.Tensor, pred_instances: 
         pred_keypoint_logits: `Tensor[R, K, S, S]`, regions of all images after one another.
         pred_instances: detections of each image with `pred_boxes`; changed in place.
     """
+    if not pred_instances:
+        return
     logits = full_precision(pred_keypoint_logits.detach())
     boxes_xyxy = cat([x.pred_boxes.tensor for x in pred_instances]).detach()
     found = heatmaps_to_keypoints(logits, boxes_xyxy)[:, :, [0, 1, 3]]  # (x, y, logit, probability) without the logit

@@ -106,6 +106,8 @@ def mask_rcnn_inference(pred_mask_logits: torch.Tensor, pred_instances: list[Ins
         pred_mask_logits: `Tensor[R, K, M, M]` or `Tensor[R, 1, M, M]`, regions of all images after one another.
         pred_instances: detections of each image with `pred_classes`; changed in place.
     """
+    if not pred_instances:
+        return
     logits = pred_mask_logits
     if logits.shape[1] > 1:
         # The sigmoid is taken after the choice: K times less work.

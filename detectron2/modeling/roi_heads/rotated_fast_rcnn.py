@@ -15,13 +15,9 @@ from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.layers._ops.rotated_nms import greedy_nms
 from detectron2.modeling.box_regression import Box2BoxTransformRotated
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated
-from detectron2.utils.events import put_scalar
 
 from ._base import pooler_from_config
-from ._matched_masks import take_matched
-from ._sampling import check_labels, mean_count
 from .box_head import build_box_head
 from .fast_rcnn import FastRCNNOutputLayers
 from .roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
@@ -189,40 +185,9 @@ class RROIHeads(StandardROIHeads):
             if on:
                 raise ValueError(f"RROIHeads, for rotated boxes, has no {what}; set {key} to False")
 
-    @torch.no_grad()
-    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """Match rotated proposals with the ground truth and sample `batch_size_per_image` of each image.
-
-        Args:
-            proposals: for each image its proposals with `proposal_boxes` and `objectness_logits`.
-            targets: for each image its ground truth with `gt_boxes` and `gt_classes`.
-
-        Returns:
-            For each image the sampled proposals with `gt_classes` and, unless the image has no ground truth, the other
-            `gt_*` fields of the matched ground truth; on background they mean nothing.
-        """
-        check_labels(targets, self.num_classes)
-        if self.proposal_append_gt:
-            proposals = add_ground_truth_to_proposals(targets, proposals)
-        sampled_proposals, num_background, num_sampled = [], [], 0
-        for per_image, target in zip(proposals, targets, strict=True):
-            overlaps = pairwise_iou_rotated(target.gt_boxes, per_image.proposal_boxes)
-            matched, match_labels = self.proposal_matcher(overlaps)
-            sampled, labels = self._sample_proposals(matched, match_labels, target.gt_classes)
-            chosen = per_image[sampled]
-            chosen.gt_classes = labels
-            if len(target) > 0:
-                matched = matched[sampled]
-                for name, value in target.get_fields().items():
-                    if name.startswith("gt_") and not chosen.has(name):
-                        chosen.set(name, take_matched(value, matched))
-            sampled_proposals.append(chosen)
-            num_background.append((labels == self.num_classes).sum())
-            num_sampled += labels.numel()
-        background = mean_count(num_background)
-        put_scalar("roi_head/num_fg_samples", num_sampled / max(len(targets), 1) - background)
-        put_scalar("roi_head/num_bg_samples", background)
-        return sampled_proposals
+    def _overlaps(self, gt_boxes: RotatedBoxes, proposal_boxes: RotatedBoxes) -> torch.Tensor:
+        """IoU `Tensor[G, P]` of rotated boxes; see `ROIHeads.label_and_sample_proposals`."""
+        return pairwise_iou_rotated(gt_boxes, proposal_boxes)
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

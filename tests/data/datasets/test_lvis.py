@@ -64,8 +64,8 @@ def test_by_hand(tmp_path, name):
         "height": 5,
         "width": 6,
         "image_id": 1,
-        "not_exhaustive_category_ids": [2],
-        "neg_category_ids": [0, 1202],
+        "not_exhaustive_category_ids": [3],
+        "neg_category_ids": [1, 1203],
         "annotations": [
             {
                 "bbox": [0, 0, 4, 4],

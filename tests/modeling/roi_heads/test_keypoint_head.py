@@ -91,6 +91,7 @@ def test_inference_finds_the_peak():
 
 
 def test_inference_of_nothing():
+    keypoint_rcnn_inference(torch.zeros(0, 3, 8, 8), [])
     detections = [Instances((64, 64), pred_boxes=Boxes(torch.zeros(0, 4)))]
     keypoint_rcnn_inference(torch.zeros(0, 3, 8, 8), detections)
     assert detections[0].pred_keypoints.shape == (0, 3, 3)

@@ -107,6 +107,7 @@ def test_inference_takes_the_mask_of_the_predicted_class(agnostic):
 
 @pytest.mark.parametrize("classes", [1, 4])
 def test_inference_of_nothing(classes):
+    mask_rcnn_inference(torch.zeros(0, classes, 2, 2), [])
     detections = [Instances((9, 9), pred_classes=torch.zeros(0, dtype=torch.int64)) for _ in range(2)]
     mask_rcnn_inference(torch.zeros(0, classes, 2, 2), detections)
     assert [tuple(x.pred_masks.shape) for x in detections] == [(0, 1, 2, 2)] * 2
