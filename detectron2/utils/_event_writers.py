@@ -49,7 +49,7 @@ class _NewScalars:
 class JSONWriter(EventWriter):
     """Appends scalars to a file, one JSON object per line and iteration, with the key ``iteration`` among them.
 
-    Read it line by line, or with ``jq -s '.[].loss_mask' metrics.json``.
+    Read it line by line, or with ``jq -s '.[].loss_mask' metrics.json``. The file is opened at the first write.
 
     Args:
         json_file: path of the file; new lines are appended to an old one.
@@ -57,9 +57,13 @@ class JSONWriter(EventWriter):
     """
 
     def __init__(self, json_file: str | os.PathLike, window_size: int = 20):
-        self._file_handle: Any = PathManager.open(os.fspath(json_file), "a")
+        self._json_file = os.fspath(json_file)
         self._window_size = window_size
         self._new = _NewScalars(window_size)
+
+    @functools.cached_property
+    def _file_handle(self) -> Any:
+        return PathManager.open(self._json_file, "a")
 
     def write(self) -> None:
         """Append one line for each iteration that has new scalars."""
@@ -75,8 +79,9 @@ class JSONWriter(EventWriter):
             return
 
     def close(self) -> None:
-        """Close the file."""
-        self._file_handle.close()
+        """Close the file, if it was opened."""
+        if "_file_handle" in self.__dict__:
+            self._file_handle.close()
 
 
 class TensorboardXWriter(EventWriter):

@@ -316,3 +316,15 @@ def test_writers_share_the_base_class():
     with pytest.raises(NotImplementedError):
         EventWriter().write()
     EventWriter().close()
+
+
+def test_json_file_is_made_by_the_first_write(tmp_path):
+    path = tmp_path / "metrics.json"
+    JSONWriter(path).close()
+    assert not path.exists()
+    with EventStorage() as storage:
+        writer = JSONWriter(path)
+        storage.put_scalar("x", 1.0)
+        writer.write()
+        writer.close()
+    assert path.read_text() == '{"iteration": 0, "x": 1.0}\n'
