@@ -192,7 +192,14 @@ def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
         f"iterations {trainer.start_iter} to {trainer.max_iter}. Ctrl-C stops; --resume continues."
     )
     start = time.perf_counter()
-    trainer.results = trainer.train()
+    try:
+        trainer.results = trainer.train()
+    except KeyboardInterrupt:
+        trainer.iter -= 1  # the one that was interrupted is not done
+        if trainer.iter >= trainer.start_iter:
+            trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+            _say(f"\nStopped after iteration {trainer.iter + 1}, and saved; --resume continues from there.")
+        raise
     _say(f"Trained and evaluated in {datetime.timedelta(seconds=round(time.perf_counter() - start))}.")
     return trainer
 

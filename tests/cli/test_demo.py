@@ -95,3 +95,23 @@ def test_errors(run, args, message):
     assert status == 1
     assert message in text
     assert "Traceback" not in text
+
+
+def test_interrupted_run_is_saved_and_resumed(run, tmp_path, monkeypatch):
+    step = demo._DemoTrainer.run_step
+
+    def interrupted(trainer):
+        if trainer.iter == 2:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo._DemoTrainer, "run_step", interrupted)
+        status, text = run("--iters", "3")
+    assert status == 130
+    assert "Stopped after iteration 2, and saved" in text
+    assert (tmp_path / "demo" / "last_checkpoint").read_text() == "model_0000001.pth"
+    status, text = run("--iters", "3", "--resume")
+    assert status == 0, text
+    assert "Found an unfinished run" in text
+    assert "iterations 2 to 3" in text
