@@ -94,6 +94,7 @@ def validate_dataset_dicts(
             "it is empty. Check the function that loads it, and that its annotation file lists images ('images')."
         )
     if check_annotations:
+        _warn_of_spare_classes(name, num_classes, num_classes_key)
         with paused_gc():
             table = _AnnotationTable.gather(dicts)
         findings += _structure_findings(table)
@@ -298,6 +299,18 @@ def _box_findings(table: _AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str
         for kind, indices in bad.items()
         if len(indices)
     ]
+
+
+def _warn_of_spare_classes(name: str, num_classes: int | None, num_classes_key: str) -> None:
+    # Not an error: several data sets with different classes may train one model. But an evaluator, which knows only
+    # the classes of its data set, refuses predictions of others, and would say so after the whole training.
+    known = MetadataCatalog.get(name).get("thing_classes")
+    if known is not None and num_classes is not None and len(known) < num_classes:
+        logger.warning(
+            "Dataset '%s': %s is %d, but it has %d classes; an evaluation on it refuses predictions of other classes. "
+            "Set %s to %d unless more are meant.",
+            *(name, num_classes_key, num_classes, len(known), num_classes_key, len(known)),
+        )
 
 
 def _warn_of_overhang(table: _AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray], name: str) -> None:

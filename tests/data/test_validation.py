@@ -314,3 +314,15 @@ class TestError:
 
     def test_annotations_unchecked(self):
         check(record(annotation(category_id=-5)), check_annotations=False)
+
+
+@pytest.mark.parametrize(("num_classes", "warned"), [(None, False), (2, False), (6, True)])
+def test_more_classes_than_the_data_set_names(num_classes, warned, caplog):
+    name = "validation_spare_classes"
+    MetadataCatalog.get(name).thing_classes = ["a", "b"]
+    record = {"file_name": "x.png", "height": 10, "width": 10, "image_id": 1, "annotations": []}
+    try:
+        validate_dataset_dicts([record], name=name, num_classes=num_classes, check_files=False)
+    finally:
+        MetadataCatalog.remove(name)
+    assert ("MODEL.ROI_HEADS.NUM_CLASSES is 6, but it has 2 classes" in caplog.text) == warned
