@@ -19,6 +19,7 @@ _SUBPACKAGES = (
     "layers",
     "model_zoo",
     "modeling",
+    "projects",
     "solver",
     "structures",
     "utils",
