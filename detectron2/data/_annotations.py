@@ -313,6 +313,30 @@ def _keypoints(annos: list[dict[str, Any]]) -> Keypoints:
     return Keypoints(np.stack(points))
 
 
+def transform_rotated_annotation(annotation: dict[str, Any], transforms: Transforms) -> dict[str, Any]:
+    """Transform the box of one instance as a rotated box.
+
+    Args:
+        annotation: one annotation of a dataset dict, with a box of any absolute mode; it is changed in place.
+        transforms: what was done to the image.
+
+    Returns:
+        The same dict. "bbox" is a float64 array `(center_x, center_y, width, height, angle)` of mode `XYWHA_ABS`, not
+        clipped to the image; what else is in the dict is not transformed.
+
+    Raises:
+        KeyError: if the annotation has no box.
+    """
+    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
+    if missing:
+        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
+    bbox = np.array(annotation["bbox"], dtype=np.float64)
+    bbox = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWHA_ABS)
+    annotation["bbox"] = _as_one(transforms).apply_rotated_box(np.array(bbox)[None])[0]
+    annotation["bbox_mode"] = BoxMode.XYWHA_ABS
+    return annotation
+
+
 def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tuple[int, int]) -> Instances:
     """Gather annotations with rotated boxes of one image into `Instances`.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from detectron2.config import configurable
+from detectron2.structures import Instances
 
 from . import detection_utils as utils
 from . import transforms as T
@@ -28,13 +29,24 @@ def _to_chw_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(chw, order="C"))
 
 
+def _meets_image(instances: Instances) -> torch.Tensor:
+    """Which rotated boxes `(N, 5)` have an area and, by their upright bounds, a part in the image: bool `(N,)`."""
+    x, y, w, h, degrees = instances.gt_boxes.tensor.unbind(dim=1)
+    cos, sin = torch.deg2rad(degrees).cos().abs(), torch.deg2rad(degrees).sin().abs()
+    reach_x, reach_y = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    height, width = instances.image_size
+    meets = (x + reach_x > 0) & (x - reach_x < width) & (y + reach_y > 0) & (y - reach_y < height)
+    return meets & instances.gt_boxes.nonempty(threshold=1e-5)
+
+
 class DatasetMapper:
     """Read the image of a dataset dict, augment it together with its annotations, and make tensors of them.
 
     The result has all other entries of the dataset dict, and
 
     * "image": `(C, H, W)` tensor, uint8 in the order of `image_format`;
-    * "instances" (training): `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if used;
+    * "instances" (training): `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if used; with
+      rotated boxes only `gt_boxes` (`RotatedBoxes`) and `gt_classes`;
     * "sem_seg": `(H, W)` int64 tensor of labels, if the data set has "sem_seg_file_name";
     * "proposals": `Instances`, if precomputed proposals are used.
 
@@ -51,9 +63,12 @@ class DatasetMapper:
         keypoint_hflip_indices: see `detection_utils.create_keypoint_hflip_indices`.
         precomputed_proposal_topk: how many precomputed proposals to keep; None to use none.
         recompute_boxes: whether to replace boxes by the tightest ones around the masks, which a crop may have cut.
+        use_rotated_boxes: whether the model takes rotated boxes; upright ones then become rotated ones of angle 0.
+            Otherwise rotated boxes become the upright ones around them.
 
     Raises:
-        ValueError: if boxes shall be recomputed without masks, or the mask format is unknown.
+        ValueError: if boxes shall be recomputed without masks, or rotated boxes are asked for together with masks or
+            keypoints, or the mask format is unknown.
     """
 
     @configurable
@@ -69,9 +84,15 @@ class DatasetMapper:
         keypoint_hflip_indices: np.ndarray | list[int] | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
+        use_rotated_boxes: bool = False,
     ):
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes=True needs use_instance_mask=True: boxes are computed from masks")
+        if use_rotated_boxes and (use_instance_mask or use_keypoint):
+            raise ValueError(
+                "use_rotated_boxes=True goes with neither masks nor keypoints: models of rotated boxes have no heads "
+                "for them (set MODEL.MASK_ON and MODEL.KEYPOINT_ON to False)"
+            )
         if instance_mask_format not in ("polygon", "bitmask"):
             raise ValueError(f'instance_mask_format must be "polygon" or "bitmask", got {instance_mask_format!r}')
         self.is_train = is_train
@@ -83,6 +104,7 @@ class DatasetMapper:
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
+        self.use_rotated_boxes = use_rotated_boxes
         logger.info("augmentations used in %s: %s", "training" if is_train else "inference", augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +152,12 @@ class DatasetMapper:
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: tuple[int, int]
     ) -> None:
         """Replace "annotations" by "instances"."""
+        if self.use_rotated_boxes:
+            annos = [a for a in dataset_dict.pop("annotations") if a.get("iscrowd", 0) == 0]
+            annos = [utils.transform_rotated_annotation(annotation, transforms) for annotation in annos]
+            instances = utils.annotations_to_instances_rotated(annos, image_shape)
+            dataset_dict["instances"] = instances[_meets_image(instances)]
+            return
         unused = [
             key
             for key, used in (("segmentation", self.use_instance_mask), ("keypoints", self.use_keypoint))
@@ -173,4 +201,5 @@ class DatasetMapper:
             "keypoint_hflip_indices": flip_indices,
             "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
             "recompute_boxes": crops and cfg.MODEL.MASK_ON,
+            "use_rotated_boxes": cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator",
         }

@@ -20,6 +20,7 @@ from ._annotations import (
     transform_instance_annotations,
     transform_keypoint_annotations,
     transform_proposals,
+    transform_rotated_annotation,
 )
 
 # Projects import these private names from here, hence the redundant aliases.
@@ -49,6 +50,7 @@ __all__ = [
     "transform_instance_annotations",
     "transform_keypoint_annotations",
     "transform_proposals",
+    "transform_rotated_annotation",
 ]
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import detectron2.data.transforms as T
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
-from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes
 
 H, W = 40, 60
 
@@ -230,3 +230,36 @@ def test_tutorial_mapper(record):
         return {"image": image, "instances": utils.annotations_to_instances(annos, image.shape[1:])}
 
     assert custom(record)["instances"].image_size == (80, 80)
+
+
+class TestRotatedBoxes:
+    def rotated(self, record, boxes):
+        annos = [{"bbox": b, "bbox_mode": BoxMode.XYWHA_ABS, "category_id": i} for i, b in enumerate(boxes)]
+        return {**record, "annotations": annos}
+
+    def test_no_annotations(self, record):
+        instances = mapper(use_rotated_boxes=True)(self.rotated(record, []))["instances"]
+        assert isinstance(instances.gt_boxes, RotatedBoxes)
+        assert instances.gt_boxes.tensor.shape == (0, 5) and instances.gt_classes.shape == (0,)
+
+    def test_what_is_cropped_away_or_without_area_goes(self, record):
+        boxes = [(20, 20, 10, 4, 30), (58, 20, 4, 2, 10), (31, 15, 6, 6, 45), (20, 20, 0, 5, 0)]
+        crop = T.CropTransform(10, 10, 20, 20)
+        instances = mapper(use_rotated_boxes=True, augmentations=[crop])(self.rotated(record, boxes))["instances"]
+        np.testing.assert_allclose(instances.gt_boxes.tensor, [(10, 10, 10, 4, 30), (21, 5, 6, 6, 45)], atol=1e-5)
+        assert instances.gt_classes.tolist() == [0, 2]
+
+    def test_upright_and_crowd(self, record):
+        instances = mapper(use_rotated_boxes=True)(record)["instances"]
+        assert instances.gt_boxes.tensor.tolist() == [[20, 15, 20, 20, 0]]
+
+    def test_by_config(self, record):
+        cfg = get_cfg()
+        cfg.INPUT.RANDOM_FLIP = "none"
+        assert not DatasetMapper(cfg).use_rotated_boxes
+        cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+        assert DatasetMapper(cfg).use_rotated_boxes
+
+    def test_not_with_masks(self):
+        with pytest.raises(ValueError, match=r"MODEL\.MASK_ON"):
+            mapper(use_rotated_boxes=True, use_instance_mask=True)

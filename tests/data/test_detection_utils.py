@@ -379,6 +379,40 @@ def test_rotated_instances(count):
     assert instances.gt_classes.tolist() == [1] * count
 
 
+def rotated_corners(box):
+    x, y, width, height, angle = box
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    offsets = np.array([(-width, -height), (width, -height), (width, height), (-width, height)]) / 2
+    return np.array([(x + cos * dx + sin * dy, y + cos * dy - sin * dx) for dx, dy in offsets])
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [],
+        [T.HFlipTransform(100)],
+        [T.VFlipTransform(80), T.CropTransform(10, 5, 60, 50)],
+        [T.ResizeTransform(80, 100, 160, 200), T.RotationTransform(160, 200, 33)],
+    ],
+    ids=["none", "hflip", "vflip-crop", "resize-rotate"],
+)
+def test_rotated_annotation_follows_the_image(transforms):
+    box = [50.0, 40, 30, 10, 20]
+    anno = utils.transform_rotated_annotation({"bbox": box, "bbox_mode": BoxMode.XYWHA_ABS, "id": 1}, transforms)
+    assert anno["bbox_mode"] == BoxMode.XYWHA_ABS and anno["id"] == 1 and box == [50, 40, 30, 10, 20]
+    expected = T.TransformList(transforms).apply_coords(rotated_corners(box))
+    found = rotated_corners(anno["bbox"])
+    distances = np.linalg.norm(expected[:, None] - found[None], axis=2)  # a flip changes the order of the corners
+    assert distances.min(axis=0).max() < 1e-6 and distances.min(axis=1).max() < 1e-6
+
+
+def test_upright_annotation_as_a_rotated_one():
+    anno = {"bbox": [10, 20, 40, 60], "bbox_mode": BoxMode.XYXY_ABS}
+    assert utils.transform_rotated_annotation(anno, [])["bbox"].tolist() == [25, 40, 30, 40, 0]
+    with pytest.raises(KeyError, match="has no 'bbox'"):
+        utils.transform_rotated_annotation({"bbox_mode": BoxMode.XYXY_ABS}, [])
+
+
 def test_filter_empty_instances():
     instances = Instances((80, 100))
     instances.gt_boxes = Boxes(torch.tensor([[0.0, 0, 5, 5], [3, 3, 3, 9], [0, 0, 9, 9]]))
