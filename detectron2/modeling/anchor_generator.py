@@ -13,7 +13,7 @@ from torch import nn
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, RotatedBoxes
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["ANCHOR_GENERATOR_REGISTRY", "DefaultAnchorGenerator", "RotatedAnchorGenerator", "build_anchor_generator"]
 
@@ -306,4 +306,6 @@ class RotatedAnchorGenerator(nn.Module):
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
     """Build the anchor generator that `cfg.MODEL.ANCHOR_GENERATOR.NAME` names, for feature maps of these shapes."""
-    return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
+    return lookup(ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME, "MODEL.ANCHOR_GENERATOR.NAME")(
+        cfg, input_shape
+    )

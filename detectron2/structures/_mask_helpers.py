@@ -6,6 +6,7 @@ Letters: `N` masks.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["as_indices", "expect_all", "expect_one_box_each", "extent", "select"]
@@ -13,7 +14,7 @@ __all__ = ["as_indices", "expect_all", "expect_one_box_each", "extent", "select"
 
 def select(masks: torch.Tensor, item: Any) -> torch.Tensor:
     """Index ``(N, h, w)`` along its first dimension; an integer gives ``(1, h, w)``."""
-    picked = masks[item][None] if isinstance(item, int) else masks[item]
+    picked = masks[item][None] if isinstance(item, (int, np.integer)) else masks[item]
     if picked.dim() != 3:
         raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
     return picked

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ._box_mode import BoxMode
@@ -93,7 +94,7 @@ class Boxes:
         Raises:
             IndexError: ``item`` has more than one dimension.
         """
-        if isinstance(item, int):
+        if isinstance(item, (int, np.integer)):
             return Boxes(self.tensor[item].view(1, -1))
         rows = self.tensor[item]
         if rows.dim() != 2:

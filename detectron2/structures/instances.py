@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["Instances"]
@@ -141,11 +142,11 @@ class Instances:
         """
         if isinstance(item, str):
             return self.get(item)
-        if isinstance(item, int):
+        if isinstance(item, (int, np.integer)):
             n = len(self)
             if not -n <= item < n:
                 raise IndexError(f"Instance {item} is out of range: there are {n}.")
-            item = slice(item, None, n)
+            item = slice(int(item), None, n)
         elif isinstance(item, torch.Tensor) and item.dtype == torch.bool and self._fields:
             item = self._indices_of(item)
         picked = Instances(self._image_size)

@@ -85,7 +85,7 @@ class Keypoints:
         Returns:
             The selected keypoints, sharing storage where PyTorch's indexing does.
         """
-        return Keypoints(self.tensor[item][None] if isinstance(item, int) else self.tensor[item])
+        return Keypoints(self.tensor[item][None] if isinstance(item, (int, np.integer)) else self.tensor[item])
 
     def __repr__(self) -> str:
         return f"Keypoints(num_instances={len(self)}, num_keypoints={self.tensor.shape[1]})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
@@ -108,7 +109,7 @@ class RotatedBoxes(Boxes):
         Raises:
             IndexError: ``item`` has more than one dimension.
         """
-        if isinstance(item, int):
+        if isinstance(item, (int, np.integer)):
             return RotatedBoxes(self.tensor[item].view(1, -1))
         rows = self.tensor[item]
         if rows.dim() != 2:

@@ -3,12 +3,38 @@
 ``Registry`` is fvcore's own class, so that ``isinstance`` and subclasses from other projects agree with ours.
 """
 
+import difflib
 import importlib
 from typing import Any
 
 from fvcore.common.registry import Registry
 
-__all__ = ["Registry", "locate"]
+__all__ = ["Registry", "locate", "lookup"]
+
+
+def lookup(registry: Registry, name: str, key: str) -> Any:
+    """The object that a config names.
+
+    Args:
+        registry: where it is registered.
+        name: its name.
+        key: the config key that the name comes from.
+
+    Returns:
+        The object.
+
+    Raises:
+        KeyError: nothing of that name is registered; the message has the config key and similar names.
+    """
+    if name in registry:
+        return registry.get(name)
+    names = sorted(registered for registered, _ in registry)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise KeyError(
+        f"{key} is {name!r}, which is not registered. {hint}Registered are: {', '.join(names) or 'none'}. A class of "
+        f"your own is registered once the module that defines it has been imported."
+    )
 
 
 def _follow(obj: Any, attributes: list[str]) -> Any:

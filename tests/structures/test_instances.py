@@ -1,10 +1,11 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 
 
 def make(n=3):
@@ -80,6 +81,22 @@ class TestFields:
 
 
 class TestIndexing:
+    @pytest.mark.parametrize("item", [1, np.int64(1), -1, np.int32(-1)])
+    def test_one(self, item):
+        tensor = torch.arange(10.0).view(2, 5)
+        fields = {
+            "boxes": Boxes(tensor[:, :4]),
+            "rotated": RotatedBoxes(tensor),
+            "keypoints": Keypoints(torch.arange(12.0).view(2, 2, 3)),
+            "masks": BitMasks(torch.eye(2, dtype=torch.bool)[:, None]),
+            "polygons": PolygonMasks([[np.arange(6.0)], [np.arange(6.0, 12)]]),
+            "names": ["a", "b"],
+        }
+        one = Instances((5, 5), **fields)[item]
+        assert len(one) == 1 and one.names == ["b"]
+        assert one.rotated.tensor.tolist() == [[5, 6, 7, 8, 9]]
+        assert fields["boxes"][item].tensor.tolist() == [[5, 6, 7, 8]]
+
     @pytest.mark.parametrize(
         ("item", "expected"),
         [

@@ -4,7 +4,7 @@ import os.path
 import fvcore.common.registry
 import pytest
 
-from detectron2.utils.registry import Registry, _convert_target_to_string, locate
+from detectron2.utils.registry import Registry, _convert_target_to_string, locate, lookup
 
 
 def test_registry_is_that_of_fvcore():
@@ -65,3 +65,13 @@ def test_target_to_string_is_short_and_leads_back():
 
 def test_target_to_string_keeps_the_qualified_name_of_inner_classes():
     assert _convert_target_to_string(Outer.Inner).endswith("Outer.Inner")
+
+
+def test_lookup():
+    registry = Registry("THING")
+    with pytest.raises(KeyError, match=r"MODEL\.THING is 'A', which is not registered\. Registered are: none\."):
+        lookup(registry, "A", "MODEL.THING")
+    registry.register(Outer)
+    assert lookup(registry, "Outer", "MODEL.THING") is Outer
+    with pytest.raises(KeyError, match="Did you mean 'Outer'"):
+        lookup(registry, "Outter", "MODEL.THING")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 from .backbone import Backbone
 
@@ -34,7 +34,7 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     name = cfg.MODEL.BACKBONE.NAME
-    backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    backbone = lookup(BACKBONE_REGISTRY, name, "MODEL.BACKBONE.NAME")(cfg, input_shape)
     if not isinstance(backbone, Backbone):
         raise TypeError(
             f"MODEL.BACKBONE.NAME {name!r} built a {type(backbone).__name__}; "

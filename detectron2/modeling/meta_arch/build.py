@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
 
@@ -25,7 +25,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         ValueError: when the device is not there.
     """
     device = _available_device(cfg.MODEL.DEVICE)
-    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")(cfg)
     return model.to(device)
 
 

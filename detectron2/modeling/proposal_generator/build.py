@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["PROPOSAL_GENERATOR_REGISTRY", "build_proposal_generator"]
 
@@ -31,4 +31,4 @@ def build_proposal_generator(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if name == "PrecomputedProposals":
         return None
-    return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
+    return lookup(PROPOSAL_GENERATOR_REGISTRY, name, "MODEL.PROPOSAL_GENERATOR.NAME")(cfg, input_shape)

@@ -17,7 +17,7 @@ from detectron2.layers import Conv2d, ShapeSpec, cat
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
 from detectron2.utils.memory import retry_if_cuda_oom
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 from ..anchor_generator import build_anchor_generator
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
@@ -39,7 +39,7 @@ and returns a module that maps feature maps to objectness logits and anchor delt
 
 def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
     """Build the head that `cfg.MODEL.RPN.HEAD_NAME` names, for feature maps of these shapes."""
-    return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
+    return lookup(RPN_HEAD_REGISTRY, cfg.MODEL.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME")(cfg, input_shape)
 
 
 @RPN_HEAD_REGISTRY.register()

@@ -21,7 +21,7 @@ from detectron2.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals as add_ground_truth_to_proposals,  # imported from here by other projects
 )
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, lookup
 
 from ._base import ROIHeads, check_known_boxes, feature_list, pooler_from_config
 from ._sampling import select_foreground_proposals, select_proposals_with_visible_keypoints
@@ -46,7 +46,7 @@ ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
 
 def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """The ROI heads that `cfg.MODEL.ROI_HEADS.NAME` names, for a backbone of shape `input_shape`."""
-    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
+    return lookup(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME")(cfg, input_shape)
 
 
 def _optional_pooler(head: CfgNode, in_features: list[str], input_shape: dict[str, ShapeSpec]) -> tuple[Any, Any]:
