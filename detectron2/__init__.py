@@ -22,6 +22,7 @@ _SUBPACKAGES = (
     "projects",
     "solver",
     "structures",
+    "tracking",
     "utils",
     "visualization",
 )

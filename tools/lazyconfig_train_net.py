@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> Any:
     if not args.eval_only:
         return lazy_train(cfg, resume=args.resume)
     model = create_ddp_model(instantiate(cfg.model).to(cfg.train.device))
-    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    DetectionCheckpointer(model).load_for_inference(cfg.train.init_checkpoint)
     return lazy_test(cfg, model)
 
 

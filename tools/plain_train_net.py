@@ -92,7 +92,8 @@ def main(args: argparse.Namespace) -> Any:
     model = build_model(cfg)
     logger.info("Model:\n%s", model)
     if args.eval_only:
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
         return do_test(cfg, model)
     model = create_ddp_model(model, broadcast_buffers=False)
     do_train(cfg, model, resume=args.resume)

@@ -4,18 +4,51 @@
 python tools/train_net.py --config-file configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml --num-gpus 8
 python tools/train_net.py --config-file configs/... --num-gpus 1 SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
 python tools/train_net.py --config-file configs/... --eval-only MODEL.WEIGHTS /path/to/checkpoint
+python tools/train_net.py --config-file configs/... --eval-only MODEL.WEIGHTS ... TEST.AUG.ENABLED True
 
+With TEST.AUG.ENABLED the model is evaluated a second time, with test-time augmentation; those results end in "_TTA".
 Use it as an example: what differs in your project goes into a subclass of DefaultTrainer.
 """
 
 import argparse
+import os
+from collections import OrderedDict
 from typing import Any
+
+from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import build_evaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA, SemanticSegmentor, SemanticSegmentorWithTTA
+
+
+class Trainer(DefaultTrainer):
+    """The default trainer, with a second evaluation under test-time augmentation where TEST.AUG.ENABLED asks for it."""
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        found = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before the last hook, which writes what the others recorded; only after the last iteration.
+            found.insert(-1, hooks.EvalHook(0, self._test_with_tta_and_save_results))
+        return found
+
+    def _test_with_tta_and_save_results(self) -> "OrderedDict[str, Any]":
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results = {**self._last_eval_results, **results}
+        return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
+        """-> results as of `test`, of the model with test-time augmentation; every name ends in "_TTA"."""
+        inner = getattr(model, "module", model)  # inside DistributedDataParallel
+        with_tta = SemanticSegmentorWithTTA if isinstance(inner, SemanticSegmentor) else GeneralizedRCNNWithTTA
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [build_evaluator(name, folder, cfg=cfg) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, with_tta(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -32,13 +65,16 @@ def main(args: argparse.Namespace) -> Any:
     """Body of each process."""
     cfg = setup(args)
     if args.eval_only:
-        model = DefaultTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = DefaultTrainer.test(cfg, model)
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = DefaultTrainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,15 @@ from torch import nn
 
 __all__ = ["LoadReport", "check_same_architecture", "forgivable_missing", "forgivable_unexpected"]
 
-# Layers whose shape depends on the number of classes (or keypoints): replacing them is what fine-tuning does.
+# Layers with a row (or a column) for each class or keypoint: replacing them is what fine-tuning does. The layers of a
+# point head read the class scores that it refines.
 _CLASS_LAYER = re.compile(
-    r"(^|\.)(box_predictor(\.\d+)?\.(cls_score|bbox_pred)|(mask|point|coarse)_head\.(predictor|prediction)"
-    r"|keypoint_head\.score_lowres|head\.cls_score|sem_seg_head\.predictor|mask_coarse_head\.prediction)\.(weight|bias)$"
+    r"(^|\.)(box_predictor(\.\d+)?\.(cls_score|bbox_pred)|head\.cls_score|keypoint_head\.score_lowres"
+    r"|\w*(mask|point|sem_seg|coarse)_head(\.\w+_head)?\.(predictor|prediction)|linear)\.(weight|bias)$"
 )
+_POINT_LAYER = re.compile(r"(^|\.)\w*point_head\.fc\d+\.weight$")
+# Zeros that a transformer adds to what it was pre-trained with.
+_STARTS_AT_ZERO = re.compile(r"\.rel_pos_[hw]$")
 # Parts of a model and of a checkpoint, below which they have nothing to do with each other.
 _LEAST_OVERLAP = 0.1
 
@@ -78,76 +82,161 @@ class LoadReport:
     Args:
         total: elements of all tensors of the model.
         loaded: elements of those that were filled.
+        parts: for each top-level part of the model the numbers of its tensors that were filled, and of all.
         missing: names that the checkpoint lacks.
+        elsewhere: names that it lacks, outside of the part of the model that it is of.
         unexpected: names that the model lacks.
         resized: (name, shape in the checkpoint, shape in the model) of tensors that were skipped.
+        is_partial: whether the file is of a part of the model, such as a pre-trained backbone.
     """
 
     total: int
     loaded: int
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    is_partial: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, incompatible: Any) -> "LoadReport":
-        """Summarize what ``_load_model`` returned."""
+    def of(cls, model: nn.Module, incompatible: Any, covers: Callable[[str], bool] | None = None) -> "LoadReport":
+        """Summarize what ``_load_model`` returned.
+
+        Args:
+            model: the model.
+            incompatible: missing and unexpected names, and shapes that differ.
+            covers: for a file of a part of the model, whether a name lies in that part.
+
+        Returns:
+            The report.
+        """
         sizes = {key: 0 if nn.parameter.is_lazy(value) else value.numel() for key, value in model.state_dict().items()}
-        missing = _without_aliases(model, list(incompatible.missing_keys))
-        not_loaded = {*missing, *(key for key, _, _ in incompatible.incorrect_shapes)}
+        resized = {key for key, _, _ in incompatible.incorrect_shapes}
+        missing = _without_aliases(model, [key for key in incompatible.missing_keys if key not in resized])
+        not_loaded = {*missing, *resized}
+        absent = [key for key in missing if not forgivable_missing(key)]
+        within = [key for key in absent if covers is None or (covers(key) and not _STARTS_AT_ZERO.search(key))]
         return cls(
             total=sum(sizes.values()),
             loaded=sum(size for key, size in sizes.items() if key not in not_loaded),
-            missing=[
-                key
-                for key in missing
-                if not forgivable_missing(key) and key not in {k for k, _, _ in incompatible.incorrect_shapes}
-            ],
+            parts=_counts(sizes, not_loaded),
+            missing=within,
+            elsewhere=[key for key in absent if key not in set(within)],
             unexpected=[key for key in incompatible.unexpected_keys if not forgivable_unexpected(key)],
             resized=[(key, tuple(a), tuple(b)) for key, a, b in incompatible.incorrect_shapes],
+            is_partial=covers is not None,
         )
 
     @property
-    def only_class_layers_resized(self) -> bool:
-        """Whether every shape that differs belongs to a layer whose size follows from the number of classes."""
-        return all(_CLASS_LAYER.search(key) for key, _, _ in self.resized)
+    def other_resized(self) -> list[str]:
+        """Names of tensors whose shape differs for another reason than the number of classes."""
+        return [key for key, a, b in self.resized if not _differ_in_classes(key, a, b)]
 
-    def log(self, logger: logging.Logger, source: str, is_partial: bool = False) -> None:
-        """Write one table, as a warning when the user should look at it.
+    def log(self, logger: logging.Logger, source: str) -> None:
+        """Write one table: information where it is as it should be, else a warning.
+
+        Other classes are as they should be, and so is what lies outside the part of the model that the file is of.
 
         Args:
             logger: where to.
             source: the file.
-            is_partial: whether the file is known to hold a part of the model, such as a pre-trained backbone, so that
-                missing weights are in order.
         """
-        # Rounded down: 100% means all of it.
-        share = (1000 * self.loaded // self.total if self.total else 1000) / 10
-        head = f"{share:.1f}% of the model ({self.loaded:,} of {self.total:,} values) was loaded from {source}."
-        rows = self._rows()
+        head, rows = self._head(source), self._rows()
         if not rows:
             logger.info(head)
+        elif self.missing or self.other_resized:
+            logger.warning(
+                "%s\nNOT ALL WAS LOADED: the rest keeps its random initialization, and results will suffer unless that "
+                "is intended. Check that the config fits the checkpoint.\n%s",
+                head,
+                self._table(rows),
+            )
+        elif self.unexpected and not self.is_partial:
+            logger.warning(
+                "%s\nNOT ALL WAS USED: the file has weights that the model lacks. Check that the config fits the "
+                "checkpoint.\n%s",
+                head,
+                self._table(rows),
+            )
+        else:
+            logger.info("%s\n%s", head, self._table(rows))
+
+    def require_complete(self, source: str) -> None:
+        """Refuse a model that is in part random: its predictions mean nothing.
+
+        Args:
+            source: the file.
+
+        Raises:
+            ValueError: not every tensor of the model was filled.
+        """
+        if not (self.missing or self.elsewhere or self.resized):
             return
+        cure = "Use the config that the weights were trained with, or weights of this config (MODEL.WEIGHTS)."
+        if self.resized and not (self.missing or self.elsewhere or self.other_resized):
+            cure = f"The file was trained for other classes: {_class_numbers(self.resized)}"
+        elif self.is_partial:
+            cure = f"The file holds a part of the model, to start training from. {cure}"
+        raise ValueError(
+            f"{self._head(source)} A model that is in part random predicts noise. {cure}\n{self._table(self._rows())}"
+        )
+
+    def _head(self, source: str) -> str:
+        # Rounded down: 100% means all of it.
+        share = (1000 * self.loaded // self.total if self.total else 1000) / 10
+        return f"{share:.1f}% of the model ({self.loaded:,} of {self.total:,} values) was loaded from {source}."
+
+    @staticmethod
+    def _table(rows: list[tuple[str, str, str]]) -> str:
         from tabulate import tabulate
 
-        table = tabulate(rows, headers=["", "tensors", "remark"], tablefmt="pipe")
-        if self.resized and not self.only_class_layers_resized:
-            logger.warning(
-                "%s\nShapes differ outside the class-dependent layers: those weights keep their random "
-                "initialization, and results will suffer. Check that the config fits the checkpoint.\n%s",
-                head,
-                table,
-            )
-        elif self.missing and not is_partial:
-            logger.warning("%s\n%s", head, table)
-        else:
-            logger.info("%s\n%s", head, table)
+        return tabulate(rows, headers=["", "tensors", "remark"], tablefmt="pipe")
 
     def _rows(self) -> list[tuple[str, str, str]]:
+        """What differs, after what was loaded; nothing when nothing differs."""
         rows = [("shape differs, skipped", key, f"{a} in the file, {b} in the model") for key, a, b in self.resized]
         rows += [("not in the file", group, "keeps its initialization") for group in _grouped(self.missing)]
+        # Of a detector most is not in the file of its backbone: by parts, not by names.
+        others = Counter(key.partition(".")[0] for key in self.elsewhere)
+        rows += [("not in the file", part, f"{count} tensors, not expected") for part, count in others.items()]
         rows += [("not in the model", group, "ignored") for group in _grouped(self.unexpected)]
-        return rows
+        if not rows:
+            return []
+        loaded = [("loaded", part, f"{some} of {every} tensors") for part, (some, every) in self.parts.items() if some]
+        return loaded + rows
+
+
+def _counts(sizes: Mapping[str, int], not_loaded: set[str]) -> dict[str, tuple[int, int]]:
+    """Top-level part -> numbers of its tensors that were loaded, and of all; constants and counters do not count."""
+    counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for key in sizes:
+        if not forgivable_missing(key):
+            counts[key.partition(".")[0]][0] += key not in not_loaded
+            counts[key.partition(".")[0]][1] += 1
+    return {part: (some, every) for part, (some, every) in counts.items()}
+
+
+def _differ_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
+    """Whether two shapes of a tensor differ along the axis of the classes and nowhere else."""
+    if len(in_file) != len(in_model):
+        return False
+    axes = {axis for axis, (a, b) in enumerate(zip(in_file, in_model, strict=True)) if a != b}
+    if _POINT_LAYER.search(key):
+        return axes <= {1}
+    # The keypoint head ends with a deconvolution, whose outputs lie along the second axis.
+    outputs = 1 if key.endswith("score_lowres.weight") else 0
+    return _CLASS_LAYER.search(key) is not None and axes <= {outputs}
+
+
+def _class_numbers(resized: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    for key, in_file, in_model in resized:
+        if re.search(r"box_predictor(\.\d+)?\.cls_score\.", key):
+            return (
+                f"{in_file[0] - 1}, not {in_model[0] - 1} as the model has (MODEL.ROI_HEADS.NUM_CLASSES, in lazy "
+                "configs model.roi_heads.num_classes)."
+            )
+    return "set the numbers of classes of the config (MODEL.*.NUM_CLASSES) as in that training."
 
 
 def _grouped(keys: Iterable[str]) -> list[str]:

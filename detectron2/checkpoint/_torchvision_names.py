@@ -21,15 +21,19 @@ def resnet_from_torchvision(weights: Mapping[str, Any], model_keys: Mapping[str,
     """Rename the weights of a torchvision ResNet to the ends of our names.
 
     Args:
-        weights: the state dict of a checkpoint, perhaps with prefixes of parallel training or MoCo.
+        weights: the state dict of a checkpoint, perhaps with a prefix.
         model_keys: the state dict of the model.
 
     Returns:
         The renamed weights; None when they are no such network or when the model uses those names itself.
     """
-    prefixes = ("", "module.", "module.encoder_q.", "encoder_q.")
-    prefix = next((p for p in prefixes if f"{p}layer1.0.conv1.weight" in weights), None)
-    if prefix is None or any(key.endswith("layer1.0.conv1.weight") for key in model_keys):
+    first = "layer1.0.conv1.weight"
+    found = {key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")}
+    # Of the networks of self-supervised training the one that was trained, not its slow copy.
+    prefix = next((p for p in ("", "module.", "module.encoder_q.", "encoder_q.") if p in found), None)
+    if prefix is None and len(found) == 1:
+        prefix = next(iter(found))
+    if prefix is None or any(key.endswith(first) for key in model_keys):
         return None
     renamed = {}
     for key, value in weights.items():

@@ -7,11 +7,19 @@ so that ``res2.0.conv1.weight`` of a backbone finds ``backbone.bottom_up.res2.0.
 import logging
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
-__all__ = ["align_and_update_state_dicts", "convert_basic_c2_names", "convert_c2_detectron_names"]
+__all__ = [
+    "Matching",
+    "align_and_update_state_dicts",
+    "convert_basic_c2_names",
+    "convert_c2_detectron_names",
+    "match_by_ends",
+]
 
 # Applied to every name in this order, after "_" became ".".
 _BASIC_RULES: tuple[tuple[str, str], ...] = (
@@ -140,30 +148,76 @@ def align_and_update_state_dicts(
         ValueError: one weight of the checkpoint ends several names of the model, so that its place is not certain.
     """
     logger = logging.getLogger(__name__)
+    matching = match_by_ends(model_state_dict, ckpt_state_dict, c2_conversion)
+    for key, model_key in matching.resized.items():
+        logger.warning(
+            "%s is not loaded: its shape is %s in the checkpoint (%s) but %s in the model.",
+            model_key,
+            tuple(matching.weights[key].shape),
+            matching.origin[key],
+            tuple(model_state_dict[model_key].shape),
+        )
+    result: dict[str, torch.Tensor] = {}
+    for key, model_key in matching.taken.items():
+        result[model_key] = model_state_dict[model_key] = matching.weights[key]
+    result.update({key: value for key, value in matching.weights.items() if key not in matching.taken})
+    return result
+
+
+@dataclass
+class Matching:
+    """Where the weights of a checkpoint belong in a model.
+
+    Args:
+        weights: the checkpoint's, after the conversion of Caffe2 names.
+        origin: their names to those in the file.
+        taken: their names to those in the model.
+        resized: the same, where the shapes differ.
+    """
+
+    weights: Mapping[str, Any]
+    origin: Mapping[str, str]
+    taken: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
+
+    def renamed(self) -> dict[str, Any]:
+        """All weights, those that have a place under the model's name."""
+        places = {**self.resized, **self.taken}
+        return {places.get(key, key): value for key, value in self.weights.items()}
+
+    def covers(self, name: str) -> bool:
+        """Whether a tensor of the model lies in the part that the checkpoint is of.
+
+        That part begins where names of the checkpoint are attached, and holds the children that the checkpoint knows:
+        with ``res2.0.conv1.weight`` at ``backbone.bottom_up.``, all of ``backbone.bottom_up.res2``.
+        """
+        return any(name.startswith(module) for module in self._modules)
+
+    @cached_property
+    def _modules(self) -> tuple[str, ...]:
+        pairs = [(place.removesuffix(key), key.partition(".")[0]) for key, place in self.taken.items()]
+        return tuple({f"{prefix}{child}." for prefix, child in pairs})
+
+
+def match_by_ends(
+    model_state_dict: Mapping[str, torch.Tensor], ckpt_state_dict: Mapping[str, torch.Tensor], c2_conversion: bool
+) -> Matching:
+    """Find the place of each weight by the end of the model's names; see :func:`align_and_update_state_dicts`."""
     weights: Mapping[str, Any] = ckpt_state_dict
     origin = {key: key for key in weights}
     if c2_conversion:
         weights, origin = convert_c2_detectron_names(ckpt_state_dict)
-
-    result: dict[str, torch.Tensor] = {}
-    taken: dict[str, str] = {}
+    matching = Matching(weights, origin)
     for model_key, key in _match_by_suffix(model_state_dict, weights).items():
-        value = weights[key]
-        if tuple(value.shape) != tuple(model_state_dict[model_key].shape):
-            logger.warning(
-                "%s is not loaded: its shape is %s in the checkpoint (%s) but %s in the model.",
-                model_key,
-                tuple(value.shape),
-                origin[key],
-                tuple(model_state_dict[model_key].shape),
-            )
+        if tuple(weights[key].shape) != tuple(model_state_dict[model_key].shape):
+            matching.resized[key] = model_key
             continue
-        if key in taken:
+        if key in matching.taken:
             raise ValueError(
-                f"The weight {origin[key]!r} matches both {taken[key]!r} and {model_key!r} of the model. "
+                f"The weight {origin[key]!r} matches both {matching.taken[key]!r} and {model_key!r} of the model. "
                 "Load the sub-model that it belongs to by itself, or rename the weights in the file."
             )
-        taken[key] = model_key
-        result[model_key] = model_state_dict[model_key] = value
-    result.update({key: value for key, value in weights.items() if key not in taken})
-    return result
+        matching.taken[key] = model_key
+    for key in matching.taken:  # it has its place; names that end like it are of something else
+        matching.resized.pop(key, None)
+    return matching

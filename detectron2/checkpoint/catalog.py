@@ -57,5 +57,11 @@ class ModelCatalogHandler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
 
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return PathManager.exists(ModelCatalog.get(path[len(self.PREFIX) :]), **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._exists(path, **kwargs)
+
 
 PathManager.register_handler(ModelCatalogHandler())

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from detectron2.checkpoint._prefixes import unwrapped, without_wrappers
 from detectron2.checkpoint._read import (
     as_checkpoint,
     file_format,
@@ -20,11 +21,17 @@ from detectron2.checkpoint._read import (
 )
 from detectron2.checkpoint._report import LoadReport, check_same_architecture
 from detectron2.checkpoint._torchvision_names import resnet_from_torchvision
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.checkpoint.c2_model_loading import match_by_ends
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager, atomic_write
+from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
 
 __all__ = ["DetectionCheckpointer"]
+
+_TORCHVISION_INPUT = (
+    "%s has torchvision's names of a ResNet, which were converted. Such weights expect RGB images scaled to [0, 1] "
+    "(INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]) and "
+    "MODEL.RESNETS.STRIDE_IN_1X1 False."
+)
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -33,7 +40,11 @@ class DetectionCheckpointer(Checkpointer):
     It reads ``.pth`` files (of ``torch.save``), ``.pkl`` files (the published model zoo, Detectron 1 and Caffe2) and
     ``.safetensors``, from paths, URLs, ``detectron2://`` and ``catalog://``; only data is read, code in a file is
     refused. Names of older models are converted. In distributed training the file need only be on the machine of
-    rank 0. ``path?matching_heuristics=True`` matches weights by the ends of their names.
+    rank 0. ``path?matching_heuristics=True`` matches weights by the ends of their names; prefixes of wrappers
+    (``module.``, ``model.``, ``_orig_mod.``, …) do not matter.
+
+    What was loaded and what was not is written to the log in one table, as a warning unless only the classes differ
+    or the file is of a part of the model. :meth:`load_for_inference` accepts neither.
 
     Args:
         model: the model; a wrapper for parallel training is taken off.
@@ -50,8 +61,9 @@ class DetectionCheckpointer(Checkpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
+        plain = unwrapped(model)
         super().__init__(
-            model,
+            plain,
             save_dir,
             save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
             **checkpointables,
@@ -59,10 +71,12 @@ class DetectionCheckpointer(Checkpointer):
         self.logger = logging.getLogger(__name__)
         self.path_manager = PathManager
         # A plain model may be loaded by one rank alone, so that only a wrapped one makes the ranks talk to each other.
-        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        inner = getattr(model, "_orig_mod", model)  # of a compiled one
+        self._is_distributed = isinstance(inner, nn.parallel.DistributedDataParallel)
         # About the file that is being loaded, for messages:
         self._source = "the checkpoint"
-        self._is_partial = False
+        self._covers: Callable[[str], bool] | None = None  # where it is of a part of the model: names in that part
+        self._must_be_complete = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save everything to ``<save_dir>/<name>.pth``, which then counts as the last checkpoint.
@@ -128,6 +142,34 @@ class DetectionCheckpointer(Checkpointer):
                 self.logger.warning("%s has no state of %r, which therefore starts afresh.", path, key)
         return checkpoint
 
+    def load_for_inference(self, path: str, *, resume: bool = False) -> dict[str, Any]:
+        """Load all weights of a model that is to predict; training state is left alone.
+
+        Training may start from a part of a model or with other classes, and :meth:`load` then writes to the log what
+        was left out. Predictions of a model that is in part random mean nothing: here that is an error.
+
+        Args:
+            path: as for :meth:`load`. When it is empty nothing is loaded, with a warning.
+            resume: take the last checkpoint in ``save_dir`` instead, if there is one.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it does not fill the model, is no checkpoint, or of another architecture.
+        """
+        if resume and self.has_checkpoint():
+            path = self.get_checkpoint_file()
+        if not path:
+            self.logger.warning("The model has no weights: its predictions are random. Set MODEL.WEIGHTS.")
+            return {}
+        self._must_be_complete = True
+        try:
+            return self.load(path, checkpointables=[])
+        finally:
+            self._must_be_complete = False
+
     def get_all_checkpoint_files(self) -> list[str]:
         """Paths of the ``.pth`` files in ``save_dir``."""
         if not self.path_manager.isdir(self.save_dir):
@@ -168,10 +210,21 @@ class DetectionCheckpointer(Checkpointer):
                     raise ValueError(f"{path}: only '?matching_heuristics=True' may follow the name of a file.")
                 heuristics = options["matching_heuristics"] == ["True"]
                 path = path.partition("?")[0]
-            path = self.path_manager.get_local_path(path)
+            path = self._download(path)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"There is no checkpoint {path}; {_what_is_beside(path)}. Check the path.")
         return path, heuristics
+
+    def _download(self, path: str) -> str:
+        try:
+            return self.path_manager.get_local_path(path)
+        except DownloadError as error:
+            if error.status not in (403, 404):
+                raise
+            from detectron2.model_zoo.checkpoints import nearest_weights
+
+            # Amazon S3 answers 403 as well where there is no such file.
+            raise DownloadError(f"{error} {nearest_weights(path)}", error.url, error.cached, error.status) from error
 
     def _read(self, path: str) -> dict[str, Any]:
         local, heuristics = self._local_file(path)
@@ -197,34 +250,29 @@ class DetectionCheckpointer(Checkpointer):
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
         model_state = self.model.state_dict()
+        weights = without_wrappers(weights, model_state)
         heuristics = checkpoint.get("matching_heuristics", False)
         converted = resnet_from_torchvision(weights, model_state)
         if converted is not None:
-            self.logger.warning(
-                "%s has torchvision's names of a ResNet, which were converted. Such weights expect RGB images scaled "
-                "to [0, 1] (INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375])"
-                " and MODEL.RESNETS.STRIDE_IN_1X1 False.",
-                self._source,
-            )
+            self.logger.warning(_TORCHVISION_INPUT, self._source)
             weights, heuristics = converted, True
+        self._covers = None
         if heuristics:
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
-            weights = align_and_update_state_dicts(model_state, weights, c2_conversion=is_caffe2)
-        self._is_partial = bool(heuristics)
-        check_same_architecture(model_state, _without_parallel_prefix(weights), self._source)
+            matching = match_by_ends(model_state, weights, is_caffe2)
+            weights = matching.renamed()
+            # Statistics of batch norm are part of the scale and shift in Caffe2 files.
+            folded = (".running_mean", ".running_var") if is_caffe2 else ()
+            self._covers = lambda key: matching.covers(key) and not key.endswith(folded)
+        check_same_architecture(model_state, weights, self._source)
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        LoadReport.of(self.model, incompatible).log(self.logger, self._source, is_partial=self._is_partial)
-
-
-def _without_parallel_prefix(weights: dict[str, Any]) -> dict[str, Any]:
-    """The names that the base class will load, which takes the prefix of a parallel wrapper off."""
-    prefix = "module."
-    if not all(key.startswith(prefix) for key in weights):
-        return weights
-    return {key[len(prefix) :]: value for key, value in weights.items()}
+        report = LoadReport.of(self.model, incompatible, self._covers)
+        if self._must_be_complete:
+            report.require_complete(self._source)
+        report.log(self.logger, self._source)
 
 
 def _what_is_beside(path: str) -> str:

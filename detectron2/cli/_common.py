@@ -207,7 +207,7 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
         model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
     else:
         model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(cfg.dataloader.test.mapper)
-    DetectionCheckpointer(model).load(weights)
+    DetectionCheckpointer(model).load_for_inference(weights)
     return model.eval(), mapper
 
 

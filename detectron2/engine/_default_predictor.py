@@ -37,7 +37,7 @@ class DefaultPredictor:
         self.model = build_model(self.cfg)
         self.model.eval()
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused")
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0: as they are
         self.input_format = cfg.INPUT.FORMAT

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
 from .evaluator import DatasetEvaluator, DatasetEvaluators
+from .lvis_evaluation import LVISEvaluator
+from .panoptic_evaluation import COCOPanopticEvaluator
 from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from .sem_seg_evaluation import SemSegEvaluator
 
@@ -26,10 +29,34 @@ def _build_voc(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
     return PascalVOCDetectionEvaluator(name)
 
 
+def _build_lvis(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return LVISEvaluator(name, distributed=distributed, output_dir=output_dir)
+
+
+def _build_panoptic(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return COCOPanopticEvaluator(name, output_dir)
+
+
+def _build_cityscapes_instance(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(name)
+
+
+def _build_cityscapes_sem_seg(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return CityscapesSemSegEvaluator(name)
+
+
+# Panoptic data sets come with or without these kinds of ground truth; the key of the metadata tells.
+_OPTIONAL: dict[Callable[..., DatasetEvaluator], str] = {_build_coco: "json_file", _build_sem_seg: "sem_seg_root"}
+
 _BY_TYPE: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
     "coco": (_build_coco,),
     "sem_seg": (_build_sem_seg,),
     "pascal_voc": (_build_voc,),
+    "lvis": (_build_lvis,),
+    "coco_panoptic_seg": (_build_sem_seg, _build_coco, _build_panoptic),
+    "cityscapes_instance": (_build_cityscapes_instance,),
+    "cityscapes_sem_seg": (_build_cityscapes_sem_seg,),
+    "cityscapes_panoptic_seg": (_build_panoptic, _build_cityscapes_sem_seg, _build_cityscapes_instance),
 }
 
 
@@ -66,6 +93,8 @@ def build_evaluator(
         builders = _builders_by_fields(dataset_name, metadata)
     elif kind in _BY_TYPE:
         builders = _BY_TYPE[kind]
+        if kind == "coco_panoptic_seg":
+            builders = tuple(b for b in builders if b not in _OPTIONAL or metadata.get(_OPTIONAL[b]) is not None)
     else:
         raise ValueError(
             f"{dataset_name!r} has evaluator_type {kind!r}; known are {sorted(_BY_TYPE)}. Build its evaluator yourself."

@@ -171,7 +171,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Score instances task by task into ``self._results``."""
-        coco_results = list(itertools.chain(*[prediction["instances"] for prediction in predictions]))
+        # Copies, since their categories change below: evaluating a second time starts from the same predictions.
+        coco_results = [dict(result) for prediction in predictions for result in prediction["instances"]]
         tasks = self._tasks or self._tasks_from_predictions(coco_results)
         self._to_dataset_categories(coco_results)
         if self._output_dir:

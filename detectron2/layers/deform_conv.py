@@ -112,7 +112,14 @@ def _convolve(
         ]
         tied = [t.sum() for t in (x, offset, mask, weight, bias) if t is not None]
         return x.new_zeros(0, weight.shape[0], *out_hw) + sum(tied) * 0.0
-    return deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask)
+    dtype = x.dtype
+    # The operator knows no bfloat16, on the CPU no half precision either, and wants one type; autocast mixes them.
+    unknown = dtype == torch.bfloat16 or (dtype == torch.float16 and x.device.type == "cpu")
+    if unknown or any(t is not None and t.dtype != dtype for t in (offset, mask, weight, bias)):
+        x, offset, weight = x.float(), offset.float(), weight.float()
+        mask, bias = (None if t is None else t.float() for t in (mask, bias))
+    out = deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask)
+    return out.to(dtype)
 
 
 def _expect_channels(name: str, tensor: torch.Tensor, channels: int) -> None:

@@ -3,7 +3,9 @@
 A model is named as its config file, without the ending: ``COCO-Detection/faster_rcnn_R_50_FPN_1x``.
 """
 
-__all__ = ["CHECKPOINTS", "URL_PREFIX"]
+import difflib
+
+__all__ = ["BACKBONES", "CHECKPOINTS", "URL_PREFIX", "nearest_weights"]
 
 URL_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -94,3 +96,38 @@ CHECKPOINTS: dict[str, dict[str, str]] = {
         "mask_rcnn_regnety_4gf_dds_FPN_400ep_LSJ": "42045954/model_final_ef3a80.pkl",
     },
 }
+
+# Weights that training starts from, below the same prefix.
+BACKBONES: tuple[str, ...] = (
+    "DeepLab/R-103.pkl",
+    "DeepLab/R-52.pkl",
+    "ImageNetPretrained/FAIR/X-101-32x8d.pkl",
+    "ImageNetPretrained/MAE/mae_pretrain_vit_base.pth",
+    "ImageNetPretrained/MAE/mae_pretrain_vit_huge_p14to16.pth",
+    "ImageNetPretrained/MAE/mae_pretrain_vit_large.pth",
+    "ImageNetPretrained/MSRA/R-101.pkl",
+    "ImageNetPretrained/MSRA/R-50.pkl",
+    "ImageNetPretrained/mvitv2/MViTv2_B_in1k.pyth",
+    "ImageNetPretrained/mvitv2/MViTv2_B_in21k.pyth",
+    "ImageNetPretrained/mvitv2/MViTv2_H_in21k.pyth",
+    "ImageNetPretrained/mvitv2/MViTv2_L_in21k.pyth",
+    "ImageNetPretrained/mvitv2/MViTv2_S_in1k.pyth",
+    "ImageNetPretrained/mvitv2/MViTv2_T_in1k.pyth",
+    "ImageNetPretrained/swin/swin_base_patch4_window7_224_22k.pth",
+    "ImageNetPretrained/swin/swin_large_patch4_window7_224_22k.pth",
+)
+
+
+def nearest_weights(path: str) -> str:
+    """A sentence for an error, with the published weights whose names are most like one that does not exist.
+
+    Args:
+        path: a ``detectron2://`` path or an address.
+
+    Returns:
+        The sentence; empty when nothing is like it.
+    """
+    known = [f"{folder}/{name}/{file}" for folder, names in CHECKPOINTS.items() for name, file in names.items()]
+    wanted = path.removeprefix("detectron2://").removeprefix(URL_PREFIX)
+    close = difflib.get_close_matches(wanted, [*known, *BACKBONES], n=3, cutoff=0.5)
+    return f"The nearest names are: {', '.join(f'detectron2://{name}' for name in close)}." if close else ""

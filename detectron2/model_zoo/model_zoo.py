@@ -107,7 +107,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
 
     Raises:
         NotInModelZooError: if there is no such config, or no trained weights for it.
-        ValueError: if the config describes no model.
+        ValueError: if the config describes no model, or the trained weights do not fill it.
+        DownloadError: if the weights cannot be downloaded.
     """
     # Configs and addresses are wanted by many that build no model: they do not pay for these imports.
     import torch
@@ -127,7 +128,11 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
             raise ValueError(f"{config_path} describes no model: it defines {', '.join(map(str, cfg))}.")
         model, weights = instantiate(cfg.model), cfg.get("train", {}).get("init_checkpoint", "")
         model = model.to(device or cfg.get("train", {}).get("device", "cuda"))
-    DetectionCheckpointer(model).load(weights)
+    checkpointer = DetectionCheckpointer(model)
+    if trained:
+        checkpointer.load_for_inference(weights)
+    else:
+        checkpointer.load(weights)
     return model
 
 

@@ -7,13 +7,28 @@ from .backbone import (
     BACKBONE_REGISTRY,
     FPN,
     Backbone,
+    MViT,
     ResNet,
     ResNetBlockBase,
+    SimpleFeaturePyramid,
+    SwinTransformer,
+    ViT,
     build_backbone,
     build_resnet_backbone,
     make_stage,
 )
-from .meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork, RetinaNet, build_model
+from .meta_arch import (
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    PanopticFPN,
+    ProposalNetwork,
+    RetinaNet,
+    SemanticSegmentor,
+    build_model,
+    build_sem_seg_head,
+)
+from .mmdet_wrapper import MMDetBackbone, MMDetDetector
 from .postprocessing import detector_postprocess
 from .proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -36,6 +51,7 @@ from .roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
+from .test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA, SemanticSegmentorWithTTA
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -48,18 +64,30 @@ __all__ = [
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
     "RPN_HEAD_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
+    "DatasetMapperTTA",
     "FastRCNNOutputLayers",
     "GeneralizedRCNN",
+    "GeneralizedRCNNWithTTA",
+    "MMDetBackbone",
+    "MMDetDetector",
+    "MViT",
+    "PanopticFPN",
     "ProposalNetwork",
     "ROIHeads",
     "ResNet",
     "ResNetBlockBase",
     "RetinaNet",
+    "SemanticSegmentor",
+    "SemanticSegmentorWithTTA",
     "ShapeSpec",
+    "SimpleFeaturePyramid",
     "StandardROIHeads",
+    "SwinTransformer",
+    "ViT",
     "build_anchor_generator",
     "build_backbone",
     "build_box_head",
@@ -70,6 +98,7 @@ __all__ = [
     "build_resnet_backbone",
     "build_roi_heads",
     "build_rpn_head",
+    "build_sem_seg_head",
     "detector_postprocess",
     "make_stage",
 ]

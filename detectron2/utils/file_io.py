@@ -1,26 +1,63 @@
 """Opening files wherever they are: local paths, ``http(s)://`` and ``detectron2://`` (the published weights).
 
-Remote files are downloaded once, to a temporary name that is moved when complete, and then served from the cache:
-``$DETECTRON2_CACHE``, else ``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``.
+Remote files are downloaded once and then served from the cache: ``$DETECTRON2_CACHE``, else ``$FVCORE_CACHE``, else
+``~/.torch/iopath_cache``. A download that is cut continues where it was, appears under its name when it is complete,
+and is made by one process while the others wait. ``DETECTRON2_OFFLINE=1`` forbids all use of the network.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from iopath.common.file_io import HTTPURLHandler as _IopathHTTPURLHandler
-from iopath.common.file_io import OneDrivePathHandler, PathHandler
+from iopath.common.file_io import OneDrivePathHandler as _IopathOneDrivePathHandler
+from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-__all__ = ["Detectron2Handler", "HTTPURLHandler", "PathHandler", "PathManager", "PathManagerBase", "atomic_write"]
+from detectron2.utils._download import DownloadError, fetch, url_exists
+
+__all__ = [
+    "Detectron2Handler",
+    "DownloadError",
+    "HTTPURLHandler",
+    "OneDrivePathHandler",
+    "PathHandler",
+    "PathManager",
+    "PathManagerBase",
+    "atomic_write",
+]
+
+# Published weights carry the first digits of a digest: "model_final_f10217.pkl". A run of decimals is more often a
+# number of iterations, and one of letters a word.
+_NAME_WITH_DIGEST = re.compile(r"_(?=[a-f]*\d)(?=\d*[a-f])([0-9a-f]{6}|[0-9a-f]{32})\.\w+$")
 
 
 class HTTPURLHandler(_IopathHTTPURLHandler):
     """Downloads ``http://``, ``https://`` and ``ftp://`` files into the cache folder."""
 
     def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
-        return super()._get_local_path(path, force, cache_dir or os.environ.get("DETECTRON2_CACHE"), **kwargs)
+        self._check_kwargs(kwargs)
+        is_published = path.startswith(Detectron2Handler.S3_DETECTRON2_PREFIX)
+        digits = _NAME_WITH_DIGEST.search(path) if is_published else None
+        return fetch(path, force, cache_dir, digits[1] if digits else None)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return url_exists(path)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return url_exists(path)
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return False
+
+
+class OneDrivePathHandler(_IopathOneDrivePathHandler):
+    """Downloads short addresses of OneDrive, ``https://1drv.ms/u/s!...``."""
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return PathManager.get_local_path(self.create_one_drive_direct_download(path), force=force, **kwargs)
 
 
 class Detectron2Handler(PathHandler):
@@ -40,6 +77,12 @@ class Detectron2Handler(PathHandler):
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
         return PathManager.exists(self._url(path), **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return PathManager.isfile(self._url(path), **kwargs)
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return False
 
     def _url(self, path: str) -> str:
         return self.S3_DETECTRON2_PREFIX + path[len(self.PREFIX) :]

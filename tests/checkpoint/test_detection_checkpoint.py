@@ -1,7 +1,9 @@
 import copy
+import http.server
 import logging
 import os
 import pickle
+import threading
 from collections import OrderedDict
 from unittest.mock import Mock
 from urllib.error import HTTPError
@@ -13,7 +15,9 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
-from detectron2.utils.file_io import PathManager
+from detectron2.checkpoint._report import LoadReport
+from detectron2.checkpoint.catalog import ModelCatalog
+from detectron2.utils.file_io import Detectron2Handler, DownloadError, PathManager
 
 
 class Model(nn.Module):
@@ -378,6 +382,11 @@ def caffe2_blobs():
         "res_conv1_bn_b": generator.random(4, dtype=np.float32),
         "res2_0_branch1_w": generator.random((4, 4, 1, 1), dtype=np.float32),
         "res2_0_branch2a_w": generator.random((4, 4, 1, 1), dtype=np.float32),
+        **{
+            f"res2_0_branch{branch}_bn_{letter}": generator.random(4, dtype=np.float32)
+            for branch in ("1", "2a")
+            for letter in "sb"
+        },
         "fc1000_w": generator.random((10, 4), dtype=np.float32),
         "conv1_w_momentum": np.zeros(1, np.float32),
     }
@@ -514,6 +523,278 @@ def test_shared_weights_need_one_name_only(tmp_path, log):
     torch.save(state, tmp_path / "a.pth")
     DetectionCheckpointer(Tied()).load(str(tmp_path / "a.pth"))
     assert any("100.0% of the model" in message for _, message in log())
+
+
+WRAPPED = {
+    "parallel": lambda name: f"module.{name}",
+    "lightning": lambda name: f"model.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "several": lambda name: f"module._orig_mod.model.{name}",
+    "compiled part": lambda name: name.replace("backbone.", "backbone._orig_mod."),
+    "sharded part": lambda name: name.replace("backbone.", "backbone._fsdp_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_prefixes_of_wrappers_do_not_matter(tmp_path, kind, log):
+    model, other = Model(), Model()
+    state = {WRAPPED[kind](name): value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}, "epoch": 1}, tmp_path / "a.pth")
+    DetectionCheckpointer(other).load(str(tmp_path / "a.pth"))
+    assert same(model, other)
+    assert any("criterion.weight" in message for level, message in log() if level == "WARNING")
+
+
+def test_the_wrapper_may_be_around_the_model(tmp_path, log):
+    model = Model()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    shell = nn.Module()
+    shell.model = Model()  # as a training framework keeps it
+    DetectionCheckpointer(shell).load(str(tmp_path / "a.pth"))
+    assert same(model, shell.model)
+    assert any("100.0% of the model" in message for _, message in log())
+
+
+def test_a_prefix_that_belongs_to_the_names_stays(tmp_path, log):
+    """Student and teacher: a model with both is loaded with both."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Linear(2, 2)
+            self.net = nn.Linear(2, 2)
+
+    pair, other = Pair(), Pair()
+    torch.save(pair.state_dict(), tmp_path / "a.pth")
+    DetectionCheckpointer(other).load(str(tmp_path / "a.pth"))
+    assert same(pair, other)
+    # names that would collide without their prefix are left alone
+    torch.save({**pair.state_dict(), "module.net.weight": torch.zeros(2, 2)}, tmp_path / "b.pth")
+    DetectionCheckpointer(other).load(str(tmp_path / "b.pth"))
+    assert same(pair, other)
+
+
+def test_versions_of_modules_survive_the_removal_of_a_prefix(tmp_path):
+    """An old frozen batch norm stored its variance without eps: its version must reach the module."""
+    from detectron2.layers import FrozenBatchNorm2d
+
+    model = nn.Sequential(FrozenBatchNorm2d(2))
+    state = nn.ModuleDict({"model": model}).state_dict()
+    state["model.0.running_var"] = torch.ones(2)
+    state._metadata["model.0"]["version"] = 2
+    torch.save({"model": state}, tmp_path / "a.pth")
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert torch.equal(model[0].running_var, torch.ones(2) - 1e-5)
+
+
+def test_compiled_models_are_saved_and_loaded_without_their_wrapper(tmp_path):
+    model = Model()
+    compiled = torch.compile(model, backend="eager")
+    DetectionCheckpointer(compiled, str(tmp_path)).save("a")
+    assert set(torch.load(tmp_path / "a.pth", weights_only=True)["model"]) == set(model.state_dict())
+    other = Model()
+    DetectionCheckpointer(torch.compile(other, backend="eager")).load(str(tmp_path / "a.pth"))
+    assert same(model, other)
+
+
+def test_backbones_with_a_wrapper_find_their_place_by_their_ends(tmp_path, log):
+    model = Detector()
+    part = {f"model.{key}": value + 1 for key, value in model.backbone.bottom_up.state_dict().items()}
+    torch.save(part, tmp_path / "a.pth")
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth") + "?matching_heuristics=True")
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, part["model.stem.conv1.weight"])
+
+
+def test_a_backbone_of_another_depth_is_a_warning(tmp_path, log):
+    """The heads may be missing in the file of a backbone; its own blocks may not."""
+    model = Detector()
+    part = {key: value + 1 for key, value in model.backbone.bottom_up.state_dict().items()}
+    torch.save(part, tmp_path / "a.pth")
+    model.backbone.bottom_up.res2.append(Residual())
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth") + "?matching_heuristics=True")
+    (warning,) = [message for level, message in log() if level == "WARNING"]
+    assert "backbone.bottom_up.res2.1.conv1.weight | keeps its initialization" in " ".join(warning.split())
+    assert "| head | 2 tensors, not expected |" in " ".join(warning.split())
+
+
+def test_caffe2_weights_of_other_classes_are_information(tmp_path, log):
+    model = nn.Module()
+    model.roi_heads = nn.Module()
+    model.roi_heads.box_predictor = nn.ModuleDict({"cls_score": nn.Linear(6, 4), "bbox_pred": nn.Linear(6, 12)})
+    model.roi_heads.box_head = nn.ModuleDict({"fc1": nn.Linear(5, 6)})
+    ones = {"cls_score_w": (81, 6), "cls_score_b": (81,), "bbox_pred_w": (324, 6), "bbox_pred_b": (324,)}
+    blobs = {name: np.ones(shape, np.float32) for name, shape in {**ones, "fc6_w": (6, 5), "fc6_b": (6,)}.items()}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pkl"))
+    assert float(model.roi_heads.box_head.fc1.weight.detach().sum()) == 30
+    assert {level for level, _ in log()} == {"INFO"}
+    assert any("(320, 6) in the file, (12, 6) in the model" in message for _, message in log())
+
+
+@pytest.mark.parametrize(
+    ("key", "in_file", "in_model", "is_class_layer"),
+    [
+        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (4, 8), True),
+        ("roi_heads.box_predictor.2.bbox_pred.bias", (320,), (12,), True),
+        ("roi_heads.mask_head.predictor.weight", (80, 8, 1, 1), (3, 8, 1, 1), True),
+        ("roi_heads.keypoint_head.score_lowres.weight", (8, 17, 4, 4), (8, 5, 4, 4), True),
+        ("head.cls_score.weight", (720, 8, 3, 3), (27, 8, 3, 3), True),
+        ("sem_seg_head.predictor.weight", (54, 8, 1, 1), (3, 8, 1, 1), True),
+        ("roi_heads.mask_head.point_head.fc1.weight", (8, 336, 1), (8, 259, 1), True),
+        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (81, 9), False),  # another width of the box head
+        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (4, 9), False),
+        ("roi_heads.box_head.fc1.weight", (8, 4), (9, 4), False),
+        ("head.bbox_pred.weight", (36, 8, 3, 3), (12, 8, 3, 3), False),  # other anchors
+        ("cls_score.x.weight", (81, 8), (4, 8), False),
+    ],
+)
+def test_what_depends_on_the_classes(key, in_file, in_model, is_class_layer):
+    assert LoadReport(0, 0, resized=[(key, in_file, in_model)]).other_resized == ([] if is_class_layer else [key])
+
+
+def test_unused_weights_are_a_warning(tmp_path, log):
+    torch.save({**Model().state_dict(), "mask_head.weight": torch.ones(2)}, tmp_path / "a.pth")
+    DetectionCheckpointer(Model()).load(str(tmp_path / "a.pth"))
+    (warning,) = [message for level, message in log() if level == "WARNING"]
+    assert "NOT ALL WAS USED" in warning and "mask_head.weight" in warning
+
+
+def test_the_table_counts_what_was_loaded_by_parts(tmp_path, log):
+    state = Model().state_dict()
+    del state["backbone.1.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    DetectionCheckpointer(Model()).load(str(tmp_path / "a.pth"))
+    (warning,) = [message for level, message in log() if level == "WARNING"]
+    lines = [" ".join(line.split()) for line in warning.splitlines()]
+    assert "| loaded | backbone | 5 of 6 tensors |" in lines
+    assert "| loaded | box_predictor | 2 of 2 tensors |" in lines
+    assert "| not in the file | backbone.1.weight | keeps its initialization |" in lines
+
+
+# ----------------------------------------------------------------------------------------------------------- inference
+
+
+def test_inference_takes_a_whole_model(tmp_path, log):
+    model, other = Model(), Model()
+    optimizer = trained(other)
+    DetectionCheckpointer(model, str(tmp_path), optimizer=trained(Model())).save("a", iteration=4)
+    checkpointer = DetectionCheckpointer(other, optimizer=optimizer)
+    assert checkpointer.load_for_inference(str(tmp_path / "a.pth"))["iteration"] == 4
+    assert same(model, other)
+    assert [message for level, message in log() if level == "WARNING"] == []
+
+
+def test_inference_without_weights_is_a_warning(log):
+    assert DetectionCheckpointer(Model()).load_for_inference("") == {}
+    assert [level for level, _ in log()] == ["WARNING"]
+
+
+def test_inference_after_training(tmp_path):
+    model = Model()
+    DetectionCheckpointer(model, str(tmp_path)).save("a")
+    torch.save(Model().state_dict(), tmp_path / "other.pth")
+    for resume in (False, True):
+        loaded = Model()
+        DetectionCheckpointer(loaded, str(tmp_path)).load_for_inference(str(tmp_path / "other.pth"), resume=resume)
+        assert same(model, loaded) == resume
+    loaded = Model()
+    DetectionCheckpointer(loaded, str(tmp_path / "x")).load_for_inference(str(tmp_path / "a.pth"), resume=True)
+    assert same(model, loaded)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("backbone.1.bias"), r"predicts noise.*backbone\.1\.bias"),
+        (lambda state: state.update({"backbone.0.weight": torch.zeros(8, 3, 5, 5)}), r"\(8, 3, 5, 5\) in the file"),
+        (
+            lambda state: state.update(
+                {
+                    "box_predictor.cls_score.weight": torch.zeros(81, 8),
+                    "box_predictor.cls_score.bias": torch.zeros(81),
+                }
+            ),
+            r"other classes: 80, not 3 .*NUM_CLASSES",
+        ),
+    ],
+)
+def test_inference_with_a_part_of_the_weights_is_an_error(tmp_path, change, message, log):
+    state = Model().state_dict()
+    change(state)
+    torch.save(state, tmp_path / "a.pth")
+    checkpointer = DetectionCheckpointer(Model())
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        checkpointer.load_for_inference(str(tmp_path / "a.pth"))
+    checkpointer.load(str(tmp_path / "a.pth"))  # for training it is not
+
+
+def test_inference_with_a_backbone_is_an_error(tmp_path):
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(caffe2_blobs(), protocol=2))
+    with pytest.raises(ValueError, match=r"(?s)to start training from.*head +\| 2 tensors"):
+        DetectionCheckpointer(Detector()).load_for_inference(str(path))
+
+
+# ----------------------------------------------------------------------------------------------------------- downloads
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that a web server on this machine shows in the place of the published weights."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setenv("DETECTRON2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DETECTRON2_OFFLINE", raising=False)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
+        thread.start()
+        monkeypatch.setattr(Detectron2Handler, "S3_DETECTRON2_PREFIX", f"http://127.0.0.1:{httpd.server_port}/")
+        monkeypatch.setattr(ModelCatalog, "S3_C2_DETECTRON_PREFIX", f"http://127.0.0.1:{httpd.server_port}")
+        yield folder
+        httpd.shutdown()
+        thread.join()
+
+
+def test_published_weights_are_downloaded(server, monkeypatch):
+    model = Model()
+    (server / "zoo").mkdir()
+    (server / "zoo" / "a.pkl").write_bytes(pickle.dumps(zoo(model)))
+    for offline in ("0", "1"):  # from the cache the second time
+        monkeypatch.setenv("DETECTRON2_OFFLINE", offline)
+        other = Model()
+        DetectionCheckpointer(other).load("detectron2://zoo/a.pkl?matching_heuristics=True")
+        assert same(model, other)
+
+
+def test_catalog_weights_are_downloaded(server):
+    (server / "ImageNetPretrained" / "MSRA").mkdir(parents=True)
+    (server / "ImageNetPretrained" / "MSRA" / "R-50.pkl").write_bytes(pickle.dumps(caffe2_blobs(), protocol=2))
+    model = Detector()
+    assert PathManager.exists("catalog://ImageNetPretrained/MSRA/R-50")
+    DetectionCheckpointer(model).load("catalog://ImageNetPretrained/MSRA/R-50")
+    np.testing.assert_array_equal(
+        model.backbone.bottom_up.stem.conv1.weight.detach().numpy(), caffe2_blobs()["conv1_w"]
+    )
+
+
+def test_names_that_are_not_published_get_the_nearest(server):
+    with pytest.raises(OSError, match=r"404.*R-49\.pkl.*nearest.*detectron2://ImageNetPretrained/MSRA/R-50\.pkl"):
+        DetectionCheckpointer(Model()).load("detectron2://ImageNetPretrained/MSRA/R-49.pkl")
+
+
+def test_offline_is_not_about_names(server, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="DETECTRON2_OFFLINE") as caught:
+        DetectionCheckpointer(Model()).load("detectron2://ImageNetPretrained/MSRA/R-49.pkl")
+    assert "nearest" not in str(caught.value)
 
 
 def test_the_old_protocol_of_subclasses(tmp_path):

@@ -200,7 +200,11 @@ class TestConfig:
         check(run("DATASETS.TRAIN", "()"), "No data set is named", "DATASETS.TRAIN")
 
     def test_unknown_part(self, run):
-        check(run("MODEL.META_ARCHITECTURE", "GeneralizedRCN"), "'GeneralizedRCN'", "'META_ARCH' registry")
+        check(
+            run("MODEL.META_ARCHITECTURE", "GeneralizedRCN"),
+            "MODEL.META_ARCHITECTURE is 'GeneralizedRCN'",
+            "Did you mean 'GeneralizedRCNN'",
+        )
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
     def test_no_gpu(self, cfg):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from detectron2.engine import default_argument_parser
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -34,3 +35,32 @@ def test_plain_training_resume_and_fine_tuning(plain, tmp_path):
     # a new run from the weights of a finished one begins with iteration 0
     assert plain(second, "MODEL.WEIGHTS", first / "model_final.pth")[:2] == ["model_0000000.pth", "model_0000001.pth"]
     assert "model_0000002.pth" in plain(first, "--resume", *longer)
+
+
+@pytest.fixture
+def train_net(repo_root, monkeypatch, restore_logging, cfg, tmp_path):
+    """A function that runs the main function of the script on a tiny config -> its result."""
+    script = runpy.run_path(str(repo_root / "tools" / "train_net.py"), run_name="train_net")
+    (tmp_path / "tiny.yaml").write_text(cfg.dump())
+
+    def call(*argv):
+        argv = ["--config-file", tmp_path / "tiny.yaml", *argv]
+        return script["main"](default_argument_parser().parse_args(list(map(str, argv))))
+
+    return call
+
+
+def test_results_with_test_time_augmentation_stand_beside_the_others(train_net, cfg):
+    augmented = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "160"]
+    results = train_net("--eval-only", *augmented)
+    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
+    assert set(results["bbox_TTA"]) == set(results["bbox"])
+    output = Path(cfg.OUTPUT_DIR)
+    for folder in ("inference", "inference_TTA"):
+        assert len(list(output.glob(f"{folder}/**/coco_instances_results.json"))) == 1
+    assert set(train_net("--eval-only")) == {"bbox", "segm"}
+
+    results = train_net(*augmented, "SOLVER.MAX_ITER", 1, "TEST.EXPECTED_RESULTS", "[['bbox_TTA', 'AP', 50.0, 51.0]]")
+    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
+    (last,) = (line for line in (output / "metrics.json").read_text().splitlines() if "segm_TTA/AP" in line)
+    assert "segm/AP" in last

@@ -1,3 +1,7 @@
+import json
+import sys
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +61,40 @@ def test_several_kinds_of_ground_truth(names, tmp_path):
     evaluator = build_evaluator(name)
     assert isinstance(evaluator, DatasetEvaluators)
     assert [type(member) for member in evaluator._evaluators] == [COCOEvaluator, SemSegEvaluator]
+
+
+def test_panoptic_and_others(names, tmp_path, monkeypatch):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a", "isthing": 1}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    panoptic = {
+        "panoptic_json": str(path), "panoptic_root": str(tmp_path), "thing_dataset_id_to_contiguous_id": {1: 0},
+        "stuff_dataset_id_to_contiguous_id": {}, "stuff_classes": [], "thing_classes": ["car"],
+        "gt_dir": str(tmp_path),
+    }  # fmt: skip
+    instances, stuff = {"json_file": str(path)}, {"sem_seg_root": str(tmp_path)}
+    monkeypatch.setitem(sys.modules, "cityscapesscripts", types.ModuleType("cityscapesscripts"))
+    for kind, metadata, expected in (
+        (
+            "coco_panoptic_seg", {**panoptic, **instances, **stuff},
+            "SemSegEvaluator COCOEvaluator COCOPanopticEvaluator",
+        ),
+        ("coco_panoptic_seg", {**panoptic, **instances}, "COCOEvaluator COCOPanopticEvaluator"),
+        ("coco_panoptic_seg", panoptic, "COCOPanopticEvaluator"),
+        ("lvis", instances, "LVISEvaluator"),
+        ("cityscapes_instance", panoptic, "CityscapesInstanceEvaluator"),
+        ("cityscapes_sem_seg", panoptic, "CityscapesSemSegEvaluator"),
+        (
+            "cityscapes_panoptic_seg", panoptic,
+            "COCOPanopticEvaluator CityscapesSemSegEvaluator CityscapesInstanceEvaluator",
+        ),
+    ):  # fmt: skip
+        name = names()
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(evaluator_type=kind, **metadata)
+        built = build_evaluator(name, str(tmp_path / "out"))
+        members = built._evaluators if isinstance(built, DatasetEvaluators) else [built]
+        assert " ".join(type(member).__name__ for member in members) == expected
 
 
 def test_nothing_to_evaluate_is_explained(names):

@@ -97,6 +97,14 @@ def test_perfect_predictions_score_100(coco, tools):
     assert run(COCOEvaluator(coco(dataset), distributed=False), pairs)["bbox"]["AP"] == pytest.approx(100)
 
 
+def test_evaluating_twice_gives_the_same(coco, tools):
+    dataset = tools.random_coco(2)
+    evaluator = COCOEvaluator(coco(dataset), distributed=False)
+    first = run(evaluator, tools.jittered(dataset, 2))
+    for task, metrics in evaluator.evaluate().items():
+        assert metrics == pytest.approx(first[task], abs=0, nan_ok=True)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_no_predictions_at_all_are_explained(coco, tools, fast, caplog):
     dataset = tools.random_coco(0)

@@ -123,3 +123,18 @@ def test_wrong_mask_and_input():
         modulated_deform_conv(x, offset, mask[:, :9], weight, deformable_groups=2)
     with pytest.raises(ValueError, match="input"):
         deform_conv(x[:, :2], offset, weight, deformable_groups=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """The operator computes in single precision; types may be mixed, as autocast leaves them."""
+    layer = ModulatedDeformConv(4, 6, 3, padding=1, bias=True)
+    x, offset, mask = torch.randn(2, 4, 5, 5), torch.randn(2, 18, 5, 5), torch.rand(2, 9, 5, 5)
+    halved = [tensor.to(dtype) for tensor in (x, offset, mask)]
+    expected = layer(*[tensor.float() for tensor in halved])
+    out = layer(*halved)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected.to(dtype))
+    torch.testing.assert_close(layer(halved[0].float(), halved[1], halved[2]), expected)
+    out.sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32

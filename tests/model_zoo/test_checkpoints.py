@@ -3,7 +3,7 @@
 import json
 import re
 
-from detectron2.model_zoo.checkpoints import CHECKPOINTS, URL_PREFIX
+from detectron2.model_zoo.checkpoints import BACKBONES, CHECKPOINTS, URL_PREFIX, nearest_weights
 
 
 def test_same_as_recorded(shared_dir):
@@ -25,3 +25,20 @@ def test_every_entry_has_a_config(repo_root):
         for name in names:
             stem = repo_root / "configs" / folder / name
             assert stem.with_name(f"{name}.yaml").is_file() or stem.with_name(f"{name}.py").is_file(), stem
+
+
+def test_every_backbone_of_a_config_is_listed(shared_dir):
+    facts = [
+        (shared_dir / "facts" / f"{name}.json").read_text()
+        for name in ("model_zoo_yaml", "lazy_configs", "project_configs")
+    ]
+    named = set(re.findall(r'detectron2://((?:ImageNetPretrained|DeepLab)/[^"?]+)', " ".join(facts)))
+    assert named == set(BACKBONES)
+
+
+def test_nearest_weights():
+    assert nearest_weights("") == ""
+    assert nearest_weights("detectron2://zzzzzzzz") == ""
+    hint = nearest_weights("detectron2://COCO-Detection/retinanet_R_50_FPN_1x/190397773/model_final_bfca0c.pkl")
+    assert "detectron2://COCO-Detection/retinanet_R_50_FPN_1x/190397773/model_final_bfca0b.pkl" in hint
+    assert nearest_weights(f"{URL_PREFIX}ImageNetPretrained/MSRA/R50.pkl").count("detectron2://") >= 1

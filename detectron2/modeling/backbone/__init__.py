@@ -3,6 +3,8 @@
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone
 from .fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
+from .mvit import MViT
+from .regnet import RegNet
 from .resnet import (
     BasicBlock,
     BasicStem,
@@ -13,6 +15,8 @@ from .resnet import (
     build_resnet_backbone,
     make_stage,
 )
+from .swin import SwinTransformer
+from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -22,11 +26,17 @@ __all__ = [
     "BasicStem",
     "BottleneckBlock",
     "DeformBottleneckBlock",
+    "MViT",
+    "RegNet",
     "ResNet",
     "ResNetBlockBase",
+    "SimpleFeaturePyramid",
+    "SwinTransformer",
+    "ViT",
     "build_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "get_vit_lr_decay_rate",
     "make_stage",
 ]

@@ -38,7 +38,8 @@ class ResidualBlock(CNNBlockBase):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm):
         super().__init__(in_channels, out_channels, stride)
-        self.shortcut = conv(in_channels, out_channels, 1, norm, stride=stride) if in_channels != out_channels else None
+        fits = in_channels == out_channels and stride == 1
+        self.shortcut = None if fits else conv(in_channels, out_channels, 1, norm, stride=stride)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """Residual networks with few channels: shapes, names of parameters, freezing, and every option of the config."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -148,6 +149,14 @@ def test_deformable_block_starts_as_an_ordinary_one(modulated, groups):
     assert torch.allclose(deform(x), plain(x), atol=1e-5)
     deform(x).sum().backward()
     assert deform.conv2_offset.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("block", [BasicBlock, functools.partial(BottleneckBlock, bottleneck_channels=2)])
+@pytest.mark.parametrize(("channels_out", "stride"), [(4, 1), (4, 2), (6, 1), (6, 2)])
+def test_the_input_is_projected_where_the_shapes_differ(block, channels_out, stride):
+    block = block(4, channels_out, stride=stride)
+    assert (block.shortcut is None) == (channels_out == 4 and stride == 1)
+    assert block(torch.randn(1, 4, 8, 8)).shape == (1, channels_out, 8 // stride, 8 // stride)
 
 
 def test_make_stage_spreads_arguments_over_blocks():

@@ -50,6 +50,15 @@ def test_loss_by_hand(mask_format, agnostic):
     assert mask_rcnn_loss(logits, instances).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_images_of_one_batch_may_differ_in_the_kind_of_masks():
+    logits = torch.randn(2, 3, 4, 4)
+    losses = [
+        mask_rcnn_loss(logits, [regions([[0, 0, 16, 16]], [c], [LEFT_HALF], f) for c, f in enumerate(formats)]).item()
+        for formats in (("polygon", "polygon"), ("polygon", "bitmask"), ("bitmask", "polygon"))
+    ]
+    assert losses[1] == losses[2] == pytest.approx(losses[0])
+
+
 @pytest.mark.parametrize("instances", [[], [Instances((32, 32))], [regions([], [], [])]])
 def test_loss_without_regions_is_zero_and_differentiable(instances):
     logits = torch.zeros(0, 3, 4, 4, requires_grad=True)

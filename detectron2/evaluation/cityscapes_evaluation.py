@@ -1,0 +1,240 @@
+"""Cityscapes' own metrics (https://www.cityscapes-dataset.com/benchmarks/), computed by its package cityscapesscripts.
+
+The package reads predictions from files, so every image's are written to a temporary folder that all processes share.
+"""
+
+import contextlib
+import copy
+import importlib
+import io
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+
+from .evaluator import DatasetEvaluator
+
+__all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
+
+# What a model may predict, in the order of its labels; the metrics want the ids.
+_IDS_OF_LABELS = [category["id"] for category in CITYSCAPES_CATEGORIES]
+_ID_OF_NAME = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
+_NOT_EVALUATED = 255
+
+
+def _cityscapes_module(name: str) -> Any:
+    """A module of cityscapesscripts, or an ImportError that says how to get it."""
+    try:
+        return importlib.import_module(f"cityscapesscripts.{name}" if name else "cityscapesscripts")
+    except ImportError as e:
+        raise ImportError(
+            "Evaluation on Cityscapes needs cityscapesscripts: pip install 'detectron2[cityscapes]'"
+        ) from e
+
+
+class CityscapesEvaluator(DatasetEvaluator):
+    """What the evaluators of Cityscapes share: the folder for predictions, and pairing these with the ground truth.
+
+    All processes must call it, and they must see the same folder for temporary files: one machine only. The main
+    process computes the metrics. Images are known by their file names, ``<city>_<sequence>_<frame>_leftImg8bit.png``.
+
+    Args:
+        dataset_name: a data set with ``gt_dir`` in its metadata, a folder of ground truth like Cityscapes' gtFine/val.
+    """
+
+    _module_name = ""
+    _truth_suffix = ""
+    _prediction_suffix = ""
+
+    def __init__(self, dataset_name: str):
+        _cityscapes_module("")  # rather now than after the inference
+        self._metadata = MetadataCatalog.get(dataset_name)
+        if self._metadata.get("gt_dir") is None:
+            raise ValueError(f"{type(self).__name__} needs `gt_dir` in the metadata of {dataset_name!r}.")
+        self._cpu_device = torch.device("cpu")
+        self._logger = logging.getLogger(__name__)
+        self._working_dir: tempfile.TemporaryDirectory | None = None
+        self._temp_dir = ""
+
+    def reset(self):
+        """Forget the predictions, and begin a new folder."""
+        self._clean_up()
+        if comm.is_main_process():
+            self._working_dir = tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
+        name = self._working_dir.name if self._working_dir is not None else ""
+        self._temp_dir = comm.all_gather(name)[0]
+        if not os.path.isdir(self._temp_dir):
+            raise RuntimeError(
+                f"{self._temp_dir} of the main process is not here: Cityscapes is evaluated on one machine only"
+            )
+
+    def _clean_up(self) -> None:
+        if self._working_dir is not None:
+            self._working_dir.cleanup()
+            self._working_dir = None
+
+    def _prediction_path(self, input_file_name: str, suffix: str | None = None) -> str:
+        """File for what is predicted for an image."""
+        if not self._temp_dir:
+            raise RuntimeError("call reset() before process()")
+        stem = os.path.splitext(os.path.basename(input_file_name))[0]
+        return os.path.join(self._temp_dir, stem + (self._prediction_suffix if suffix is None else suffix))
+
+    def evaluate(self):
+        """Score the files.
+
+        Returns:
+            a dictionary of metrics in percent on the main process, None on others.
+        """
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
+        try:
+            predictions, truth = self._paired_files()
+            module = _cityscapes_module(self._module_name)
+            args = copy.copy(module.args)  # the package's own stay as they are
+            args.predictionPath = os.path.abspath(self._temp_dir)
+            args.predictionWalk = None
+            args.JSONOutput = False
+            args.colorized = False
+            args.quiet = True
+            args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
+            with contextlib.redirect_stdout(io.StringIO()):
+                results = self._select(module.evaluateImgLists(predictions, truth, args))
+        finally:
+            self._clean_up()
+        for task, metrics in results.items():
+            self._logger.info(f"Cityscapes evaluation results for {task}:\n" + create_small_table(metrics))
+        return results
+
+    def _paired_files(self) -> tuple[list[str], list[str]]:
+        """Files of predictions and of ground truth, in the same order."""
+        root = PathManager.get_local_path(self._metadata.gt_dir)
+        truth = {}
+        for folder, _, files in os.walk(root):
+            truth |= {_frame(f): os.path.join(folder, f) for f in files if f.endswith(self._truth_suffix)}
+        if not truth:
+            raise FileNotFoundError(f"There are no files */*{self._truth_suffix} in {root!r} (metadata: gt_dir).")
+        written = os.listdir(self._temp_dir)
+        predictions = {
+            _frame(f): os.path.join(self._temp_dir, f) for f in written if f.endswith(self._prediction_suffix)
+        }
+        if missing := sorted(set(truth) - set(predictions)):
+            raise ValueError(
+                f"{len(missing)} of {len(truth)} images in {root!r} have no prediction, for example {missing[0]!r}. "
+                "Cityscapes is scored on all of a split."
+            )
+        frames = sorted(truth)
+        return [predictions[frame] for frame in frames], [truth[frame] for frame in frames]
+
+    def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
+        """The metrics to report, of all that the package gives."""
+        raise NotImplementedError(f"{type(self).__name__} must define _select(results)")
+
+
+def _frame(file_name: str) -> str:
+    """``<city>_<sequence>_<frame>``, by which the files of an image are found."""
+    return "_".join(file_name.split("_")[:3])
+
+
+class CityscapesInstanceEvaluator(CityscapesEvaluator):
+    """AP of instance masks by Cityscapes' rules. It runs on one machine only, and all processes must call it.
+
+    Args:
+        dataset_name: a data set with ``gt_dir`` and ``thing_classes`` in its metadata; these are names of Cityscapes,
+            in a panoptic data set also of stuff.
+    """
+
+    _module_name = "evaluation.evalInstanceLevelSemanticLabeling"
+    _truth_suffix = "_gtFine_instanceIds.png"
+    _prediction_suffix = "_pred.txt"
+
+    def __init__(self, dataset_name: str):
+        super().__init__(dataset_name)
+        names = self._metadata.get("thing_classes") or []
+        if not names or (unknown := [name for name in names if name not in _ID_OF_NAME]):
+            raise ValueError(
+                f"CityscapesInstanceEvaluator needs Cityscapes' names as `thing_classes` in the metadata of "
+                f"{dataset_name!r} ({sorted(_ID_OF_NAME)}); there is {unknown if names else 'none'}."
+            )
+
+    def process(self, inputs: Any, outputs: Any):
+        """Write the masks of one batch.
+
+        Args:
+            inputs: a list of dictionaries with ``file_name``.
+            outputs: a list of dictionaries with ``instances`` in the frame of the original image; without it nothing
+                was found.
+        """
+        for input_, output in zip(inputs, outputs, strict=True):
+            lines = []
+            if "instances" in output:
+                lines = self._write_masks(input_["file_name"], output["instances"].to(self._cpu_device))
+            with open(self._prediction_path(input_["file_name"]), "w") as f:
+                f.writelines(lines)
+
+    def _write_masks(self, file_name: str, instances: Any) -> list[str]:
+        """One PNG for each instance, and the lines that tell their classes and scores."""
+        names, lines = self._metadata.thing_classes, []
+        masks = instances.pred_masks.numpy().astype(np.uint8) * 255
+        rows = zip(masks, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
+        for number, (mask, label, score) in enumerate(rows):
+            if not 0 <= label < len(names):
+                raise ValueError(
+                    f"The model predicts class {label}, but the data set has {len(names)} classes; the model's number "
+                    "of classes (MODEL.ROI_HEADS.NUM_CLASSES) must be that of the data set."
+                )
+            path = self._prediction_path(file_name, f"_{number}.png")
+            Image.fromarray(mask).save(path, compress_level=1)
+            lines.append(f"{os.path.basename(path)} {_ID_OF_NAME[names[label]]} {score}\n")
+        return lines
+
+    def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
+        averages = results["averages"]
+        return OrderedDict(segm={"AP": averages["allAp"] * 100, "AP50": averages["allAp50%"] * 100})
+
+
+class CityscapesSemSegEvaluator(CityscapesEvaluator):
+    """IoU of labels by Cityscapes' rules. It runs on one machine only, and all processes must call it.
+
+    Args:
+        dataset_name: a data set with ``gt_dir`` in its metadata; its labels are Cityscapes' train ids.
+    """
+
+    _module_name = "evaluation.evalPixelLevelSemanticLabeling"
+    _truth_suffix = "_gtFine_labelIds.png"
+    _prediction_suffix = "_pred.png"
+
+    def process(self, inputs: Any, outputs: Any):
+        """Write the label maps of one batch.
+
+        Args:
+            inputs: a list of dictionaries with ``file_name``.
+            outputs: a list of dictionaries with ``sem_seg``, scores (classes, height, width) of the original image.
+        """
+        id_of_label = np.full(256, _NOT_EVALUATED, dtype=np.uint8)
+        id_of_label[: len(_IDS_OF_LABELS)] = _IDS_OF_LABELS
+        for input_, output in zip(inputs, outputs, strict=True):
+            labels = output["sem_seg"].argmax(dim=0).to(self._cpu_device, torch.uint8).numpy()
+            path = self._prediction_path(input_["file_name"])
+            Image.fromarray(id_of_label[labels]).save(path, compress_level=1)
+
+    def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
+        source = {
+            "IoU": "averageScoreClasses",
+            "iIoU": "averageScoreInstClasses",
+            "IoU_sup": "averageScoreCategories",
+            "iIoU_sup": "averageScoreInstCategories",
+        }
+        return OrderedDict(sem_seg={name: results[key] * 100 for name, key in source.items()})

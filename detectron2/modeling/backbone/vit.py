@@ -1,0 +1,285 @@
+"""Plain vision transformers as detection backbones (ViTDet).
+
+Li, Mao, Girshick, He, "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv:2203.16527: a
+:class:`ViT` with one map at one stride, in most blocks attention within windows, and a :class:`SimpleFeaturePyramid`
+that makes all levels from its last map.
+
+Maps of tokens have their channels last inside the transformer, `Tensor[N, H, W, C]`, and first outside of it.
+
+Letters: `N` images, `C` channels; `H`, `W` height and width in tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from detectron2.layers import Conv2d, get_norm
+
+from ._mlp import init_linear_and_norm
+from ._vit_block import Attention, Block, ResBottleneckBlock
+from .backbone import Backbone
+from .fpn import _assert_strides_are_log2_contiguous
+from .utils import PatchEmbed, get_abs_pos
+
+__all__ = ["Attention", "Block", "ResBottleneckBlock", "SimpleFeaturePyramid", "ViT", "get_vit_lr_decay_rate"]
+
+
+class ViT(Backbone):
+    """A plain vision transformer that returns its last map of tokens.
+
+    Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv:2010.11929, without class token and last norm, and with
+    what ViTDet adds: windows, relative positions, convolutional blocks.
+
+    Sizes need not be those of pretraining: the absolute positions of `pretrain_img_size` are resized to the image at
+    hand whenever it differs, and the tables of relative positions, made for `img_size`, likewise. The parameters keep
+    their shapes, so build the model with the `img_size` it was trained with, then give it images of any size.
+
+    Args:
+        img_size: side of the images to expect, in pixels; decides the length of the tables of relative positions.
+        patch_size: side of a patch, in pixels: the stride of the output.
+        in_chans: channels of the images.
+        embed_dim: channels `C` of a token.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: channels between the two linear layers of a block, as a multiple of `embed_dim`.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        drop_path_rate: probability of leaving out a residual branch in the last block; it rises linearly from 0 in
+            the first.
+        norm_layer: makes a norm over the last of `C` channels.
+        act_layer: makes the activations.
+        use_abs_pos: whether learned embeddings of absolute positions are added to the patches.
+        use_rel_pos: whether attention uses relative positions.
+        rel_pos_zero_init: whether their tables start at zero.
+        window_size: side of the windows, in tokens, of the blocks that attend within windows.
+        window_block_indexes: the numbers of these blocks.
+        residual_block_indexes: the numbers of the blocks that end with convolutions.
+        use_act_checkpoint: whether activations within blocks are computed again in the backward pass, which saves
+            memory and costs time.
+        pretrain_img_size: side of the images of pretraining, in pixels; decides how many absolute positions there are.
+        pretrain_use_cls_token: whether pretrained absolute positions begin with one for the class token, which is
+            left out here.
+        out_feature: name of the output.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 1024,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+        window_size: int = 0,
+        window_block_indexes: Sequence[int] = (),
+        residual_block_indexes: Sequence[int] = (),
+        use_act_checkpoint: bool = False,
+        pretrain_img_size: int = 224,
+        pretrain_use_cls_token: bool = True,
+        out_feature: str = "last_feat",
+    ):
+        super().__init__()
+        self.pretrain_use_cls_token = pretrain_use_cls_token
+        self.use_act_checkpoint = use_act_checkpoint
+        self.patch_embed = PatchEmbed(
+            kernel_size=(patch_size, patch_size),
+            stride=(patch_size, patch_size),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+        )
+        self.pos_embed: nn.Parameter | None = None
+        if use_abs_pos:
+            positions = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
+            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+        side = img_size // patch_size
+        self.blocks = nn.ModuleList(
+            Block(
+                dim=embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path_rate=drop_path_rate * i / max(depth - 1, 1),
+                norm_layer=norm_layer,
+                act_layer=act_layer,
+                use_rel_pos=use_rel_pos,
+                rel_pos_zero_init=rel_pos_zero_init,
+                window_size=window_size if i in window_block_indexes else 0,
+                use_residual_block=i in residual_block_indexes,
+                input_size=(side, side),
+            )
+            for i in range(depth)
+        )
+        self.apply(init_linear_and_norm)
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: embed_dim}
+        self._out_feature_strides = {out_feature: patch_size}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the map of tokens.
+
+        Args:
+            x: images `Tensor[N, in_chans, height, width]`, in pixels; pixels beyond the last whole patch are ignored.
+
+        Returns:
+            Under the name `out_feature`: `Tensor[N, embed_dim, height / patch_size, width / patch_size]`.
+        """
+        x = self.patch_embed(x)
+        if self.pos_embed is not None:
+            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, (x.shape[1], x.shape[2]))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.use_act_checkpoint else block(x)
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+class SimpleFeaturePyramid(Backbone):
+    """All levels of a pyramid from one map, each by itself (section 3 of the paper).
+
+    A level of stride `s` is called `p<log2(s)>`, and its layers `simfp_<log2(s)>`.
+
+    Args:
+        net: the backbone below.
+        in_feature: name of its map from which the pyramid is made.
+        out_channels: channels of every level.
+        scale_factors: the resolution of the levels relative to that map, of 4.0, 2.0, 1.0 and 0.5, from high to low,
+            each half of the one before.
+        top_block: makes further, coarser levels. It has the attributes `num_levels` (how many it adds) and
+            `in_feature` (the map it starts from, of the backbone or of the pyramid).
+        norm: norm of all layers, as :func:`detectron2.layers.get_norm` takes it.
+        square_pad: when positive, inputs are padded to squares of this side, in pixels.
+
+    Raises:
+        ValueError: a name, a factor or a stride does not fit.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        in_feature: str,
+        out_channels: int,
+        scale_factors: Sequence[float],
+        top_block: nn.Module | None = None,
+        norm: str | Callable[[int], nn.Module] | None = "LN",
+        square_pad: int = 0,
+    ):
+        super().__init__()
+        shapes = net.output_shape()
+        if in_feature not in shapes:
+            raise ValueError(f"SimpleFeaturePyramid in_feature {in_feature!r}: the backbone offers {list(shapes)}")
+        self.scale_factors = scale_factors
+        channels, stride = shapes[in_feature].channels, shapes[in_feature].stride
+        assert channels is not None and stride is not None, "a backbone knows its channels and strides"
+        strides = [int(stride / scale) for scale in scale_factors]
+        _assert_strides_are_log2_contiguous(strides)
+        levels = [int(math.log2(s)) for s in strides]
+        for level, scale in zip(levels, scale_factors, strict=True):
+            self.add_module(f"simfp_{level}", _pyramid_level(scale, channels, out_channels, norm))
+        self._levels = tuple(levels)
+        self.net = net
+        self.in_feature = in_feature
+        self.top_block: Any = top_block
+        if top_block is not None:
+            starts = self.top_block.in_feature
+            if starts not in shapes and starts not in {f"p{level}" for level in levels}:
+                raise ValueError(
+                    f"SimpleFeaturePyramid top_block starts from {starts!r}, but the backbone offers {list(shapes)} "
+                    f"and the pyramid {[f'p{level}' for level in levels]}; set its in_feature"
+                )
+            levels = levels + [levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
+        self._out_features = [f"p{level}" for level in levels]
+        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+        self._size_divisibility = strides[-1]
+        self._square_pad = square_pad
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The stride of the coarsest map made from the backbone, and the side of squares (0: no squares)."""
+        return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
+
+    @property
+    def size_divisibility(self) -> int:
+        """The stride of the coarsest map made from the backbone: images of multiples of it lose no pixels."""
+        return self._size_divisibility
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the pyramid.
+
+        Args:
+            x: images `Tensor[N, C, height, width]`, in pixels, with sides that are multiples of
+                :attr:`size_divisibility`.
+
+        Returns:
+            From "p2" (say) to the coarsest level a `Tensor[N, out_channels, height / stride, width / stride]`.
+        """
+        below = self.net(x)
+        source = below[self.in_feature]
+        pyramid = {f"p{level}": getattr(self, f"simfp_{level}")(source) for level in self._levels}
+        if self.top_block is not None:
+            start = self.top_block.in_feature
+            top = self.top_block(below[start] if start in below else pyramid[start])
+            pyramid.update(zip(self._out_features[len(self._levels) :], top, strict=True))
+        return pyramid
+
+
+def _pyramid_level(scale: float, channels: int, out_channels: int, norm) -> nn.Sequential:
+    """Resample by `scale`, then a 1 x 1 and a 3 x 3 convolution; the positions of layers are part of their names."""
+    if scale == 4.0:
+        resample = [
+            nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2),
+            get_norm(norm, channels // 2) or nn.Identity(),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels // 2, channels // 4, kernel_size=2, stride=2),
+        ]
+        channels = channels // 4
+    elif scale == 2.0:
+        resample = [nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2)]
+        channels = channels // 2
+    elif scale == 1.0:
+        resample = []
+    elif scale == 0.5:
+        resample = [nn.MaxPool2d(kernel_size=2, stride=2)]
+    else:
+        raise ValueError(f"SimpleFeaturePyramid scale_factors may be 4.0, 2.0, 1.0 and 0.5; got {scale}")
+    bias = not norm
+    return nn.Sequential(
+        *resample,
+        Conv2d(channels, out_channels, kernel_size=1, bias=bias, norm=get_norm(norm, out_channels)),
+        Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=bias, norm=get_norm(norm, out_channels)),
+    )
+
+
+def get_vit_lr_decay_rate(name: str, lr_decay_rate: float = 1.0, num_layers: int = 12) -> float:
+    """Tell by which factor to reduce the learning rate of a parameter, the more the nearer it is to the image.
+
+    Clark et al., "ELECTRA", arXiv:2003.10555: layer-wise decay. Meant as `lr_factor_func` of
+    :func:`detectron2.solver.get_default_optimizer_params`, for a model whose attribute `backbone` holds a ViT.
+
+    Args:
+        name: of the parameter, in the whole model.
+        lr_decay_rate: factor from one block to the block below it.
+        num_layers: blocks of the ViT.
+
+    Returns:
+        `lr_decay_rate ** (num_layers - i)` for block `i`, one factor more for patches and positions, and 1.0 for all
+        that comes after the blocks, for convolutions after attention, and for all outside of the backbone.
+    """
+    steps = 0
+    if name.startswith("backbone"):
+        if ".pos_embed" in name or ".patch_embed" in name:
+            steps = num_layers + 1
+        elif ".blocks." in name and ".residual." not in name:
+            steps = num_layers - int(name.partition(".blocks.")[2].partition(".")[0])
+    return lr_decay_rate**steps

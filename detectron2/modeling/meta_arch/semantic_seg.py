@@ -1,0 +1,277 @@
+"""Semantic segmentation: a class for every pixel.
+
+`N` images, `K` classes, `C` channels, `H` and `W` height and width in pixels of the network's padded input.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers.weight_init import c2_msra_fill
+from detectron2.modeling.backbone import Backbone, build_backbone
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.utils.registry import Registry
+
+from ._semantic_targets import padded_label_maps
+from .build import META_ARCH_REGISTRY
+from .rcnn import _DetectorBase
+
+__all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head"]
+
+# Entries are called as `head(cfg, input_shape)`, where `input_shape` is the backbone's `output_shape()`; the head is
+# called as `head(features, targets)` and returns `(logits or None, losses)`.
+SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
+
+
+def build_sem_seg_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
+    """The semantic head that `cfg.MODEL.SEM_SEG_HEAD.NAME` names, for a backbone of shape `input_shape`."""
+    return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+
+
+def semantic_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_value: int) -> torch.Tensor:
+    """Cross entropy of the pixels that have a label, averaged over them; 0 when there is none.
+
+    Args:
+        logits: `Tensor[N, K, H, W]`.
+        targets: int64 `Tensor[N, H, W]`.
+        ignore_value: label of the pixels that are left out.
+
+    Returns:
+        Scalar, connected to `logits` in any case.
+    """
+    total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
+    return total / (targets != ignore_value).sum().clamp(min=1)
+
+
+@META_ARCH_REGISTRY.register()
+class SemanticSegmentor(_DetectorBase):
+    """Any model for semantic segmentation of two parts: features of the image, and a head that classifies pixels.
+
+    Args:
+        backbone: image to feature maps.
+        sem_seg_head: feature maps to scores at the size of the padded input, and in training losses; see
+            `SemSegFPNHead` for its interface. Its attribute `ignore_value` is the label of pixels that do not count;
+            with an attribute `num_classes` labels are checked.
+        pixel_mean: one value for each channel, subtracted from the image.
+        pixel_std: one value for each channel, by which the image is divided.
+    """
+
+    sem_seg_head: Any  # of the interface of SemSegFPNHead
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self._set_normalization(pixel_mean, pixel_std)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training mode, scores otherwise.
+
+        Args:
+            batched_inputs: one dictionary for each image with "image", `Tensor[C, H_i, W_i]`; in training "sem_seg",
+                integer `Tensor[H_i, W_i]` of class indices; in inference optionally "height" and "width", the size of
+                the result in pixels.
+
+        Returns:
+            In training the losses by name; in inference for each image `{"sem_seg": Tensor[K, height, width]}`, the
+            unnormalised scores.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        targets = None
+        # Custom heads may train without label maps; ours says so when it misses them.
+        if self.training and "sem_seg" in batched_inputs[0]:
+            targets = sem_seg_targets(self, batched_inputs)
+        results, losses = self.sem_seg_head(features, targets)
+        if self.training:
+            return losses
+        return [
+            {"sem_seg": sem_seg_postprocess(result, size, item.get("height", size[0]), item.get("width", size[1]))}
+            for result, item, size in zip(results, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Arguments of the constructor from the config."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+
+def sem_seg_targets(model: Any, batched_inputs: list[dict[str, Any]]) -> torch.Tensor:
+    """Label maps of a batch on the device of a model, padded as its backbone asks and its head can ignore.
+
+    Args:
+        model: with `backbone`, `sem_seg_head` and `device`.
+        batched_inputs: dictionaries with "image" and "sem_seg".
+
+    Returns:
+        int64 `Tensor[N, H, W]`.
+    """
+    return padded_label_maps(
+        batched_inputs,
+        model.device,
+        ignore_value=model.sem_seg_head.ignore_value,
+        num_classes=getattr(model.sem_seg_head, "num_classes", None),
+        size_divisibility=model.backbone.size_divisibility,
+        padding_constraints=model.backbone.padding_constraints,
+    )
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SemSegFPNHead(nn.Module):
+    """Head of the semantic branch of Panoptic FPN (https://arxiv.org/abs/1901.02446, section 3 and figure 3).
+
+    Every feature map goes through 3x3 convolutions, each followed by doubling its size, until it has the common
+    stride; the maps are added, and a 1x1 convolution classifies each cell.
+
+    Args:
+        input_shape: stride and channels of each feature map.
+        num_classes: K.
+        conv_dims: channels of the convolutions.
+        common_stride: stride at which the maps are added, in pixels of the input; a power of two.
+        loss_weight: factor of the loss.
+        norm: normalisation after each convolution, as `detectron2.layers.get_norm` takes it.
+        ignore_value: label of pixels without a loss.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        num_classes: int,
+        conv_dims: int,
+        common_stride: int,
+        loss_weight: float = 1.0,
+        norm: str | Callable[[int], nn.Module] | None = None,
+        ignore_value: int = -1,
+    ):
+        super().__init__()
+        if not input_shape:
+            raise ValueError("SemSegFPNHead needs at least one feature map (MODEL.SEM_SEG_HEAD.IN_FEATURES)")
+        strides: dict[str, Any] = {name: shape.stride for name, shape in input_shape.items()}
+        self.in_features = sorted(strides, key=lambda name: strides[name])
+        self.num_classes = num_classes
+        self.common_stride = common_stride
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+
+        self.scale_heads = []
+        for name in self.in_features:
+            doublings = _doublings(name, strides[name], common_stride)
+            head = _scale_head(input_shape[name].channels, conv_dims, doublings, norm)
+            self.scale_heads.append(head)
+            self.add_module(name, head)
+        self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
+        c2_msra_fill(self.predictor)
+
+    def forward(
+        self, features: Mapping[str, torch.Tensor], targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Classify pixels, or in training compute the loss.
+
+        Args:
+            features: feature maps by name, `Tensor[N, C, H / stride, W / stride]`.
+            targets: in training int64 `Tensor[N, H, W]`.
+
+        Returns:
+            In training None and the losses; in inference scores `Tensor[N, K, H, W]` and an empty dictionary.
+        """
+        logits = self.layers(features)
+        if not self.training:
+            scores = F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
+            return scores, {}
+        if targets is None:
+            raise KeyError(
+                "SemSegFPNHead got no targets in training: every input needs 'sem_seg', a label map of (height, width)"
+            )
+        return None, self.losses(logits, targets)
+
+    def layers(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scores at the common stride, `Tensor[N, K, H / common_stride, W / common_stride]`."""
+        first, *rest = self.in_features
+        x = getattr(self, first)(features[first])
+        for name in rest:
+            x = x + getattr(self, name)(features[name])
+        return self.predictor(x)
+
+    def losses(self, predictions: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cross entropy at the size of the input.
+
+        Args:
+            predictions: result of `layers`.
+            targets: int64 `Tensor[N, H, W]`.
+
+        Returns:
+            `{"loss_sem_seg": scalar}`, 0 when no pixel has a label.
+        """
+        logits = F.interpolate(
+            predictions.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
+        )  # in half precision the sum over so many pixels would lose most of its digits
+        return {"loss_sem_seg": semantic_loss(logits, targets, self.ignore_value) * self.loss_weight}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """Arguments of the constructor from `cfg.MODEL.SEM_SEG_HEAD`."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
+            "num_classes": head.NUM_CLASSES,
+            "conv_dims": head.CONVS_DIM,
+            "common_stride": head.COMMON_STRIDE,
+            "loss_weight": head.LOSS_WEIGHT,
+            "norm": head.NORM,
+            "ignore_value": head.IGNORE_VALUE,
+        }
+
+
+def _doublings(name: str, stride: int, common_stride: int) -> int:
+    """How often a map has to double its size to come from its stride to the common one."""
+    ratio, rest = divmod(stride, common_stride)
+    if rest or ratio < 1 or ratio & (ratio - 1):
+        raise ValueError(
+            f"the feature map {name!r} has stride {stride}, which is not common_stride {common_stride} "
+            "(MODEL.SEM_SEG_HEAD.COMMON_STRIDE) times a power of two"
+        )
+    return ratio.bit_length() - 1
+
+
+def _scale_head(
+    in_channels: Any, channels: int, doublings: int, norm: str | Callable[[int], nn.Module] | None
+) -> nn.Sequential:
+    """A convolution before each doubling, and at least one."""
+    layers: list[nn.Module] = []
+    for _ in range(max(1, doublings)):
+        conv = Conv2d(
+            in_channels,
+            channels,
+            kernel_size=3,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, channels),
+            activation=F.relu,
+        )
+        c2_msra_fill(conv)
+        layers.append(conv)
+        if doublings:
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+        in_channels = channels
+    return nn.Sequential(*layers)

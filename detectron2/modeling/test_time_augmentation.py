@@ -1,0 +1,434 @@
+"""Test-time augmentation: predict on several resized and mirrored copies of an image, and merge the predictions.
+
+`A` augmented copies of one image, `D` detections, `K` keypoints or classes, `C` channels, `H` and `W` height and width
+in pixels. There are three frames: that of the original image (`height` and `width` of the input), in which results
+are; that of the image that was passed; and that of each copy, which the model sees. The transforms of a copy lead from
+the first to the last. Boxes are `(x1, y1, x2, y2)`, or rotated `(x_center, y_center, width, height, angle)`, in pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.data.dataset_mapper import _to_chw_tensor
+from detectron2.structures import Instances
+
+from ._tta_merge import average_keypoints, average_masks, best_boxes
+from .meta_arch import GeneralizedRCNN
+from .postprocessing import detector_postprocess
+
+__all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA", "SemanticSegmentorWithTTA"]
+
+
+class DatasetMapperTTA:
+    """Makes augmented copies of an input: the image at several sizes and, if asked for, each of them mirrored.
+
+    Args:
+        min_sizes: lengths of the shorter edge in pixels, one for each size; 0 keeps the size of the input.
+        max_size: the most that the longer edge may have; a copy that would exceed it is made smaller.
+        flip: whether to mirror each of them too, left to right.
+    """
+
+    @configurable
+    def __init__(self, min_sizes: Sequence[int], max_size: int, flip: bool):
+        self.min_sizes = min_sizes
+        self.max_size = max_size
+        self.flip = flip
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """Make the copies.
+
+        Args:
+            dataset_dict: an input of a model: "image", `Tensor[C, H, W]`, and optionally "height" and "width" of the
+                original image. It is not changed.
+
+        Returns:
+            `len(min_sizes) * (2 if flip else 1)` dictionaries, the mirrored copy after each plain one. "image" is the
+            augmented image, "transforms" the `TransformList` from the original image to it; all other entries are
+            those of `dataset_dict`, shared and not copied.
+        """
+        image = dataset_dict["image"].permute(1, 2, 0).cpu().numpy()
+        height, width = image.shape[:2]
+        original_hw = (dataset_dict.get("height", height), dataset_dict.get("width", width))
+        before = [] if original_hw == (height, width) else [T.ResizeTransform(*original_hw, height, width)]
+        copies = []
+        for min_size in self.min_sizes:
+            resize: Any = self._resize(height, width, min_size)
+            resized = resize.apply_image(image)
+            copies.append((resized, [*before, resize]))
+            if self.flip:  # of the resized image: resizing is what takes time
+                mirror = T.HFlipTransform(resized.shape[1])
+                copies.append((mirror.apply_image(resized), [*before, resize, mirror]))
+        return [
+            {**dataset_dict, "image": _to_chw_tensor(copy), "transforms": T.TransformList(applied)}
+            for copy, applied in copies
+        ]
+
+    def _resize(self, height: int, width: int, min_size: int) -> T.Transform:
+        if min_size == 0:
+            return T.NoOpTransform()
+        new_hw = T.ResizeShortestEdge.get_output_shape(height, width, min_size, self.max_size)
+        return T.ResizeTransform(height, width, *new_hw)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Arguments of the constructor from `cfg.TEST.AUG`."""
+        return {"min_sizes": cfg.TEST.AUG.MIN_SIZES, "max_size": cfg.TEST.AUG.MAX_SIZE, "flip": cfg.TEST.AUG.FLIP}
+
+
+class _ModelWithTTA(nn.Module):
+    """A model called on augmented copies, a few at a time, whose predictions a subclass merges."""
+
+    def __init__(
+        self, cfg: CfgNode, model: nn.Module, tta_mapper: Callable[[dict], list[dict]] | None, batch_size: int
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size, the number of copies that the model gets at once, must be > 0: {batch_size}")
+        self.cfg = cfg.clone()
+        self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        self.tta_mapper: Any = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
+        self.batch_size = batch_size
+        self.training = self.model.training  # what evaluation restores afterwards is the model's own mode
+
+    @torch.no_grad()
+    def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Predict on each image.
+
+        Args:
+            batched_inputs: what the model takes: dictionaries with "image", `Tensor[C, H, W]`, and optionally "height"
+                and "width", the size of the original image and so of the results. Instead of "image", "file_name" will
+                do.
+
+        Returns:
+            What the model returns, one dictionary for each image.
+        """
+        return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
+
+    def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:
+        """Predict on one image, whose input has "image", "height" and "width"."""
+        raise NotImplementedError(f"{type(self).__name__} must define _inference_one_image(input)")
+
+    def _with_image(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """A shallow copy that has "image" (read if it is missing), "height" and "width"."""
+        complete = dict(dataset_dict)
+        if "image" not in complete:
+            if "file_name" not in complete:
+                raise KeyError(f"an input needs 'image' or 'file_name', but one has only {sorted(complete)}")
+            image_format = getattr(self.model, "input_format", None) or self.cfg.INPUT.FORMAT
+            complete["image"] = _to_chw_tensor(utils.read_image(complete["file_name"], image_format))
+        complete.setdefault("height", complete["image"].shape[1])
+        complete.setdefault("width", complete["image"].shape[2])
+        return complete
+
+    def _get_augmented_inputs(self, input: dict[str, Any]) -> tuple[list[dict[str, Any]], list[T.Transform]]:
+        """The copies that the mapper makes, and apart from them the transforms that lead to each."""
+        augmented_inputs = [dict(x) for x in self.tta_mapper(input)]
+        return augmented_inputs, [x.pop("transforms") for x in augmented_inputs]
+
+
+class GeneralizedRCNNWithTTA(_ModelWithTTA):
+    """A two-stage detector with test-time augmentation, called like the detector itself.
+
+    Boxes are detected in every copy and together go through non-maximum suppression once more. For those that remain,
+    every copy predicts masks and keypoints, which are averaged. Never more than `batch_size` copies are on the device:
+    the backbone runs twice on each, rather than that the features of all are kept.
+
+    The mapper may resize and flip; crops and rotations serve for boxes, but masks cannot be averaged over them.
+
+    Args:
+        cfg: config of the model, which also describes the augmentation (`cfg.TEST.AUG`).
+        model: the detector; its weights are shared, not copied.
+        tta_mapper: makes augmented copies of an input, like the default `DatasetMapperTTA(cfg)`.
+        batch_size: number of copies that the model gets at once.
+        keypoint_hflip_indices: for a model of keypoints, which one takes the place of each when the image is mirrored.
+            By default read from the metadata (`keypoint_names`, `keypoint_flip_map`) of `cfg.DATASETS.TRAIN`.
+
+    Raises:
+        TypeError: if the model is of another kind.
+        ValueError: if it takes precomputed proposals; or predicts keypoints, copies are mirrored, and it is not known
+            which keypoints change places.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        tta_mapper: Callable[[dict], list[dict]] | None = None,
+        batch_size: int = 3,
+        *,
+        keypoint_hflip_indices: Sequence[int] | None = None,
+    ):
+        super().__init__(cfg, model, tta_mapper, batch_size)
+        inference = getattr(self.model, "inference", None)
+        if not isinstance(self.model, GeneralizedRCNN) or "detected_instances" not in signature(inference).parameters:  # pyright: ignore[reportArgumentType]  # such a model has it
+            raise TypeError(
+                "GeneralizedRCNNWithTTA works on a GeneralizedRCNN whose inference() takes detected_instances, got "
+                f"{type(self.model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA"
+            )
+        if cfg.MODEL.LOAD_PROPOSALS:
+            raise ValueError(
+                "test-time augmentation cannot use precomputed proposals; set MODEL.LOAD_PROPOSALS to False and train "
+                "with a proposal generator, or set TEST.AUG.ENABLED to False"
+            )
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        if cfg.MODEL.KEYPOINT_ON and getattr(self.tta_mapper, "flip", False):
+            self._keypoint_order_after_flip()  # now rather than when the first image is through
+
+    @contextmanager
+    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
+        """Within the context, switch off branches of the ROI heads.
+
+        Args:
+            attrs: names of switches such as "mask_on" and "keypoint_on"; heads that lack one are left alone.
+
+        Yields:
+            Nothing. Afterwards the switches are as before, also after an error.
+        """
+        heads = self.model.roi_heads
+        before = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
+        try:
+            for name in before:
+                setattr(heads, name, False)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(heads, name, value)
+
+    def _batch_inference(
+        self, batched_inputs: list[dict[str, Any]], detected_instances: list[Instances] | None = None
+    ) -> list[Instances]:
+        """Run the model on at most `batch_size` copies at a time.
+
+        Args:
+            batched_inputs: augmented copies.
+            detected_instances: for each copy the boxes to predict masks and keypoints for; None to detect boxes.
+
+        Returns:
+            For each copy the raw results, in its frame.
+        """
+        outputs: list[Instances] = []
+        for start in range(0, len(batched_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            known = None if detected_instances is None else detected_instances[part]
+            for result in self.model.inference(batched_inputs[part], known, do_postprocess=False):
+                if result.has("pred_keypoint_heatmaps"):  # 200 kB for a person: too much for all copies together
+                    result.remove("pred_keypoint_heatmaps")
+                outputs.append(result)
+        return outputs
+
+    def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Instances]:
+        """Predict on one image.
+
+        Args:
+            input: has "image", `Tensor[C, H, W]`, "height" and "width".
+
+        Returns:
+            `{"instances": Instances}` of the size of the original image.
+        """
+        original_hw = (input["height"], input["width"])
+        augmented_inputs, tfms = self._get_augmented_inputs(input)
+        with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
+            boxes, scores, classes = self._get_augmented_boxes(augmented_inputs, tfms)
+        merged = self._merge_detections(boxes, scores, classes, original_hw)
+        if self.cfg.MODEL.MASK_ON or self.cfg.MODEL.KEYPOINT_ON:
+            if len(merged) == 0:  # one copy will do, to get the fields in their right shapes
+                augmented_inputs, tfms = augmented_inputs[:1], tfms[:1]
+            known = self._rescale_detected_boxes(augmented_inputs, merged, tfms)
+            outputs = self._batch_inference(augmented_inputs, known)
+            if self.cfg.MODEL.MASK_ON:
+                merged.pred_masks = self._reduce_pred_masks(outputs, tfms)
+            if self.cfg.MODEL.KEYPOINT_ON:
+                merged.pred_keypoints = self._reduce_pred_keypoints(outputs, tfms)
+        return {"instances": detector_postprocess(merged, *original_hw)}
+
+    def _get_augmented_boxes(
+        self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Detect boxes in all copies.
+
+        Args:
+            augmented_inputs: the copies.
+            tfms: for each copy the transform from the original image to it.
+
+        Returns:
+            Boxes in the frame of the original image, `Tensor[B, 4]` or rotated `Tensor[B, 5]`, their scores `Tensor[B]`
+            and classes `Tensor[B]`, over all copies.
+        """
+        outputs = self._batch_inference(augmented_inputs)
+        found = torch.cat([x.pred_boxes.tensor for x in outputs])
+        # Together to the CPU and back, so that the device is waited for once and not for each copy.
+        by_copy = np.split(found.float().cpu().numpy(), np.cumsum([len(x) for x in outputs])[:-1])
+        restored = [_apply_to_boxes(tfm.inverse(), boxes) for boxes, tfm in zip(by_copy, tfms, strict=True)]
+        boxes = torch.from_numpy(np.concatenate(restored)).to(
+            found.device, torch.promote_types(found.dtype, torch.float32)
+        )
+        return boxes, torch.cat([x.scores for x in outputs]), torch.cat([x.pred_classes for x in outputs])
+
+    def _merge_detections(
+        self,
+        all_boxes: torch.Tensor,
+        all_scores: torch.Tensor | Sequence[torch.Tensor],
+        all_classes: torch.Tensor | Sequence[torch.Tensor],
+        shape_hw: tuple[int, int],
+    ) -> Instances:
+        """Choose among the boxes of all copies by non-maximum suppression.
+
+        Args:
+            all_boxes: `Tensor[B, 4]`, or rotated `Tensor[B, 5]`, in the frame of the original image.
+            all_scores: `Tensor[B]`, or a list of numbers.
+            all_classes: `Tensor[B]`, or a list of numbers.
+            shape_hw: `(height, width)` of the original image.
+
+        Returns:
+            At most `cfg.TEST.DETECTIONS_PER_IMAGE` detections, best first.
+        """
+        return best_boxes(
+            all_boxes,
+            torch.as_tensor(all_scores, device=all_boxes.device, dtype=all_boxes.dtype),
+            torch.as_tensor(all_classes, device=all_boxes.device, dtype=torch.int64),
+            shape_hw,
+            self.cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            self.cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+
+    def _rescale_detected_boxes(
+        self, augmented_inputs: list[dict[str, Any]], merged_instances: Instances, tfms: list[T.Transform]
+    ) -> list[Instances]:
+        """Bring the chosen boxes into the frame of each copy.
+
+        Args:
+            augmented_inputs: the copies.
+            merged_instances: detections in the frame of the original image.
+            tfms: for each copy the transform from the original image to it.
+
+        Returns:
+            For each copy the same detections with `pred_boxes`, `pred_classes` and `scores`.
+        """
+        boxes = merged_instances.pred_boxes
+        array = boxes.tensor.float().cpu().numpy()
+        in_copies = torch.from_numpy(np.stack([_apply_to_boxes(tfm, array) for tfm in tfms])).to(boxes.tensor)
+        return [
+            Instances(
+                tuple(x["image"].shape[1:3]),
+                pred_boxes=type(boxes)(of_copy),
+                pred_classes=merged_instances.pred_classes,
+                scores=merged_instances.scores,
+            )
+            for x, of_copy in zip(augmented_inputs, in_copies, strict=True)
+        ]
+
+    def _reduce_pred_masks(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
+        """Mean of the masks of all copies.
+
+        Args:
+            outputs: for each copy the same detections with `pred_masks`.
+            tfms: for each copy the transform that made it; only its flips matter, since a mask covers its box.
+
+        Returns:
+            `Tensor[D, 1, M, M]`.
+        """
+        return average_masks([x.pred_masks for x in outputs], [_mirrored_dims(tfm) for tfm in tfms])
+
+    def _reduce_pred_keypoints(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
+        """Mean of the keypoints of all copies.
+
+        Args:
+            outputs: for each copy the same detections with `pred_keypoints`, `Tensor[D, K, 3]` in its frame.
+            tfms: for each copy the transform from the original image to it.
+
+        Returns:
+            `Tensor[D, K, 3]` in the frame of the original image.
+        """
+        found = torch.stack([x.pred_keypoints for x in outputs])
+        restored = found.float().cpu().numpy()
+        for of_copy, tfm in zip(restored, tfms, strict=True):
+            xy = of_copy[..., :2]
+            undo: Any = tfm.inverse()
+            of_copy[..., :2] = undo.apply_coords(xy.reshape(-1, 2).copy()).reshape(xy.shape)
+            if -1 in _mirrored_dims(tfm):
+                of_copy[:] = of_copy[:, self._keypoint_order_after_flip()]
+        return average_keypoints(torch.from_numpy(restored).to(found.device))
+
+    def _keypoint_order_after_flip(self) -> Sequence[int]:
+        """For each keypoint the one whose place it takes in a mirrored image."""
+        if self.keypoint_hflip_indices is None:
+            try:
+                self.keypoint_hflip_indices = utils.create_keypoint_hflip_indices(self.cfg.DATASETS.TRAIN)
+            except (AttributeError, KeyError, ValueError) as e:
+                raise ValueError(
+                    "mirrored copies show a left hand as a right one, and it is not known which keypoints change "
+                    "places: pass keypoint_hflip_indices to GeneralizedRCNNWithTTA, or set keypoint_names and "
+                    "keypoint_flip_map in the metadata of the data sets in DATASETS.TRAIN "
+                    f"({tuple(self.cfg.DATASETS.TRAIN)}), or set TEST.AUG.FLIP to False ({e})"
+                ) from e
+        return self.keypoint_hflip_indices
+
+
+class SemanticSegmentorWithTTA(_ModelWithTTA):
+    """A model of semantic segmentation with test-time augmentation, called like the model itself.
+
+    The scores of all copies, at the size of the original image, are averaged; never more than `batch_size` of them are
+    in memory. Of a model that predicts more, such as a panoptic one, only "sem_seg" is returned. The mapper may resize
+    and flip.
+
+    Args:
+        cfg: config of the model, which also describes the augmentation (`cfg.TEST.AUG`).
+        model: takes the documented inputs and returns "sem_seg", `Tensor[K, H, W]` of scores, for each.
+        tta_mapper: makes augmented copies of an input, like the default `DatasetMapperTTA(cfg)`.
+        batch_size: number of copies that the model gets at once.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        tta_mapper: Callable[[dict], list[dict]] | None = None,
+        batch_size: int = 1,
+    ):
+        super().__init__(cfg, model, tta_mapper, batch_size)
+
+    def _inference_one_image(self, input: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Predict on one image.
+
+        Args:
+            input: has "image", `Tensor[C, H, W]`, "height" and "width".
+
+        Returns:
+            `{"sem_seg": Tensor[K, height, width]}`.
+        """
+        augmented_inputs, tfms = self._get_augmented_inputs(input)
+        total: Any = 0
+        for start in range(0, len(augmented_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            for result, tfm in zip(self.model(augmented_inputs[part]), tfms[part], strict=True):
+                if "sem_seg" not in result:
+                    raise TypeError(
+                        "SemanticSegmentorWithTTA needs a model that returns 'sem_seg', but "
+                        f"{type(self.model).__name__} returns {sorted(result)}"
+                    )
+                dims = _mirrored_dims(tfm)
+                scores = result["sem_seg"]
+                total = (scores.flip(dims) if dims else scores) + total
+        return {"sem_seg": total / len(tfms)}
+
+
+def _mirrored_dims(tfm: T.Transform) -> list[int]:
+    """The dimensions of `Tensor[..., H, W]` along which a transform mirrors, out of -1 (left to right) and -2."""
+    steps = tfm.transforms if isinstance(tfm, T.TransformList) else [tfm]
+    flips = ((-1, T.HFlipTransform), (-2, T.VFlipTransform))
+    return [dim for dim, kind in flips if sum(isinstance(step, kind) for step in steps) % 2 == 1]
+
+
+def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:
+    """Transform `(D, 4)` boxes, or rotated ones, `(D, 5)`; the array is not changed."""
+    return tfm.apply_rotated_box(boxes.copy()) if boxes.shape[1] == 5 else tfm.apply_box(boxes)

@@ -1,0 +1,251 @@
+"""Layers that the heads of DeepLab and Panoptic-DeepLab are made of, initialised alike.
+
+Letters: `N` images, `K` classes, `C` channels, `H` and `W` height and width of the network's input in pixels, `s` the
+common stride of a head in pixels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
+from detectron2.layers.weight_init import c2_xavier_fill
+from detectron2.modeling.meta_arch.semantic_seg import semantic_loss
+
+from .loss import DeepLabCE
+
+Norm = str | Callable[[int], nn.Module]
+"""A norm as :func:`detectron2.layers.get_norm` takes it; "" for none."""
+
+_HARD_PIXELS = 0.2  # the part of pixels that the published models average over
+
+
+def sorted_by_stride(shapes: Mapping[str, ShapeSpec]) -> list[str]:
+    """Names of feature maps, the finest first."""
+    strides: dict[str, Any] = {name: shape.stride for name, shape in shapes.items()}
+    return sorted(strides, key=lambda name: strides[name])
+
+
+def train_crop_hw(cfg: CfgNode) -> Sequence[int] | None:
+    """The size of all training images in pixels, if the config crops them to one size."""
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
+        return None
+    if crop.TYPE != "absolute":
+        raise ValueError(
+            f"INPUT.CROP.TYPE is {crop.TYPE!r}, but DeepLab needs to know the size of the training images: set it to "
+            '"absolute" with INPUT.CROP.SIZE in pixels, or INPUT.CROP.ENABLED to False'
+        )
+    return crop.SIZE
+
+
+def conv_norm_relu(in_channels: Any, out_channels: int, kernel_size: int, norm: Norm) -> Conv2d:
+    """A convolution that keeps the resolution, its norm, and ReLU."""
+    layer = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
+    c2_xavier_fill(layer)
+    return layer
+
+
+def separable_5x5(in_channels: int, out_channels: int, norm: Norm) -> DepthwiseSeparableConv2d:
+    """A depthwise separable convolution as large as two of 3x3."""
+    return DepthwiseSeparableConv2d(
+        in_channels,
+        out_channels,
+        kernel_size=5,
+        padding=2,
+        norm1=norm,
+        activation1=F.relu,
+        norm2=norm,
+        activation2=F.relu,
+    )
+
+
+def projection(shape: ShapeSpec, out_channels: int, norm: Norm) -> Conv2d:
+    """A 1x1 convolution that keeps the details of a fine map from outweighing what is joined with it."""
+    return conv_norm_relu(shape.channels, out_channels, 1, norm)
+
+
+def fuse_block(in_channels: int, out_channels: int, norm: Norm, depthwise_separable: bool) -> nn.Module:
+    """What follows each joining of two maps."""
+    if depthwise_separable:
+        return separable_5x5(in_channels, out_channels, norm)
+    return nn.Sequential(
+        conv_norm_relu(in_channels, out_channels, 3, norm), conv_norm_relu(out_channels, out_channels, 3, norm)
+    )
+
+
+def branch(in_channels: int, out_channels: int, norm: Norm, depthwise_separable: bool = False) -> nn.Module:
+    """What lies between a decoder and one of several classifiers or regressors on it."""
+    if depthwise_separable:
+        return separable_5x5(in_channels, out_channels, norm)
+    return nn.Sequential(
+        conv_norm_relu(in_channels, in_channels, 3, norm), conv_norm_relu(in_channels, out_channels, 3, norm)
+    )
+
+
+def predictor(in_channels: int, out_channels: int) -> Conv2d:
+    """The last layer of a branch: a 1x1 convolution that starts near zero."""
+    layer = Conv2d(in_channels, out_channels, kernel_size=1)
+    nn.init.normal_(layer.weight, std=0.001)
+    nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]  # it has a bias
+    return layer
+
+
+def aspp(
+    shape: ShapeSpec,
+    out_channels: int,
+    dilations: Sequence[int],
+    *,
+    norm: Norm,
+    dropout: float,
+    train_size_hw: Sequence[int] | None,
+    depthwise_separable: bool,
+) -> ASPP:
+    """ASPP on a feature map, whose average is taken over a window of the training size, if that is known.
+
+    Args:
+        shape: stride and channels of the feature map.
+        out_channels: channels of every branch.
+        dilations: of the three 3x3 branches.
+        norm: norm of the convolutions.
+        dropout: probability of dropping an output value.
+        train_size_hw: size of the training images in pixels, a multiple of the stride.
+        depthwise_separable: whether the 3x3 branches are depthwise separable.
+
+    Returns:
+        The module.
+    """
+    stride: Any = shape.stride
+    in_channels: Any = shape.channels
+    window_hw = None
+    if train_size_hw is not None:
+        height, width = train_size_hw
+        if height % stride or width % stride:
+            raise ValueError(
+                f"the training size (height {height}, width {width}; INPUT.CROP.SIZE) must be a multiple of the "
+                f"feature map's stride, {stride} pixels"
+            )
+        window_hw = (height // stride, width // stride)
+    return ASPP(
+        in_channels,
+        out_channels,
+        dilations,
+        norm=norm,
+        activation=F.relu,
+        pool_kernel_size=window_hw,
+        dropout=dropout,
+        use_depthwise_separable_conv=depthwise_separable,
+    )
+
+
+class PixelClassifier(nn.Module):
+    """What the heads share: scores at the common stride are upsampled, and in training compared with labels."""
+
+    num_classes: int | None
+    common_stride: int
+    loss_weight: float
+    loss: Callable[..., torch.Tensor]
+
+    def layers(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the output at the common stride, `Tensor[N, K, H / s, W / s]`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement layers")
+
+    def forward(
+        self,
+        features: Mapping[str, torch.Tensor],
+        targets: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Classify pixels, or in training compute the loss.
+
+        Args:
+            features: feature maps by name, `Tensor[N, C, H / stride, W / stride]`.
+            targets: in training int64 `Tensor[N, H, W]`.
+            weights: in training a weight for each pixel, `Tensor[N, H, W]`; None for equal ones.
+
+        Returns:
+            In training None and the losses; in inference scores `Tensor[N, K, H, W]` and an empty dictionary.
+        """
+        scores = self.layers(features)
+        if not self.training:
+            return self._upsampled(scores), {}
+        if targets is None:
+            raise KeyError(
+                f"{type(self).__name__} got no targets in training: every input needs 'sem_seg', a label map of "
+                "(height, width)"
+            )
+        return None, self.losses(scores, targets, weights)
+
+    def losses(
+        self, predictions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Compute the loss at the size of the input.
+
+        Args:
+            predictions: result of `layers`.
+            targets: int64 `Tensor[N, H, W]`.
+            weights: `Tensor[N, H, W]` or None.
+
+        Returns:
+            `{"loss_sem_seg": scalar}`.
+        """
+        scores = self._upsampled(predictions.float(), targets.shape[-2:])
+        return {"loss_sem_seg": self.loss(scores, targets, weights) * self.loss_weight}
+
+    def _upsampled(self, x: torch.Tensor, size_hw: Sequence[int] | None = None) -> torch.Tensor:
+        """Bring `Tensor[N, C, h, w]` to the input's resolution; `size_hw` cuts off what the last cells reach beyond."""
+        x = F.interpolate(x, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
+        return x if size_hw is None else x[..., : size_hw[0], : size_hw[1]]
+
+
+def labelled_pixel_loss(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, *, ignore_value: int
+) -> torch.Tensor:
+    """Cross entropy, times the weights if there are any, averaged over the pixels that have a label.
+
+    Args:
+        logits: `Tensor[N, K, H, W]`.
+        targets: int64 `Tensor[N, H, W]`.
+        weights: `Tensor[N, H, W]` or None.
+        ignore_value: label of pixels without a loss.
+
+    Returns:
+        A scalar, 0 where no pixel has a label.
+    """
+    if weights is None:
+        return semantic_loss(logits, targets, ignore_value)
+    per_pixel = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="none")
+    return (per_pixel * weights).sum() / (targets != ignore_value).sum().clamp(min=1)
+
+
+def build_loss(loss_type: str, ignore_value: int, top_k: float = _HARD_PIXELS) -> Callable[..., torch.Tensor]:
+    """The loss called `loss_type` of scores `Tensor[N, K, H, W]` and labels `Tensor[N, H, W]`.
+
+    Args:
+        loss_type: "cross_entropy" or "hard_pixel_mining".
+        ignore_value: label of pixels without a loss.
+        top_k: part of the pixels that count as hard.
+
+    Returns:
+        A function of scores, labels and optional weights of the pixels, `Tensor[N, H, W]`.
+    """
+    if loss_type == "cross_entropy":
+        return partial(labelled_pixel_loss, ignore_value=ignore_value)
+    if loss_type == "hard_pixel_mining":
+        return DeepLabCE(ignore_label=ignore_value, top_k_percent_pixels=top_k)
+    raise ValueError(
+        f'loss_type must be "cross_entropy" or "hard_pixel_mining", got {loss_type!r} (MODEL.SEM_SEG_HEAD.LOSS_TYPE)'
+    )

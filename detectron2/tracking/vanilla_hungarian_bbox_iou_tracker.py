@@ -1,0 +1,51 @@
+"""Tracking by as many overlapping pairs of boxes as possible."""
+
+from typing import Any
+
+import numpy as np
+
+from detectron2.structures import Instances
+
+from ._tracks import overlaps_of
+from .base_tracker import TRACKER_HEADS_REGISTRY
+from .hungarian_tracker import LARGE_COST_VALUE, BaseHungarianTracker
+from .utils import create_prediction_pairs
+
+__all__ = ["VanillaHungarianBBoxIOUTracker"]
+
+
+@TRACKER_HEADS_REGISTRY.register()
+class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
+    """Matches as many boxes as possible whose IoU reaches the threshold; how far beyond does not count.
+
+    Arguments are those of `OverlapTracker`.
+    """
+
+    def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
+        """Costs of all pairs of boxes: what `assign_cost_matrix_values` gives to those that overlap enough.
+
+        Args:
+            instances: instances of a frame.
+            prev_instances: instances of the frame before.
+
+        Returns:
+            `(len(instances), len(prev_instances))`.
+        """
+        overlaps = overlaps_of(instances, prev_instances)
+        pairs = create_prediction_pairs(instances, prev_instances, overlaps, self._track_iou_threshold)
+        cost = np.full(tuple(overlaps.shape), float(LARGE_COST_VALUE))
+        return self.assign_cost_matrix_values(cost, pairs)
+
+    def assign_cost_matrix_values(self, cost_matrix: np.ndarray, bbox_pairs: list[dict[str, Any]]) -> np.ndarray:
+        """Set the costs of the pairs that overlap enough: -1 for all.
+
+        Args:
+            cost_matrix: `(instances, previous instances)`, changed in place.
+            bbox_pairs: pairs as `create_prediction_pairs` lists them.
+
+        Returns:
+            The same matrix.
+        """
+        for pair in bbox_pairs:
+            cost_matrix[pair["idx"], pair["prev_idx"]] = -1
+        return cost_matrix

@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Train or evaluate Panoptic-DeepLab.
+
+python projects/Panoptic-DeepLab/train_net.py --num-gpus 8 --config-file projects/Panoptic-DeepLab/configs/\
+Cityscapes-PanopticSegmentation/panoptic_deeplab_R_52_os16_mg124_poly_90k_bs32_crop_512_1024_dsconv.yaml
+python projects/Panoptic-DeepLab/train_net.py --config-file ... --eval-only MODEL.WEIGHTS /path/to/checkpoint
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper, add_panoptic_deeplab_config
+from detectron2.solver import build_optimizer, get_default_optimizer_params, maybe_add_gradient_clipping
+
+
+class Trainer(DefaultTrainer):
+    """The default trainer with the targets, the optimizer and the schedule of Panoptic-DeepLab."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Images with targets made of their panoptic maps."""
+        return build_detection_train_loader(cfg, mapper=PanopticDeeplabDatasetMapper(cfg))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The evaluators that fit the data set; none when only the speed of the network is measured."""
+        if cfg.MODEL.PANOPTIC_DEEPLAB.BENCHMARK_NETWORK_SPEED:
+            return DatasetEvaluators([])
+        return super().build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam or SGD, as SOLVER.OPTIMIZER says."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAM":
+            raise ValueError(f'SOLVER.OPTIMIZER must be "ADAM" or "SGD", but is {cfg.SOLVER.OPTIMIZER!r}')
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.Adam)(parameters, cfg.SOLVER.BASE_LR)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """The polynomial schedule, or another that the config names."""
+        return build_lr_scheduler(cfg, optimizer)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config from file and command line, then logging, seed and output folder."""
+    cfg = get_cfg()
+    add_panoptic_deeplab_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Body of each process."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    arguments = parser.parse_args()
+    if not arguments.config_file:
+        parser.error("--config-file is needed")
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
