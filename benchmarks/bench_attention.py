@@ -4,8 +4,8 @@ usage:  python benchmarks/bench_attention.py [--threads 1] [--device cpu] [--dty
 
 For the windows and the whole maps of a ViT-B at 1024 pixels, and the pooled keys of an MViTv2-T: time of the forward
 pass, time with the backward pass, and memory kept for the backward pass. Two implementations stand beside the formula;
-the one that the model takes on this device is marked. Results are compared. Then the same for the windows of a Swin-B,
-with and without the mask of shifted windows.
+those that `detectron2.modeling.backbone.utils.decomposed_attention` takes here, without and with gradients, have a
+star. Results are compared. Then the same for the windows of a Swin-B, with and without the mask of shifted windows.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def _with(attend: Callable) -> Callable:
     return run
 
 
+NAMES = {"_attend_explicitly": "in place", "_attend_fused": "fused"}
 IMPLEMENTATIONS = {"in place": _with(utils._attend_explicitly), "fused": _with(utils._attend_fused)}
 
 
@@ -88,9 +89,8 @@ def bench(name: str, batch: int, q_side: int, k_side: int, head_dim: int, args: 
     ]
     sizes = (q_side, q_side), (k_side, k_side)
     functions = {"formula": formula, **IMPLEMENTATIONS}
-    taken = "fused"
-    if args.device == "cpu":
-        taken = "formula" if name.startswith("MViT") else "fused" if args.dtype == "float32" else "in place"
+    q = arguments[0]
+    taken = [NAMES[utils._implementation(t, q[:0]).__name__] for t in (q.detach(), q)]
     compare(name, {label: partial(f, *arguments, *sizes) for label, f in functions.items()}, arguments, taken, args)
 
 
@@ -111,14 +111,14 @@ def bench_swin(name: str, across: int, heads: int, shifted: bool, args: argparse
     x = torch.randn(across * across, 49, 32 * heads).to(args.device, getattr(torch, args.dtype))
     mask = swin._shift_mask((across, across), 7, 3, x) if shifted else None
     functions = {"formula": partial(swin_formula, attention, x, mask), "fused": partial(attention, x, mask)}
-    compare(name, functions, list(attention.parameters()), "fused", args)
+    compare(name, functions, list(attention.parameters()), ["fused", "fused"], args)
 
 
 def compare(
     name: str,
     functions: dict[str, Callable[[], torch.Tensor]],
     arguments: list[torch.Tensor],
-    taken: str,
+    taken: list[str],
     args: argparse.Namespace,
 ) -> None:
     def forward_and_backward(function: Callable) -> None:
@@ -134,9 +134,9 @@ def compare(
     print(name)
     for label, function, one, two in zip(functions, functions.values(), fast, both, strict=True):
         kept = kept_megabytes(function)
-        mark = " <- taken" if label == taken else ""
-        columns = f"{one:9.1f} ms x{fast[0] / one:4.2f}  {two:9.1f} ms x{both[0] / two:4.2f}  {kept:8.0f} MB"
-        print(f"  {label:12s} {columns}{mark}", flush=True)
+        stars = ["*" if label == t else " " for t in taken]
+        columns = f"{one:9.1f} ms x{fast[0] / one:4.2f}{stars[0]}  {two:9.1f} ms x{both[0] / two:4.2f}{stars[1]}"
+        print(f"  {label:12s} {columns}  {kept:8.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, {args.device}, {args.dtype}; "
-        f"PyTorch {torch.__version__}\n{'':15s}forward          with backward        kept for backward"
+        f"PyTorch {torch.__version__}\n{'':15s}forward            with backward         kept for backward"
     )
     for name, case in CASES.items():
         bench(name, *case, args)

@@ -142,8 +142,9 @@ class MultiScaleAttention(nn.Module):
         queries, keys, values = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
         if not self.use_rel_pos:
             x = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
-        elif q.device.type == "cpu":
-            # Pooling leaves few keys. For these, matrix products take less time on CPUs than the fused kernel.
+        elif q.device.type == "cpu" and q.requires_grad:
+            # The formula as it stands: training on CPUs gains little by fusing (benchmarks/bench_attention.py), and
+            # gradients that are zero but for rounding, such as those of biases of keys, stay comparable.
             logits = (queries * self.scale) @ keys.transpose(1, 2)
             logits = add_decomposed_rel_pos(logits, queries, self.rel_pos_h, self.rel_pos_w, q_size, k_size)
             x = logits.softmax(-1) @ values

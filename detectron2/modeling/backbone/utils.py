@@ -7,6 +7,7 @@ window in tokens, `L` entries of a table of relative positions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -165,10 +166,14 @@ def decomposed_attention(
         `Tensor[B, q_h * q_w, D]`.
     """
     by_row, by_column = _decomposed_rel_pos(q, rel_pos_h, rel_pos_w, q_size, k_size)
-    # In half precision the fused kernel for CPUs takes twice as long in training as matrix products do.
-    halves_on_cpu = q.device.type == "cpu" and by_row.dtype in (torch.bfloat16, torch.float16)
-    attend = _attend_explicitly if halves_on_cpu else _attend_fused
-    return attend(q * scale, k, v, by_row, by_column)
+    return _implementation(q, by_row)(q * scale, k, v, by_row, by_column)
+
+
+def _implementation(q: torch.Tensor, by_row: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The faster one for these queries and their terms for rows (measured by `benchmarks/bench_attention.py`)."""
+    if q.device.type == "cpu" and (q.requires_grad or by_row.dtype in (torch.bfloat16, torch.float16)):
+        return _attend_explicitly  # the fused kernel is slow there: backward by a third, in half precision by a half
+    return _attend_fused
 
 
 def _attend_explicitly(

@@ -143,8 +143,8 @@ def test_decomposed_positions_by_loops(q_size, k_size):
 @pytest.mark.parametrize(("q_size", "k_size"), SIZES)
 @pytest.mark.parametrize("implementation", ["_attend_explicitly", "_attend_fused"])
 def test_attention_by_loops(q_size, k_size, implementation, monkeypatch):
-    """Both implementations: which one is taken depends on the device and the precision."""
-    monkeypatch.setattr(utils, "_attend_fused", getattr(utils, implementation))
+    """Both implementations: which one is taken depends on the device, the precision, and whether it trains."""
+    monkeypatch.setattr(utils, "_implementation", lambda *_: getattr(utils, implementation))
     q, k, v, rel_pos_h, rel_pos_w = inputs = _inputs(q_size, k_size)
     found = decomposed_attention(q, k, v, 0.3, rel_pos_h, rel_pos_w, q_size, k_size)
     arrays = [t.detach().numpy() for t in inputs]
@@ -159,10 +159,18 @@ def test_attention_by_loops(q_size, k_size, implementation, monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+def test_both_implementations_are_in_use():
+    q = torch.zeros(1, 1, 1)
+    assert utils._implementation(q, q) is utils._attend_fused
+    assert utils._implementation(q.requires_grad_(), q) is utils._attend_explicitly
+    assert utils._implementation(torch.zeros(1, 1, 1), q.bfloat16()) is utils._attend_explicitly
+    meta = torch.zeros(1, 1, 1, device="meta", requires_grad=True)
+    assert utils._implementation(meta, meta) is utils._attend_fused
+
+
 @pytest.mark.parametrize("implementation", ["_attend_explicitly", "_attend_fused"])
 def test_attention_of_no_images_and_in_mixed_precision(implementation, monkeypatch):
-    for name in ("_attend_fused", "_attend_explicitly"):
-        monkeypatch.setattr(utils, name, getattr(utils, implementation))
+    monkeypatch.setattr(utils, "_implementation", lambda *_: getattr(utils, implementation))
     q, k, v, *tables = _inputs((3, 2), (3, 2), batch=0, channels=8, dtype=torch.float32)
     assert decomposed_attention(q, k, v, 0.3, *tables, (3, 2), (3, 2)).shape == (0, 6, 8)
 
