@@ -1,4 +1,4 @@
-"""The command line: ``detectron2 demo | train | eval | predict | env``.
+"""The command line: ``detectron2 demo | train | eval | predict | data | env``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called.
 """
@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "train the model of a config",
     "eval": "evaluate a trained model",
     "predict": "predict on images; writes pictures and a JSON file",
+    "data": "check, show or convert a data set",
     "env": "show versions and devices, for bug reports",
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode as YacsNode
 
 from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
+from ._optional import OPTIONAL_KEYS
 
 __all__ = ["iter_leaves", "merge_config", "merge_pairs", "nearest"]
 
@@ -36,6 +37,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 def _nearest_path(path: str, root: YacsNode) -> str | None:
     """The known key that ``path`` was most likely meant to be: the same last name elsewhere, or a similar spelling."""
     known = [leaf for leaf, _ in iter_leaves(root)]
+    known += [leaf for leaf in OPTIONAL_KEYS if "." not in leaf or leaf.partition(".")[0] in root]
     last = path.rpartition(".")[2]
     same_name = [k for k in known if k.rpartition(".")[2] == last]
     return nearest(path, known) or (same_name[0] if len(same_name) == 1 else None)
@@ -146,6 +148,17 @@ def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -
         work.write(node, key, copy.deepcopy(fitted))
 
 
+def _add_optional(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
+    """Write a key of ``OPTIONAL_KEYS`` into ``node``, or report that its type is wrong."""
+    example = OPTIONAL_KEYS[path]
+    value = node._decode_cfg_value(raw)
+    fitted = _fit(value, example)
+    if fitted is _MISFIT:
+        work.report_type(path, example, value)
+    else:
+        work.write(node, key, copy.deepcopy(fitted))
+
+
 def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: _Transaction) -> None:
     for key, raw in source.items():
         path = f"{prefix}{key}"
@@ -156,6 +169,8 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
                 _assign(target, key, raw, path, work)
         elif target.is_new_allowed():
             work.write(target, key, copy.deepcopy(target._decode_cfg_value(raw)))
+        elif path in OPTIONAL_KEYS:
+            _add_optional(target, key, raw, path, work)
         elif not work.is_retired(path):
             for leaf in [leaf for leaf, _ in iter_leaves({key: raw}, prefix)] or [path]:
                 work.report_unknown(leaf)
@@ -209,6 +224,9 @@ def _merge_one(path: str, raw: Any, target: YacsNode, work: _Transaction) -> Non
     node: Any = target
     for group in groups:
         node = node.get(group) if isinstance(node, YacsNode) else None
+    if isinstance(node, YacsNode) and key not in node and path in OPTIONAL_KEYS:
+        _add_optional(node, key, raw, path, work)
+        return
     if not isinstance(node, YacsNode) or key not in node:
         name, equals, _ = path.partition("=")
         work.report_unknown(name, " (write 'KEY value' with a space, not 'KEY=value')" if equals else "")

@@ -10,11 +10,13 @@ from detectron2.data.build import (
     print_instances_class_histogram,
 )
 from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.common import DatasetFromList, MapDataset, ToIterableDataset
+from detectron2.data.common import DatasetFromList, MapDataset, ShardedIterableDataset, ToIterableDataset
 from detectron2.data.dataset_mapper import DatasetMapper
+from detectron2.data.multi_image import CopyPaste, MixUp, Mosaic, MultiImageAugmentation, MultiImageMapper
 from detectron2.data.validation import DatasetError, validate_dataset_dicts
 
 __all__ = [
+    "CopyPaste",
     "DatasetCatalog",
     "DatasetError",
     "DatasetFromList",
@@ -22,6 +24,11 @@ __all__ = [
     "MapDataset",
     "Metadata",
     "MetadataCatalog",
+    "MixUp",
+    "Mosaic",
+    "MultiImageAugmentation",
+    "MultiImageMapper",
+    "ShardedIterableDataset",
     "ToIterableDataset",
     "build_batch_data_loader",
     "build_detection_test_loader",

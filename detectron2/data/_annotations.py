@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, polygons_to_bitmask
+from detectron2.structures import Boxes, BoxMode, Instances, Keypoints
 
 from . import transforms as T
+from ._segmentations import describe_annotation, masks_of_annotations, transform_segmentation
 
 Transforms = T.Transform | Sequence[T.Transform]
 
@@ -44,18 +45,6 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
         x, y, w, h = bbox
         return np.array([x, y, x + w, y + h], dtype=np.float64)
     return np.asarray(BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS), dtype=np.float64)
-
-
-def describe_annotation(annotation: dict[str, Any], index: int | None = None) -> str:
-    """Words for error messages: which annotation it is."""
-    words = ["annotation"]
-    if index is not None:
-        words.append(f"number {index}")
-    if "id" in annotation:
-        words.append(f"id {annotation['id']}")
-    if "category_id" in annotation:
-        words.append(f"(category_id {annotation['category_id']})")
-    return " ".join(words)
 
 
 def transform_proposals(
@@ -101,8 +90,8 @@ def transform_instance_annotations(
 ) -> dict[str, Any]:
     """Transform box, segmentation and keypoints of one instance.
 
-    The box goes through `apply_box` and is clipped to the image, polygons through `apply_polygons`, masks (from RLE)
-    through `apply_segmentation`, keypoints through `apply_coords`.
+    The box goes through `apply_box` and is clipped to the image, polygons through `apply_polygons`, masks (bitmaps, or
+    from RLE) through `apply_segmentation`, keypoints through `apply_coords`.
 
     Args:
         annotation: one annotation of a dataset dict; it is changed in place (the arrays in it are not).
@@ -112,11 +101,11 @@ def transform_instance_annotations(
 
     Returns:
         The same dict. "bbox" is a float64 array of mode `XYXY_ABS`; "segmentation" a list of `(2P,)` arrays, or an
-        `(H, W)` mask if it was RLE; "keypoints" `(K, 3)`.
+        uint8 `(H, W)` mask if it was a mask; "keypoints" `(K, 3)`.
 
     Raises:
         KeyError: if the annotation has no box.
-        ValueError: if the segmentation is neither polygons nor RLE, or the keypoints do not fit the flip indices.
+        ValueError: if the segmentation is neither polygons nor a mask, or the keypoints do not fit the flip indices.
     """
     transform = _as_one(transforms)
     h, w = image_size
@@ -124,41 +113,12 @@ def transform_instance_annotations(
     annotation["bbox"] = np.minimum(bbox.clip(min=0), (w, h, w, h))
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
     if "segmentation" in annotation:
-        annotation["segmentation"] = _transform_segmentation(annotation, transform, (h, w))
+        annotation["segmentation"] = transform_segmentation(annotation, transform, (h, w))
     if "keypoints" in annotation:
         annotation["keypoints"] = transform_keypoint_annotations(
             annotation["keypoints"], transform, image_size, keypoint_hflip_indices
         )
     return annotation
-
-
-def _transform_segmentation(
-    annotation: dict[str, Any], transforms: Any, image_hw: tuple[int, int]
-) -> list[np.ndarray] | np.ndarray:
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
-        return [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
-    if isinstance(segmentation, dict):
-        mask = transforms.apply_segmentation(_decode_rle(segmentation))
-        if mask.shape[:2] != image_hw:
-            raise ValueError(
-                f"the RLE of {describe_annotation(annotation)} has size {segmentation['size']}, which becomes "
-                f"{mask.shape[:2]} where the image becomes {image_hw}: mask and image differ in size"
-            )
-        return mask
-    raise ValueError(
-        f"the segmentation of {describe_annotation(annotation)} has type {type(segmentation).__name__}; supported are "
-        f"a list of polygons [x1, y1, ..., xn, yn] and a dict of COCO's run-length encoding"
-    )
-
-
-def _decode_rle(rle: Any) -> np.ndarray:
-    import pycocotools.mask as mask_util
-
-    if isinstance(rle["counts"], list):  # not compressed
-        rle = mask_util.frPyObjects(rle, *rle["size"])
-    return mask_util.decode(rle)
 
 
 def transform_keypoint_annotations(
@@ -220,13 +180,14 @@ def annotations_to_instances(
     Args:
         annos: annotations, each after `transform_instance_annotations`.
         image_size: `(height, width)` of the transformed image.
-        mask_format: "polygon" or "bitmask": what `gt_masks` shall be.
+        mask_format: "polygon" or "bitmask": what `gt_masks` shall be. If not all masks of the image are polygons,
+            they become bitmaps nevertheless: the opposite cannot be done without loss.
 
     Returns:
         `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if the annotations have them.
 
     Raises:
-        ValueError: if the segmentations do not fit the mask format, or only some annotations have them.
+        ValueError: if a segmentation is malformed, or only some annotations have one.
     """
     if mask_format not in ("polygon", "bitmask"):
         raise ValueError(f'mask_format (INPUT.MASK_FORMAT) must be "polygon" or "bitmask", got {mask_format!r}')
@@ -235,7 +196,7 @@ def annotations_to_instances(
     target.gt_boxes = Boxes(torch.from_numpy(boxes))
     target.gt_classes = _classes(annos)
     if _all_or_none_have("segmentation", annos):
-        target.gt_masks = _polygon_masks(annos) if mask_format == "polygon" else _bit_masks(annos, image_size)
+        target.gt_masks = masks_of_annotations(annos, image_size, mask_format)
     if _all_or_none_have("keypoints", annos):
         target.gt_keypoints = _keypoints(annos)
     return target
@@ -256,50 +217,6 @@ def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
             f"add it to all annotations or remove it from all"
         )
     return bool(annos) and not lacking
-
-
-def _polygon_masks(annos: list[dict[str, Any]]) -> PolygonMasks:
-    segmentations = [a["segmentation"] for a in annos]
-    for i, (anno, segmentation) in enumerate(zip(annos, segmentations, strict=True)):
-        if not isinstance(segmentation, list):
-            raise ValueError(
-                f"the segmentation of {describe_annotation(anno, i)} is a mask (RLE), which mask format 'polygon' "
-                f"cannot represent; set INPUT.MASK_FORMAT to 'bitmask' "
-                f"(DatasetMapper: instance_mask_format='bitmask')"
-            )
-        for polygon in segmentation:
-            if len(polygon) % 2 != 0 or len(polygon) < 6:
-                raise ValueError(
-                    f"{describe_annotation(anno, i)} has a polygon of {len(polygon)} numbers; a polygon is "
-                    f"[x1, y1, ..., xn, yn] with at least three points"
-                )
-    return PolygonMasks(segmentations)
-
-
-def _bit_masks(annos: list[dict[str, Any]], image_hw: tuple[int, int]) -> BitMasks:
-    masks = torch.empty((len(annos), *image_hw), dtype=torch.bool)
-    for i, anno in enumerate(annos):
-        segmentation = anno["segmentation"]
-        if isinstance(segmentation, list):
-            mask = polygons_to_bitmask(segmentation, *image_hw)
-        elif isinstance(segmentation, dict):
-            mask = _decode_rle(segmentation)
-        elif isinstance(segmentation, np.ndarray):
-            mask = segmentation
-        else:
-            raise ValueError(
-                f"the segmentation of {describe_annotation(anno, i)} has type {type(segmentation).__name__}; supported "
-                f"are polygons as list[list[float] or ndarray], COCO's RLE as a dict, or a binary mask as a 2D ndarray"
-            )
-        if mask.shape != tuple(image_hw):
-            raise ValueError(
-                f"the mask of {describe_annotation(anno, i)} has shape {mask.shape}, but the image has "
-                f"(height, width) {tuple(image_hw)}"
-            )
-        if mask.dtype != np.bool_:
-            mask = mask != 0
-        masks[i] = torch.from_numpy(mask if min(mask.strides) >= 0 else mask.copy())
-    return BitMasks(masks)
 
 
 def _keypoints(annos: list[dict[str, Any]]) -> Keypoints:

@@ -192,13 +192,31 @@ def get_detection_dataset_dicts(
         KeyError: a name is not registered.
         ValueError: a data set is empty, or nothing is left after filtering; or classes differ.
     """
+    return load_dataset_dicts(names, filter_empty, min_keypoints, proposal_files, check_consistency, validate=validate)[
+        0
+    ]
+
+
+def load_dataset_dicts(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+    check_consistency: bool = True,
+    *,
+    validate: Callable[..., DatasetDicts] | None = None,
+) -> tuple[Any, list[int] | None]:
+    """-> what :func:`get_detection_dataset_dicts` returns, and how many elements of it are of each data set, in order.
+
+    The numbers are None for torch data sets.
+    """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("No data set is named. Set DATASETS.TRAIN or DATASETS.TEST to registered names.")
     parts = [DatasetCatalog.get(name) for name in names]
     if isinstance(parts[0], torchdata.Dataset):
         # The user's own kind of data set: what its elements are is not for us to check.
-        return torchdata.ConcatDataset(parts) if len(parts) > 1 else parts[0]
+        return (torchdata.ConcatDataset(parts) if len(parts) > 1 else parts[0]), None
     for index, (name, part) in enumerate(zip(names, parts, strict=True)):
         if validate is not None:
             parts[index] = validate(part, name=name)
@@ -211,10 +229,15 @@ def get_detection_dataset_dicts(
         parts = [load_proposals_into_dataset(part, file) for part, file in zip(parts, proposal_files, strict=True)]
 
     dicts = list(itertools.chain.from_iterable(parts))
+    sizes = [len(part) for part in parts]
     if dicts and "annotations" in dicts[0]:
-        dicts = _filtered(dicts, names, filter_empty, min_keypoints)
+        kept = _filtered(dicts, names, filter_empty, min_keypoints)
+        if len(kept) < len(dicts):
+            remaining = set(map(id, kept))
+            sizes = [sum(id(d) in remaining for d in part) for part in parts]
+        dicts = kept
         _log_classes(dicts, names, check_consistency)
-    return dicts
+    return dicts, sizes
 
 
 def _filtered(dicts: DatasetDicts, names: list[str], filter_empty: bool, min_keypoints: int) -> DatasetDicts:

@@ -10,54 +10,77 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from detectron2.data._findings import MAX_CASES, Case, Finding
 from detectron2.data.datasets._reading import image_size_hw
 
-__all__ = ["MAX_EXAMPLES", "describe_image", "file_findings"]
+__all__ = ["file_findings", "file_problems"]
 
 logger = logging.getLogger("detectron2.data.validation")
 
-MAX_EXAMPLES = 3
-"""How many of many cases of the same mistake a message shows."""
+_THREADS = 16
+
+# Pillow raises many kinds of errors for broken files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def describe_image(record: dict[str, Any]) -> str:
-    """Say which image this is."""
-    file_name = record.get("file_name")
-    image_id = record.get("image_id")
-    if file_name is None:
-        return f"image id {image_id!r}"
-    return f"'{file_name}'" + (f" (image_id {image_id!r})" if image_id is not None else "")
+def file_findings(dicts: list[dict[str, Any]], max_files: int | None) -> list[Finding]:
+    """Check that image files exist and have the size that the data set says.
 
+    Args:
+        dicts: the data set.
+        max_files: look at no more than this many, evenly spaced; None: at all.
 
-def file_findings(dicts: list[dict[str, Any]], max_files: int) -> list[str]:
-    """Check that image files exist and have the size that the data set says."""
-    local = [d for d in dicts if isinstance(d.get("file_name"), str) and "://" not in d["file_name"]]
-    if len(local) > max_files:
+    Returns:
+        at most one finding for each kind of problem: "file-missing", "file-unreadable", "file-size".
+    """
+    local = [n for n, d in enumerate(dicts) if isinstance(d.get("file_name"), str) and "://" not in d["file_name"]]
+    if max_files is not None and len(local) > max_files:
         spaced = np.linspace(0, len(local) - 1, max_files).round().astype(np.int64).tolist()
         logger.info("Checking the headers of %d of %d image files.", max_files, len(local))
         local = [local[i] for i in spaced]
-    with ThreadPoolExecutor(max_workers=min(16, len(local) or 1)) as threads:
-        problems = defaultdict(list)
-        for record, problem in zip(local, threads.map(_file_problem, local, chunksize=64), strict=True):
-            if problem is not None:
-                kind, detail = problem
-                problems[kind].append((record, detail))
+    problems = defaultdict(list)
+    for n, (kind, detail) in file_problems(dicts, local).items():
+        problems[kind].append((n, detail))
 
-    cures = {
-        "missing": f"cannot be found. Check the image folder that the data set was registered with "
-        f"(working directory: '{os.getcwd()}')",
-        "unreadable": "cannot be read as images. Remove them from the data set, or replace them",
-        "size": "have another size than the annotations say. Correct 'width' and 'height' (boxes and masks must be in "
-        "pixels of the image as it is shown, after EXIF rotation), or replace the images",
+    meanings = {
+        "missing": (
+            "cannot be found",
+            "Check the image folder that the data set was registered with, or --image-root of the command line "
+            f"(working directory: '{os.getcwd()}').",
+        ),
+        "unreadable": ("cannot be read as images", "Remove them from the data set, or replace them."),
+        "size": (
+            "have another size than the annotations say",
+            "Correct 'width' and 'height' (boxes and masks must be in pixels of the image as it is shown, after EXIF "
+            "rotation), or replace the images.",
+        ),
     }
     findings = []
-    for kind, cure in cures.items():
+    for kind, (what, cure) in meanings.items():
         found = problems.get(kind, [])
         if found:
-            examples = "; ".join(describe_image(record) + detail for record, detail in found[:MAX_EXAMPLES])
-            more = f"; and {len(found) - MAX_EXAMPLES} more" if len(found) > MAX_EXAMPLES else ""
-            findings.append(f"{len(found)} of {len(local)} checked image files {cure}: {examples}{more}.")
+            shown = found[:MAX_CASES]
+            cases = [Case(detail, dicts[n]["file_name"], dicts[n].get("image_id")) for n, detail in shown]
+            images = np.array([n for n, _ in found], dtype=np.int64)
+            what = f"{len(found)} of {len(local)} checked image files {what}"
+            findings.append(Finding(f"file-{kind}", "error", what, cure, len(found), cases, images))
     return findings
+
+
+def file_problems(dicts: list[dict[str, Any]], which: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Read the headers of some image files, several at a time.
+
+    Args:
+        dicts: the data set.
+        which: indices of the images to look at.
+
+    Returns:
+        for the images with a problem: its kind, "missing", "unreadable" or "size", and what it is.
+    """
+    which = list(which)
+    with ThreadPoolExecutor(max_workers=min(_THREADS, len(which) or 1)) as threads:
+        found = threads.map(lambda n: _file_problem(dicts[n]), which)
+        return {n: problem for n, problem in zip(which, found, strict=True) if problem is not None}
 
 
 def _file_problem(record: dict[str, Any]) -> tuple[str, str] | None:
@@ -66,14 +89,14 @@ def _file_problem(record: dict[str, Any]) -> tuple[str, str] | None:
         height, width = image_size_hw(path)
     except (FileNotFoundError, NotADirectoryError):
         return "missing", ""
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except _UNREADABLE as e:
         if os.path.isfile(path) and os.path.splitext(path)[1].lower() not in _IMAGE_EXTENSIONS:
             return None  # some other kind of file, for a mapper that knows how to read it
-        return "unreadable", f" ({e})"
+        return "unreadable", f"({e})"
     said = record.get("height"), record.get("width")
     if None in said or said == (height, width):
         return None
-    return "size", f" is {width} x {height} (width x height), said to be {said[1]} x {said[0]}"
+    return "size", f"is {width} x {height} (width x height), said to be {said[1]} x {said[0]}"
 
 
 _IMAGE_EXTENSIONS: Iterable[str] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")

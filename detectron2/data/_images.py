@@ -1,10 +1,15 @@
 """Reading image files into arrays, and converting between colour formats.
 
+Pillow reads them, whatever it knows; arrays that NumPy saved (`.npy`, `.npz`) hold what Pillow cannot, such as many
+channels of 16 bits. (The decoder of torchvision gives the same bytes of JPEG files in the same time.)
+
 Letters: `H`, `W` height and width in pixels, `C` channels. The public names are those of `detection_utils`.
 """
 
 import logging
 import os
+import zipfile
+from typing import IO
 
 import numpy as np
 import torch
@@ -32,6 +37,8 @@ _UPRIGHT = {
 # What Pillow has to convert to before our own last step.
 _PIL_MODE = {"BGR": "RGB", "YUV-BT.601": "RGB"}
 
+_ARRAY_FILES = (".npy", ".npz")
+
 
 def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     """Turn an image upright as its EXIF data say; images without EXIF data are returned as they are."""
@@ -50,25 +57,28 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     """Convert a Pillow image to an array.
 
+    Transparency is left out: a pixel has the colour that is stored for it.
+
     Args:
         image: the image.
         format: a Pillow mode, "BGR", or "YUV-BT.601" (floating point, Y in [0, 1]); None keeps the mode.
 
     Returns:
-        `(H, W, C)`; `(H, W, 1)` for "L"; what Pillow gives for None. It may be a read-only view.
+        `(H, W, C)`; `(H, W, 1)` for "L"; what Pillow gives for None (indices of colours for an image with a palette).
+        It may be written to.
 
     Raises:
-        ValueError: if the conversion does not exist, or would cut 16-bit values off at 255.
+        ValueError: if the conversion does not exist, or would cut off values that are not whole numbers up to 255.
     """
     if format is not None:
-        mode = _PIL_MODE.get(format, format)
-        if image.mode != mode:  # convert() would copy an image that is in the mode already
-            _check_depth(image, mode)
-            image = image.convert(mode)
+        image = _convert(image, _PIL_MODE.get(format, format))
     if format == "BGR":
-        # Pillow writes the channels in this order as fast as in its own; turning them around here is a copy more.
-        return np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8).reshape(image.height, image.width, 3)
-    array = np.asarray(image)
+        # Pillow writes the channels in this order as fast as in its own; turning them around takes longer.
+        flat = np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8)
+        return flat.reshape(image.height, image.width, 3).copy()
+    array = np.array(image)
+    if not array.dtype.isnative:  # 16-bit TIFF files may be big-endian, which PyTorch does not take
+        array = array.astype(array.dtype.newbyteorder("="))
     if format == "L":
         return array[:, :, None]
     if format == "YUV-BT.601":
@@ -76,26 +86,77 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     return array
 
 
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:  # convert() would copy it
+        return image
+    _check_depth(image, mode)
+    if "transparency" in image.info:
+        # Pillow would warn that the new image cannot hold it.
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert(mode)
+
+
 def _check_depth(image: Image.Image, mode: str) -> None:
-    if not image.mode.startswith("I") or mode[0] in "IF":
+    if image.mode[0] not in "IF" or mode[0] in "IF":
         return
-    _, highest = image.getextrema()
-    if highest > 255:  # pyright: ignore[reportOperatorIssue]
+    lowest, highest = image.getextrema()
+    cut_off = lowest < 0 or highest > 255  # pyright: ignore[reportOperatorIssue] (one band has two numbers)
+    rounded = image.mode == "F" and bool((np.asarray(image) % 1 != 0).any())
+    if cut_off or rounded:
         raise ValueError(
-            f"the image has mode {image.mode} and values up to {highest}, which the format {mode!r} would cut off at "
-            f"255; read it with format=None to keep them, or scale it to 8 bits"
+            f"the image has mode {image.mode} and values from {lowest} to {highest}, which the format {mode!r} would "
+            f"{'cut off at 0 and 255' if cut_off else 'round'}; read it with format=None (INPUT.FORMAT: null) to keep "
+            "them, or scale it to 8 bits"
         )
+
+
+def _read_array(file: IO[bytes], is_archive: bool) -> np.ndarray:
+    """The array in a file of NumPy: `(H, W)` or `(H, W, C)`. Pickled objects are refused."""
+    if is_archive:
+        with np.load(file, allow_pickle=False) as arrays:
+            if len(arrays.files) != 1:
+                raise ValueError(f"it has {len(arrays.files)} arrays {arrays.files}; an image file must have one")
+            array = arrays[arrays.files[0]]
+    else:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+        raise ValueError(
+            f"it holds an array of shape {array.shape} and type {array.dtype}; expected numbers of shape "
+            "(height, width) or (height, width, channels)"
+        )
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _convert_array(array: np.ndarray, format: str | None) -> np.ndarray:
+    """An array file in a format: grey `(H, W)` or `(H, W, 1)`, or 8-bit RGB `(H, W, 3)`, as it was a picture."""
+    if format is None:
+        return array
+    is_grey = array.ndim == 2 or array.shape[2] == 1
+    if is_grey and array.dtype.kind in "iu" and array.min(initial=0) >= 0 and array.max(initial=0) <= 255:
+        return convert_PIL_to_numpy(Image.fromarray(array.reshape(array.shape[:2]).astype(np.uint8)), format)
+    if array.dtype == np.uint8 and array.shape[2:] == (3,):
+        return convert_PIL_to_numpy(Image.fromarray(array), format)
+    raise ValueError(
+        f"it holds an array of shape {array.shape} and type {array.dtype}, which cannot be converted to the format "
+        f"{format!r}; read it with format=None (INPUT.FORMAT: null), and one value in MODEL.PIXEL_MEAN per channel"
+    )
 
 
 def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.ndarray:
     """Read an image file and turn it upright as its EXIF data say.
 
+    Of several pictures in a file it takes the first. A truncated file is an error; where
+    `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is True, Pillow fills up what is missing instead.
+
     Args:
-        file_name: path or URI that `PathManager` can open.
+        file_name: path or URI that `PathManager` can open: of an image that Pillow reads, or of an array in RGB order
+            that NumPy saved (`.npy`, or `.npz` with one array).
         format: a Pillow mode ("RGB", "L" ...), "BGR" or "YUV-BT.601"; None keeps what the file has.
 
     Returns:
-        `(H, W, C)` of type uint8 in [0, 255] (floating point for "YUV-BT.601"); `(H, W, 1)` for "L".
+        `(H, W, C)` of type uint8 in [0, 255] (floating point for "YUV-BT.601"); `(H, W, 1)` for "L". For None also
+        `(H, W)`, other types, and any number of channels. It may be written to.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -105,6 +166,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
     path = os.fspath(file_name)
     try:
         with PathManager.open(path, "rb") as f:
+            if path.lower().endswith(_ARRAY_FILES):
+                return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
             image = Image.open(f)  # pyright: ignore[reportArgumentType] (bytes, because of "rb")
             return convert_PIL_to_numpy(_apply_exif_orientation(image), format)
     except FileNotFoundError as e:
@@ -118,7 +181,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         ) from e
     except ValueError as e:
         raise ValueError(f"cannot read the image {path!r}: {e}") from e
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow's word for some broken files is syntax
+    # Pillow's word for some broken files is syntax; the others are said of broken arrays.
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, zipfile.BadZipFile) as e:
         raise OSError(f"cannot read the image {path!r}: {e}") from e
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 
+from detectron2.data._memory import describe_workers, mib, process_memory, system_memory
 from detectron2.data.build import build_batch_data_loader
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.samplers import TrainingSampler
@@ -49,7 +50,11 @@ def iter_benchmark(
 
 
 class DataLoaderBenchmark:
-    """Measures a data loader stage by stage; each method logs and returns seconds per batch (or per sample)."""
+    """Measures a data loader stage by stage; each method logs and returns seconds per batch (or per sample).
+
+    Where workers run, their memory is logged as well (on Linux): USS, what one has for itself and another one would
+    cost; PSS, the same plus its part of what is shared; RSS, all that it sees.
+    """
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class DataLoaderBenchmark:
         """
         mapped = MapDataset(self.dataset, self.mapper)
         return {
-            workers: self._measure(self._batches(mapped, workers), f"{workers} workers", "batch", num_iter, warmup)
+            workers: self._measure_loader(mapped, workers, f"{workers} workers", num_iter, warmup)
             for workers in sorted({0, 1, self.num_workers})
         }
 
@@ -135,9 +140,7 @@ class DataLoaderBenchmark:
             seconds per batch.
         """
         sample = self.mapper(self.dataset[next(iter(self.sampler))])
-        return self._measure(
-            self._batches(_Always(sample), max(self.num_workers, 1)), "handing over", "batch", num_iter, warmup
-        )
+        return self._measure_loader(_Always(sample), max(self.num_workers, 1), "handing over", num_iter, warmup)
 
     def benchmark_distributed(self, num_iter: int, warmup: int = 10) -> float:
         """Measure the whole loader on all ranks at once.
@@ -151,22 +154,26 @@ class DataLoaderBenchmark:
         """
         mapped = MapDataset(self.dataset, self.mapper)
         comm.synchronize()
-        seconds = self._measure(self._batches(mapped, self.num_workers), "all ranks", "batch", num_iter, warmup)
+        seconds = self._measure_loader(mapped, self.num_workers, "all ranks", num_iter, warmup)
         on_ranks = comm.all_gather(seconds)
         if comm.is_main_process() and len(on_ranks) > 1:
             logger.info("Seconds per batch on the ranks: %s", ", ".join(f"{s:.4f}" for s in on_ranks))
         return seconds
 
-    def _batches(self, dataset: Any, num_workers: int) -> Iterator[Any]:
-        return iter(
-            build_batch_data_loader(
-                dataset,
-                None if isinstance(dataset, torchdata.IterableDataset) else self.sampler,
-                self.total_batch_size,
-                num_workers=num_workers,
-                **self.kwargs,
-            )
+    def _measure_loader(self, dataset: Any, num_workers: int, what: str, num_iter: int, warmup: int) -> float:
+        loader = build_batch_data_loader(
+            dataset,
+            None if isinstance(dataset, torchdata.IterableDataset) else self.sampler,
+            self.total_batch_size,
+            num_workers=num_workers,
+            **self.kwargs,
         )
+        iterator = iter(loader)  # has to live until the memory of its workers is read
+        average = self._measure(iterator, what, "batch", num_iter, warmup)
+        memory = describe_workers(loader.worker_pids)
+        if memory is not None:
+            logger.info("%s: %s", what, memory)
+        return average
 
     def _measure(self, iterator: Iterator[Any], what: str, unit: str, num_iter: int, warmup: int) -> float:
         average, each = iter_benchmark(iterator, num_iter, warmup, self.max_time_seconds)
@@ -199,10 +206,8 @@ def _copy_tensors(sample: Any) -> Any:
 
 
 def _ram_usage() -> str:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as f:
-            fields = dict(line.split(":") for line in f)
-    except OSError:  # not Linux
+    system, own = system_memory(), process_memory()
+    if system is None or own is None:  # not Linux
         return "unknown"
-    total, available = (int(fields[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
-    return f"{total - available:.1f} of {total:.1f} GiB"
+    available, total = system
+    return f"{mib(total - available)} of {mib(total)}, {mib(own.rss)} of it by this process"

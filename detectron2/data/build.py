@@ -1,9 +1,14 @@
-"""From the name of a data set to batches: load, check and filter it, then sample, map and batch it."""
+"""From the name of a data set to batches: load, check and filter it, then sample, map and batch it.
+
+With a seed (``SEED`` in a config), an indexed data set is always gone through in the same order with the same
+augmentations, with any number of workers; ``loader.state_dict()`` and ``loader.load_state_dict()`` continue a training
+stream exactly where it was, ``loader.set_position(num_batches)`` at any batch. See :mod:`detectron2.data._loader` for
+what this does not cover.
+"""
 
 import functools
 import logging
 import operator
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,17 +21,17 @@ from detectron2.data._dataset_dicts import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
+    load_dataset_dicts,
     load_proposals_into_dataset,
     print_instances_class_histogram,
 )
-from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
+from detectron2.data._loader import BatchLoader, GroupedBatchLoader, GuardedLoader, _TrainStream, usable_workers
+from detectron2.data._train_sampler import sampler_from_config
+from detectron2.data.catalog import MetadataCatalog
+from detectron2.data.common import DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.dataset_mapper import DatasetMapper
-from detectron2.data.samplers import (
-    InferenceSampler,
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+from detectron2.data.multi_image import MultiImageMapper
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.data.validation import validate_dataset_dicts
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -85,12 +90,15 @@ def build_batch_data_loader(
     """Make a loader that yields this rank's share of each batch, a list of samples.
 
     Args:
-        dataset: indexed, or iterable (then ``sampler`` must be None).
+        dataset: indexed, or iterable (then ``sampler`` must be None). An iterable one has to yield a different share of
+            the elements on each rank and in each worker; :class:`~detectron2.data.ShardedIterableDataset` does that
+            for one that does not.
         sampler: gives indices; normally endless.
         total_batch_size: number of samples of a batch on all ranks together.
         aspect_ratio_grouping: whether to put only wide or only high images into a batch. The samples must then be
             dicts with "width" and "height".
-        num_workers: number of processes that load data, on each rank; 0 loads in this one.
+        num_workers: number of processes that load data, on each rank; 0 loads in this one. No more are started than
+            there are cores. It changes neither order nor content of the batches of an indexed data set.
         collate_fn: makes a batch of a list of samples; by default the list is the batch.
         drop_last: whether to leave out a last batch that is not full.
         single_gpu_batch_size: number of samples of a batch on each rank; overrides ``total_batch_size``.
@@ -98,41 +106,60 @@ def build_batch_data_loader(
         persistent_workers: whether workers stay alive when the data set has been gone through.
         pin_memory: whether to copy tensors to page-locked memory. That is one more copy of each image, which pays only
             if the training step copies to the GPU without waiting.
-        seed: seed of the workers' random numbers; None takes it from torch's global generator.
+        seed: seed of the random numbers that samples are loaded with (augmentations). None takes the sampler's, or
+            draws one from torch's global generator.
         **kwargs: further arguments of ``torch.utils.data.DataLoader``.
 
     Returns:
-        an iterable of batches.
+        an iterable of batches, with ``state_dict()``, ``load_state_dict(state)`` and ``set_position(num_batches)`` to
+        continue the stream of another run.
 
     Raises:
         ValueError: the batch cannot be shared equally among the ranks.
     """
     batch_size = _local_batch_size(total_batch_size, single_gpu_batch_size)
+    num_workers = usable_workers(num_workers)
     if isinstance(dataset, torchdata.IterableDataset):
         if sampler is not None:
             raise ValueError("An iterable data set has its own order; sampler must be None.")
+        _say_who_shards(num_workers)
     else:
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else batch_size)
+        dataset.seed = _seed_of_samples(seed, sampler)
 
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    make_loader = functools.partial(
-        torchdata.DataLoader,
-        dataset,
-        num_workers=num_workers,
-        worker_init_fn=worker_init_reset_seed,
+    arguments = {
+        "num_workers": num_workers,
+        "worker_init_fn": worker_init_reset_seed,
         # torch rejects these two without workers
-        prefetch_factor=prefetch_factor if num_workers > 0 else None,
-        persistent_workers=persistent_workers and num_workers > 0,
-        pin_memory=pin_memory,
-        generator=generator,
+        "prefetch_factor": prefetch_factor if num_workers > 0 else None,
+        "persistent_workers": persistent_workers and num_workers > 0,
+        "pin_memory": pin_memory,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
         **kwargs,
-    )
+    }
     if not aspect_ratio_grouping:
-        return make_loader(batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn or trivial_batch_collator)
+        collate_fn = collate_fn or trivial_batch_collator
+        return BatchLoader(dataset, batch_size, drop_last=drop_last, collate_fn=collate_fn, **arguments)
     # Workers hand over single samples: only here is it known which of them go together.
-    singles = make_loader(batch_size=1, collate_fn=operator.itemgetter(0))
-    grouped = AspectRatioGroupedDataset(singles, batch_size)
-    return grouped if collate_fn is None else MapDataset(grouped, collate_fn)
+    singles = _TrainStream(dataset, batch_size=1, collate_fn=operator.itemgetter(0), **arguments)
+    return GroupedBatchLoader(singles, batch_size, collate_fn)
+
+
+def _seed_of_samples(seed: int | None, sampler: Any) -> int:
+    if seed is not None:
+        return seed
+    of_sampler = getattr(sampler, "seed", None)
+    return of_sampler if isinstance(of_sampler, int) else int(torch.empty((), dtype=torch.int64).random_())
+
+
+def _say_who_shards(num_workers: int) -> None:
+    processes = max(num_workers, 1) * comm.get_world_size()
+    if processes > 1:
+        logger.info(
+            "The data set is iterable, and is read by %d processes (workers of all ranks): it has to yield a different "
+            "share in each. If it does not, wrap it in detectron2.data.ShardedIterableDataset.",
+            processes,
+        )
 
 
 def _local_batch_size(total_batch_size: int, single_gpu_batch_size: int | None) -> int:
@@ -169,6 +196,8 @@ def _num_classes(cfg: CfgNode) -> tuple[int | None, str]:
 
 def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     # With a mapper of the user's own, only that mapper knows what the data set must look like: then we warn.
+    if isinstance(mapper, MultiImageMapper):
+        mapper = mapper.mapper
     own_mapper = mapper is not None and type(mapper) is not DatasetMapper
     num_classes, num_classes_key = _num_classes(cfg)
     return functools.partial(
@@ -182,58 +211,50 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     )
 
 
-def _num_workers(wanted: int) -> int:
-    """No more workers than cores: the default, 4, would slow a small machine down."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if wanted > cores:
-        logger.info("DATALOADER.NUM_WORKERS is %d; using %d, the number of cores.", wanted, cores)
-    return min(wanted, cores)
-
-
-def _sampler_from_config(cfg: CfgNode, dataset: Any) -> Any:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    logger.info("Using training sampler %s.", name)
-    if name == "TrainingSampler":
-        return TrainingSampler(len(dataset))
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.get("REPEAT_SQRT", True)
-        )
-        return RepeatFactorTrainingSampler(factors)
-    if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO")
-        if ratio is None:
-            raise ValueError(
-                "RandomSubsetTrainingSampler needs to know how much of the data set to use. The config has no default "
-                "for that: set cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1, say."
-            )
-        return RandomSubsetTrainingSampler(len(dataset), ratio)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are 'TrainingSampler', 'RepeatFactorTrainingSampler' and "
-        "'RandomSubsetTrainingSampler'. For another one, pass sampler=... to build_detection_train_loader."
-    )
+def _on_all_ranks(load: Callable[[], Any]) -> Any:
+    """Call a function; if it raises on any rank, raise on all: one that went on would wait for the others forever."""
+    result = error = None
+    try:
+        result = load()
+    except Exception as e:
+        error = e
+    if comm.get_world_size() > 1:
+        texts = comm.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+        rank = next((rank for rank, text in enumerate(texts) if text is not None), None)
+        if error is None and rank is not None:
+            error = RuntimeError(f"Rank {rank} cannot load the training data: {texts[rank]}")
+    if error is not None:
+        raise error
+    return result
 
 
 def _train_loader_from_config(
     cfg: CfgNode, mapper: Any = None, *, dataset: Any = None, sampler: Any = None
 ) -> dict[str, Any]:
+    sizes = None
     if dataset is None:
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-            validate=_train_validator(cfg, mapper),
+        dataset, sizes = _on_all_ranks(
+            functools.partial(
+                load_dataset_dicts,
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+                validate=_train_validator(cfg, mapper),
+            )
         )
     if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
-        sampler = _sampler_from_config(cfg, dataset)
+        names = cfg.DATASETS.TRAIN
+        class_names = MetadataCatalog.get(names[0]).get("thing_classes") if sizes is not None else None
+        sampler = sampler_from_config(cfg, dataset, sizes, class_names)
     return {
         "dataset": dataset,
         "sampler": sampler,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        "num_workers": _num_workers(cfg.DATALOADER.NUM_WORKERS),
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "on_bad_image": cfg.DATALOADER.get("ON_BAD_IMAGE", "stop"),
     }
 
 
@@ -247,6 +268,7 @@ def build_detection_train_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    on_bad_image: str = "stop",
     **kwargs: Any,
 ) -> Any:
     """Make an endless loader of training batches; with ``cfg`` in place of ``dataset``, from a config.
@@ -255,7 +277,8 @@ def build_detection_train_loader(
     :func:`~detectron2.data.validation.validate_dataset_dicts`. With a mapper of your own, findings are warnings.
 
     Args:
-        dataset: a list of dicts, or a torch data set, indexed or iterable.
+        dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
+            share of the elements on each rank and in each worker: see :class:`~detectron2.data.ShardedIterableDataset`.
         mapper: turns an element of the data set into a sample for the model; None as its result skips the element.
         sampler: gives indices; :class:`TrainingSampler` by default. Must be None for an iterable data set.
         total_batch_size: number of samples of a batch on all ranks together.
@@ -263,10 +286,13 @@ def build_detection_train_loader(
             "width" and "height".
         num_workers: number of processes that load data, on each rank.
         collate_fn: makes a batch of a list of samples; by default the list is the batch.
+        on_bad_image: what happens when an image cannot be read: "stop" raises the error; "skip" takes another image,
+            names the bad one in the log and counts (``DATALOADER.ON_BAD_IMAGE``).
         **kwargs: further arguments of :func:`build_batch_data_loader`.
 
     Returns:
-        an iterable; each batch is a list of ``total_batch_size / number of ranks`` samples.
+        an iterable; each batch is a list of ``total_batch_size / number of ranks`` samples. It can be positioned: see
+        :func:`build_batch_data_loader`.
 
     Raises:
         DatasetError: from a config, if a data set has mistakes.
@@ -274,8 +300,10 @@ def build_detection_train_loader(
     """
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
+    if isinstance(mapper, MultiImageMapper) and not isinstance(dataset, torchdata.IterableDataset):
+        mapper = mapper.drawing_from(dataset)
     if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
+        dataset = MapDataset(dataset, mapper, on_bad_image=on_bad_image)
     if isinstance(dataset, torchdata.IterableDataset):
         if sampler is not None:
             raise ValueError("An iterable data set has its own order; sampler must be None.")
@@ -316,7 +344,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
         validate=functools.partial(
             validate_dataset_dicts,
             check_annotations=False,
-            check_files=comm.is_main_process(),
+            # On all ranks: what is wrong then stops all of them, and these are few files.
             max_files=_TEST_FILES_TO_CHECK,
             raise_on_error=not own_mapper,
         ),
@@ -324,7 +352,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
     return {
         "dataset": dataset,
         "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
-        "num_workers": _num_workers(cfg.DATALOADER.NUM_WORKERS),
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "sampler": None if isinstance(dataset, torchdata.IterableDataset) else InferenceSampler(len(dataset)),
     }
 
@@ -342,12 +370,13 @@ def build_detection_test_loader(
     """Make a loader that goes through a data set once; with ``(cfg, dataset_name)``, from a config.
 
     Args:
-        dataset: a list of dicts, or a torch data set, indexed or iterable.
+        dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
+            share of the elements on each rank and in each worker: see :class:`~detectron2.data.ShardedIterableDataset`.
         mapper: turns an element of the data set into a sample for the model.
         sampler: gives indices; :class:`InferenceSampler` by default, which shares all samples among the ranks. Must be
             None for an iterable data set.
         batch_size: number of samples of a batch on each rank. Evaluation is usually reported with 1.
-        num_workers: number of processes that load data, on each rank.
+        num_workers: number of processes that load data, on each rank; no more are started than there are cores.
         collate_fn: makes a batch of a list of samples; by default the list is the batch.
 
     Returns:
@@ -360,13 +389,14 @@ def build_detection_test_loader(
     if isinstance(dataset, torchdata.IterableDataset):
         if sampler is not None:
             raise ValueError("An iterable data set has its own order; sampler must be None.")
+        _say_who_shards(usable_workers(num_workers))
     elif sampler is None:
         sampler = InferenceSampler(len(dataset))
-    return torchdata.DataLoader(
+    return GuardedLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=False,
-        num_workers=num_workers,
+        num_workers=usable_workers(num_workers),
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
     )

@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 _MISSING = object()
 
+# For messages: paths and names in full, long tables in short.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 300
+
 
 class CatalogConflictError(ValueError, AssertionError):
     """A name or a metadata key is already taken by something else.
@@ -86,6 +90,19 @@ def _same_loader(a: Any, b: Any) -> bool:
     return _equal(a, b)
 
 
+def _describe_loader(func: Any) -> str:
+    """Write a loading function such that two different ones look different: the call it makes, or where it is from."""
+    if isinstance(func, functools.partial):
+        values = [_SHORT.repr(a) for a in func.args]
+        values += [f"{key}={_SHORT.repr(value)}" for key, value in func.keywords.items()]
+        return f"{_describe_loader(func.func).split(' ')[0]}({', '.join(values)})"
+    name = getattr(func, "__qualname__", None)
+    if name is None:
+        return repr(func)
+    code = getattr(func, "__code__", None)
+    return f"{func.__module__}.{name}" + (f" ({code.co_filename}:{code.co_firstlineno})" if code else "")
+
+
 class _DatasetCatalog(UserDict):
     """Names of data sets, and for each the function that loads it.
 
@@ -112,7 +129,9 @@ class _DatasetCatalog(UserDict):
             )
         if name in self.data and not _same_loader(self.data[name], func):
             raise CatalogConflictError(
-                f"Dataset '{name}' is already registered with another function or other arguments ({self.data[name]}). "
+                f"Dataset '{name}' is already registered, with another function or other arguments.\n"
+                f"  registered: {_describe_loader(self.data[name])}\n"
+                f"  now:        {_describe_loader(func)}\n"
                 f"Choose another name, or forget the old one first: DatasetCatalog.remove({name!r}); "
                 f"MetadataCatalog.remove({name!r})."
             )
@@ -199,6 +218,23 @@ _RENAMED_KEYS = {
 }
 
 
+def _difference(old: Any, new: Any) -> str:
+    """Say where two tables differ, of which a message shows only the beginnings; empty for plain values."""
+    if type(old) is not type(new):
+        return f" (a {type(old).__name__} and a {type(new).__name__})"
+    if isinstance(old, Mapping):
+        for key in [*old, *new]:
+            pair = [_SHORT.repr(table[key]) if key in table else "missing" for table in (old, new)]
+            if key not in old or key not in new or not _equal(old[key], new[key]):
+                return f" (they differ at {key!r}: {pair[0]} and {pair[1]})"
+    elif isinstance(old, (list, tuple)):
+        for index, (a, b) in enumerate(zip(old, new, strict=False)):
+            if not _equal(a, b):
+                return f" (they differ at index {index}: {_SHORT.repr(a)} and {_SHORT.repr(b)})"
+        return f" ({len(old)} and {len(new)} entries)"
+    return ""
+
+
 class Metadata(types.SimpleNamespace):
     """What is known about one data set, as attributes.
 
@@ -244,8 +280,9 @@ class Metadata(types.SimpleNamespace):
             super().__setattr__(key, value)
         elif not _equal(old, value):
             raise CatalogConflictError(
-                f"The metadata of dataset '{self.name}' has {key} = {reprlib.repr(old)} and cannot be changed to "
-                f"{reprlib.repr(value)}. If the old value is wrong, start over: MetadataCatalog.remove({self.name!r})."
+                f"The metadata of dataset '{self.name}' has {key} = {_SHORT.repr(old)} and cannot be changed to "
+                f"{_SHORT.repr(value)}{_difference(old, value)}. If the old value is wrong, start over: "
+                f"MetadataCatalog.remove({self.name!r})."
             )
 
     def as_dict(self) -> dict[str, Any]:

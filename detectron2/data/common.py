@@ -7,18 +7,23 @@ import logging
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data as torchdata
 
+from detectron2.data._bad_images import BAD_IMAGE_ERRORS, BadImages, check_in_a_row, check_policy
+from detectron2.data._random import call_seeded
+from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 
 __all__ = [
     "AspectRatioGroupedDataset",
     "DatasetFromList",
     "MapDataset",
+    "ShardedIterableDataset",
     "ToIterableDataset",
     "set_default_dataset_from_list_serialize_method",
 ]
@@ -125,11 +130,16 @@ def _describe(element: Any, index: Any) -> str:
     return f"dataset element {index}" + (f" ({', '.join(details)})" if details else "")
 
 
-def _apply(function: Callable[[Any], Any], element: Any, description: str) -> Any:
-    """Call the function; an exception keeps its type, and tells in addition which element it was."""
+def _apply(
+    function: Callable[[Any], Any], element: Any, description: str, bad_images: BadImages | None
+) -> tuple[Any, bool]:
+    """-> the result, or None and True for an exception that is to be counted; others tell which element it was."""
     try:
-        return function(element)
+        return function(element), False
     except Exception as e:
+        if bad_images is not None and isinstance(e, BAD_IMAGE_ERRORS):
+            bad_images.add(description, e)
+            return None, True
         message = f"This happened while mapping {description}."
         add_note = getattr(e, "add_note", logger.error)  # exceptions take notes since Python 3.11
         add_note(message)
@@ -139,16 +149,21 @@ def _apply(function: Callable[[Any], Any], element: Any, description: str) -> An
 class _MapIterableDataset(torchdata.IterableDataset):
     """Map a function over the elements of an iterable data set; None leaves an element out."""
 
-    def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any]) -> None:
+    def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any], on_bad_image: str = "stop") -> None:
         self._dataset: Any = dataset
         self._map_func = PicklableWrapper(map_func)
+        self._bad_images = BadImages() if check_policy(on_bad_image) == "skip" else None
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __iter__(self) -> Iterator[Any]:
+        in_a_row = 0
         for index, element in enumerate(self._dataset):
-            mapped = _apply(self._map_func, element, _describe(element, index))
+            description = _describe(element, index)
+            mapped, was_bad = _apply(self._map_func, element, description, self._bad_images)
+            in_a_row = in_a_row + 1 if was_bad else 0
+            check_in_a_row(in_a_row, description)
             if mapped is not None:
                 yield mapped
 
@@ -160,23 +175,27 @@ class MapDataset(torchdata.Dataset):
     random.  An exception of the function passes through, with a note that names the element.
     """
 
-    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any], *, on_bad_image: str = "stop") -> Any:
         """Make a data set of the same kind as the given one, iterable or indexed."""
         if isinstance(dataset, torchdata.IterableDataset):
-            return _MapIterableDataset(dataset, map_func)
+            return _MapIterableDataset(dataset, map_func, on_bad_image)
         return super().__new__(cls)
 
-    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any], *, on_bad_image: str = "stop") -> None:
         """Make the data set.
 
         Args:
             dataset: the data set to map, indexed or iterable.
             map_func: takes an element, returns the mapped one or None.
+            on_bad_image: what to do if the function raises one of the errors that damaged files lead to (OSError,
+                ValueError, SyntaxError, EOFError, Pillow's DecompressionBombError). "stop" lets it pass; "skip" takes
+                another element (an iterable data set: the next one), and counts: see :attr:`num_bad_images`.
         """
         self._dataset = dataset
         self._map_func = PicklableWrapper(map_func)
         self._rng = random.Random(42)
         self._fallback_candidates = set(range(len(dataset)))
+        self._bad_images = BadImages() if check_policy(on_bad_image) == "skip" else None
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return self._dataset, self._map_func
@@ -184,28 +203,48 @@ class MapDataset(torchdata.Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    @property
+    def num_bad_images(self) -> int:
+        """How often ``on_bad_image="skip"`` took another element so far, in all workers."""
+        return 0 if self._bad_images is None else self._bad_images.total
+
     def __getitem__(self, idx: int) -> Any:
         current = int(idx)
-        failures = 0
+        failures = bad_in_a_row = 0
         while True:
             element = self._dataset[current]
             description = _describe(element, current)  # before the call, which may change the element
-            mapped = _apply(self._map_func, element, description)
+            mapped, was_bad = _apply(self._map_func, element, description, self._bad_images)
             if mapped is not None:
                 self._fallback_candidates.add(current)
                 return mapped
             failures += 1
+            bad_in_a_row = bad_in_a_row + 1 if was_bad else 0
+            check_in_a_row(bad_in_a_row, description)
             self._fallback_candidates.discard(current)
             if not self._fallback_candidates:
                 raise RuntimeError(
                     f"The mapping function returned None for {description} and for every element tried in its place "
                     f"({failures} in this call). It must return something for at least one of the {len(self)} elements."
                 )
-            if failures >= 3:
+            if failures >= 3 and not was_bad:
                 logger.warning(
                     "The mapping function returned None %d times in a row, last for %s.", *(failures, description)
                 )
-            current = self._rng.choice(tuple(self._fallback_candidates))
+            current = self._another(first=failures == 1)
+
+    def _another(self, first: bool) -> int:
+        """Draw an element that has not failed before."""
+        if first:  # in a train loader, the numbers then depend on the sample, not on what this worker saw before
+            self._rng.seed(random.getrandbits(64))
+        candidates, count = self._fallback_candidates, len(self)
+        if 100 * len(candidates) < count:
+            return self._rng.choice(sorted(candidates))
+        # Drawing until one is found gives the same one whether or not those in between are known to fail.
+        while True:
+            index = self._rng.randrange(count)
+            if index in candidates:
+                return index
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,8 +267,26 @@ def _share_of_worker(iterable: Iterable[Any], chunk_size: int = 1) -> Iterator[A
             yield from chunk
 
 
+@dataclass(frozen=True)
+class _StreamStart:
+    """Where in a stream of samples to begin; places are counted in this rank's share of it, from 0.
+
+    Args:
+        passed: samples that are passed over.
+        waiting: ``(place, index)`` of those among them that are given out nevertheless, and first.
+    """
+
+    passed: int = 0
+    waiting: tuple[tuple[int, int], ...] = ()
+
+
 class ToIterableDataset(torchdata.IterableDataset):
-    """An indexed data set in the order of a sampler, as an iterable one."""
+    """An indexed data set in the order of a sampler, as an iterable one.
+
+    Attributes:
+        seed: if not None, each sample is loaded with random numbers that depend on this and its place in the stream
+            only; else with those of the process that loads it. Takes effect when iteration starts.
+    """
 
     def __init__(
         self, dataset: Any, sampler: Iterable[int], shard_sampler: bool = True, shard_chunk_size: int = 1
@@ -252,14 +309,51 @@ class ToIterableDataset(torchdata.IterableDataset):
         self.sampler: Any = sampler
         self.shard_sampler = shard_sampler
         self.shard_chunk_size = shard_chunk_size
+        self.seed: int | None = None
+        self._start = _StreamStart()
+        # Workers that are not forked do not know.
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[Any]:
-        indices = _share_of_worker(self.sampler, self.shard_chunk_size) if self.shard_sampler else self.sampler
-        for index in indices:
-            yield self.dataset[index]
+        return self._elements(self._start, self.seed)
+
+    def _elements(self, start: _StreamStart, seed: int | None) -> Iterator[Any]:
+        rest = enumerate(itertools.islice(self.sampler, start.passed, None), start.passed)
+        numbered: Iterable[tuple[int, int]] = itertools.chain(start.waiting, rest)
+        if self.shard_sampler:
+            numbered = _share_of_worker(numbered, self.shard_chunk_size)
+        for place, index in numbered:
+            if seed is None:
+                yield self.dataset[index]
+            else:
+                yield call_seeded(self.dataset.__getitem__, index, seed, place * self._world_size + self._rank)
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class ShardedIterableDataset(torchdata.IterableDataset):
+    """The part of an iterable data set that this rank and this data loading worker are to load.
+
+    Torch hands a whole iterable data set to each worker of each rank. If it yields the same elements in the same order
+    everywhere, as most do, every element is then seen many times; wrapped in this, once. The first of ``n`` processes
+    takes the elements ``0, n, 2 n ...``. All elements are read in all processes: a data set of many files does better
+    to choose its files by itself.
+    """
+
+    def __init__(self, dataset: Iterable[Any]) -> None:
+        """Make the data set, in the main process.
+
+        Args:
+            dataset: yields the elements; the same everywhere.
+        """
+        self.dataset = dataset
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torchdata.get_worker_info()
+        workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        yield from itertools.islice(self.dataset, self._rank * workers + worker_id, None, self._world_size * workers)
 
 
 def _is_wide(element: dict[str, Any]) -> bool:
@@ -289,6 +383,7 @@ class AspectRatioGroupedDataset(torchdata.IterableDataset):
         self._buckets: Sequence[list[dict[str, Any]]] = [[], []]
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        self._buckets = [[], []]
         for element in self.dataset:
             bucket = self._buckets[0 if _is_wide(element) else 1]
             bucket.append(element)

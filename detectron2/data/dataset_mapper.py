@@ -11,22 +11,37 @@ import numpy as np
 import torch
 
 from detectron2.config import configurable
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 
 from . import detection_utils as utils
 from . import transforms as T
+from ._annotation_batches import transform_annotations
 
 __all__ = ["DatasetMapper"]
 
 logger = logging.getLogger(__name__)
+
+_IMMUTABLE = frozenset({bool, int, float, str, bytes, type(None), BoxMode})
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy of dataset dicts, ten times as fast on lists of numbers as `copy.deepcopy`."""
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict:
+        return {key: _copied(v) for key, v in value.items()}
+    if kind is list:
+        return value[:] if _IMMUTABLE.issuperset(map(type, value)) else [_copied(v) for v in value]
+    return copy.deepcopy(value)
 
 
 def _to_chw_tensor(image: np.ndarray) -> torch.Tensor:
     """An image array `(H, W)` or `(H, W, C)`, in any memory order, as a contiguous tensor `(C, H, W)` of its own."""
     if image.ndim == 2:
         image = image[:, :, None]
-    chw = image.transpose(2, 0, 1)
-    return torch.from_numpy(np.array(chw, order="C"))
+    dtype = np.float32 if image.dtype == np.float64 else image.dtype  # models have weights of single precision
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), dtype=dtype, order="C"))
 
 
 def _meets_image(instances: Instances) -> torch.Tensor:
@@ -44,7 +59,7 @@ class DatasetMapper:
 
     The result has all other entries of the dataset dict, and
 
-    * "image": `(C, H, W)` tensor, uint8 in the order of `image_format`;
+    * "image": `(C, H, W)` tensor, uint8 in the order of `image_format` (float32 for floating-point images);
     * "instances" (training): `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if used; with
       rotated boxes only `gt_boxes` (`RotatedBoxes`) and `gt_classes`;
     * "sem_seg": `(H, W)` int64 tensor of labels, if the data set has "sem_seg_file_name";
@@ -56,7 +71,8 @@ class DatasetMapper:
     Args:
         is_train: for training or for inference.
         augmentations: augmentations or transforms, applied in order.
-        image_format: a format of `detection_utils.read_image`; None keeps what the files have (16 bits, for example).
+        image_format: a format of `detection_utils.read_image`; None keeps what the files have (16 bits, or any number
+            of channels, for which the model needs as many values in `MODEL.PIXEL_MEAN`).
         use_instance_mask: whether to use segmentations of instances, where there are any.
         use_keypoint: whether to use keypoints, where there are any.
         instance_mask_format: "polygon" or "bitmask".
@@ -121,7 +137,9 @@ class DatasetMapper:
             detection_utils.SizeMismatchError: if the image has another size than annotated.
             ValueError: if an annotation is not usable; the message names file and annotation.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)  # it is changed below; a tenth of a millisecond
+        # It is changed below.
+        unused = () if self.is_train else ("annotations",)
+        dataset_dict = {key: _copied(value) for key, value in dataset_dict.items() if key not in unused}
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
         sem_seg_gt = None
@@ -138,9 +156,6 @@ class DatasetMapper:
 
         if self.proposal_topk is not None:
             utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
-        if not self.is_train:
-            dataset_dict.pop("annotations", None)
-            return dataset_dict
         if "annotations" in dataset_dict:
             try:
                 self._transform_annotations(dataset_dict, transforms, image_shape)
@@ -169,11 +184,8 @@ class DatasetMapper:
                 continue
             for key in unused:
                 annotation.pop(key, None)
-            annos.append(
-                utils.transform_instance_annotations(
-                    annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
-                )
-            )
+            annos.append(annotation)
+        transform_annotations(annos, transforms, image_shape, self.keypoint_hflip_indices)
         instances = utils.annotations_to_instances(annos, image_shape, mask_format=self.instance_mask_format)
         if self.recompute_boxes and instances.has("gt_masks"):
             # A crop may leave a part of the object that is smaller than the cropped box.

@@ -14,6 +14,7 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine._setup import create_ddp_model, default_writers
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -150,7 +151,7 @@ class DefaultTrainer(TrainerBase):
         return results
 
     def _check_test_sets(self) -> None:
-        """Look up the test sets now: a misspelt one would otherwise be noticed when training is over.
+        """Look at the test sets now: a misspelt one, or other classes, would otherwise show when training is over.
 
         Subclasses that evaluate in their own way may name there what they like.
         """
@@ -161,6 +162,7 @@ class DefaultTrainer(TrainerBase):
         for name in self.cfg.DATASETS.TEST:
             if name not in DatasetCatalog:
                 DatasetCatalog.get(name)  # raises, and names the similar ones
+        validate_class_names(self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)
 
     def run_step(self) -> None:
         """One step of the inner trainer."""

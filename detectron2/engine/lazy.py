@@ -7,12 +7,13 @@ keys are those of ``configs/common/train.py``.
 import copy
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine._setup import create_ddp_model, default_writers
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
@@ -35,6 +36,7 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         ValueError: the checkpoint is already at ``train.max_iter``.
     """
     loader = instantiate(cfg.dataloader.train)
+    validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
     model = instantiate(cfg.model).to(cfg.train.device)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
@@ -63,6 +65,14 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         )
     trainer.train(start, cfg.train.max_iter)
     return model
+
+
+def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
+    """The data sets of a loader that is made as in ``configs/common/data``; none where it is made in another way."""
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
+    if names is None:
+        return []
+    return [names] if isinstance(names, str) else list(names)
 
 
 def lazy_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

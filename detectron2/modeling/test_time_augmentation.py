@@ -20,6 +20,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.dataset_mapper import _to_chw_tensor
+from detectron2.data.transforms._pixels import through_pil
 from detectron2.structures import Instances
 
 from ._tta_merge import average_keypoints, average_masks, best_boxes
@@ -63,7 +64,7 @@ class DatasetMapperTTA:
         copies = []
         for min_size in self.min_sizes:
             resize: Any = self._resize(height, width, min_size)
-            resized = resize.apply_image(image)
+            resized = _resized(image, resize)
             copies.append((resized, [*before, resize]))
             if self.flip:  # of the resized image: resizing is what takes time
                 mirror = T.HFlipTransform(resized.shape[1])
@@ -420,6 +421,15 @@ class SemanticSegmentorWithTTA(_ModelWithTTA):
                 scores = result["sem_seg"]
                 total = (scores.flip(dims) if dims else scores) + total
         return {"sem_seg": total / len(tfms)}
+
+
+def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
+    """Apply a resize, to bytes with Pillow: the faster kernel of the transform differs by a grey level here and there,
+    which is nothing in training, but here would change recorded results in their last digits."""
+    if isinstance(resize, T.ResizeTransform) and image.dtype == np.uint8:
+        new_wh = (resize.new_w, resize.new_h)
+        return through_pil(image, lambda pil: pil.resize(new_wh, resize.interp))
+    return resize.apply_image(image)
 
 
 def _mirrored_dims(tfm: T.Transform) -> list[int]:

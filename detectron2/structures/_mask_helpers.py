@@ -51,12 +51,16 @@ def expect_one_box_each(boxes: torch.Tensor, n: int) -> None:
         raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes and {n} masks.")
 
 
-def expect_all(masks: Sequence[Any], kind: type) -> None:
-    """Refuse a list that is empty or holds anything but ``kind``."""
+def expect_all(masks: Sequence[Any], kind: type, *others: type) -> Any:
+    """Refuse a list that is empty, holds other things, or no ``kind``; -> the first ``kind`` in it."""
     if len(masks) == 0:
         raise ValueError(f"{kind.__name__}.cat needs at least one {kind.__name__}.")
     for entry in masks:
-        if not isinstance(entry, kind):
+        if not isinstance(entry, (kind, *others)):
             raise TypeError(
                 f"{kind.__name__}.cat expects a list of {kind.__name__}, found {type(entry).__name__} in it."
             )
+    first = next((entry for entry in masks if isinstance(entry, kind)), None)
+    if first is None:
+        raise TypeError(f"{kind.__name__}.cat found no {kind.__name__} at all, only {type(masks[0]).__name__}.")
+    return first

@@ -20,6 +20,9 @@ __all__ = [
 ]
 
 
+_LONGEST_OUTLINE = 5e6  # pixels
+
+
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
     """Area within a polygon by the shoelace formula, in square pixels.
 
@@ -54,8 +57,24 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
 def _encode(polygons: Sequence[np.ndarray], height: int, width: int) -> Any:
     import pycocotools.mask as mask_util
 
-    shapes: Any = list(polygons)  # the stubs know one kind of argument of several
+    shapes: Any = [_drawable(polygon) for polygon in polygons]  # the stubs know one kind of argument of several
     return mask_util.merge(mask_util.frPyObjects(shapes, height, width))
+
+
+def _drawable(polygon: Any) -> Any:
+    # pycocotools walks along the outline, five steps a pixel, in memory that it counts with 32 bits: it takes minutes
+    # for outlines far longer than any image's, and crashes the process with still longer ones and with NaN.
+    corners = np.asarray(polygon, dtype=np.float64)
+    reach = np.abs(corners).max(initial=0.0)
+    if reach * corners.size < _LONGEST_OUTLINE:
+        return polygon
+    if not np.isfinite(reach):
+        raise ValueError("A polygon has corners that are not finite numbers; correct it, or leave it out.")
+    xy = corners.reshape(-1, 2)
+    if np.abs(xy - np.roll(xy, 1, axis=0)).max(axis=1).sum() < _LONGEST_OUTLINE:
+        return polygon
+    limit = _LONGEST_OUTLINE / corners.size
+    return corners.clip(-limit, limit)
 
 
 def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:

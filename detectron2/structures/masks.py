@@ -178,21 +178,21 @@ class BitMasks:
         return Boxes(torch.stack([x1, y1, x2, y2], dim=1))
 
     @staticmethod
-    def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
+    def cat(bitmasks_list: Sequence[BitMasks | PolygonMasks]) -> BitMasks:
         """Concatenate masks of one image.
 
         Args:
-            bitmasks_list: what to concatenate, at least one.
+            bitmasks_list: what to concatenate, at least one; polygons among them are drawn in the size of the bitmaps.
 
         Returns:
             All masks, in order.
 
         Raises:
             ValueError: the list is empty.
-            TypeError: it holds something else than bit masks.
+            TypeError: it holds something else than masks, or no bit masks at all.
         """
-        expect_all(bitmasks_list, BitMasks)
-        return BitMasks(torch.cat([m.tensor for m in bitmasks_list]))
+        first = expect_all(bitmasks_list, BitMasks, PolygonMasks)
+        return BitMasks(torch.cat([_bitmaps_like(first, m) for m in bitmasks_list]))
 
 
 class PolygonMasks:
@@ -303,21 +303,31 @@ class PolygonMasks:
         return torch.tensor(areas, dtype=torch.float32)
 
     @staticmethod
-    def cat(polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
+    def cat(polymasks_list: Sequence[Any]) -> Any:
         """Concatenate masks of one image.
 
         Args:
-            polymasks_list: what to concatenate, at least one.
+            polymasks_list: what to concatenate, at least one ``PolygonMasks``; others may be ``BitMasks``.
 
         Returns:
-            All masks, in order.
+            All masks, in order: ``PolygonMasks``, or ``BitMasks`` if there is any among them, since bitmaps cannot
+            become polygons again.
 
         Raises:
             ValueError: the list is empty.
-            TypeError: it holds something else than polygon masks.
+            TypeError: it holds something else than masks, or no polygon masks at all.
         """
-        expect_all(polymasks_list, PolygonMasks)
+        expect_all(polymasks_list, PolygonMasks, BitMasks)
+        if any(isinstance(masks, BitMasks) for masks in polymasks_list):
+            return BitMasks.cat(polymasks_list)
         return PolygonMasks._of_checked([polygons for masks in polymasks_list for polygons in masks.polygons])
+
+
+def _bitmaps_like(example: BitMasks, masks: BitMasks | PolygonMasks) -> torch.Tensor:
+    """Bitmaps bool ``(N, H, W)``; polygons are drawn in the image size and on the device of the example."""
+    if isinstance(masks, BitMasks):
+        return masks.tensor
+    return BitMasks.from_polygon_masks(masks, *example.image_size).tensor.to(example.device)
 
 
 class ROIMasks:

@@ -272,7 +272,7 @@ def _open(url: str, target: str, headers: dict[str, str]) -> Iterator[Any]:
     except urllib.error.URLError as error:
         if isinstance(error.reason, (TimeoutError, ConnectionResetError, ConnectionAbortedError)):
             raise TryAgain(f"no answer ({error.reason})") from error
-        hint = ". Is there a network, and does it need a proxy (HTTPS_PROXY)?"
+        hint = "; check the network, and whether it needs a proxy (HTTPS_PROXY)"
         what = "the name of the host is not known" if isinstance(error.reason, socket.gaierror) else "no connection"
         raise _error(url, target, f"{what} ({error.reason}){hint}") from error
     with response:

@@ -171,7 +171,7 @@ class TestErrors:
         status, _, err = command("train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "MODEL.MASK_ON", "False")
         assert status == 1
         assert "which is not among the class names ['disc']" in err
-        assert ".xml'" in err
+        assert ".xml: object" in err
 
     def test_voc_without_objects(self, command, yaml_file, tmp_path):
         (tmp_path / "ImageSets" / "Main").mkdir(parents=True)

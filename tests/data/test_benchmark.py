@@ -1,7 +1,12 @@
 """The benchmark runs every stage, and counts what it says."""
 
-import pytest
+import os
+import re
 
+import pytest
+import torch
+
+from detectron2.data._memory import describe_workers, process_memory, system_memory
 from detectron2.data.benchmark import DataLoaderBenchmark, iter_benchmark
 
 
@@ -39,5 +44,44 @@ def test_stages(as_list, caplog):
     assert set(benchmark.benchmark_workers(2, warmup=1)) == {0, 1}
     assert benchmark.benchmark_IPC(2, warmup=1) > 0
     assert benchmark.benchmark_distributed(2, warmup=1) > 0
-    stages = [r.getMessage().split(":")[0] for r in caplog.records]
+    messages = [r.getMessage() for r in caplog.records]
+    stages = [m.split(":")[0] for m in messages if "seconds per" in m]
     assert stages == ["dataset", "mapper", "0 workers", "1 workers", "handing over", "all ranks"]
+    assert all("of it by this process" in m for m in messages if "seconds per" in m) or not os.path.exists("/proc")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="only Linux tells the memory of a process")
+def test_memory_of_workers(caplog):
+    caplog.set_level("INFO", "detectron2.data.benchmark")
+    data = [{"image": torch.zeros(3, 2, 4)}] * 4
+    for grouping in (False, True):
+        caplog.clear()
+        benchmark = DataLoaderBenchmark(
+            data, mapper=dict, total_batch_size=2, num_workers=1, aspect_ratio_grouping=grouping
+        )
+        benchmark.benchmark_distributed(2, warmup=1)
+        line = caplog.records[-1].getMessage()
+        each = r"all ranks: 1 workers, each USS (\d+) MiB, PSS (\d+) MiB, RSS (\d+) MiB on average"
+        found = re.fullmatch(each + r"; main process RSS \d+ MiB", line)
+        assert found is not None, line
+        uss, pss, rss = map(int, found.groups())
+        assert 0 < uss <= pss <= rss
+
+
+def test_memory_of_this_process():
+    before = process_memory()
+    if before is None:  # not Linux
+        assert describe_workers([os.getpid()]) is None
+        return
+    held = bytearray(os.urandom(1 << 20) * 64)
+    after = process_memory()
+    assert after.rss - before.rss > 48 << 20
+    if after.uss is not None:
+        assert after.uss - before.uss > 48 << 20 and after.uss <= after.pss <= after.rss
+    assert len(held) == 64 << 20
+    available, total = system_memory()
+    assert 0 < available < total
+
+
+def test_memory_of_no_process():
+    assert process_memory(-1) is None and describe_workers([]) is None and describe_workers([-1]) is None

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch.utils.data as torchdata
 from PIL import Image
 
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog, build
+from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog
+from detectron2.data._train_sampler import distribution_table
 from detectron2.data.build import (
     _train_loader_from_config,
     build_batch_data_loader,
@@ -346,14 +348,14 @@ class TestTrainLoader:
         loader = build_detection_train_loader(files(), total_batch_size=3, mapper=dict)
         assert len(next(iter(loader))) == 3
 
-    def test_samplers(self, files):
+    def test_samplers(self, files, caplog):
         cfg = files()
         assert type(_train_loader_from_config(cfg)["sampler"]) is TrainingSampler
         cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
         assert type(_train_loader_from_config(cfg)["sampler"]) is RepeatFactorTrainingSampler
         cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-        with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO"):
-            _train_loader_from_config(cfg)
+        # The key has no default.
+        assert _train_loader_from_config(cfg)["sampler"]._size_subset == 6 and "RANDOM_SUBSET_RATIO" in caplog.text
         cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
         sampler = _train_loader_from_config(cfg)["sampler"]
         assert type(sampler) is RandomSubsetTrainingSampler and sampler._size_subset == 3
@@ -361,11 +363,26 @@ class TestTrainLoader:
         with pytest.raises(ValueError, match="'Other'; known are"):
             _train_loader_from_config(cfg)
 
+    def test_repeated_classes_are_shown(self, files, caplog):
+        caplog.set_level("INFO")
+        cfg = files(annotations=[annotation(1)])
+        cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 1.0
+        _train_loader_from_config(cfg)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in caplog.text.splitlines()]
+        # Class b is in one image of six: sqrt(1 / (1/6)) = 2.45; class a in five: sqrt(6/5) = 1.095.
+        assert ["dataset test_build", "6", "100.0%", "8", "100.0%", "1.32"] in rows
+        assert ["class a", "5", "83.3%", "5", "69.1%", "1.10"] in rows
+        assert ["class b", "1", "16.7%", "2", "30.9%", "2.45"] in rows
+        assert ["all", "6", "100.0%", "8", "100.0%", "1.32"] in rows
+
     def test_keys_from_config(self, files):
         cfg = files()
         arguments = _train_loader_from_config(cfg, sampler="mine")
         assert sorted(arguments) == sorted(
-            ["dataset", "sampler", "mapper", "total_batch_size", "aspect_ratio_grouping", "num_workers"]
+            [
+                *("dataset", "sampler", "mapper", "total_batch_size", "aspect_ratio_grouping", "num_workers"),
+                "on_bad_image",
+            ]
         )
         assert arguments["sampler"] == "mine" and type(arguments["mapper"]) is DatasetMapper
         assert arguments["mapper"].is_train and arguments["total_batch_size"] == 2
@@ -375,6 +392,96 @@ class TestTrainLoader:
         cfg.MODEL.KEYPOINT_ON = True
         dataset = _train_loader_from_config(cfg, mapper=dict)["dataset"]
         assert [d["image_id"] for d in dataset] == [0]
+
+    def test_bad_image(self, files):
+        cfg = files()
+        path = DatasetCatalog.get("test_build")[1]["file_name"]
+        noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(path)
+        with open(path, "rb+") as f:
+            f.truncate(1000)  # behind the header, which is all that is checked before training
+        with pytest.raises(OSError, match=re.escape(path)):
+            list(itertools.islice(build_detection_train_loader(cfg), 12))
+        cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+        batches = list(itertools.islice(build_detection_train_loader(cfg), 12))
+        assert {d["image_id"] for b in batches for d in b} == {0, 2, 3, 4, 5}
+        # An evaluation must not leave out images.
+        with pytest.raises(OSError, match=re.escape(path)):
+            list(build_detection_test_loader(cfg, "test_build"))
+        cfg.DATALOADER.ON_BAD_IMAGE = "ignore"
+        with pytest.raises(ValueError, match=r"DATALOADER\.ON_BAD_IMAGE.* 'ignore'"):
+            build_detection_train_loader(cfg)
+
+
+class TestWeightedDataSets:
+    @pytest.fixture
+    def cfg(self, register, monkeypatch):
+        # Two sets: two images of class a; eight of class b, and one without objects, which is left out.
+        large = [record(i, annotation(1)) for i in range(8)] + [record(8)]
+        names = (
+            register([record(i, annotation(0)) for i in range(2)], "test_small", thing_classes=["a", "b"]),
+            register(large, "test_large", thing_classes=["a", "b"]),
+        )
+        cfg = get_cfg()
+        cfg.DATASETS.TRAIN = names
+        cfg.DATALOADER.SAMPLER_TRAIN = "WeightedTrainingSampler"
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+        return cfg
+
+    def sampler(self, cfg):
+        # A mapper of one's own: files that are not there are only warned of.
+        return _train_loader_from_config(cfg, mapper=dict)["sampler"]
+
+    def test_weights(self, cfg, caplog):
+        caplog.set_level("INFO")
+        cfg.DATALOADER.DATASET_WEIGHTS = (3, 1)
+        assert self.sampler(cfg).repeat_factors.tolist() == pytest.approx([3.75] * 2 + [0.3125] * 8)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in caplog.text.splitlines()]
+        assert ["dataset test_small", "2", "20.0%", "8", "75.0%", "3.75"] in rows
+        assert ["dataset test_large", "8", "80.0%", "2", "25.0%", "0.31"] in rows
+        assert ["class b", "8", "80.0%", "2", "25.0%", "0.31"] in rows
+
+    def test_repeat_factors(self, cfg):
+        cfg.DATASETS.TRAIN_REPEAT_FACTOR = [["test_small", 2.5]]
+        assert self.sampler(cfg).repeat_factors.tolist() == [2.5] * 2 + [1.0] * 8
+
+    def test_with_rare_classes(self, cfg):
+        cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "WeightedCategoryTrainingSampler", 0.8
+        cfg.DATASETS.TRAIN_REPEAT_FACTOR = [["test_large", 0.5]]
+        # Class a is in a fifth of the images: sqrt(0.8 / 0.2) = 2.
+        assert self.sampler(cfg).repeat_factors.tolist() == pytest.approx([2.0] * 2 + [0.5] * 8)
+
+    @pytest.mark.parametrize(
+        ("weights", "repeats", "message"),
+        [
+            (None, None, "none is set"),
+            ((1, 1), [["test_small", 2.0]], "both are set"),
+            ((1,), None, "1 weights .*DATASET_WEIGHTS.* for 2 data sets"),
+            (None, [["other", 2.0]], r"names \['other'\]"),
+        ],
+    )
+    def test_errors(self, cfg, weights, repeats, message):
+        if weights is not None:
+            cfg.DATALOADER.DATASET_WEIGHTS = weights
+        if repeats is not None:
+            cfg.DATASETS.TRAIN_REPEAT_FACTOR = repeats
+        with pytest.raises(ValueError, match=message):
+            self.sampler(cfg)
+
+    def test_own_data(self, cfg):
+        cfg.DATALOADER.DATASET_WEIGHTS = (1, 1)
+        with pytest.raises(ValueError, match="which image is of which data set"):
+            _train_loader_from_config(cfg, mapper=dict, dataset=[record(1)])
+
+    def test_many_classes(self):
+        names = [f"c{i}" for i in range(300)]
+        dicts = [record(i, annotation(i)) for i in range(250)]
+        lines = distribution_table(dicts, torch.ones(250), ["d"], [250], names).splitlines()
+        assert sum("class c" in line for line in lines) == 100 and any("200 classes between" in line for line in lines)
+
+    def test_without_classes(self):
+        table = distribution_table([{}], torch.tensor([2.0]), ["d", "e"], [1, 0], None)
+        assert "class" not in table and "dataset e" in table
 
 
 class TestValidationBeforeTraining:
@@ -484,11 +591,3 @@ class TestTestLoader:
         cfg.DATASETS.PROPOSAL_FILES_TEST = (str(tmp_path / "p.pkl"),)
         (batch,) = build_detection_test_loader(cfg, "test_build")
         assert len(batch[0]["proposals"]) == 1
-
-
-@pytest.mark.parametrize(("wanted", "used"), [(0, 0), (1, 1), (2, 2), (64, 2)])
-def test_no_more_workers_than_cores(monkeypatch, caplog, wanted, used):
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    caplog.set_level("INFO")
-    assert build._num_workers(wanted) == used
-    assert ("using 2, the number of cores" in caplog.text) == (wanted > used)

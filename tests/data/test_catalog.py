@@ -98,6 +98,30 @@ class TestDatasetCatalog:
                 datasets.register("a", other)
         assert datasets.get("a") == [2, 1]
 
+    def test_conflict_shows_both(self, datasets):
+        datasets.register("a", functools.partial(sorted, "some/file.json", reverse=True))
+        with pytest.raises(ValueError) as e:
+            datasets.register("a", functools.partial(sorted, "another/file.json"))
+        assert "builtins.sorted('some/file.json', reverse=True)" in str(e.value)
+        assert "builtins.sorted('another/file.json')" in str(e.value)
+
+        class Loader:
+            def __call__(self):
+                return []
+
+            def __repr__(self):
+                return "<the loader>"
+
+        with pytest.raises(ValueError, match="<the loader>"):
+            datasets.register("a", Loader())
+
+        def mine():
+            return []
+
+        datasets.register("b", mine)
+        with pytest.raises(ValueError, match=r"mine \(.*test_catalog.py:\d+\)\n +now: +.*<lambda> \(.*test_catalog.py"):
+            datasets.register("b", lambda: [1])
+
     def test_conflict_is_an_assertion_error_too(self, datasets):
         datasets.register("a", list)
         with pytest.raises(AssertionError):
@@ -123,6 +147,22 @@ class TestMetadata:
             m.thing_classes = ["b"]
         assert isinstance(e.value, AssertionError) and "['a']" in str(e.value) and "['b']" in str(e.value)
         assert m.thing_classes == ["a"]
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ([], ["a"], "0 and 1 entries"),
+            (list("abcdefghij"), list("abcdefghix"), "differ at index 9: 'j' and 'x'"),
+            ({i: i for i in range(90)}, {**{i: i for i in range(90)}, 80: 0}, "differ at 80: 80 and 0"),
+            ({1: 0}, {}, "differ at 1: 0 and missing"),
+            (["a"], ("a",), "a list and a tuple"),
+            ("x.json", "y.json", r"'x.json' and cannot be changed to 'y.json'\."),
+        ],
+    )
+    def test_conflict_shows_where_tables_differ(self, old, new, message):
+        m = Metadata(name="x").set(key=old)
+        with pytest.raises(ValueError, match=message):
+            m.key = new
 
     def test_unknown_key(self):
         m = Metadata(name="x").set(thing_classes=["a"])

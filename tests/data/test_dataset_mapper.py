@@ -12,6 +12,7 @@ import detectron2.data.transforms as T
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
+from detectron2.data._annotation_batches import transform_annotations
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes
 
 H, W = 40, 60
@@ -95,6 +96,23 @@ def test_masks_and_keypoints(record, mask_format, kind):
     assert instances.gt_keypoints.tensor.tolist() == [[[32, 20, 1], [48, 6, 2]]]
 
 
+def test_masks_of_an_image_are_of_one_kind_and_may_differ_between_images(record):
+    mixed = copy.deepcopy(record)
+    bitmap = np.zeros((H, W), dtype=np.uint8, order="F")
+    bitmap[5:25, 10:30] = 1
+    encoded = mask_util.encode(bitmap)
+    mixed["annotations"] += [
+        {**mixed["annotations"][0], "segmentation": encoded},
+        {**mixed["annotations"][0], "segmentation": encoded, "iscrowd": 1},
+    ]
+    options = {"augmentations": [T.HFlipTransform(W)], "use_instance_mask": True}
+    polygons, bitmaps = (mapper(**options)(r)["instances"] for r in (record, mixed))
+    assert isinstance(polygons.gt_masks, PolygonMasks) and isinstance(bitmaps.gt_masks, BitMasks)
+    assert bitmaps.gt_masks.tensor.tolist() == [bitmap[:, ::-1].astype(bool).tolist()] * 2
+    recomputed = mapper(**options, recompute_boxes=True)(mixed)["instances"]
+    assert recomputed.gt_boxes.tensor.tolist() == [[W - 30, 5, W - 10, 25]] * 3  # the empty box is mended
+
+
 def test_recomputed_boxes_fit_the_cropped_mask(record):
     l_shape = [10.0, 5, 50, 5, 50, 10, 15, 10, 15, 35, 10, 35]
     record["annotations"] = [
@@ -105,6 +123,51 @@ def test_recomputed_boxes_fit_the_cropped_mask(record):
     assert mapper(**options)(record)["instances"].gt_boxes.tensor.tolist() == [[10, 0, 50, 15]]
     tight = mapper(**options, recompute_boxes=True)(record)["instances"]
     assert tight.gt_boxes.tensor.tolist() == [[10, 0, 15, 15]]
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [],
+        [T.ResizeTransform(H, W, 80, 30), T.HFlipTransform(30), T.PadTransform(3, 1, 0, 0, 30, 80)],
+        [T.NoOpTransform(), T.RotationTransform(H, W, 90)],
+        [T.CropTransform(15, 8, 20, 20, W, H), T.HFlipTransform(20)],  # cuts polygons
+    ],
+    ids=["nothing", "points move", "a turn", "a crop"],
+)
+def test_annotations_are_transformed_as_one_by_one(record, transforms):
+    bitmap = np.zeros((H, W), dtype=np.uint8, order="F")
+    bitmap[5:25, 10:30] = 1
+    base = record["annotations"][0]
+    two_parts = [[1, 2, 9, 2, 9, 8.5], np.array([[20.0, 5, 30, 5, 30, 9, 20, 9]])]
+    record["annotations"] += [
+        {**base, "segmentation": mask_util.encode(bitmap)},
+        {**base, "segmentation": two_parts, "bbox": (1, 2, 30, 9), "bbox_mode": BoxMode.XYXY_ABS},
+        {**base, "segmentation": []},
+        {"bbox": np.array([50.0, 30, 20, 20]), "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1},
+    ]
+    height, width = T.TransformList(transforms).apply_image(np.zeros((H, W), np.uint8)).shape
+    together, apart = copy.deepcopy(record["annotations"]), copy.deepcopy(record["annotations"])
+    transform_annotations(together, T.TransformList(transforms), (height, width), [1, 0])
+    for annotation in apart:
+        utils.transform_instance_annotations(annotation, transforms, (height, width), keypoint_hflip_indices=[1, 0])
+    assert [sorted(a) for a in together] == [sorted(a) for a in apart]
+    for one, other in zip(together, apart, strict=True):
+        assert one["bbox_mode"] == other["bbox_mode"]
+        for key in {"bbox", "keypoints"} & set(one):
+            np.testing.assert_array_equal(one[key], other[key])
+        if "segmentation" in one:
+            parts = (one["segmentation"], other["segmentation"])
+            assert type(parts[0]) is type(parts[1]) and len(parts[0]) == len(parts[1])
+            for part, expected in zip(*parts, strict=True):
+                np.testing.assert_array_equal(part, expected)
+    assert two_parts[1].tolist() == [[20, 5, 30, 5, 30, 9, 20, 9]]
+
+
+def test_a_polygon_of_half_a_point(record):
+    record["annotations"][0]["segmentation"] = [[1.0, 2, 3, 4, 5, 6, 7]]
+    with pytest.raises(ValueError, match=r"a\.png"):
+        mapper(use_instance_mask=True)(record)
 
 
 def test_the_input_is_not_changed(record):
@@ -155,9 +218,8 @@ def test_errors_name_the_file(record, tmp_path):
         mapper()({**record, "height": 41})
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         mapper()({**record, "file_name": str(tmp_path / "missing.png")})
-    mask = np.zeros((H, W), dtype=np.uint8, order="F")
-    record["annotations"][0]["segmentation"] = mask_util.encode(mask)
-    with pytest.raises(ValueError, match=r"a\.png.*id 1 .*INPUT.MASK_FORMAT"):
+    record["annotations"][0]["segmentation"] = [[1.0, 2.0, 3.0, 4.0]]
+    with pytest.raises(ValueError, match=r"a\.png.*id 1 .*polygon of 4 numbers"):
         mapper(use_instance_mask=True)(record)
     with pytest.raises(ValueError, match="needs use_instance_mask"):
         mapper(recompute_boxes=True)

@@ -1,6 +1,7 @@
 """Reading images, transforming annotations, and errors that say what is wrong."""
 
 import types
+from collections import Counter
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -119,7 +120,7 @@ def test_16_bits_are_kept_or_refused(tmp_path):
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(utils.read_image(tmp_path / "deep.png"), deep)
-    with pytest.raises(ValueError, match=r"deep.png.*values up to 599.*format=None"):
+    with pytest.raises(ValueError, match=r"deep.png.*values from 0 to 599.*format=None"):
         utils.read_image(tmp_path / "deep.png", "RGB")
     Image.fromarray(deep // 4).save(tmp_path / "labels.png")  # fits in 8 bits
     np.testing.assert_array_equal(utils.read_image(tmp_path / "labels.png", "L")[:, :, 0], deep // 4)
@@ -239,6 +240,14 @@ def test_uncompressed_rle():
     np.testing.assert_array_equal(out["segmentation"], [[0, 1, 0], [1, 0, 0]])
 
 
+def test_uncompressed_rle_of_another_length():
+    # pycocotools would write behind its memory, or leave it as it was
+    for counts in ([1, 2, 2], [1, 2, 30]):
+        with pytest.raises(ValueError, match=r"\(2, 3\) add up to (5|33)"):
+            segmentation = {"size": [2, 3], "counts": counts}
+            utils.transform_instance_annotations(annotation(segmentation=segmentation), [], (2, 3))
+
+
 def test_unknown_segmentations():
     with pytest.raises(ValueError, match=r"annotation id 42 .* has type str; supported"):
         utils.transform_instance_annotations(annotation(segmentation="mask.png"), [], (80, 100))
@@ -341,16 +350,40 @@ def test_bitmasks_from_anything(segmentation):
     np.testing.assert_array_equal(instances.gt_masks.tensor[0].numpy(), mask_util.decode(rle()) > 0)
 
 
+@pytest.mark.parametrize("other", [rle(), mask_util.decode(rle()), mask_util.decode(rle()).astype(bool)], ids=type)
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_polygons_among_other_masks_become_bitmaps(other, mask_format):
+    small = [[0.0, 0, 5, 0, 5, 5, 0, 5]]
+    annos = [annotation(segmentation=small), annotation(segmentation=other), annotation(segmentation=[])]
+    annos = [utils.transform_instance_annotations(a, [T.HFlipTransform(100)], (80, 100)) for a in annos]
+    instances = utils.annotations_to_instances(annos, (80, 100), mask_format)
+    expected = np.zeros((3, 80, 100), dtype=bool)
+    expected[0, :5, 95:] = True
+    expected[1, 20:60, 60:90] = True
+    np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), expected)
+    kept = utils.filter_empty_instances(instances)
+    assert isinstance(kept.gt_masks, BitMasks) and len(kept) == 2
+
+
+def test_the_change_to_bitmaps_is_logged_once(caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._TIMES_SEEN", Counter())
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert isinstance(utils.annotations_to_instances([annotation()], (80, 100)).gt_masks, PolygonMasks)
+    assert caplog.records == []
+    for _ in range(2):
+        utils.annotations_to_instances([annotation(segmentation=rle())], (80, 100))
+    assert [r.name for r in caplog.records] == ["detectron2.data._segmentations"]
+    assert "given as bitmaps" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("annos", "mask_format", "message"),
     [
-        (
-            [annotation(), annotation(segmentation=rle())],
-            "polygon",
-            r"annotation number 1 id 42 .*MASK_FORMAT.*bitmask",
-        ),
-        ([annotation(segmentation=np.ones((80, 100)))], "polygon", r"MASK_FORMAT.*bitmask"),
         ([annotation(segmentation=[[1, 2, 3, 4]])], "polygon", r"id 42 .*polygon of 4 numbers"),
+        ([annotation(segmentation=[[1, 2, 3, 4]])], "bitmask", r"id 42 .*polygon of 4 numbers"),
+        ([annotation(), annotation(segmentation=np.ones((80, 90)))], "polygon", r"number 1 .*shape \(80, 90\)"),
+        ([annotation(segmentation=np.ones((2, 80, 100)))], "bitmask", r"type ndarray and shape \(2, 80, 100\)"),
         ([annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "polygon", r"polygon of 7 numbers"),
         ([annotation(segmentation=np.ones((80, 90)))], "bitmask", r"shape \(80, 90\).*\(80, 100\)"),
         ([annotation(segmentation="a.png")], "bitmask", r"type str"),

@@ -1,15 +1,25 @@
 """Every finding of the validation is raised, names the place, and tells the cure; good data passes."""
 
+import json
 import logging
 import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.data.validation import MAX_FINDINGS, DatasetError, validate_dataset_dicts
+from detectron2.data.validation import (
+    MAX_FINDINGS,
+    DatasetError,
+    compare_classes,
+    inspect_dataset_dicts,
+    validate_class_names,
+    validate_dataset_dicts,
+)
 from detectron2.structures import BoxMode
 
 POLYGON = [0, 0, 4, 0, 4, 4]
@@ -158,9 +168,13 @@ class TestBoxes:
         dicts = [
             record(annotation()),
             record(
-                annotation(id=1), annotation(bbox=[1, 1, 0, 0], id=2), annotation(iscrowd=1, id=3), annotation(id=4)
+                annotation(id=1),
+                annotation(bbox=[1, 1, 0, 0], id=2),
+                annotation(iscrowd=1, id=3),
+                annotation(bbox=[5, 5, 3, 3], id=4),
+                image_id=8,
             ),
-            record(annotation(bbox=[99, 1, 2, 2])),
+            record(annotation(bbox=[99, 1, 2, 2]), image_id=9),
         ]
         copies = pickle.loads(pickle.dumps(dicts))
         try:
@@ -221,11 +235,15 @@ class TestMasks:
         (text,) = findings(dicts, mask_format="polygon")
         assert "1 annotation has no 'segmentation'" in text and "MODEL.MASK_ON" in text
 
-    def test_run_lengths(self):
-        dicts = record(annotation(segmentation={"size": [20, 30], "counts": "x"}))
-        (text,) = findings(dicts, mask_format="polygon")
-        assert "Set INPUT.MASK_FORMAT to 'bitmask'" in text
+    def test_masks_that_are_no_polygons_are_told_of_in_one_line(self, caplog):
+        masks = ([POLYGON], {"size": [20, 30], "counts": "x"}, np.zeros((20, 30), bool))
+        dicts = record(*(annotation(segmentation=m, bbox=[i, 2, 3, 4]) for i, m in enumerate(masks)))
         check(dicts, mask_format="bitmask")
+        assert not caplog.records
+        check(dicts, mask_format="polygon")
+        (line,) = caplog.messages
+        assert "2 annotations have a mask that is no polygon" in line and "run lengths in annotation 1 of" in line
+        assert "All masks of this image are given as bitmaps" in line
 
 
 class TestFiles:
@@ -243,6 +261,10 @@ class TestFiles:
 
     def test_good(self, images):
         check(*images((30, 20), (30, 20)), check_files=True)
+
+    def test_none(self):
+        (text,) = findings(check_files=True)
+        assert "it is empty" in text
 
     def test_missing(self, images, tmp_path):
         (text,) = findings(*images((30, 20)), record(file_name=str(tmp_path / "no.jpg")), check_files=True)
@@ -326,3 +348,247 @@ def test_more_classes_than_the_data_set_names(num_classes, warned, caplog):
     finally:
         MetadataCatalog.remove(name)
     assert ("MODEL.ROI_HEADS.NUM_CLASSES is 6, but it has 2 classes" in caplog.text) == warned
+
+
+class TestTwice:
+    """Duplicates are warned of: training goes on."""
+
+    def test_annotations(self, warnings):
+        first = record(
+            annotation(id=1), annotation(id=2, category_id=1), annotation(id=3), annotation(bbox=[1, 2, 3, 5])
+        )
+        assert check(first, record(annotation(), image_id=8)) != []
+        (text,) = warnings()
+        assert "1 annotation has the box and the label of another" in text and "(id 3)" in text
+
+    def test_the_same_box_in_other_modes(self, warnings):
+        other = annotation(bbox=[1, 2, 4, 6], bbox_mode=BoxMode.XYXY_ABS)
+        check(record(annotation(), other))
+        assert "annotation 1 of 'a.jpg'" in warnings()[0]
+
+    def test_image_ids(self, warnings):
+        check(record(), record(file_name="b.jpg"), record(image_id=1))
+        (text,) = warnings()
+        assert "2 images have an image_id that another one has too: 'a.jpg' (image_id 7); 'b.jpg' (image_id 7)" in text
+
+    def test_no_image_ids(self, warnings):
+        dicts = [{"file_name": "a.jpg"}, {"file_name": "a.jpg"}]
+        assert check(*dicts) == dicts and warnings() == []
+
+
+def test_polygon_without_area(warnings):
+    line, clockwise = [0, 0, 2, 2, 4, 4], [0, 0, 0, 4, 4, 4]
+    check(
+        record(annotation(segmentation=[POLYGON, line]), image_id=1),
+        record(annotation(segmentation=[clockwise])),
+        mask_format="polygon",
+    )
+    (text,) = warnings()
+    assert "1 annotation has a polygon without area: [0, 0, 2, 2, 4, 4] in annotation 0 of 'a.jpg' (image_id 1)" in text
+
+
+def inspect(*records, **arguments):
+    return inspect_dataset_dicts(list(records), **{"name": "test_validation", "check_files": False, **arguments})
+
+
+def kinds(report):
+    return {f.kind: f.count for f in report.findings}
+
+
+class TestReport:
+    def test_empty(self):
+        report = inspect(class_names=["a"])
+        assert not report.passes and kinds(report) == {"empty": 1}
+        assert report.classes == [("a", 0, 0)] and report.num_images == 0
+
+    def test_no_annotations(self):
+        report = inspect(record(), {"file_name": "b.jpg"})
+        assert report.passes and kinds(report) == {"image-empty": 2} and report.num_empty == 2
+
+    def test_numbers(self):
+        dicts = [
+            record(
+                annotation(bbox=[0, 0, 31, 33]), annotation(category_id=2, bbox=[0, 0, 32, 32]), width=200, height=200
+            ),
+            record(
+                annotation(bbox=[0, 0, 96, 96]),
+                annotation(bbox=[0, 0, 95, 96]),
+                annotation(iscrowd=1),
+                image_id=8,
+                file_name="b.jpg",
+                width=200,
+                height=200,
+            ),
+            record(annotation(iscrowd=1), image_id=9, file_name="c.jpg"),
+        ]
+        report = inspect(*dicts, class_names=["a", "b", "c"])
+        assert (report.num_images, report.num_empty, report.num_annotations, report.num_crowd) == (3, 1, 4, 2)
+        assert report.classes == [("a", 3, 2), ("b", 0, 0), ("c", 1, 1)]
+        # 31 * 33 = 1023 < 32 ** 2
+        assert report.sizes == {"small": 1, "medium": 2, "large": 1}
+        assert kinds(report) == {"image-empty": 1, "annotation-nearly-twice": 1}
+
+    def test_every_kind(self):
+        bow_tie = [0, 0, 4, 4, 4, 0, 0, 4]
+        bad = record(
+            annotation(bbox=[1, 1, 0, 5], id=1),
+            annotation(bbox=[100, 1, 5, 5], id=2),
+            annotation(bbox=[float("nan"), 1, 5, 5], id=3),
+            annotation(bbox=[25, 5, 10, 5], id=3),
+            annotation(bbox=[3, 3, 1, 9], id=4, keypoints=[1, 1, 2]),
+            annotation(bbox=[0, 0, 10, 10], id=5, keypoints=[1, 1, 2]),
+            annotation(bbox=[0, 0, 10, 10.5], id=6, keypoints=[1, 1]),
+            annotation(bbox=[0, 0, 10, 10], id=7, category_id=5),
+            annotation(bbox=[0, 0, 10, 10], id=8, segmentation=[[1, 1, 2, 2]]),
+            annotation(bbox=[5, 5, 9, 9], id=9, segmentation=[bow_tie, [1, 1, 2, 2, 3, 3]]),
+            annotation(bbox=[5, 5, 9], id=10),
+            {"id": 11, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},
+        )
+        good = record(image_id=8)
+        report = inspect(bad, good, class_names=["cat", "Cat ", "dog"])
+        assert kinds(report) == {
+            "annotation-id-twice": 2,
+            "no-bbox": 1,
+            "label-too-large": 1,
+            "box-not-finite": 1,
+            "box-empty": 1,
+            "box-outside": 1,
+            "keypoint-count": 1,
+            "polygon-points": 1,
+            "file-twice": 2,
+            "class-names-alike": 1,
+            "box-overhang": 1,
+            "box-tiny": 1,
+            "annotation-twice": 1,
+            "two-labels": 1,
+            "polygon-area": 1,
+            "image-empty": 1,
+            "annotation-nearly-twice": 2,
+            "polygon-crossing": 1,
+        }
+        levels = [f.level for f in report.findings]
+        assert levels == sorted(levels, key=["error", "warning", "note"].index)
+        assert not report.passes and report.worst[0][0] == "a.jpg"
+        json.dumps(report.to_dict())
+
+    def test_wrong_number_of_values_in_a_box(self):
+        report = inspect(record(annotation(bbox=[1, 2, 3]), annotation(bbox=None), annotation()))
+        assert kinds(report) == {"box-numbers": 2} and report.classes == [("label 0", 1, 1)]
+
+    def test_degenerate_boxes_that_training_leaves_out(self):
+        bad = record(annotation(bbox=[1, 1, 0, 5]))
+        assert not inspect(bad).passes and inspect(bad, drop_degenerate=True).passes
+
+    @pytest.mark.parametrize(("filter_empty", "word"), [(None, "decides"), (True, "leaves them out"), (False, "uses")])
+    def test_fate_of_empty_images(self, filter_empty, word):
+        (finding,) = inspect(record(), filter_empty=filter_empty).findings
+        assert word in finding.cure
+
+    def test_model(self):
+        dicts = record(annotation(category_id=1, keypoints=[1, 1, 2], segmentation={"size": [20, 30], "counts": "x"}))
+        assert inspect(dicts, class_names=["a", "b"]).passes
+        report = inspect(dicts, num_classes=1, num_keypoints=17, mask_format="polygon", num_classes_key="KEY")
+        assert kinds(report) == {"label-too-large": 1, "keypoint-count": 1, "mask-format": 1}
+        assert "Set KEY to 2" in report.findings[0].text
+
+    def test_files(self, tmp_path):
+        Image.new("L", (30, 20)).save(tmp_path / "a.png")
+        dicts = [record(file_name=str(tmp_path / f"{n}.png"), image_id=n) for n in "abc"]
+        assert kinds(inspect(*dicts, check_files=True)) == {"file-missing": 2, "image-empty": 3}
+        assert kinds(inspect(*dicts, check_files=True, max_files=2))["file-missing"] == 1
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 6), max_size=30))
+def test_duplicates_by_brute_force(rows):
+    """Image, label, and a box: compared with a loop over pairs."""
+    images = [record(image_id=i, file_name=f"{i}.jpg", width=9, height=9) for i in range(4)]
+    for i, label, x, y, w, h in rows:
+        images[i]["annotations"].append(annotation(bbox=[x, y, w + 1, h + 1], category_id=label))
+    twice = contrary = 0
+    for image in images:
+        seen = image["annotations"]
+        for n, a in enumerate(seen):
+            same_box = [b for b in seen[:n] if b["bbox"] == a["bbox"]]
+            same = [b for b in same_box if b["category_id"] == a["category_id"]]
+            twice += bool(same)
+            contrary += bool(same_box) and not same
+    found = kinds(inspect(*images))
+    assert (found.get("annotation-twice", 0), found.get("two-labels", 0)) == (twice, contrary)
+    assert "annotation-nearly-twice" not in found  # sides are at most 4: the IoU is at most 3/4
+
+
+@pytest.mark.parametrize(
+    ("polygon", "crosses"),
+    [
+        ([0, 0, 4, 0, 4, 4], False),
+        ([0, 0, 4, 0, 4, 4, 0, 4], False),
+        ([0, 0, 4, 4, 4, 0, 0, 3], True),
+        ([0, 0, 9, 0, 9, 9, 5, 9, 5, 5, 4, 5, 4, 9, 0, 9], False),  # not convex
+        ([0, 0, 0, 0, 4, 0, 4, 4, 0, 4, 0, 0], False),  # points twice
+    ],
+)
+def test_outline_that_crosses_itself(polygon, crosses):
+    report = inspect(record(annotation(segmentation=[polygon])))
+    assert ("polygon-crossing" in kinds(report)) == crosses
+
+
+class TestClasses:
+    def test_nothing(self):
+        assert compare_classes({}) == [] and compare_classes({"a": None, "b": ["x"]}) == []
+
+    def test_equal(self):
+        assert compare_classes({"a": ["x", "y"], "b": ("x", "y"), "c": None}) == []
+
+    def test_order(self):
+        (finding,) = compare_classes({"a": ["x", "y", "z"], "b": ["x", "z", "y"]})
+        assert (finding.kind, finding.level, finding.count) == ("classes-order", "error", 2)
+        assert "'z' is label 2 in 'a' and label 1 in 'b'" in finding.text
+
+    def test_other_names(self):
+        (finding,) = compare_classes({"a": ["x", "y"], "b": ["x", "w"]})
+        assert (finding.kind, finding.level) == ("classes-names", "error")
+        assert "label 1 is 'y' in 'a' and 'w' in 'b'" in finding.text
+
+    def test_more(self):
+        (finding,) = compare_classes({"a": ["x"], "b": ["x", "y"]})
+        assert (finding.kind, finding.level) == ("classes-number", "warning") and "'y'" in finding.text
+
+
+class TestClassesBeforeTraining:
+    @pytest.fixture
+    def names(self):
+        """Metadata of data sets with these classes; None for a data set that learns them by being loaded, or cannot."""
+        classes = {"v_train": ["x", "y"], "v_same": ["x", "y"], "v_moved": ["y", "x"], "v_more": ["x", "y", "z"]}
+        for name, value in classes.items():
+            MetadataCatalog.get(name).thing_classes = value
+
+        def load():
+            MetadataCatalog.get("v_loaded").thing_classes = ["y", "x"]
+            return []
+
+        def fail():
+            raise FileNotFoundError("no.json")
+
+        DatasetCatalog.register("v_loaded", load)
+        DatasetCatalog.register("v_gone", fail)
+        yield
+        for name in (*classes, "v_loaded", "v_gone", "v_unknown", "v_none"):
+            MetadataCatalog.pop(name, None)
+        for name in ("v_loaded", "v_gone"):
+            DatasetCatalog.remove(name)
+
+    def test_nothing(self, names, warnings):
+        validate_class_names([], [])
+        validate_class_names(["v_none"], ["v_moved"])
+        validate_class_names(["v_train"], ["v_same"])
+        assert warnings() == []
+
+    @pytest.mark.parametrize("test", ["v_moved", "v_loaded"])
+    def test_other_labels(self, names, test):
+        with pytest.raises(DatasetError, match=f"the classes of '{test}' are in another order than those of 'v_train'"):
+            validate_class_names(["v_none", "v_train"], ["v_same", test])
+
+    def test_warnings(self, names, warnings):
+        validate_class_names(["v_train"], ["v_more", "v_gone", "v_unknown"])
+        more, gone, unknown = warnings()
+        assert "has 3 classes" in more and "no.json" in gone and "v_unknown" in unknown

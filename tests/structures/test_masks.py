@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
 from detectron2.layers import ROIAlign
-from detectron2.structures import BitMasks, Boxes, PolygonMasks, ROIMasks, polygons_to_bitmask
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, ROIMasks, polygons_to_bitmask
 from detectron2.structures import masks as module
 from detectron2.structures.masks import polygon_area, rasterize_polygons_within_box
 
@@ -154,6 +154,31 @@ class TestPolygonMasks:
             PolygonMasks(polygons)
 
 
+class TestHugePolygons:
+    """They would crash pycocotools, and the process with it."""
+
+    def test_outlines_beyond_all_images(self):
+        for far in (1e6, 1e9, 1e300):
+            covered = polygons_to_bitmask([np.array([-far, -far, far, -far, far, far, -far, far])], 4, 6)
+            assert covered.shape == (4, 6) and covered.all()
+            above = polygons_to_bitmask([np.array([-far, -far, far, -far, far, 2, -far, 2])], 4, 6)
+            assert above[:2].all() and not above[2:].any()
+
+    def test_many_corners(self):
+        corners = np.tile([0.0, 0.0, 3.0, 0.0, 3.0, 2.0, 0.0, 2.0], 10_000)
+        assert polygons_to_bitmask([corners + 5000], 4, 6).sum() == 0
+        assert polygons_to_bitmask([corners[:8]], 4, 6).sum() == 6
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, bad):
+        with pytest.raises(ValueError, match="not finite"):
+            polygons_to_bitmask([np.array([0, 0, 3, 0, 3, bad])], 4, 6)
+
+    def test_within_a_thin_box(self):
+        square = np.array([-1e8, -1e8, 1e8, -1e8, 1e8, 1e8, -1e8, 1e8])
+        assert rasterize_polygons_within_box([square], np.array([0, 0, 1e-3, 1e-3]), 5).all()
+
+
 class TestBitMasks:
     def make(self):
         bits = torch.zeros(3, 6, 8, dtype=torch.bool)
@@ -233,6 +258,30 @@ class TestBitMasks:
             BitMasks.cat([])
         with pytest.raises(TypeError, match="BitMasks"):
             BitMasks.cat([torch.zeros(1, 2, 2)])
+
+    @pytest.mark.parametrize("first", [PolygonMasks, BitMasks])
+    def test_cat_of_both_kinds(self, first):
+        bits = self.make()
+        both = [PolygonMasks([]), PolygonMasks([[SQUARE], []]), bits]
+        both = both if first is PolygonMasks else both[::-1]
+        drawn = torch.zeros(2, 6, 8, dtype=torch.bool)
+        drawn[0, 3:6, 2:8] = True  # the square, cut by the edge
+        expected = [drawn, bits.tensor] if first is PolygonMasks else [bits.tensor, drawn]
+        for masks in (first.cat(both), PolygonMasks.cat(both), BitMasks.cat(both)):
+            assert isinstance(masks, BitMasks)
+            assert torch.equal(masks.tensor, torch.cat(expected))
+
+    def test_instances_of_both_kinds(self):
+        a, b = (Instances((6, 8), gt_masks=m) for m in (PolygonMasks([[SQUARE]]), self.make()))
+        for order in ([a, b], [b, a]):
+            assert Instances.cat(order).gt_masks.tensor.shape == (4, 6, 8)
+        assert isinstance(Instances.cat([a, a]).gt_masks, PolygonMasks)
+
+    def test_cat_without_its_own_kind(self):
+        with pytest.raises(TypeError, match="no BitMasks at all, only PolygonMasks"):
+            BitMasks.cat([PolygonMasks([[SQUARE]])])
+        with pytest.raises(TypeError, match="no PolygonMasks at all, only BitMasks"):
+            PolygonMasks.cat([self.make()])
 
 
 class TestROIMasks:

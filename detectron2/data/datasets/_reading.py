@@ -8,12 +8,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
+from detectron2.data.datasets._run_lengths import run_lengths
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
+    "AnnotationFileError",
+    "checked_id",
+    "checked_objects",
+    "describe",
     "find_duplicates",
+    "group_by_image",
     "image_size_hw",
     "is_polygon",
     "paused_gc",
@@ -48,8 +54,39 @@ def timed(what: str) -> Iterator[None]:
         logger.info("Loading %s took %.1f seconds.", what, seconds)
 
 
+class AnnotationFileError(ValueError):
+    """An annotation file cannot be used.
+
+    Args:
+        file: the file.
+        where: the place in it, such as "images[3]"; may be empty.
+        what: what is wrong there, and what to do.
+    """
+
+    def __init__(self, file: str | os.PathLike[str], where: str, what: str) -> None:
+        self.file, self.where, self.what = os.fspath(file), where, what
+        super().__init__(f"{self.file}: {where}: {what}" if where else f"{self.file}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.file, self.where, self.what)
+
+
+# How files begin that are often met in place of a JSON file.
+_OTHER_FORMATS = (
+    (b"\x1f\x8b", "it is compressed with gzip; unpack it first (gunzip)"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it first (unzip)"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first (unzstd)"),
+    (b"BZh", "it is compressed with bzip2; unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "it is compressed with xz; unpack it first (unxz)"),
+    (b"version https://git-lfs", "it is a placeholder of Git LFS; fetch the file itself (git lfs pull)"),
+    (b"<", "it begins like XML or a web page; was it downloaded completely, from the right address?"),
+)
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read an annotation file whose outermost value is an object.
+
+    The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         path: the file.
@@ -69,40 +106,126 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     with open(local_path, "rb") as f, paused_gc():
         try:
-            content = json.load(f)
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
-            raise ValueError(f"'{path}' is not a JSON file: {e}") from e
+            data = f.read()
+            text = data.decode(json.detect_encoding(data), "surrogatepass")
+            del data  # json.load() would keep it, which is as much memory again
+            content = json.loads(text)
+            del text
+        except (ValueError, RecursionError) as e:
+            f.seek(0)
+            # Not chained: the exceptions of json hold on to the whole text.
+            raise AnnotationFileError(path, "", f"this is not a JSON file: {_why_not_json(f.read(64), e)}") from None
     if not isinstance(content, dict):
-        raise ValueError(
-            f"'{path}' holds a JSON {type(content).__name__}, where an object with 'images' and 'annotations' is "
-            "expected. (A list is the format of detection results, not of annotations.)"
+        hint = " (A list is the format of detection results, not of annotations.)" if isinstance(content, list) else ""
+        raise AnnotationFileError(
+            path,
+            "",
+            f"expected a JSON object with 'images' and 'annotations', not {describe(content)}.{hint}",
         )
     return content
+
+
+def _why_not_json(start: bytes, error: Exception) -> str:
+    if not start.strip(b"\xef\xbb\xbf \t\r\n"):
+        return "it is empty" if len(start) < 64 else "it begins with nothing but blanks"
+    for beginning, meaning in _OTHER_FORMATS:
+        if start.startswith(beginning):
+            return meaning
+    if isinstance(error, UnicodeDecodeError):
+        return f"its text is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+    if isinstance(error, RecursionError):
+        return "its values are nested too deeply"
+    if isinstance(error, json.JSONDecodeError) and not error.doc[error.pos :].strip():
+        return f"it ends too early ({error}); was it written or downloaded completely?"
+    return str(error)
+
+
+def describe(value: Any) -> str:
+    """Say what a JSON value is, in a few words."""
+    names = {dict: "an object", list: "a list", str: "the string", bool: "the value", type(None): "null"}
+    name = names.get(type(value), "the number")
+    if value is None:
+        return name
+    if isinstance(value, (dict, list)):
+        return f"{name} of {len(value)} entries" if len(value) != 1 else f"{name} of 1 entry"
+    try:
+        text = json.dumps(value) if isinstance(value, bool) else repr(value)
+    except ValueError:  # an integer of thousands of digits, which Python refuses to write
+        return "a number of thousands of digits"
+    return f"{name} {text}" if len(text) <= 80 else f"{name} {text[:40]}... ({len(text)} characters)"
+
+
+def checked_objects(content: dict[str, Any], key: str, file: Any, *, required: bool = True) -> list[dict[str, Any]]:
+    """Find a list of objects in a file, such as its images.
+
+    Args:
+        content: what the file holds.
+        key: name of the list.
+        file: where it comes from, for messages.
+        required: whether the list must be there; otherwise none, or null, is an empty one.
+
+    Returns:
+        the list.
+
+    Raises:
+        ValueError: it is not there, or something else than a list of objects.
+    """
+    values = content.get(key)
+    if values is None and not required:
+        return []
+    if values is None and key not in content:
+        there = f"there is: {shorten(content)}" if content else "the object is empty"
+        raise AnnotationFileError(file, "", f"expected the key '{key}' of the COCO format; {there}.")
+    if not isinstance(values, list):
+        raise AnnotationFileError(file, key, f"expected a list, not {describe(values)}.")
+    if set(map(type, values)) - {dict}:
+        index, wrong = next((i, v) for i, v in enumerate(values) if not isinstance(v, dict))
+        raise AnnotationFileError(file, f"{key}[{index}]", f"expected an object, not {describe(wrong)}.")
+    return values
+
+
+def checked_id(value: Any, file: Any, where: str, key: str = "id") -> int | str:
+    """Check an id: a string, or an integer of 64 bits (also where the file writes 3.0).
+
+    Args:
+        value: the value in the file.
+        file: where it comes from, for messages.
+        where: the place in it, for messages.
+        key: its name there, for messages.
+
+    Returns:
+        the id.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    raise AnnotationFileError(
+        file, where, f"'{key}' must be a whole number (of 64 bits) or a string, not {describe(value)}."
+    )
 
 
 def shorten(values: Iterable[Any], limit: int = 5) -> str:
     """Write the first few of many values."""
     values = list(values)
-    text = ", ".join(repr(v) for v in values[:limit])
+    text = ", ".join(describe(v) if isinstance(v, (dict, list)) else repr(v)[:120] for v in values[:limit])
     return text + (f" ... ({len(values)} in all)" if len(values) > limit else "")
 
 
 def find_duplicates(values: Iterable[Any]) -> list[Any]:
-    """Return the values that occur more than once."""
-    return [value for value, count in Counter(values).items() if count > 1]
+    """Return the ids that occur more than once."""
+    counts = Counter(value for value in values if not isinstance(value, (list, dict)))
+    return [value for value, count in counts.items() if count > 1]
 
 
 def is_polygon(coordinates: Any) -> bool:
     """Whether this is ``[x1, y1, ..., xn, yn]`` with at least three points."""
     return isinstance(coordinates, list) and len(coordinates) >= 6 and len(coordinates) % 2 == 0
-
-
-def run_lengths(mask: dict[str, Any]) -> dict[str, Any]:
-    """Compress the run lengths of a mask that are still a list of numbers."""
-    import pycocotools.mask
-
-    mask_util: Any = pycocotools.mask  # its type hints leave this form out
-    return mask_util.frPyObjects(mask, *mask["size"])
 
 
 def image_size_hw(path: str) -> tuple[int, int]:
@@ -125,7 +248,12 @@ def image_size_hw(path: str) -> tuple[int, int]:
 
 
 def group_by_image(
-    annotations: list[dict[str, Any]], image_ids: Iterable[Any], json_file: Any, convert: Callable[[dict], dict | None]
+    annotations: list[dict[str, Any]],
+    image_ids: Iterable[Any],
+    json_file: Any,
+    convert: Callable[[dict], dict | None],
+    *,
+    consume: bool = False,
 ) -> dict[Any, list[dict[str, Any]]]:
     """Convert annotations one by one and gather them under the id of their image.
 
@@ -134,28 +262,64 @@ def group_by_image(
         image_ids: ids of all images of the data set.
         json_file: where they come from, for messages.
         convert: turns one annotation of the file into one of a dataset dict; None leaves it out.
+        consume: empty ``annotations`` on the way, so that the old and the new ones need not be in memory together.
 
     Returns:
         a list for each image id, in the order of ``image_ids``; annotations in the order of the file.
+
+    Raises:
+        ValueError: an annotation has no usable 'image_id'.
     """
     grouped: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
     orphans = []
-    for annotation in annotations:
+    for annotation in _taken_out(annotations) if consume else annotations:
         try:
             of_image = grouped.get(annotation["image_id"])
-        except KeyError:
-            raise ValueError(f"{json_file}: annotation id {annotation.get('id')} has no 'image_id'.") from None
+        except (KeyError, TypeError):  # there is none, or a list
+            _raise_for_image_id(annotation, json_file)
         if of_image is None:
-            orphans.append(annotation.get("id"))
+            orphans.append((annotation.get("id"), annotation["image_id"]))
+            if annotation["image_id"] is None:
+                _raise_for_image_id(annotation, json_file)
             continue
         converted = convert(annotation)
         if converted is not None:
             of_image.append(converted)
     if orphans:
-        logger.warning(
-            "%s: %d annotations belong to images that are not in the file and are left out (annotation ids %s).",
-            json_file,
-            len(orphans),
-            shorten(orphans),
-        )
+        _report_orphans(orphans, grouped, json_file)
     return grouped
+
+
+def _taken_out(values: list[Any]) -> Iterator[Any]:
+    values.reverse()
+    while values:
+        yield values.pop()
+
+
+def _raise_for_image_id(annotation: dict[str, Any], json_file: Any) -> NoReturn:
+    where = f"annotation id {annotation.get('id')}"
+    if annotation.get("image_id") is None:
+        raise AnnotationFileError(json_file, "", f"{where} has no 'image_id'.")
+    checked_id(annotation["image_id"], json_file, where, "image_id")
+    raise AssertionError("an id that is hashable was refused")
+
+
+def _report_orphans(orphans: list[tuple[Any, Any]], known: dict[Any, Any], json_file: Any) -> None:
+    """Warn of annotations whose image is unknown, unless they only wrote its id as another type."""
+    as_text = {str(image_id): image_id for image_id in known}
+    for annotation_id, image_id in orphans:
+        where = f"annotation id {annotation_id}"
+        meant = as_text.get(str(checked_id(image_id, json_file, where, "image_id")))
+        if meant is not None:
+            raise AnnotationFileError(
+                json_file,
+                where,
+                f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write both as numbers, or both "
+                "as strings.",
+            )
+    logger.warning(
+        "%s: %d annotations belong to images that are not in the file and are left out (annotation ids %s).",
+        json_file,
+        len(orphans),
+        shorten(annotation_id for annotation_id, _ in orphans),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.datasets._reading import read_json, timed
+from detectron2.data.datasets._reading import AnnotationFileError, read_json, shorten, timed
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -94,13 +94,13 @@ def load_cityscapes_semantic(image_dir: str | os.PathLike[str], gt_dir: str | os
     """
     records = []
     for image_file, annotation_stem in _frames(image_dir, gt_dir):
-        size = read_json(annotation_stem + "_polygons.json")
+        height, width, _ = _read_polygons(annotation_stem)
         records.append(
             {
                 "file_name": image_file,
                 "sem_seg_file_name": annotation_stem + "_labelTrainIds.png",
-                "height": size["imgHeight"],
-                "width": size["imgWidth"],
+                "height": height,
+                "width": width,
             }
         )
     if not PathManager.isfile(records[0]["sem_seg_file_name"]):
@@ -110,6 +110,16 @@ def load_cityscapes_semantic(image_dir: str | os.PathLike[str], gt_dir: str | os
         )
     logger.info("Loaded %d images from %s", len(records), image_dir)
     return records
+
+
+def _read_polygons(annotation_stem: str) -> tuple[int, int, list[dict[str, Any]]]:
+    """Return height and width of a frame in pixels, and its objects."""
+    path = annotation_stem + "_polygons.json"
+    content = read_json(path)
+    missing = [key for key in ("imgHeight", "imgWidth", "objects") if key not in content]
+    if missing:
+        raise AnnotationFileError(path, "", f"Cityscapes' files have {missing[0]!r}; there is: {shorten(content)}.")
+    return content["imgHeight"], content["imgWidth"], content["objects"]
 
 
 def _record(image_file: str, height: int, width: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -129,18 +139,24 @@ def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[st
         raise ImportError("Loading Cityscapes' polygons needs shapely: pip install shapely") from e
 
     image_file, annotation_stem = frame
-    content = read_json(annotation_stem + "_polygons.json")
+    height, width, objects = _read_polygons(annotation_stem)
     annotations = []
     covered: Any = geometry.Polygon()
     # Later objects lie in front of earlier ones, so from the last to the first each loses what is covered by then.
-    for item in reversed(content["objects"]):
-        name = item["label"]
+    for index, item in reversed(list(enumerate(objects))):
+        name, corners = item.get("label"), item.get("polygon")
+        if not isinstance(name, str) or not isinstance(corners, list) or len(corners) < 3:
+            raise AnnotationFileError(
+                annotation_stem + "_polygons.json",
+                f"objects[{index}]",
+                f"'label' must be a name and 'polygon' a list of three points or more; it is {item!r}."[:300],
+            )
         if item.get("deleted") or name == "license plate":  # plates are drawn on top of cars that they belong to
             continue
         is_group = name.endswith("group")
         label = _LABEL_OF_NAME.get(name.removesuffix("group"))
         # Vertices are indices of pixels; half a pixel makes them continuous. buffer(0) mends self-intersections.
-        shape: Any = geometry.Polygon(np.asarray(item["polygon"], dtype=np.float64) + 0.5).buffer(0.0)
+        shape: Any = geometry.Polygon(np.asarray(corners, dtype=np.float64) + 0.5).buffer(0.0)
         visible: Any = shape.difference(covered)
         covered = covered.union(shape)
         if label is None or visible.is_empty:
@@ -148,18 +164,18 @@ def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[st
         parts = [p for p in getattr(visible, "geoms", [visible]) if isinstance(p, geometry.Polygon) and p.area > 0]
         if not parts:
             continue
-        corners = np.array([p.bounds for p in parts])
+        bounds = np.array([p.bounds for p in parts])
         annotations.append(
             {
                 "iscrowd": int(is_group),
                 "category_id": label,
                 # shapely repeats the first vertex at the end; the COCO format closes polygons by itself.
                 "segmentation": [np.asarray(p.exterior.coords)[:-1].reshape(-1).tolist() for p in parts],
-                "bbox": [*corners[:, :2].min(axis=0).tolist(), *corners[:, 2:].max(axis=0).tolist()],
+                "bbox": [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()],
                 "bbox_mode": BoxMode.XYXY_ABS,
             }
         )
-    return _record(image_file, content["imgHeight"], content["imgWidth"], annotations)
+    return _record(image_file, height, width, annotations)
 
 
 def _instances_of_ids(to_polygons: bool, frame: tuple[str, str]) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._reading import paused_gc, read_json, shorten, timed
+from detectron2.data.datasets._coco_images import checked_file_name, checked_size
+from detectron2.data.datasets._reading import (
+    AnnotationFileError,
+    checked_id,
+    checked_objects,
+    describe,
+    paused_gc,
+    read_json,
+    shorten,
+    timed,
+)
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 
 __all__ = [
@@ -45,44 +55,91 @@ def load_coco_panoptic_json(
         and ``isthing``.
 
     Raises:
-        ValueError: the file is not in this format, or a segment has an unknown category.
+        ValueError: the file is not in this format, or a segment has an unknown category; the message names the place.
     """
     image_dir, gt_dir = os.fspath(image_dir), os.fspath(gt_dir)
-    things, stuff = meta["thing_dataset_id_to_contiguous_id"], meta["stuff_dataset_id_to_contiguous_id"]
-
-    def convert(segment: dict[str, Any], image_id: int) -> dict[str, Any]:
-        category = segment["category_id"]
-        is_thing = category in things
-        if not is_thing and category not in stuff:
-            raise ValueError(
-                f"{json_file}: segment {segment.get('id')} of image id {image_id} has category_id {category}, which "
-                "is neither among the things nor among the stuff of the metadata."
-            )
-        return {**segment, "category_id": things[category] if is_thing else stuff[category], "isthing": is_thing}
-
     with timed(str(json_file)), paused_gc():
         content = read_json(json_file)
-        if "annotations" not in content:
-            raise ValueError(f"{json_file}: expected the key 'annotations'; there is: {shorten(content)}.")
-        images = {image["id"]: image for image in content.get("images", [])}
+        annotations = checked_objects(content, "annotations", json_file)
+        images = _images_by_id(content, json_file)
         records = []
-        for annotation in content["annotations"]:
-            image_id = int(annotation["image_id"])
-            image = images.get(annotation["image_id"], {})
+        for index, annotation in enumerate(annotations):
+            where = f"annotations[{index}]"
+            missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+            if missing:
+                raise AnnotationFileError(json_file, where, f"needs {missing}; it has: {shorten(annotation)}.")
+            image_id = checked_id(annotation["image_id"], json_file, where, "image_id")
+            png = checked_file_name(annotation["file_name"], json_file, where)
+            image = images.get(image_id, {})
             # Cityscapes' files do not name the images; there, as in COCO, an image is called as its PNG is.
-            stem = os.path.splitext(annotation["file_name"])[0]
+            name = image.get("file_name", os.path.splitext(png)[0] + ".jpg")
             record = {
-                "file_name": os.path.join(image_dir, stem + ".jpg"),
-                "image_id": image_id,
-                "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),
-                "segments_info": [convert(segment, image_id) for segment in annotation["segments_info"]],
+                "file_name": os.path.join(image_dir, name),
+                "image_id": _as_number(image_id),
+                "pan_seg_file_name": os.path.join(gt_dir, png),
+                "segments_info": _segments(annotation, meta, json_file, f"image id {image_id}"),
             }
-            if "file_name" in image:
-                record["file_name"] = os.path.join(image_dir, image["file_name"])
             record.update({key: image[key] for key in ("height", "width") if key in image})
             records.append(record)
     logger.info("Loaded %d images in COCO panoptic format from %s", len(records), json_file)
     return records
+
+
+def _images_by_id(content: dict[str, Any], json_file: Any) -> dict[int | str, dict[str, Any]]:
+    """Return what the file tells about the images: some of ``file_name, height, width``."""
+    by_id: dict[int | str, dict[str, Any]] = {}
+    for index, image in enumerate(checked_objects(content, "images", json_file, required=False)):
+        where = f"images[{index}]"
+        if "id" not in image:
+            raise AnnotationFileError(json_file, where, f"needs 'id'; it has: {shorten(image)}.")
+        image_id = checked_id(image["id"], json_file, where)
+        if image_id in by_id:
+            raise AnnotationFileError(json_file, where, f"another image has the id {image_id!r}, too.")
+        known = by_id[image_id] = {}
+        if image.get("file_name") is not None:
+            known["file_name"] = checked_file_name(image["file_name"], json_file, where)
+        for key in ("height", "width"):
+            if image.get(key) is not None:
+                known[key] = checked_size(image[key], json_file, where, key)
+    return by_id
+
+
+def _as_number(image_id: int | str) -> int | str:
+    """Turn ids like "000000000139" into numbers, as the evaluation of COCO writes them."""
+    return int(image_id) if isinstance(image_id, str) and image_id.isdecimal() and len(image_id) < 19 else image_id
+
+
+def _segments(annotation: dict[str, Any], meta: Mapping[str, Any], json_file: Any, where: str) -> list[dict[str, Any]]:
+    """Return the descriptions of the segments of one image, with labels for category ids."""
+    things, stuff = meta["thing_dataset_id_to_contiguous_id"], meta["stuff_dataset_id_to_contiguous_id"]
+    segments, ids = [], set()
+    for index, segment in enumerate(checked_objects(annotation, "segments_info", json_file)):
+        place = f"segment {segment.get('id', index)} of {where}"
+        missing = [key for key in ("id", "category_id") if key not in segment]
+        if missing:
+            raise AnnotationFileError(json_file, place, f"needs {missing}; it has: {shorten(segment)}.")
+        segment_id = checked_id(segment["id"], json_file, place)
+        # The id is the colour of the segment in the PNG: red + 256 green + 256 * 256 blue.
+        if isinstance(segment_id, str) or not 0 <= segment_id < 256**3 or segment_id in ids:
+            raise AnnotationFileError(
+                json_file, place, "'id' must be a number from 0 to 16777215 that no other segment of the image has."
+            )
+        ids.add(segment_id)
+        if segment.get("iscrowd") not in (None, 0, 1):
+            crowd = describe(segment["iscrowd"])
+            raise AnnotationFileError(json_file, place, f"'iscrowd' must be 0 or 1, not {crowd}.")
+        category = checked_id(segment["category_id"], json_file, place, "category_id")
+        is_thing = category in things
+        if not is_thing and category not in stuff:
+            raise AnnotationFileError(
+                json_file,
+                place,
+                f"it has category_id {category!r}, which is neither among the things nor among the stuff of the "
+                "metadata.",
+            )
+        label = things[category] if is_thing else stuff[category]
+        segments.append({**segment, "id": segment_id, "category_id": label, "isthing": is_thing})
+    return segments
 
 
 def register_coco_panoptic(

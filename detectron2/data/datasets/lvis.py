@@ -3,12 +3,23 @@
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._reading import group_by_image, is_polygon, paused_gc, read_json, shorten, timed
+from detectron2.data.datasets._coco_annotations import AnnotationConverter
+from detectron2.data.datasets._coco_images import checked_file_name, image_records
+from detectron2.data.datasets._reading import (
+    AnnotationFileError,
+    checked_objects,
+    group_by_image,
+    is_polygon,
+    paused_gc,
+    read_json,
+    timed,
+)
 from detectron2.data.datasets.builtin_meta import _get_coco_instances_meta
-from detectron2.structures import BoxMode
+from detectron2.data.datasets.coco import _set_class_metadata
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
@@ -68,6 +79,8 @@ def load_lvis_json(
 ) -> list[dict[str, Any]]:
     """Load a file in the LVIS format. No image is read.
 
+    Masks are polygons in LVIS itself; run lengths are accepted as well, and so are boxes without masks.
+
     Args:
         json_file: the annotation file.
         image_root: folder that contains the folders ``train2017``, ``val2017`` ... of COCO's images.
@@ -79,21 +92,51 @@ def load_lvis_json(
         ``not_exhaustive_category_ids`` and ``neg_category_ids`` as in the file (ids of LVIS, which count from 1).
 
     Raises:
-        ValueError: an annotation has no valid polygon or an unknown category.
+        FileNotFoundError: the annotation file is missing.
+        ValueError: the file is not in this format; or an annotation has an invalid polygon or an unknown category.
     """
     with timed(str(json_file)), paused_gc():
         content = read_json(json_file)
-        labels = _labels(content, dataset_name)
-        images = sorted(content["images"], key=lambda image: image["id"])
-        keys = extra_annotation_keys or []
+        records = _image_records(content, os.fspath(image_root), json_file)
+        convert = AnnotationConverter(
+            json_file, _labels(content, json_file, dataset_name), records, extra_annotation_keys or []
+        )
 
-        def convert(annotation: dict[str, Any]) -> dict[str, Any]:
-            return _convert(annotation, labels, keys, json_file)
+        def convert_strictly(annotation: dict[str, Any]) -> dict[str, Any] | None:
+            _check_polygons(annotation, json_file)
+            return convert(annotation)
 
-        grouped = group_by_image(content.get("annotations", []), [image["id"] for image in images], json_file, convert)
-        records = [_record(image, os.fspath(image_root), labels, grouped[image["id"]]) for image in images]
+        annotations = checked_objects(content, "annotations", json_file, required=False)
+        grouped = group_by_image(annotations, records, json_file, convert_strictly, consume=True)
+        convert.finish()
+        for image_id, record in records.items():
+            record["annotations"] = grouped[image_id]
     logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
+    return list(records.values())
+
+
+def _image_records(content: dict[str, Any], image_root: str, json_file: Any) -> dict[int | str, dict[str, Any]]:
+    """Dataset dicts by image id, without annotations."""
+    images = checked_objects(content, "images", json_file)
+    for index, image in enumerate(images):
+        if "coco_url" in image:  # LVIS draws its images from several folders of COCO; only this URL tells which
+            url = checked_file_name(image["coco_url"], json_file, f"images[{index}]", "coco_url")
+            image["file_name"] = os.path.join(*url.split("/")[-2:])
+    records = image_records(content, image_root, json_file)
+    lists = ("not_exhaustive_category_ids", "neg_category_ids")
+    for image in images:
+        records[image["id"]].update({key: image.get(key) or [] for key in lists})
     return records
+
+
+def _check_polygons(annotation: dict[str, Any], json_file: Any) -> None:
+    polygons = annotation.get("segmentation")
+    if isinstance(polygons, list) and (not polygons or not all(is_polygon(p) for p in polygons)):
+        raise AnnotationFileError(
+            json_file,
+            f"annotation id {annotation.get('id')}",
+            f"every polygon needs at least three points: {str(polygons)[:200]}.",
+        )
 
 
 class _OneLess(dict):
@@ -103,7 +146,8 @@ class _OneLess(dict):
         return category_id - 1
 
 
-def _labels(content: dict[str, Any], dataset_name: str | None) -> dict[int, int]:
+def _labels(content: dict[str, Any], json_file: Any, dataset_name: str | None) -> Mapping[Any, int]:
+    """Put the class tables into the metadata; return the label of each category id."""
     if dataset_name is None:
         return _OneLess()
     metadata = MetadataCatalog.get(dataset_name)
@@ -113,52 +157,6 @@ def _labels(content: dict[str, Any], dataset_name: str | None) -> dict[int, int]
         if any(version in dataset_name for version in ("cocofied", "v0.5", "v1")):
             raise
         # Someone's own data set in this format: it tells its classes itself.
-        categories = sorted(content["categories"], key=lambda c: c["id"])
-        metadata.set(
-            thing_classes=[c["name"] for c in categories],
-            thing_dataset_id_to_contiguous_id={c["id"]: label for label, c in enumerate(categories)},
-        )
-    return metadata.get("thing_dataset_id_to_contiguous_id") or _OneLess()
-
-
-def _convert(
-    annotation: dict[str, Any], labels: dict[int, int], extra_keys: list[str], json_file: Any
-) -> dict[str, Any]:
-    polygons = annotation["segmentation"]
-    if not polygons or not all(is_polygon(p) for p in polygons):
-        raise ValueError(
-            f"{json_file}: annotation id {annotation.get('id')}: every polygon needs at least three points: {polygons}."
-        )
-    try:
-        label = labels[annotation["category_id"]]
-    except KeyError:
-        raise ValueError(
-            f"{json_file}: annotation id {annotation.get('id')} has the unknown category_id "
-            f"{annotation['category_id']}; known are {shorten(labels, 10)}."
-        ) from None
-    return {
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": label,
-        "segmentation": polygons,
-        **{key: annotation[key] for key in extra_keys if key in annotation},
-    }
-
-
-def _record(
-    image: dict[str, Any], image_root: str, labels: dict[int, int], annotations: list[dict[str, Any]]
-) -> dict[str, Any]:
-    if "coco_url" in image:  # LVIS draws its images from several folders of COCO; only this URL tells which
-        folder, file_name = image["coco_url"].split("/")[-2:]
-        path = os.path.join(image_root, folder, file_name)
-    else:
-        path = os.path.join(image_root, image["file_name"])
-    return {
-        "file_name": path,
-        "height": image["height"],
-        "width": image["width"],
-        "image_id": image["id"],
-        "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
-        "neg_category_ids": image.get("neg_category_ids", []),
-        "annotations": annotations,
-    }
+        return _set_class_metadata(content, json_file, dataset_name)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    return ids if ids is not None else {label + 1: label for label in range(len(metadata.thing_classes))}

@@ -7,6 +7,7 @@ from detectron2.data.samplers.distributed_sampler import (
     TrainingSampler,
 )
 from detectron2.data.samplers.grouped_batch_sampler import GroupedBatchSampler
+from detectron2.data.samplers.weighted_sampler import WeightedTrainingSampler
 
 __all__ = [
     "GroupedBatchSampler",
@@ -14,4 +15,5 @@ __all__ = [
     "RandomSubsetTrainingSampler",
     "RepeatFactorTrainingSampler",
     "TrainingSampler",
+    "WeightedTrainingSampler",
 ]

@@ -1,6 +1,9 @@
 """Samplers that agree across ranks without talking: each rank draws the same sequence and keeps its own share.
 
 Rank ``r`` of ``world_size`` keeps the elements ``r, r + world_size, r + 2 * world_size ...`` of a shared sequence.
+
+``state_dict()`` of a training sampler holds what determines this sequence: its seeds.  How far a training got is the
+loader's to know, since workers ask for samples in advance.
 """
 
 import itertools
@@ -38,6 +41,23 @@ class _EndlessSampler(Sampler):
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, given or drawn."""
+        return self._seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seeds: with them, a sampler with the same arguments gives the same sequence."""
+        return {"seed": self._seed}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over the seeds of another sampler; takes effect when iteration starts.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+        """
+        self._seed = int(state_dict["seed"])
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
         """Indices of one epoch (int64), before shuffling."""
@@ -104,10 +124,27 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         self._size_subset = int(size * subset_ratio)
         if self._size_subset == 0:
             raise ValueError(f"subset_ratio={subset_ratio} of {size} samples leaves none; use at least {1 / size:.3g}.")
-        generator = torch.Generator()
-        generator.manual_seed(int(comm.shared_random_seed() if seed_subset is None else seed_subset))
-        self._indexes_subset = torch.randperm(size, generator=generator)[: self._size_subset]
+        self._draw_subset(int(comm.shared_random_seed() if seed_subset is None else seed_subset))
         logger.info("Training on a random subset: %d of %d samples.", self._size_subset, size)
+
+    def _draw_subset(self, seed: int) -> None:
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        self._seed_subset = seed
+        self._indexes_subset = torch.randperm(self._size, generator=generator)[: self._size_subset]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seeds of shuffle and choice: with them, a sampler with the same arguments gives the same sequence."""
+        return {**super().state_dict(), "seed_subset": self._seed_subset}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over the seeds of another sampler, and draw its subset; takes effect when iteration starts.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+        """
+        super().load_state_dict(state_dict)
+        self._draw_subset(int(state_dict["seed_subset"]))
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
         return self._indexes_subset
@@ -116,7 +153,8 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 class RepeatFactorTrainingSampler(_EndlessSampler):
     """Like :class:`TrainingSampler`, but each sample comes as often as its repeat factor says, on average.
 
-    The fraction of a factor is rounded up or down at random, anew in each epoch.
+    The fraction of a factor is rounded up or down at random, anew in each epoch; with a factor below 1, a sample comes
+    in some epochs only.
     Source: Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation" (version 2 or later),
     appendix B.2.
     """
@@ -129,9 +167,18 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
                 as :class:`TrainingSampler`.
             shuffle: whether each epoch has its own random order.
             seed: seed of shuffle and rounding, the same on all ranks; None draws one and shares it.
+
+        Raises:
+            ValueError: there are no factors, or they are negative, not finite or all zero.
         """
         _check_size(len(repeat_factors), self)
+        if not (torch.isfinite(repeat_factors).all() and (repeat_factors >= 0).all() and repeat_factors.any()):
+            raise ValueError(
+                "Repeat factors must be finite, not negative, and not all zero; they range from "
+                f"{float(repeat_factors.min())} to {float(repeat_factors.max())}."
+            )
         super().__init__(shuffle, seed)
+        self.repeat_factors = repeat_factors
         self._int_part = torch.trunc(repeat_factors)
         self._frac_part = repeat_factors - self._int_part
 

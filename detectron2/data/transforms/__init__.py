@@ -1,5 +1,6 @@
 """Transforms (what to do to an image and its annotations) and augmentations (policies that decide on transforms)."""
 
+from .albumentations_adapter import Albumentations
 from .augmentation import (
     AugInput,
     Augmentation,
@@ -11,6 +12,7 @@ from .augmentation import (
 )
 from .augmentation_impl import (
     FixedSizeCrop,
+    LargeScaleJitter,
     MinIoURandomCrop,
     RandomApply,
     RandomBrightness,
@@ -46,6 +48,7 @@ from .transform import (
 )
 
 __all__ = [
+    "Albumentations",
     "AugInput",
     "Augmentation",
     "AugmentationList",
@@ -56,6 +59,7 @@ __all__ = [
     "FixedSizeCrop",
     "GridSampleTransform",
     "HFlipTransform",
+    "LargeScaleJitter",
     "MinIoURandomCrop",
     "NoOpTransform",
     "PILColorTransform",

@@ -4,7 +4,11 @@ Letters: `H`, `W` height and width in pixels, `N` boxes.
 """
 # ruff: noqa: NPY002 (the legacy global generator is the one that workers seed)
 
+import logging
+
 import numpy as np
+
+from detectron2.utils.logger import log_first_n
 
 from .augmentation import Augmentation
 from .transform import CropTransform, NoOpTransform, PadTransform, Transform, TransformList
@@ -213,6 +217,11 @@ class MinIoURandomCrop(Augmentation):
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
         """A window that satisfies a drawn bound, or nothing."""
         if boxes is None:
+            log_first_n(
+                logging.WARNING,
+                "MinIoURandomCrop does nothing, because it gets no boxes: give them to the AugInput, in a mapper of "
+                "your own: AugInput(image, boxes=np.array of shape (N, 4), XYXY_ABS).",
+            )
             return NoOpTransform()
         h, w = image.shape[:2]
         for _ in range(self.mode_trials):

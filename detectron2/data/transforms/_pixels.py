@@ -1,4 +1,4 @@
-"""Resampling of numpy images: through Pillow where it is exact and fast, through PyTorch for floating point.
+"""Resampling of numpy images: bytes as Pillow does it, floating point through PyTorch.
 
 Letters: `H`, `W` height and width in pixels, `C` channels, `N` images. Images are `(H, W)` or `(H, W, C)` arrays.
 Coordinates are continuous: the centre of the first pixel lies at `(0.5, 0.5)`.
@@ -37,16 +37,16 @@ def through_pil(img: np.ndarray, operate: PilOperation) -> np.ndarray:
         operate: maps a Pillow image to one of the same mode; its size may change.
 
     Returns:
-        An array of the type of `img` and with as many dimensions.
+        An array of the type of `img` and with as many dimensions, which may be written to.
     """
     if img.dtype == np.bool_:
         return through_pil(img.view(np.uint8) * np.uint8(255), operate) >= 128
     if img.ndim == 3:
         if img.dtype == np.uint8 and img.shape[2] in (3, 4):
-            return np.asarray(operate(_pil_from_array(img, "RGB" if img.shape[2] == 3 else "RGBX")))
+            return np.array(operate(_pil_from_array(img, "RGB" if img.shape[2] == 3 else "RGBX")))
         return np.stack([through_pil(img[:, :, c], operate) for c in range(img.shape[2])], axis=2)
     if img.dtype == np.uint8:
-        return np.asarray(operate(_pil_from_array(img, "L")))
+        return np.array(operate(_pil_from_array(img, "L")))
     if img.dtype.kind in "iu" and img.dtype.itemsize >= 4:
         return np.asarray(operate(Image.fromarray(img.astype(np.int32)))).astype(img.dtype)
     out = np.asarray(operate(Image.fromarray(img.astype(np.float32))))
@@ -67,9 +67,9 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def resize(img: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
     """Resize one image.
 
-    8-bit images go through Pillow, which smooths when it shrinks. Floating-point images, and 16-bit ones, go through
-    `torch.nn.functional.interpolate`, which does not. Labels of other integer types, when `interp` says nearest, take
-    the same pixels as 8-bit ones.
+    8-bit images are resized as Pillow does it, which smooths when it shrinks. Floating-point images, and 16-bit ones,
+    go through `torch.nn.functional.interpolate` without smoothing. Labels of other integer types, when `interp` says
+    nearest, take the same pixels as 8-bit ones.
 
     Args:
         img: `(H, W)` or `(H, W, C)`.
@@ -78,12 +78,14 @@ def resize(img: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
         interp: a `PIL.Image.Resampling` number.
 
     Returns:
-        An array of the type of `img`.
+        An array of the type of `img`, which may be written to.
 
     Raises:
         ValueError: for an interpolation that floating-point images do not have.
     """
     if img.dtype == np.uint8:
+        if interp == Image.Resampling.BILINEAR and _has_byte_kernel():
+            return _resize_bytes(img, new_h, new_w)
         return through_pil(img, lambda pil: pil.resize((new_w, new_h), interp))
     if img.dtype.kind != "f" and interp == Image.Resampling.NEAREST:
         return _resize_nearest(img, new_h, new_w)
@@ -97,6 +99,31 @@ def resize(img: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
     out = F.interpolate(chw[None], size=(new_h, new_w), mode=mode, align_corners=align_corners)[0]
     hwc = out.permute(1, 2, 0).numpy()
     return _cast(hwc if img.ndim == 3 else hwc[:, :, 0], img.dtype)
+
+
+@lru_cache(maxsize=1)
+def _has_byte_kernel() -> bool:
+    # Elsewhere PyTorch has no vector instructions for bytes, and Pillow is faster.
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _resize_bytes(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
+    """Bilinear with Pillow's filter, three times as fast.
+
+    Both compute with integers, Pillow with weights of 22 bits and PyTorch with 15 or fewer: one pixel in some thousands
+    of a photograph (more where noise is shrunk) differs, by one grey level. For the bicubic filter it can be 20 levels.
+    """
+    if img.ndim == 2:
+        return _resize_bytes(img[:, :, None], new_h, new_w)[:, :, 0]
+    if img.shape[2] > 4:  # the kernel has four lanes
+        groups = [img[:, :, c : c + 4] for c in range(0, img.shape[2], 4)]
+        return np.concatenate([_resize_bytes(group, new_h, new_w) for group in groups], axis=2)
+    # The batch of one has to be made first: by the strides that an axis added later would have, PyTorch takes the image
+    # for planes and brings the result, made of whole pixels, into planes in a second step as long as the first.
+    nhwc = torch.from_numpy(np.require(img, requirements=["C", "W"]))[None]
+    size = (new_h, new_w)
+    out = F.interpolate(nhwc.permute(0, 3, 1, 2), size=size, mode="bilinear", antialias=True, align_corners=False)
+    return out.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _resize_nearest(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:

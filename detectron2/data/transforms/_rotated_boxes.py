@@ -28,14 +28,38 @@ def Resize_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
     Unequal factors turn a rectangle into a parallelogram. As in `RotatedBoxes.scale`, the result is the rectangle
     whose sides have the lengths of the scaled sides and whose upright side points where the scaled one does.
     """
-    scale_x, scale_y = transform.new_w / transform.w, transform.new_h / transform.h
+    factors = transform.new_w / transform.w, transform.new_h / transform.h
+    rotated_boxes[:, :2] *= factors
+    return map_sides(rotated_boxes, np.diag(factors))
+
+
+def extract_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Move and scale rotated boxes as `ExtentTransform` does; for unequal factors see `Resize_rotated_box`."""
+    x0, y0, x1, y1 = transform.src_rect
+    h, w = transform.output_size
+    rotated_boxes[:, :2] = transform.apply_coords(rotated_boxes[:, :2])
+    return map_sides(rotated_boxes, np.diag((w / (x1 - x0), h / (y1 - y0))))
+
+
+def map_sides(rotated_boxes: np.ndarray, linear: np.ndarray) -> np.ndarray:
+    """Send the sides of rotated boxes through a linear map; their centres stay.
+
+    The image of a rectangle is a parallelogram. The result is the rectangle whose sides have the lengths of its sides
+    and whose upright side points where its upright side does.
+
+    Args:
+        rotated_boxes: changed in place.
+        linear: `(2, 2)`, maps differences `(x, y)` of points.
+
+    Returns:
+        The same array.
+    """
     theta = np.deg2rad(rotated_boxes[:, 4])
     cos, sin = np.cos(theta), np.sin(theta)
-    rotated_boxes[:, 0] *= scale_x
-    rotated_boxes[:, 1] *= scale_y
-    rotated_boxes[:, 2] *= np.hypot(scale_x * cos, scale_y * sin)
-    rotated_boxes[:, 3] *= np.hypot(scale_x * sin, scale_y * cos)
-    rotated_boxes[:, 4] = np.rad2deg(np.arctan2(scale_x * sin, scale_y * cos))
+    across, upright = linear @ np.stack([cos, -sin]), linear @ np.stack([sin, cos])  # y points down
+    rotated_boxes[:, 2] *= np.hypot(*across)
+    rotated_boxes[:, 3] *= np.hypot(*upright)
+    rotated_boxes[:, 4] = np.rad2deg(np.arctan2(*upright))
     return rotated_boxes
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ._augmentation_color import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
 from ._augmentation_crop import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomCrop_CategoryAreaConstraint
-from .augmentation import Augmentation, _transform_to_aug
+from .augmentation import Augmentation, AugmentationList, _transform_to_aug
 from .transform import (
     ExtentTransform,
     HFlipTransform,
@@ -29,6 +29,7 @@ from .transform import (
 
 __all__ = [
     "FixedSizeCrop",
+    "LargeScaleJitter",
     "MinIoURandomCrop",
     "RandomApply",
     "RandomBrightness",
@@ -238,14 +239,13 @@ class ResizeShortestEdge(Augmentation):
         longest = max(new_h, new_w)
         if longest > max_size:
             new_h, new_w = new_h * (max_size / longest), new_w * (max_size / longest)
-        return int(new_h + 0.5), int(new_w + 0.5)
+        return max(int(new_h + 0.5), 1), max(int(new_w + 0.5), 1)
 
 
 class ResizeScale(Augmentation):
     """Scale the image, keeping its proportions, to fit in a target size that is itself scaled at random.
 
-    This is the first half of large-scale jittering (Ghiasi et al., "Simple Copy-Paste", 2021); `FixedSizeCrop` is the
-    second.
+    This is the first half of `LargeScaleJitter`; `FixedSizeCrop` is the second.
 
     Args:
         min_scale: least factor of the target size.
@@ -279,6 +279,47 @@ class ResizeScale(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Resize into the target size times a random factor."""
         return self._get_resize(image, np.random.uniform(self.min_scale, self.max_scale))
+
+
+class LargeScaleJitter(AugmentationList):
+    """Large-scale jittering: scale the image at random to fit in a fixed size, then crop or pad it to that size.
+
+    From Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation"
+    (arXiv:2012.07177), section 3. The paper flips images too: use it as `[RandomFlip(), LargeScaleJitter(1024)]`.
+
+    Args:
+        size: `(height, width)` of the result in pixels; one number means a square.
+        min_scale: least factor between the scaled image and the size.
+        max_scale: greatest factor.
+        pad: whether to pad images that are smaller than the size; a model that pads batches needs no padding here.
+        pad_value: grey level of padded pixels.
+        seg_pad_value: label of padded pixels.
+        interp: a `PIL.Image.Resampling` number.
+
+    Raises:
+        ValueError: if the scales are not `0 < min_scale <= max_scale`.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] = 1024,
+        min_scale: float = 0.1,
+        max_scale: float = 2.0,
+        *,
+        pad: bool = True,
+        pad_value: float = 128.0,
+        seg_pad_value: int = 255,
+        interp: int = Image.Resampling.BILINEAR,
+    ):
+        if not 0 < min_scale <= max_scale:
+            raise ValueError(f"LargeScaleJitter needs 0 < min_scale <= max_scale, got {min_scale} and {max_scale}")
+        h, w = (size, size) if isinstance(size, (int, np.integer)) else size
+        super().__init__(
+            [
+                ResizeScale(min_scale, max_scale, h, w, interp),
+                FixedSizeCrop((h, w), pad=pad, pad_value=pad_value, seg_pad_value=seg_pad_value),
+            ]
+        )
 
 
 class RandomRotation(Augmentation):
@@ -358,4 +399,5 @@ class RandomExtent(Augmentation):
         center_y = h * (0.5 + self.shift_range[1] * (np.random.rand() - 0.5))
         half_w, half_h = 0.5 * scale * w, 0.5 * scale * h
         rect = (center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h)
-        return ExtentTransform(src_rect=rect, output_size=(int(rect[3] - rect[1]), int(rect[2] - rect[0])))
+        output_hw = (max(int(rect[3] - rect[1]), 1), max(int(rect[2] - rect[0]), 1))
+        return ExtentTransform(src_rect=rect, output_size=output_hw)

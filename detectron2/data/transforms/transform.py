@@ -335,13 +335,42 @@ def _crop_polygons(transform: Any, polygons: list[np.ndarray]) -> list[np.ndarra
     ]
 
 
+def _flip_vertically(transform: Any, img: np.ndarray) -> np.ndarray:
+    """Flip an image `(H, W)` or `(H, W, C)`, or a stack `(N, H, W, C)`; the result is a contiguous copy."""
+    return np.ascontiguousarray(np.flip(img, axis=0 if img.ndim <= 3 else -3))
+
+
+def _no_direction(kind: str, name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"GridSampleTransform cannot transform {kind}: its grid only says where each pixel comes from; register a "
+        f'function that knows the opposite direction with GridSampleTransform.register_type("{name}", function), or '
+        "use it for images and label maps alone"
+    )
+
+
+def _refuse_coords(transform: Any, coords: np.ndarray) -> np.ndarray:
+    """Not possible; the method of fvcore says so without a word."""
+    raise _no_direction("points, polygons and boxes", "coords")
+
+
+def _refuse_rotated_box(transform: Any, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Not possible."""
+    raise _no_direction("rotated boxes", "rotated_box")
+
+
 HFlipTransform.register_type("rotated_box", HFlip_rotated_box)
 VFlipTransform.register_type("rotated_box", VFlip_rotated_box)
-ResizeTransform.register_type("rotated_box", Resize_rotated_box)
+for _scale in (ResizeTransform, ScaleTransform):
+    _scale.register_type("rotated_box", Resize_rotated_box)
+ExtentTransform.register_type("rotated_box", _rotated_boxes.extract_rotated_box)
 RotationTransform.register_type("rotated_box", _rotated_boxes.rotate_rotated_box)
 for _shift in (CropTransform, PadTransform):
     _shift.register_type("rotated_box", _rotated_boxes.shift_rotated_box)
 for _still in (NoOpTransform, BlendTransform, ColorTransform):
     _still.register_type("rotated_box", _rotated_boxes.keep_rotated_box)
+# The method of fvcore goes through PyTorch, which warns about arrays from Pillow, as they cannot be written to.
+VFlipTransform.register_type("image", _flip_vertically)
 # The method of fvcore needs shapely, which is no dependency of ours, and empties polygons that touch themselves.
 CropTransform.register_type("polygons", _crop_polygons)
+GridSampleTransform.register_type("coords", _refuse_coords)
+GridSampleTransform.register_type("rotated_box", _refuse_rotated_box)

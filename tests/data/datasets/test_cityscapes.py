@@ -68,6 +68,21 @@ def test_later_objects_are_in_front(city):
     assert (bikes["category_id"], bikes["iscrowd"], bikes["bbox"]) == (7, 1, [20.5, 10.5, 24.5, 14.5])
 
 
+@pytest.mark.parametrize("item", [{"label": "car"}, {"polygon": [[0, 0], [1, 0], [1, 1]]}, square("car", 0, 0, 1)])
+def test_malformed_objects_are_named(city, item):
+    item = {**item, "polygon": item["polygon"][:2]} if len(item) == 2 else item
+    with pytest.raises(ValueError, match=r"ulm_0_0_gtFine_polygons\.json: objects\[1\]: 'label' must be"):
+        load_cityscapes_instances(*city([square("road", 0, 0, 20), item]))
+
+
+def test_another_json_file(city):
+    images, gt = city()
+    (gt / "ulm" / "ulm_0_0_gtFine_polygons.json").write_text('{"images": []}')
+    for load in (load_cityscapes_instances, load_cityscapes_semantic):
+        with pytest.raises(ValueError, match=r"polygons\.json: Cityscapes' files have 'imgHeight'; there is: 'images'"):
+            load(images, gt)
+
+
 def test_object_cut_in_two(city):
     objects = [square("car", 0, 0, 10), {"label": "pole", "polygon": [[4, -1], [6, -1], [6, 12], [4, 12]]}]
     (record,) = load_cityscapes_instances(*city(objects))

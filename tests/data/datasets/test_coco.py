@@ -1,11 +1,16 @@
 """Loading and writing the COCO format."""
 
+import gzip
 import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -171,7 +176,7 @@ class TestLoad:
             ("{", "not a JSON file"),
             ([], "format of detection results"),
             ({"annotations": []}, "'images'"),
-            ({"images": [{"id": 1}]}, r"images\[0\] needs 'id' and 'file_name'"),
+            ({"images": [{"id": 1}]}, r"images\[0\]: needs 'id' and 'file_name'"),
             ({"images": [image(1)]}, "'categories'"),
             (dataset([image(1), image(1)]), "several images have the same id: 1"),
             (dataset([image(1)], categories=CATEGORIES * 2), "several categories have the same id: 5, 7"),
@@ -186,6 +191,196 @@ class TestLoad:
     def test_malformed(self, write, name, content, message):
         with pytest.raises(ValueError, match=message):
             load_coco_json(write(content), "/images", name)
+
+    @pytest.mark.parametrize(
+        ("images", "annotations", "message"),
+        [
+            ({"1": image(1)}, [], "images: expected a list, not an object of 1 entry"),
+            (None, [], "images: expected a list, not null"),
+            ([3], [], r"images\[0\]: expected an object, not the number 3"),
+            ([image(None)], [], r"images\[0\]: 'id' must be a whole number .* or a string, not null"),
+            ([image(2**63)], [], "'id' must be a whole number"),
+            ([image(math.nan)], [], "'id' must be a whole number .* not the number nan"),
+            ([image(True)], [], "not the value true"),
+            ([image([1])], [], "not a list of 1 entry"),
+            ([image(1, file_name=3)], [], "'file_name' must be a path, not the number 3"),
+            ([image(1, file_name="")], [], "'file_name' must be a path, not empty"),
+            ([image(1, file_name="a\0b")], [], "no file can be called"),
+            ([image(1, height=0)], [], "image id 1: 'height' must be a positive whole number .* not the number 0"),
+            ([image(1, width=2.5)], [], "image id 1: 'width' must be"),
+            ([image(1, width="30")], [], "not the string '30'"),
+            ([image(1)], {"a": 1}, "annotations: expected a list"),
+            ([image(1)], ["a"], r"annotations\[0\]: expected an object, not the string 'a'"),
+            ([image(1)], [annotation([], 1)], r"annotations\[0\]: 'id' must be"),
+            ([image(1)], [annotation(3, "1")], "annotation id 3: 'image_id' is '1', while the id of that image is 1"),
+            ([image("1")], [annotation(3, 1)], "'image_id' is 1, while the id of that image is '1'"),
+            ([image(1)], [annotation(3, None)], "annotation id 3 has no 'image_id'"),
+            ([image(1)], [annotation(3, [1])], "'image_id' must be a whole number"),
+            ([image(1)], [annotation(3, math.nan)], "'image_id' must be a whole number"),
+            ([image(1)], [annotation(3, 1, category_id=None)], "category_id None is not among"),
+            ([image(1)], [annotation(3, 1, category_id=[5])], "category_id a list of 1 entry is not among"),
+            ([image(1)], [annotation(3, 1, category_id="5")], "category_id '5' is not among the ids .* 5, 7"),
+            ([image(1)], [annotation(3, 1, iscrowd="0")], "'iscrowd' must be 0 or 1, not the string '0'"),
+            ([image(1)], [annotation(3, 1, iscrowd=2)], "'iscrowd' must be 0 or 1"),
+            ([image(1)], [annotation(3, 1, bbox="1234")], "'bbox' must be .*, not the string '1234'"),
+            ([image(1)], [annotation(3, 1, bbox=[1, 2, 3])], r"'bbox' must be .*, not \[1, 2, 3\]"),
+            ([image(1)], [annotation(3, 1, bbox=[1, 2, "3", 4])], "one is the string '3'"),
+            ([image(1)], [annotation(3, 1, bbox=[1, None, 3, 4])], "one is null"),
+            ([image(1)], [annotation(3, 1, bbox=[1, 2, 3, 10**400])], "below 1e[+]07; one is the number 1000"),
+            ([image(1)], [annotation(3, 1, keypoints=[1, 2])], "'keypoints' must be three numbers for each"),
+            ([image(1)], [annotation(3, 1, keypoints=[1, "2", 2])], "'keypoints' must be numbers"),
+            ([image(1)], [annotation(3, 1, keypoints=[math.nan, 0, 0])], "'keypoints' must be numbers"),
+            ([image(1)], [annotation(3, 1, keypoints={"a": 1})], "'keypoints' must be three numbers"),
+            ([image(1)], [annotation(3, 1, segmentation=[0, 0, 4, 0, 4, 4])], r"for a single polygon: \[\[x1"),
+            ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, math.inf]])], "one is the number inf"),
+            ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, 1e300]])], "one is the number 1e[+]300"),
+            ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, [4]]])], "one is a list"),
+            ([image(1)], [annotation(3, 1, segmentation=0)], "must be a list or an object"),
+            (
+                [image(1)],
+                [annotation(3, 1, segmentation={"counts": [600]})],
+                r"\[height, width\] = \[20, 30\], not null",
+            ),
+            (
+                [image(1)],
+                [annotation(3, 1, segmentation={"size": [30, 20], "counts": [600]})],
+                r"must be that of the image, \[height, width\] = \[20, 30\], not \[30, 20\]",
+            ),
+            *[
+                ([image(1)], [annotation(3, 1, segmentation={"size": [20, 30], "counts": counts})], message)
+                for counts, message in [
+                    ([599], "of 599 pixels, while the image has 600"),
+                    ([601], "of 601 pixels"),
+                    ([], "of 0 pixels"),
+                    ([-1, 601], "whole numbers from 0"),
+                    ([600.0], "whole numbers from 0"),
+                    (None, "not null"),
+                    ("", "not the string ''"),
+                    ("~~", "not the string '~~'"),
+                    ("hb", "not the string 'hb'"),  # breaks off
+                    ("54", "of 9 pixels"),
+                    ("o" * 12 + "0", "with a number that is too large"),
+                ]
+            ],
+        ],
+    )
+    def test_wrong_values(self, write, name, images, annotations, message):
+        file = write({"images": images, "annotations": annotations, "categories": CATEGORIES})
+        with pytest.raises(ValueError, match=message) as caught:
+            load_coco_json(file, "/images", name)
+        assert str(caught.value).startswith(file) and len(str(caught.value)) < len(file) + 500
+
+    @pytest.mark.parametrize(
+        ("categories", "message"),
+        [
+            (3, "categories: expected a list, not the number 3"),
+            ([3], r"categories\[0\]: expected an object"),
+            ([{"id": 1}], r"categories\[0\]: needs 'id' and 'name'; it has: 'id'"),
+            ([{"id": 1, "name": 3}], "'name' must be a string, not the number 3"),
+            ([{"id": {}, "name": "a"}], r"categories\[0\]: 'id' must be"),
+            ([{"id": 1, "name": "a"}, {"id": "b", "name": "b"}], "some ids are numbers and others strings"),
+        ],
+    )
+    def test_wrong_categories(self, write, name, categories, message):
+        with pytest.raises(ValueError, match=message):
+            load_coco_json(write(dataset([image(1)], categories=[]) | {"categories": categories}), "/images", name)
+
+    def test_what_may_be_missing_or_null(self, write, name):
+        nothing = dict.fromkeys(("iscrowd", "segmentation", "keypoints", "id", "area", "ignore"))
+        content = dataset(
+            [image(1, license=None)], [{**annotation(0, 1), **nothing}, {**annotation(0, 1), **nothing, "bbox": None}]
+        )
+        first, second = load_coco_json(write(content), "/images", name)[0]["annotations"]
+        assert first == {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        assert second == {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        assert load_coco_json(write(content | {"annotations": None}), "/images")[0]["annotations"] == []
+
+    def test_ids_of_several_kinds(self, write, name):
+        categories = [{"id": 2.0, "name": "b"}, {"id": -1, "name": "a"}]
+        content = dataset([image(7.0, height=20.0)], [annotation(1, 7, category_id=2)], categories)
+        (record,) = load_coco_json(write(content), "/images", name)
+        assert type(record["image_id"]) is int and type(record["height"]) is int
+        assert record["annotations"][0]["category_id"] == 1
+        assert MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id == {-1: 0, 2: 1}
+
+    def test_ids_that_are_strings(self, write, name):
+        content = dataset([image("x")], [annotation("p", "x", category_id="c")], [{"id": "c", "name": "a"}])
+        (record,) = load_coco_json(write(content), "/images", name)
+        assert record["image_id"] == "x" and record["annotations"][0]["category_id"] == 0
+        assert load_coco_json(write(content), "/images")[0]["annotations"][0]["category_id"] == "c"
+
+    def test_names_of_classes_may_repeat(self, write, name, caplog):
+        content = dataset([image(1)], categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
+        load_coco_json(write(content), "/images", name)
+        assert MetadataCatalog.get(name).thing_classes == ["a", "a"]
+        assert "several categories have the same name: 'a'" in caplog.text
+
+    def test_useless_boxes_are_left_to_the_validation(self, write):
+        boxes = [[1, 2, -3, 0], [math.nan, 0, 1, 1], [0, 0, math.inf, 1], [99, 99, 1, 1]]
+        (record,) = load_coco_json(
+            write(dataset([image(1)], [annotation(i, 1, bbox=b) for i, b in enumerate(boxes)])), ""
+        )
+        assert str([a["bbox"] for a in record["annotations"]]) == str(boxes)
+
+    def test_file_names(self, write, tmp_path, caplog):
+        caplog.set_level("INFO")
+        names = ["train\\1.jpg", "ä 写真.jpg", "/else/where.jpg", "a\\b.jpg"]
+        (tmp_path / names[3]).touch()  # not from Windows: there is such a file
+        content = dataset([image(i, file_name=n) for i, n in enumerate(names)])
+        records = load_coco_json(write(content), tmp_path)
+        expected = [str(tmp_path / "train/1.jpg"), str(tmp_path / names[1]), names[2], str(tmp_path / names[3])]
+        assert [r["file_name"] for r in records] == expected
+        assert "1 file names have" in caplog.text
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+    def test_encodings(self, tmp_path, encoding):
+        content = json.dumps(dataset([image("ä")]), ensure_ascii=False)
+        (tmp_path / "a.json").write_text(content, encoding=encoding)
+        assert load_coco_json(tmp_path / "a.json", "/images")[0]["file_name"] == "/images/ä.jpg"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "not a JSON file: it is empty"),
+            (b"\xef\xbb\xbf \n", "it is empty"),
+            (b" " * 100, "nothing but blanks"),
+            (gzip.compress(b"{}"), "compressed with gzip"),
+            (b"PK\x03\x04...", "zip archive"),
+            (b"<!doctype html>", "web page"),
+            (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+            (b'{"images": [{"file_name": "\xe4.jpg"}]}', "not UTF-8 .* at byte 27"),
+            (b'{"images": [{"id": 1}', "ends too early"),
+            (b'{"images": [}', "Expecting value: line 1 column 13"),
+            (b'{"images": ' + b"[" * 100_000, "nested too deeply"),
+            (b'{"images": ' + b"9" * 5000 + b"}", "not a JSON file"),
+            (b'"text"', "expected a JSON object .* not the string 'text'"),
+        ],
+    )
+    def test_other_files(self, tmp_path, content, message):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{tmp_path}/a.json: .*{message}"):
+            load_coco_json(tmp_path / "a.json", "/images")
+
+    def test_run_length_totals(self):
+        from pycocotools import mask as mask_util
+
+        from detectron2.data.datasets._run_lengths import is_compressed, run_length_totals
+
+        rng = np.random.default_rng(0)
+        masks = [rng.random(rng.integers(1, 40, 2)) < rng.random() for _ in range(200)] + [np.zeros((3000, 2000), bool)]
+        texts = [mask_util.encode(np.asfortranarray(m, np.uint8))["counts"].decode() for m in masks]
+        assert all(map(is_compressed, texts)) and not is_compressed(b"53")
+        assert run_length_totals([]).tolist() == []
+        assert run_length_totals(texts).tolist() == [m.size for m in masks]
+        assert run_length_totals(texts * 200).tolist() == [m.size for m in masks] * 200  # in several chunks
+
+    def test_errors_can_be_pickled(self, write):
+        import pickle
+
+        with pytest.raises(ValueError) as caught:
+            load_coco_json(write("[]"), "/images")
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert str(again) == str(caught.value) and type(again) is type(caught.value)
 
     def test_minival_ids_may_repeat(self, write):
         file = write(dataset([image(1)], [annotation(3, 1)] * 2), "instances_minival2014.json")
@@ -302,13 +497,75 @@ class TestConvert:
         for a in annotations:
             np.testing.assert_array_equal(mask_util.decode(a["segmentation"]), mask)
 
+    def test_masks_as_arrays(self, name):
+        from pycocotools import mask as mask_util
+
+        mask = np.zeros((6, 5), bool)
+        mask[1:4, 2:5] = True
+        one = {"category_id": 0, "bbox": [2, 1, 3, 3], "bbox_mode": BoxMode.XYWH_ABS}
+        masks = [mask, mask.astype(np.float32) * 7, torch.from_numpy(mask)]
+        records = [
+            {"height": 6, "width": 5, "file_name": "a", "annotations": [{**one, "segmentation": m} for m in masks]}
+        ]
+        self.register(name, records, thing_classes=["a"])
+        annotations = json.loads(json.dumps(convert_to_coco_dict(name)))["annotations"]
+        for a in annotations:
+            assert a["area"] == 9
+            np.testing.assert_array_equal(mask_util.decode(a["segmentation"]), mask)
+
     @pytest.mark.parametrize(
-        ("change", "error"), [({"bbox": [1, 2, 3]}, ValueError), ({"segmentation": "x"}, TypeError)]
+        ("mode", "box", "expected"),
+        [
+            (BoxMode.XYXY_ABS, (1, 2, 4, 8), [1, 2, 3, 6]),
+            (BoxMode.XYWH_ABS, np.float32([1, 2, 3, 6]), [1, 2, 3, 6]),
+            (BoxMode.XYXY_REL, [0.25, 0.5, 0.75, 1], [5, 5, 10, 5]),
+            (BoxMode.XYWH_REL, torch.tensor([0.25, 0.5, 0.75, 0.5]), [5, 5, 15, 5]),
+            (4, [5, 6, 7, 8, -30], [5, 6, 7, 8, -30]),
+        ],
     )
-    def test_malformed(self, name, change, error):
+    def test_box_modes(self, name, mode, box, expected):
+        one = {"category_id": 0, "bbox": box, "bbox_mode": mode}
+        self.register(name, [{"height": 10, "width": 20, "file_name": "a", "annotations": [one]}], thing_classes=["a"])
+        (converted,) = convert_to_coco_dict(name)["annotations"]
+        assert converted["bbox"] == expected and converted["area"] == expected[2] * expected[3]
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"bbox": [1, 2, 3]}, ValueError, "annotation 0 of image id 0 .'a'.*4 numbers, or 5"),
+            ({"bbox": [1, 2, 3, 4, 5]}, ValueError, "does not go with its 'bbox_mode' XYWH_ABS"),
+            ({"bbox": [1, 2, 3, math.nan]}, ValueError, "not finite"),
+            ({"bbox_mode": 17}, ValueError, "17 is not a valid BoxMode"),
+            ({"category_id": 1}, ValueError, "category_id 1 is not the label of a class; there are 1 classes"),
+            ({"keypoints": [1, 2]}, ValueError, "three numbers for each keypoint"),
+            ({"segmentation": np.zeros((5, 6))}, ValueError, r"shape \(5, 6\), but the image has .* \(6, 5\)"),
+            ({"segmentation": {"size": [6, 5]}}, ValueError, "no 'counts'"),
+            ({"segmentation": "x"}, TypeError, "annotation 0 of image id 0 .* not str"),
+        ],
+    )
+    def test_malformed(self, name, change, error, message):
         one = {"category_id": 0, "bbox": [2, 1, 3, 3], "bbox_mode": BoxMode.XYWH_ABS, **change}
         self.register(name, [{"height": 6, "width": 5, "file_name": "a", "annotations": [one]}], thing_classes=["a"])
-        with pytest.raises(error):
+        with pytest.raises(error, match=message):
+            convert_to_coco_dict(name)
+
+    @pytest.mark.parametrize(
+        ("records", "metadata", "message"),
+        [
+            ([{"file_name": "a", "height": 3}], {}, "image 0 has no 'width'"),
+            ([{"file_name": "a", "height": 3, "width": None}], {}, "image 0 has no 'width'"),
+            ([{"file_name": "a", "height": 3, "width": 3, "image_id": 7}] * 2, {}, "the same 'image_id': 7"),
+            ([], {"thing_dataset_id_to_contiguous_id": {1: 1}}, "has no id for these of the thing_classes: 'a'"),
+            (
+                [{"file_name": "a", "height": 3, "width": 3, "annotations": [{"bbox_mode": BoxMode.XYXY_ABS}]}],
+                {},
+                "annotation 0 of image id 0 .* there is no 'bbox'",
+            ),
+        ],
+    )
+    def test_malformed_data_sets(self, name, records, metadata, message):
+        self.register(name, records, thing_classes=["a"], **metadata)
+        with pytest.raises(ValueError, match=message):
             convert_to_coco_dict(name)
 
     def test_file_and_back(self, name, write, tmp_path):
@@ -334,21 +591,118 @@ class TestConvert:
         assert pycoco(target) == pycoco(source)
 
     def test_cache(self, name, tmp_path, caplog):
-        records = [{"height": 6, "width": 5, "file_name": "a"}]
+        caplog.set_level("INFO")
+        one = {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        records = [{"height": 6, "width": 5, "file_name": "a", "annotations": [one]}]
         self.register(name, records, thing_classes=["a"])
         target = tmp_path / "converted.json"
+
+        def written_anew(**options):
+            target.write_text(target.read_text() + " ")
+            convert_to_coco_json(name, str(target), **options)
+            return not target.read_text().endswith(" ")
+
         convert_to_coco_json(name, str(target))
-        records.append(records[0])
+        assert not written_anew() and "made from the same data" in caplog.text
+        assert written_anew(allow_cached=False)
+        for change in (
+            lambda: records.append({**records[0], "annotations": []}),
+            lambda: one.update(bbox=[0, 0, 1, 1.5]),
+            lambda: one.update(segmentation=[[0, 0, 1, 0, 1, 1]]),
+            lambda: one.update(bbox_mode=BoxMode.XYWH_ABS),
+            lambda: records[0].update(height=7),
+            lambda: MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id={4: 0}),
+        ):
+            change()
+            caplog.clear()
+            assert written_anew() and "has changed since" in caplog.text
+            assert not written_anew()
+        assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+    def test_file_of_another_origin_is_kept(self, name, tmp_path, caplog):
+        self.register(name, [{"height": 6, "width": 5, "file_name": "a"}], thing_classes=["a"])
+        target = tmp_path / "converted.json"
+        target.write_text("{}")
         convert_to_coco_json(name, str(target))
-        assert len(json.loads(target.read_text())["images"]) == 1 and "existing annotation file" in caplog.text
+        assert target.read_text() == "{}" and "may be older than dataset" in caplog.text
         convert_to_coco_json(name, str(target), allow_cached=False)
-        assert len(json.loads(target.read_text())["images"]) == 2
+        assert len(json.loads(target.read_text())["images"]) == 1
 
     def test_failure_leaves_no_file(self, name, tmp_path):
         self.register(name, [{"height": 6, "width": 5, "file_name": "a", "image_id": {1}}], thing_classes=["a"])
         with pytest.raises(TypeError):
             convert_to_coco_json(name, str(tmp_path / "converted.json"))
         assert [p.name for p in tmp_path.glob("*.json*") if not p.name.endswith(".lock")] == []
+
+
+EIGHTHS = st.integers(-80, 800).map(lambda v: v / 8)
+POINTS = st.lists(st.tuples(EIGHTHS, EIGHTHS), min_size=3, max_size=6).map(lambda p: [v for xy in p for v in xy])
+
+
+@st.composite
+def coco_masks(draw):
+    ends = sorted(draw(st.lists(st.integers(0, 600), max_size=5, unique=True)))
+    plain = {"size": [20, 30], "counts": np.diff([0, *ends, 600]).tolist()}
+    if draw(st.booleans()):
+        from pycocotools import mask as mask_util
+
+        return {"size": [20, 30], "counts": mask_util.frPyObjects(plain, 20, 30)["counts"].decode()}
+    return plain
+
+
+@st.composite
+def coco_contents(draw):
+    """A file in the COCO format, in which all that can be there may be there."""
+    categories = draw(st.lists(st.integers(-5, 99), min_size=1, max_size=3, unique=True))
+    image_ids = draw(st.lists(st.integers(0, 2**40) | st.text(max_size=3), max_size=3, unique=True))
+    annotations = []
+    for _ in range(draw(st.integers(0, 4)) if image_ids else 0):
+        a = {
+            "id": len(annotations) + 1,
+            "image_id": draw(st.sampled_from(image_ids)),
+            "category_id": draw(st.sampled_from(categories)),
+            "bbox": draw(st.lists(EIGHTHS, min_size=4, max_size=5)),
+            "iscrowd": draw(st.integers(0, 1)),
+        }
+        if draw(st.booleans()):
+            a["segmentation"] = draw(st.lists(POINTS, min_size=1, max_size=2) | coco_masks())
+        if draw(st.booleans()):
+            a["keypoints"] = draw(
+                st.lists(st.tuples(EIGHTHS, EIGHTHS, st.integers(0, 2)), min_size=1, max_size=3).map(
+                    lambda points: [v for point in points for v in point]
+                )
+            )
+        annotations.append(a)
+    return dataset(
+        [image(i, file_name=f"{draw(st.sampled_from('aäé/'))}{n}.jpg") for n, i in enumerate(image_ids)],
+        annotations,
+        [{"id": c, "name": f"class {c}"} for c in categories],
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=coco_contents())
+def test_load_convert_load_is_identity(tmp_path_factory, content):
+    names = ("test_coco/first", "test_coco/second")
+    folder = tmp_path_factory.mktemp("identity")
+    (folder / "source.json").write_text(json.dumps(content))
+    try:
+        register_coco_instances(names[0], {}, folder / "source.json", "/images")
+        before = DatasetCatalog.get(names[0])
+        assert sum(len(r["annotations"]) for r in before) == len(content["annotations"])
+        convert_to_coco_json(names[0], str(folder / "converted.json"))
+        for annotation_ in (a for r in before for a in r["annotations"] if isinstance(a.get("segmentation"), dict)):
+            counts = annotation_["segmentation"]["counts"]  # bytes, if the file had a list of numbers
+            annotation_["segmentation"]["counts"] = counts.decode() if isinstance(counts, bytes) else counts
+        assert load_coco_json(folder / "converted.json", "/", names[1]) == before
+        first, second = (MetadataCatalog.get(n) for n in names)
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+            assert first.get(key) == second.get(key)
+    finally:
+        for name in names:
+            for catalog in (DatasetCatalog, MetadataCatalog):
+                if name in catalog:
+                    catalog.remove(name)
 
 
 class TestSemSeg:

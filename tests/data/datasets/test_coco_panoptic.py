@@ -60,10 +60,54 @@ def test_image_table(tmp_path):
     assert (record["file_name"], record["height"], record["width"]) == ("i/y.jpeg", 5, 6)
 
 
-@pytest.mark.parametrize(("content", "message"), [({}, "'annotations'"), (panoptic(5), "image id 4 has category_id 5")])
+def changed(**changes):
+    content = panoptic(3)
+    content["annotations"][0].update(changes)
+    return content
+
+
+def changed_segment(**changes):
+    content = panoptic(3, 8)
+    content["annotations"][0]["segments_info"][1].update(changes)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "'annotations'"),
+        ({"annotations": {}}, "annotations: expected a list"),
+        ({"annotations": [4]}, r"annotations\[0\]: expected an object"),
+        ({"annotations": [{"image_id": 4}]}, r"annotations\[0\]: needs \['file_name', 'segments_info'\]"),
+        (changed(image_id=None), "'image_id' must be"),
+        (changed(file_name=7), "'file_name' must be a path"),
+        (changed(segments_info=None), "segments_info: expected a list, not null"),
+        (changed(segments_info=[[]]), r"segments_info\[0\]: expected an object"),
+        (panoptic(5), "segment 1 of image id 4: it has category_id 5"),
+        (changed_segment(category_id=[8]), "segment 2 of image id 4: 'category_id' must be"),
+        (changed_segment(id=1), "segment 1 of image id 4: 'id' must be .* that no other segment"),
+        (changed_segment(id=2**24), "'id' must be a number from 0 to 16777215"),
+        (changed_segment(id="2"), "'id' must be a number"),
+        (changed_segment(iscrowd=7), "'iscrowd' must be 0 or 1"),
+        (panoptic(images=[4]), r"images\[0\]: expected an object"),
+        (panoptic(images=[{}]), r"images\[0\]: needs 'id'"),
+        (panoptic(images=[{"id": 4}] * 2), r"images\[1\]: another image has the id 4"),
+        (panoptic(images=[{"id": 4, "file_name": 5}]), "'file_name' must be a path"),
+        (panoptic(images=[{"id": 4, "height": -1}]), "'height' must be a positive"),
+    ],
+)
 def test_malformed(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         load_coco_panoptic_json(write(tmp_path / "a.json", content), "i", "p", META)
+    assert str(caught.value).startswith(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(("image_id", "expected"), [("000123", 123), (4.0, 4), ("bonn_7", "bonn_7")])
+def test_image_ids(tmp_path, image_id, expected):
+    content = changed(image_id=image_id) | {"images": [{"id": image_id, "file_name": "y.jpg", "height": None}]}
+    (record,) = load_coco_panoptic_json(write(tmp_path / "a.json", content), "i", "p", META)
+    assert record["image_id"] == expected and type(record["image_id"]) is type(expected)
+    assert record["file_name"] == "i/y.jpg" and "height" not in record
 
 
 def test_register_standard(tmp_path, names):

@@ -2,6 +2,7 @@
 
 import json
 
+import pycocotools.mask as mask_util
 import pytest
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -93,6 +94,37 @@ def test_own_classes(tmp_path):
         MetadataCatalog.remove(name)
 
 
+def test_run_lengths_and_boxes_without_masks(tmp_path):
+    counts = [0, 4, 26]
+    encoded = {"size": [5, 6], "counts": counts}
+    boxes_only = {k: v for k, v in annotation(9, 2).items() if k != "segmentation"}
+    file = write(tmp_path, [image(1)], [annotation(7, 1), annotation(8, 1, segmentation=encoded), boxes_only])
+    (record,) = load_lvis_json(file, "coco/")
+    polygons, mask, none = record["annotations"]
+    assert polygons["segmentation"] == [POLYGON] and "segmentation" not in none
+    decoded = mask_util.decode(mask["segmentation"])
+    assert decoded.sum() == 4 and decoded[:4, 0].all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected the key 'images'"),
+        ({"images": [{"id": 1, "height": 5, "width": 6}]}, r"images\[0\]: needs 'id' and 'file_name'"),
+        ({"images": [image(1, coco_url=3)]}, r"images\[0\]: 'coco_url' must be a path"),
+        ({"images": [image(1), image(1)]}, "same id: 1"),
+        ({"images": [image(1)], "annotations": [annotation(7, 1, image_id=None)]}, "annotation id 7 has no 'image_id'"),
+        ({"images": [image(1)], "annotations": [annotation(7, 1, bbox="x")]}, "annotation id 7 .*'bbox' must be"),
+        ({"images": [image(1)], "annotations": [annotation(7, 1204)]}, "category_id 1204 is not among the ids"),
+        ({"images": [image(1)], "annotations": [annotation(7, 0)]}, "category_id 0 is not among the ids"),
+    ],
+)
+def test_malformed(tmp_path, name, content, message):
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_lvis_json(tmp_path / "lvis.json", "coco/", name)
+
+
 @pytest.mark.parametrize("polygons", [[], [[0, 0, 1, 1]], [POLYGON, [0, 0, 1]]])
 def test_invalid_polygons(tmp_path, polygons):
     with pytest.raises(ValueError, match="annotation id 7: every polygon"):
@@ -104,7 +136,7 @@ def test_cocofied(tmp_path):
     try:
         file = write(tmp_path, [image(1)], [annotation(7, 90)])
         assert load_lvis_json(file, "coco/", name)[0]["annotations"][0]["category_id"] == 79
-        with pytest.raises(ValueError, match="unknown category_id 12"):
+        with pytest.raises(ValueError, match=r"annotation id 7 .*category_id 12 is not among the ids"):
             load_lvis_json(write(tmp_path, [image(1)], [annotation(7, 12)]), "coco/", name)
     finally:
         MetadataCatalog.remove(name)

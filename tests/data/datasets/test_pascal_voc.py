@@ -69,7 +69,7 @@ def test_image_type(voc, named, expected):
 
 
 def test_unknown_class(voc):
-    with pytest.raises(ValueError, match=r"a\.xml' has an object of class 'cow'.*\['cat'\]"):
+    with pytest.raises(ValueError, match=r"a\.xml: object 1: .*class 'cow'.*\['cat'\]"):
         load_voc_instances(voc({"a": [("cow", (1, 1, 2, 2))]}), "train", ["cat"])
 
 
@@ -82,11 +82,48 @@ def test_missing_files(voc):
         load_voc_instances(root, "train", [])
 
 
-@pytest.mark.parametrize(("text", "message"), [("<annotation>", "not well-formed"), ("<annotation/>", "size/height")])
+SIZE = "<size><width>{}</width><height>{}</height></size>"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not well-formed"),
+        ("<annotation>", "not well-formed"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "not well-formed"),
+        ("<annotation/>", "size/height"),
+        (f"<a>{SIZE.format(5, ' ')}</a>", "no <size/height> in <a>, or it is empty"),
+        (f"<a>{SIZE.format(5, 'x')}</a>", "<size/height> in <a> must be a number of pixels, not 'x'"),
+        (f"<a>{SIZE.format(5, 'nan')}</a>", "must be a number of pixels, not 'nan'"),
+        (f"<a>{SIZE.format(5, '1e400')}</a>", "must be a number of pixels, not '1e400'"),
+        (f"<a>{SIZE.format(0, 5)}</a>", "'width' must be a positive whole number"),
+        (f"<a>{SIZE.format(5, 4.5)}</a>", "'height' must be a positive whole number"),
+        (f"<a>{SIZE.format(5, 5)}<object/></a>", "object 1: there is no <name>"),
+        (f"<a>{SIZE.format(5, 5)}<object><name>cat</name></object></a>", "object 1: there is no <bndbox/xmin>"),
+        (
+            f"<a>{SIZE.format(5, 5)}{OBJECT.format(name='cat', box=(1, 1, 2, 2))}"
+            f"{OBJECT.format(name='cat', box=(1, 'inf', 2, 2))}</a>",
+            "object 2: <bndbox/ymin> in <object> must be a number of pixels, not 'inf'",
+        ),
+    ],
+)
 def test_malformed(voc, text, message):
     root = voc({"a": []})
     (root / "Annotations/a.xml").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_voc_instances(root, "train", ["cat"])
+    assert str(caught.value).startswith(str(root / "Annotations/a.xml"))
+
+
+def test_list_of_images(voc):
+    root = voc({"a": []})
+    (root / "ImageSets/Main/train.txt").write_text("\ufeffa\r\n", encoding="utf-8")
+    assert [d["image_id"] for d in load_voc_instances(root, "train", [])] == ["a"]
+    (root / "ImageSets/Main/train.txt").write_bytes(b"a\0b")
+    with pytest.raises(ValueError, match=r"train\.txt: image 1: .*no file can be called"):
+        load_voc_instances(root, "train", [])
+    (root / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"train\.txt: this is not text in UTF-8"):
         load_voc_instances(root, "train", [])
 
 

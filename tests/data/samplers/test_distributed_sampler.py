@@ -141,6 +141,30 @@ class TestRepeatFactorTrainingSampler:
         assert compute(dicts, 0.5, sqrt=False).tolist() == pytest.approx([1.0, 2.0, 2.0, 1.0])
         assert compute(dicts, 0.0).tolist() == [1.0] * 4
 
+    @pytest.mark.parametrize("factors", [[0.0, 0.0], [1.0, -0.5], [1.0, math.inf], [math.nan, 1.0]])
+    def test_bad_factors(self, factors):
+        with pytest.raises(ValueError, match="finite, not negative, and not all zero"):
+            RepeatFactorTrainingSampler(torch.tensor(factors))
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: TrainingSampler(20),
+            lambda: RandomSubsetTrainingSampler(20, 0.5),
+            lambda: RepeatFactorTrainingSampler(torch.rand(20) + 0.1),
+        ],
+    )
+    def test_takes_over_the_sequence(self, make):
+        torch.manual_seed(0)
+        first = make()
+        torch.manual_seed(0)  # the same repeat factors
+        second = make()
+        assert first.seed != second.seed and take(first, 30) != take(second, 30)
+        second.load_state_dict(first.state_dict())
+        assert take(first, 100) == take(second, 100) and first.state_dict() == second.state_dict()
+
 
 class TestInferenceSampler:
     def test_empty(self):

@@ -10,6 +10,7 @@ from PIL import Image
 
 import detectron2.data.transforms as T
 from detectron2.data.transforms import augmentation_impl
+from detectron2.utils import logger
 
 
 @pytest.fixture
@@ -88,8 +89,9 @@ def test_shortest_edge_is_as_asked_unless_the_longest_forbids(h, w, short, longe
         assert min(new_h, new_w) == short
     else:
         assert abs(max(new_h, new_w) - longest) <= 1
+    assert min(new_h, new_w) >= 1
     # Proportions are kept up to rounding.
-    assert abs(new_h * w - new_w * h) <= 0.5 * (h + w) + 1e-6
+    assert min(new_h, new_w) == 1 or abs(new_h * w - new_w * h) <= 0.5 * (h + w) + 1e-6
 
 
 def test_shortest_edge_styles(image):
@@ -204,6 +206,33 @@ def test_fixed_size_crop_arguments(image):
     assert (older.get_transform(image).apply_image(image)[48:] == 7).all()
 
 
+@pytest.mark.parametrize(("size", "size_hw"), [(40, (40, 40)), ((30, 80), (30, 80))])
+def test_large_scale_jitter_is_resize_then_crop(image, size, size_hw):
+    """The same random numbers give what ResizeScale and FixedSizeCrop give one after the other."""
+    np.random.seed(3)
+    expected, _ = T.apply_augmentations([T.ResizeScale(0.5, 3.0, *size_hw), T.FixedSizeCrop(size_hw)], image)
+    np.random.seed(3)
+    out, transforms = T.apply_augmentations([T.LargeScaleJitter(size, 0.5, 3.0)], image)
+    np.testing.assert_array_equal(out, expected)
+    assert out.shape[:2] == size_hw
+    assert [type(t) for t in transforms.transforms] == [T.ResizeTransform, T.CropTransform, T.PadTransform]
+
+
+def test_large_scale_jitter_without_padding(image):
+    out, _ = T.apply_augmentations([T.LargeScaleJitter(40, 0.5, 0.5, pad=False)], image)
+    assert out.shape[:2] == (15, 20)
+    with pytest.raises(ValueError, match=r"0 < min_scale <= max_scale, got 2.0 and 1.0"):
+        T.LargeScaleJitter(40, 2.0, 1.0)
+
+
+def test_min_iou_crop_says_that_it_has_no_boxes(image, caplog):
+    logger._TIMES_SEEN.clear()
+    for _ in range(3):
+        assert isinstance(T.MinIoURandomCrop().get_transform(image, None), T.NoOpTransform)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "gets no boxes" in caplog.text
+
+
 def test_min_iou_crop_keeps_a_box_in_view(image):
     boxes = np.array([[5.0, 5, 25, 25], [30, 20, 60, 44]], dtype=np.float32)
     aug = T.MinIoURandomCrop(min_ious=(0.3,))
@@ -228,6 +257,8 @@ def test_extent(image):
     for _ in range(20):
         transform = T.RandomExtent((0.5, 1.5), (0.5, 0.5)).get_transform(image)
         assert transform.apply_image(image).shape[:2] == transform.output_size
+    tiny = T.RandomExtent((0.1, 0.1), (0, 0)).get_transform(image[:3, :3])
+    assert tiny.apply_image(image[:3, :3]).shape == (1, 1, 3)
     still = T.RandomExtent((1, 1), (0, 0)).get_transform(image)
     np.testing.assert_array_equal(still.apply_image(image), image)
 
@@ -289,6 +320,7 @@ def test_boxes_stay_inside_the_image(name, image):
     """A box inside the image is inside the transformed image once it is clipped, and is still a box."""
     arguments = {
         "FixedSizeCrop": ((30, 90),),
+        "LargeScaleJitter": (50,),
         "RandomApply": (T.HFlipTransform(64),),
         "RandomBrightness": (0.5, 2),
         "RandomContrast": (0.5, 2),

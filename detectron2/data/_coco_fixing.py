@@ -1,0 +1,265 @@
+"""Taking the mistakes out of annotations in COCO format."""
+
+import math
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from detectron2.data._file_checks import file_problems
+from detectron2.data._format_coco import CocoReader
+from detectron2.data._formats import AnnotatedImages, read_images_hw
+from detectron2.data._mask_checks import polygon_areas
+from detectron2.data.datasets._reading import is_polygon
+
+__all__ = ["fix"]
+
+_LEAST_AREA = 1e-6
+
+
+def fix(data: AnnotatedImages, *, check_files: bool = True, max_files: int | None = None) -> dict[str, int]:
+    """Repair what can be repaired without guessing, and take the rest out.
+
+    Args:
+        data: what was read; its content is replaced by a cleaned one, and its findings are emptied.
+        check_files: whether to take out images that cannot be read, and to correct sizes.
+        max_files: look at no more files than this, evenly spaced; None: at all.
+
+    Returns:
+        what was changed, and how often; in the order in which it was done.
+    """
+    changes: Counter[str] = Counter()
+    categories = _categories(data.content["categories"], changes)
+    images, same = _images(data.content["images"], changes)
+    annotations = _annotations(data.content["annotations"], same, {c["id"] for c in categories}, changes)
+    if check_files:
+        images = _check_files(data, images, annotations, changes, max_files)
+    sizes_wh = {i["id"]: (i.get("width"), i.get("height")) for i in images}
+    annotations = [a for a in annotations if a["image_id"] in sizes_wh]
+    annotations = _clean_masks(annotations, changes)
+    annotations = [a for a in annotations if _has_good_box(a, sizes_wh[a["image_id"]], changes)]
+    annotations = _without_duplicates(annotations, changes)
+    _clean_keypoints(annotations, changes)
+    data.findings = []
+    data.content = {**data.content, "images": images, "annotations": annotations, "categories": categories}
+    unusable = set(CocoReader(data).unusable)
+    changes["annotations with values that cannot be used taken out"] += len(unusable)
+    annotations[:] = [a for n, a in enumerate(annotations) if n not in unusable]
+    _number_annotations(annotations, changes)
+    return {what: count for what, count in changes.items() if count}
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _categories(categories: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:
+    kept: dict[Any, dict[str, Any]] = {}
+    for category in categories:
+        if not _is_id(category.get("id")) or category["id"] in kept:
+            changes["categories without an id, or with that of an earlier one, taken out"] += 1
+        else:
+            kept[category["id"]] = dict(category)
+            if not isinstance(category.get("name"), str):
+                kept[category["id"]]["name"] = f"class_{category['id']}"
+                changes["categories named after their id"] += 1
+    return list(kept.values())
+
+
+def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
+    """-> the images, and for each id the id of the image that stands for the same file."""
+    kept: dict[Any, dict[str, Any]] = {}
+    by_file: dict[str, Any] = {}
+    same: dict[Any, Any] = {}
+    for image in images:
+        image_id, file_name = image.get("id"), image.get("file_name")
+        if not _is_id(image_id) or not isinstance(file_name, str):
+            changes["images without id or file_name taken out"] += 1
+        elif image_id in same:
+            changes["images with the id of an earlier one taken out"] += 1
+        elif file_name in by_file:
+            same[image_id] = by_file[file_name]
+            changes["images of the same file put together"] += 1
+        else:
+            same[image_id] = by_file[file_name] = image_id
+            kept[image_id] = dict(image)
+    for image in kept.values():
+        sides = image.get("width"), image.get("height")
+        if any(s is not None and (not isinstance(s, (int, float)) or s <= 0 or s != int(s)) for s in sides):
+            changes["impossible image sizes taken out (they are read from the files)"] += 1
+            del image["width"], image["height"]
+    return list(kept.values()), same
+
+
+def _annotations(
+    annotations: list[dict[str, Any]], same: dict[Any, Any], categories: set[Any], changes: Counter[str]
+) -> list[dict[str, Any]]:
+    kept = []
+    for annotation in annotations:
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        if not _is_id(image_id) or image_id not in same:
+            changes["annotations of images that are not there taken out"] += 1
+        elif not _is_id(category_id) or category_id not in categories:
+            changes["annotations of unknown categories taken out"] += 1
+        else:
+            fixed = {**annotation, "image_id": same[image_id]}
+            if fixed.pop("ignore", 0):
+                fixed["iscrowd"] = 1
+                changes["annotations marked with 'ignore' marked with 'iscrowd'"] += 1
+            kept.append(fixed)
+    return kept
+
+
+def _check_files(
+    data: AnnotatedImages,
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    changes: Counter[str],
+    max_files: int | None,
+) -> list[dict[str, Any]]:
+    records = [{**i, "file_name": data.path(i)} for i in images]
+    which = range(len(records))
+    if max_files is not None and len(records) > max_files:
+        which = np.linspace(0, len(records) - 1, max_files).round().astype(np.int64).tolist()
+    problems = file_problems(records, which)
+    wrong = [n for n, (kind, _) in problems.items() if kind == "size"]
+    bottom_right: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    if wrong:
+        for annotation in annotations:
+            box = annotation.get("bbox")
+            if isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box):
+                known = bottom_right[annotation["image_id"]]
+                known[:] = max(known[0], box[0] + box[2]), max(known[1], box[1] + box[3])
+    out = {n for n, (kind, _) in problems.items() if kind != "size"}
+    changes["images that cannot be found or read taken out"] += len(out)
+    for n, size in zip(wrong, read_images_hw(records[n]["file_name"] for n in wrong), strict=True):
+        if isinstance(size, Exception):
+            out.add(n)
+            continue
+        height, width = size
+        reach = bottom_right[images[n]["id"]]
+        if reach[0] > width + 1 or reach[1] > height + 1:
+            out.add(n)
+            changes["images of another size than annotated, into which the boxes do not fit, taken out"] += 1
+        else:
+            images[n]["width"], images[n]["height"] = width, height
+            changes["image sizes corrected"] += 1
+    return [i for n, i in enumerate(images) if n not in out]
+
+
+def _clean_masks(annotations: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:
+    polygons, owners = [], []
+    had_none = set()
+    for n, annotation in enumerate(annotations):
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            good = [p for p in mask if is_polygon(p) and all(isinstance(v, (int, float)) for v in p)]
+            changes["polygons of less than three points or with other than numbers taken out"] += len(mask) - len(good)
+            polygons += good
+            owners += [n] * len(good)
+            if not mask:
+                had_none.add(n)
+            annotation["segmentation"] = []
+        elif mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
+            changes["segmentations of unknown form taken out"] += 1
+            del annotation["segmentation"]
+    areas = polygon_areas(polygons)
+    changes["polygons without area taken out"] += int((~(areas > _LEAST_AREA)).sum())
+    for polygon, owner, area in zip(polygons, owners, areas.tolist(), strict=True):
+        if area > _LEAST_AREA:
+            annotations[owner]["segmentation"].append(polygon)
+    kept = []
+    for n, annotation in enumerate(annotations):
+        if annotation.get("segmentation") == []:
+            del annotation["segmentation"]
+            if n not in had_none:  # the loader leaves them out, too
+                changes["annotations without a usable polygon taken out"] += 1
+                continue
+        kept.append(annotation)
+    return kept
+
+
+def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes: Counter[str]) -> bool:
+    """Correct the box if possible; -> whether there is one."""
+    box: Any = annotation.get("bbox")
+    numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    if numbers and len(box) == 5:
+        if not annotation.get("iscrowd", 0) and min(box[2:4]) <= 0:
+            changes["annotations without a usable box taken out"] += 1
+            return False
+        return True
+    if not numbers or len(box) != 4 or min(box[2:]) <= 0:
+        polygons = annotation.get("segmentation")
+        if not isinstance(polygons, list):
+            changes["annotations without a usable box taken out"] += 1
+            return False
+        points = np.concatenate([np.asarray(p, dtype=np.float64) for p in polygons]).reshape(-1, 2)
+        low, high = points.min(axis=0), points.max(axis=0)
+        box = annotation["bbox"] = [*low.tolist(), *(high - low).tolist()]
+        changes["boxes taken from the polygons"] += 1
+    width, height = (math.inf if s is None else s for s in size_wh)
+    x1, y1 = max(box[0], 0), max(box[1], 0)
+    x2, y2 = min(box[0] + box[2], width), min(box[1] + box[3], height)
+    if x2 <= x1 or y2 <= y1:
+        changes["annotations outside their image taken out"] += 1
+        return False
+    # x + w may differ from the edge by rounding alone
+    if max(x1 - box[0], y1 - box[1], box[0] + box[2] - x2, box[1] + box[3] - y2) > 1e-3:
+        annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        changes["boxes clipped to their image"] += 1
+    return True
+
+
+def _without_duplicates(annotations: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:
+    seen: set[Any] = set()
+    kept = []
+    for annotation in annotations:
+        key = (annotation["image_id"], annotation["category_id"], annotation.get("iscrowd", 0), *annotation["bbox"])
+        if key in seen:
+            changes["annotations with box and category of an earlier one taken out"] += 1
+        else:
+            seen.add(key)
+            kept.append(annotation)
+    return kept
+
+
+def _clean_keypoints(annotations: list[dict[str, Any]], changes: Counter[str]) -> None:
+    for annotation in annotations:
+        if not isinstance(annotation.get("keypoints"), (list, type(None))):
+            changes["keypoints of unknown form taken out"] += 1
+            del annotation["keypoints"]
+    having = [a for a in annotations if a.get("keypoints")]
+    counts = Counter(len(a["keypoints"]) for a in having if len(a["keypoints"]) % 3 == 0)
+    usual = counts.most_common(1)[0][0] if counts else 0
+    for annotation in having:
+        if len(annotation["keypoints"]) != usual:
+            changes["keypoints of another number than usual taken out"] += 1
+            annotation["keypoints"] = []
+            annotation["num_keypoints"] = 0
+
+
+def _number_annotations(annotations: list[dict[str, Any]], changes: Counter[str]) -> None:
+    """Give each its own id, and what other programs ask for."""
+    taken = {a["id"] for a in annotations if _is_id(a.get("id"))}
+    following = max((i for i in taken if isinstance(i, int)), default=0) + 1
+    seen: set[Any] = set()
+    for annotation in annotations:
+        if not _is_id(annotation.get("id")) or annotation["id"] in seen:
+            annotation["id"] = following
+            following += 1
+            changes["annotations given an id of their own"] += 1
+        seen.add(annotation["id"])
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+            changes["missing 'iscrowd' set to 0"] += 1
+        if not isinstance(annotation.get("area"), (int, float)):
+            annotation["area"] = _area(annotation)
+            changes["missing 'area' computed"] += 1
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list):
+        return float(polygon_areas(mask).sum())
+    box = annotation["bbox"]
+    return float(box[2] * box[3])

@@ -1,0 +1,212 @@
+"""A thorough check of a data set, and its report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from detectron2.data._annotation_checks import (
+    box_findings,
+    classify_boxes,
+    keypoint_findings,
+    label_findings,
+    overhang,
+    small_boxes,
+    structure_findings,
+)
+from detectron2.data._duplicate_checks import (
+    annotation_id_findings,
+    class_name_findings,
+    duplicate_annotations,
+    file_name_findings,
+    image_id_findings,
+    near_duplicates,
+    without_annotations,
+)
+from detectron2.data._file_checks import file_findings
+from detectron2.data._findings import AnnotationTable, Finding, Level
+from detectron2.data._mask_checks import flat_polygon_findings, malformed_masks, mask_findings, self_intersections
+from detectron2.data.datasets._reading import paused_gc
+
+__all__ = ["EMPTY", "FULL_CHECK_LIMIT", "DatasetReport", "inspect_dataset_dicts"]
+
+FULL_CHECK_LIMIT = 10_000
+"""Of larger data sets, so many image files are looked at."""
+
+EMPTY = Finding(
+    "empty",
+    "error",
+    "it is empty",
+    "Check the function that loads it, and that its annotation file lists images ('images').",
+)
+
+
+@dataclass
+class DatasetReport:
+    """What a thorough check found out about a data set.
+
+    Args:
+        name: its name.
+        findings: errors first, then warnings, then notes.
+        num_images: how many images it has.
+        num_empty: how many of them have no objects (crowd regions aside).
+        num_annotations: how many objects it has, crowd regions aside.
+        num_crowd: how many crowd regions.
+        classes: for each class its name, and how many objects and images with such objects there are.
+        sizes: how many objects are "small", "medium", "large" as in COCO's evaluation: by the area of the box, with
+            bounds at 32 and 96 pixels squared.
+        worst: image files with the most errors and warnings, and how many.
+    """
+
+    name: str
+    findings: list[Finding]
+    num_images: int = 0
+    num_empty: int = 0
+    num_annotations: int = 0
+    num_crowd: int = 0
+    classes: list[tuple[str, int, int]] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    worst: list[tuple[str, int]] = field(default_factory=list)
+
+    def of_level(self, level: Level) -> list[Finding]:
+        """-> the findings of one level: "error", "warning" or "note"."""
+        return [f for f in self.findings if f.level == level]
+
+    @property
+    def passes(self) -> bool:
+        """Whether there are no errors."""
+        return not self.of_level("error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """-> plain values, as JSON can hold them."""
+        return {
+            "name": self.name,
+            "passes": self.passes,
+            "images": self.num_images,
+            "images_without_objects": self.num_empty,
+            "annotations": self.num_annotations,
+            "crowd_regions": self.num_crowd,
+            "sizes": self.sizes,
+            "classes": [{"name": name, "annotations": n, "images": images} for name, n, images in self.classes],
+            "findings": [f.to_dict() for f in self.findings],
+            "worst_images": [{"file": file, "problems": n} for file, n in self.worst],
+        }
+
+
+_WORST_IMAGES = 10
+
+
+def inspect_dataset_dicts(
+    dicts: list[dict[str, Any]],
+    *,
+    name: str,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    num_classes_key: str = "MODEL.ROI_HEADS.NUM_CLASSES",
+    num_keypoints: int | None = None,
+    mask_format: str | None = None,
+    filter_empty: bool | None = None,
+    drop_degenerate: bool = False,
+    check_files: bool = True,
+    max_files: int | None = FULL_CHECK_LIMIT,
+    findings: Sequence[Finding] = (),
+) -> DatasetReport:
+    """Check a data set thoroughly, and report everything that is worth knowing. Nothing is raised or logged.
+
+    Args:
+        dicts: the data set in the standard format; it is not changed.
+        name: its name.
+        class_names: names of the classes; the position is the label.
+        num_classes: number of classes of the model; None: that of ``class_names``.
+        num_classes_key: the config key that sets it, for the message.
+        num_keypoints: number of keypoints of the model; None: all objects that have any must have equally many.
+        mask_format: "polygon" or "bitmask" if every object must have a mask.
+        filter_empty: what happens to images without objects, for the message; None if it is not known.
+        drop_degenerate: whether training leaves out annotations with degenerate boxes; else these are errors.
+        check_files: whether to read the headers of the image files.
+        max_files: how many of them, evenly spaced; None: all.
+        findings: what a reader found before.
+
+    Returns:
+        the report.
+    """
+    found = list(findings) if dicts else [*findings, EMPTY]
+    report = DatasetReport(name, found, num_images=len(dicts))
+    found += image_id_findings(dicts) + file_name_findings(dicts) + annotation_id_findings(dicts)
+    found += without_annotations(dicts, filter_empty) + class_name_findings(class_names or ())
+    if num_classes is None and class_names is not None:
+        num_classes, num_classes_key = len(class_names), "the number of classes of the data set"
+    with paused_gc():
+        table = AnnotationTable.gather(dicts)
+    _count(report, dicts, table)
+    # The further checks take the annotations that have what those need.
+    structure = structure_findings(table)
+    found += structure
+    if structure:
+        table = _with_structure(table)
+    labels = label_findings(table, num_classes, num_classes_key)
+    found += labels
+    boxes_xyxy, bad = classify_boxes(table)
+    found += box_findings(
+        table,
+        bad,
+        "Training leaves them out." if drop_degenerate else "Correct them or take them out.",
+        "warning" if drop_degenerate else "error",
+    )
+    found += [f for f in (overhang(table, boxes_xyxy, bad), small_boxes(table, boxes_xyxy, bad)) if f is not None]
+    if not any(f.kind == "label-type" for f in labels):
+        found += duplicate_annotations(table, boxes_xyxy) + near_duplicates(table, boxes_xyxy)
+        _count_classes(report, table, boxes_xyxy, class_names)
+    found += keypoint_findings(table, num_keypoints)
+    found += malformed_masks(table) if mask_format is None else mask_findings(table, mask_format)
+    found += flat_polygon_findings(table) + self_intersections(table)
+    if check_files:
+        found += file_findings(dicts, max_files)
+    order = {"error": 0, "warning": 1, "note": 2}
+    found.sort(key=lambda f: order[f.level])
+    _count_problems(report, dicts)
+    return report
+
+
+def _with_structure(table: AnnotationTable) -> AnnotationTable:
+    keys = {"bbox", "bbox_mode", "category_id"}
+    usable = [
+        i
+        for i, a in enumerate(table.annotations)
+        if keys <= a.keys() and hasattr(a["bbox"], "__len__") and len(a["bbox"]) in (4, 5)
+    ]
+    return table.take(np.array(usable, dtype=np.int64))
+
+
+def _count(report: DatasetReport, dicts: list[dict[str, Any]], table: AnnotationTable) -> None:
+    report.num_annotations = len(table)
+    report.num_crowd = sum(len(d.get("annotations") or ()) for d in dicts) - len(table)
+    report.num_empty = len(dicts) - len(np.unique(table.image_of))
+
+
+def _count_classes(
+    report: DatasetReport, table: AnnotationTable, boxes_xyxy: np.ndarray, class_names: Sequence[str] | None
+) -> None:
+    labels = np.array([int(a["category_id"]) for a in table.annotations], dtype=np.int64)
+    known = list(class_names) if class_names is not None else []
+    used, objects = np.unique(labels, return_counts=True)
+    pairs = np.unique(np.stack([labels, table.image_of], axis=1), axis=0)
+    images = dict(zip(*(a.tolist() for a in np.unique(pairs[:, 0], return_counts=True)), strict=True))
+    counts = dict(zip(used.tolist(), objects.tolist(), strict=True))
+    for label in sorted({*range(len(known)), *counts}):
+        name = known[label] if 0 <= label < len(known) else f"label {label}"
+        report.classes.append((name, counts.get(label, 0), images.get(label, 0)))
+    area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    area = area[np.isfinite(area)]
+    bounds = np.digitize(area, [32.0**2, 96.0**2], right=False)
+    report.sizes = {size: int((bounds == i).sum()) for i, size in enumerate(("small", "medium", "large"))}
+
+
+def _count_problems(report: DatasetReport, dicts: list[dict[str, Any]]) -> None:
+    concerned = [f.images for f in report.findings if f.level != "note"]
+    counts = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *concerned]), minlength=len(dicts))
+    for n in np.argsort(-counts, kind="stable")[:_WORST_IMAGES].tolist():
+        if counts[n]:
+            record = dicts[n]
+            report.worst.append((str(record.get("file_name", f"image id {record.get('image_id')!r}")), int(counts[n])))

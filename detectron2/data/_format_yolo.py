@@ -1,0 +1,334 @@
+"""The YOLO format: read a folder with all its mistakes, and write one.
+
+Each line of ``labels/**/NAME.txt`` is an object of ``images/**/NAME.jpg``: its class, then ``(centre x, centre y,
+width, height)`` of its box, or its outline ``x1 y1 x2 y2 x3 y3 ...``; all numbers are shares of the image's width and
+height. ``data.yaml`` names the classes and the folders of the splits.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from detectron2.data._findings import Case, Finding, quantity
+from detectron2.data._formats import (
+    IMAGE_SUFFIXES,
+    AnnotatedImages,
+    fill_sizes,
+    findings_of,
+    flat_names,
+    place_images,
+    read_images_hw,
+    split_overlaps,
+    upright_xywh,
+)
+
+__all__ = ["read_yolo", "write_yolo"]
+
+_SPLITS = ("train", "val", "test")
+_LARGEST = 1e7
+_SLACK = 1e-3  # rounding of others
+
+
+def read_yolo(path: str | os.PathLike[str], split: str = "", classes: list[str] | None = None) -> AnnotatedImages:
+    """Read ``data.yaml``, the labels, and the sizes of the images.
+
+    Args:
+        path: ``data.yaml`` or the folder that has it; without one, classes are named by their numbers.
+        split: "train", "val" or "test"; "" for all.
+        classes: class names in order; None for those of ``data.yaml``.
+
+    Returns:
+        what it holds.
+
+    Raises:
+        FileNotFoundError: there is no such split, or no folder of images.
+        ValueError: ``data.yaml`` is malformed.
+    """
+    source = Path(path)
+    folder = source if source.is_dir() else source.parent
+    settings = _settings(source if source.is_file() else next(iter(sorted(folder.glob("data.y*ml"))), None))
+    if "path" in settings and (folder / str(settings["path"])).is_dir():
+        folder = folder / str(settings["path"])
+    files = {name: list(_image_files(folder, settings.get(name))) for name in _SPLITS if settings.get(name)}
+    if not files:
+        files = _splits_by_folder(folder)
+    if split and split not in files:
+        raise FileNotFoundError(f"'{path}' has no split '{split}'; it has: {', '.join(files) or 'none'}.")
+    files = {name: paths for name, paths in files.items() if not split or name == split}
+    names = list(classes) if classes is not None else _class_names(settings, folder)
+    reader = _Reader(folder, names)
+    paths = list(dict.fromkeys(p for group in files.values() for p in group))
+    reader.read(paths)
+    ids = {p: i["id"] for p, i in zip(paths, reader.images, strict=True)}
+    data = AnnotatedImages(str(path), "yolo", reader.content(), str(folder))
+    data.splits = {name: [ids[p] for p in group] for name, group in files.items()}
+    data.findings = reader.findings + split_overlaps({name: [str(p) for p in group] for name, group in files.items()})
+    return data
+
+
+def _settings(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise ValueError(f"'{path}' is not YAML: {e}") from e
+    if not isinstance(settings, dict):
+        raise ValueError(f"'{path}' should have 'names', 'train', 'val'; it is a {type(settings).__name__}.")
+    if settings.get("kpt_shape"):
+        raise ValueError(f"'{path}' is a data set of keypoints ('kpt_shape'), which cannot be read from this format.")
+    return settings
+
+
+def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
+    names = settings.get("names")
+    if isinstance(names, dict):
+        return [str(names.get(i, f"class_{i}")) for i in range(max(map(int, names), default=-1) + 1)]
+    if isinstance(names, list):
+        return [str(n) for n in names]
+    if (folder / "classes.txt").is_file():
+        return (folder / "classes.txt").read_text(encoding="utf-8").split("\n")
+    return None
+
+
+def _image_files(folder: Path, where: Any) -> Iterable[Path]:
+    """Yield the images of one entry of ``data.yaml``: folders or lists of files."""
+    for entry in where if isinstance(where, list) else [where]:
+        plain = str(entry).replace("\\", "/")
+        # Exports of some tools write ../train/images for what lies beside data.yaml.
+        place = next((p for p in (folder / plain, folder / plain.removeprefix("../")) if p.exists()), None)
+        if place is None:
+            raise FileNotFoundError(f"There is no '{folder / plain}', which data.yaml names.")
+        if place.is_file():
+            lines = (line.strip() for line in place.read_text(encoding="utf-8").splitlines())
+            yield from (folder / line for line in lines if line)
+        else:
+            yield from _below(place)
+
+
+def _splits_by_folder(folder: Path) -> dict[str, list[Path]]:
+    """-> splits by ``images/SPLIT`` or ``SPLIT/images``; else all of ``images`` as "train"."""
+    for pattern in ("images/{}", "{}/images"):
+        found = {s: list(_below(folder / pattern.format(s))) for s in _SPLITS if (folder / pattern.format(s)).is_dir()}
+        if found:
+            return found
+    if not (folder / "images").is_dir():
+        raise FileNotFoundError(f"There is neither data.yaml nor a folder 'images' in '{folder}'.")
+    return {"train": list(_below(folder / "images"))}
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _label_file(image: Path) -> Path:
+    """-> where the labels of an image are: the last folder ``images`` of its path becomes ``labels``."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+class _Reader:
+    """Reads the label files one by one."""
+
+    def __init__(self, folder: Path, classes: list[str] | None) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.findings: list[Finding] = []
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.cases: dict[str, list[Case]] = defaultdict(list)
+
+    def read(self, paths: list[Path]) -> None:
+        for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
+            image: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.folder)}
+            self.images.append(image)
+            if isinstance(size, Exception):
+                continue  # is reported where the content is looked at, as for the other formats
+            image["height"], image["width"] = size
+            labels = _label_file(path)
+            if not labels.is_file():
+                self.cases["yolo-unlabelled"].append(Case("", str(path)))
+                continue
+            for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+                if line.strip():
+                    self._line(image, line, f"{labels}, line {number}")
+        for kind, (level, noun, what, cure) in _MEANINGS.items():
+            self.findings += findings_of(
+                kind, level, self.cases[kind], lambda n, noun=noun, what=what: f"{quantity(n, noun)} {what}", cure
+            )
+
+    def _line(self, image: dict[str, Any], line: str, where: str) -> None:
+        try:
+            label, *numbers = (float(v) for v in line.split())
+        except ValueError:
+            numbers, label = [], 0.5
+        whole = all(abs(v) < _LARGEST for v in numbers) and label in range(1 << 20)  # neither is NaN
+        if not whole or len(numbers) < 4 or len(numbers) % 2:
+            self.cases["yolo-line"].append(Case(f"'{line[:60]}'", where))
+            return
+        if self.classes is not None and label >= len(self.classes):
+            self.cases["yolo-class"].append(Case(f"class {int(label)}", where))
+            return
+        size_wh = np.array([image["width"], image["height"]], dtype=np.float64)
+        shares = np.array(numbers).reshape(-1, 2)
+        if len(shares) == 2:
+            low, high = shares[0] - shares[1] / 2, shares[0] + shares[1] / 2
+        else:
+            low, high = shares.min(axis=0), shares.max(axis=0)
+        if (low < -_SLACK).any() or (high > 1 + _SLACK).any():
+            self.cases["yolo-range"].append(Case(f"'{line[:60]}'", where))
+        box_xywh = [*(low * size_wh).tolist(), *((high - low) * size_wh).tolist()]
+        annotation: dict[str, Any] = {
+            "id": len(self.annotations) + 1,
+            "image_id": image["id"],
+            "category_id": int(label) + 1,
+            "bbox": [round(v, 4) for v in box_xywh],
+            "area": round(box_xywh[2] * box_xywh[3], 4),
+            "iscrowd": 0,
+        }
+        if len(shares) > 2:
+            points = shares * size_wh
+            x, y = (points - points[0]).T
+            annotation["segmentation"] = [[round(v, 4) for v in points.reshape(-1).tolist()]]
+            annotation["area"] = round(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2, 4)
+        self.annotations.append(annotation)
+
+    def content(self) -> dict[str, Any]:
+        names = self.classes
+        if names is None:
+            highest = max((a["category_id"] for a in self.annotations), default=0)
+            names = [f"class_{i}" for i in range(highest)]
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+        return {"images": self.images, "annotations": self.annotations, "categories": categories}
+
+
+_MEANINGS: Any = {
+    "yolo-line": ("error", "line", "no class followed by 4 numbers or by the points of an outline", "Correct it."),
+    "yolo-class": ("error", "line", "a class that data.yaml does not name", "Add it to 'names', or correct the line."),
+    "yolo-range": ("warning", "line", "numbers outside 0 to 1, as if in pixels or of another image", "Correct it."),
+    "yolo-unlabelled": ("note", "image", "no file of labels", "It counts as an image without objects."),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_yolo(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
+    """Write ``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``.
+
+    Each image is in one split: one that others make up, such as trainval, is not written.
+
+    Args:
+        data: what to write.
+        folder: an empty folder.
+        images: "copy", "link" or "none"; see ``place_images``.
+
+    Returns:
+        what the format cannot express, and how often.
+    """
+    fill_sizes(data)
+    lost: Counter[str] = Counter()
+    categories = sorted(data.content["categories"], key=lambda c: c["id"])
+    labels = {c["id"]: n for n, c in enumerate(categories)}
+    entries = data.content["images"]
+    sizes_hw = {i["id"]: (i["height"], i["width"]) for i in entries}
+    names = dict(zip((i["id"] for i in entries), flat_names(i["file_name"] for i in entries), strict=True))
+    lines = defaultdict(list)
+    for annotation in data.content["annotations"]:
+        if annotation.get("iscrowd", 0):
+            lost["crowd regions"] += 1
+            continue
+        lost["sets of keypoints"] += bool(annotation.get("keypoints"))
+        numbers = _numbers(annotation, sizes_hw[annotation["image_id"]], lost)
+        label = labels[annotation["category_id"]]
+        lines[annotation["image_id"]].append(f"{label} " + " ".join(f"{v:.8g}" for v in numbers) + "\n")
+    paths = {i["id"]: data.path(i) for i in entries}
+    splits = _disjoint(data.splits)
+    for split, ids in splits.items():
+        (folder / "labels" / split).mkdir(parents=True)
+        (folder / "images" / split).mkdir(parents=True)
+        for i in ids:
+            text = "".join(lines[i])
+            (folder / "labels" / split / f"{os.path.splitext(names[i])[0]}.txt").write_text(text, encoding="utf-8")
+        place_images(((paths[i], folder / "images" / split / names[i]) for i in ids), images)
+    settings = {s: f"images/{s}" for s in splits}
+    settings["names"] = {n: c["name"] for n, c in enumerate(categories)}  # type: ignore[assignment] - of another type
+    (folder / "data.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return {k: v for k, v in lost.items() if v}
+
+
+def _disjoint(splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """-> the splits with every image in one only: the smaller ones first."""
+    taken: set[Any] = set()
+    result = {}
+    for name in sorted(splits, key=lambda s: len(splits[s])):
+        ids = [i for i in splits[name] if i not in taken]
+        taken.update(ids)
+        if ids or not splits[name]:
+            result[name] = ids
+    return {name: result[name] for name in splits if name in result}
+
+
+def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter[str]) -> list[float]:
+    """-> the outline of an object if it has one, else its box, as shares of the image."""
+    size_wh = np.array([size_hw[1], size_hw[0]], dtype=np.float64)
+    mask = annotation.get("segmentation")
+    rings: list[np.ndarray] = []
+    if isinstance(mask, dict):
+        rings = _outlines(mask, size_hw)
+        lost["masks as pixels (written as outlines, without holes)"] += 1
+    elif mask:
+        rings = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask if len(p) >= 6]
+    if rings:
+        return (_joined(rings) / size_wh).reshape(-1).tolist()
+    lost["angles of boxes"] += len(annotation["bbox"]) == 5
+    x, y, w, h = upright_xywh(annotation["bbox"])
+    return (np.array([[x + w / 2, y + h / 2], [w, h]]) / size_wh).reshape(-1).tolist()
+
+
+def _joined(rings: list[np.ndarray]) -> np.ndarray:
+    """-> one outline that goes round all parts, from one to the next and back on the same line, which has no area."""
+    outline = rings[0]
+    turn = np.sign(_signed_area(outline)) or 1.0
+    for ring in rings[1:]:
+        if _signed_area(ring) * turn < 0:
+            ring = ring[::-1]
+        distances = ((outline[:, None] - ring[None]) ** 2).sum(axis=2)
+        i, j = np.unravel_index(int(distances.argmin()), distances.shape)
+        outline = np.concatenate([outline[: i + 1], np.roll(ring, -j, axis=0), ring[j : j + 1], outline[i:]])
+    return outline
+
+
+def _signed_area(ring: np.ndarray) -> float:
+    x, y = (ring - ring[0]).T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def _outlines(mask: dict[str, Any], size_hw: tuple[int, int]) -> list[np.ndarray]:
+    """-> the outer outlines of a mask given as run lengths, around its pixels with the corners cut."""
+    import contourpy
+    import pycocotools.mask
+
+    from detectron2.data.datasets._reading import run_lengths
+
+    mask_util: Any = pycocotools.mask  # its type hints leave out some forms
+    pixels = mask_util.decode(run_lengths(mask) if isinstance(mask["counts"], list) else mask)
+    if pixels.shape != tuple(size_hw):
+        raise ValueError(f"A mask has size {pixels.shape}, its image (height, width) {size_hw}.")
+    generator: Any = contourpy.contour_generator(
+        z=np.pad(pixels, 1).astype(np.float64), fill_type=contourpy.FillType.OuterOffset
+    )
+    points, offsets = generator.filled(0.5, 1.5)
+    # The padding moves indices by 1, and the centre of pixel i lies at i + 0.5.
+    return [p[: o[1] - 1] - 0.5 for p, o in zip(points, offsets, strict=True)]

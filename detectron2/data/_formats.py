@@ -1,0 +1,257 @@
+"""Data sets as they lie on disk, in any of the known formats, with their mistakes.
+
+Whatever the format, the content is that of a COCO annotation file: "images", "annotations", "categories". Unlike the
+loaders, which stop at the first mistake, the readers gather all as findings and go on.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.data._findings import MAX_CASES, Case, Finding, Level, quantity
+from detectron2.data.datasets._reading import image_size_hw
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "AnnotatedImages",
+    "fill_sizes",
+    "findings_of",
+    "flat_names",
+    "folder_written_whole",
+    "guess_format",
+    "place_images",
+    "read_images_hw",
+    "split_overlaps",
+    "upright_xywh",
+]
+
+FORMATS = ("coco", "voc", "yolo")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+_THREADS = 16
+
+
+@dataclass
+class AnnotatedImages:
+    """A data set that was read.
+
+    Args:
+        source: where from.
+        format: one of ``FORMATS``.
+        content: as of a COCO annotation file.
+        image_root: folder that the file names are relative to.
+        splits: ids of images by the name of the split, such as "train".
+        findings: mistakes that the reader found.
+    """
+
+    source: str
+    format: str
+    content: dict[str, Any]
+    image_root: str
+    splits: dict[str, list[Any]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def path(self, image: dict[str, Any]) -> str:
+        """-> the file of one of ``content["images"]``."""
+        name = image["file_name"]
+        path = os.path.join(self.image_root, name)
+        if "\\" in name and os.sep != "\\" and not os.path.exists(path):  # as the loader does
+            path = os.path.join(self.image_root, name.replace("\\", "/"))
+        return path
+
+    def select(self, split: str) -> "AnnotatedImages":
+        """Take the part that belongs to one split.
+
+        Args:
+            split: its name.
+
+        Returns:
+            that part.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"'{self.source}' has no split '{split}'; it has: {', '.join(self.splits) or 'none'}.")
+        ids = set(self.splits[split])
+        content = {
+            **self.content,
+            "images": [i for i in self.content["images"] if i["id"] in ids],
+            "annotations": [a for a in self.content["annotations"] if a["image_id"] in ids],
+        }
+        return AnnotatedImages(
+            f"{self.source} ({split})",
+            self.format,
+            content,
+            self.image_root,
+            {split: self.splits[split]},
+            self.findings,
+        )
+
+
+def guess_format(path: str | os.PathLike[str]) -> str:
+    """Tell the format of a data set by what lies there.
+
+    Args:
+        path: a file or a folder.
+
+    Returns:
+        one of ``FORMATS``.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is not clear.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder '{path}' (working directory: '{os.getcwd()}').")
+    if path.is_file() and path.suffix.lower() == ".json":
+        return "coco"
+    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+        return "yolo"
+    if (path / "Annotations").is_dir():
+        return "voc"
+    if any((path / name).exists() for name in ("data.yaml", "data.yml", "labels")) or any(path.glob("*/labels")):
+        return "yolo"
+    raise ValueError(
+        f"The format of '{path}' is not clear. COCO: a .json file; VOC: a folder with 'Annotations'; YOLO: data.yaml, "
+        "or a folder with 'images' and 'labels'."
+    )
+
+
+def findings_of(kind: str, level: Level, cases: list[Case], what: Callable[[int], str], cure: str) -> list[Finding]:
+    """-> one finding of all cases, if there are any."""
+    return [Finding(kind, level, what(len(cases)), cure, len(cases), cases[:MAX_CASES])] if cases else []
+
+
+def split_overlaps(splits: dict[str, list[Any]]) -> list[Finding]:
+    """Find images that are in two splits, other than such as train and trainval."""
+    findings = []
+    names = list(splits)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            common = set(splits[a]) & set(splits[b])
+            if common and a not in b and b not in a:
+                cases = [Case("", None, image_id) for image_id in sorted(common, key=str)]
+                what = f"{quantity(len(cases), 'image', 'is')} in both '{a}' and '{b}'"
+                cure = "A test on images that were trained on tells nothing."
+                findings.append(Finding("splits-overlap", "warning", what, cure, len(cases), cases[:MAX_CASES]))
+    return findings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_images_hw(paths: Iterable[str]) -> list[tuple[int, int] | Exception]:
+    """Read the sizes ``(height, width)`` of images from their headers, several at a time; or why that failed."""
+
+    def size(path: str) -> tuple[int, int] | Exception:
+        try:
+            return image_size_hw(path)
+        except Exception as e:  # Pillow raises many kinds; all are reported by the caller
+            return e
+
+    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
+        return list(threads.map(size, paths))
+
+
+def fill_sizes(data: AnnotatedImages) -> None:
+    """Read the sizes of those images whose size is not known, and put them into the content.
+
+    Args:
+        data: what was read; is changed.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    unknown = [i for i in data.content["images"] if not i.get("width") or not i.get("height")]
+    for image, size in zip(unknown, read_images_hw(data.path(i) for i in unknown), strict=True):
+        if isinstance(size, Exception):
+            raise ValueError(f"The size of '{data.path(image)}' is not known, and it cannot be read: {size}")
+        image["height"], image["width"] = size
+
+
+def flat_names(file_names: Iterable[str]) -> list[str]:
+    """-> names without folders, all different whatever the extension."""
+    taken: set[str] = set()
+    names = []
+    for file_name in file_names:
+        base = os.path.basename(file_name)
+        if os.path.splitext(base)[0] in taken:
+            base = file_name.replace("\\", "/").replace("../", "").strip("/").replace("/", "_")
+        stem, extension = os.path.splitext(base)
+        candidate, n = stem, 2
+        while candidate in taken:
+            candidate, n = f"{stem}_{n}", n + 1
+        taken.add(candidate)
+        names.append(candidate + extension)
+    return names
+
+
+def place_images(pairs: Iterable[tuple[str, Path]], mode: str) -> None:
+    """Put image files to other places.
+
+    Args:
+        pairs: from where to where.
+        mode: "copy", "link" (a symbolic link; a copy where the system allows none) or "none".
+    """
+    if mode == "none":
+        return
+    for source, target in pairs:
+        if not os.path.isfile(source):
+            raise FileNotFoundError(f"There is no image '{source}'. To leave the images where they are: --images none")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if mode == "link":
+            try:
+                target.symlink_to(os.path.abspath(source))
+                continue
+            except OSError:  # some systems and file systems have no such links
+                pass
+        shutil.copy2(source, target)
+
+
+def upright_xywh(box: list[float]) -> list[float]:
+    """-> ``(x, y, width, height)`` of a box of a COCO file; of a rotated one the upright box around it."""
+    if len(box) == 4:
+        return box
+    center_x, center_y, width, height, degrees = box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    outer_w, outer_h = width * cos + height * sin, width * sin + height * cos
+    return [center_x - outer_w / 2, center_y - outer_h / 2, outer_w, outer_h]
+
+
+class folder_written_whole:
+    """Write a folder under a temporary name, and give it its own when it is complete.
+
+    Args:
+        target: the folder; must not exist, or be empty.
+
+    Raises:
+        FileExistsError: there is something already.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(target)
+        if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
+            raise FileExistsError(f"'{self.target}' exists already; name another place, or remove it.")
+        self.temporary = self.target.with_name(f"{self.target.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        self.temporary.mkdir(parents=True)
+        return self.temporary
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        if self.target.exists():
+            self.target.rmdir()
+        os.replace(self.temporary, self.target)

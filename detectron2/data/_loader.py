@@ -1,0 +1,379 @@
+"""Loaders that know how far they got, that watch their workers, and say what to do when one of them dies.
+
+A training stream is the sequence of samples that a sampler and a seed determine.  Each sample has a place in it, and
+its random numbers (augmentations) depend on seed and place only.  For indexed data sets the number of workers
+therefore changes nothing: neither the order of batches, nor which samples they hold, nor how these are augmented.  The
+same holds for a stream that is continued at some batch.  What is outside of this:
+
+- iterable data sets, whose order is their own: it depends on the number of workers, and they start at the beginning;
+- generators of random numbers that a mapper keeps to itself;
+- a mapper that returns None now and then for the same element.
+"""
+
+import gc
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch.utils.data as torchdata
+
+from detectron2.data._memory import describe_workers, mib, system_memory
+from detectron2.data.common import (
+    AspectRatioGroupedDataset,
+    DatasetFromList,
+    MapDataset,
+    ToIterableDataset,
+    _is_wide,
+    _StreamStart,
+)
+
+# Messages come from the public module.
+logger = logging.getLogger("detectron2.data.build")
+
+_REPORT_MEMORY_AFTER = 50  # batches of the torch loader: then workers have touched most of what they use
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def usable_workers(wanted: int) -> int:
+    """-> how many workers to start: no more than there are cores. The default, 4, would slow a small machine down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > cores:
+        logger.info(
+            "%d data loading workers are asked for (num_workers, DATALOADER.NUM_WORKERS); using %d, the number of "
+            "cores.",
+            *(wanted, cores),
+        )
+    return min(wanted, cores)
+
+
+_NO_SHARED_MEMORY = re.compile(
+    r"bus error|unable to (mmap|open shared memory|allocate shared memory|write to file </torch)"
+)
+_DEATH = re.compile(r"DataLoader worker \(.*\) (is killed by signal: ([\w ]+)|exited unexpectedly)")
+
+
+def explain_worker_error(error: BaseException, num_workers: int) -> str | None:
+    """Say what to do about an error of data loading that comes from the system, not from the data.
+
+    Args:
+        error: what torch raised.
+        num_workers: how many workers there are.
+
+    Returns:
+        the text; None for any other error.
+    """
+    text = str(error)
+    lower = text.lower()
+    death = _DEATH.search(text)
+    fewer = f"Use fewer workers (DATALOADER.NUM_WORKERS or num_workers, now {num_workers})"
+    if "too many open files" in lower or "0 items of ancdata" in lower:
+        return (
+            f"Data loading ran out of open files: {text}. Raise the limit (ulimit -n 65536), or let workers share "
+            "memory in another way: torch.multiprocessing.set_sharing_strategy('file_system')."
+        )
+    if _NO_SHARED_MEMORY.search(lower):
+        return (
+            f"Data loading ran out of shared memory (/dev/shm), through which workers hand over images: {text.strip()} "
+            f"{_memory_left()} In a container, enlarge it: docker run --shm-size=8g, or --ipc=host. {fewer}, or a "
+            "smaller prefetch_factor."
+        )
+    if death is None:
+        return None
+    if death[2] in (None, "Killed", "Terminated"):
+        return (
+            f"A data loading worker was killed ({text.strip()}). Usually the system does this when memory runs out. "
+            f"{_memory_left()} {fewer}, a smaller prefetch_factor, or smaller images. The mapper's own errors would "
+            "look different."
+        )
+    return (
+        f"A data loading worker crashed ({text.strip()}), inside of some library. With 0 workers "
+        f"(DATALOADER.NUM_WORKERS, now {num_workers}) and python -X faulthandler the place is shown."
+    )
+
+
+def _memory_left() -> str:
+    parts = []
+    system = system_memory()
+    if system is not None:
+        parts.append(f"{mib(system[0])} of {mib(system[1])} memory")
+    try:
+        shm = os.statvfs("/dev/shm")
+        parts.append(f"{mib(shm.f_bavail * shm.f_frsize)} of {mib(shm.f_blocks * shm.f_frsize)} shared memory")
+    except (OSError, AttributeError):  # not Linux
+        pass
+    return f"Now free: {', '.join(parts)}." if parts else ""
+
+
+class _WorkerStart:
+    """What a worker does first: keep its memory shared with the main process, then what the user wants.
+
+    The garbage collector writes to every object that it looks at, and each page that is written to becomes the
+    worker's own: 90 MiB after one collection, before any data are loaded. Frozen objects are not looked at.
+    """
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self._worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        gc.freeze()
+        if self._worker_init_fn is not None:
+            self._worker_init_fn(worker_id)
+
+
+class GuardedLoader(torchdata.DataLoader):
+    """A torch loader whose workers use little memory, and that, when one of them dies, says what to do."""
+
+    worker_pids: tuple[int, ...] = ()
+    """The workers of the last iteration that was started."""
+
+    def __init__(self, dataset: Any, *, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(dataset, worker_init_fn=_WorkerStart(worker_init_fn), **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's iterator, wrapped
+        iterator = super().__iter__()
+        self.worker_pids = tuple(w.pid for w in getattr(iterator, "_workers", ()))
+        return _GuardedIterator(iterator, self)
+
+    def _after_batch(self) -> None:
+        """Called when a batch is there."""
+
+
+class _GuardedIterator(Iterator):
+    def __init__(self, iterator: Any, loader: GuardedLoader) -> None:
+        self._iterator = iterator
+        self._loader = loader
+
+    def __next__(self) -> Any:
+        try:
+            batch = next(self._iterator)
+        except (RuntimeError, OSError) as e:
+            workers = self._loader.num_workers
+            text = explain_worker_error(e, workers) if workers else None
+            if text is None:
+                raise
+            raise RuntimeError(text) from e
+        self._loader._after_batch()
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+
+class _TrainStream(GuardedLoader):
+    """Reports memory of the workers and images that could not be read."""
+
+    _num_delivered = 0
+    _num_bad_reported = 0
+
+    def restart_workers(self) -> None:
+        """Let the next iteration start new workers: those that persist have an old copy of the data set."""
+        self._iterator = None
+
+    def _after_batch(self) -> None:
+        self._num_delivered += 1
+        if self._num_delivered == _REPORT_MEMORY_AFTER and self.worker_pids:
+            text = describe_workers(self.worker_pids)
+            if text is not None:
+                logger.info("Memory of data loading: %s.", text)
+        mapped = self.dataset.dataset if isinstance(self.dataset, ToIterableDataset) else self.dataset
+        bad_images = getattr(mapped, "_bad_images", None)
+        # Reported when it has doubled: a log that grows slowly, and says in the end how bad it is.
+        if bad_images is not None and (total := bad_images.total) > 2 * self._num_bad_reported:
+            self._num_bad_reported = total
+            logger.warning(
+                "%d times so far an image could not be read and another one was taken (DATALOADER.ON_BAD_IMAGE is "
+                '"skip").',
+                total,
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Position
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Positioned:
+    """A loader of batches from a stream, which can be continued where another one, in another process, got to."""
+
+    num_batches: int = 0
+    """Batches that were passed over and yielded in the iteration that was started last, or is to start."""
+    _next_start: int = 0
+    _local_batch_size: int
+
+    def _stream(self) -> _TrainStream:
+        raise NotImplementedError
+
+    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
+        """-> where in the stream of samples this batch begins."""
+        raise NotImplementedError
+
+    def set_position(self, num_batches: int) -> None:
+        """Let the next iteration, and only that, begin behind so many batches.
+
+        Nothing is loaded for this. For an iterable data set it is not possible, and a warning says so.
+
+        Args:
+            num_batches: batches to pass over, e.g. the iteration at which training is resumed.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        if num_batches < 0:
+            raise ValueError(f"The position of a loader is a number of batches, not {num_batches}.")
+        self.num_batches = self._next_start = num_batches
+        self._stream().restart_workers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to hold to continue the stream behind the last batch; the same on all ranks."""
+        state: dict[str, Any] = {"num_batches": self.num_batches}
+        source = self._stream().dataset
+        if isinstance(source, ToIterableDataset):
+            state["total_batch_size"] = self._local_batch_size * source._world_size
+            state["size"] = len(source.dataset)
+            state["seed"] = source.seed
+            if hasattr(source.sampler, "state_dict"):
+                state["sampler"] = {"type": type(source.sampler).__name__, **source.sampler.state_dict()}
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next iteration continue the stream of a loader whose :meth:`state_dict` this is.
+
+        Data set, sampler and batch size have to be the same for the stream to be exactly the same; the numbers of
+        workers and of ranks may differ. With another batch size, as many samples are passed over.
+
+        Args:
+            state_dict: of the other loader.
+        """
+        num_batches = int(state_dict["num_batches"])
+        source = self._stream().dataset
+        if isinstance(source, ToIterableDataset) and "seed" in state_dict:
+            source.seed = state_dict["seed"]
+            sampler = dict(state_dict.get("sampler", ()))
+            if sampler and sampler.pop("type") == type(source.sampler).__name__:
+                source.sampler.load_state_dict(sampler)
+            elif sampler or hasattr(source.sampler, "state_dict"):
+                logger.warning("The training sampler is another one than before: samples come in another order.")
+            if state_dict["size"] != len(source.dataset):
+                logger.warning(
+                    "The training data has %d elements now, and had %d: they come in another order.",
+                    *(len(source.dataset), state_dict["size"]),
+                )
+            total_batch_size = self._local_batch_size * source._world_size
+            num_batches = num_batches * state_dict["total_batch_size"] // total_batch_size
+        self.set_position(num_batches)
+
+    def _begin(self) -> None:
+        """Called when an iteration starts."""
+        self.num_batches, self._next_start = self._next_start, 0
+        source = self._stream().dataset
+        if not isinstance(source, ToIterableDataset):
+            if self.num_batches:
+                logger.warning("An iterable data set cannot be positioned: it starts from its beginning.")
+            return
+        start = self._start_at(source, self.num_batches) if self.num_batches else _StreamStart()
+        if start != source._start:
+            source._start = start
+            self._stream().restart_workers()
+
+
+class BatchLoader(_Positioned, _TrainStream):
+    """A torch loader of batches of consecutive samples of the stream."""
+
+    def __init__(self, dataset: Any, batch_size: int, **kwargs: Any) -> None:
+        super().__init__(dataset, batch_size=batch_size, **kwargs)
+        self._local_batch_size = batch_size
+
+    def _stream(self) -> _TrainStream:
+        return self
+
+    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
+        return _StreamStart(num_batches * self._local_batch_size)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's iterator, wrapped
+        self._begin()
+        return super().__iter__()
+
+    def _after_batch(self) -> None:
+        self.num_batches += 1
+        super()._after_batch()
+
+
+class GroupedBatchLoader(_Positioned, AspectRatioGroupedDataset):
+    """Batches of wide or of high images, from a torch loader of single samples.
+
+    Which samples make up a batch depends on the shapes of all before. A position is therefore found by following the
+    stream through the data set, where each element has to have its "width" and "height", and the mapper must not turn
+    wide images into high ones. Otherwise it is approximate, and a warning says so.
+    """
+
+    def __init__(
+        self, singles: _TrainStream, batch_size: int, collate_fn: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        super().__init__(singles, batch_size)
+        self._local_batch_size = batch_size
+        self._collate_fn = collate_fn
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The workers of the last iteration that was started."""
+        return self._stream().worker_pids
+
+    def _stream(self) -> _TrainStream:
+        return self.dataset  # type: ignore[return-value]  # as given
+
+    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
+        is_wide = _orientation_of(source.dataset)
+        if is_wide is None:
+            logger.warning(
+                'The position in the training data is approximate: its elements have no "width" and "height", from '
+                "which it would follow which images were put into a batch together."
+            )
+            return _StreamStart(num_batches * self._local_batch_size)
+        return _start_of_grouped(source.sampler, is_wide, self._local_batch_size, num_batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._begin()
+        for batch in super().__iter__():
+            self.num_batches += 1
+            yield batch if self._collate_fn is None else self._collate_fn(batch)
+
+
+def _orientation_of(dataset: Any) -> Callable[[int], bool] | None:
+    """-> a function that tells whether an element is wider than high; None if that is unknown without loading it."""
+    records = dataset._dataset if isinstance(dataset, MapDataset) else dataset
+    if not isinstance(records, (DatasetFromList, list, tuple)) or len(records) == 0:
+        return None
+    if not isinstance(records[0], dict) or not {"width", "height"} <= records[0].keys():
+        return None
+    known: dict[int, bool] = {}
+
+    def is_wide(index: int) -> bool:
+        if index not in known:
+            known[index] = _is_wide(records[index])
+        return known[index]
+
+    return is_wide
+
+
+def _start_of_grouped(
+    sampler: Iterable[int], is_wide: Callable[[int], bool], batch_size: int, num_batches: int
+) -> _StreamStart:
+    """Follow a stream until so many batches are complete."""
+    waiting: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    complete = passed = 0
+    for place, index in enumerate(sampler):
+        if complete == num_batches:
+            break
+        passed = place + 1
+        bucket = waiting[is_wide(index)]
+        bucket.append((place, index))
+        if len(bucket) == batch_size:
+            bucket.clear()
+            complete += 1
+    return _StreamStart(passed, tuple(sorted(waiting[0] + waiting[1])))

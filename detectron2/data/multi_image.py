@@ -1,0 +1,418 @@
+"""Augmentations that make one image of several: mosaic, mixup, copy-paste.
+
+An `Augmentation` of `detectron2.data.transforms` sees one image. Those of this module get several samples, each as a
+mapper made it, and return one. `MultiImageMapper` wraps a mapper and applies them::
+
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=[T.RandomFlip(), T.LargeScaleJitter(1024)])
+    mapper = MultiImageMapper(mapper, [CopyPaste()])
+    loader = build_detection_train_loader(cfg, mapper=mapper)
+
+and in a LazyConfig file ``dataloader.train.mapper = L(MultiImageMapper)(mapper=dataloader.train.mapper,
+augmentations=[L(CopyPaste)()])``.
+
+Letters: `N` instances, `H`, `W` height and width of an image in pixels, `C` channels. Random numbers come from
+`numpy.random`, seeded per data-loader worker.
+"""
+# ruff: noqa: NPY002 (the legacy global generator is the one that workers seed)
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.structures import BitMasks, Instances
+
+from ._samples import (
+    Placement,
+    Sample,
+    areas,
+    bitmaps,
+    check_samples,
+    concatenate,
+    place_image,
+    place_instances,
+    place_labels,
+)
+from .common import DatasetFromList
+
+__all__ = ["CopyPaste", "MixUp", "Mosaic", "MultiImageAugmentation", "MultiImageMapper"]
+
+# How often to look for another sample where the mapper returns None.
+_TRIALS = 10
+
+
+class MultiImageAugmentation:
+    """A way to make one sample of several.
+
+    Subclasses write `combine`. Samples are what a mapper returns: dicts with "image" `(C, H, W)`, and "instances",
+    "sem_seg" `(H, W)` or both; they must not be changed in place.
+
+    Args:
+        num_others: how many other samples one needs.
+        prob: probability that the augmentation is applied.
+
+    Raises:
+        ValueError: if `prob` is no probability.
+    """
+
+    def __init__(self, num_others: int, prob: float = 1.0):
+        if not 0.0 <= prob <= 1.0:
+            raise ValueError(f"prob must be between 0 and 1, got {prob}")
+        self.num_others = num_others
+        self.prob = prob
+
+    def combine(self, sample: Sample, others: Sequence[Sample]) -> Sample:
+        """Make one sample.
+
+        Args:
+            sample: the sample that is augmented; entries that cannot be combined, such as its file name, are kept.
+            others: `num_others` other samples.
+
+        Returns:
+            A new sample.
+
+        Raises:
+            NotImplementedError: if the subclass does not define it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define combine")
+
+
+class Mosaic(MultiImageAugmentation):
+    """Four images around a random point (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.4).
+
+    The four parts of the result meet in a point drawn from the middle of it. Each image is scaled at random and put
+    into its part with the corner that points to the middle; what does not fit is cut off.
+
+    Args:
+        size: `(height, width)` of the result in pixels; one number means a square.
+        scale_range: each image is scaled to fit in the size times a number drawn from `[min, max)`; None leaves the
+            sizes that the mapper made.
+        center_range: the four parts meet between these fractions of height and width.
+        min_visible: instances are left out if less than this part of their box is left.
+        pad_value: grey level where no image is.
+        seg_pad_value: label where no image is.
+        prob: probability that the augmentation is applied.
+
+    Raises:
+        ValueError: if a range is not ordered, or beyond what it can be.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        *,
+        scale_range: tuple[float, float] | None = (0.4, 1.0),
+        center_range: tuple[float, float] = (0.25, 0.75),
+        min_visible: float = 0.1,
+        pad_value: float = 128,
+        seg_pad_value: int = 255,
+        prob: float = 1.0,
+    ):
+        super().__init__(3, prob)
+        if scale_range is not None and not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"Mosaic needs scale_range with 0 < min <= max, got {scale_range}")
+        if not 0 <= center_range[0] <= center_range[1] <= 1:
+            raise ValueError(f"Mosaic needs center_range with 0 <= min <= max <= 1, got {center_range}")
+        height, width = (size, size) if isinstance(size, (int, np.integer)) else size
+        self.size = (int(height), int(width))
+        self.scale_range = scale_range
+        self.center_range = center_range
+        self.min_visible = min_visible
+        self.pad_value = pad_value
+        self.seg_pad_value = seg_pad_value
+
+    def combine(self, sample: Sample, others: Sequence[Sample]) -> Sample:
+        """Put the sample into the top left part and three others into the other parts."""
+        samples = [sample, *others]
+        check_samples("Mosaic", samples)
+        placements = self._draw([tuple(s["image"].shape[1:]) for s in samples])
+        out = _canvas(sample, self.size, self.pad_value, self.seg_pad_value)
+        for source, placement in zip(samples, placements, strict=True):
+            place_image(source["image"], placement, out["image"])
+            if "sem_seg" in out:
+                place_labels(source["sem_seg"], placement, out["sem_seg"])
+        if "instances" in sample:
+            out["instances"] = concatenate(
+                [place_instances(s["instances"], p, self.min_visible) for s, p in zip(samples, placements, strict=True)]
+            )
+        return out
+
+    def _draw(self, sizes_hw: list[tuple[int, int]]) -> list[Placement]:
+        height, width = self.size
+        center_y = round(height * np.random.uniform(*self.center_range))
+        center_x = round(width * np.random.uniform(*self.center_range))
+        placements = []
+        for i, (h, w) in enumerate(sizes_hw):
+            new_h, new_w = h, w
+            if self.scale_range is not None:
+                factor = np.random.uniform(*self.scale_range) * min(height / h, width / w)
+                new_h, new_w = max(round(h * factor), 1), max(round(w * factor), 1)
+            is_left, is_top = i % 2 == 0, i < 2
+            corner_xy = (center_x - new_w if is_left else center_x, center_y - new_h if is_top else center_y)
+            x1, x2 = (0, center_x) if is_left else (center_x, width)
+            y1, y2 = (0, center_y) if is_top else (center_y, height)
+            placements.append(Placement((h, w), (new_h, new_w), corner_xy, (x1, y1, x2, y2), self.size))
+        return placements
+
+
+class MixUp(MultiImageAugmentation):
+    """The weighted sum of two images, with the instances of both (Zhang et al., arXiv:1902.04103, section 3.1).
+
+    Both images keep their sizes and positions: the result is as high and as wide as the larger one. All instances count
+    in full, however faint they are. Label maps cannot be mixed.
+
+    Args:
+        alpha: the weight of the first image is drawn from the distribution Beta(alpha, alpha).
+        pad_value: grey level where only one of the images is.
+        prob: probability that the augmentation is applied.
+
+    Raises:
+        ValueError: if `alpha` is not positive.
+    """
+
+    def __init__(self, alpha: float = 1.5, *, pad_value: float = 128, prob: float = 1.0):
+        super().__init__(1, prob)
+        if alpha <= 0:
+            raise ValueError(f"MixUp needs alpha > 0, got {alpha}")
+        self.alpha = alpha
+        self.pad_value = pad_value
+
+    def combine(self, sample: Sample, others: Sequence[Sample]) -> Sample:
+        """Blend the sample with the first of the others."""
+        samples = [sample, others[0]]
+        check_samples("MixUp", samples, ["instances"])
+        if "sem_seg" in sample:
+            raise ValueError("MixUp cannot mix label maps ('sem_seg'): a pixel has one label; use Mosaic or CopyPaste")
+        sizes = [tuple(s["image"].shape[1:]) for s in samples]
+        canvas_hw = (max(h for h, _ in sizes), max(w for _, w in sizes))
+        window_xyxy = (0, 0, canvas_hw[1], canvas_hw[0])
+        weight = float(np.random.beta(self.alpha, self.alpha))
+        mixed, instances = torch.zeros(()), []
+        for source, size, factor in zip(samples, sizes, (weight, 1 - weight), strict=True):
+            placement = Placement(size, size, (0, 0), window_xyxy, canvas_hw)
+            canvas = _filled(source["image"], canvas_hw, self.pad_value)
+            place_image(source["image"], placement, canvas)
+            mixed = mixed + canvas.to(torch.float32) * factor
+            instances.append(place_instances(source["instances"], placement, 0.0))
+        out = _with_size(sample, canvas_hw)
+        dtype = sample["image"].dtype
+        out["image"] = (mixed if dtype.is_floating_point else mixed.round()).to(dtype)
+        out["instances"] = concatenate(instances)
+        return out
+
+
+class CopyPaste(MultiImageAugmentation):
+    """Objects of another image pasted onto this one (Ghiasi et al., "Simple Copy-Paste", arXiv:2012.07177).
+
+    A random subset of the other image's objects is copied by their masks. Masks and boxes of what they cover are made
+    smaller, and instances that are covered wholly are left out; keypoints that are covered are marked as not visible
+    (`v = 1`), and a label map gets the labels of the other image. Where the images differ in size, the other one is put
+    at a random place, and cut at the edges. The masks of the result are bitmaps.
+
+    The paper scales both images strongly before: use `T.LargeScaleJitter` in the mapper.
+
+    Args:
+        max_objects: the most objects that are pasted; None for all of them.
+        min_visible: instances are left out if no more than this part of their mask stays visible.
+        prob: probability that the augmentation is applied.
+
+    Raises:
+        ValueError: if `max_objects` is less than one.
+    """
+
+    def __init__(self, *, max_objects: int | None = None, min_visible: float = 0.0, prob: float = 1.0):
+        super().__init__(1, prob)
+        if max_objects is not None and max_objects < 1:
+            raise ValueError(f"CopyPaste needs max_objects of at least 1, or None for all, got {max_objects}")
+        self.max_objects = max_objects
+        self.min_visible = min_visible
+
+    def combine(self, sample: Sample, others: Sequence[Sample]) -> Sample:
+        """Paste objects of the first of the others onto the sample."""
+        other = others[0]
+        check_samples("CopyPaste", [sample, other], ["instances"])
+        for instances in (sample["instances"], other["instances"]):
+            if len(instances) > 0 and not instances.has("gt_masks"):
+                raise ValueError(
+                    "CopyPaste needs masks: set MODEL.MASK_ON (use_instance_mask of the mapper) to True, and use a "
+                    "data set whose annotations have 'segmentation'"
+                )
+        if len(other["instances"]) == 0:
+            return sample
+        canvas_hw = tuple(sample["image"].shape[1:])
+        placement = self._draw(tuple(other["image"].shape[1:]), canvas_hw)
+        pasted = place_instances(self._choose(other["instances"]), placement, 0.0)
+        masks = bitmaps(pasted)
+        is_left = areas(masks) > 0  # the thinnest of polygons cover no pixel
+        if not is_left.any():
+            return sample
+        pasted = Instances(pasted.image_size, **{**pasted.get_fields(), "gt_masks": BitMasks(masks)})[is_left]
+        covered = masks.any(dim=0)
+        out = dict(sample)
+        image = sample["image"].clone()
+        place_image(other["image"], placement, image)
+        out["image"] = torch.where(covered, image, sample["image"])
+        if "sem_seg" in sample:
+            labels = sample["sem_seg"].clone()
+            place_labels(other["sem_seg"], placement, labels)
+            out["sem_seg"] = torch.where(covered, labels, sample["sem_seg"])
+        out["instances"] = concatenate([self._cover(sample["instances"], covered), pasted])
+        return out
+
+    def _choose(self, instances: Instances) -> Instances:
+        most = len(instances) if self.max_objects is None else min(self.max_objects, len(instances))
+        count = np.random.randint(1, most + 1)
+        return instances[torch.from_numpy(np.sort(np.random.permutation(len(instances))[:count]))]
+
+    @staticmethod
+    def _draw(image_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Placement:
+        room_y, room_x = canvas_hw[0] - image_hw[0], canvas_hw[1] - image_hw[1]
+        y = int(np.random.randint(min(room_y, 0), max(room_y, 0) + 1))
+        x = int(np.random.randint(min(room_x, 0), max(room_x, 0) + 1))
+        return Placement(image_hw, image_hw, (x, y), (0, 0, canvas_hw[1], canvas_hw[0]), canvas_hw)
+
+    def _cover(self, instances: Instances, covered: torch.Tensor) -> Instances:
+        """Take covered pixels `(H, W)` away from instances."""
+        if len(instances) == 0:
+            return instances
+        before = bitmaps(instances)
+        after = before & ~covered
+        area_before, area_after = areas(before), areas(after)
+        keep = (area_after > self.min_visible * area_before) & (area_after > 0)
+        out = Instances(instances.image_size, **instances.get_fields())
+        out.gt_masks = BitMasks(after)
+        boxes = instances.gt_boxes.clone()
+        is_cut = area_after < area_before
+        boxes.tensor[is_cut] = out.gt_masks[is_cut].get_bounding_boxes().tensor
+        out.gt_boxes = boxes
+        if out.has("gt_keypoints"):
+            out.gt_keypoints = _occlude(out.gt_keypoints, covered)
+        return out[keep]
+
+
+def _occlude(keypoints: Any, covered: torch.Tensor) -> Any:
+    """Mark visible keypoints on covered pixels `(H, W)` as labelled but not visible."""
+    points = keypoints.tensor.clone()
+    h, w = covered.shape
+    column, row = points[:, :, 0].long().clamp(0, w - 1), points[:, :, 1].long().clamp(0, h - 1)
+    points[:, :, 2][covered[row, column] & (points[:, :, 2] == 2)] = 1
+    return type(keypoints)(points)
+
+
+def _filled(image: torch.Tensor, canvas_hw: tuple[int, int], value: float) -> torch.Tensor:
+    return torch.full((image.shape[0], *canvas_hw), value, dtype=image.dtype)
+
+
+def _with_size(sample: Sample, size_hw: tuple[int, int]) -> Sample:
+    """A copy whose "height" and "width", by which batches are grouped, are those of a new image."""
+    return {**sample, "height": size_hw[0], "width": size_hw[1]}
+
+
+def _canvas(sample: Sample, size_hw: tuple[int, int], pad_value: float, seg_pad_value: int) -> Sample:
+    out = _with_size(sample, size_hw)
+    out["image"] = _filled(sample["image"], size_hw, pad_value)
+    if "sem_seg" in sample:
+        out["sem_seg"] = torch.full(size_hw, seg_pad_value, dtype=sample["sem_seg"].dtype)
+    return out
+
+
+class MultiImageMapper:
+    """A mapper that makes samples with another mapper and combines several of them into one.
+
+    The other samples are mapped anew, so they are augmented differently each time. They are drawn from `dataset`: give
+    the records of the training set, or those of another one, for example to paste their objects. Then a sample depends
+    on nothing but the record and the state of the random numbers.
+
+    Without `dataset`, `build_detection_train_loader` has it draw from the data set that is loaded. Where that can only
+    be iterated over, and where the mapper is used without that function, others are drawn from the records that went
+    through this mapper before, in each worker the last `pool_size` of them: images that a sampler repeats are drawn
+    more often, too, and the first record of each worker is not combined.
+
+    The time that a sample takes grows by that of mapping the others.
+
+    Args:
+        mapper: makes a sample of a record, for example a `DatasetMapper`.
+        augmentations: applied in order, each with samples of its own.
+        dataset: records to draw others from, a list or an indexed torch data set.
+        pool_size: how many records to remember without `dataset`.
+
+    Raises:
+        ValueError: if there is nothing to draw from.
+        TypeError: if something in `augmentations` does not combine samples.
+    """
+
+    def __init__(
+        self,
+        mapper: Callable[[dict[str, Any]], Sample | None],
+        augmentations: Sequence[MultiImageAugmentation],
+        *,
+        dataset: Any = None,
+        pool_size: int = 1000,
+    ):
+        if pool_size < 1:
+            raise ValueError(f"MultiImageMapper needs pool_size of at least 1, got {pool_size}")
+        if dataset is not None and len(dataset) == 0:
+            raise ValueError("the data set that MultiImageMapper should draw from is empty")
+        for augmentation in augmentations:
+            if not isinstance(augmentation, MultiImageAugmentation):
+                raise TypeError(
+                    f"MultiImageMapper applies MultiImageAugmentations, got a {type(augmentation).__name__}; give "
+                    "augmentations of single images to the mapper that it wraps"
+                )
+        self.mapper = mapper
+        self.augmentations = list(augmentations)
+        self.dataset = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        self.pool_size = pool_size
+        self._pool: list[dict[str, Any]] = []
+        self._oldest = 0
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> Sample | None:
+        """Map a record and combine the sample with others.
+
+        Args:
+            dataset_dict: one image of a data set.
+
+        Returns:
+            The sample, or None if the wrapped mapper makes nothing of this record.
+        """
+        record = None if self.dataset is not None else copy.deepcopy(dataset_dict)  # mappers may change it
+        sample = self.mapper(dataset_dict)
+        if sample is None:
+            return None
+        for augmentation in self.augmentations:
+            if np.random.uniform() < augmentation.prob:
+                others = self._others(augmentation.num_others)
+                if others is not None:
+                    sample = augmentation.combine(sample, others)
+        if record is not None:
+            self._remember(record)
+        return sample
+
+    def drawing_from(self, dataset: Any) -> "MultiImageMapper":
+        """This mapper, drawing from an indexed data set, unless it was given one already."""
+        if self.dataset is not None:
+            return self
+        mapper = copy.copy(self)
+        mapper.dataset = dataset
+        return mapper
+
+    def _others(self, count: int) -> list[Sample] | None:
+        """As many other samples; None if there are none to be had."""
+        records = self._pool if self.dataset is None else self.dataset
+        others = []
+        for _ in range(count + _TRIALS):
+            if len(others) == count or len(records) == 0:
+                break
+            other = self.mapper(copy.deepcopy(records[int(np.random.randint(len(records)))]))
+            if other is not None:
+                others.append(other)
+        return others if len(others) == count else None
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if len(self._pool) < self.pool_size:
+            self._pool.append(record)
+        else:
+            self._pool[self._oldest] = record
+            self._oldest = (self._oldest + 1) % self.pool_size

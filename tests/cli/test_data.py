@@ -1,0 +1,645 @@
+"""``detectron2 data``: mistakes are found and taken out, pictures show what is there, formats keep what they can."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from detectron2.cli import main
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_voc_instances
+
+SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+PIXELS = np.zeros((40, 60), np.uint8)
+PIXELS[10:20, 5:25] = 1
+
+
+def run_lengths() -> dict:
+    """Of PIXELS, by columns: the run of zeros first."""
+    flat = PIXELS.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    return {"size": [40, 60], "counts": np.diff([0, *edges, len(flat)]).tolist()}
+
+
+def write_coco(folder: Path, images=(), annotations=(), categories=(), **more) -> Path:
+    """Write a.json with images of 60 x 40 pixels; annotations lack what is the same in all."""
+    folder.mkdir(exist_ok=True)
+    for image in images:
+        if "file_name" in image and not (folder / image["file_name"]).exists():
+            Image.new("RGB", (60, 40), (200, 30, 30)).save(folder / image["file_name"])
+    content = {"images": list(images), "annotations": list(annotations), "categories": list(categories), **more}
+    (folder / "a.json").write_text(json.dumps(content))
+    return folder / "a.json"
+
+
+def image(n: int, **changes) -> dict:
+    return {"id": n, "file_name": f"{n}.png", "width": 60, "height": 40, **changes}
+
+
+def annotation(n: int, image_id: int = 1, category_id: int = 1, bbox=(2, 3, 10, 11), **changes) -> dict:
+    return {"id": n, "image_id": image_id, "category_id": category_id, "bbox": bbox and list(bbox), **changes}
+
+
+CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    """A file in COCO format without mistakes, with polygons, run lengths, a crowd region and an empty image."""
+    annotations = [
+        annotation(1, bbox=(2, 2, 10, 10), segmentation=[SQUARE]),
+        annotation(2, category_id=5, bbox=(30.25, 4.5, 12.5, 20.25)),
+        annotation(3, image_id=2, category_id=5, bbox=(5, 10, 20, 10), segmentation=run_lengths(), iscrowd=1),
+        annotation(4, image_id=2, bbox=(0, 0, 60, 40)),
+    ]
+    return write_coco(tmp_path / "good", [image(1), image(2), image(3)], annotations, CATEGORIES)
+
+
+def mistakes(folder: Path) -> Path:
+    """A file with each kind of mistake that can be taken out."""
+    images = [
+        image(1),
+        image(2, file_name="1.png"),
+        image(3, width=0),
+        image(3),
+        image(4, file_name="gone.png"),
+        image(5, width=40, height=60),
+        image(6, width=40, height=60),
+        {"file_name": "no_id.png"},
+    ]
+    annotations = [
+        annotation(1),
+        annotation(1, bbox=[20, 3, 10, 11]),
+        annotation(2, image_id=2),  # the same file and box as the first
+        annotation(3, image_id=99),
+        annotation(4, category_id=2),
+        annotation(5, bbox=[50, 30, 20, 20]),
+        annotation(6, bbox=[70, 3, 10, 11]),
+        annotation(7, bbox=[2, 3, 0, 11]),
+        annotation(8, bbox=[2, 3, 0, 0], segmentation=[SQUARE]),
+        annotation(9, bbox=[1, 1, 9, 9], segmentation=[[1, 1, 2, 2]]),
+        annotation(10, bbox=[1, 1, 8, 8], segmentation=[[1, 1, 2, 2, 3, 3], SQUARE]),
+        annotation(11, bbox=[1, 1, 7, 8], ignore=1),
+        annotation(12, bbox=[1, 1, 6, 8], segmentation="mask"),
+        annotation(13, bbox=[1, 2, 6, 8], keypoints=[1, 1, 2] * 2),
+        annotation(14, bbox=[1, 2, 6, 7], keypoints=[1, 1, 2] * 2),
+        annotation(15, bbox=[1, 2, 6, 6], keypoints=[1, 1, 2]),
+        annotation(16, bbox=None),
+        annotation(22, bbox=[1, 2, 3, 4], segmentation={"size": [40, 60], "counts": "0"}),
+        annotation(23, bbox=[1, 2, 3, 5], segmentation={"size": [4, 6], "counts": [24]}),
+        annotation(24, bbox=[1, 2, 3, 6], keypoints=[1, 1]),
+        annotation(25, bbox=[1, 2, 3, 7], segmentation=[[1, 1, 2, 1, 1e9, 1]]),
+        annotation(17, image_id=4),
+        annotation(18, image_id=5, bbox=[5, 45, 5, 10]),
+        annotation(19, image_id=6),
+        {"image_id": 3, "category_id": 5, "bbox": [1, 1, 5, 5]},
+    ]
+    categories = [*CATEGORIES, {"id": 5, "name": "bird"}, {"id": 7}, {"name": "fish"}]
+    path = write_coco(folder, images, annotations, categories, extra=1)
+    (folder / "gone.png").unlink()
+    return path
+
+
+def report_of(out: str) -> dict:
+    (report,) = json.loads(out)["data_sets"]
+    return report
+
+
+def kinds(report: dict) -> dict:
+    return {f["kind"]: f["count"] for f in report["findings"]}
+
+
+class TestCheck:
+    def test_empty_file(self, command, tmp_path):
+        status, out, _ = command("data", "check", write_coco(tmp_path), "--json")
+        assert status == 1 and kinds(report_of(out)) == {"empty": 1}
+
+    def test_only_images(self, command, tmp_path):
+        write_coco(tmp_path, [image(1), {"id": 2, "file_name": "2.png"}])
+        (tmp_path / "a.json").write_text(
+            json.dumps({"images": json.loads((tmp_path / "a.json").read_text())["images"]})
+        )
+        status, out, _ = command("data", "check", tmp_path / "a.json", "--json")
+        assert status == 0 and kinds(report_of(out)) == {"image-empty": 2}
+
+    def test_good(self, command, good):
+        status, out, _ = command("data", "check", good, "--num-classes", "2")
+        assert status == 0
+        assert "images              3   1 without objects" in out and "annotations         3   and 1 crowd" in out
+        assert "No errors, no warnings." in out and "1  dog              1         1" in out
+        # The standard output is JSON alone.
+        _, out, _ = command("data", "check", good, "--json")
+        assert json.loads(out)["passes"] and report_of(out)["classes"][0] == {
+            "name": "cat",
+            "annotations": 2,
+            "images": 2,
+        }
+
+    def test_number_of_classes(self, command, good):
+        status, out, _ = command("data", "check", good, "--num-classes", "1", "--files", "none")
+        assert status == 1 and "1 annotation has a category_id of 1 or more, while --num-classes is 1" in out
+        assert "ERROR" in out and "category_id 1 in annotation 1 (id 2) of" in out
+
+    def test_all_mistakes(self, command, tmp_path):
+        path = mistakes(tmp_path / "bad")
+        status, out, _ = command("data", "check", path, "--json")
+        assert status == 1
+        found = kinds(report_of(out))
+        assert found.keys() >= {
+            *("image-incomplete", "image-id-twice", "image-size", "file-twice", "file-missing", "file-size"),
+            *("category-incomplete", "category-twice", "category-unknown", "annotation-orphan", "annotation-id-twice"),
+            *(
+                "annotation-ignore",
+                "annotation-unusable",
+                "polygon-points",
+                "polygon-area",
+                "keypoint-count",
+                "no-bbox",
+            ),
+            *("box-empty", "box-outside", "box-overhang"),
+        }
+        assert (found["file-missing"], found["file-size"], found["box-empty"]) == (1, 2, 2)
+        _, out, _ = command("data", "check", path)
+        assert "Images with the most errors and warnings" in out and "gone.png" in out
+
+    @pytest.mark.parametrize("files", ["all", "1", "none"])
+    def test_files(self, command, tmp_path, files):
+        path = mistakes(tmp_path / "bad")
+        _, out, _ = command("data", "check", path, "--json", "--files", files)
+        assert ("file-missing" in kinds(report_of(out))) == (files == "all")
+
+    def test_config(self, command, good, yaml_file):
+        status, out, _ = command(
+            *("data", "check", good, "--config", yaml_file, "--json"),
+            *("--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "1", "MODEL.MASK_ON", "True"),
+        )
+        assert status == 1
+        assert kinds(report_of(out)) == {"label-too-large": 1, "mask-missing": 2, "image-empty": 1}
+
+    def test_lazy_config(self, command, good, lazy_file):
+        status, out, _ = command(
+            *("data", "check", good, "--config-file", lazy_file, "--json", "--opts", "model.roi_heads.num_classes=1")
+        )
+        assert status == 1
+        assert kinds(report_of(out)) == {"label-too-large": 1, "mask-missing": 2, "image-empty": 1}
+
+    def test_data_sets_of_the_config(self, command, coco, yaml_file):
+        status, out, _ = command("data", "check", "--config-file", yaml_file, *coco)
+        assert status == 0 and out.count("cli_shapes (COCO)") == 1
+
+    def test_classes_are_compared(self, command, good, tmp_path):
+        other = write_coco(
+            tmp_path / "b", [image(1)], [annotation(1)], [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+        )
+        status, out, _ = command("data", "check", good, other)
+        assert status == 1
+        assert "'cat' is label 0 in" in out and "[classes-order]" in out
+
+    def test_registered_records(self, command, tmp_path):
+        record = {"file_name": str(tmp_path / "no.png"), "height": 5, "width": 5, "image_id": 1, "annotations": []}
+        DatasetCatalog.register("cli_data_records", lambda: [record])
+        try:
+            status, out, _ = command("data", "check", "cli_data_records")
+        finally:
+            DatasetCatalog.remove("cli_data_records")
+            MetadataCatalog.pop("cli_data_records", None)
+        assert status == 1 and "cli_data_records (registered)" in out and "cannot be found" in out
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ([], "Name a data set"),
+            (["/no/a.json"], "'/no/a.json' is neither a file or folder"),
+            (["{folder}"], "The format of '{folder}' is not clear"),
+            (["{file}", "{file}", "--fix", "b.json"], "name only one"),
+            (["{file}"], "is not a JSON file"),
+        ],
+    )
+    def test_errors(self, command, tmp_path, args, message):
+        (tmp_path / "a.json").write_text("{")
+        places = {"folder": str(tmp_path), "file": str(tmp_path / "a.json")}
+        status, _, err = command("data", "check", *[a.format(**places) for a in args])
+        assert status == 1 and message.format(**places) in err
+
+
+class TestFix:
+    def test_nothing_to_fix(self, command, good, tmp_path):
+        status, out, _ = command("data", "check", good, "--fix", tmp_path / "good" / "fixed.json", "--json")
+        assert status == 0
+        changes = json.loads(out)["fix"]["changes"]
+        assert changes == {"missing 'iscrowd' set to 0": 3, "missing 'area' computed": 4}
+        before, after = json.loads(good.read_text()), json.loads((tmp_path / "good" / "fixed.json").read_text())
+        assert [a["area"] for a in after["annotations"]] == [100, 12.5 * 20.25, 200, 2400]
+        for a in after["annotations"]:
+            del a["area"]
+        for a in before["annotations"]:
+            a.setdefault("iscrowd", 0)
+        assert after == before
+
+    def test_all_mistakes(self, command, tmp_path):
+        path, target = mistakes(tmp_path / "bad"), tmp_path / "bad" / "fixed.json"
+        status, out, err = command("data", "check", path, "--fix", target)
+        assert status == 0, out + err
+        assert "It passes the check." in out
+        status, out, _ = command("data", "check", target)
+        assert status == 0, out
+        content = json.loads(target.read_text())
+        assert content["extra"] == 1
+        # 2 is the file of 1, 4 is missing, the box of 18 does not fit into 5
+        assert [(i["id"], i.get("width"), i.get("height")) for i in content["images"]] == [
+            *((1, 60, 40), (3, None, None), (6, 60, 40))
+        ]
+        assert [(c["id"], c["name"]) for c in content["categories"]] == [(1, "cat"), (5, "dog"), (7, "class_7")]
+        boxes = {a["id"]: a["bbox"] for a in content["annotations"]}
+        assert boxes == {
+            1: [2, 3, 10, 11],
+            5: [50, 30, 10, 10],
+            8: [2, 2, 10, 10],
+            10: [1, 1, 8, 8],
+            11: [1, 1, 7, 8],
+            12: [1, 1, 6, 8],
+            13: [1, 2, 6, 8],
+            14: [1, 2, 6, 7],
+            15: [1, 2, 6, 6],
+            19: [2, 3, 10, 11],
+            24: [1, 2, 3, 6],
+            25: [20, 3, 10, 11],
+            26: [1, 1, 5, 5],
+        }
+        of = {a["id"]: a for a in content["annotations"]}
+        assert of[10]["segmentation"] == [SQUARE] and "segmentation" not in of[12]
+        assert of[11]["iscrowd"] == 1 and of[15]["keypoints"] == [] and of[8]["area"] == 100
+        records = load_coco_json(target, tmp_path / "bad")
+        assert sum(len(r["annotations"]) for r in records) == len(boxes)
+
+    def test_without_files(self, command, tmp_path):
+        path, target = mistakes(tmp_path / "bad"), tmp_path / "bad" / "fixed.json"
+        status, _, _ = command("data", "check", path, "--fix", target, "--files", "none")
+        assert status == 0
+        assert {i["id"] for i in json.loads(target.read_text())["images"]} == {1, 3, 4, 5, 6}
+
+
+class TestShow:
+    def test_raw(self, command, good, tmp_path):
+        status, out, err = command("data", "show", good, "--output", tmp_path / "out")
+        assert status == 0, err
+        assert "3 pictures are in" in out
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.png", "2.png", "3.png"]
+        with Image.open(tmp_path / "out" / "3.png") as picture:  # nothing is drawn on it
+            assert picture.size == (60, 40) and picture.getpixel((30, 20)) == (200, 30, 30)
+        assert np.asarray(Image.open(tmp_path / "out" / "1.png")).std(axis=(0, 1)).max() > 5
+
+    @pytest.mark.parametrize("order", ["BGR", "RGB"])
+    def test_augmented(self, command, good, yaml_file, tmp_path, order):
+        status, _, err = command(
+            *("data", "show", good, "--augmented", "--config", yaml_file, "--output", tmp_path / "out"),
+            *("--opts", "INPUT.FORMAT", order, "INPUT.MASK_FORMAT", "bitmask", "MODEL.MASK_ON", "False"),
+        )
+        assert status == 0, err
+        with Image.open(tmp_path / "out" / "3.png") as picture:
+            # INPUT.MIN_SIZE_TRAIN is 64; the colour is that of the file whatever the order of the tensor
+            assert picture.size == (96, 64) and picture.getpixel((30, 20)) == (200, 30, 30)
+
+    def test_augmented_lazily(self, command, data, lazy_file, tmp_path):
+        sheet = tmp_path / "sheet.png"
+        status, out, err = command(
+            *("data", "show", data / "annotations.json", "--augmented", "--config", lazy_file),
+            *("--sheet", sheet, "--num", "3"),
+        )
+        assert status == 0, err
+        assert "3 samples are in" in out
+        with Image.open(sheet) as picture:  # two columns and two rows of 96 x (64 + 16), and gaps of 4
+            assert picture.size == (2 * 100 + 4, 2 * 84 + 4)
+
+    def test_seed(self, command, data, tmp_path):
+        files = {}
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+            command(
+                "data", "show", data / "annotations.json", "--num", "2", "--seed", seed, "--output", tmp_path / name
+            )
+            files[name] = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        assert files["a"] == files["b"] and len(files["a"]) == 2
+        assert files["a"].keys() != files["c"].keys()
+
+    def test_mistakes_are_no_obstacle(self, command, tmp_path):
+        status, out, err = command("data", "show", mistakes(tmp_path / "bad"), "--output", tmp_path / "out")
+        assert status == 0, err
+        assert "left out" in err and "gone.png" in err and "5 pictures" in out
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--augmented"], "--augmented needs --config-file"),
+            (["--num", "0"], "--num is a number of samples from 1 on"),
+            ([], "has no images"),
+        ],
+    )
+    def test_errors(self, command, tmp_path, args, message):
+        status, _, err = command("data", "show", write_coco(tmp_path), *args)
+        assert status == 1 and message in err
+
+
+def objects_of(path: Path) -> dict[str, list[tuple]]:
+    """-> (class name, box) of all but crowd regions by the name of the image."""
+    content = json.loads(path.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    result: dict[str, list[tuple]] = {Path(i["file_name"]).stem: [] for i in content["images"]}
+    files = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
+    for a in content["annotations"]:
+        if not a.get("iscrowd", 0):
+            result[files[a["image_id"]]].append((names[a["category_id"]], *a["bbox"]))
+    return result
+
+
+def assert_same_objects(a: Path, b: Path, tolerance: float) -> None:
+    first, second = objects_of(a), objects_of(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert [o[0] for o in first[name]] == [o[0] for o in second[name]]
+        np.testing.assert_allclose([o[1:] for o in first[name]], [o[1:] for o in second[name]], atol=tolerance)
+
+
+class TestConvert:
+    def test_empty(self, command, tmp_path):
+        source = write_coco(tmp_path / "empty")
+        for target in ("voc", "yolo"):
+            status, _, err = command("data", "convert", source, tmp_path / target, "--to", target)
+            assert status == 0, err
+            status, _, err = command("data", "convert", tmp_path / target, tmp_path / f"{target}.json")
+            assert status == 0, err
+            assert json.loads((tmp_path / f"{target}.json").read_text())["images"] == []
+
+    @pytest.mark.parametrize("form", ["voc", "yolo"])
+    def test_round_trip(self, command, good, tmp_path, form):
+        status, out, err = command("data", "convert", good, tmp_path / form, "--to", form)
+        assert status == 0, err
+        assert "3 images, 4 annotations, 2 classes; splits: train (3)" in out and "1 crowd regions could not" in out
+        status, _, err = command("data", "convert", tmp_path / form, tmp_path / "back.json")
+        assert status == 0, err
+        assert_same_objects(good, tmp_path / "back.json", 0.006 if form == "voc" else 1e-3)
+        assert not list(tmp_path.glob("*.tmp"))
+        status, out, _ = command("data", "check", tmp_path / form)
+        assert status == 0, out
+
+    def test_voc_files(self, command, good, tmp_path):
+        command("data", "convert", good, tmp_path / "voc", "--to", "voc")
+        root = ET.parse(tmp_path / "voc" / "Annotations" / "1.xml").getroot()
+        assert root.findtext("filename") == "1.png" and root.findtext("size/width") == "60"
+        # pixels from 1, the last one included: [2, 2, 10, 10] covers the pixels 3 to 12
+        box = root.find("object/bndbox")
+        assert [e.text for e in box] == ["3", "3", "12", "12"]
+        (first, _, _) = load_voc_instances(tmp_path / "voc", "train", ["cat", "dog"])
+        assert first["annotations"][0]["bbox"] == [2, 2, 12, 12]
+        assert first["annotations"][1] == {"category_id": 1, "bbox": [30.25, 4.5, 42.75, 24.75], "bbox_mode": 0}
+        assert Path(first["file_name"]).is_symlink() and Path(first["file_name"]).is_file()
+
+    def test_yolo_files(self, command, good, tmp_path):
+        command("data", "convert", good, tmp_path / "yolo", "--to", "yolo", "--images", "copy", "--split", "val")
+        assert yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text()) == {
+            "val": "images/val",
+            "names": {0: "cat", 1: "dog"},
+        }
+        outline, box = (tmp_path / "yolo" / "labels" / "val" / "1.txt").read_text().splitlines()
+        np.testing.assert_allclose(
+            [float(v) for v in outline.split()], [0, *(np.array(SQUARE) / [60, 40, 60, 40, 60, 40, 60, 40])], rtol=1e-6
+        )
+        expected = [1, (30.25 + 6.25) / 60, (4.5 + 10.125) / 40, 12.5 / 60, 20.25 / 40]
+        np.testing.assert_allclose([float(v) for v in box.split()], expected, rtol=1e-6)
+        assert (tmp_path / "yolo" / "labels" / "val" / "3.txt").read_text() == ""
+        copied = tmp_path / "yolo" / "images" / "val" / "1.png"
+        assert copied.is_file() and not copied.is_symlink()
+
+    def test_yolo_keeps_polygons(self, command, good, tmp_path):
+        command("data", "convert", good, tmp_path / "yolo", "--to", "yolo")
+        command("data", "convert", tmp_path / "yolo", tmp_path / "back.json")
+        first = json.loads((tmp_path / "back.json").read_text())["annotations"][0]
+        np.testing.assert_allclose(first["segmentation"], [SQUARE], atol=1e-3)
+        assert first["area"] == pytest.approx(100, abs=0.01)
+
+    def test_parts_and_pixels_become_one_outline(self, command, tmp_path):
+        """Area and bounds are those of the parts; their outlines run in different directions here."""
+        far = [30, 20, 30, 30, 50, 30, 50, 20]
+        annotations = [
+            annotation(1, bbox=(2, 2, 48, 28), segmentation=[SQUARE, far]),
+            annotation(2, bbox=(5, 10, 20, 10), segmentation=run_lengths()),
+        ]
+        source = write_coco(tmp_path / "a", [image(1)], annotations, CATEGORIES)
+        status, out, err = command("data", "convert", source, tmp_path / "yolo", "--to", "yolo")
+        assert status == 0, err
+        assert "1 masks as pixels" in out
+        command("data", "convert", tmp_path / "yolo", tmp_path / "back.json")
+        parts, pixels = json.loads((tmp_path / "back.json").read_text())["annotations"]
+        assert parts["area"] == pytest.approx(100 + 200, abs=0.01)
+        np.testing.assert_allclose(parts["bbox"], [2, 2, 48, 28], atol=1e-3)
+        assert pixels["area"] == pytest.approx(200, abs=1)  # without the corners
+        np.testing.assert_allclose(pixels["bbox"], [5, 10, 20, 10], atol=1e-3)
+
+    def test_to_a_coco_folder(self, command, voc_folder, tmp_path):
+        status, _, err = command("data", "convert", voc_folder, tmp_path / "coco", "--to", "coco")
+        assert status == 0, err
+        assert sorted(p.name for p in (tmp_path / "coco" / "annotations").iterdir()) == [
+            *("test.json", "train.json", "trainval.json")
+        ]
+        (record,) = load_coco_json(tmp_path / "coco" / "annotations" / "test.json", tmp_path / "coco" / "images")
+        assert Path(record["file_name"]).is_file() and len(record["annotations"]) == 1
+
+    def test_splits(self, command, voc_folder, tmp_path):
+        """In the YOLO format, each image is in one split."""
+        command("data", "convert", voc_folder, tmp_path / "yolo", "--to", "yolo")
+        settings = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+        assert settings == {"test": "images/test", "train": "images/train", "names": {0: "cat", 1: "dog"}}
+        command("data", "convert", tmp_path / "yolo", tmp_path / "voc", "--to", "voc")
+        assert (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").read_text().split() == ["a", "b"]
+        status, _, _ = command("data", "convert", voc_folder, tmp_path / "b.json", "--split", "test")
+        assert status == 0 and list(objects_of(tmp_path / "b.json")) == ["c"]
+
+    def test_flags_of_voc_survive(self, command, voc_folder, tmp_path):
+        command("data", "convert", voc_folder, tmp_path / "a.json")
+        assert json.loads((tmp_path / "a.json").read_text())["annotations"][0]["difficult"] == 1
+        command(
+            "data",
+            "convert",
+            tmp_path / "a.json",
+            tmp_path / "voc",
+            "--to",
+            "voc",
+            "--image-root",
+            voc_folder / "JPEGImages",
+        )
+        root = ET.parse(tmp_path / "voc" / "Annotations" / "a.xml").getroot()
+        assert root.findtext("object/difficult") == "1" and root.findtext("object/pose") == "Left"
+
+    def test_same_name_in_two_folders(self, command, tmp_path):
+        for folder in "xy":
+            (tmp_path / folder).mkdir()
+        images = [image(1, file_name="x/1.png"), image(2, file_name="y/1.png")]
+        source = write_coco(tmp_path, images, [annotation(1), annotation(2, image_id=2, bbox=(0, 0, 5, 5))], CATEGORIES)
+        status, _, err = command("data", "convert", source, tmp_path / "voc", "--to", "voc")
+        assert status == 0, err
+        assert sorted(p.name for p in (tmp_path / "voc" / "JPEGImages").iterdir()) == ["1.png", "y_1.png"]
+
+    def test_mistakes_stop_it(self, command, tmp_path):
+        status, _, err = command("data", "convert", mistakes(tmp_path / "bad"), tmp_path / "voc", "--to", "voc")
+        assert status == 1 and "DatasetError" in err and "category_id that is not among" in err
+        assert not (tmp_path / "voc").exists()
+
+    def test_nothing_is_left_of_a_failure(self, command, good, tmp_path):
+        (good.parent / "2.png").unlink()
+        status, _, err = command("data", "convert", good, tmp_path / "voc", "--to", "voc")
+        assert status == 1 and "There is no image" in err
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["good"]
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["{new}"], "Name the format to convert to"),
+            (["{new}.json", "--to", "voc"], "is a file, but the voc format is a folder"),
+            (["{old}", "--to", "voc"], "exists already"),
+            (["{file}"], "exists already"),
+        ],
+    )
+    def test_errors(self, command, good, tmp_path, args, message):
+        places = {"new": tmp_path / "new", "old": good.parent, "file": good}
+        status, _, err = command("data", "convert", good, *[a.format(**places) for a in args])
+        assert status == 1 and message in err
+
+
+OBJECT = """<object><name>{}</name><pose>Left</pose><difficult>1</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>
+<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+@pytest.fixture
+def voc_folder(tmp_path) -> Path:
+    """Images a, b of the list train, c of test; all of them are in trainval but c."""
+    root = tmp_path / "source"
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / part).mkdir(parents=True)
+    lists = {"train": "ab", "test": "c", "trainval": "ab"}
+    for name, stems in lists.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(stems))
+    for n, stem in enumerate("abc"):
+        Image.new("RGB", (60, 40)).save(root / "JPEGImages" / f"{stem}.jpg")
+        text = OBJECT.format(("cat", "dog")[n % 2], 1 + n, 2, 30, 40)
+        size = "<size><width>60</width><height>40</height></size>"
+        (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    return root
+
+
+class TestVoc:
+    def test_mistakes(self, command, voc_folder):
+        folder = voc_folder / "Annotations"
+        (folder / "a.xml").write_text("<annotation>")
+        (folder / "b.xml").write_text(
+            "<annotation><filename>z.jpg</filename><size><width>0</width></size>"
+            + OBJECT.format("", 1, 2, 3, 4)
+            + OBJECT.format("dog", 1, "", 3, 4)
+            + OBJECT.format("bird", 1, 2, 13, 14)
+            + "</annotation>"
+        )
+        (folder / "d.xml").write_text("<annotation/>")
+        (voc_folder / "ImageSets" / "Main" / "test.txt").write_text("c\nb\nmissing")
+        status, out, _ = command("data", "check", voc_folder, "--json", "--classes", "cat,dog")
+        assert status == 1
+        assert kinds(report_of(out)) == {
+            "voc-xml": 1,
+            "voc-object": 2,
+            "voc-class": 1,
+            "voc-missing": 1,
+            "voc-size-read": 1,
+            "voc-filename": 1,
+            "voc-unlisted": 1,
+            "image-empty": 1,
+            "splits-overlap": 1,  # of the two with b in common, trainval and test
+        } | {"splits-overlap": 1}
+
+    def test_split(self, command, voc_folder):
+        _, out, _ = command("data", "check", voc_folder, "--json", "--split", "test")
+        assert report_of(out)["images"] == 1
+        status, _, err = command("data", "check", voc_folder, "--split", "val")
+        assert status == 1 and "There is no list" in err
+
+    def test_real_data(self, command, shared_dir):
+        """364 images of blood cells: two boxes are a single pixel, and nothing else is wrong."""
+        folder = shared_dir / "data" / "bccd"
+        status, out, _ = command("data", "check", folder, "--json", "--files", "20")
+        assert status == 0
+        report = report_of(out)
+        assert Counter({c["name"]: c["annotations"] for c in report["classes"]}) == {
+            "RBC": 4155,
+            "WBC": 372,
+            "Platelets": 361,
+        }
+        assert kinds(report) == {"box-tiny": 2, "annotation-nearly-twice": 7}
+        tiny = report["findings"][0]["cases"]
+        assert sorted(Path(c["file"]).stem for c in tiny) == ["BloodImage_00338", "BloodImage_00343"]
+
+
+class TestYolo:
+    def write(self, root: Path, labels: dict[str, str], settings: dict | None) -> Path:
+        for part in ("images", "labels"):
+            (root / "train" / part).mkdir(parents=True)
+        for stem, text in labels.items():
+            Image.new("RGB", (60, 40)).save(root / "train" / "images" / f"{stem}.png")
+            if text is not None:
+                (root / "train" / "labels" / f"{stem}.txt").write_text(text)
+        if settings is not None:
+            (root / "data.yaml").write_text(yaml.safe_dump(settings))
+        return root
+
+    def test_mistakes(self, command, tmp_path):
+        lines = "0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2\n0 0.5\ncat 1 2 3 4\n0 30 20 10 10\n\n1 0.1 0.1 0.2 0.1 0.2 0.2\n"
+        self.write(tmp_path, {"a": lines, "b": None}, {"names": ["cat", "dog"], "train": "../train/images"})
+        (tmp_path / "train" / "images" / "c.jpg").write_text("no image")
+        status, out, _ = command("data", "check", tmp_path, "--json")
+        assert status == 1
+        report = report_of(out)
+        assert kinds(report) == {
+            "yolo-class": 1,
+            "yolo-line": 2,
+            "yolo-range": 1,
+            "image-size": 1,
+            "yolo-unlabelled": 1,
+            "box-outside": 1,
+            "image-empty": 2,
+            "file-unreadable": 1,
+        }
+        assert [c["annotations"] for c in report["classes"]] == [2, 1]
+
+    @pytest.mark.parametrize("settings", [None, {"names": {0: "cat", 2: "dog"}, "train": ["train/images"]}])
+    def test_layouts(self, command, tmp_path, settings):
+        self.write(tmp_path, {"a": "2 0.5 0.5 0.2 0.2"}, settings)
+        status, out, err = command("data", "check", tmp_path, "--json")
+        assert status == 0, err
+        expected = ["class_0", "class_1", "class_2"] if settings is None else ["cat", "class_1", "dog"]
+        assert [c["name"] for c in report_of(out)["classes"]] == expected
+
+    def test_list_of_files(self, command, tmp_path):
+        self.write(tmp_path, {"a": "0 0.5 0.5 0.2 0.2", "b": ""}, {"names": ["cat"], "val": "val.txt"})
+        (tmp_path / "val.txt").write_text("train/images/a.png\n")
+        _, out, _ = command("data", "check", tmp_path / "data.yaml", "--json")
+        assert report_of(out)["images"] == 1
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"names": [], "train": "nowhere"}, "which data.yaml names"),
+            (["a"], "should have 'names', 'train', 'val'"),
+            ({"kpt_shape": [17, 3]}, "keypoints"),
+        ],
+    )
+    def test_errors(self, command, tmp_path, settings, message):
+        self.write(tmp_path, {"a": ""}, settings)
+        status, _, err = command("data", "check", tmp_path)
+        assert status == 1 and message in err
+
+
+@pytest.mark.parametrize("action", ["check", "show", "convert"])
+def test_help(action, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", action, "--help"])
+    assert exit_.value.code == 0 and f"usage: detectron2 data {action}" in capsys.readouterr().out

@@ -1,0 +1,249 @@
+"""Kinds of image files that users have: what `read_image` makes of each, and of damaged ones."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile, ImageOps
+
+import detectron2.data.transforms as T
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+
+RNG = np.random.default_rng(0)
+H, W = 20, 30
+
+
+def picture(*channels):
+    return RNG.integers(0, 256, (H, W, *channels)).astype(np.uint8)
+
+
+def smooth():
+    """What JPEG keeps nearly as it is."""
+    y, x = np.mgrid[0:H, 0:W]
+    return np.stack([8 * x, 12 * y, 5 * (x + y)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("jpg", {"quality": 95}), ("png", {}), ("webp", {"lossless": True}), ("tif", {})]
+)
+def test_all_orientations_in_all_formats(tmp_path, suffix, options, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    stored = Image.fromarray(smooth())
+    stored.save(path, exif=exif, **options)
+    turned = stored.copy()
+    turned.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(turned)).astype(int)
+    for image_format, order in (("RGB", slice(None)), ("BGR", slice(None, None, -1)), (None, slice(None))):
+        got = read_image(path, image_format)
+        assert got.shape == ((H, W, 3) if orientation < 5 else (W, H, 3))
+        assert np.abs(got[:, :, order] - expected).max() <= (12 if suffix == "jpg" else 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(256))], ids=["opaque", "one colour", "table"])
+def test_palettes(tmp_path, transparency):
+    indices = picture()
+    colours = RNG.integers(0, 256, (256, 3)).astype(np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putdata(indices.reshape(-1).tolist())
+    image.putpalette(colours.reshape(-1).tolist())
+    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), indices)  # labels, where it is a label map
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), colours[indices])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "BGR"), colours[indices][:, :, ::-1])
+
+
+@pytest.mark.parametrize(("channels", "grey"), [(2, True), (4, False)])
+def test_transparency_is_left_out(tmp_path, channels, grey):
+    pixels = picture(channels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = np.repeat(pixels[:, :, :1], 3, axis=2) if grey else pixels[:, :, :3]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "YCbCr"])
+def test_jpeg_of_other_colour_spaces(tmp_path, mode):
+    image = Image.fromarray(smooth()).convert(mode)
+    image.save(tmp_path / "a.jpg", quality=95)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(read_image(tmp_path / "a.jpg", "RGB") - expected).max() <= 16
+    assert np.abs(read_image(tmp_path / "a.jpg", "BGR")[:, :, ::-1] - expected).max() <= 16
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_the_first_of_several_frames(tmp_path, suffix):
+    frames = [Image.new("RGB", (W, H), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert (read_image(tmp_path / f"a.{suffix}", "RGB") == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("image_format", [None, "RGB", "BGR", "L"])
+def test_images_may_be_written_to(tmp_path, image_format):
+    Image.fromarray(picture(3)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", image_format)
+    image[:] = 7
+    assert (image == 7).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "gif"])
+def test_truncated_files(tmp_path, suffix):
+    noise = RNG.integers(0, 256, (200, 200, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    whole = buffer.getvalue()
+    path = tmp_path / f"half.{suffix}"
+    for size in (len(whole) // 2, 20):
+        path.write_bytes(whole[:size])
+        for image_format in ("BGR", None):
+            with pytest.raises(OSError, match=rf"half\.{suffix}"):
+                read_image(path, image_format)
+
+
+def test_truncated_files_can_be_asked_for(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(buffer, format="jpeg")
+    (tmp_path / "half.jpg").write_bytes(buffer.getvalue()[:-20])
+    with pytest.raises(OSError, match=r"half\.jpg.*truncated"):
+        read_image(tmp_path / "half.jpg", "BGR")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    image = read_image(tmp_path / "half.jpg", "BGR")
+    assert image.shape == (200, 200, 3) and (image[0] == 90).all()
+
+
+def big_endian_tiff(pixels):
+    """A grey TIFF of 16 bits in the byte order of Motorola, one strip, no compression."""
+    h, w = pixels.shape
+    data = pixels.astype(">u2").tobytes()
+    entries = [(256, 4, w), (257, 4, h), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    entries += [(277, 3, 1), (278, 4, h), (279, 4, len(data))]
+    directory = struct.pack(">H", len(entries))
+    for tag, kind, value in entries:
+        directory += struct.pack(">HHI", tag, kind, 1) + struct.pack(">I" if kind == 4 else ">Hxx", value)
+    return struct.pack(">2sHI", b"MM", 42, 8 + len(data)) + data + directory + bytes(4)
+
+
+def test_deep_images_have_the_byte_order_of_the_machine(tmp_path):
+    deep = np.arange(H * W, dtype=np.uint16).reshape(H, W) * 100
+    (tmp_path / "a.tif").write_bytes(big_endian_tiff(deep))
+    image = read_image(tmp_path / "a.tif")
+    assert image.dtype == np.dtype("uint16")
+    np.testing.assert_array_equal(torch.from_numpy(image).numpy(), deep)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((H, W), 0.5, np.float32), "mode F and values from 0.5 to 0.5.*'L' would round.*INPUT.FORMAT: null"),
+        (np.full((H, W), 300, np.float32), "cut off"),
+        (np.full((H, W), -1, np.float32), "cut off"),
+        (np.full((H, W), -1, np.int32), "mode I and values from -1 to -1.*cut off"),
+    ],
+)
+def test_values_that_8_bits_do_not_hold(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), values)
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / "a.tif", "L")
+
+
+def test_whole_numbers_in_floating_point(tmp_path):
+    labels = picture()
+    Image.fromarray(labels.astype(np.float32)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", "L")[:, :, 0], labels)
+
+
+# --- arrays of NumPy -------------------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "no pixels": np.zeros((0, 0, 5), np.uint8),
+    "grey": picture(),
+    "four channels": picture(4),
+    "deep": RNG.integers(0, 60000, (H, W, 6)).astype(np.uint16),
+    "big-endian": RNG.integers(0, 60000, (H, W)).astype(">u2"),
+    "floating point": RNG.random((H, W, 7)).astype(np.float32),
+    "columns first": np.asfortranarray(picture(3)),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("suffix", ["npy", "NPZ"])
+def test_arrays_are_kept(tmp_path, name, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with path.open("wb") as f:
+        np.save(f, ARRAYS[name]) if suffix == "npy" else np.savez_compressed(f, image=ARRAYS[name])
+    image = read_image(path)
+    np.testing.assert_array_equal(image, ARRAYS[name])
+    assert image.dtype.isnative and image.flags.c_contiguous and image.flags.writeable
+
+
+def test_formats_of_arrays(tmp_path):
+    rgb, grey = picture(3), picture()
+    np.save(tmp_path / "rgb.npy", rgb)
+    np.save(tmp_path / "grey.npy", grey.astype(np.int64))
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.npy", "RGB"), rgb)
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.npy", "BGR"), rgb[:, :, ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.npy", "L"), grey[:, :, None])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.npy", "RGB"), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("array", [picture(4), picture().astype(np.uint16) + 256, picture(3) / 255])
+def test_arrays_that_are_no_pictures_have_no_format(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=r"a\.npy.*shape \(20, 30.*'BGR'.*INPUT.FORMAT: null.*PIXEL_MEAN"):
+        read_image(tmp_path / "a.npy", "BGR")
+
+
+def test_files_that_hold_no_image_array(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4, 5)))
+    with pytest.raises(ValueError, match=r"a\.npy.*\(2, 3, 4, 5\).*\(height, width, channels\)"):
+        read_image(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.zeros((2, 3), dtype=complex))
+    with pytest.raises(ValueError, match=r"b\.npy.*complex128"):
+        read_image(tmp_path / "b.npy")
+    np.savez(tmp_path / "c.npz", image=picture(), other=picture())
+    with pytest.raises(ValueError, match=r"c\.npz.*2 arrays \['image', 'other'\]"):
+        read_image(tmp_path / "c.npz")
+    np.save(tmp_path / "d.npy", np.array([{"not": "run"}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"d\.npy.*allow_pickle=False"):
+        read_image(tmp_path / "d.npy")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_damaged_arrays(tmp_path, suffix):
+    whole = tmp_path / f"a.{suffix}"
+    np.save(whole, picture()) if suffix == "npy" else np.savez(whole, picture())
+    path = tmp_path / f"half.{suffix}"
+    for content in (whole.read_bytes()[:200], b"hello", b""):
+        path.write_bytes(content)
+        with pytest.raises((OSError, ValueError), match=rf"cannot read the image .*half\.{suffix}"):
+            read_image(path)
+    with pytest.raises(FileNotFoundError, match=rf"none\.{suffix}"):
+        read_image(tmp_path / f"none.{suffix}")
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(5, np.uint8), (6, np.uint16), (2, np.float64)])
+def test_many_channels_through_the_mapper(tmp_path, channels, dtype):
+    pixels = RNG.integers(0, 200, (H, W, channels)).astype(dtype)
+    np.save(tmp_path / "a.npy", pixels)
+    box = {"bbox": [3, 4, 10, 8], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    record = {"file_name": str(tmp_path / "a.npy"), "height": H, "width": W, "annotations": [box]}
+    cfg = get_cfg()
+    cfg.merge_from_list(["INPUT.FORMAT", "None", "MODEL.PIXEL_MEAN", [0.0] * channels])
+    same_size = DatasetMapper(cfg, augmentations=[T.RandomFlip(1.0)])(record)
+    assert same_size["image"].dtype == {np.float64: torch.float32, np.uint16: torch.uint16}.get(dtype, torch.uint8)
+    np.testing.assert_array_equal(same_size["image"].numpy(), pixels[:, ::-1].transpose(2, 0, 1))
+    larger = DatasetMapper(cfg, augmentations=[T.Resize((2 * H, 2 * W))])(record)
+    assert larger["image"].shape == (channels, 2 * H, 2 * W)
+    corners = larger["image"][:, [0, -1]][:, :, [0, -1]].double().numpy()
+    np.testing.assert_allclose(corners, pixels[[0, -1]][:, [0, -1]].transpose(2, 0, 1), atol=1e-4)
+    assert larger["instances"].gt_boxes.tensor.tolist() == [[6, 8, 20, 16]]
