@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,23 @@ __all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemS
 _IDS_OF_LABELS = [category["id"] for category in CITYSCAPES_CATEGORIES]
 _ID_OF_NAME = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
 _NOT_EVALUATED = 255
+
+
+@contextlib.contextmanager
+def _adapted_to_today(module: Any) -> Iterator[None]:
+    """Have a module of cityscapesscripts 2.3 run on today's NumPy while it evaluates; all is put back afterwards.
+
+    It calls `numpy.in1d`, which NumPy 2.4 removed, and writes its matches as JSON, with numbers of NumPy that JSON does
+    not have, to the current folder, where nobody wants them.
+    """
+    with contextlib.ExitStack() as stack:
+        if hasattr(module, "writeDict2JSON"):
+            stack.callback(setattr, module, "writeDict2JSON", module.writeDict2JSON)
+            module.writeDict2JSON = lambda *_: None
+        if not hasattr(np, "in1d"):
+            stack.callback(delattr, np, "in1d")
+            setattr(np, "in1d", lambda a, b: np.isin(a, b).ravel())  # noqa: B010 (the type checker knows it is gone)
+        yield
 
 
 def _cityscapes_module(name: str) -> Any:
@@ -110,7 +128,7 @@ class CityscapesEvaluator(DatasetEvaluator):
             args.colorized = False
             args.quiet = True
             args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), _adapted_to_today(module):
                 results = self._select(module.evaluateImgLists(predictions, truth, args))
         finally:
             self._clean_up()
@@ -202,7 +220,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
 
     def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
         averages = results["averages"]
-        return OrderedDict(segm={"AP": averages["allAp"] * 100, "AP50": averages["allAp50%"] * 100})
+        return OrderedDict(segm={"AP": 100 * float(averages["allAp"]), "AP50": 100 * float(averages["allAp50%"])})
 
 
 class CityscapesSemSegEvaluator(CityscapesEvaluator):
@@ -237,4 +255,4 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
             "IoU_sup": "averageScoreCategories",
             "iIoU_sup": "averageScoreInstCategories",
         }
-        return OrderedDict(sem_seg={name: results[key] * 100 for name, key in source.items()})
+        return OrderedDict(sem_seg={name: 100 * float(results[key]) for name, key in source.items()})

@@ -429,7 +429,9 @@ def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
     if isinstance(resize, T.ResizeTransform) and image.dtype == np.uint8:
         new_wh = (resize.new_w, resize.new_h)
         return through_pil(image, lambda pil: pil.resize(new_wh, resize.interp))
-    return resize.apply_image(image)
+    resized = resize.apply_image(image)
+    assert resized is not None, "transforms of images return images"
+    return resized
 
 
 def _mirrored_dims(tfm: T.Transform) -> list[int]:
