@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from . import transforms as T
-from ._annotations import get_bbox, transform_keypoint_annotations
+from ._annotations import boxes_of, transform_keypoint_annotations
 from ._segmentations import transform_segmentation
 
 
@@ -36,7 +36,7 @@ def transform_annotations(
     if not annotations:
         return
     h, w = image_hw
-    boxes = transforms.apply_box(np.array([get_bbox(annotation) for annotation in annotations]))
+    boxes = transforms.apply_box(boxes_of(annotations))
     for annotation, box in zip(annotations, np.minimum(boxes.clip(min=0), (w, h, w, h)), strict=True):
         annotation["bbox"] = box
         annotation["bbox_mode"] = BoxMode.XYXY_ABS

@@ -47,6 +47,19 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
     return np.asarray(BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS), dtype=np.float64)
 
 
+def boxes_of(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """The boxes `(N, 4)` of annotations, as `get_bbox` gives each: in one step where all have the same usual mode."""
+    mode = annotations[0].get("bbox_mode") if annotations else None
+    if mode is BoxMode.XYXY_ABS or mode is BoxMode.XYWH_ABS:
+        boxes = [a["bbox"] for a in annotations if "bbox" in a and a.get("bbox_mode") is mode]
+        if len(boxes) == len(annotations) and all(len(box) == 4 for box in boxes):
+            together = np.array(boxes, dtype=np.float64)
+            if mode is BoxMode.XYWH_ABS:
+                together[:, 2:] += together[:, :2]
+            return together
+    return np.array([get_bbox(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+
+
 def transform_proposals(
     dataset_dict: dict[str, Any],
     image_shape: tuple[int, int],
@@ -192,8 +205,7 @@ def annotations_to_instances(
     if mask_format not in ("polygon", "bitmask"):
         raise ValueError(f'mask_format (INPUT.MASK_FORMAT) must be "polygon" or "bitmask", got {mask_format!r}')
     target = Instances(image_size)
-    boxes = np.array([get_bbox(a) for a in annos], dtype=np.float32).reshape(-1, 4)
-    target.gt_boxes = Boxes(torch.from_numpy(boxes))
+    target.gt_boxes = Boxes(torch.from_numpy(boxes_of(annos).astype(np.float32)))
     target.gt_classes = _classes(annos)
     if _all_or_none_have("segmentation", annos):
         target.gt_masks = masks_of_annotations(annos, image_size, mask_format)
@@ -299,11 +311,14 @@ def filter_empty_instances(
     """
     if not by_box and not by_mask:
         raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")
-    keep = torch.ones(len(instances), dtype=torch.bool)
+    keep = None
     if by_box:
-        keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
+        keep = instances.gt_boxes.nonempty(threshold=box_threshold)
     if by_mask and instances.has("gt_masks"):
-        keep &= instances.gt_masks.nonempty()
+        has_mask = instances.gt_masks.nonempty()
+        keep = has_mask if keep is None else keep & has_mask
+    if keep is None:
+        keep = torch.ones(len(instances), dtype=torch.bool)
     if not keep.all():  # the usual case needs no copy of all masks
         instances = instances[keep]
     return (instances, keep) if return_mask else instances

@@ -1,7 +1,7 @@
 """Reading image files into arrays, and converting between colour formats.
 
 Pillow reads them, whatever it knows; arrays that NumPy saved (`.npy`, `.npz`) hold what Pillow cannot, such as many
-channels of 16 bits. (The decoder of torchvision gives the same bytes of JPEG files in the same time.)
+channels of 16 bits. (The decoder of torchvision is hardly faster, and is deprecated.)
 
 Letters: `H`, `W` height and width in pixels, `C` channels. The public names are those of `detection_utils`.
 """

@@ -4,6 +4,8 @@ Letters: `H`, `W` height and width in pixels of the image as the model gets it, 
 """
 
 import copy
+import functools
+import inspect
 import logging
 from typing import Any
 
@@ -16,6 +18,7 @@ from detectron2.structures import BoxMode, Instances
 from . import detection_utils as utils
 from . import transforms as T
 from ._annotation_batches import transform_annotations
+from ._annotations import boxes_of
 
 __all__ = ["DatasetMapper"]
 
@@ -52,6 +55,14 @@ def _meets_image(instances: Instances) -> torch.Tensor:
     height, width = instances.image_size
     meets = (x + reach_x > 0) & (x - reach_x < width) & (y + reach_y > 0) & (y - reach_y < height)
     return meets & instances.gt_boxes.nonempty(threshold=1e-5)
+
+
+@functools.lru_cache(maxsize=256)
+def _may_ask_for_boxes(kind: type[T.Augmentation], input_args: tuple[str, ...] | None) -> bool:
+    """Whether an augmentation, or one inside of it, may depend on where the objects are, as `MinIoURandomCrop` does."""
+    parameters = inspect.signature(kind.get_transform).parameters.values()
+    asked = input_args or [p.name for p in parameters]
+    return "boxes" in asked or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 class DatasetMapper:
@@ -146,7 +157,10 @@ class DatasetMapper:
         if "sem_seg_file_name" in dataset_dict:
             sem_seg_gt = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
 
-        aug_input = T.AugInput(image, sem_seg=sem_seg_gt)
+        boxes = None
+        if any(_may_ask_for_boxes(type(a), a.input_args) for a in getattr(self.augmentations, "augs", ())):
+            boxes = boxes_of([a for a in dataset_dict.get("annotations", ()) if a.get("iscrowd", 0) == 0])
+        aug_input = T.AugInput(image, boxes=boxes, sem_seg=sem_seg_gt)
         transforms = self.augmentations(aug_input)
         image, sem_seg_gt = aug_input.image, aug_input.sem_seg
         image_shape = image.shape[:2]  # (height, width)

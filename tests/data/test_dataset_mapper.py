@@ -294,6 +294,34 @@ def test_tutorial_mapper(record):
     assert custom(record)["instances"].image_size == (80, 80)
 
 
+class SeesBoxes(T.Augmentation):
+    """Remembers the boxes that it was shown."""
+
+    def get_transform(self, image, boxes):
+        self.seen = boxes
+        return T.HFlipTransform(image.shape[1])
+
+
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: T.AugmentationList([a]), lambda a: T.RandomApply(a, prob=1.0)])
+def test_augmentations_see_the_boxes(record, wrap):
+    aug = SeesBoxes()
+    mapper(augmentations=[T.HFlipTransform(W), wrap(aug)])(record)
+    np.testing.assert_allclose(aug.seen, [(W - 30, 5, W - 10, 25), (W - 40, 30, W - 40, 35)])
+    mapper(augmentations=[wrap(aug)])({**record, "annotations": []})
+    assert aug.seen.shape == (0, 4)
+
+
+def test_crops_that_look_at_objects(record):
+    """A crop may cut this object or leave it out, but not less than 90 % of it."""
+    annos = [a for a in record["annotations"] if a["id"] == 1]
+    np.random.seed(0)
+    for _ in range(10):
+        out = mapper(augmentations=[T.MinIoURandomCrop(min_ious=(0.9,), min_crop_size=0.3)])(
+            {**record, "annotations": annos}
+        )
+        assert len(out["instances"]) == 1
+
+
 class TestRotatedBoxes:
     def rotated(self, record, boxes):
         annos = [{"bbox": b, "bbox_mode": BoxMode.XYWHA_ABS, "category_id": i} for i, b in enumerate(boxes)]

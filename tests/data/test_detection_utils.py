@@ -183,6 +183,35 @@ def test_boxes_are_moved_and_clipped(bbox, mode):
     np.testing.assert_array_equal(utils.get_bbox({"bbox": bbox, "bbox_mode": mode}), [10, 20, 40, 60])
 
 
+@pytest.mark.parametrize(
+    ("boxes", "modes"),
+    [
+        ([], []),
+        ([[10, 20, 40, 60]] * 2, [BoxMode.XYXY_ABS] * 2),
+        ([[10, 20, 30, 40]] * 2, [BoxMode.XYWH_ABS] * 2),
+        ([[10, 20, 30, 40], np.array([10, 20, 40, 60])], [BoxMode.XYWH_ABS, BoxMode.XYXY_ABS]),
+        ([[25, 40, 30, 40, 0]] * 2, [BoxMode.XYWHA_ABS] * 2),
+    ],
+)
+def test_boxes_of_an_image(boxes, modes):
+    annotations = [{"bbox": b, "bbox_mode": m, "category_id": 0} for b, m in zip(boxes, modes, strict=True)]
+    instances = utils.annotations_to_instances(annotations, (80, 100))
+    assert instances.gt_boxes.tensor.tolist() == [[10, 20, 40, 60]] * len(boxes)
+
+
+@pytest.mark.parametrize("bbox", [[0, 0, 5], [0, 0, 5, 5, 5]])
+def test_one_box_of_another_length(bbox):
+    annotations = [{"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0} for b in ([0, 0, 5, 5], bbox)]
+    with pytest.raises(ValueError, match="values to unpack"):
+        utils.annotations_to_instances(annotations, (80, 100))
+
+
+def test_boxes_without_a_mode_beside_others():
+    annotations = [{"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}, {"bbox": [0, 0, 5, 5]}]
+    with pytest.raises(KeyError, match="has no 'bbox_mode'"):
+        utils.annotations_to_instances(annotations, (80, 100))
+
+
 def test_rotated_mode_becomes_the_box_around():
     box = utils.get_bbox({"bbox": [50, 40, 20, 10, 90], "bbox_mode": BoxMode.XYWHA_ABS})
     np.testing.assert_allclose(box, [45, 30, 55, 50], atol=1e-4)

@@ -108,22 +108,27 @@ def _has_byte_kernel() -> bool:
 
 
 def _resize_bytes(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
-    """Bilinear with Pillow's filter, three times as fast.
+    """Bilinear with Pillow's filter, six times as fast for 3 channels or 4.
 
     Both compute with integers, Pillow with weights of 22 bits and PyTorch with 15 or fewer: one pixel in some thousands
     of a photograph (more where noise is shrunk) differs, by one grey level. For the bicubic filter it can be 20 levels.
     """
     if img.ndim == 2:
         return _resize_bytes(img[:, :, None], new_h, new_w)[:, :, 0]
-    if img.shape[2] > 4:  # the kernel has four lanes
-        groups = [img[:, :, c : c + 4] for c in range(0, img.shape[2], 4)]
-        return np.concatenate([_resize_bytes(group, new_h, new_w) for group in groups], axis=2)
-    # The batch of one has to be made first: by the strides that an axis added later would have, PyTorch takes the image
-    # for planes and brings the result, made of whole pixels, into planes in a second step as long as the first.
-    nhwc = torch.from_numpy(np.require(img, requirements=["C", "W"]))[None]
-    size = (new_h, new_w)
-    out = F.interpolate(nhwc.permute(0, 3, 1, 2), size=size, mode="bilinear", antialias=True, align_corners=False)
-    return out.permute(0, 2, 3, 1)[0].numpy()
+    channels = img.shape[2]
+    if channels > 4:  # the kernel has four lanes
+        planes = np.empty((channels, new_h, new_w), dtype=np.uint8)
+        for c in range(0, channels, 4):
+            planes[c : c + 4] = _resize_bytes(img[:, :, c : c + 4], new_h, new_w).transpose(2, 0, 1)
+        return planes.transpose(1, 2, 0)
+    # NumPy calls a flipped image of one column contiguous; PyTorch refuses its negative stride.
+    is_plain = img.flags.c_contiguous and img.flags.writeable and min(img.strides) >= 0
+    hwc = torch.from_numpy(img if is_plain else img.copy(order="C"))
+    # By the strides of a batch that is made last, PyTorch takes the image for planes: it turns the result, which its
+    # kernel makes of whole pixels, into planes. For 3 and 4 channels that takes as long as the kernel.
+    nchw = hwc[None].permute(0, 3, 1, 2) if channels >= 3 else hwc.permute(2, 0, 1)[None]
+    out = F.interpolate(nchw, size=(new_h, new_w), mode="bilinear", antialias=True, align_corners=False)[0]
+    return out.permute(1, 2, 0).numpy()
 
 
 def _resize_nearest(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:

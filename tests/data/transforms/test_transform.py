@@ -210,6 +210,16 @@ def test_resize_of_a_reversed_view_equals_that_of_its_copy():
         np.testing.assert_array_equal(transform.apply_image(view), transform.apply_image(view.copy()))
 
 
+@pytest.mark.usefixtures("byte_kernel")
+@pytest.mark.parametrize("hw", [(1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("channels", [None, 1, 3, 5])
+def test_resize_of_a_flipped_line(hw, channels):
+    img = image(*hw) if channels is None else image(*hw, channels)
+    transform = T.ResizeTransform(*hw, 4, 6)
+    flipped = T.HFlipTransform(hw[1]).apply_image(T.VFlipTransform(hw[0]).apply_image(img))
+    np.testing.assert_array_equal(transform.apply_image(flipped), transform.apply_image(flipped.copy()))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("channels", [None, 3, 5])
 def test_resize_of_floats_is_that_of_torch(dtype, channels):
