@@ -1,6 +1,5 @@
 """The demo's report: a training curve, pictures of predictions beside the truth, and one HTML page with both."""
 
-import base64
 import html
 import json
 import math
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from detectron2.cli._html import picture, write_page
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -124,24 +124,12 @@ def write_report(
         "<h2>Accuracy on unseen images</h2>",
         _results_table(results),
         "<h2>Training</h2>",
-        _picture(curve),
+        picture(curve),
         "<h2>Truth (left) and prediction (right)</h2>",
-        *(_picture(p) for p in pictures),
+        *(picture(p) for p in pictures),
         f"<details><summary>Config</summary><pre>{html.escape(cfg.dump())}</pre></details>",
     ]
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Mask R-CNN demo</title>{_STYLE}{''.join(body)}</html>"
-    )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-
-
-_STYLE = """<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1040px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .25em .9em; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } img { max-width: 100%; margin: .4em 0 } pre { overflow: auto }
-</style>"""
+    write_page(path, "Mask R-CNN demo", body)
 
 
 def _results_table(results: dict[str, dict[str, float]]) -> str:
@@ -160,9 +148,3 @@ def _results_table(results: dict[str, dict[str, float]]) -> str:
 
 def _number(value: Any) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _picture(path: Path) -> str:
-    """-> an image element that holds the file."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'

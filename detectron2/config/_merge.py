@@ -159,6 +159,10 @@ def _add_optional(node: YacsNode, key: str, raw: Any, path: str, work: _Transact
         work.write(node, key, copy.deepcopy(fitted))
 
 
+def _is_optional_group(path: str) -> bool:
+    return any(leaf.startswith(f"{path}.") for leaf in OPTIONAL_KEYS)
+
+
 def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: _Transaction) -> None:
     for key, raw in source.items():
         path = f"{prefix}{key}"
@@ -171,6 +175,9 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
             work.write(target, key, copy.deepcopy(target._decode_cfg_value(raw)))
         elif path in OPTIONAL_KEYS:
             _add_optional(target, key, raw, path, work)
+        elif isinstance(raw, Mapping) and _is_optional_group(path):
+            work.write(target, key, type(target)())
+            _merge_tree(raw, target[key], f"{path}.", work)
         elif not work.is_retired(path):
             for leaf in [leaf for leaf, _ in iter_leaves({key: raw}, prefix)] or [path]:
                 work.report_unknown(leaf)
@@ -223,6 +230,8 @@ def _merge_one(path: str, raw: Any, target: YacsNode, work: _Transaction) -> Non
     *groups, key = path.split(".")
     node: Any = target
     for group in groups:
+        if path in OPTIONAL_KEYS and isinstance(node, YacsNode) and group not in node:
+            work.write(node, group, type(target)())
         node = node.get(group) if isinstance(node, YacsNode) else None
     if isinstance(node, YacsNode) and key not in node and path in OPTIONAL_KEYS:
         _add_optional(node, key, raw, path, work)

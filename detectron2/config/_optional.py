@@ -24,6 +24,31 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "SOLVER.FUSED": False,
     # Factor on the learning rate from one layer of the backbone to the one below it.
     "SOLVER.LAYER_DECAY": 1.0,
+    # Batches whose gradients are averaged for one step of the optimizer.
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    # Moving average of the weights, which is evaluated and saved; 0.0 keeps none.
+    "SOLVER.EMA_DECAY": 0.0,
+    # Length of training in passes over the data in place of MAX_ITER, and epochs in place of STEPS.
+    "SOLVER.MAX_EPOCHS": 0.0,
+    "SOLVER.STEP_EPOCHS": (),
+    # Patterns of names of parameters that are not trained, such as "backbone.bottom_up.*".
+    "SOLVER.FREEZE": (),
+    # How many periodic checkpoints are kept; 0 keeps all.
+    "SOLVER.CHECKPOINTS_TO_KEEP": 0,
+    # "stop", or "skip" the step, at most so many times in a row.
+    "TRAIN.ON_NONFINITE_LOSS": "stop",
+    "TRAIN.MAX_SKIPPED_IN_A_ROW": 10,
+    "TRAIN.COMPILE": False,
+    "TRAIN.CHANNELS_LAST": False,
+    # Algorithms that give the same numbers each time; with SEED.
+    "TRAIN.DETERMINISTIC": False,
+    # Iterations between two measurements of the loss on DATASETS.TEST; 0 for none.
+    "TEST.VALIDATION_LOSS_PERIOD": 0,
+    # The metric, such as "bbox/AP" or "validation/total_loss", of model_best.pth, and whether "max" or "min" is best.
+    "TEST.BEST_METRIC": "",
+    "TEST.BEST_MODE": "max",
+    # Evaluations without a new best after which training ends; 0 for never.
+    "TEST.EARLY_STOPPING_PATIENCE": 0,
     # Who shows the numbers of training; names as in detectron2.utils.events.make_writers.
     "WRITERS": ("terminal", "json", "tensorboard"),
 }

@@ -1,6 +1,7 @@
 """Training loops, hooks, the default trainer and predictor, and the launcher for several processes."""
 
 from detectron2.engine import hooks
+from detectron2.engine._sharding import ShardedCheckpointer, shard_model
 from detectron2.engine.defaults import (
     DefaultPredictor,
     DefaultTrainer,
@@ -13,14 +14,18 @@ from detectron2.engine.hooks import (
     AutogradProfiler,
     BestCheckpointer,
     CallbackHook,
+    EarlyStopping,
     EvalHook,
     IterationTimer,
     LRScheduler,
     PeriodicCheckpointer,
     PeriodicWriter,
     PreciseBN,
+    StopOnSignal,
     TorchMemoryStats,
     TorchProfiler,
+    ValidationLoss,
+    WeightAverage,
 )
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.engine.lazy import lazy_test, lazy_train
@@ -34,6 +39,7 @@ __all__ = [
     "CallbackHook",
     "DefaultPredictor",
     "DefaultTrainer",
+    "EarlyStopping",
     "EvalHook",
     "HookBase",
     "IterationTimer",
@@ -41,10 +47,14 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "ShardedCheckpointer",
     "SimpleTrainer",
+    "StopOnSignal",
     "TorchMemoryStats",
     "TorchProfiler",
     "TrainerBase",
+    "ValidationLoss",
+    "WeightAverage",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
@@ -53,4 +63,5 @@ __all__ = [
     "launch",
     "lazy_test",
     "lazy_train",
+    "shard_model",
 ]

@@ -2,11 +2,12 @@
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from detectron2.engine._random_states import random_states_kept
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventStorage
 
@@ -54,8 +55,19 @@ class PreciseBN(HookBase):
             self._data_iter = iter(self._data_loader)
         logger.info("Computing precise batch-norm statistics over %d iterations", self._num_iter)
         batches = itertools.islice(self._data_iter, self._num_iter)
-        with EventStorage():  # keeps the statistics of these forward passes out of the training log
+        # The storage keeps the statistics of these forward passes out of the training log.
+        with EventStorage(), random_states_kept():
             update_bn_stats(self._model, batches, self._num_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the loader got, if it knows."""
+        return {"data_loader": self._data_loader.state_dict()} if hasattr(self._data_loader, "state_dict") else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the loader continue."""
+        if hasattr(self._data_loader, "load_state_dict"):
+            self._data_iter = None
+            self._data_loader.load_state_dict(state_dict["data_loader"])
 
     def after_train(self) -> None:
         """Release the model and the loader's workers."""

@@ -1,5 +1,6 @@
 """Training with everything that most people want, from one config."""
 
+import functools
 import itertools
 import logging
 import weakref
@@ -16,7 +17,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
+from detectron2.engine._divergence import DivergencePolicy
+from detectron2.engine._epochs import epochs_to_iterations
+from detectron2.engine._options import TrainOptions
+from detectron2.engine._options_applied import ModelHooks, build_validation_loader, prepare_model
+from detectron2.engine._random_states import RandomStates
 from detectron2.engine._setup import create_ddp_model, default_writers
+from detectron2.engine._summary import RunSummary, explain_schedule
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -27,7 +34,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, make_writers
 from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger("detectron2.engine.defaults")
@@ -60,21 +67,35 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # nobody has set up logging: show what happens
+        given = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        options = TrainOptions.from_cfg(cfg)
         # Data first: what is wrong with it is said before time is spent on anything else.
         data_loader = self.build_train_loader(cfg)
-        model = self.build_model(cfg)
+        cfg = epochs_to_iterations(cfg, options, data_loader)
+        model = prepare_model(self.build_model(cfg), options)
         optimizer = self.build_optimizer(cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(model, data_loader, optimizer)
+        self._trainer.accumulation_steps = options.accumulation_steps
+        self._trainer.divergence = DivergencePolicy(
+            options.on_nonfinite_loss,
+            options.max_skipped_in_a_row,
+            cfg.OUTPUT_DIR,
+            lambda: (cfg.dump(), "yaml"),
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # The proxy keeps `trainer -> checkpointer -> trainer` from being a reference cycle that holds GPU memory.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        # First and last, and not in build_hooks(), whose result subclasses know and change.
+        self.register_hooks([hooks.StopOnSignal(self.checkpointer), RandomStates(model, cfg.SOLVER.CHECKPOINT_PERIOD)])
         self.register_hooks(self.build_hooks())
+        batch_size = cfg.SOLVER.IMS_PER_BATCH * options.accumulation_steps
+        self.register_hooks([RunSummary(batch_size, explain_schedule(cfg, given))])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
@@ -104,7 +125,8 @@ class DefaultTrainer(TrainerBase):
         """Timing, schedule, precise batch norm, checkpoints, evaluation, writing: in this order.
 
         Evaluation follows the checkpoint, so that a failing evaluation loses nothing; writing comes last, so that it
-        sees what the others recorded.
+        sees what the others recorded.  Optional keys of the config add an average of the weights, the loss on the test
+        sets, the best checkpoint and early stopping.
 
         Returns:
             The hooks; ``None`` entries are left out when they are registered.
@@ -118,22 +140,35 @@ class DefaultTrainer(TrainerBase):
             return self._last_eval_results
 
         is_main = comm.is_main_process()
+        options = TrainOptions.from_cfg(cfg)
+        period = cfg.TEST.EVAL_PERIOD
+        more = ModelHooks(
+            options, self.model, self.checkpointer, period, functools.partial(build_validation_loader, cfg)
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            hooks.PreciseBN(
-                cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
-            )
+            hooks.PreciseBN(period, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
             if cfg.TEST.PRECISE_BN.ENABLED
             else None,
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results),
+            *more.after_schedule,
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=options.checkpoints_to_keep or None
+            )
+            if is_main
+            else None,
+            *more.before_evaluation,
+            hooks.EvalHook(period, more.evaluation_of(test_and_save_results)),
+            *more.after_evaluation,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
 
     def build_writers(self) -> list[EventWriter]:
-        """-> what :func:`default_writers` gives for ``OUTPUT_DIR``."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
+        """-> what :func:`default_writers` gives for ``OUTPUT_DIR``, or the writers that the key ``WRITERS`` names."""
+        images = self.cfg.SOLVER.IMS_PER_BATCH * TrainOptions.from_cfg(self.cfg).accumulation_steps
+        if "WRITERS" in self.cfg:
+            return make_writers(self.cfg.WRITERS, self.cfg.OUTPUT_DIR, self.max_iter, images, self.cfg)
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter, images)
 
     def train(self) -> "OrderedDict[str, Any] | None":  # type: ignore[override]
         """Train to ``SOLVER.MAX_ITER``.

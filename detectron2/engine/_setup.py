@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode, LazyConfig
+from detectron2.engine._sharding import is_sharded
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -20,26 +21,36 @@ from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import setup_logger
 
 
-def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, bf16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
     """Wrap a model for data-parallel training when there is more than one process.
 
     Args:
         model: on the device of this process.
-        fp16_compression: send gradients as float16, which halves the traffic.
+        fp16_compression: send gradients as float16, which halves the traffic; very large ones become infinite.
+        bf16_compression: send gradients as bfloat16: as little traffic, the range of float32, fewer digits.
         **kwargs: for :class:`torch.nn.parallel.DistributedDataParallel`.
 
     Returns:
-        The wrapped model, or ``model`` itself when there is one process.
+        The wrapped model, or ``model`` itself when there is one process or the model is sharded.
+
+    Raises:
+        ValueError: both compressions are asked for.
     """
-    if comm.get_world_size() == 1:
+    if fp16_compression and bf16_compression:
+        raise ValueError("Gradients can be sent as float16 or as bfloat16, not as both.")
+    if comm.get_world_size() == 1 or is_sharded(model):
         return model
-    if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
-        kwargs["device_ids"] = [comm.get_local_rank()]
+    device = next(model.parameters()).device
+    if "device_ids" not in kwargs and device.type == "cuda":
+        kwargs["device_ids"] = [device]
     ddp = DistributedDataParallel(model, **kwargs)
-    if fp16_compression:
+    if fp16_compression or bf16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+        hook = default_hooks.fp16_compress_hook if fp16_compression else default_hooks.bf16_compress_hook
+        ddp.register_comm_hook(state=None, hook=hook)
     return ddp
 
 
@@ -136,11 +147,24 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         _save_config(cfg, os.path.join(output_dir, "config.yaml"), logger)
     seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
     seed_all_rng(None if seed is None or seed < 0 else seed + rank)
+    is_deterministic = bool(_try_get_key(cfg, "TRAIN.DETERMINISTIC", "train.deterministic", default=False))
+    if is_deterministic:
+        _make_deterministic(seed, logger)
     # Trying all convolution algorithms pays only where sizes repeat for long, which they do not in evaluation.
-    if not getattr(args, "eval_only", False):
+    if not getattr(args, "eval_only", False) and not is_deterministic:
         torch.backends.cudnn.benchmark = bool(
             _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
         )
+
+
+def _make_deterministic(seed: int | None, logger: logging.Logger) -> None:
+    """Choose algorithms that give the same numbers each time; where there is none, PyTorch warns."""
+    if seed is None or seed < 0:
+        logger.warning("Deterministic algorithms alone do not repeat a run: set SEED (train.seed) as well.")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is used for the first time
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _log_config_file(logger: logging.Logger, path: str) -> None:

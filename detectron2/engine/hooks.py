@@ -1,22 +1,23 @@
 """The hooks that come with the trainer: schedule, checkpoints, evaluation, writing, timing, profiling."""
 
 import logging
-import math
-import operator
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from fvcore.common.checkpoint import Checkpointer
-from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 
 import detectron2.utils.comm as comm
 from detectron2.engine._bn_hook import PreciseBN
+from detectron2.engine._checkpoint_hooks import BestCheckpointer, PeriodicCheckpointer
+from detectron2.engine._early_stopping import EarlyStopping
+from detectron2.engine._ema import WeightAverage
 from detectron2.engine._profiling_hooks import AutogradProfiler, TorchMemoryStats, TorchProfiler
+from detectron2.engine._random_states import random_states_kept
+from detectron2.engine._stop_signals import StopOnSignal
+from detectron2.engine._validation_loss import ValidationLoss
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
@@ -26,14 +27,18 @@ __all__ = [
     "AutogradProfiler",
     "BestCheckpointer",
     "CallbackHook",
+    "EarlyStopping",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "StopOnSignal",
     "TorchMemoryStats",
     "TorchProfiler",
+    "ValidationLoss",
+    "WeightAverage",
 ]
 
 logger = logging.getLogger(__name__)
@@ -166,107 +171,6 @@ class PeriodicWriter(HookBase):
             writer.close()
 
 
-class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """Save a checkpoint every ``period`` iterations and after the last one.
-
-    The constructor is that of :class:`detectron2.checkpoint.PeriodicCheckpointer`; ``max_iter`` is the trainer's.
-    """
-
-    def before_train(self) -> None:
-        """Learn from the trainer when training ends."""
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        """Save if it is time."""
-        self.step(self.trainer.iter)
-
-
-class BestCheckpointer(HookBase):
-    """Keep the checkpoint with the best value of a metric.
-
-    Register it after :class:`EvalHook`, which records the metric.  A resumed run still continues from the newest
-    checkpoint, not from the best one, where there are both.
-
-    Args:
-        eval_period: the period of that :class:`EvalHook`; 0 compares only after the last iteration.
-        checkpointer: saves the model.
-        val_metric: the recorded name, for example ``"bbox/AP50"``.
-        mode: ``"max"`` or ``"min"``: which is better.
-        file_prefix: name of the checkpoint file without suffix.
-
-    Raises:
-        ValueError: ``mode`` is neither of the two.
-    """
-
-    def __init__(
-        self,
-        eval_period: int,
-        checkpointer: Checkpointer,
-        val_metric: str,
-        mode: str = "max",
-        file_prefix: str = "model_best",
-    ) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f'mode must be "max" or "min", got {mode!r}.')
-        self._period = eval_period
-        self._checkpointer = checkpointer
-        self._val_metric = val_metric
-        self._better = operator.gt if mode == "max" else operator.lt
-        self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
-
-    def _compare(self) -> None:
-        """Save if the newest value beats the best one."""
-        latest = self.trainer.storage.latest().get(self._val_metric)
-        if latest is None:
-            known = ", ".join(sorted(k for k in self.trainer.storage.latest() if "/" in k)) or "none"
-            logger.warning(
-                "The metric %r was not recorded, so no best checkpoint is kept. Recorded: %s", self._val_metric, known
-            )
-            return
-        value, at = latest
-        if math.isnan(value) or at == self.best_iter:
-            return
-        if self.best_metric is None or self._better(value, self.best_metric):
-            logger.info(
-                "%s = %.5g in iteration %d is the best so far; saving %s",
-                self._val_metric,
-                value,
-                at,
-                self._file_prefix,
-            )
-            self.best_metric, self.best_iter = value, at
-            self._save(iteration=at, **{self._val_metric: value})
-
-    def _save(self, **kwargs: Any) -> None:
-        """Save, and leave it to the other checkpoints to say where a resumed run continues."""
-        keeper = self._checkpointer
-        last = os.path.basename(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else ""
-        keeper.save(self._file_prefix, **kwargs)
-        if last and keeper.save_to_disk:
-            keeper.tag_last_checkpoint(last)
-
-    def after_step(self) -> None:
-        """Compare in the iterations in which the model was evaluated."""
-        next_iter = self.trainer.iter + 1
-        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
-            self._compare()
-
-    def after_train(self) -> None:
-        """Compare the final evaluation, if training came to its end."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._compare()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best value so far, so that a resumed run does not overwrite a better checkpoint."""
-        return {} if self.best_metric is None else {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the best value."""
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
-
-
 class LRScheduler(HookBase):
     """Record the learning rate as ``lr`` and step the schedule after every iteration.
 
@@ -351,9 +255,20 @@ class EvalHook(HookBase):
         self._period = eval_period
         self._func: Callable[[], Any] | None = eval_function
         self._eval_after_train = eval_after_train
+        self._done_at = -1
+
+    def evaluate(self) -> None:
+        """Evaluate now, and record the numbers."""
+        self._do_eval()
 
     def _do_eval(self) -> None:
-        results = self._func() if self._func else None
+        self._done_at = self.trainer.iter
+        self.trainer.is_evaluating = True
+        try:
+            with random_states_kept():  # training goes on as it would have without
+                results = self._func() if self._func else None
+        finally:
+            self.trainer.is_evaluating = False
         if results:
             if not isinstance(results, Mapping):
                 raise TypeError(
@@ -375,12 +290,14 @@ class EvalHook(HookBase):
     def after_step(self) -> None:
         """Evaluate if it is time; the last iteration is left to :meth:`after_train`."""
         next_iter = self.trainer.iter + 1
-        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+        is_due = self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter
+        if is_due and not self.trainer.stop_requested:
             self._do_eval()
 
     def after_train(self) -> None:
         """Evaluate if training came to its end, and release the function, which often refers to the trainer."""
-        if self._eval_after_train and self.trainer.iter >= self.trainer.max_iter:
+        is_done = self._done_at == self.trainer.iter - 1  # training was ended by what was found then
+        if self._eval_after_train and self.trainer.iter >= self.trainer.max_iter and not is_done:
             self._do_eval()
         self._func = None
 

@@ -1,21 +1,20 @@
 """Start a training function in one or many processes, on one or many machines."""
 
-import logging
 import os
-import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from detectron2.utils import comm
+from detectron2.engine import _rendezvous
+from detectron2.engine._layout import Layout, find_layout
+from detectron2.engine._layout import find_free_port as _find_free_port  # noqa: F401  # projects import it from here
+from detectron2.utils._supervise import run_processes
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
@@ -33,40 +32,48 @@ def launch(
 
     With one process in all, the function is called directly and its result returned.  Otherwise this call has to be
     made once on every machine; it spawns the processes, which talk over NCCL when they have a GPU each and over Gloo
-    (CPU training) when the machine has no GPU.
+    (CPU training) when the machine has no GPU.  When one of them fails, the others are ended and its error is raised.
+
+    Where torchrun, or ``srun`` with one task for each GPU, has started the processes already, this process joins them
+    and calls the function directly; leave the numbers at 1 then.  Under ``srun`` with one task on each machine, only
+    ``num_gpus_per_machine`` is needed.
+
+    At the start, processes wait 60 seconds for each other, or as many as the environment variable
+    ``DETECTRON2_MEETING_TIMEOUT`` says.
 
     Args:
-        main_func: must be importable by name, since new processes are spawned.
+        main_func: must be importable by name where processes are spawned.
         num_gpus_per_machine: processes on this machine.
         num_machines: the number of machines.
         machine_rank: which of them this one is, from 0.
         dist_url: where the processes meet, for example ``tcp://10.0.0.1:8686`` (of machine 0, reachable by all), or
             ``"auto"`` for a free port of this machine, which is the default for a single machine.
         args: passed to ``main_func``.
-        timeout: how long a process waits for the others.
+        timeout: how long a process waits for the others in training and evaluation.
 
     Returns:
         The result of ``main_func`` when it runs in this process, else ``None``.
 
     Raises:
-        ValueError: the arguments contradict each other, or ask for more GPUs than there are.
+        ValueError: the arguments contradict each other or the environment, or ask for more GPUs than there are.
+        ProcessRaisedException: a process of this machine failed; the message has its rank and its traceback.
+        ProcessExitedException: a process of this machine died, for example killed by the system.
+        RuntimeError: the processes could not meet; the message names the missing ranks.
     """
-    world_size = num_machines * num_gpus_per_machine
-    if world_size < 1:
-        raise ValueError(f"At least one process is needed, got {num_machines} machine(s) x {num_gpus_per_machine}.")
-    if world_size == 1:
+    if dist.is_available() and dist.is_initialized() and num_machines * num_gpus_per_machine == 1:
+        return main_func(*args)  # the caller has made the process group
+    layout = find_layout(num_gpus_per_machine, num_machines, machine_rank, dist_url)
+    if layout.world_size == 1:
         return main_func(*args)
-    if not 0 <= machine_rank < num_machines:
-        raise ValueError(f"machine_rank must be in [0, {num_machines}), got {machine_rank}.")
-    _check_device_count(num_gpus_per_machine)
-    dist_url = _resolve_url(dist_url, num_machines)
-    mp.start_processes(
-        _worker,
-        nprocs=num_gpus_per_machine,
-        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
-        daemon=False,
-        start_method="spawn",
-    )
+    if layout.rank is not None:
+        return _run_in_group(layout, main_func, args, timeout)
+    _check_device_count(layout.local_size)
+    layout, store = _open_meeting_place(layout)
+    try:
+        first_rank = layout.machine_rank * layout.local_size
+        run_processes(_spawned, layout.local_size, first_rank, (layout, main_func, args, timeout))
+    finally:
+        del store  # closes it
     return None
 
 
@@ -76,60 +83,37 @@ def _check_device_count(wanted: int) -> None:
         raise ValueError(f"{wanted} processes with a GPU each were asked for, but this machine has {available} GPU(s).")
 
 
-def _resolve_url(dist_url: str | None, num_machines: int) -> str:
-    """-> where to meet; chooses a free local port for ``"auto"``."""
-    if dist_url in (None, "auto"):
-        if num_machines != 1:
-            raise ValueError(
-                f"With {num_machines} machines, dist_url must name machine 0, as tcp://10.0.0.1:8686 does; "
-                f"got {dist_url!r}."
-            )
-        return f"tcp://127.0.0.1:{_find_free_port()}"
-    if num_machines > 1 and dist_url.startswith("file://"):
-        logger.warning("file:// as a meeting place needs a file system with locks on all machines; prefer tcp://.")
-    return dist_url
+def _open_meeting_place(layout: Layout) -> tuple[Layout, Any]:
+    """Listen here, before any process starts, if this is the machine where they meet: the port cannot be lost."""
+    url = "tcp://127.0.0.1:0" if layout.dist_url == "auto" else layout.dist_url
+    if layout.machine_rank != 0 or not url.startswith("tcp://"):
+        return replace(layout, dist_url=url, store_is_up=True), None
+    store = _rendezvous.host_store(url)
+    if layout.dist_url == "auto":
+        url = f"tcp://127.0.0.1:{store.port}"
+    return replace(layout, dist_url=url, store_is_up=True), store
 
 
-def _find_free_port() -> int:
-    """-> a port that is free now (another program may take it before it is used)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def _spawned(local_rank: int, layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> None:
+    """Body of one spawned process."""
+    if not torch.cuda.is_available():  # each process would else use every core and they would slow each other down
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // layout.local_size))
+    _run_in_group(layout.of_child(local_rank), main_func, args, timeout)
 
 
-def _worker(
-    local_rank: int,
-    main_func: Callable,
-    world_size: int,
-    num_processes: int,
-    machine_rank: int,
-    dist_url: str,
-    args: tuple,
-    timeout: timedelta,
-) -> None:
-    """Body of one spawned process: join the group, take a GPU, run."""
-    has_gpu = torch.cuda.is_available()
-    rank = machine_rank * num_processes + local_rank
-    if not has_gpu:  # each process would otherwise use every core and they would slow each other down
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
-    else:
-        torch.cuda.set_device(local_rank)
+def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> Any:
+    """Take a GPU, meet the others, call the function."""
+    if torch.cuda.is_available():
+        # SLURM may show each task its own GPU only.
+        torch.cuda.set_device((layout.local_rank or 0) % torch.cuda.device_count())
+    _rendezvous.join(layout, timeout)
     try:
-        dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=rank,
-            timeout=timeout,
-        )
-    except Exception as e:
-        raise RuntimeError(
-            f"Process {rank} of {world_size} could not meet the others at {dist_url} within {timeout}. Check that the "
-            "address is that of machine 0, that the port is open, and that every machine was started with its own rank."
-        ) from e
-    try:
-        comm.create_local_process_group(num_processes)
-        comm.synchronize()  # so that nobody runs ahead while others still start
-        main_func(*args)
-    finally:
-        dist.destroy_process_group()
+        result = main_func(*args)
+    except BaseException as e:
+        # The group is left as it is: to destroy it could mean to wait for the others.
+        add_note = getattr(e, "add_note", None)  # since Python 3.11
+        if add_note is not None:
+            add_note(f"This was rank {layout.rank} of {layout.world_size} (machine {layout.machine_rank}).")
+        raise
+    _rendezvous.leave()
+    return result

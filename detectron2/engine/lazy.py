@@ -5,6 +5,10 @@ keys are those of ``configs/common/train.py``.
 """
 
 import copy
+import math
+import os
+import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,12 +16,20 @@ from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
+from detectron2.engine._divergence import DivergencePolicy
+from detectron2.engine._epochs import iterations_per_epoch
+from detectron2.engine._options import TrainOptions
+from detectron2.engine._options_applied import ModelHooks, prepare_model
+from detectron2.engine._random_states import RandomStates
 from detectron2.engine._setup import create_ddp_model, default_writers
+from detectron2.engine._sharding import ShardedCheckpointer, is_sharded
+from detectron2.engine._summary import RunSummary
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils.events import EventWriter, make_writers
 
 __all__ = ["lazy_test", "lazy_train"]
 
@@ -35,36 +47,86 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     Raises:
         ValueError: the checkpoint is already at ``train.max_iter``.
     """
+    options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
     validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
-    model = instantiate(cfg.model).to(cfg.train.device)
+    max_iter = cfg.train.max_iter
+    if options.max_epochs:
+        max_iter = math.ceil(options.max_epochs * iterations_per_epoch(loader, options.accumulation_steps))
+    model = prepare_model(instantiate(cfg.model).to(cfg.train.device), options)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
     optimizer = instantiate(optimizer_cfg)
     model = create_ddp_model(model, **cfg.train.ddp)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    is_main = comm.is_main_process()
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: lazy_test(cfg, model)),
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)
-            if is_main
-            else None,
-        ]
+    trainer.accumulation_steps = options.accumulation_steps
+    trainer.divergence = DivergencePolicy(
+        options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (_as_text(cfg), "lazy")
     )
+    checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
+    checkpointer = checkpointer_type(model, cfg.train.output_dir, trainer=trainer)
+    trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    if start and start >= cfg.train.max_iter:
+    if start and start >= max_iter:
         raise ValueError(
             f"The checkpoint in {cfg.train.output_dir} is at iteration {start} and train.max_iter is "
-            f"{cfg.train.max_iter}: there is nothing left to train. Raise train.max_iter, or start without resume."
+            f"{max_iter}: there is nothing left to train. Raise train.max_iter, or start without resume."
         )
-    trainer.train(start, cfg.train.max_iter)
+    trainer.train(start, max_iter)
     return model
+
+
+def _hooks(
+    cfg: DictConfig, options: TrainOptions, trainer: SimpleTrainer, checkpointer: DetectionCheckpointer, max_iter: int
+) -> list[hooks.HookBase | None]:
+    model, is_main = trainer.model, comm.is_main_process()
+    more = ModelHooks(options, model, checkpointer, cfg.train.eval_period, lambda: _validation_loader(cfg))
+    images = _images_per_iteration(cfg, options)
+    return [
+        hooks.StopOnSignal(checkpointer),
+        RandomStates(model, cfg.train.checkpointer.period),
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        *more.after_schedule,
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main or is_sharded(model) else None,
+        *more.before_evaluation,
+        hooks.EvalHook(cfg.train.eval_period, more.evaluation_of(lambda: lazy_test(cfg, model))),
+        *more.after_evaluation,
+        hooks.PeriodicWriter(_writers(cfg, max_iter, images), cfg.train.log_period) if is_main else None,
+        RunSummary(images),
+    ]
+
+
+def _images_per_iteration(cfg: DictConfig, options: TrainOptions) -> int | None:
+    """Images in one step of the optimizer over all processes; ``None`` where the loader is made in another way."""
+    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    return None if batch_size is None else batch_size * options.accumulation_steps
+
+
+def _writers(cfg: DictConfig, max_iter: int, images: int | None) -> list[EventWriter]:
+    """The writers that ``train.writers`` names, or the usual ones."""
+    if "writers" in cfg.train:
+        return make_writers(cfg.train.writers, cfg.train.output_dir, max_iter, images, cfg)
+    return default_writers(cfg.train.output_dir, max_iter, images)
+
+
+def _validation_loader(cfg: DictConfig) -> Iterable:
+    if "validation" not in cfg.dataloader:
+        raise ValueError(
+            "train.validation_loss_period is set, but there is no dataloader.validation: a loader that goes once "
+            "through annotated samples, for instance build_detection_test_loader with a DatasetMapper(is_train=True)."
+        )
+    return instantiate(cfg.dataloader.validation)
+
+
+def _as_text(cfg: DictConfig) -> str:
+    """The config as YAML."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.yaml")
+        LazyConfig.save(cfg, path)
+        with open(path, encoding="utf-8") as file:
+            return file.read()
 
 
 def _dataset_names(cfg: DictConfig, split: str) -> list[str]:

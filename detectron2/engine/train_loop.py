@@ -4,179 +4,23 @@ One iteration is ``before_step -> run_step -> after_step``.  What happens beside
 checkpoints, evaluation, logging) lives in hooks, so the loop stays short enough to be read at a glance.
 """
 
-import logging
+import contextlib
+import math
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import detectron2.utils.comm as comm
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.engine._divergence import DivergencePolicy
+from detectron2.engine._random_states import start_iteration
+from detectron2.engine._trainer_base import HookBase, TrainerBase
+from detectron2.utils.events import get_event_storage
 
 __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
-
-logger = logging.getLogger(__name__)
-
-
-class HookBase:
-    """Something that happens during training; register it with :meth:`TrainerBase.register_hooks`.
-
-    The trainer calls the methods in this order::
-
-        hook.before_train()
-        for trainer.iter in range(start_iter, max_iter):
-            hook.before_step()
-            trainer.run_step()        # calls hook.after_backward() between backward and the optimizer's step
-            hook.after_step()
-        hook.after_train()
-
-    ``self.trainer`` gives access to the model, the iteration and, with
-    :class:`~detectron2.engine.defaults.DefaultTrainer`, the config.  What takes time belongs in ``after_step``: timers
-    measure from ``before_step`` to ``after_step``.
-    """
-
-    trainer: "TrainerBase" = None  # type: ignore[assignment]
-    """The trainer (a weak reference), set when the hook is registered."""
-
-    def before_train(self) -> None:
-        """Called once before the first iteration."""
-
-    def after_train(self) -> None:
-        """Called once after the last iteration, also when training stops by an exception."""
-
-    def before_step(self) -> None:
-        """Called before each iteration."""
-
-    def after_backward(self) -> None:
-        """Called between the backward pass and the optimizer's step."""
-
-    def after_step(self) -> None:
-        """Called after each iteration."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to resume this hook; nothing by default."""
-        return {}
-
-
-class TrainerBase:
-    """A loop with hooks; subclasses say in :meth:`run_step` what one iteration does.
-
-    Attributes:
-        iter: the current iteration, counted from 0.
-        start_iter: the first iteration of this run, larger than 0 after a resume.
-        max_iter: the iteration at which training ends (exclusive).
-        storage: the :class:`~detectron2.utils.events.EventStorage` that is open while training runs.
-    """
-
-    def __init__(self) -> None:
-        self._hooks: list[HookBase] = []
-        self.iter: int = 0
-        self.start_iter: int = 0
-        self.max_iter: int = 0
-        self.storage: EventStorage = None  # type: ignore[assignment]
-
-    def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Append hooks; they run in the order of registration.
-
-        Args:
-            hooks: the hooks; ``None`` entries are left out, which keeps conditional lists short.
-
-        Raises:
-            TypeError: an entry is not a :class:`HookBase`.
-        """
-        kept = [h for h in hooks if h is not None]
-        for hook in kept:
-            if not isinstance(hook, HookBase):
-                raise TypeError(f"Expected a HookBase, got {type(hook).__name__}: {hook!r}")
-            hook.trainer = weakref.proxy(self)  # a strong reference would be a cycle trainer <-> hook
-        self._hooks.extend(kept)
-
-    def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations ``start_iter <= iter < max_iter``.
-
-        ``after_train`` of every hook runs also when an iteration raises, so that logs and files are closed.
-
-        Args:
-            start_iter: the first iteration.
-            max_iter: one more than the last iteration.
-        """
-        logger.info("Starting training from iteration %d", start_iter)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
-            try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                # Hooks in after_train see `iter == max_iter` when, and only when, training came to its end.
-                self.iter = max(start_iter, max_iter)
-            except Exception:
-                logger.exception("Training stopped by an exception in iteration %d:", self.iter)
-                raise
-            finally:
-                self.after_train()
-
-    def before_train(self) -> None:
-        """Call ``before_train`` of every hook."""
-        for hook in self._hooks:
-            hook.before_train()
-
-    def after_train(self) -> None:
-        """Call ``after_train`` of every hook."""
-        self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.after_train()
-
-    def before_step(self) -> None:
-        """Move the storage to the current iteration and call ``before_step`` of every hook."""
-        self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.before_step()
-
-    def after_backward(self) -> None:
-        """Call ``after_backward`` of every hook."""
-        for hook in self._hooks:
-            hook.after_backward()
-
-    def after_step(self) -> None:
-        """Call ``after_step`` of every hook."""
-        for hook in self._hooks:
-            hook.after_step()
-
-    def run_step(self) -> None:
-        """One iteration; a subclass implements it."""
-        raise NotImplementedError(f"{type(self).__name__} must implement run_step()")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The iteration and the state of every hook that has one, keyed by the hook's class name."""
-        state: dict[str, Any] = {"iteration": self.iter}
-        hooks: dict[str, Any] = {}
-        for hook in self._hooks:
-            if not (hook_state := hook.state_dict()):
-                continue
-            name = type(hook).__qualname__
-            if name in hooks:
-                logger.warning("Two hooks of type %s keep state; only the first one is saved.", name)
-                continue
-            hooks[name] = hook_state
-        if hooks:
-            state["hooks"] = hooks
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; states of hooks that are not registered are skipped."""
-        self.iter = state_dict["iteration"]
-        for name, hook_state in state_dict.get("hooks", {}).items():
-            hook = next((h for h in self._hooks if type(h).__qualname__ == name), None)
-            if hook is None:
-                logger.warning("The checkpoint holds state of the hook %s, which is not registered; skipped.", name)
-            else:
-                hook.load_state_dict(hook_state)  # type: ignore[attr-defined]  # whoever saves state can load it
 
 
 class SimpleTrainer(TrainerBase):
@@ -192,7 +36,14 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: clear the gradients before the forward pass (least memory) instead of before backward.
         async_write_metrics: record the losses of an iteration during the next one, so that the device is never waited
             for.  Hooks then see the losses one iteration late.
+
+    Attributes:
+        accumulation_steps: batches whose gradients are averaged for one step of the optimizer: ``k`` small batches in
+            place of one that is ``k`` times as large.
+        divergence: what happens when a loss is not finite.
     """
+
+    accumulation_steps: int = 1
 
     def __init__(
         self,
@@ -204,6 +55,7 @@ class SimpleTrainer(TrainerBase):
         async_write_metrics: bool = False,
     ) -> None:
         super().__init__()
+        self.divergence = DivergencePolicy()
         model.train()
         self.model = model
         self.data_loader: Any = data_loader
@@ -218,7 +70,7 @@ class SimpleTrainer(TrainerBase):
     def _data_loader_iter(self) -> Iterator:
         """The running iterator; made on first use, because that starts the worker processes."""
         if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = iter(self.data_loader)
+            self._data_loader_iter_obj = start_iteration(self.data_loader)
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
@@ -241,27 +93,71 @@ class SimpleTrainer(TrainerBase):
         """Forward, backward, hooks, step.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message says which, in which iteration, on which images.
+            FloatingPointError: a loss is not finite; the message says which, in which iteration, on which images, and
+                what in the model was not finite first.
         """
         self._check_training_mode()
-        data, data_time = self._next_batch()
+        batches: list[Any] = []
+        self.divergence.before_forward(self)
+        try:
+            losses, data_time = self._compute_gradients(batches)
+            self.divergence.check(losses)
+            self.after_backward()
+            self._record(losses, data_time, batches)
+        except FloatingPointError as e:
+            self.divergence.handle(self, batches, e)
+            self._skip_update()
+        else:
+            self._update()
+
+    def _compute_gradients(self, batches: list[Any]) -> tuple[dict[str, Any], float]:
+        """Forward and backward of all batches of this step.
+
+        Args:
+            batches: gets the batches.
+
+        Returns:
+            The losses, averaged over the batches, and the seconds the data were waited for.
+        """
+        count = self.accumulation_steps
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        loss_dict = self._forward(data)
-        losses = _total_loss(loss_dict)
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        losses.backward()
-        self.after_backward()
-        self._record(loss_dict, data_time, data)
+        mean: dict[str, Any] = {}
+        data_time = 0.0
+        for i in range(count):
+            data, waited = self._next_batch()
+            data_time += waited
+            batches.append(data)
+            with self._no_reduction() if i + 1 < count else contextlib.nullcontext():
+                with self._autocast():
+                    loss_dict = self.model(data)
+                    total = _total_loss(loss_dict)
+                if i == 0 and not self.zero_grad_before_forward:
+                    self.optimizer.zero_grad()
+                self._backward(total if count == 1 else total / count)
+            losses = {"total_loss": loss_dict} if isinstance(loss_dict, torch.Tensor) else loss_dict
+            if count == 1:
+                return losses, data_time
+            for name, value in losses.items():
+                value = value.detach() if isinstance(value, torch.Tensor) else value
+                mean[name] = mean.get(name, 0.0) + value / count
+        return mean, data_time
+
+    def _no_reduction(self) -> contextlib.AbstractContextManager:
+        """Gradients stay in this process, until those of the last batch of the step are averaged with the others."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def _update(self) -> None:
         self.optimizer.step()
 
-    def _forward(self, data: Any) -> Any:
-        """-> the model's losses; to a report of divergence by a part of the model, what is known here is added."""
-        try:
-            return self.model(data)
-        except FloatingPointError as e:
-            raise FloatingPointError(f"{e}\n{self._describe_divergence(data)}") from e
+    def _skip_update(self) -> None:
+        """Leave the weights as they are: a loss was not finite."""
 
     def _check_training_mode(self) -> None:
         if not self.model.training:
@@ -270,33 +166,20 @@ class SimpleTrainer(TrainerBase):
                 "call model.train() at the end of the hook that did it."
             )
 
-    def _record(self, loss_dict: Any, data_time: float, data: Any) -> None:
+    def _record(self, losses: Mapping[str, Any], data_time: float, batches: list[Any]) -> None:
         """Write the metrics of this iteration now, or, if asynchronous, those of the last one."""
-        losses = {"total_loss": loss_dict} if isinstance(loss_dict, torch.Tensor) else loss_dict
-        try:
-            if not self.async_write_metrics:
-                self._write_metrics(losses, data_time)
-            elif (self.iter + 1) % self.gather_metric_period == 0:
-                detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in losses.items()}
-                pending, self._pending_metrics = self._pending_metrics, (detached, data_time, self.iter, data)
-                if pending is not None:
-                    data = pending[3]
+        if not self.async_write_metrics:
+            self._write_metrics(losses, data_time)
+        elif (self.iter + 1) % self.gather_metric_period == 0:
+            detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in losses.items()}
+            pending, self._pending_metrics = self._pending_metrics, (detached, data_time, self.iter, list(batches))
+            if pending is not None:
+                try:
                     self.write_metrics(*pending[:3])
-        except FloatingPointError as e:
-            self._pending_metrics = None
-            raise FloatingPointError(f"{e}\n{self._describe_divergence(data)}") from None
-
-    def _describe_divergence(self, data: Any) -> str:
-        """Learning rate and images of a batch with a non-finite loss."""
-        files = (
-            [str(d["file_name"]) for d in data if isinstance(d, Mapping) and "file_name" in d] if _is_list(data) else []
-        )
-        rate = max((float(g["lr"]) for g in self.optimizer.param_groups), default=0.0)
-        return (
-            f"Learning rate: {rate:g}. Images of the batch: {', '.join(files) or 'unknown'}.\n"
-            "Usual causes are a learning rate that is too high for the batch size (scale it by images per batch / 16), "
-            "too short a warm-up, and wrong boxes; clipping gradients (SOLVER.CLIP_GRADIENTS) helps as well."
-        )
+                except FloatingPointError:
+                    self._pending_metrics = None
+                    batches[:] = pending[3]
+                    raise
 
     def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "") -> None:
         """Record the losses of the current iteration; projects override this or call it after their own step."""
@@ -326,16 +209,14 @@ class SimpleTrainer(TrainerBase):
         metrics.update({k: float(v) for k, v in loss_dict.items() if k not in metrics})
         metrics["data_time"] = data_time
         gathered = comm.gather(metrics)
+        where = storage.iter if cur_iter is None else cur_iter
         if not comm.is_main_process():
+            _check_finite(metrics, where)  # here the batch is at hand that the report is about
             return
         storage.put_scalar("data_time", max(m.pop("data_time") for m in gathered), cur_iter=cur_iter)
         mean = {k: sum(m[k] for m in gathered) / len(gathered) for k in gathered[0]}
-        total = sum(mean.values())
-        if not _isfinite(total):
-            where = storage.iter if cur_iter is None else cur_iter
-            parts = ", ".join(f"{k}={v:g}" for k, v in mean.items())
-            raise FloatingPointError(f"The loss became infinite or NaN in iteration {where}: {parts}.")
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+        _check_finite(mean, where)
+        storage.put_scalar(f"{prefix}total_loss", sum(mean.values()), cur_iter=cur_iter)
         for k, v in mean.items():
             if k != "total_loss":
                 storage.put_scalar(k, v, cur_iter=cur_iter)
@@ -351,13 +232,19 @@ class SimpleTrainer(TrainerBase):
             super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the loop, and of the optimizer."""
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The state of the loop, of the optimizer, and of the data loader where it knows how far it got."""
+        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        if hasattr(self.data_loader, "state_dict"):
+            state["data_loader"] = self.data_loader.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the loop and the optimizer."""
+        """Restore the loop, the optimizer and the place in the data."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        if state_dict.get("data_loader") and hasattr(self.data_loader, "load_state_dict"):
+            self._data_loader_iter_obj = None
+            self.data_loader.load_state_dict(state_dict["data_loader"])
 
 
 class AMPTrainer(SimpleTrainer):
@@ -400,24 +287,23 @@ class AMPTrainer(SimpleTrainer):
         self.grad_scaler = grad_scaler
         self.log_grad_scaler = log_grad_scaler
 
-    def run_step(self) -> None:
-        """Forward under autocast, scaled backward, hooks on unscaled gradients, step."""
-        self._check_training_mode()
-        data, data_time = self._next_batch()
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        with torch.autocast(self.device_type, dtype=self.precision):
-            loss_dict = self._forward(data)
-            losses = _total_loss(loss_dict)
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device_type, dtype=self.precision)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def _update(self) -> None:
         if self.log_grad_scaler:
             get_event_storage().put_scalar("grad_scaler", self.grad_scaler.get_scale())
-        self.after_backward()
-        self._record(loss_dict, data_time, data)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _skip_update(self) -> None:
+        if self.grad_scaler.is_enabled():
+            with contextlib.suppress(RuntimeError):  # a hook has unscaled the gradients already
+                self.grad_scaler.unscale_(self.optimizer)
+            self.grad_scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loop, the optimizer and the scaler."""
@@ -442,9 +328,8 @@ def _total_loss(loss_dict: Any) -> torch.Tensor:
     return sum(loss_dict.values())  # type: ignore[return-value]
 
 
-def _is_list(data: Any) -> bool:
-    return isinstance(data, (list, tuple))
-
-
-def _isfinite(x: float) -> bool:
-    return x - x == 0.0
+def _check_finite(losses: Mapping[str, float], iteration: int) -> None:
+    if not math.isfinite(sum(losses.values())):
+        parts = ", ".join(f"{k}={v:g}" for k, v in losses.items() if k != "data_time")
+        rank = f" on rank {comm.get_rank()}" if comm.get_rank() else ""
+        raise FloatingPointError(f"The loss became infinite or NaN in iteration {iteration}{rank}: {parts}.")

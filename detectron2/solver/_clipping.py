@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 __all__ = ["Clipper", "GradientClipType", "clipping_class"]
 
 Clipper = Callable[[Any], None]
-"""Clips, in place, the gradients of one parameter or of several, each by itself."""
+"""Clips, in place, the gradients of one parameter or of several."""
 
 
 class GradientClipType(Enum):
@@ -19,6 +19,7 @@ class GradientClipType(Enum):
 
     VALUE = "value"
     NORM = "norm"
+    FULL_MODEL = "full_model"
 
 
 def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -64,6 +65,22 @@ class ClipEachByNorm:
         norms = torch._foreach_norm(gradients, self.norm_type)
         factors = [(self.limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
         torch._foreach_mul_(gradients, factors)
+
+
+@dataclass(frozen=True)
+class ClipAllByNorm:
+    """Scales all gradients by one factor, so that their norm, taken over all of them together, stays within a limit.
+
+    Args:
+        limit: greatest norm.
+        norm_type: the p of the norm; may be infinite.
+    """
+
+    limit: float
+    norm_type: float
+
+    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, self.limit, self.norm_type)
 
 
 def clipping_class(base: type[Optimizer], clipper: Clipper) -> type[Optimizer]:

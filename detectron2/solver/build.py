@@ -16,7 +16,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from detectron2.config import CfgNode
-from detectron2.solver._clipping import ClipByValue, ClipEachByNorm, Clipper, GradientClipType, clipping_class
+from detectron2.solver._clipping import (
+    ClipAllByNorm,
+    ClipByValue,
+    ClipEachByNorm,
+    Clipper,
+    GradientClipType,
+    clipping_class,
+)
+from detectron2.solver._layer_decay import layer_decay
 from detectron2.solver.lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
 __all__ = [
@@ -51,6 +59,8 @@ def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
     kind = GradientClipType(cfg.CLIP_TYPE)
     if kind is GradientClipType.VALUE:
         return ClipByValue(cfg.CLIP_VALUE)
+    if kind is GradientClipType.FULL_MODEL:
+        return ClipAllByNorm(cfg.CLIP_VALUE, cfg.NORM_TYPE)
     return ClipEachByNorm(cfg.CLIP_VALUE, cfg.NORM_TYPE)
 
 
@@ -74,8 +84,27 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimi
     return optimizer
 
 
+def _sgd_settings(solver: CfgNode) -> dict[str, Any]:
+    return {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+
+
+def _adam_settings(solver: CfgNode) -> dict[str, Any]:
+    return {"betas": tuple(solver.get("BETAS", (0.9, 0.999)))}
+
+
+_OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
+    "SGD": (torch.optim.SGD, _sgd_settings),
+    "Adam": (torch.optim.Adam, _adam_settings),
+    "AdamW": (torch.optim.AdamW, _adam_settings),
+}
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """SGD with momentum over the trainable parameters, as the ``SOLVER`` node describes it.
+    """An optimizer over the trainable parameters, as the ``SOLVER`` node describes it; SGD with momentum by default.
+
+    Keys that the default config does not have: ``OPTIMIZER`` ("SGD", "Adam", "AdamW", in any case), ``BETAS`` of the
+    latter two, ``FUSED`` (the update of all parameters in one kernel), ``LAYER_DECAY`` (factor on the learning rate
+    from one layer of the backbone to the layer below it).
 
     Args:
         cfg: the whole config.
@@ -83,22 +112,29 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     Returns:
         The optimizer; it clips gradients where the config says so.
+
+    Raises:
+        ValueError: the optimizer is unknown, or the backbone's layers are unknown where ``LAYER_DECAY`` needs them.
     """
+    solver = cfg.SOLVER
+    name = solver.get("OPTIMIZER", "SGD")
+    found = next((kind for kind in _OPTIMIZERS if kind.lower() == name.lower()), None)
+    if found is None:
+        raise ValueError(f"SOLVER.OPTIMIZER must be one of {sorted(_OPTIMIZERS)}, but is {name!r}.")
+    decay = solver.get("LAYER_DECAY", 1.0)
     params = get_default_optimizer_params(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=None if decay == 1.0 else layer_decay(model, decay),
     )
-    optimizer = torch.optim.SGD(
-        params,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        nesterov=cfg.SOLVER.NESTEROV,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    optimizer_class, settings = _OPTIMIZERS[found]
+    # None leaves torch its own choice, which False would not.
+    fused = True if solver.get("FUSED", False) else None
+    arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": fused}
+    return maybe_add_gradient_clipping(cfg, optimizer_class(params, **arguments, **settings(solver)))
 
 
 def get_default_optimizer_params(

@@ -1,5 +1,6 @@
 """The storage behind :mod:`detectron2.utils.events`."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 __all__ = ["EventStorage", "get_event_storage", "has_event_storage", "put_histogram", "put_image", "put_scalar"]
+
+logger = logging.getLogger(__name__)
 
 # Tensors held back before they are converted although nobody has asked for them.
 _MAX_PENDING = 4096
@@ -126,12 +129,19 @@ class EventStorage:
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
         """Keep the histogram of a tensor until the writers have shown it.
 
+        Values that are not finite have no place in it; they are left out with a warning.
+
         Args:
             hist_name: its name.
             hist_tensor: any shape.
             bins: number of equal bins between the least and the greatest value.
         """
         values = hist_tensor.detach().float().reshape(-1)
+        finite = values[values.isfinite()]
+        if finite.numel() < values.numel():
+            left_out = values.numel() - finite.numel()
+            logger.warning("%d of the %d values of histogram %r are not finite.", left_out, values.numel(), hist_name)
+        values = finite
         low, high = (values.min().item(), values.max().item()) if values.numel() else (0.0, 0.0)
         counts = torch.histc(values, bins=bins, min=low, max=high) if values.numel() else torch.zeros(bins)
         edges = torch.linspace(low, high, steps=bins + 1)

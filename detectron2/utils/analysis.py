@@ -3,6 +3,7 @@
 The counters are fvcore's; here they learn to call models that take ``list[dict]`` and return ``Instances``.
 """
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -52,6 +53,28 @@ _IGNORED_OPS = (
     "aten::sub",
     "torchvision::nms",
 )
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape of a value of a traced graph."""
+    return value.type().sizes()
+
+
+def _attention_scores(inputs: list[Any]) -> int:
+    """Number of pairs of a query and a key, in all heads: queries (..., L, D), keys (..., S, D)."""
+    return math.prod(_shape(inputs[0])[:-1]) * _shape(inputs[1])[-2]
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of the two matrix products that fused attention does: scores, and their sums of values."""
+    return _attention_scores(inputs) * (_shape(inputs[0])[-1] + _shape(inputs[2])[-1])
+
+
+def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
+    return _attention_scores(inputs) + math.prod(_shape(outputs[0]))
+
+
+_ATTENTION = "aten::scaled_dot_product_attention"
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:
@@ -112,7 +135,8 @@ class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
     def __init__(self, model: nn.Module, inputs: Any):
         adapter = _TensorsInTensorsOut(model, inputs)
         super().__init__(adapter, adapter.flattened_inputs)
-        self.set_op_handle(**dict.fromkeys(_IGNORED_OPS))
+        handles: dict[str, Any] = {**dict.fromkeys(_IGNORED_OPS), _ATTENTION: _attention_flops}
+        self.set_op_handle(**handles)
 
 
 def _images_only(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,6 +185,7 @@ def activation_count_operators(
         with torch.no_grad():
             adapter = _TensorsInTensorsOut(model, _images_only(inputs))
             analysis = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
+            analysis.set_op_handle(_ATTENTION, _attention_activations)
             analysis.set_op_handle(**kwargs.pop("supported_ops", None) or {})
             if kwargs:
                 raise TypeError(f"activation_count_operators() got unknown arguments {sorted(kwargs)}.")

@@ -6,11 +6,14 @@ A *machine* (or host) runs several *local* processes; the local group holds thos
 
 import functools
 import os
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from detectron2.utils._object_exchange import all_gather_objects, gather_objects, tracked
 
 __all__ = [
     "all_gather",
@@ -29,6 +32,8 @@ __all__ = [
 
 # The group of the processes on this machine. Launchers of other projects assign it, so it is read at call time.
 _LOCAL_PROCESS_GROUP: Any = None
+# How long the groups made here wait; None is PyTorch's default. Given to create_local_process_group.
+_timeout: timedelta | None = None
 
 
 def _is_distributed() -> bool:
@@ -50,19 +55,20 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
-def create_local_process_group(num_workers_per_machine: int) -> None:
+def create_local_process_group(num_workers_per_machine: int, timeout: timedelta | None = None) -> None:
     """Create the group of the processes on each machine. Ranks must be numbered machine by machine.
 
     Call it once in every process, after ``init_process_group``.
 
     Args:
         num_workers_per_machine: processes per machine; the world size must be a multiple of it.
+        timeout: how long this group waits, and also the one that exchanges objects; default: PyTorch's 30 minutes.
 
     Raises:
         RuntimeError: the group exists already.
         ValueError: the world size is not a multiple.
     """
-    global _LOCAL_PROCESS_GROUP
+    global _LOCAL_PROCESS_GROUP, _timeout
     if _LOCAL_PROCESS_GROUP is not None:
         raise RuntimeError("The local process group exists already; create it once per process.")
     world_size = get_world_size()
@@ -71,11 +77,12 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             f"{world_size} processes cannot be split into machines of {num_workers_per_machine}: "
             "every machine must run the same number of processes."
         )
+    _timeout = timeout
     own_machine = get_rank() // num_workers_per_machine
     for machine in range(world_size // num_workers_per_machine):
         first = machine * num_workers_per_machine
         # Every process must take part in the creation of every group.
-        group = dist.new_group(list(range(first, first + num_workers_per_machine)))
+        group = dist.new_group(list(range(first, first + num_workers_per_machine)), timeout=timeout)
         if machine == own_machine:
             _LOCAL_PROCESS_GROUP = group
 
@@ -116,20 +123,25 @@ def get_local_size() -> int:
 
 
 def synchronize() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has come here.
+
+    Raises:
+        RuntimeError: some did not come in time; the message names them.
+    """
     if get_world_size() == 1:
         return
+    # On the CPU first: there, in contrast to NCCL, a process that is missing ends in an error that can name it.
+    with tracked("synchronize"):
+        dist.barrier(group=_get_global_gloo_group())
     if dist.get_backend() == dist.Backend.NCCL:
         # Without the device, NCCL guesses it from the rank and may create a context on a GPU of another process.
         dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
 
 
 @functools.lru_cache(maxsize=1)
 def _gloo_group_beside(world: Any) -> Any:
     # `world` is the key: after destroy_process_group and a new init, a new group is made.
-    return world if dist.get_backend(world) == dist.Backend.GLOO else dist.new_group(backend="gloo")
+    return world if dist.get_backend(world) == dist.Backend.GLOO else dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def _get_global_gloo_group() -> Any:
@@ -145,7 +157,10 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
         group: a process group; by default all processes, over gloo.
 
     Returns:
-        The objects in the order of ranks.
+        The objects in the order of ranks; that of this process is ``data`` itself.
+
+    Raises:
+        RuntimeError: a process did not come in time; the message names it.
     """
     if get_world_size() == 1:
         return [data]
@@ -153,21 +168,30 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
     size = dist.get_world_size(group)
     if size == 1:
         return [data]
-    collected: list[Any] = [None] * size
-    dist.all_gather_object(collected, data, group=group)
-    return collected
+    with tracked("all_gather", group):
+        if dist.get_backend(group) == dist.Backend.GLOO:
+            return all_gather_objects(data, group)
+        collected: list[Any] = [None] * size
+        dist.all_gather_object(collected, data, group=group)
+        return collected
 
 
 def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     """Collect one object from every process, in one of them.
 
+    The others send theirs and go on without waiting for one another.
+
     Args:
         data: any picklable object; sizes may differ between processes.
-        dst: rank of the receiving process.
+        dst: rank, among all processes, of the receiving one.
         group: a process group; by default all processes, over gloo.
 
     Returns:
         The objects in the order of ranks in process ``dst``; an empty list in the others.
+
+    Raises:
+        RuntimeError: a process did not come in time; the message names it.
+        ValueError: ``dst`` is not in the group.
     """
     if get_world_size() == 1:
         return [data]
@@ -175,12 +199,12 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     size = dist.get_world_size(group)
     if size == 1:
         return [data]
-    if dist.get_rank() != dst:
-        dist.gather_object(data, None, dst=dst, group=group)
-        return []
-    collected: list[Any] = [None] * size
-    dist.gather_object(data, collected, dst=dst, group=group)
-    return collected
+    with tracked("gather", group):
+        if dist.get_backend(group) == dist.Backend.GLOO:
+            return gather_objects(data, dst, group)
+        collected: list[Any] | None = [None] * size if dist.get_rank() == dst else None
+        dist.gather_object(data, collected, dst=dst, group=group)
+        return collected or []
 
 
 def shared_random_seed() -> int:
@@ -205,7 +229,8 @@ def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> di
     with torch.no_grad():
         names = sorted(input_dict)
         values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
+        with tracked("reduce_dict"):
+            dist.reduce(values, dst=0)
         if average and is_main_process():
             values = values / world_size
         return dict(zip(names, values.unbind(0), strict=True))

@@ -15,16 +15,26 @@ from detectron2.utils._event_storage import (
     put_scalar,
 )
 from detectron2.utils._event_writers import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils._progress_line import ProgressLine
+from detectron2.utils._table_writer import CSVWriter
+from detectron2.utils._tracking_writers import MLflowWriter, WandbWriter
+from detectron2.utils._writer_choice import DEFAULT_WRITERS, make_writers
 
 __all__ = [
+    "DEFAULT_WRITERS",
     "_CURRENT_STORAGE_STACK",
+    "CSVWriter",
     "CommonMetricPrinter",
     "EventStorage",
     "EventWriter",
     "JSONWriter",
+    "MLflowWriter",
+    "ProgressLine",
     "TensorboardXWriter",
+    "WandbWriter",
     "get_event_storage",
     "has_event_storage",
+    "make_writers",
     "put_histogram",
     "put_image",
     "put_scalar",

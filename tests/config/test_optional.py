@@ -10,7 +10,7 @@ from detectron2.config.config import ConfigTypeError, UnknownConfigKeyError
 def read(cfg, path):
     *groups, key = path.split(".")
     for group in groups:
-        cfg = cfg[group]
+        cfg = cfg.get(group, {})
     return cfg.get(key)
 
 
@@ -27,6 +27,8 @@ def test_are_not_there_by_default(path):
         ("DATALOADER.RANDOM_SUBSET_RATIO", "1", 1.0),
         ("DATALOADER.DATASET_WEIGHTS", "[1, 2.5]", (1, 2.5)),
         ("DATASETS.TRAIN_REPEAT_FACTOR", "[['a', 2.0]]", [["a", 2.0]]),
+        ("TRAIN.COMPILE", "True", True),
+        ("SOLVER.EMA_DECAY", "0.5", 0.5),
         ("SOLVER.OPTIMIZER", "AdamW", "AdamW"),
         ("WRITERS", "['json', 'csv']", ("json", "csv")),
     ],
@@ -61,3 +63,10 @@ def test_wrong_type_changes_nothing():
 def test_misspelt():
     with pytest.raises(UnknownConfigKeyError, match=r"did you mean 'DATALOADER\.ON_BAD_IMAGE'"):
         get_cfg().merge_from_list(["DATALOADER.ON_BAD_IMAGES", "skip"])
+
+
+def test_misspelt_in_a_group_that_is_not_there():
+    cfg = get_cfg()
+    with pytest.raises(UnknownConfigKeyError, match=r"did you mean 'TRAIN\.COMPILE'"):
+        cfg.merge_from_list(["TRAIN.CHANNELS_LAST", "True", "TRAIN.COMPILED", "True"])
+    assert cfg == get_cfg()

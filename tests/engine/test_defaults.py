@@ -27,6 +27,8 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
+from detectron2.engine._random_states import RandomStates
+from detectron2.engine._summary import RunSummary
 from detectron2.engine.defaults import _try_get_key
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_lr_scheduler
@@ -354,13 +356,15 @@ class TestHandMade:
 class TestHooks:
     def test_order(self, toy_cfg):
         kinds = [type(h) for h in ToyTrainer(toy_cfg)._hooks]
-        assert kinds == [
+        built = [
             hooks.IterationTimer,
             hooks.LRScheduler,
             hooks.PeriodicCheckpointer,
             hooks.EvalHook,
             hooks.PeriodicWriter,
         ]
+        assert kinds == [hooks.StopOnSignal, RandomStates, *built, RunSummary]
+        assert [type(h) for h in ToyTrainer(toy_cfg).build_hooks() if h] == built
 
     def test_precise_bn_has_a_loader_of_its_own(self, toy_cfg):
         workers = []
@@ -374,7 +378,7 @@ class TestHooks:
         toy_cfg.TEST.PRECISE_BN.ENABLED = True
         toy_cfg.DATALOADER.NUM_WORKERS = 3
         kinds = [type(h) for h in T(toy_cfg)._hooks]
-        assert kinds.index(hooks.PreciseBN) == 2
+        assert kinds.index(hooks.PreciseBN) == kinds.index(hooks.LRScheduler) + 1
         assert workers == [3, 0]
 
     def test_subclass_inserts_a_hook_before_the_writer(self, toy_cfg):

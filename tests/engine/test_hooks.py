@@ -1,5 +1,6 @@
 """Each hook on a toy trainer."""
 
+import contextlib
 import json
 import math
 
@@ -8,8 +9,10 @@ import torch
 from fvcore.common.param_scheduler import ConstantParamScheduler, MultiStepParamScheduler
 from torch import nn
 
-from detectron2.checkpoint import Checkpointer
+from detectron2.checkpoint import Checkpointer, DetectionCheckpointer
 from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine._stop_signals import command_to_continue
+from detectron2.engine.hooks import CallbackHook
 from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 
 
@@ -264,3 +267,190 @@ class TestProfilers:
         t = trainer()
         t.register_hooks([hooks.TorchMemoryStats(period=1)])
         t.train(0, 2)
+
+
+class Weight(nn.Module):
+    """The gradient of its loss is -1: with a rate of 1, the weight is the number of steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+        self.frozen = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.norm = nn.BatchNorm1d(2)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.count = self.count + 1
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.zeros(()), persistent=False)
+        torch.rand(())
+        return {"loss": self.drop(self.norm(x)).sum().detach() - self.w}
+
+
+def weight_trainer(folder=None, steps=100):
+    torch.manual_seed(0)
+    model = Weight()
+    data = [torch.randn(4, 2) for _ in range(steps)]
+    trainer = SimpleTrainer(model, data, torch.optim.SGD([model.w], lr=1.0))
+    return trainer, DetectionCheckpointer(model, str(folder or ""), trainer=trainer)
+
+
+class TestWeightAverage:
+    def test_by_hand(self, tmp_path):
+        trainer, _ = weight_trainer(tmp_path)
+        average = hooks.WeightAverage(trainer.model, 0.25, str(tmp_path))
+        seen = []
+
+        def evaluate():
+            with average.in_place():
+                seen.append(trainer.model.w.item())
+
+        trainer.register_hooks([average, hooks.EvalHook(1, evaluate)])
+        trainer.train(0, 3)
+        value, expected = 0.0, []
+        for t in range(3):
+            d = min(0.25, (1 + t) / (10 + t))
+            value = d * value + (1 - d) * (t + 1)
+            expected.append(value)
+        assert seen == pytest.approx(expected)
+        assert trainer.model.w.item() == 3
+        saved = torch.load(tmp_path / "model_final_ema.pth", weights_only=True)
+        assert saved["model"]["w"].item() == pytest.approx(value)
+        assert saved["iteration"] == 2
+        assert set(average.state_dict()["average"]) == {
+            "w", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"
+        }  # fmt: skip
+
+    def test_best_checkpoint_holds_what_was_evaluated(self, tmp_path):
+        trainer, keeper = weight_trainer(tmp_path)
+        average = hooks.WeightAverage(trainer.model, 0.5)
+        best = hooks.BestCheckpointer(1, keeper, "a/b", average=average)
+        trainer.register_hooks([average, hooks.EvalHook(1, lambda: {"a": {"b": 1.0}}), best])
+        trainer.train(0, 2)
+        saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+        assert saved["model"]["w"].item() == pytest.approx(0.9)  # 0.1 * 0 + 0.9 * 1
+        assert "trainer" not in saved and "trainer" in keeper.checkpointables
+
+    @pytest.mark.parametrize("decay", [0.0, 1.0])
+    def test_decay_is_checked(self, decay):
+        with pytest.raises(ValueError, match=r"in \(0, 1\)"):
+            hooks.WeightAverage(Weight(), decay)
+
+
+class TestValidationLoss:
+    def test_leaves_no_trace(self):
+        states = []
+        for is_used in (False, True):
+            trainer, _ = weight_trainer()
+            trainer.model.drop.eval()  # what a project keeps in evaluation mode stays so
+            draws = []
+            hook = hooks.ValidationLoss(1, trainer.model, lambda: [torch.randn(4, 2)] * 3) if is_used else None
+            trainer.register_hooks([hook, CallbackHook(after_step=lambda t, d=draws: d.append(torch.rand(()).item()))])
+            trainer.train(0, 3)
+            buffers = {n: b.clone() for n, b in trainer.model.named_buffers()}
+            modes = [m.training for m in trainer.model.modules()]
+            states.append((draws, buffers, {n: p.clone() for n, p in trainer.model.named_parameters()}, modes))
+        without, with_it = states
+        assert without[0] == with_it[0] and without[3] == with_it[3]
+        for a, b in ((without[1], with_it[1]), (without[2], with_it[2])):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[n], b[n]) for n in a)
+
+    def test_value(self):
+        """Batch norm with mean 0 and variance 1 changes nothing; nothing is dropped out."""
+        trainer, _ = weight_trainer()
+        data = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]])]
+        found = hooks.ValidationLoss(1, trainer.model, lambda: data).measure()
+        assert found == {"loss": pytest.approx(5.5, rel=1e-4), "total_loss": pytest.approx(5.5, rel=1e-4)}
+
+    def test_no_data(self, caplog):
+        trainer, _ = weight_trainer()
+        assert hooks.ValidationLoss(1, trainer.model, list).measure() == {}
+        assert "no data" in caplog.text
+
+    def test_is_recorded(self):
+        trainer, _ = weight_trainer()
+        trainer.register_hooks([hooks.ValidationLoss(2, trainer.model, lambda: [torch.zeros(1, 2)])])
+        trainer.train(0, 5)
+        assert [at for _, at in trainer.storage.history("validation/total_loss").values()] == [1, 3, 4]
+
+
+class TestEarlyStopping:
+    def run(self, folder, values, start=0, until=None, patience=2):
+        trainer, keeper = weight_trainer(folder)
+        best = hooks.BestCheckpointer(1, keeper, "a/b")
+        evaluation = hooks.EvalHook(1, lambda: {"a": {"b": values[trainer.iter]}})
+        saving = hooks.PeriodicCheckpointer(keeper, 1)
+        trainer.register_hooks([saving, evaluation, best, hooks.EarlyStopping(1, patience, best, keeper)])
+        if start:
+            keeper.resume_or_load("", resume=True)
+        if until is not None:
+            trainer.register_hooks(
+                [CallbackHook(after_step=lambda t: t.iter == until and t.request_stop(SystemExit()))]
+            )
+        with contextlib.suppress(SystemExit):
+            trainer.train(start, len(values) - 1)  # the last value is that of the evaluation after training
+        return trainer, best
+
+    def test_ends(self, tmp_path):
+        trainer, best = self.run(tmp_path, [1.0, 3.0, 2.0, 3.0, 5.0, 6.0])
+        assert (trainer.iter, trainer.max_iter, best.best_iter) == (4, 4, 1)
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3
+
+    def test_stays_ended(self, tmp_path):
+        self.run(tmp_path, [1.0, 3.0, 2.0, 3.0, 5.0, 6.0])
+        trainer, _ = self.run(tmp_path, [1.0, 3.0, 2.0, 3.0, 5.0, 6.0], start=4)
+        assert trainer.iter == 4
+
+    def test_counts_what_was_before_a_resume(self, tmp_path):
+        self.run(tmp_path, [1.0, 3.0, 2.0, 3.0, 5.0, 6.0], until=2)
+        trainer, best = self.run(tmp_path, [1.0, 3.0, 2.0, 3.0, 5.0, 6.0], start=3)
+        assert [at for at, _ in best.history] == [0, 1, 2, 3]
+        assert trainer.iter == 4
+
+    def test_while_it_improves(self, tmp_path):
+        trainer, best = self.run(tmp_path, [1.0, 2.0, 3.0, 2.0, 4.0])
+        assert (trainer.iter, best.best_iter) == (4, 4)  # the last evaluation comes after the last iteration
+
+    @pytest.mark.parametrize(("period", "patience"), [(0, 1), (1, 0)])
+    def test_arguments(self, period, patience):
+        with pytest.raises(ValueError, match=r"EVAL_PERIOD|at least one"):
+            hooks.EarlyStopping(period, patience, None, None)
+
+
+class TestLastCheckpoints:
+    def test_across_a_resume(self, tmp_path):
+        for start, end in ((0, 4), (4, 6)):
+            trainer, keeper = weight_trainer(tmp_path)
+            trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=2)])
+            keeper.resume_or_load("", resume=True)
+            (tmp_path / "model_0000009.pth.123.tmp").write_text("half")
+            trainer.train(start, end)
+        names = {p.name for p in tmp_path.iterdir()}
+        assert names == {"model_0000004.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}
+
+    def test_a_new_run_leaves_old_files_alone(self, tmp_path):
+        (tmp_path / "model_0000007.pth").write_text("another run's")
+        trainer, keeper = weight_trainer(tmp_path)
+        trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=1)])
+        trainer.train(0, 2)
+        assert (tmp_path / "model_0000007.pth").is_file() and not (tmp_path / "model_0000000.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "expected"),
+    [
+        (["t.py"], ["python", "t.py"], "python t.py --resume"),
+        (["t.py", "--config-file", "a b.yaml", "SEED", "1"], ["python", "-u", "t.py", "--config-file", "a b.yaml",
+         "SEED", "1"], "python -u t.py --resume --config-file 'a b.yaml' SEED 1"),
+        (["t.py", "--resume"], ["python", "t.py", "--resume"], "python t.py --resume"),
+        (["/bin/detectron2", "train", "a.yaml"], ["python", "/bin/detectron2", "train", "a.yaml"],
+         "python /bin/detectron2 train --resume a.yaml"),
+        (["/x/mod.py", "-a"], ["python", "-m", "pkg.mod", "-a"], "python -m pkg.mod --resume -a"),
+        (["t.py", "-a"], ["python", "-c", "from multiprocessing.spawn import spawn_main"], "python t.py --resume -a"),
+    ],
+)  # fmt: skip
+def test_command_to_continue(argv, original, expected):
+    assert command_to_continue(argv, original) == expected

@@ -260,3 +260,94 @@ class TestAMPTrainer:
         assert other.iter == t.iter
         plain = trainer()
         other.load_state_dict(plain.state_dict())  # of a run without mixed precision
+
+
+class TestEnd:
+    def test_a_hook_that_fails_at_the_end_does_not_keep_others_from_closing(self, caplog):
+        ended = []
+
+        def fail(trainer):
+            raise OSError("disk full")
+
+        t = trainer()
+        t.register_hooks([CallbackHook(after_train=fail), CallbackHook(after_train=ended.append)])
+        with pytest.raises(OSError, match="disk full"):
+            t.train(0, 1)
+        assert len(ended) == 1
+        assert "CallbackHook failed in after_train: OSError: disk full" in caplog.text
+
+    def test_what_stopped_training_is_raised_not_what_failed_after_it(self, caplog):
+        def fail(trainer):
+            raise OSError("disk full")
+
+        t = trainer(values=(math.nan,))
+        t.register_hooks([CallbackHook(after_train=fail)])
+        with pytest.raises(FloatingPointError, match="iteration 0"):
+            t.train(0, 1)
+        assert "disk full" in caplog.text
+
+    def test_a_hook_asks_for_the_end(self):
+        t, hook = trainer(), Recorder()
+        t.register_hooks([hook, CallbackHook(after_step=lambda t: t.request_stop() if t.iter == 1 else None)])
+        t.train(0, 5)
+        assert hook.calls[-2:] == [("after_step", 1), ("after_train", 2)]
+        assert t.max_iter == 2
+
+    def test_at_once(self):
+        t, hook = trainer(), Recorder()
+        t.register_hooks([hook, CallbackHook(before_train=lambda t: t.request_stop())])
+        t.train(3, 5)
+        assert hook.calls == [("before_train", 3), ("after_train", 3)]
+
+    def test_with_an_exception_training_is_not_complete(self):
+        t, hook = trainer(), Recorder()
+        t.register_hooks([hook, CallbackHook(after_step=lambda t: t.request_stop(SystemExit(3)))])
+        with pytest.raises(SystemExit, match="3"):
+            t.train(0, 5)
+        assert (hook.calls[-1], t.max_iter) == (("after_train", 0), 5)
+
+
+class TestAccumulation:
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, batch):
+            x, y = batch
+            return {"loss": (self.layer(x) - y).square().mean(), "loss_l1": (self.layer(x) - y).abs().mean()}
+
+    @pytest.mark.parametrize("cls", [SimpleTrainer, AMPTrainer])
+    @pytest.mark.parametrize("before", [False, True])
+    def test_small_batches_equal_a_large_one(self, cls, before):
+        torch.manual_seed(1)
+        x, y = torch.randn(3, 12, 3, dtype=torch.float32), torch.randn(3, 12, 1)
+        large = list(zip(x, y, strict=True))
+        small = [(a, b) for xs, ys in large for a, b in zip(xs.split(4), ys.split(4), strict=True)]
+        extra = {"precision": torch.float32} if cls is AMPTrainer else {}
+        models, histories = [], []
+        for data, steps in ((large, 1), (small, 3)):
+            model = self.Regression()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            t = cls(model, data, optimizer, zero_grad_before_forward=before)
+            if extra:
+                t._autocast = lambda: torch.autocast("cpu", enabled=False)
+            t.accumulation_steps = steps
+            t.train(0, 3)
+            models.append(model)
+            histories.append([v for v, _ in t.storage.history("total_loss").values()])
+        torch.testing.assert_close(models[0].layer.weight, models[1].layer.weight)
+        torch.testing.assert_close(models[0].layer.bias, models[1].layer.bias)
+        assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+
+    def test_hooks_see_one_step(self):
+        t, hook = trainer(values=(1.0, 3.0)), Recorder()
+        t.accumulation_steps = 2
+        t.register_hooks([hook])
+        t.train(0, 1)
+        # the gradient is the mean of -2 and -6, times the rate of 0.25
+        assert t.model.w.item() == pytest.approx(1.0)
+        assert [name for name, _ in hook.calls] == [
+            "before_train", "before_step", "after_backward", "after_step", "after_train"
+        ]  # fmt: skip

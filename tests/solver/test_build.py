@@ -1,5 +1,6 @@
 import copy
 import logging
+import math
 import pickle
 
 import pytest
@@ -123,6 +124,60 @@ def test_build_optimizer_follows_the_config():
     assert all(g["lr"] == 0.1 and g["momentum"] == 0.8 and g["nesterov"] for g in optimizer.param_groups)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("SGD", torch.optim.SGD), ("adamw", torch.optim.AdamW), ("ADAMW", torch.optim.AdamW), ("Adam", torch.optim.Adam)],
+)
+def test_optimizer_by_name(name, kind):
+    optimizer = build_optimizer(settings("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.05), small_model())
+    assert type(optimizer) is kind
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05, 0.0}
+    assert all(not group["fused"] for group in optimizer.param_groups)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER.*AdamW.*'Lion'"):
+        build_optimizer(settings("SOLVER.OPTIMIZER", "Lion"), small_model())
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_fused_optimizers_do_the_same(name):
+    models = [small_model() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, fused in zip(models, (False, True), strict=True):
+        pairs = ("SOLVER.OPTIMIZER", name, "SOLVER.FUSED", fused, "SOLVER.BETAS", (0.8, 0.9))
+        optimizer = build_optimizer(settings(*pairs), model)
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
+        assert all(group.get("betas", (0.8, 0.9)) == (0.8, 0.9) for group in optimizer.param_groups)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model[0].weight.square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(models[0][0].weight, models[1][0].weight)
+
+
+def test_adamw_does_the_published_update():
+    """Loshchilov and Hutter, arXiv:1711.05101, algorithm 2, for one step from gradient 2."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    before = model[0].weight.item()
+    optimizer = build_optimizer(settings("SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY", 0.5), model)
+    model[0].weight.grad = torch.tensor([[2.0]])
+    optimizer.step()
+    assert model[0].weight.item() == pytest.approx(before * (1 - 0.1 * 0.5) - 0.1 * 1.0, abs=1e-6)
+
+
+def test_layer_decay_by_config():
+    model = nn.Module()
+    model.backbone = nn.Module()
+    for name in ("stem", "res2", "res3"):
+        setattr(model.backbone, name, nn.Linear(1, 1))
+    model.head = nn.Linear(1, 1)
+    optimizer = build_optimizer(settings("SOLVER.LAYER_DECAY", 0.5), model)
+    rates = {name: group_of(optimizer.param_groups, p)["lr"] for name, p in model.named_parameters()}
+    expected = {"backbone.stem": 0.0125, "backbone.res2": 0.025, "backbone.res3": 0.05, "head": 0.1}
+    assert {name.rpartition(".")[0]: rate for name, rate in rates.items()} == pytest.approx(expected)
+
+
 CLIP = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)
 GRADIENTS = ([3.0, -4.0], [0.3, 0.4], None)
 
@@ -240,8 +295,29 @@ def test_with_loss_scaling_the_unscaled_gradients_are_clipped():
     assert parameter.item() == -0.5
 
 
+def test_clipping_of_the_full_model_equals_that_of_torch():
+    cfg = settings(*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model")
+    parameters = parameters_with_gradients()
+    maybe_add_gradient_clipping(cfg, torch.optim.SGD(parameters, lr=1.0)).step()
+    norm = (3.0**2 + 4.0**2 + 0.3**2 + 0.4**2) ** 0.5
+    for parameter, gradient in zip(parameters, [*GRADIENTS[:2], [0.0, 0.0]], strict=True):
+        torch.testing.assert_close(-parameter.detach(), torch.tensor(gradient) / norm)
+
+    theirs = parameters_with_gradients()
+    nn.utils.clip_grad_norm_(theirs, 1.0, 2.0)
+    for mine, parameter in zip(parameters[:2], theirs[:2], strict=True):
+        assert torch.equal(mine.grad, parameter.grad)
+
+
+def test_clipping_of_the_full_model_leaves_small_gradients_alone():
+    cfg = settings(*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 6.0)
+    parameters = parameters_with_gradients()
+    maybe_add_gradient_clipping(cfg, torch.optim.SGD(parameters, lr=1.0)).step()
+    assert parameters[0].tolist() == [-3.0, 4.0]
+
+
 def test_clip_types():
-    assert {kind.value for kind in GradientClipType} == {"value", "norm"}
+    assert {kind.value for kind in GradientClipType} == {"value", "norm", "full_model"}
     with pytest.raises(ValueError, match="everything"):
         _create_gradient_clipper(settings("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "everything").SOLVER.CLIP_GRADIENTS)
 
@@ -261,6 +337,32 @@ def schedule_values(cfg, count=100):
 def test_multi_step_schedule():
     values = schedule_values(settings("SOLVER.WARMUP_ITERS", 0))
     assert values == pytest.approx([0.1] * 60 + [0.01] * 20 + [0.001] * 20)
+
+
+def test_fixed_gamma_schedule():
+    """NUM_DECAYS equal parts after the first: factor GAMMA each."""
+    cfg = settings("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.WARMUP_ITERS", 0)
+    cfg.merge_from_list(["SOLVER.NUM_DECAYS", 3, "SOLVER.GAMMA", 0.5])
+    assert schedule_values(cfg) == pytest.approx([0.1] * 25 + [0.05] * 25 + [0.025] * 25 + [0.0125] * 25)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_cosine_schedule_with_warmup_and_end(rescale):
+    cfg = settings("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 0.01)
+    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 20, "SOLVER.WARMUP_FACTOR", 0.1, "SOLVER.RESCALE_INTERVAL", rescale])
+
+    def cosine(progress):
+        return 0.01 + 0.09 * (1 + math.cos(math.pi * progress)) / 2
+
+    joined = 0.1 if rescale else cosine(0.2)
+    warmup = [0.01 + (joined - 0.01) * i / 20 for i in range(20)]
+    after = [cosine((i - 20) / 80 if rescale else i / 100) for i in range(20, 100)]
+    assert schedule_values(cfg) == pytest.approx(warmup + after)
+
+
+def test_constant_warmup_then_steps():
+    cfg = settings("SOLVER.WARMUP_ITERS", 10, "SOLVER.WARMUP_FACTOR", 0.3, "SOLVER.WARMUP_METHOD", "constant")
+    assert schedule_values(cfg) == pytest.approx([0.03] * 10 + [0.1] * 50 + [0.01] * 20 + [0.001] * 20)
 
 
 def test_steps_behind_the_end_are_ignored_with_a_warning(caplog, monkeypatch):

@@ -92,3 +92,25 @@ def test_unused_parameters(model):
     assert all(parameter.grad is None for parameter in model.parameters())
     model.unused.requires_grad_(False)
     assert analysis.find_unused_parameters(model, INPUTS) == []
+
+
+class Attention(nn.Module):
+    def forward(self, queries, keys, values):
+        return nn.functional.scaled_dot_product_attention(queries, keys, values)
+
+
+def test_fused_attention_counts_as_its_two_matrix_products():
+    inputs = (torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 7, 4), torch.zeros(2, 3, 7, 6))
+    counts = analysis.FlopCountAnalysis(Attention(), inputs).by_operator()
+    assert counts == {"scaled_dot_product_attention": 2 * 3 * 5 * 7 * 4 + 2 * 3 * 5 * 7 * 6}
+
+
+class AttentionDetector(nn.Module):
+    def forward(self, batched_inputs):
+        image = batched_inputs[0]["image"][None]
+        return [{"scores": nn.functional.scaled_dot_product_attention(image, image, image)}]
+
+
+def test_activations_of_fused_attention():
+    counts = analysis.activation_count_operators(AttentionDetector(), [{"image": torch.zeros(3, 5, 4)}])
+    assert counts == {"scaled_dot_product_attention": (3 * 5 * 5 + 3 * 5 * 4) / 1e6}

@@ -198,6 +198,18 @@ def test_histogram(values):
         assert histogram["bucket_counts"] == np.histogram(array, bins=4)[0].tolist()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("good", [[], [1.0, 2.0]])
+def test_histogram_of_values_that_are_not_finite(bad, good, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    with EventStorage() as storage:
+        storage.put_histogram("gradients", torch.tensor([bad, *good]), bins=2)
+        (histogram,) = storage.histograms
+    assert (histogram["num"], histogram["sum"]) == (len(good), sum(good))
+    assert histogram["bucket_counts"] == ([1, 1] if good else [0, 0])
+    assert f"1 of the {1 + len(good)} values of histogram 'gradients'" in caplog.text
+
+
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

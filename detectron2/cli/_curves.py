@@ -1,0 +1,239 @@
+"""Reading, choosing, smoothing and drawing the numbers that training runs have written.
+
+A curve is (iterations, values), both float arrays of one length.
+"""
+
+import fnmatch
+import html
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+# Of what is shown when nobody chooses: the main number of every task.
+_HEADLINES = ("AP", "AP50", "AR@1000", "mIoU", "PQ", "mAP")
+_NOT_BY_DEFAULT = ("eta_seconds", "data_time", "time", "grad_scaler", "iteration")
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        name: shown in legends.
+        file: where the numbers come from.
+        curves: by name of the scalar.
+    """
+
+    name: str
+    file: Path
+    curves: dict[str, Curve]
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read ``metrics.json``.
+
+    What a run that was killed has left behind is tolerated: a last line that is cut off. Where iterations were repeated
+    after a resume, the newer numbers count.
+
+    Args:
+        path: the file, or the folder that holds it.
+        name: for legends.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line in the middle of the file is not a record, or there are no records.
+    """
+    file = path / "metrics.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give the output folder of a run, or its metrics.json.")
+    points: dict[str, dict[int, float]] = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _parse(line)
+        if record is None:
+            if number == len(lines):
+                sys.stderr.write(f"{file}: line {number} is incomplete and left out.\n")
+                continue
+            raise ValueError(f"{file}, line {number} is not a record of training: {line[:60]!r}")
+        iteration = int(record.pop("iteration"))
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.setdefault(key, {})[iteration] = float(value)
+    if not points:
+        raise ValueError(f"{file} has no records.")
+    return Run(name, file, {key: _as_curve(values) for key, values in points.items()})
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """-> the record of a line, or None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("iteration"), (int, float))
+    return record if is_record else None
+
+
+def _as_curve(values: dict[int, float]) -> Curve:
+    iterations = sorted(values)
+    return np.array(iterations, float), np.array([values[i] for i in iterations], float)
+
+
+def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None) -> list[str]:
+    """Names of the scalars to show, in the order in which they are shown.
+
+    Args:
+        runs: what there is.
+        patterns: names, or patterns such as ``"bbox/*"``; None for losses, learning rate and main metrics.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: a pattern fits nothing.
+    """
+    known = sorted({name for run in runs for name in run.curves}, key=_rank)
+    if patterns is None:
+        return [name for name in known if _is_shown_by_default(name)] or known
+    chosen = {pattern: fnmatch.filter(known, pattern) for pattern in patterns}
+    missing = [pattern for pattern, names in chosen.items() if not names]
+    if missing:
+        raise ValueError(f"No metric fits {', '.join(missing)}. There are: {', '.join(known)}.")
+    return list(dict.fromkeys(name for names in chosen.values() for name in names))
+
+
+def _is_shown_by_default(name: str) -> bool:
+    if name in _NOT_BY_DEFAULT:
+        return False
+    return "loss" in name or name == "lr" or name.rpartition("/")[2] in _HEADLINES
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Sorts the total loss first, then losses, validation, metrics, learning rate, and the rest."""
+    is_validation = "val" in name.lower()
+    kinds = [name == "total_loss", "loss" in name and not is_validation, is_validation, "/" in name, name == "lr"]
+    return (next((i for i, fits in enumerate(kinds) if fits), len(kinds)), name)
+
+
+def smooth(curve: Curve, window: int) -> np.ndarray:
+    """Mean over the neighbours of each point.
+
+    Args:
+        curve: the points.
+        window: number of points; fewer at both ends. 1 changes nothing.
+
+    Returns:
+        The values. Points that are not finite stay so, and are left out of their neighbours' means.
+    """
+    values = curve[1]
+    if not len(values):
+        return values
+    is_finite = np.isfinite(values)
+    kernel = np.ones(max(min(window, 2 * len(values) - 1), 1))
+    total = _centred_sum(np.where(is_finite, values, 0.0), kernel)
+    count = _centred_sum(is_finite.astype(float), kernel)
+    return np.where(is_finite, total / np.maximum(count, 1.0), values)
+
+
+def _centred_sum(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    before = (len(kernel) - 1) // 2
+    return np.convolve(values, kernel)[before : before + len(values)]
+
+
+def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: Path) -> None:
+    """Draw a panel for each metric, a line for each run.
+
+    Args:
+        runs: at least one.
+        metrics: at least one name.
+        window: of :func:`smooth`, for what is recorded often; the unsmoothed line stays visible, in pale.
+        path: the PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(len(metrics), _COLUMNS)
+    rows = math.ceil(len(metrics) / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3 * len(runs)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    handles: dict[str, Any] = {}
+    last = max(float(run.curves[m][0][-1]) for run in runs for m in metrics if m in run.curves)
+    for place, metric in enumerate(metrics, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        for index, run in enumerate(runs):
+            if metric in run.curves:
+                handles[run.name] = _draw_line(axes, run.curves[metric], metric, window, f"C{index % 10}")
+        axes.set_title(metric, fontsize=10)
+        axes.set_xlabel("iteration", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_xlim(-0.02 * max(last, 1.0), 1.02 * max(last, 1.0))  # panels below each other compare
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        names = [run.name for run in runs if run.name in handles]
+        figure.legend(
+            [handles[n] for n in names],
+            names,
+            loc="outside upper left",
+            ncols=min(len(names), columns),
+            fontsize="small",
+        )
+    figure.savefig(path)
+
+
+def _draw_line(axes: Any, curve: Curve, metric: str, window: int, color: str) -> Any:
+    """-> the line that stands for the run in the legend."""
+    iterations = curve[0]
+    if window > 1 and metric != "lr" and len(iterations) > window:
+        axes.plot(iterations, curve[1], color=color, alpha=0.25, linewidth=0.9)
+        return axes.plot(iterations, smooth(curve, window), color=color, linewidth=1.6)[0]
+    few = len(iterations) <= 30  # evaluations: each is a point of its own
+    return axes.plot(iterations, curve[1], color=color, linewidth=1.6, marker="o" if few else None, markersize=3)[0]
+
+
+def value_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:
+    """An HTML table: for each metric and run the last value, and the least and the greatest with their iterations.
+
+    Args:
+        runs: columns.
+        metrics: rows.
+
+    Returns:
+        The element.
+    """
+    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+    lines = []
+    for metric in metrics:
+        cells = "".join(f"<td>{_cell(run.curves.get(metric))}</td>" for run in runs)
+        lines.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def _cell(curve: Curve | None) -> str:
+    if curve is None:
+        return "-"
+    iterations, values = curve
+    text = f"{values[-1]:.4g}"
+    finite = np.flatnonzero(np.isfinite(values))
+    if len(finite) > 1:
+        low, high = finite[values[finite].argmin()], finite[values[finite].argmax()]
+        text += (
+            f" <small>(least {values[low]:.4g} at {iterations[low]:.0f}, "
+            f"greatest {values[high]:.4g} at {iterations[high]:.0f})</small>"
+        )
+    return text

@@ -1,0 +1,154 @@
+"""How processes meet: one store that all reach, a roll call, then the process group.
+
+The roll call comes first, with a short time limit, since the errors of a process group that does not come about do not
+say who is missing.
+"""
+
+import json
+import os
+import socket
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+
+from detectron2.engine._layout import Layout, host_and_port
+from detectron2.utils import comm
+
+
+def meeting_timeout() -> timedelta:
+    """How long processes wait for each other at the start: 60 seconds, or ``DETECTRON2_MEETING_TIMEOUT`` seconds."""
+    text = os.environ.get("DETECTRON2_MEETING_TIMEOUT", "60")
+    try:
+        return timedelta(seconds=float(text))
+    except ValueError:
+        raise ValueError(f"DETECTRON2_MEETING_TIMEOUT must be a number of seconds, got {text!r}.") from None
+
+
+def host_store(dist_url: str) -> dist.TCPStore:
+    """Open the meeting place in this process.
+
+    Args:
+        dist_url: ``tcp://host:port``; port 0 takes a free one, which is ``.port`` of the result.
+
+    Returns:
+        The store; it lives as long as the result.
+
+    Raises:
+        RuntimeError: the port is in use.
+        ValueError: the address has another form.
+    """
+    host, port = host_and_port(dist_url)
+    try:
+        return dist.TCPStore(host, port, is_master=True, timeout=meeting_timeout(), wait_for_workers=False)
+    except RuntimeError as e:
+        raise RuntimeError(
+            f"Cannot listen at {dist_url} on {socket.gethostname()}: is another run using port {port}, or is this not "
+            f"the machine that the address names? Choose another port, or 'auto' on a single machine. ({e})"
+        ) from e
+
+
+def join(layout: Layout, timeout: timedelta) -> None:
+    """Meet the other processes, and create the process group and that of this machine.
+
+    Args:
+        layout: of this process.
+        timeout: how long collectives wait, later.
+
+    Raises:
+        RuntimeError: the others are not there; names the missing ranks.
+    """
+    patience = meeting_timeout()
+    store = dist.PrefixStore(f"detectron2/{layout.generation}", _open_store(layout, patience))
+    local_sizes = _call_the_roll(store, layout, patience)
+    has_gpu = torch.cuda.is_available()
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        store=dist.PrefixStore("group", store),
+        world_size=layout.world_size,
+        rank=layout.rank if layout.rank is not None else -1,
+        timeout=timeout,
+    )
+    if len(local_sizes) == 1:  # else comm reads the local rank from the environment
+        comm.create_local_process_group(layout.local_size, timeout)
+    comm.synchronize()  # so that nobody runs ahead while others still start
+
+
+def leave() -> None:
+    """Undo :func:`join`."""
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
+
+
+def _open_store(layout: Layout, patience: timedelta) -> dist.Store:
+    url = urlsplit(layout.dist_url)
+    if url.scheme == "file":
+        return dist.FileStore(url.path, layout.world_size)
+    if layout.rank == 0 and not layout.store_is_up:
+        return host_store(layout.dist_url)
+    host, port = host_and_port(layout.dist_url)
+    try:
+        return dist.TCPStore(host, port, is_master=False, timeout=patience, wait_for_workers=False)
+    except RuntimeError as e:
+        raise RuntimeError(
+            f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
+            f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and nobody answered. Rank 0 "
+            "is missing: check that machine 0 was started, that the address is its own, and that no firewall closes "
+            "the port. "
+            f"(DETECTRON2_MEETING_TIMEOUT sets another number of seconds.) ({e})"
+        ) from e
+
+
+def _call_the_roll(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]:
+    """Sign in and wait for all ranks; -> the numbers of processes per machine that occur."""
+    own = {
+        "host": socket.gethostname(),
+        "world_size": layout.world_size,
+        "machine": layout.machine_rank,
+        "local_size": layout.local_size,
+    }
+    if store.add(f"count/{layout.rank}", 1) > 1:
+        other = _read(store, layout.rank or 0)
+        raise RuntimeError(
+            f"Two processes say that they are rank {layout.rank} of {layout.world_size}, at {layout.dist_url}: this "
+            f"one on {own['host']} and one on {other.get('host', 'another machine')}. Give every machine a "
+            "--machine-rank of its own, from 0, and every run a port of its own."
+        )
+    store.set(f"rank/{layout.rank}", json.dumps(own))
+    ranks = range(layout.world_size)
+    try:
+        store.wait([f"rank/{rank}" for rank in ranks], patience)
+    except RuntimeError as e:
+        raise RuntimeError(_who_is_missing(store, layout, patience)) from e
+    entries = [_read(store, rank) for rank in ranks]
+    for rank, entry in enumerate(entries):
+        if entry["world_size"] != layout.world_size:
+            raise RuntimeError(
+                f"Rank {layout.rank} on {own['host']} was told that there are {layout.world_size} processes, rank "
+                f"{rank} on {entry['host']} that there are {entry['world_size']}. Start all machines with the same "
+                "numbers."
+            )
+    return {entry["local_size"] for entry in entries}
+
+
+def _read(store: dist.Store, rank: int) -> dict:
+    return json.loads(store.get(f"rank/{rank}")) if store.check([f"rank/{rank}"]) else {}
+
+
+def _who_is_missing(store: dist.Store, layout: Layout, patience: timedelta) -> str:
+    start = (
+        f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
+        f"{patience.total_seconds():g} seconds at {layout.dist_url} for the others."
+    )
+    try:
+        missing = [rank for rank in range(layout.world_size) if not store.check([f"rank/{rank}"])]
+    except RuntimeError:  # the process that holds the store gave up first
+        return f"{start} Not all came; the error of rank 0 says which are missing."
+    machines = sorted({rank // layout.local_size for rank in missing})
+    named = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
+    return (
+        f"{start} Missing: rank {named} (machine {', '.join(map(str, machines))}). Look at their output for an earlier "
+        "error, and check that every machine was started, with its own --machine-rank and the same --dist-url. "
+        "(DETECTRON2_MEETING_TIMEOUT sets another number of seconds.)"
+    )

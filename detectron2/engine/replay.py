@@ -1,0 +1,112 @@
+"""Repeat a training step whose loss was not finite, from the file that was saved then.
+
+python -m detectron2.engine.replay output/nonfinite_0000123.pth
+python -m detectron2.engine.replay output/nonfinite_0000123.pth --device cuda
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.checkpoint._read import read_torch_file
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.engine._batch_file import from_plain
+from detectron2.engine._divergence import first_nonfinite
+from detectron2.engine._random_states import random_states_kept, set_random_states
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+__all__ = ["main", "replay"]
+
+
+def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tuple[dict[str, float], str | None]:
+    """Compute the losses of a saved step again, with the weights and random numbers of then.
+
+    Args:
+        path: a file ``nonfinite_*.pth``.
+        model: the model; default: the one that the config in the file describes.
+        device: where to compute.
+
+    Returns:
+        The losses (of the last batch, where the step had several), and a sentence about the first tensor that is not
+        finite; ``None`` if there is none.
+
+    Raises:
+        ValueError: the file is of another kind, or holds no config and no model is given.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not {"batches", "model", "config"} <= content.keys():
+        raise ValueError(f"{path} is not a step that was saved by the trainer (nonfinite_*.pth).")
+    if model is None:
+        model = _model_of(content, path)
+    model.load_state_dict(content["model"], strict=False)
+    model.to(device).train()
+    batches = from_plain(content["batches"])
+    kind = getattr(torch, content["autocast"]) if content["autocast"] else None
+    losses: dict[str, Any] = {}
+    found = None
+    with random_states_kept(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+        if content["random_states"]:
+            set_random_states(content["random_states"])
+        for batch in batches:
+            found = found or first_nonfinite(model, batch)
+        if content["random_states"]:
+            set_random_states(content["random_states"])
+        for batch in batches:
+            losses = _losses(model, batch)
+    return {name: float(value) for name, value in losses.items()}, found
+
+
+def _losses(model: nn.Module, batch: Any) -> dict[str, Any]:
+    try:
+        with EventStorage(), torch.no_grad():
+            losses = model(batch)
+    except FloatingPointError:  # it noticed by itself
+        return {}
+    return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
+
+
+def _model_of(content: dict[str, Any], path: str) -> nn.Module:
+    if content["config_kind"] == "yaml":
+        cfg = get_cfg()
+        cfg.set_new_allowed(True)  # keys of projects
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))  # type: ignore[arg-type]
+        cfg.MODEL.DEVICE = "cpu"
+        return build_model(cfg)
+    if content["config_kind"] == "lazy":
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "config.yaml")
+            with open(file, "w", encoding="utf-8") as f:
+                f.write(content["config"])
+            return instantiate(LazyConfig.load(file).model)
+    raise ValueError(f"{path} holds no config: build the model yourself, and call detectron2.engine.replay.replay.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments; those of the command line by default.
+
+    Returns:
+        0 if all losses are finite now, else 1.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="nonfinite_*.pth, from the output folder of the run")
+    parser.add_argument("--device", default="cpu", help="where to compute")
+    args = parser.parse_args(argv)
+    losses, found = replay(args.file, device=args.device)
+    for name, value in losses.items():
+        sys.stdout.write(f"{name}: {value:g}\n")
+    sys.stdout.write(f"{found or 'All layers give finite values.'}\n")
+    return 0 if found is None and all(torch.isfinite(torch.tensor(v)) for v in losses.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

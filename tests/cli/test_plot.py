@@ -1,0 +1,136 @@
+"""``detectron2 plot``."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectron2.cli._curves import choose_metrics, draw_curves, read_run, smooth, value_table
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that writes the records of a run; -> its folder."""
+
+    def write(name: str, records, end: str = "") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in records) + end)
+        return folder
+
+    return write
+
+
+def records(count=40, slope=1.0):
+    return [
+        {"iteration": i, "total_loss": slope * (count - i), "loss_cls": 1.0, "lr": 0.1, "time": 0.5}
+        for i in range(count)
+    ] + [{"iteration": count, "bbox/AP": 30.0, "bbox/AP-cat": 20.0, "val/total_loss": float("nan")}]
+
+
+@pytest.mark.parametrize("content", ["", "\n", '{"iteration": 3}\n', '{"iterat'])
+def test_a_file_without_records_is_named(run, command, content):
+    folder = run("empty", [], content)
+    status, _, err = command("plot", folder)
+    assert status == 1
+    assert f"{folder}/metrics.json has no records" in err
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json"]
+
+
+def test_a_missing_file_is_named(command, tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        status, _, err = command("plot", path)
+        assert status == 1
+        assert str(path) in err and "metrics.json" in err
+
+
+@pytest.mark.parametrize("line", ["hello", "[1, 2]", '{"loss": 3}', '{"iteration": "x"}'])
+def test_a_bad_line_is_named(run, command, line):
+    folder = run("bad", [{"iteration": 1, "x": 1.0}], f'{line}\n{{"iteration": 2, "x": 1.0}}\n')
+    status, _, err = command("plot", folder)
+    assert status == 1
+    assert "metrics.json, line 2 is not a record" in err and line in err
+
+
+def test_one_run(run, command):
+    folder = run("one", records(), '{"iteration": 41, "total')
+    status, out, err = command("plot", folder)
+    assert status == 0, err
+    assert "line 42 is incomplete" in err
+    assert "Drawn 5 metrics of 1 runs" in out
+    page = (folder / "curves.html").read_text()
+    (embedded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(embedded) == (folder / "curves.png").read_bytes()
+    assert "http" not in page  # complete in itself
+    for text in ("total_loss", "bbox/AP", "val/total_loss"):
+        assert f"<td>{text}</td>" in page
+    assert "bbox/AP-cat" not in page and "nan" in page
+    assert sorted(p.name for p in folder.iterdir()) == ["curves.html", "curves.png", "metrics.json"]
+
+
+def test_several_runs_are_compared(run, command, tmp_path):
+    first, second = run("a/<x>", records()), run("b/<x>", records(60, 2.0))
+    out = tmp_path / "new" / "comparison"
+    status, _, err = command(
+        "plot", first, second / "metrics.json", "--metrics", "total_loss", "bbox/*", "--smooth", 5, "--output", out
+    )
+    assert status == 0, err
+    page = (out / "curves.html").read_text()
+    assert "<th>a/&lt;x&gt;</th><th>b/&lt;x&gt;</th>" in page
+    assert page.count("<tr><td>") == 3
+    assert "Means over 5 points" in page
+    colours = {tuple(c) for c in np.asarray(Image.open(out / "curves.png").convert("RGB")).reshape(-1, 3)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colours  # the first two colours of matplotlib: both runs are there
+
+
+def test_unknown_metrics_and_bad_smoothing(run, command):
+    folder = run("one", records())
+    status, _, err = command("plot", folder, "--metrics", "total_loss", "mask*")
+    assert status == 1
+    assert "No metric fits mask*" in err and "bbox/AP-cat" in err
+    assert command("plot", folder, "--smooth", 0)[0] == 1
+
+
+def test_after_a_resume_the_newer_numbers_count(run):
+    old = [{"iteration": i, "x": 1.0} for i in (0, 10, 20)]
+    new = [{"iteration": i, "x": 2.0, "is_on": True, "text": "a"} for i in (10, 30)]
+    curves = read_run(run("one", [*old, *new]), "one").curves
+    assert set(curves) == {"x"}
+    assert [c.tolist() for c in curves["x"]] == [[0, 10, 20, 30], [1, 2, 1, 2]]
+
+
+def test_where_nothing_is_known_by_name_everything_is_shown(run):
+    only = read_run(run("one", [{"iteration": 0, "my_number": 1.0}]), "one")
+    assert choose_metrics([only], None) == ["my_number"]
+    shown = choose_metrics([read_run(run("two", records()), "two")], None)
+    assert shown == ["total_loss", "loss_cls", "val/total_loss", "bbox/AP", "lr"]
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "expected"),
+    [
+        ([], 3, []),
+        ([4.0], 9, [4.0]),
+        ([1.0, 5.0, 3.0], 1, [1.0, 5.0, 3.0]),
+        ([1.0, 5.0, 3.0, 7.0], 3, [3.0, 3.0, 5.0, 5.0]),
+        ([1.0, 5.0], 100, [3.0, 3.0]),
+        ([1.0, np.nan, 3.0], 3, [1.0, np.nan, 3.0]),
+        ([1.0, np.inf, 3.0], 5, [2.0, np.inf, 2.0]),
+    ],
+)
+def test_smoothing(values, window, expected):
+    curve = (np.arange(len(values), dtype=float), np.array(values, float))
+    np.testing.assert_allclose(smooth(curve, window), expected)
+
+
+def test_a_metric_of_one_run_only(run, tmp_path):
+    runs = [read_run(run("a", records()), "a"), read_run(run("b", [{"iteration": 3, "x": 0.5}]), "b")]
+    draw_curves(runs, ["total_loss", "x"], 1, tmp_path / "p.png")
+    assert Image.open(tmp_path / "p.png").size[0] > 500
+    table = value_table(runs, ["total_loss", "x"])
+    assert "<td>1 <small>(least 1 at 39, greatest 40 at 0)</small></td><td>-</td>" in table
+    assert "<tr><td>x</td><td>-</td><td>0.5</td></tr>" in table
