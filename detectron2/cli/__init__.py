@@ -1,4 +1,4 @@
-"""The command line: ``detectron2 demo | train | eval | predict | data | plot | env``.
+"""The command line: ``detectron2 demo | train | eval | predict | data | analyze | plot | env``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called.
 """
@@ -16,6 +16,7 @@ _COMMANDS = {
     "eval": "evaluate a trained model",
     "predict": "predict on images; writes pictures and a JSON file",
     "data": "check, show or convert a data set",
+    "analyze": "show what a detector does well and badly, from saved predictions",
     "plot": "draw the curves of training runs",
     "env": "show versions and devices, for bug reports",
 }

@@ -1,5 +1,6 @@
 """Metrics over data sets, and the loop that feeds models to them."""
 
+from .analysis import analyze_detections, compare_detections
 from .build import build_evaluator
 from .cityscapes_evaluation import CityscapesEvaluator, CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -23,7 +24,9 @@ __all__ = [
     "PascalVOCDetectionEvaluator",
     "RotatedCOCOEvaluator",
     "SemSegEvaluator",
+    "analyze_detections",
     "build_evaluator",
+    "compare_detections",
     "flatten_results_dict",
     "inference_context",
     "inference_on_dataset",
