@@ -218,7 +218,7 @@ def _classes(annos: list[dict[str, Any]]) -> torch.Tensor:
     for i, anno in enumerate(annos):
         if "category_id" not in anno:
             raise KeyError(f"{describe_annotation(anno, i)} has no 'category_id'")
-    return torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
+    return torch.from_numpy(np.array([int(a["category_id"]) for a in annos], dtype=np.int64))
 
 
 def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
@@ -313,12 +313,20 @@ def filter_empty_instances(
         raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")
     keep = None
     if by_box:
-        keep = instances.gt_boxes.nonempty(threshold=box_threshold)
+        keep = _has_size(instances.gt_boxes, box_threshold)
     if by_mask and instances.has("gt_masks"):
         has_mask = instances.gt_masks.nonempty()
         keep = has_mask if keep is None else keep & has_mask
     if keep is None:
         keep = torch.ones(len(instances), dtype=torch.bool)
-    if not keep.all():  # the usual case needs no copy of all masks
+    if not all(keep.tolist()):  # the usual case needs no copy of all masks
         instances = instances[keep]
     return (instances, keep) if return_mask else instances
+
+
+def _has_size(boxes: Any, threshold: float) -> torch.Tensor:
+    """What `boxes.nonempty` gives. For the few boxes of an image NumPy takes less time than PyTorch."""
+    if type(boxes) is not Boxes or not boxes.tensor.is_cpu or boxes.tensor.requires_grad:
+        return boxes.nonempty(threshold=threshold)
+    x1, y1, x2, y2 = boxes.tensor.numpy().T
+    return torch.from_numpy((x2 - x1 > threshold) & (y2 - y1 > threshold))

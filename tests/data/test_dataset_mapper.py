@@ -125,15 +125,22 @@ def test_recomputed_boxes_fit_the_cropped_mask(record):
     assert tight.gt_boxes.tensor.tolist() == [[10, 0, 15, 15]]
 
 
+class _KeepsBoxes(T.HFlipTransform):
+    def apply_box(self, box):
+        return box
+
+
 @pytest.mark.parametrize(
     "transforms",
     [
         [],
+        [T.ResizeTransform(H, W, 80, 30), T.HFlipTransform(30), T.NoOpTransform(), T.VFlipTransform(80)],
+        [T.ResizeTransform(H, W, 80, 30), _KeepsBoxes(30)],
         [T.ResizeTransform(H, W, 80, 30), T.HFlipTransform(30), T.PadTransform(3, 1, 0, 0, 30, 80)],
         [T.NoOpTransform(), T.RotationTransform(H, W, 90)],
         [T.CropTransform(15, 8, 20, 20, W, H), T.HFlipTransform(20)],  # cuts polygons
     ],
-    ids=["nothing", "points move", "a turn", "a crop"],
+    ids=["nothing", "axes stay", "boxes go their own way", "points move", "a turn", "a crop"],
 )
 def test_annotations_are_transformed_as_one_by_one(record, transforms):
     bitmap = np.zeros((H, W), dtype=np.uint8, order="F")
