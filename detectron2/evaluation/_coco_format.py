@@ -12,10 +12,14 @@ from typing import Any
 import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from pycocotools.coco import COCO
 
-from detectron2.structures import Instances
+from detectron2.layers.mask_ops import paste_masks_as_rle
+from detectron2.structures import Instances, ROIMasks
 from detectron2.utils.file_io import PathManager
+
+from ._coco_table import ResultTable, run_length_columns
 
 logger = logging.getLogger(__name__)
 
@@ -25,53 +29,61 @@ def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict
 
     Args:
         instances: predictions on the CPU with ``pred_boxes`` (x1, y1, x2, y2), ``scores``, ``pred_classes``, and
-            optionally ``pred_masks`` (N, height, width) or ``pred_masks_rle``, and ``pred_keypoints`` (N, K, 3), in
-            absolute pixels of the original image, continuous coordinates.
+            optionally masks (``pred_masks`` (N, height, width), ``pred_masks`` as ROIMasks, which are pasted at the
+            threshold 0.5, or ``pred_masks_rle``) and ``pred_keypoints`` (N, K, 3), in absolute pixels of the original
+            image, continuous coordinates.
         img_id: written to ``image_id`` of every entry.
 
     Returns:
         one dictionary per instance; ``category_id`` is still the contiguous id of the model.
     """
+    return list(instances_to_table(instances, img_id))
+
+
+def instances_to_table(instances: Instances, img_id: int | str) -> ResultTable:
+    """The results of :func:`instances_to_coco_json` as columns."""
     count = len(instances)
-    if count == 0:
-        return []
-    boxes_xywh = instances.pred_boxes.tensor.numpy().copy()
-    if boxes_xywh.shape[1] == 4:
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    columns: dict[str, list] = {
-        "image_id": [img_id] * count,
-        "category_id": instances.pred_classes.tolist(),
-        "bbox": boxes_xywh.tolist(),
-        "score": instances.scores.tolist(),
-    }
+    boxes = _to_array(instances.pred_boxes.tensor)
+    if boxes.shape[1] == 4:
+        boxes[:, 2:] -= boxes[:, :2]
+    optional: dict[str, Any] = {}
     if instances.has("pred_masks"):
-        columns["segmentation"] = _encode_masks(instances.pred_masks)
+        optional = run_length_columns(_encode_masks(instances))
     elif instances.has("pred_masks_rle"):
-        columns["segmentation"] = [_with_text_counts(rle) for rle in instances.pred_masks_rle]
+        optional = run_length_columns(instances.pred_masks_rle)
     if instances.has("pred_keypoints"):
-        keypoints = instances.pred_keypoints.numpy().copy()
+        keypoints = _to_array(instances.pred_keypoints)
         # COCO files hold the index of the pixel, predictions its continuous centre
         keypoints[:, :, :2] -= 0.5
-        columns["keypoints"] = keypoints.reshape(count, -1).tolist()
-    names = list(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        optional["keypoints"] = keypoints.reshape(count, keypoints.shape[1] * 3)
+    return ResultTable(
+        [img_id],
+        np.zeros(count, dtype=np.int64),
+        instances.pred_classes.numpy().astype(np.int64),
+        boxes,
+        _to_array(instances.scores),
+        **optional,
+    )
 
 
-def _encode_masks(masks) -> list[dict[str, Any]]:
-    """RLE of each mask of (N, height, width), with ``counts`` as text so that it can go into JSON."""
+def _to_array(values: torch.Tensor) -> np.ndarray:
+    """A copy, for what a model gives may be a part of something large."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+
+
+def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
+    """Compressed RLE of each mask."""
+    masks = instances.pred_masks
+    if isinstance(masks, ROIMasks):
+        return paste_masks_as_rle(masks.tensor, instances.pred_boxes, instances.image_size)
     masks = masks if hasattr(masks, "numpy") else masks.tensor
     dense = masks.numpy()
     dense = dense.view(np.uint8) if dense.dtype == np.bool_ else (dense > 0).view(np.uint8)
-    if 0 in dense.shape[1:]:
+    if 0 in dense.shape:
         return [{"size": list(dense.shape[1:]), "counts": ""} for _ in dense]
     # hotcoco encodes several masks at a time and takes any order of axes; pycocotools would need a transposed copy
     rles: Any = hotcoco.mask.encode(dense.transpose(1, 2, 0))
-    return [_with_text_counts(rle) for rle in rles]
-
-
-def _with_text_counts(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {"size": [int(n) for n in rle["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+    return rles
 
 
 def load_coco_api(json_file: str) -> COCO:

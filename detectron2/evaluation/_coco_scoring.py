@@ -17,12 +17,14 @@ from pycocotools.cocoeval import COCOeval
 
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
+from ._coco_table import ResultTable
 from .fast_eval_api import COCOeval_opt, takes_image_ids
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_AP_LIMIT = 100
 _MISSING = -1.0
+_EXACT_IN_FLOAT = 2**53
 
 # Areas in square pixels of the COCO protocol and of the proposal-recall protocol.
 AREA_RANGES = {
@@ -109,9 +111,12 @@ def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
     return limits
 
 
-def _check_image_ids(coco_gt: Any, coco_results: list[dict[str, Any]]) -> None:
+def _check_image_ids(coco_gt: Any, coco_results: Sequence[dict[str, Any]]) -> None:
     known = set(coco_gt.getImgIds())
-    unknown = {result["image_id"] for result in coco_results} - known
+    if isinstance(coco_results, ResultTable):
+        unknown = {coco_results.image_ids[k] for k in np.unique(coco_results.image_index).tolist()} - known
+    else:
+        unknown = {result["image_id"] for result in coco_results} - known
     if unknown:
         examples = sorted(unknown, key=str)[:3]
         raise ValueError(
@@ -121,7 +126,7 @@ def _check_image_ids(coco_gt: Any, coco_results: list[dict[str, Any]]) -> None:
         )
 
 
-def _check_keypoint_count(coco_results: list[dict[str, Any]], sigmas: np.ndarray) -> None:
+def _check_keypoint_count(coco_results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> None:
     predicted = len(coco_results[0]["keypoints"]) // 3
     if predicted != len(sigmas):
         raise ValueError(
@@ -140,7 +145,7 @@ def _log_prints(function: Callable[[], Any]) -> None:
 
 def _evaluate_predictions_on_coco(
     coco_gt: COCO,
-    coco_results: list[dict[str, Any]],
+    coco_results: Sequence[dict[str, Any]],
     iou_type: str,
     kpt_oks_sigmas: Sequence[float] | None = None,
     use_fast_impl: bool = True,
@@ -164,12 +169,9 @@ def _evaluate_predictions_on_coco(
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
     _check_image_ids(coco_gt, coco_results)
-    if iou_type == "segm":
-        # without the box, the area that decides small, medium or large is that of the mask
-        coco_results = [{k: v for k, v in result.items() if k != "bbox"} for result in coco_results]
     limits = check_max_dets(max_dets_per_image)
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
-    evaluator = kind(coco_gt, _load_results(coco_gt, coco_results, use_fast_impl), iou_type)
+    evaluator = kind(coco_gt, _load_results(coco_gt, coco_results, iou_type, use_fast_impl), iou_type)
     if iou_type == "keypoints":
         if kpt_oks_sigmas is not None and len(kpt_oks_sigmas):
             evaluator.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
@@ -185,13 +187,44 @@ def _evaluate_predictions_on_coco(
     return evaluator
 
 
-def _load_results(coco_gt: Any, coco_results: list[dict[str, Any]], fast: bool) -> Any:
-    if fast and takes_image_ids(coco_gt):
-        ground_truth = coco_gt if isinstance(coco_gt, hotcoco.COCO) else hotcoco.COCO(coco_gt.dataset)
-        return ground_truth.load_res(coco_results)
+def _load_results(coco_gt: Any, coco_results: Sequence[dict[str, Any]], iou_type: str, fast: bool) -> Any:
+    fast = fast and takes_image_ids(coco_gt)
+    if fast and isinstance(coco_results, ResultTable) and iou_type in ("bbox", "segm") and _fits_array(coco_results):
+        return _load_table(_as_hotcoco(coco_gt), coco_results, iou_type)
+    # without the box, the area that decides small, medium or large is that of the mask
+    unwanted = "bbox" if iou_type == "segm" else None
+    # pycocotools writes ids and areas into the dictionaries it is given
+    copies = [{k: v for k, v in result.items() if k != unwanted} for result in coco_results]
+    if fast:
+        return _as_hotcoco(coco_gt).load_res(copies)
     with contextlib.redirect_stdout(io.StringIO()):
-        # pycocotools writes ids and areas into the dictionaries it is given
-        return coco_gt.loadRes([dict(result) for result in coco_results])
+        return coco_gt.loadRes(copies)
+
+
+def _as_hotcoco(coco_gt: Any) -> Any:
+    return coco_gt if isinstance(coco_gt, hotcoco.COCO) else hotcoco.COCO(coco_gt.dataset)
+
+
+def _fits_array(table: ResultTable) -> bool:
+    """Whether ids survive among the other numbers of a result, which are floats."""
+    ids = [*table.image_ids, int(table.category_ids.max(initial=0))]
+    return table.boxes.shape[1] == 4 and all(-_EXACT_IN_FLOAT <= i <= _EXACT_IN_FLOAT for i in ids)
+
+
+def _load_table(ground_truth: Any, table: ResultTable, iou_type: str) -> Any:
+    """Give results to hotcoco as columns, a dictionary for each of them being slow and large."""
+    rows = np.empty((len(table), 7))
+    rows[:, 0] = np.array(table.image_ids, dtype=np.float64)[table.image_index]
+    rows[:, 1:5] = table.boxes
+    rows[:, 5] = table.scores
+    rows[:, 6] = table.category_ids
+    if iou_type == "bbox":
+        return ground_truth.load_res(rows)
+    rles = table.rle_dicts()
+    loaded = ground_truth.load_res(rows, segmentation=rles)
+    # the area that decides small, medium or large is that of the mask
+    loaded.update_anns(ids=np.arange(1, len(table) + 1), area=hotcoco.mask.area(rles).astype(np.float64))
+    return loaded
 
 
 def _greedy_overlaps(ious: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Average precision of boxes, masks and keypoints by the COCO protocol, on any data set."""
 
 import copy
-import itertools
-import json
 import logging
 import os
 import pickle
@@ -24,8 +22,18 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
-from ._coco_format import instances_to_coco_json, load_coco_api
+from ._coco_diagnosis import explain_cap, explain_zero_ap
+from ._coco_format import instances_to_coco_json, instances_to_table, load_coco_api
 from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
+from ._coco_table import (
+    ResultTable,
+    compact,
+    join_results,
+    pack_predictions,
+    unpack_predictions,
+    write_predictions,
+    write_results,
+)
 from .evaluator import DatasetEvaluator
 
 __all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
@@ -42,6 +50,9 @@ class COCOEvaluator(DatasetEvaluator):
     """COCO's AP for boxes, masks and keypoints, and AR for proposals, in percent (NaN where undefined).
 
     The data set needs no COCO file: without ``json_file`` in its metadata it is converted to one.
+
+    Masks may come in each format of :func:`~detectron2.modeling.postprocessing.detector_postprocess`. What is kept of
+    them are run lengths, a few hundred bytes each.
 
     Args:
         dataset_name: a registered data set.
@@ -112,6 +123,9 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any):
         """Keep one batch of predictions as COCO results: boxes as numbers, masks as RLE.
 
+        ``_predictions`` gets a dictionary with ``image_id`` and ``instances`` for each image; the latter reads like the
+        list of :func:`instances_to_coco_json`.
+
         Args:
             inputs: the inputs of the model, a list of dictionaries with ``image_id``.
             outputs: a list of dictionaries with ``instances`` (:class:`~detectron2.structures.Instances` in the frame
@@ -121,7 +135,7 @@ class COCOEvaluator(DatasetEvaluator):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
-                prediction["instances"] = instances_to_coco_json(instances, input_["image_id"])
+                prediction["instances"] = instances_to_table(instances, input_["image_id"])
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
@@ -137,10 +151,12 @@ class COCOEvaluator(DatasetEvaluator):
             ``{task: {metric: percent}}`` with a task ``box_proposals`` for proposals; empty on all processes but the
             main one.
         """
-        predictions = self._predictions
+        self._predictions = predictions = compact(self._predictions)
         if self._distributed:
             comm.synchronize()
-            predictions = list(itertools.chain(*comm.gather(self._predictions, dst=0)))
+            if comm.get_world_size() > 1:
+                parts = comm.gather(pack_predictions(predictions), dst=0)
+                predictions = compact([p for part in parts for p in unpack_predictions(part)])
             if not comm.is_main_process():
                 return {}
         if not predictions:
@@ -150,7 +166,7 @@ class COCOEvaluator(DatasetEvaluator):
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "instances_predictions.pth")
             with atomic_write(path) as f:
-                torch.save(predictions, f)
+                write_predictions(f, predictions)
         self._results = OrderedDict()
         if "proposals" in predictions[0]:
             self._eval_box_proposals(predictions)
@@ -172,19 +188,26 @@ class COCOEvaluator(DatasetEvaluator):
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Score instances task by task into ``self._results``."""
         # Copies, since their categories change below: evaluating a second time starts from the same predictions.
-        coco_results = [dict(result) for prediction in predictions for result in prediction["instances"]]
-        tasks = self._tasks or self._tasks_from_predictions(coco_results)
+        coco_results = join_results(predictions)
+        tasks = self._tasks or self._tasks_from_predictions(
+            # all rows of a table have the same fields
+            coco_results[:1] if isinstance(coco_results, ResultTable) else coco_results
+        )
         self._to_dataset_categories(coco_results)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info(f"Saving results to {path}")
             with atomic_write(path, "w") as f:
-                f.write(json.dumps(coco_results))
+                write_results(f, coco_results)
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the results are not scored.")
             return
         if not coco_results:
             self._explain_no_results(predictions)
+        cap = explain_cap([len(prediction["instances"]) for prediction in predictions], self._max_dets_per_image[-1])
+        if cap is not None:
+            self._logger.warning(cap)
+        matched = False
         for task in sorted(tasks):
             coco_eval = None
             if coco_results:
@@ -197,12 +220,19 @@ class COCOEvaluator(DatasetEvaluator):
                     img_ids=img_ids,
                     max_dets_per_image=self._max_dets_per_image,
                 )
+                matched = matched or bool((coco_eval.eval["precision"] > 0).any())
             self._results[task] = self._derive_coco_results(
                 coco_eval, task, class_names=self._metadata.get("thing_classes")
             )
+        if coco_results and tasks and not matched:
+            self._explain_no_matches(coco_results)
 
-    def _to_dataset_categories(self, coco_results: list[dict[str, Any]]) -> None:
-        """Replace the model's contiguous class ids by the category ids of the data set, in place."""
+    def _to_dataset_categories(self, coco_results: Any) -> None:
+        """Replace the model's contiguous class ids by the category ids of the data set, in place.
+
+        Args:
+            coco_results: a list of results, or a table.
+        """
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
             known = set(self._coco_api.getCatIds())
@@ -214,16 +244,33 @@ class COCOEvaluator(DatasetEvaluator):
                     "thing_dataset_id_to_contiguous_id must map to 0, 1, 2 …; it maps to "
                     f"{sorted(to_dataset_id)[:10]} in the metadata of {self._metadata.get('name')!r}."
                 )
+        if isinstance(coco_results, ResultTable):
+            predicted, row_of, index = np.unique(coco_results.category_ids, return_index=True, return_inverse=True)
+            for category, row in zip(predicted.tolist(), row_of.tolist(), strict=True):
+                if category not in to_dataset_id:
+                    self._refuse_class(coco_results[row], to_dataset_id)
+            translated = np.array([to_dataset_id[category] for category in predicted.tolist()], dtype=np.int64)
+            coco_results.category_ids = translated[index]
+            return
         for result in coco_results:
-            category = result["category_id"]
-            if category not in to_dataset_id:
-                raise ValueError(
-                    f"A prediction on image {result['image_id']!r} has class {category}, but the data set "
-                    f"{self._metadata.get('name')!r} has the {len(to_dataset_id)} classes {sorted(to_dataset_id)[:10]}"
-                    f"{' …' if len(to_dataset_id) > 10 else ''}. The model's number of classes "
-                    "(MODEL.ROI_HEADS.NUM_CLASSES or MODEL.RETINANET.NUM_CLASSES) must be that of the data set."
-                )
-            result["category_id"] = to_dataset_id[category]
+            if result["category_id"] not in to_dataset_id:
+                self._refuse_class(result, to_dataset_id)
+            result["category_id"] = to_dataset_id[result["category_id"]]
+
+    def _refuse_class(self, result: dict[str, Any], to_dataset_id: dict[int, int]) -> None:
+        raise ValueError(
+            f"A prediction on image {result['image_id']!r} has class {result['category_id']}, but the data set "
+            f"{self._metadata.get('name')!r} has the {len(to_dataset_id)} classes {sorted(to_dataset_id)[:10]}"
+            f"{' …' if len(to_dataset_id) > 10 else ''}. The model's number of classes "
+            "(MODEL.ROI_HEADS.NUM_CLASSES or MODEL.RETINANET.NUM_CLASSES) must be that of the data set."
+        )
+
+    def _explain_no_matches(self, coco_results: "ResultTable | list[dict[str, Any]]") -> None:
+        annotated = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd", 0)}
+        if annotated:
+            self._logger.warning(explain_zero_ap(coco_results, annotated))
+        else:
+            self._logger.warning("The ground truth has no objects, so every metric is NaN.")
 
     def _explain_no_results(self, predictions: list[dict[str, Any]]) -> None:
         self._logger.warning(

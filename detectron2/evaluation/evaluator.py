@@ -6,6 +6,8 @@ The loop holds one batch of inputs and outputs at a time: what survives a batch 
 import contextlib
 import datetime
 import logging
+import shutil
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _CALLBACK_NAMES = ("on_start", "before_inference", "after_inference", "on_end")
 _REPORT_EVERY_SECONDS = 5.0
+_DRAW_EVERY_SECONDS = 0.2
+_ERASE_LINE = "\r\x1b[K"
 
 
 class DatasetEvaluator:
@@ -117,6 +121,7 @@ class _Stopwatch:
 
     def _restart(self):
         self.seconds = {"data": 0.0, "inference": 0.0, "eval": 0.0}
+        self.images = 0
         self.measured_from = time.perf_counter()
         self.mark = self.measured_from
 
@@ -130,6 +135,11 @@ class _Stopwatch:
         self.seconds[part] += now - self.mark
         self.mark = now
 
+    def images_per_second(self) -> float:
+        """Since the last restart; 0 where it cannot be told."""
+        seconds = time.perf_counter() - self.measured_from
+        return self.images / seconds if seconds > 0 else 0.0
+
     def measured(self, done: int) -> int:
         """Number of iterations since the last restart when ``done`` are complete."""
         return done - self.warmup if done > self.warmup else done
@@ -142,6 +152,44 @@ class _Stopwatch:
     def eta(self, done: int, total: int) -> datetime.timedelta:
         per_batch = (time.perf_counter() - self.measured_from) / max(self.measured(done), 1)
         return datetime.timedelta(seconds=round(per_batch * (total - done)))
+
+
+class _Progress:
+    """How far the loop is: one line that is drawn over and over in a terminal, elsewhere a log line now and then."""
+
+    def __init__(self, watch: _Stopwatch, total: int):
+        self._watch = watch
+        self._total = total
+        self._last = watch.begin
+        # who does not want to hear of progress in the log does not want to see it either
+        self._draws = is_main_process() and logger.isEnabledFor(logging.INFO) and _is_terminal(sys.stderr)
+        self._drawn = False
+
+    def update(self, done: int) -> None:
+        watch = self._watch
+        wait = _DRAW_EVERY_SECONDS if self._draws else _REPORT_EVERY_SECONDS
+        if watch.mark - self._last < wait or done <= watch.warmup:
+            return
+        self._last = watch.mark
+        speed, eta = f"{watch.images_per_second():.1f} images/s", watch.eta(done, self._total)
+        if self._draws:
+            width = shutil.get_terminal_size().columns - 1
+            line = f"{done}/{self._total} batches, {done / self._total:.0%}, {speed}, ETA {eta}"
+            sys.stderr.write(_ERASE_LINE + line[:width])
+            sys.stderr.flush()
+            self._drawn = True
+        else:
+            logger.info(f"{done}/{self._total} batches; {speed}; {watch.breakdown(done)}; ETA {eta}")
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._drawn:
+            sys.stderr.write(_ERASE_LINE)
+            sys.stderr.flush()
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def _as_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
@@ -173,6 +221,9 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run ``model`` on every batch of ``data_loader``, evaluate the outputs, and log how long each part took.
 
+    Progress (images per second of this process, remaining time) is a line at the bottom of a terminal, where the log of
+    this module is on at INFO and standard error is a terminal; otherwise it is logged every few seconds.
+
     Args:
         model: takes a batch, returns its outputs. An ``nn.Module`` is switched to evaluation mode for the loop and
             back afterwards, also when the loop fails.
@@ -202,26 +253,28 @@ def inference_on_dataset(
 
 def _run_loop(model, data_loader, evaluator, call, total):
     watch = _Stopwatch(warmup=min(5, total - 1))
-    last_report = watch.begin
     done = 0
-    call["on_start"]()
-    watch.mark = time.perf_counter()
-    for index, inputs in enumerate(data_loader):
-        watch.lap("data")
-        watch.start_iteration(index)
-        call["before_inference"]()
-        outputs = model(inputs)
-        _synchronize_device()
-        call["after_inference"]()
-        watch.lap("inference")
-        evaluator.process(inputs, outputs)
-        watch.lap("eval")
-        done = index + 1
-        # the loader prepares its next batch while these two would still be alive
-        del inputs, outputs
-        if watch.mark - last_report >= _REPORT_EVERY_SECONDS and done > watch.warmup:
-            last_report = watch.mark
-            logger.info(f"{done}/{total} batches; {watch.breakdown(done)}; ETA {watch.eta(done, total)}")
-    call["on_end"]()
+    with contextlib.closing(_Progress(watch, total)) as progress:
+        call["on_start"]()
+        watch.mark = time.perf_counter()
+        for index, inputs in enumerate(data_loader):
+            watch.lap("data")
+            watch.start_iteration(index)
+            call["before_inference"]()
+            outputs = model(inputs)
+            _synchronize_device()
+            call["after_inference"]()
+            watch.lap("inference")
+            evaluator.process(inputs, outputs)
+            watch.lap("eval")
+            watch.images += len(inputs) if isinstance(inputs, Sequence) else 1
+            done = index + 1
+            # the loader prepares its next batch while these two would still be alive
+            del inputs, outputs
+            progress.update(done)
+        call["on_end"]()
     elapsed = datetime.timedelta(seconds=round(time.perf_counter() - watch.begin))
-    logger.info(f"Inference took {elapsed} for {done} batches; {watch.breakdown(done)}")
+    logger.info(
+        f"Inference took {elapsed} for {done} batches ({watch.images_per_second():.1f} images/s); "
+        f"{watch.breakdown(done)}"
+    )

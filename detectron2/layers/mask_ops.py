@@ -4,16 +4,26 @@ Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the imag
 pixels of the image, continuous coordinates: pixel ``i`` covers ``[i, i + 1]``.
 """
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["paste_mask_in_image_old", "paste_masks_in_image"]
+from ._mask_codes import compress, run_lengths
+
+__all__ = ["paste_mask_in_image_old", "paste_masks_as_rle", "paste_masks_in_image"]
+
+logger = logging.getLogger(__name__)
 
 # Bytes that one pass on an accelerator may take for intermediate results.
 _PASS_BYTES = 1 << 30
+# Bytes of a result from which on it is announced.
+_LARGE_RESULT_BYTES = 4 << 30
+# Masks whose interpolation weights are held at a time.
+_MASKS_PER_PART = 32
 
 
 def paste_masks_in_image(
@@ -23,6 +33,9 @@ def paste_masks_in_image(
 
     A mask is a signal sampled at the centres of its ``h x w`` cells, zero around them, interpolated bilinearly at the
     centres of the image's pixels, up to one pixel beyond the box.
+
+    The result takes ``N * H * W`` bytes; a warning says so where they are many. :func:`paste_masks_as_rle` needs a
+    small part of that.
 
     Args:
         masks: ``(N, h, w)``, values in [0, 1].
@@ -36,20 +49,69 @@ def paste_masks_in_image(
 
     Raises:
         ValueError: the shapes do not fit one another.
+        MemoryError: the result does not fit into the memory of the machine.
     """
-    xyxy = (boxes if isinstance(boxes, torch.Tensor) else boxes.tensor).to(masks.device)
-    if masks.dim() != 3 or xyxy.shape != (masks.shape[0], 4):
-        raise ValueError(
-            "paste_masks_in_image expects masks (N, h, w) and boxes (N, 4), "
-            f"got {tuple(masks.shape)} and {tuple(xyxy.shape)}."
-        )
+    xyxy = _checked_xyxy(masks, boxes)
     height, width = (int(s) for s in image_shape)
     dtype = torch.bool if threshold >= 0 else torch.uint8
     if masks.shape[0] == 0:
         return torch.zeros(0, height, width, dtype=dtype, device=masks.device)
+    if masks.shape[0] * height * width >= _LARGE_RESULT_BYTES:
+        logger.warning(_describe_large_result(masks.shape[0], height, width))
     if masks.device.type == "cpu":
         return _paste_inside_boxes(masks.float(), xyxy.float(), height, width, threshold, dtype)
     return _paste_in_passes(masks, xyxy, height, width, threshold, dtype)
+
+
+def paste_masks_as_rle(
+    masks: torch.Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+) -> list[dict[str, Any]]:
+    """The masks of :func:`paste_masks_in_image` as COCO's compressed run lengths, without making whole images.
+
+    Works on the CPU, one box at a time: what it takes is about five bytes for each pixel of the largest box, and does
+    not grow with the number of masks.
+
+    Args:
+        masks: ``(N, h, w)``, values in [0, 1].
+        boxes: ``Boxes`` or tensor ``(N, 4)``.
+        image_shape: ``(H, W)`` in pixels.
+        threshold: a pixel belongs to the object when its value is at least this; positive.
+
+    Returns:
+        For each mask ``{"size": [H, W], "counts": text}``, as pycocotools encodes it.
+
+    Raises:
+        ValueError: the shapes do not fit one another, or the threshold is not positive.
+    """
+    if threshold <= 0:
+        raise ValueError(f"paste_masks_as_rle expects a positive threshold, got {threshold}.")
+    xyxy = _checked_xyxy(masks, boxes).float().cpu()
+    masks = masks.detach().float().cpu()
+    size_hw = int(image_shape[0]), int(image_shape[1])
+    if 0 in size_hw:
+        return [{"size": list(size_hw), "counts": ""} for _ in range(masks.shape[0])]
+    counts = [
+        run_lengths(values.numpy() >= threshold, corner_xy, size_hw)
+        for values, corner_xy in _values_inside_boxes(masks, xyxy, *size_hw)
+    ]
+    return [{"size": list(size_hw), "counts": text} for text in compress(counts)]
+
+
+def _checked_xyxy(masks: torch.Tensor, boxes: Any) -> torch.Tensor:
+    xyxy = (boxes if isinstance(boxes, torch.Tensor) else boxes.tensor).to(masks.device)
+    if masks.dim() != 3 or xyxy.shape != (masks.shape[0], 4):
+        raise ValueError(
+            f"Pasting expects masks (N, h, w) and boxes (N, 4), got {tuple(masks.shape)} and {tuple(xyxy.shape)}."
+        )
+    return xyxy
+
+
+def _describe_large_result(count: int, height: int, width: int) -> str:
+    return (
+        f"Pasting {count} masks into an image of {height} x {width} pixels (height x width) takes "
+        f"{count * height * width / 2**30:.1f} GiB. detector_postprocess(..., mask_format='rle') gives run lengths in "
+        "a small part of that, and mask_format='roi' leaves the masks as the head predicts them."
+    )
 
 
 def _paste_in_passes(
@@ -71,23 +133,37 @@ def _binarize(values: torch.Tensor, threshold: float) -> torch.Tensor:
 def _paste_inside_boxes(
     masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int, threshold: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Compute only the pixels that a mask can reach.
-
-    Interpolation is separable: a mask becomes ``rows @ mask @ columns``, with the interpolation weights of the rows and
-    the columns of the image.  The weights of all masks are worked out together.
-    """
+    """Compute only the pixels that a mask can reach."""
     if threshold == 0:  # zero passes the threshold, also outside the box
         return torch.ones(masks.shape[0], height, width, dtype=dtype)
     # numpy's zeros cost nothing until they are touched, and most pixels never are; torch's fill the memory at once.
-    out = torch.from_numpy(np.zeros((masks.shape[0], height, width), np.bool_ if dtype == torch.bool else np.uint8))
-    y_ranges, rows = _reach_and_weights(xyxy[:, 1], xyxy[:, 3], height, masks.shape[1])
-    x_ranges, columns = _reach_and_weights(xyxy[:, 0], xyxy[:, 2], width, masks.shape[2])
-    for canvas, mask, (y1, y2), (x1, x2), row, column in zip(
-        out, masks, y_ranges, x_ranges, rows, columns, strict=True
-    ):
-        if y1 < y2 and x1 < x2:
-            canvas[y1:y2, x1:x2] = _binarize(row @ mask @ column.t(), threshold)
+    try:
+        zeros = np.zeros((masks.shape[0], height, width), np.bool_ if dtype == torch.bool else np.uint8)
+    except MemoryError as error:
+        raise MemoryError(_describe_large_result(masks.shape[0], height, width)) from error
+    out = torch.from_numpy(zeros)
+    parts = _values_inside_boxes(masks, xyxy, height, width)
+    for canvas, (values, (x1, y1)) in zip(out, parts, strict=True):
+        if values.numel():
+            canvas[y1 : y1 + values.shape[0], x1 : x1 + values.shape[1]] = _binarize(values, threshold)
     return out
+
+
+def _values_inside_boxes(
+    masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int
+) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
+    """The values of each mask in the part of the image that it can reach, and column and row where this begins.
+
+    Interpolation is separable: a mask becomes ``rows @ mask @ columns``, with the interpolation weights of the rows and
+    the columns of the image.  The weights of several masks are worked out together.
+    """
+    parts = zip(masks.split(_MASKS_PER_PART), xyxy.split(_MASKS_PER_PART), strict=True)
+    for some_masks, some_xyxy in parts:
+        y_ranges, rows = _reach_and_weights(some_xyxy[:, 1], some_xyxy[:, 3], height, masks.shape[1])
+        x_ranges, columns = _reach_and_weights(some_xyxy[:, 0], some_xyxy[:, 2], width, masks.shape[2])
+        each = zip(some_masks, y_ranges, x_ranges, rows, columns, strict=True)
+        for mask, (y1, _), (x1, _), row, column in each:
+            yield row @ mask @ column.t(), (x1, y1)
 
 
 def _reach_and_weights(

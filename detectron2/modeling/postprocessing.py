@@ -5,18 +5,30 @@ image or any other. Sizes are `(height, width)` in pixels; boxes are `(x1, y1, x
 coordinates.
 """
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
+from detectron2.layers.mask_ops import paste_masks_as_rle
 from detectron2.structures import Instances, ROIMasks
 
 __all__ = ["detector_postprocess", "sem_seg_postprocess"]
 
+_MASK_FORMATS = ("full", "rle", "roi")
+
 
 def detector_postprocess(
-    results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
+    results: Instances,
+    output_height: int,
+    output_width: int,
+    mask_threshold: float = 0.5,
+    mask_format: Literal["full", "rle", "roi"] = "full",
 ) -> Instances:
     """Scale detections to the size that was asked for and paste their masks into it.
+
+    Whole masks take a byte for each pixel of the image and each detection. Where images are large, or masks are only
+    evaluated or written, the other formats are faster and smaller; `COCOEvaluator` takes all of them.
 
     Args:
         results: detections of one image with `pred_boxes` (or `proposal_boxes`), and possibly `pred_masks`
@@ -26,11 +38,18 @@ def detector_postprocess(
         output_height: wanted height in pixels.
         output_width: wanted width in pixels.
         mask_threshold: a mask covers the pixels whose probability is at least this.
+        mask_format: how masks come out. "full": `pred_masks` is a boolean `Tensor[D, output_height, output_width]`.
+            "rle": `pred_masks_rle` in place of `pred_masks` is a list of COCO's compressed run lengths, on the CPU.
+            "roi": `pred_masks` are `ROIMasks`, probabilities inside `pred_boxes`, not pasted.
 
     Returns:
-        New instances of size `(output_height, output_width)`: boxes clipped to it, those without area dropped;
-        `pred_masks` a boolean `Tensor[D, output_height, output_width]`.
+        New instances of size `(output_height, output_width)`: boxes clipped to it, those without area dropped.
+
+    Raises:
+        ValueError: there are no boxes, or the format is not known.
     """
+    if mask_format not in _MASK_FORMATS:
+        raise ValueError(f"mask_format is one of {_MASK_FORMATS}, not {mask_format!r}")
     scale_x, scale_y = output_width / results.image_size[1], output_height / results.image_size[0]
     results = Instances((output_height, output_width), **results.get_fields())
 
@@ -48,8 +67,16 @@ def detector_postprocess(
         masks = results.pred_masks
         if not isinstance(masks, ROIMasks):
             masks = ROIMasks(masks[:, 0])
-        pasted = masks.to_bitmasks(results.get(name), output_height, output_width, mask_threshold)
-        results.pred_masks = pasted.tensor
+        if mask_format == "full":
+            pasted = masks.to_bitmasks(results.get(name), output_height, output_width, mask_threshold)
+            results.pred_masks = pasted.tensor
+        elif mask_format == "roi":
+            results.pred_masks = masks
+        else:
+            results.remove("pred_masks")
+            results.pred_masks_rle = paste_masks_as_rle(
+                masks.tensor, results.get(name), results.image_size, mask_threshold
+            )
     if results.has("pred_keypoints"):
         results.pred_keypoints[:, :, 0] *= scale_x  # the choice of rows above has made a copy
         results.pred_keypoints[:, :, 1] *= scale_y

@@ -1,7 +1,11 @@
 import contextlib
+import copy
 import io
+import itertools
 import json
 import math
+import operator
+import pickle
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -11,13 +15,24 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, _coco_table
+from detectron2.evaluation._coco_diagnosis import explain_cap, score_histogram
+from detectron2.evaluation._coco_format import instances_to_table
+from detectron2.evaluation._coco_table import (
+    compact,
+    join_results,
+    pack_predictions,
+    unpack_predictions,
+    write_predictions,
+    write_results,
+)
 from detectron2.evaluation.coco_evaluation import (
     COCOevalMaxDets,
     _evaluate_box_proposals,
     _evaluate_predictions_on_coco,
     instances_to_coco_json,
 )
+from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 
@@ -465,3 +480,230 @@ def test_recall_of_proposals(coco, tools, tmp_path):
     with pytest.raises(ValueError, match="huge"):
         _evaluate_box_proposals([], evaluator._coco_api, area="huge")
     assert math.isnan(_evaluate_box_proposals([], evaluator._coco_api)["ar"])
+
+
+def with_crowds(dataset):
+    for annotation in dataset["annotations"][::2]:
+        annotation["iscrowd"] = 1
+
+
+def without_objects(dataset):
+    dataset["annotations"] = []
+
+
+def of_all_areas(dataset):
+    for annotation, side in zip(dataset["annotations"], [8, 40, 200, 31.9, 96] * 9, strict=False):
+        annotation["area"] = float(side * side)
+
+
+def with_an_unused_class(dataset):
+    dataset["categories"].append({"id": 99, "name": "nothing of this kind"})
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("limit", [100, 150])
+@pytest.mark.parametrize("change", [without_objects, with_crowds, of_all_areas, with_an_unused_class])
+def test_special_ground_truth_scores_as_in_pycocotools(coco, tools, change, limit, task):
+    dataset = tools.random_coco(8)
+    change(dataset)
+    pairs = tools.jittered(dataset, 8)
+    results = coco_results(pairs, masks=task == "segm")
+    limits = [1, 10, limit]
+    evaluator = COCOEvaluator(coco(dataset), (task,), False, max_dets_per_image=limits)
+    mine = run(evaluator, pairs)[task]
+    # pycocotools' own summary knows 100 only: with another last limit, its mean is taken from the table
+    expected = reference(dataset, results, task, limits)
+    table = expected.eval["precision"]
+    for name, area in (("AP", 0), ("APs", 1), ("APm", 2), ("APl", 3)):
+        defined = table[..., area, -1][table[..., area, -1] > -1]
+        value = 100 * defined.mean() if defined.size else float("nan")
+        assert mine[name] == pytest.approx(value, abs=1e-6, nan_ok=True)
+    for k, category in enumerate(dataset["categories"]):
+        defined = table[:, :, k, 0, -1][table[:, :, k, 0, -1] > -1]
+        value = 100 * defined.mean() if defined.size else float("nan")
+        assert mine[f"AP-{category['name']}"] == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_images_named_by_text(coco, tools, fast):
+    dataset = tools.random_coco(2)
+    pairs = tools.jittered(dataset, 2)
+    expected = run(COCOEvaluator(coco(dataset), distributed=False), pairs)
+    for image in dataset["images"]:
+        image["id"] = f"{image['id']}.jpg"
+    for annotation in dataset["annotations"]:
+        annotation["image_id"] = f"{annotation['image_id']}.jpg"
+    pairs = [({"image_id": f"{i['image_id']}.jpg"}, output) for i, output in pairs]
+    named = run(COCOEvaluator(coco(dataset), distributed=False, use_fast_impl=fast), pairs)
+    for task in ("bbox", "segm"):
+        assert named[task] == pytest.approx(expected[task], abs=1e-6, nan_ok=True)
+
+
+def test_predictions_read_like_lists_of_results(coco, tools):
+    dataset = tools.random_coco(1)
+    pairs = tools.jittered(dataset, 1)
+    evaluator = COCOEvaluator(coco(dataset), distributed=False)
+    for input_, output in pairs:
+        evaluator.process([input_], [output])
+    for (input_, output), prediction in zip(pairs, evaluator._predictions, strict=True):
+        kept, plain = prediction["instances"], instances_to_coco_json(output["instances"], input_["image_id"])
+        assert isinstance(plain, list) and len(kept) == len(plain) == len(output["instances"])
+        assert kept == plain and [kept[k] for k in range(len(kept))] == plain
+        assert kept[-1] == plain[-1] and kept[1:] == plain[1:] and kept[::2] == plain[::2]
+        assert operator.add(kept, plain) == operator.add(plain, kept) == plain * 2
+        assert pickle.loads(pickle.dumps(kept)) == copy.deepcopy(kept) == plain
+        assert type(pickle.loads(pickle.dumps(kept))) is list
+        with pytest.raises(IndexError):
+            kept[len(plain)]
+
+
+def test_evaluators_that_work_on_the_list_of_results(coco, tools):
+    """Projects take the results of all images apart, change them, and score them on their own."""
+
+    class Mine(COCOEvaluator):
+        def _eval_predictions(self, predictions, img_ids=None):
+            results = list(itertools.chain(*[p["instances"] for p in predictions]))
+            assert set(self._tasks_from_predictions(results)) == {"bbox", "segm"}
+            for result in results:
+                result["category_id"] += 11
+            found = _evaluate_predictions_on_coco(self._coco_api, results, "segm", img_ids=img_ids)
+            self._results["segm"] = self._derive_coco_results(found, "segm")
+
+    dataset = tools.random_coco(4)
+    pairs = tools.jittered(dataset, 4)
+    name = coco(dataset)
+    expected = run(COCOEvaluator(name, distributed=False), pairs)["segm"]
+    mine = run(Mine(name, distributed=False), pairs)["segm"]
+    assert mine == pytest.approx({k: expected[k] for k in mine}, abs=1e-6, nan_ok=True)
+
+
+def plain_predictions(predictions):
+    return [{**p, "instances": list(p["instances"])} for p in predictions]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_predictions_survive_the_way_between_processes(coco, tools, masks):
+    dataset = tools.random_coco(3)
+    pairs = tools.jittered(dataset, 3)
+    pairs[2][1]["instances"] = pairs[2][1]["instances"][:0]
+    evaluator = COCOEvaluator(coco(dataset), distributed=False)
+    for input_, output in pairs:
+        if not masks:
+            output["instances"].remove("pred_masks")
+            output["instances"].pred_keypoints = torch.rand(len(output["instances"]), 4, 3)
+        evaluator.process([input_], [output])
+    before = plain_predictions(evaluator._predictions)
+    packed = pack_predictions(evaluator._predictions)
+    assert not isinstance(packed, list)  # arrays, not dictionaries
+    assert plain_predictions(unpack_predictions(pickle.loads(pickle.dumps(packed)))) == before
+    twice = compact(compact(evaluator._predictions))
+    assert plain_predictions(twice) == before
+    assert list(join_results(twice)) == list(join_results(evaluator._predictions))
+    part = compact(evaluator._predictions)[1:3]
+    assert list(join_results(part)) == [r for p in before[1:3] for r in p["instances"]]
+
+
+@pytest.mark.parametrize("predictions", [[], [{"image_id": 1, "instances": []}], [{"image_id": 1, "other": 2}]])
+def test_other_predictions_travel_as_they_are(predictions):
+    assert pack_predictions(predictions) is predictions
+    assert unpack_predictions(predictions) is predictions
+
+
+def test_results_with_and_without_masks_together(coco, tools):
+    dataset = tools.random_coco(1)
+    pairs = tools.jittered(dataset, 1)
+    pairs[0][1]["instances"].remove("pred_masks")
+    evaluator = COCOEvaluator(coco(dataset), ("bbox",), distributed=False)
+    mixed = run(evaluator, pairs)["bbox"]
+    assert mixed == pytest.approx(run(evaluator, tools.jittered(dataset, 1))["bbox"], abs=1e-6, nan_ok=True)
+
+
+def test_files_of_many_results(tmp_path, monkeypatch, tools):
+    monkeypatch.setattr(_coco_table, "_ROWS_AT_ONCE", 4)
+    predictions = []
+    for image_id in range(5):
+        boxes = np.random.default_rng(image_id).uniform(0, 50, (image_id, 4))
+        masks = torch.zeros(image_id, 20, 30, dtype=torch.bool)
+        masks[:, :image_id] = True
+        instances = tools.predicted(boxes, [0.5] * image_id, [0] * image_id, pred_masks=masks)
+        predictions.append({"image_id": f"ü{image_id}", "instances": instances_to_table(instances, f"ü{image_id}")})
+    expected = plain_predictions(predictions)
+    with open(tmp_path / "p.pth", "wb") as f:
+        write_predictions(f, predictions)
+    assert torch.load(tmp_path / "p.pth", weights_only=True) == expected
+    for results in (join_results(predictions), [], [r for p in expected for r in p["instances"]]):
+        stream = io.StringIO()
+        write_results(stream, results)
+        assert json.loads(stream.getvalue()) == list(results)
+
+
+def test_masks_of_each_format_score_the_same(coco, tools):
+    dataset = tools.random_coco(5)
+    generator = torch.Generator().manual_seed(0)
+    outputs = []
+    for input_, output in tools.jittered(dataset, 5):
+        output["instances"].pred_masks = torch.rand(len(output["instances"]), 1, 7, 7, generator=generator)
+        outputs.append((input_, output["instances"]))
+    evaluator = COCOEvaluator(coco(dataset), distributed=False)
+    scores = []
+    for kind in ("full", "rle", "roi"):
+        evaluator.reset()
+        for input_, instances in outputs:
+            copied = copy.deepcopy(instances)
+            done = detector_postprocess(copied, *instances.image_size, mask_format=kind)
+            evaluator.process([input_], [{"instances": done}])
+        scores.append((plain_predictions(evaluator._predictions), evaluator.evaluate()))
+    for predictions, results in scores[1:]:
+        assert predictions == scores[0][0]
+        assert results["segm"] == pytest.approx(scores[0][1]["segm"], nan_ok=True)
+
+
+def test_uncompressed_run_lengths_and_bytes(tools):
+    rles = [{"size": [4, 5], "counts": [6, 3, 11]}, {"size": (4, 5), "counts": b"63;"}]
+    results = instances_to_coco_json(tools.predicted([[0, 0, 1, 1]] * 2, [1, 1], [0, 0], pred_masks_rle=rles), 1)
+    for result in results:
+        assert mask_util.decode(result["segmentation"]).ravel("F").nonzero()[0].tolist() == [6, 7, 8]
+        assert isinstance(result["segmentation"]["counts"], str)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"), [([], False), ([99] * 50, False), ([100] + [5] * 99, True), ([100] + [5] * 100, False)]
+)
+def test_images_at_the_cap(counts, told):
+    text = explain_cap(counts, 100)
+    assert (text is not None) is told
+    if text:
+        assert "1 of 100 images" in text and "max_dets_per_image" in text
+
+
+def test_one_warning_for_the_cap(coco, tools, caplog):
+    dataset = tools.random_coco(6)
+    evaluator = COCOEvaluator(coco(dataset), distributed=False, max_dets_per_image=2)
+    run(evaluator, tools.jittered(dataset, 6))
+    assert caplog.text.count("no more than 2 of an image") == 1
+
+
+def test_predictions_of_other_classes_are_explained(coco, tools, caplog):
+    dataset = tools.random_coco(0)
+    for annotation in dataset["annotations"]:
+        annotation["category_id"] = 13
+    pairs = [({"image_id": 1}, {"instances": tools.predicted([[0, 0, 9, 9], [1, 1, 9, 9]], [0.02, 0.6], [0, 1])})]
+    assert run(COCOEvaluator(coco(dataset), distributed=False), pairs)["bbox"]["AP"] == 0
+    assert "None of 2 detections on 1 images" in caplog.text
+    assert "predicted are the categories [11, 12], annotated [13]" in caplog.text
+    assert "Scores: 0.01 to 0.05: 1, 0.5 to 0.75: 1." in caplog.text
+
+
+def test_predictions_in_wrong_places_are_explained(coco, tools, caplog):
+    dataset = tools.random_coco(0)
+    boxes = [[150, 110, 159, 119]]
+    pairs = [({"image_id": 1}, {"instances": tools.predicted(boxes, [0.6], [k])}) for k in range(3)]
+    assert run(COCOEvaluator(coco(dataset), distributed=False), pairs)["bbox"]["AP"] == 0
+    assert "the classes fit and the places do not" in caplog.text
+
+
+def test_score_histogram():
+    assert score_histogram(np.zeros(0)) == ""
+    assert score_histogram(np.array([0.0, 0.05, 0.95, 1.0, 1.5, np.nan])) == (
+        "0 to 0.01: 2, 0.05 to 0.1: 1, 0.9 to 1: 3; 1 are not a number"
+    )

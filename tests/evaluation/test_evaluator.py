@@ -1,7 +1,10 @@
+import io
+
 import pytest
 import torch
 from torch import nn
 
+import detectron2.evaluation.evaluator as evaluator_module
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 
 
@@ -100,3 +103,53 @@ def test_timing_is_logged(caplog):
         inference_on_dataset(lambda x: x, list(range(8)), None)
     assert "for 8 batches" in caplog.text
     assert "seconds per batch: data" in caplog.text
+
+
+class _Clock:
+    """A clock on which a second passes each time it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1.0
+        return self.now
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_line_in_a_terminal_and_log_lines_elsewhere(monkeypatch, caplog, terminal):
+    stream = _Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(evaluator_module, "time", _Clock())
+    monkeypatch.setattr(evaluator_module.sys, "stderr", stream)
+    with caplog.at_level("INFO", logger="detectron2.evaluation.evaluator"):
+        inference_on_dataset(lambda x: x, [[0, 1]] * 12, None)
+    logged = [r.getMessage() for r in caplog.records if "ETA" in r.getMessage()]
+    drawn = stream.getvalue()
+    assert bool(logged) is not terminal and bool(drawn) is terminal
+    text = drawn if terminal else logged[-1]
+    assert "/12 batches" in text and "images/s" in text
+    if terminal:
+        assert drawn.count("\r") > 3 and drawn.endswith("\x1b[K") and "\n" not in drawn
+
+
+def test_nothing_is_drawn_when_the_log_is_off(monkeypatch, caplog):
+    stream = _Terminal()
+    monkeypatch.setattr(evaluator_module, "time", _Clock())
+    monkeypatch.setattr(evaluator_module.sys, "stderr", stream)
+    with caplog.at_level("WARNING", logger="detectron2.evaluation.evaluator"):
+        inference_on_dataset(lambda x: x, [[0]] * 12, None)
+    assert stream.getvalue() == ""
+
+
+def test_the_line_is_taken_away_after_an_error(monkeypatch, caplog):
+    stream = _Terminal()
+    monkeypatch.setattr(evaluator_module, "time", _Clock())
+    monkeypatch.setattr(evaluator_module.sys, "stderr", stream)
+    with caplog.at_level("INFO", logger="detectron2.evaluation.evaluator"), pytest.raises(ZeroDivisionError):
+        inference_on_dataset(lambda x: 1 / x[0], [[1]] * 9 + [[0]], None)
+    assert stream.getvalue().endswith("\x1b[K")

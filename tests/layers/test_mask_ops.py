@@ -1,10 +1,11 @@
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.layers import paste_masks_in_image
+from detectron2.layers import mask_ops, paste_masks_as_rle, paste_masks_in_image
 from detectron2.layers.mask_ops import _do_paste_mask, paste_mask_in_image_old
 from detectron2.structures import Boxes
 
@@ -116,3 +117,69 @@ class TestOldPaste:
 
     def test_outside(self):
         assert not paste_mask_in_image_old(torch.ones(7, 7), torch.tensor([20.0, 20, 30, 30]), 6, 8, 0.5).any()
+
+
+def encoded(masks):
+    """What pycocotools makes of masks (N, H, W)."""
+    return [mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+
+
+@pytest.mark.parametrize("boxes", [[], BOXES])
+def test_run_lengths_are_those_of_pycocotools(boxes):
+    masks = torch.rand(len(boxes), 7, 5)
+    xyxy = torch.tensor(boxes).reshape(-1, 4)
+    expected = encoded(paste_masks_in_image(masks, xyxy, (20, 24), 0.4).numpy())
+    got = paste_masks_as_rle(masks, Boxes(xyxy), (20, 24), 0.4)
+    assert got == [{"size": [20, 24], "counts": rle["counts"].decode()} for rle in expected]
+
+
+@given(st.integers(1, 12), st.integers(1, 300), st.integers(0, 2**31 - 1))
+@settings(max_examples=40, deadline=None)
+def test_run_lengths_of_masks_that_reach_the_borders(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(3, 3, 4, generator=generator)
+    masks[0] = 1
+    corners = torch.rand(3, 2, 2, generator=generator) * torch.tensor([width, height]) * 1.5
+    xyxy = torch.cat([corners.amin(1) - 1, corners.amax(1) + 1], 1)
+    xyxy[0] = torch.tensor([-9.0, -9, width + 9, height + 9])
+    dense = paste_masks_in_image(masks, xyxy, (height, width)).numpy()
+    got = paste_masks_as_rle(masks, xyxy, (height, width))
+    assert [rle["counts"].encode() for rle in got] == [rle["counts"] for rle in encoded(dense)]
+
+
+def test_more_masks_than_are_worked_out_together():
+    masks = torch.rand(70, 3, 3)
+    xyxy = torch.rand(70, 4) * 20 + torch.tensor([0, 0, 20, 20])
+    together = paste_masks_in_image(masks, xyxy, (50, 45))
+    for k in (0, 31, 32, 69):
+        assert torch.equal(together[k], paste_masks_in_image(masks[k : k + 1], xyxy[k : k + 1], (50, 45))[0])
+    assert [r["counts"].encode() for r in paste_masks_as_rle(masks, xyxy, (50, 45))] == [
+        r["counts"] for r in encoded(together.numpy())
+    ]
+
+
+def test_an_image_without_pixels_has_empty_run_lengths():
+    assert paste_masks_as_rle(torch.ones(1, 2, 2), torch.tensor([[0.0, 0, 2, 2]]), (0, 5)) == [
+        {"size": [0, 5], "counts": ""}
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0, -1])
+def test_run_lengths_need_a_positive_threshold(threshold):
+    with pytest.raises(ValueError, match="positive"):
+        paste_masks_as_rle(torch.ones(1, 2, 2), torch.tensor([[0.0, 0, 2, 2]]), (4, 5), threshold)
+
+
+def test_large_results_are_announced(monkeypatch, caplog):
+    masks, xyxy = torch.ones(3, 2, 2), torch.tensor([[0.0, 0, 2, 2]]).expand(3, 4)
+    paste_masks_in_image(masks, xyxy, (40, 50))
+    assert not caplog.records
+    monkeypatch.setattr(mask_ops, "_LARGE_RESULT_BYTES", 3 * 40 * 50)
+    paste_masks_in_image(masks, xyxy, (40, 50))
+    assert "3 masks into an image of 40 x 50" in caplog.text and "mask_format='rle'" in caplog.text
+
+
+def test_memory_that_does_not_suffice_is_explained():
+    side = 2**26  # 2**52 bytes are more than any machine has
+    with pytest.raises(MemoryError, match="4194304"):
+        paste_masks_in_image(torch.ones(1, 2, 2), torch.tensor([[0.0, 0, 2, 2]]), (side, side))

@@ -1,4 +1,5 @@
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 
@@ -53,6 +54,28 @@ def test_masks_are_pasted_into_their_boxes(wrap, threshold):
             clear[:y1], clear[y2:], clear[:, :x1], clear[:, x2:] = False, False, False, False
             assert clear.any()
         np.testing.assert_array_equal(got[clear], (expected >= threshold)[clear])
+
+
+def test_an_unknown_format_of_masks_is_refused():
+    with pytest.raises(ValueError, match="'polygon'"):
+        detector_postprocess(detections([]), 8, 9, mask_format="polygon")
+
+
+@pytest.mark.parametrize("boxes", [[], [[10, 10, 30, 20], [70, 1, 80, 9], [-5, 3, 41, 39.5]]])
+def test_formats_of_masks_hold_the_same_masks(boxes):
+    masks = torch.rand(len(boxes), 1, 4, 4)
+    results = {
+        kind: detector_postprocess(detections(boxes, pred_masks=masks), 80, 90, mask_format=kind)
+        for kind in ("full", "rle", "roi")
+    }
+    full = results["full"].pred_masks
+    assert len({len(r) for r in results.values()}) == 1 and not results["rle"].has("pred_masks")
+    roi = results["roi"]
+    assert isinstance(roi.pred_masks, ROIMasks)
+    assert torch.equal(roi.pred_masks.to_bitmasks(roi.pred_boxes, 80, 90).tensor, full)
+    for rle, mask in zip(results["rle"].pred_masks_rle, full.numpy(), strict=True):
+        expected = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+        assert rle == {"size": [80, 90], "counts": expected["counts"].decode()}
 
 
 def test_full_masks_fill_their_boxes_but_for_the_corners():
