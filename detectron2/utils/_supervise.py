@@ -83,6 +83,8 @@ class _Crew:
     def _wait(self) -> None:
         alive = [i for i, p in enumerate(self.processes) if p.is_alive()]
         objects = [self.processes[i].sentinel for i in alive] + [r for r in self.receivers if r is not None]
+        if not objects:  # the last one has ended since its life was asked for: there would be nothing to wake us up
+            return
         now = time.monotonic()
         ready = connection.wait(objects, max(0.0, self.steps[0][0] - now) if self.steps else None)
         for index in range(len(self.processes)):

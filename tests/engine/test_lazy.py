@@ -11,7 +11,7 @@ from torch import nn
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
-from detectron2.engine import lazy_test, lazy_train
+from detectron2.engine import lazy, lazy_test, lazy_train
 from detectron2.evaluation import DatasetEvaluator
 
 
@@ -144,3 +144,44 @@ def test_config_that_was_saved_trains_alike(config, tmp_path):
     LazyConfig.save(config, str(tmp_path / "saved.yaml"))
     loaded = LazyConfig.load(str(tmp_path / "saved.yaml"))
     assert lazy_train(loaded).w.item() == pytest.approx(by_hand())
+
+
+def batches(total_batch_size):
+    """Stands for a loader of batches of so many images."""
+    assert total_batch_size
+    return numbers()
+
+
+def test_writers(config):
+    config.train.writers = []
+    lazy_train(config)
+    output = Path(config.train.output_dir)
+    assert not [p.name for p in output.iterdir() if p.suffix != ".pth" and p.name != "last_checkpoint"]
+    config.train.writers = ["csv"]
+    lazy_train(config)
+    assert (output / "metrics.csv").read_text().startswith("iteration,")
+    assert not (output / "metrics.json").exists()
+
+
+def test_unknown_writer(config):
+    config.train.writers = ["paper"]
+    with pytest.raises(ValueError, match=r"no writers named \['paper'\]; choose among \['csv', "):
+        lazy_train(config)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 6), (2, 12)])
+def test_batch_size_is_known(config, monkeypatch, steps, expected):
+    config.dataloader.train = L(batches)(total_batch_size=6)
+    config.train.accumulation_steps = steps
+    given = []
+    monkeypatch.setattr(lazy, "RunSummary", lambda images: given.append(images))
+    monkeypatch.setattr(lazy, "default_writers", lambda _, max_iter, images: given.append((max_iter, images)) or [])
+    lazy_train(config)
+    assert given == [(4, expected), expected]
+
+
+def test_batch_size_is_unknown(config, monkeypatch):
+    given = []
+    monkeypatch.setattr(lazy, "RunSummary", lambda images: given.append(images))
+    lazy_train(config)
+    assert given == [None]

@@ -1,0 +1,103 @@
+"""The tutorials do what they say: their blocks run in order, and their table is that of the keys."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectron2.config._optional import OPTIONAL_KEYS
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine._options import _KEYS
+from tests.engine.conftest import restore_logging
+
+__all__ = ["restore_logging"]
+
+# A LazyConfig builds these itself, or reads them under another name than that of the option.
+ELSEWHERE = {
+    "SOLVER.STEP_EPOCHS": "-",
+    "SOLVER.CHECKPOINTS_TO_KEEP": "`train.checkpointer.max_to_keep`",
+    "SOLVER.OPTIMIZER": "-",
+    "SOLVER.BETAS": "-",
+    "SOLVER.FUSED": "-",
+    "SOLVER.LAYER_DECAY": "-",
+    "TRAIN.DETERMINISTIC": "`train.deterministic`",
+    "WRITERS": "`train.writers`",
+    "DATALOADER.ON_BAD_IMAGE": "`dataloader.train.on_bad_image`",
+    "DATALOADER.DATASET_WEIGHTS": "-",
+    "DATALOADER.RANDOM_SUBSET_RATIO": "-",
+    "DATASETS.TRAIN_REPEAT_FACTOR": "-",
+}
+
+
+@pytest.fixture
+def training(repo_root) -> Path:
+    return repo_root / "docs" / "tutorials" / "training.md"
+
+
+@pytest.fixture
+def own_datasets():
+    """Data sets that a test registers are gone when it is over."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def python_blocks(path: Path) -> list[ast.Module]:
+    """-> the blocks, with the lines that they have in the file."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        lines_before = text.count("\n", 0, match.start(1))
+        found.append(ast.parse("\n" * lines_before + match[1], filename=str(path)))
+    assert len(found) == text.count("```python") > 0
+    return found
+
+
+def records(folder: str) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("restore_logging", "own_datasets")
+def test_training(training, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {"__name__": "tutorial"}
+    for block in python_blocks(training):
+        exec(compile(block, str(training), "exec"), names)  # our own documentation
+    assert re.search(r"^2$", capsys.readouterr().out, re.MULTILINE)  # where the second run began
+    assert {p.name for p in Path("output/first").glob("*.pth")} == {
+        "model_0000001.pth",
+        "model_0000003.pth",
+        "model_final.pth",
+    }
+    second = {p.name for p in Path("output/second").iterdir()}
+    assert {"model_best.pth", "model_final_ema.pth", "metrics.csv", "metrics.json"} <= second
+    assert not [name for name in second if "tfevents" in name]
+    assert any(record.get("gradient_norm", 0) > 0 for record in records("output/second"))
+    assert not any(p.requires_grad for p in names["trainer"].model.backbone.bottom_up.parameters())
+    lazy = records("output/lazy")
+    assert any("validation/total_loss" in record for record in lazy)
+    assert any("bbox/AP" in record for record in lazy)
+    assert Path("output/lazy/model_final_ema.pth").is_file()
+
+
+def test_table_of_keys(training):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in training.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert all(len(row) == 4 and row[3] for row in rows)
+    assert {row[0].strip("`"): ast.literal_eval(row[2].strip("`")) for row in rows} == OPTIONAL_KEYS
+    lazy = {key: f"`train.{name}`" for name, key in _KEYS.items()} | ELSEWHERE
+    assert {row[0].strip("`"): row[1] for row in rows} == lazy
+
+
+def test_every_page_is_in_the_navigation(repo_root):
+    pages = {str(p.relative_to(repo_root / "docs")) for p in (repo_root / "docs").rglob("*.md")}
+    assert set(re.findall(r"\S+\.md", (repo_root / "mkdocs.yml").read_text())) == pages
