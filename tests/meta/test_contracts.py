@@ -45,6 +45,7 @@ PATCHED = {  # functions that are called through the module that defines them
     "modeling.roi_heads.keypoint_head": "keypoint_rcnn_inference",
     "utils.visualizer": "_create_text_labels GenericMask _PanopticPrediction _SMALL_OBJECT_AREA_THRESH _OFF_WHITE",
     "structures.boxes": "matched_boxlist_iou",
+    "modeling.proposal_generator.proposal_utils": "_is_tracing",
 }
 
 

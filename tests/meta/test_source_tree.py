@@ -60,7 +60,7 @@ def test_models_do_not_ask_how_they_are_run():
         for folder in ("modeling", "layers", "structures")
         for p in (ROOT / "detectron2" / folder).rglob("*.py")
         for i, line in enumerate(p.read_text().splitlines(), 1)
-        if question.search(line)
+        if question.search(line) and " import " not in line
     ]
     assert asking == []
 

@@ -222,6 +222,7 @@ ERASE = "\r\x1b[K"
 
 def test_progress_line(screen, monkeypatch):
     monkeypatch.setattr("shutil.get_terminal_size", lambda: types.SimpleNamespace(columns=150))
+    handlers = list(logging.getLogger("detectron2").handlers)
     line = ProgressLine(100, images_per_iter=4, stream=screen)
     with EventStorage(24) as storage:
         storage.put_scalars(total_loss=1.25, loss_cls=0.5, time=0.5, data_time=0.25)
@@ -240,7 +241,7 @@ def test_progress_line(screen, monkeypatch):
         line.write()  # training is over
         line.close()
     assert screen.getvalue().endswith(f"more\n{expected}\n")
-    assert len(logging.getLogger("detectron2").handlers) == 1
+    assert logging.getLogger("detectron2").handlers == handlers
     line.close()
     assert not screen.getvalue().endswith("\n\n")
 
@@ -257,6 +258,7 @@ def test_a_progress_line_is_no_longer_than_the_terminal(screen, monkeypatch):
 
 def test_without_a_terminal_the_progress_is_logged(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("detectron2"), "handlers", [])  # a record is captured once
     caplog.set_level(logging.INFO, logger="detectron2.utils.events")
     stream = io.StringIO()
     line = ProgressLine(10, stream=stream)
