@@ -6,6 +6,7 @@ Draws pictures with noise, saves them as JPEG, and maps them as a data-loader wo
 edge to 640 to 800, flip one half of them, transform boxes and polygons, make tensors. Beside it, image by image and to
 the same sizes, run
 
+* `without OpenCV`: the mapper where OpenCV, which is optional, is not installed, so that Pillow decodes;
 * `decode, resize`: what Pillow alone needs to decode and resize the picture, without annotations or tensors;
 * `image to tensor`: the same with the steps that lie between, as a mapper written with Pillow has them: an array with
   the channels in the order BGR, back to Pillow, resize, an array, flip, a tensor.
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import PIL
@@ -30,7 +32,7 @@ import torch
 from PIL import Image
 
 import detectron2.data.transforms as T
-from detectron2.data import DatasetMapper, dataset_mapper
+from detectron2.data import DatasetMapper, _images, dataset_mapper
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 
@@ -104,6 +106,8 @@ def compare(mapper: DatasetMapper, records: list[dict[str, Any]], rounds: int) -
         resize = choose_size.get_transform(np.empty((record["height"], record["width"], 3), np.uint8))
         new_hw = (resize.new_h, resize.new_w)
         seconds["mapper"].append(seconds_of(map_with_seed, mapper, record, seed))
+        with mock.patch.object(_images, "opencv", return_value=None):
+            seconds["without OpenCV"].append(seconds_of(map_with_seed, mapper, record, seed))
         seconds["decode, resize"].append(seconds_of(decode_and_resize, path, new_hw))
         seconds["image to tensor"].append(seconds_of(image_to_tensor, path, new_hw, seed % 2 == 0))
     return {name: values[len(records) :] for name, values in seconds.items()}  # the first round warms up
@@ -146,6 +150,8 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"{platform.machine()} {capability}, {os.cpu_count()} cores")
     print(f"Pillow {PIL.__version__}, torch {torch.__version__}, numpy {np.__version__}")
+    cv2 = _images.opencv()
+    print("OpenCV is not installed" if cv2 is None else f"OpenCV {cv2.__version__}")
 
     with tempfile.TemporaryDirectory() as folder:
         records = make_records(Path(folder), args.images, tuple(args.size), args.polygons, args.points)

@@ -40,11 +40,22 @@ def _copied(value: Any) -> Any:
 
 
 def _to_chw_tensor(image: np.ndarray) -> torch.Tensor:
-    """An image array `(H, W)` or `(H, W, C)`, in any memory order, as a contiguous tensor `(C, H, W)` of its own."""
+    """An image array `(H, W)` or `(H, W, C)`, in any memory order, as a tensor `(C, H, W)`.
+
+    It keeps the pixels together in memory (channels last), as the array has them: a copy into planes would take longer
+    than the resize, and the model, which pads images into a batch, copies them anyway.
+    """
     if image.ndim == 2:
         image = image[:, :, None]
-    dtype = np.float32 if image.dtype == np.float64 else image.dtype  # models have weights of single precision
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), dtype=dtype, order="C"))
+    if image.dtype == np.float64:
+        image = image.astype(np.float32)  # models have weights of single precision
+    unflipped = image[:, ::-1]
+    if unflipped.flags.c_contiguous and not image.flags.c_contiguous:
+        # PyTorch knows no negative strides; its own flip takes a sixth of the time of NumPy's copy.
+        return torch.flip(torch.from_numpy(unflipped)[None].permute(0, 3, 1, 2), dims=(3,))[0]
+    # A view of a larger array would carry all of it from process to process.
+    is_whole = image.flags.c_contiguous and image.flags.writeable and min(image.strides) >= 0
+    return torch.from_numpy(image if is_whole else np.array(image, order="C")).permute(2, 0, 1)
 
 
 def _meets_image(instances: Instances) -> torch.Tensor:
@@ -70,7 +81,8 @@ class DatasetMapper:
 
     The result has all other entries of the dataset dict, and
 
-    * "image": `(C, H, W)` tensor, uint8 in the order of `image_format` (float32 for floating-point images);
+    * "image": `(C, H, W)` tensor, uint8 in the order of `image_format` (float32 for floating-point images); it lies in
+      memory as `(H, W, C)`, so that `image.permute(1, 2, 0)` is contiguous;
     * "instances" (training): `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if used; with
       rotated boxes only `gt_boxes` (`RotatedBoxes`) and `gt_classes`;
     * "sem_seg": `(H, W)` int64 tensor of labels, if the data set has "sem_seg_file_name";

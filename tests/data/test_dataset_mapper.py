@@ -46,6 +46,10 @@ def mapper(is_train=True, augmentations=(), **options):
     return DatasetMapper(is_train, augmentations=list(augmentations), image_format="RGB", **options)
 
 
+def mapper_of(image_format, augmentations):
+    return DatasetMapper(True, augmentations=augmentations, image_format=image_format)
+
+
 def test_no_annotations(record, pixels):
     for empty in ([], [{"iscrowd": 1, "bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}]):
         out = mapper(use_instance_mask=True, recompute_boxes=True)({**record, "annotations": empty})
@@ -60,7 +64,6 @@ def test_no_annotations(record, pixels):
 def test_boxes_only(record, pixels):
     out = mapper()(record)
     assert out["image"].dtype == torch.uint8
-    assert out["image"].is_contiguous()
     assert (out["image_id"], out["height"], out["width"]) == (7, H, W)
     assert "annotations" not in out
     instances = out["instances"]
@@ -68,6 +71,55 @@ def test_boxes_only(record, pixels):
     assert instances.gt_boxes.tensor.tolist() == [[10, 5, 30, 25]]
     assert instances.gt_classes.tolist() == [2]
     assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        [],
+        [T.Resize((31, 47))],
+        [T.RandomFlip(1.0)],
+        [T.RandomFlip(1.0, horizontal=False, vertical=True)],
+        [T.RandomFlip(1.0), T.RandomFlip(1.0, horizontal=False, vertical=True)],
+        [T.CropTransform(3, 4, 20, 11)],
+        [T.CropTransform(3, 4, 20, 11), T.RandomFlip(1.0)],
+        [T.CropTransform(3, 4, 1, 11), T.RandomFlip(1.0)],
+        [T.PadTransform(1, 2, 3, 4)],
+        [T.RandomRotation(90)],
+        [T.RandomBrightness(0.5, 0.5)],
+    ],
+)
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
+def test_pixels_lie_together_in_memory_of_their_own(record, image_format, augmentations):
+    out = mapper_of(image_format, augmentations)({k: v for k, v in record.items() if k != "annotations"})["image"]
+    aug_input = T.AugInput(utils.read_image(record["file_name"], image_format))
+    T.AugmentationList(augmentations)(aug_input)
+    np.testing.assert_array_equal(out.numpy(), aug_input.image.transpose(2, 0, 1))
+    assert out.permute(1, 2, 0).is_contiguous()
+    assert out.untyped_storage().nbytes() == out.numel()  # what a worker process sends is no more than the image
+    out += 1  # it may be written to
+
+
+def test_images_of_augmentations_that_reuse_memory_stay_as_they_are(record):
+    shared = np.zeros((H, W, 3), np.uint8)
+    shared.setflags(write=False)
+
+    class Constant(T.Augmentation):
+        def get_transform(self, image):
+            return _Replace(shared)
+
+    first, second = (mapper(augmentations=[Constant()])(record)["image"] for _ in range(2))
+    first += 1
+    assert second.eq(0).all() and not shared.any()
+
+
+class _Replace(T.NoOpTransform):
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def apply_image(self, img):
+        return self.image
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, ImageOps
 
 import detectron2.data.transforms as T
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, _images
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
@@ -28,11 +28,56 @@ def smooth():
     return np.stack([8 * x, 12 * y, 5 * (x + y)], axis=2).astype(np.uint8)
 
 
+@pytest.fixture(params=["opencv", "pillow"])
+def jpeg_decoder(request, monkeypatch):
+    if request.param == "pillow":
+        monkeypatch.setattr(_images, "opencv", lambda: None)
+    else:
+        pytest.importorskip("cv2")
+    return request.param
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (37, 53), (3, 200), (16, 17)])
+@pytest.mark.parametrize("options", [{"subsampling": i} for i in range(3)] + [{"keep_rgb": True, "subsampling": 0}])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_files_as_pillow_reads_them(tmp_path, jpeg_decoder, size_hw, options, progressive):
+    pixels = RNG.integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=80, progressive=progressive, **options)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(image).astype(int)
+    for image_format, order in (("RGB", slice(None)), ("BGR", slice(None, None, -1)), (None, slice(None))):
+        got = read_image(tmp_path / "a.jpg", image_format)
+        assert got.flags.writeable and got.flags.c_contiguous
+        # The same bytes where both were built with the same libjpeg, else the rounding of the transform differs.
+        assert np.abs(got[:, :, order] - expected).max() <= 1
+
+
+def test_jpeg_files_with_more_behind_their_end(tmp_path, jpeg_decoder):
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", quality=95)
+    expected = read_image(tmp_path / "a.jpg", "RGB")
+    with open(tmp_path / "a.jpg", "ab") as f:
+        f.write(b"and more")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", "RGB"), expected)
+
+
+def test_jpeg_files_that_opencv_refuses_are_read_by_pillow(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", quality=95)
+    expected = read_image(tmp_path / "a.jpg", "BGR")
+
+    def refuse(*_):
+        raise cv2.error("too large")
+
+    for answer in (refuse, lambda *_: None, lambda *_: np.zeros((3, 4, 3), np.uint8)):
+        monkeypatch.setattr(cv2, "imdecode", answer)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", "BGR"), expected)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("suffix", "options"), [("jpg", {"quality": 95}), ("png", {}), ("webp", {"lossless": True}), ("tif", {})]
 )
-def test_all_orientations_in_all_formats(tmp_path, suffix, options, orientation):
+def test_all_orientations_in_all_formats(tmp_path, jpeg_decoder, suffix, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
@@ -71,7 +116,7 @@ def test_transparency_is_left_out(tmp_path, channels, grey):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "YCbCr"])
-def test_jpeg_of_other_colour_spaces(tmp_path, mode):
+def test_jpeg_of_other_colour_spaces(tmp_path, jpeg_decoder, mode):
     image = Image.fromarray(smooth()).convert(mode)
     image.save(tmp_path / "a.jpg", quality=95)
     expected = np.asarray(image.convert("RGB")).astype(int)
@@ -96,7 +141,7 @@ def test_images_may_be_written_to(tmp_path, image_format):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "gif"])
-def test_truncated_files(tmp_path, suffix):
+def test_truncated_files(tmp_path, jpeg_decoder, suffix):
     noise = RNG.integers(0, 256, (200, 200, 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
@@ -109,7 +154,7 @@ def test_truncated_files(tmp_path, suffix):
                 read_image(path, image_format)
 
 
-def test_truncated_files_can_be_asked_for(tmp_path, monkeypatch):
+def test_truncated_files_can_be_asked_for(tmp_path, jpeg_decoder, monkeypatch):
     buffer = io.BytesIO()
     Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(buffer, format="jpeg")
     (tmp_path / "half.jpg").write_bytes(buffer.getvalue()[:-20])

@@ -122,7 +122,7 @@ def test_copies(min_sizes, flip, sizes_hw):
     copies = DatasetMapperTTA(min_sizes, 90, flip)(item)
     assert [tuple(x["image"].shape[1:]) for x in copies] == sizes_hw
     assert all(x["annotations"] is annotations and x["image_id"] == 7 and x["height"] == 40 for x in copies)
-    assert all(x["image"].dtype == torch.uint8 and x["image"].is_contiguous() for x in copies)
+    assert all(x["image"].dtype == torch.uint8 for x in copies)
     assert all(isinstance(x["transforms"], T.TransformList) for x in copies)
     assert item == before and item["image"] is image
 

@@ -160,7 +160,7 @@ def warp_affine(img: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int], in
         ValueError: for an interpolation that needs OpenCV where OpenCV is not installed.
     """
     channels = img.shape[2] if img.ndim == 3 else 1
-    cv2 = _opencv()
+    cv2 = opencv()
     fits = img.dtype in (np.uint8, np.uint16, np.int16, np.float32, np.float64) and channels <= 4
     if cv2 is not None and fits and max(*img.shape[:2], *out_hw) < 2**15 and img.size:
         return _warp_with_opencv(cv2, img, matrix, out_hw, interp)
@@ -175,7 +175,8 @@ def warp_affine(img: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int], in
 
 
 @lru_cache(maxsize=1)
-def _opencv() -> ModuleType | None:
+def opencv() -> ModuleType | None:
+    """The module `cv2`, which is optional, or None."""
     try:
         return importlib.import_module("cv2")
     except ImportError:

@@ -214,7 +214,8 @@ class ResizeShortestEdge(Augmentation):
         if self.is_range:
             size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
         else:
-            size = np.random.choice(self.short_edge_length)
+            # The same draw as `np.random.choice` makes, without making an array of the lengths.
+            size = self.short_edge_length[np.random.randint(len(self.short_edge_length))]
         if size == 0:
             return NoOpTransform()
         new_h, new_w = self.get_output_shape(h, w, int(size), self.max_size)
@@ -335,7 +336,7 @@ class RandomRotation(Augmentation):
         interp: OpenCV's number of an interpolation; see `RotationTransform`.
 
     Raises:
-        ValueError: for an unknown style.
+        ValueError: for an unknown style, or if "range" has not two angles or two centres.
     """
 
     def __init__(
@@ -351,6 +352,12 @@ class RandomRotation(Augmentation):
         self.angle = (angle, angle) if isinstance(angle, (int, float)) else angle
         if center is not None and isinstance(center[0], (int, float)):
             center = (center, center)
+        for name, drawn in (("angle", self.angle), ("center", center)):
+            if self.is_range and drawn is not None and len(drawn) != 2:
+                raise ValueError(
+                    f'with sample_style="range", {name} must be (min, max), got {drawn}; for a list to choose from use '
+                    f'sample_style="choice"'
+                )
         self.expand = expand
         self.center = center
         self.sample_style = sample_style

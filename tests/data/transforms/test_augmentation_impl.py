@@ -278,6 +278,10 @@ def test_rotation_styles(image):
     assert T.RandomRotation(10, expand=False, center=(0.5, 0.5)).get_transform(image).center == (32, 24)
     with pytest.raises(ValueError, match="sample_style"):
         T.RandomRotation(10, sample_style="?")
+    with pytest.raises(ValueError, match=r'angle must be \(min, max\), got \[90\]; .* sample_style="choice"'):
+        T.RandomRotation([90])
+    with pytest.raises(ValueError, match=r"center must be \(min, max\)"):
+        T.RandomRotation(90, center=[[0, 0], [1, 1], [0, 1]])
 
 
 # --- colours ---------------------------------------------------------------------------------------------------------
