@@ -1,0 +1,215 @@
+#!/usr/bin/env python
+"""Show what a model of a YAML config sees in images, a video or the pictures of a camera.
+
+python demo/demo.py --config-file configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml \
+    --input a.jpg b.jpg --output drawn/ \
+    --opts MODEL.WEIGHTS detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl
+python demo/demo.py --config-file ... --video-input in.mp4 --output out.mp4 --opts MODEL.WEIGHTS ...
+python demo/demo.py --config-file ... --webcam --opts MODEL.WEIGHTS ... MODEL.DEVICE cpu
+
+Without --output the result is shown in a window, which a key press closes (Esc or q for a video). Windows and videos
+need OpenCV: pip install opencv-python. `detectron2 predict` writes predictions as JSON as well, and needs no
+--config-file for checkpoints that were trained here.
+"""
+
+import argparse
+import glob
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+
+WINDOW = "detections"
+ESCAPE = 27
+
+logger = logging.getLogger("detectron2.demo")
+
+
+def opencv() -> Any:
+    """The module, which is optional."""
+    try:
+        return importlib.import_module("cv2")
+    except ImportError as e:
+        raise SystemExit(f"Windows and videos need OpenCV ({e}): pip install opencv-python; or give --output.") from e
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line; one threshold for all kinds of models."""
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
+    cfg.freeze()
+    return cfg
+
+
+def draw(visualizer: Visualizer, outputs: dict[str, Any]) -> VisImage:
+    """Draw what a model gives for an image."""
+    if "panoptic_seg" in outputs:
+        panoptic, segments = outputs["panoptic_seg"]
+        return visualizer.draw_panoptic_seg(panoptic.to("cpu"), segments)
+    if "instances" in outputs:
+        return visualizer.draw_instance_predictions(outputs["instances"].to("cpu"))
+    return visualizer.draw_sem_seg(outputs["sem_seg"].argmax(dim=0).to("cpu"))
+
+
+def draw_frame(visualizer: VideoVisualizer, frame: np.ndarray, outputs: dict[str, Any]) -> np.ndarray:
+    """The same for a frame `(H, W, 3)`, RGB, of a video: an object keeps its colour."""
+    if "panoptic_seg" in outputs:
+        panoptic, segments = outputs["panoptic_seg"]
+        drawn = visualizer.draw_panoptic_seg_predictions(frame, panoptic.to("cpu"), segments)
+    elif "instances" in outputs:
+        drawn = visualizer.draw_instance_predictions(frame, outputs["instances"].to("cpu"))
+    else:
+        drawn = visualizer.draw_sem_seg(frame, outputs["sem_seg"].argmax(dim=0).to("cpu"))
+    return drawn.get_image()
+
+
+def describe(outputs: dict[str, Any]) -> str:
+    """How much was found, in words."""
+    if "panoptic_seg" in outputs:
+        return f"{len(outputs['panoptic_seg'][1])} segments"
+    if "instances" in outputs:
+        return f"{len(outputs['instances'])} instances"
+    return f"{len(outputs['sem_seg'].argmax(dim=0).unique())} classes"
+
+
+def files_of(patterns: Sequence[str]) -> list[str]:
+    """Files named as such or by a pattern such as "images/*.jpg"."""
+    found: list[str] = []
+    for pattern in patterns:
+        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(os.path.expanduser(pattern)))
+        if not matches:
+            raise SystemExit(f"There is no file {pattern!r}.")
+        found += matches
+    return found
+
+
+def run_on_images(predictor: DefaultPredictor, files: Sequence[str], output: str | None) -> None:
+    """Draw each image into the folder, or the file, `output`; or show it."""
+    into_folder = output is not None and (os.path.isdir(output) or len(files) > 1 or not os.path.splitext(output)[1])
+    if output is not None and into_folder:
+        os.makedirs(output, exist_ok=True)
+    for path in files:
+        start = time.perf_counter()
+        bgr = read_image(path, format="BGR")
+        outputs = predictor(bgr)
+        logger.info("%s: %s in %.2f s", path, describe(outputs), time.perf_counter() - start)
+        drawn = draw(Visualizer(bgr[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE), outputs)
+        if output is not None:
+            drawn.save(os.path.join(output, os.path.basename(path)) if into_folder else output)
+            continue
+        opencv().imshow(WINDOW, drawn.get_image()[:, :, ::-1])
+        if opencv().waitKey(0) == ESCAPE:
+            break
+
+
+def frames_of(video: Any) -> Iterator[np.ndarray]:
+    """Frames `(H, W, 3)`, BGR, of an opened video or camera."""
+    while True:
+        is_read, frame = video.read()
+        if not is_read:
+            return
+        yield frame
+
+
+def drawn_frames(predictor: DefaultPredictor, video: Any) -> Iterator[np.ndarray]:
+    """Frames `(H, W, 3)`, BGR, with what was found drawn on them."""
+    visualizer = VideoVisualizer(predictor.metadata, ColorMode.IMAGE)
+    for frame in frames_of(video):
+        yield np.ascontiguousarray(draw_frame(visualizer, frame[:, :, ::-1], predictor(frame))[:, :, ::-1])
+
+
+def show_frames(frames: Iterator[np.ndarray]) -> None:
+    """Show frames until they end or a key is pressed."""
+    for frame in frames:
+        opencv().imshow(WINDOW, frame)
+        if opencv().waitKey(1) in (ESCAPE, ord("q")):
+            break
+    opencv().destroyAllWindows()
+
+
+def run_on_video(predictor: DefaultPredictor, source: str | int, output: str | None) -> None:
+    """Draw a video, or what a camera sees, into a file of as many frames per second; or show it."""
+    cv2 = opencv()
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        raise SystemExit(f"OpenCV cannot open {'the camera' if source == 0 else repr(source)}.")
+    try:
+        if output is None:
+            show_frames(drawn_frames(predictor, video))
+        else:
+            write_video(cv2, video, drawn_frames(predictor, video), output)
+    finally:
+        video.release()
+
+
+def write_video(cv2: Any, video: Any, frames: Iterator[np.ndarray], output: str) -> None:
+    """Write frames to a file that appears when it is whole."""
+    folder, name = os.path.split(os.path.abspath(output))
+    root, suffix = os.path.splitext(name)
+    if not suffix:
+        raise SystemExit(f"--output must name a video file such as {os.path.join(output, 'out.mp4')}, got {output!r}.")
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, f".{root}.{os.getpid()}{suffix}")  # OpenCV chooses the format by the suffix
+    size_wh = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+    codec = cv2.VideoWriter_fourcc(*("mp4v" if suffix == ".mp4" else "MJPG"))
+    writer = cv2.VideoWriter(partial, codec, video.get(cv2.CAP_PROP_FPS) or 25.0, size_wh)
+    if not writer.isOpened():
+        raise SystemExit(f"OpenCV cannot write {output!r}; try a name that ends in .mp4 or .avi.")
+    try:
+        for frame in tqdm(frames, total=max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None):
+            writer.write(frame)
+        writer.release()
+        os.replace(partial, output)
+    finally:
+        writer.release()
+        if os.path.exists(partial):
+            os.unlink(partial)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The options; changes to the config come last, behind --opts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML config")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--webcam", action="store_true", help="take pictures from the first camera")
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--input", nargs="+", metavar="FILE", help='images, or patterns such as "images/*.jpg"')
+    parser.add_argument("--output", metavar="PATH", help="folder or file to write to; default: show a window")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="least score of an object")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="changes to the config: KEY VALUE ...")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and do it."""
+    args = get_parser().parse_args(argv)
+    setup_logger(name="detectron2")
+    files = files_of(args.input) if args.input else []
+    with torch.inference_mode():
+        predictor = DefaultPredictor(setup_cfg(args))
+        if files:
+            run_on_images(predictor, files, args.output)
+        else:
+            run_on_video(predictor, 0 if args.webcam else args.video_input, args.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
