@@ -51,8 +51,9 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/uv
 	$(INSTALL) -e .
 	@touch $@
 
+# The tests start many processes; where Python may not write bytecode, each would compile PyTorch for itself.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --compile-bytecode -e '.[dev]'
 	@touch $(VENV)/.run $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/uv

@@ -1,11 +1,15 @@
 """How long COCO evaluation takes, and how much memory.
 
-usage:  python benchmarks/bench_evaluation.py {speed,memory,paste} [--images N] [--objects N] [--masks full|roi|rle]
+usage:  python benchmarks/bench_evaluation.py {speed,memory,paste,draw,panoptic} [--images N] [--objects N]
+            [--masks full|roi|rle] [--whole]
 
 speed: COCOEvaluator (process and evaluate) against pycocotools' evaluate and accumulate alone, on the same boxes, and
     whether the numbers are the same.
 memory: the growth of the resident memory, at its peak, of a process that evaluates many masks.
-paste: the same for the masks of one large image (8000 x 4000 pixels, 300 objects) from the head to run lengths.
+paste: the same for the masks of one large image (8000 x 4000 pixels, 300 objects) from the head to run lengths, of
+    objects of 50 to 1000 pixels, or with --whole as large as the image.
+draw: the same for the picture of its predictions.
+panoptic: the same for the merge of its predictions into one map.
 
 One measurement a process: the peak that the kernel counts cannot be set back.
 """
@@ -157,7 +161,7 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
     print(f"AP {results['bbox']['AP']:.3f}, largest difference of the numbers {worst:.1e} points")
 
 
-def masked(instances: Instances, kind: str, probabilities: torch.Tensor) -> Instances:
+def masked(instances: Instances, kind: Any, probabilities: torch.Tensor) -> Instances:
     """Add masks to the detections, as the chosen format of `detector_postprocess` gives them."""
     from detectron2.modeling.postprocessing import detector_postprocess
 
@@ -201,36 +205,55 @@ def measure_memory(arguments: argparse.Namespace, folder: str) -> None:
     )
 
 
-def measure_paste(arguments: argparse.Namespace, folder: str) -> None:
-    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-
+def large_image(arguments: argparse.Namespace) -> tuple[Instances, torch.Tensor]:
+    """Detections in an image of 8000 x 4000, and the masks of the head."""
     image = {"id": 1, "height": 4000, "width": 8000}
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, [6000, 3000], (arguments.objects, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(50, 1000, (arguments.objects, 2))], 1).astype(np.float32)
-    instances = as_instances(image, boxes, np.ones(len(boxes), np.float32), np.zeros(len(boxes), np.int64))
-    probabilities = make_masks(len(boxes), torch.Generator().manual_seed(0))
+    if arguments.whole:
+        boxes[:] = [0, 0, 8000, 4000]
+    scores, classes = np.linspace(1, 0.6, len(boxes), dtype=np.float32), np.zeros(len(boxes), np.int64)
+    return as_instances(image, boxes, scores, classes), make_masks(len(boxes), torch.Generator().manual_seed(0))
+
+
+def measure_large_image(arguments: argparse.Namespace, folder: str) -> None:
+    from detectron2.data import Metadata
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+    from detectron2.visualization import Visualizer
+
+    instances, probabilities = large_image(arguments)
+    picture = np.zeros((4000, 8000, 3) if arguments.what == "draw" else (0, 0, 3), np.uint8)
     begin, before = time.perf_counter(), now_mib()
-    results = instances_to_coco_json(masked(instances, arguments.masks, probabilities), 1)
+    instances = masked(instances, arguments.masks, probabilities)
+    if arguments.what == "paste":
+        instances_to_coco_json(instances, 1)
+    elif arguments.what == "draw":
+        Visualizer(picture, Metadata()).draw_instance_predictions(instances).get_image()
+    else:
+        combine_semantic_and_instance_outputs(instances, torch.zeros(4000, 8000, dtype=torch.int64), 0.5, 4096, 0.5)
+    objects = "as large as the image" if arguments.whole else "of 50 to 1000 pixels"
     print(
-        f"{len(results)} masks in an image of 8000 x 4000 ({arguments.masks}): {time.perf_counter() - begin:.1f} s, "
-        f"peak {peak_mib() - before:.0f} MiB beyond {before:.0f} MiB"
+        f"{arguments.what}: {len(instances)} objects {objects} in 8000 x 4000 ({arguments.masks}): "
+        f"{time.perf_counter() - begin:.1f} s, peak {peak_mib() - before:.0f} MiB beyond {before:.0f} MiB"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "paste"])
+    parser.add_argument("what", choices=["speed", "memory", "paste", "draw", "panoptic"])
     parser.add_argument("--images", type=int, help="default: 2000 for speed, 5000 for memory")
-    parser.add_argument("--objects", type=int, help="detections an image; default: 49, 100 for memory, 300 for paste")
+    parser.add_argument("--objects", type=int, help="detections an image; default: 49, 100 for memory, else 300")
     parser.add_argument("--masks", choices=["full", "roi", "rle"], default="full", help="what the model gives")
     parser.add_argument("--output", action="store_true", help="memory: write the files of the evaluator too")
+    parser.add_argument("--whole", action="store_true", help="one large image: objects as large as it")
     arguments = parser.parse_args()
-    defaults = {"speed": (2000, 49), "memory": (5000, 100), "paste": (1, 300)}[arguments.what]
+    defaults = {"speed": (2000, 49), "memory": (5000, 100)}.get(arguments.what, (1, 300))
     arguments.images = arguments.images or defaults[0]
     arguments.objects = arguments.objects or defaults[1]
     print(f"{platform.machine()}, {torch.get_num_threads()} threads of torch, torch {torch.__version__}")
-    measure = {"speed": measure_speed, "memory": measure_memory, "paste": measure_paste}[arguments.what]
+    measure = {"speed": measure_speed, "memory": measure_memory}.get(arguments.what, measure_large_image)
     with tempfile.TemporaryDirectory() as folder:
         measure(arguments, folder)
 

@@ -8,10 +8,10 @@ It has fewer features than tools/train_net.py and is the place to start for a lo
 
 import argparse
 import logging
+import math
 import os
 from typing import Any
 
-import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
@@ -59,12 +59,11 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             storage.iter = iteration
             loss_dict = model(data)
             losses: Any = sum(loss_dict.values())
-            reduced: dict[str, Any] = {k: v.item() for k, v in comm.reduce_dict(loss_dict).items()}
-            total = sum(reduced.values())
-            if not torch.isfinite(torch.tensor(total)):
-                raise FloatingPointError(f"The loss is not finite in iteration {iteration}: {reduced}")
-            if comm.is_main_process():
-                storage.put_scalars(total_loss=total, **reduced)
+            reduced = comm.reduce_dict(loss_dict)
+            if comm.is_main_process():  # numbers stay on the GPU until a writer asks for them
+                storage.put_scalar("total_loss", sum(reduced.values()))
+                for name, value in reduced.items():
+                    storage.put_scalar(name, value)
             optimizer.zero_grad()
             losses.backward()
             optimizer.step()
@@ -77,6 +76,8 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             if iteration - start > 5 and ((iteration + 1) % 20 == 0 or is_last):
                 for writer in writers:
                     writer.write()
+                if comm.is_main_process() and not math.isfinite(storage.latest()["total_loss"][0]):
+                    raise FloatingPointError(f"The loss is not finite in iteration {iteration} or before.")
             periodic_checkpointer.step(iteration)
     for writer in writers:
         writer.close()

@@ -3,14 +3,17 @@
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 
 from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
+from detectron2.checkpoint.description import CheckpointDescription, read_description
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
 
 __all__ = [
+    "CheckpointDescription",
     "Checkpointer",
     "DetectionCheckpointer",
     "ModelCatalog",
     "ModelCatalogHandler",
     "PeriodicCheckpointer",
     "UnsafeCheckpointError",
+    "read_description",
 ]

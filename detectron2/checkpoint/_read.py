@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detectron2.checkpoint._weights_file import read_weights, require_safetensors
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
 from detectron2.utils.safe_pickle import numpy_globals, read_pickle, resolve_stand_ins
 
@@ -56,8 +57,10 @@ def _refused(path: str, what: str) -> UnsafeCheckpointError:
 
 def _unreadable(path: str, error: BaseException) -> ValueError:
     size = os.path.getsize(path)
+    # PyTorch explains at length what it could be; ours comes next.
+    why = str(error).partition("This is an internal miniz error")[0].strip().rstrip(".")
     return ValueError(
-        f"{path} ({size} bytes) is not a readable checkpoint: {error}. "
+        f"{path} ({size} bytes) is not a readable checkpoint: {why}. "
         "It may be cut off (an interrupted download or copy); delete it and fetch it again."
     )
 
@@ -82,11 +85,12 @@ def _numpy_stand_ins() -> Iterator[None]:
         torch.serialization.add_safe_globals(declared)
 
 
-def read_torch_file(path: str) -> Any:
+def read_torch_file(path: str, mmap: bool = False) -> Any:
     """Read a file of ``torch.save`` onto the CPU.
 
     Args:
         path: a local file.
+        mmap: map the tensors into memory, so that those that are not used are not read.
 
     Returns:
         What was saved.
@@ -99,7 +103,7 @@ def read_torch_file(path: str) -> Any:
         raise ValueError(f"{path} is an exported TorchScript program; load the checkpoint that it was made from.")
     try:
         with _numpy_stand_ins():
-            return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
+            return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
     except pickle.UnpicklingError as error:
@@ -148,16 +152,14 @@ def read_pickle_file(path: str) -> Any:
         raise _unreadable(path, error) from error
 
 
-def read_safetensors_file(path: str) -> dict[str, Any]:
-    """Read a ``.safetensors`` file as ``{"model": state_dict}``."""
+def read_safetensors_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a ``.safetensors`` file: the state dict, and the texts in its header."""
+    require_safetensors(f"Reading {path}")
+    from safetensors import SafetensorError
+
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
-    try:
-        return {"model": load_file(path, device="cpu")}
-    except SafetensorError as error:
+        return read_weights(path)
+    except (SafetensorError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from detectron2.checkpoint._advice import OtherModelError
+
 __all__ = ["LoadReport", "check_same_architecture", "forgivable_missing", "forgivable_unexpected"]
 
 # Layers with a row (or a column) for each class or keypoint: replacing them is what fine-tuning does. The layers of a
@@ -180,6 +182,26 @@ class LoadReport:
             cure = f"The file holds a part of the model, to start training from. {cure}"
         raise ValueError(
             f"{self._head(source)} A model that is in part random predicts noise. {cure}\n{self._table(self._rows())}"
+        )
+
+    def require_same_shapes(self, source: str) -> None:
+        """Refuse to continue the training of a model whose tensors had other shapes: its optimizer state is of those.
+
+        Args:
+            source: the file.
+
+        Raises:
+            OtherModelError: shapes differ.
+        """
+        if not self.resized:
+            return
+        cure = "Continue with the config of that training."
+        if not self.other_resized:
+            cure = f"That training had other classes: {_class_numbers(self.resized)}"
+        raise OtherModelError(
+            f"The training in {source} cannot be continued with this model. {cure} To train this model from those "
+            "weights, start anew: MODEL.WEIGHTS (train.init_checkpoint) and another output folder, without --resume."
+            f"\n{self._table(self._rows())}"
         )
 
     def _head(self, source: str) -> str:

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import torch
@@ -11,6 +12,12 @@ import torch.distributed as dist
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from detectron2.checkpoint._advice import (
+    OtherModelError,
+    how_to_resume_otherwise,
+    unmarked_checkpoints,
+    what_is_beside,
+)
 from detectron2.checkpoint._prefixes import unwrapped, without_wrappers
 from detectron2.checkpoint._read import (
     as_checkpoint,
@@ -21,9 +28,18 @@ from detectron2.checkpoint._read import (
 )
 from detectron2.checkpoint._report import LoadReport, check_same_architecture
 from detectron2.checkpoint._torchvision_names import resnet_from_torchvision
+from detectron2.checkpoint._training_state import (
+    DESCRIPTION,
+    describe_again,
+    read_beside,
+    remove_orphans,
+    save_in_two_files,
+    state_file,
+)
 from detectron2.checkpoint.c2_model_loading import match_by_ends
 from detectron2.utils import comm
 from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
+from detectron2.utils.safe_pickle import UnsafePickleError
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -31,6 +47,12 @@ _TORCHVISION_INPUT = (
     "%s has torchvision's names of a ResNet, which were converted. Such weights expect RGB images scaled to [0, 1] "
     "(INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]) and "
     "MODEL.RESNETS.STRIDE_IN_1X1 False."
+)
+
+_UNFITTING_STATE = (
+    "The state of {!r} in {} does not fit this training ({}). To continue a training, its config has to stay as it "
+    "was: optimizer, frozen parts, schedule. To train otherwise from those weights, start anew: MODEL.WEIGHTS "
+    "(train.init_checkpoint) and another output folder, without --resume."
 )
 
 
@@ -51,7 +73,19 @@ class DetectionCheckpointer(Checkpointer):
         save_dir: where checkpoints are saved and looked for.
         save_to_disk: whether this process saves; by default only rank 0 does.
         **checkpointables: objects with ``state_dict()`` and ``load_state_dict()``, saved and loaded along.
+
+    Attributes:
+        file_format: ``"pth"``, or ``"safetensors"``: then the weights go to a file of their own, which needs no pickle
+            and is read by other programs, and the rest to ``<name>.state.pt`` beside it.
+        describe: makes the description that is saved along, see
+            :class:`~detectron2.checkpoint.CheckpointDescription`; trainers set it.
     """
+
+    FILE_FORMATS: ClassVar[tuple[str, ...]] = ("pth", "safetensors")
+    file_format: str = "pth"
+    describe: Callable[[], Mapping[str, Any]] | None = None
+    # Whether every process has to call save(), because each has a part of the weights.
+    needs_all_processes: bool = False
 
     def __init__(
         self,
@@ -77,29 +111,82 @@ class DetectionCheckpointer(Checkpointer):
         self._source = "the checkpoint"
         self._covers: Callable[[str], bool] | None = None  # where it is of a part of the model: names in that part
         self._must_be_complete = False
+        self._is_resuming = False
+        self._wants_state = True
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save everything to ``<save_dir>/<name>.pth``, which then counts as the last checkpoint.
 
-        The file appears under its name only when it is complete.
+        The file appears under its name only when it is complete.  With the other :attr:`file_format` there are two.
 
         Args:
             name: file name without folder and extension.
             **kwargs: further data to save, returned by :meth:`load`.
         """
+        basename = self.save_aside(name, **kwargs)
+        if basename:
+            self.tag_last_checkpoint(basename)
+
+    def save_aside(self, name: str, **kwargs: Any) -> str | None:
+        """Save like :meth:`save`, without a change to which checkpoint counts as the last one.
+
+        Args:
+            name: file name without folder and extension.
+            **kwargs: further data to save.
+
+        Returns:
+            The name of the file; ``None`` where this process does not save.
+
+        Raises:
+            ValueError: ``name`` has a folder, or :attr:`file_format` is unknown.
+        """
         if not self.save_dir or not self.save_to_disk:
-            return
-        basename = f"{name}.pth"
-        if os.path.basename(basename) != basename:
+            return None
+        if os.path.basename(name) != name:
             raise ValueError(f"A checkpoint's name must not contain a folder, but is {name!r}; set save_dir instead.")
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        if self.describe is not None:
+            try:
+                data[DESCRIPTION] = dict(self.describe())
+            except Exception:  # whatever it is, the weights matter more
+                self.logger.exception("%s is saved without a description, since making it failed:", name)
         data.update(kwargs)
+        basename = self.file_name(name)
         path = os.path.join(self.save_dir, basename)
         self.logger.info("Saving checkpoint to %s", path)
+        if self.file_format == "safetensors":
+            return save_in_two_files(self.save_dir, name, data, self.path_manager)
         with atomic_write(path, "wb", self.path_manager) as file:
             torch.save(data, file)
-        self.tag_last_checkpoint(basename)
+        return basename
+
+    def file_name(self, name: str) -> str:
+        """-> the file that a checkpoint of this name has: the name with the ending of :attr:`file_format`."""
+        if self.file_format not in self.FILE_FORMATS:
+            raise ValueError(f"A checkpoint is saved as one of {self.FILE_FORMATS}, not as {self.file_format!r}.")
+        return f"{name}.{self.file_format}"
+
+    def describe_again(self, name: str, **changes: Any) -> None:
+        """Bring the description in a checkpoint that was saved before up to date.
+
+        Args:
+            name: of the checkpoint; nothing is done where there is no such file, or no :attr:`describe`.
+            **changes: entries that differ from what :attr:`describe` returns.
+        """
+        path = os.path.join(self.save_dir, self.file_name(name))
+        if self.describe is None or not self.save_dir or not self.save_to_disk or not os.path.isfile(path):
+            return
+        describe_again(path, {**self.describe(), **changes}, self.path_manager)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed while it saved left in :attr:`save_dir`."""
+        if not self.save_to_disk or not os.path.isdir(self.save_dir):
+            return
+        for entry in os.listdir(self.save_dir):
+            if re.fullmatch(r"(.*\.(pth|safetensors|state2?\.pt|json)|last_checkpoint)\.\d+\.tmp", entry):
+                os.remove(os.path.join(self.save_dir, entry))
+        remove_orphans(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Remember which file to resume from.
@@ -129,6 +216,8 @@ class DetectionCheckpointer(Checkpointer):
             self.logger.info("No checkpoint given: the model keeps its initialization.")
             return {}
         self.logger.info("Loading from %s ...", path)
+        # Without a list, everything that is to be restored; an empty list: nothing but the weights.
+        self._wants_state = bool(self.checkpointables if checkpointables is None else checkpointables)
         checkpoint = self._read_on_all_ranks(path)
         self._source = path
         incompatible = self._load_model(checkpoint)
@@ -137,7 +226,11 @@ class DetectionCheckpointer(Checkpointer):
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.logger.info("Loading the state of %s ...", key)
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                try:
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                except (ValueError, KeyError) as error:
+                    why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                    raise OtherModelError(_UNFITTING_STATE.format(key, path, why)) from error
             elif "__author__" not in checkpoint:
                 self.logger.warning("%s has no state of %r, which therefore starts afresh.", path, key)
         return checkpoint
@@ -170,19 +263,53 @@ class DetectionCheckpointer(Checkpointer):
         finally:
             self._must_be_complete = False
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from the last checkpoint in ``save_dir``, with everything, or load weights alone.
+
+        Args:
+            path: the weights to load where nothing is resumed.
+            resume: whether to look for a last checkpoint.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: the last checkpoint, or the weights, are not where they should be.
+            ValueError: the last checkpoint is damaged, or of a model with other shapes.
+        """
+        if not resume:
+            return self.load(path, checkpointables=[])
+        if not self.has_checkpoint():
+            warning = unmarked_checkpoints(self.save_dir, self.get_all_checkpoint_files())
+            if warning:
+                self.logger.warning(warning)
+            return self.load(path, checkpointables=[])
+        last = self.get_checkpoint_file()
+        self._is_resuming = True
+        try:
+            return self.load(last)
+        except OtherModelError:
+            raise
+        except (ValueError, FileNotFoundError) as error:
+            kinds = (UnsafePickleError, ValueError, FileNotFoundError)
+            kind = next(k for k in kinds if isinstance(error, k))
+            raise kind(f"{error} {how_to_resume_otherwise(last, self.get_all_checkpoint_files())}") from error
+        finally:
+            self._is_resuming = False
+
     def get_all_checkpoint_files(self) -> list[str]:
-        """Paths of the ``.pth`` files in ``save_dir``."""
+        """Paths of the ``.pth`` and ``.safetensors`` files in ``save_dir``."""
         if not self.path_manager.isdir(self.save_dir):
             return []
-        return super().get_all_checkpoint_files()
+        paths = [os.path.join(self.save_dir, name) for name in self.path_manager.ls(self.save_dir)]
+        return [path for path in paths if path.endswith((".pth", ".safetensors")) and self.path_manager.isfile(path)]
 
     def _read_on_all_ranks(self, path: str) -> dict[str, Any]:
         """Read the file here, or where a machine lacks it, receive its content from rank 0."""
         if not self._is_distributed or comm.get_world_size() == 1:
             return self._read(path)
         try:
-            self._local_file(path)
-            is_here = True
+            is_here = self._has_its_state(self._local_file(path)[0])
         except OSError:  # a failed download as well: the other ranks wait for this one's answer
             is_here = False
         where = comm.all_gather(is_here)
@@ -200,6 +327,11 @@ class DetectionCheckpointer(Checkpointer):
             raise box[0]
         return box[0]
 
+    def _has_its_state(self, path: str) -> bool:
+        """Whether the second file of a checkpoint in two files, if there is to be one, is on this machine as well."""
+        beside = state_file(path) if path.endswith(".safetensors") and self._wants_state else None
+        return beside is None or os.path.isfile(beside)
+
     def _local_file(self, path: str) -> tuple[str, bool]:
         """(local file, whether the path asks for the matching of names by their ends)."""
         heuristics = False
@@ -212,7 +344,7 @@ class DetectionCheckpointer(Checkpointer):
                 path = path.partition("?")[0]
             path = self._download(path)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no checkpoint {path}; {_what_is_beside(path)}. Check the path.")
+            raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
         return path, heuristics
 
     def _download(self, path: str) -> str:
@@ -237,7 +369,8 @@ class DetectionCheckpointer(Checkpointer):
         """The content of a local file as a dictionary with the key ``model``. Subclasses may add formats."""
         kind = file_format(filename)
         if kind == "safetensors":
-            return read_safetensors_file(filename)
+            weights, texts = read_safetensors_file(filename)
+            return {"model": weights, **read_beside(filename, texts, is_needed=self._wants_state)}
         data = self._torch_load(filename) if kind == "torch" else read_pickle_file(filename)
         return as_checkpoint(data, filename, is_pickle=kind == "pickle")
 
@@ -272,12 +405,9 @@ class DetectionCheckpointer(Checkpointer):
         report = LoadReport.of(self.model, incompatible, self._covers)
         if self._must_be_complete:
             report.require_complete(self._source)
+        if self._is_resuming:
+            report.require_same_shapes(self._source)
+        # For who wonders later why the model finds nothing.
+        record = {"source": self._source, "loaded": report.loaded, "total": report.total}
+        self.model._weights_record = record  # type: ignore[assignment]  # a module takes any attribute
         report.log(self.logger, self._source)
-
-
-def _what_is_beside(path: str) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        return f"the folder {folder} does not exist"
-    others = sorted(name for name in os.listdir(folder) if name.endswith((".pth", ".pkl", ".safetensors")))
-    return f"the folder {folder} holds {', '.join(others)}" if others else f"the folder {folder} holds no checkpoint"

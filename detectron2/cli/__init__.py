@@ -5,6 +5,8 @@ Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; default: those of this process.
 
     Returns:
-        The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C.
+        The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C, 141 where
+        the reader of the output has gone, as ``head`` does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="detectron2", description="Object detection and segmentation on PyTorch.")
@@ -50,15 +53,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 1
     try:
-        return importlib.import_module(f"detectron2.cli.{args.command}").run(args) or 0
+        status = importlib.import_module(f"detectron2.cli.{args.command}").run(args) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted.\n")
         return 130
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            return 141  # as the shell says of programs that this ends
         if getattr(args, "traceback", False) or not _is_user_error(e):
             raise
         sys.stderr.write(f"\ndetectron2 {args.command}: {type(e).__name__}: {_text(e)}\n(--traceback shows where)\n")
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether the output goes into a closed pipe; what is left of it is thrown away then."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not poll.poll(0):  # errors are told of without being asked for
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -1,146 +1,191 @@
-"""The files of ``detectron2 analyze``: a table of classes, and one page with everything."""
+"""The page of ``detectron2 analyze``."""
 
-import csv
 import html
-import io
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.cli._html import picture, write_page
-from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, DetectionScores
-from detectron2.utils.file_io import atomic_write
+from detectron2.cli._analysis_files import class_columns, class_row, error_columns, error_row
+from detectron2.cli._figures import Chart
+from detectron2.cli._html import table, write_page
+from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, Difference
 
-__all__ = ["write_analysis_page", "write_class_table"]
+__all__ = ["confusion_table", "contents", "page_title", "write_analysis_page"]
 
-_COLUMNS = (
-    "class",
-    "objects",
-    "detections",
-    "AP",
-    "AP50",
-    "AP75",
-    "AR",
-    "precision",
-    "recall",
-    "F1",
-    "best F1",
-    "best threshold",
-    "calibration error",
-)
+_KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+_MOST_CONFUSIONS = 20
 _EXPLANATIONS = {
     "Precision and recall": "Precision at each recall, interpolated as COCO does.",
     "F1 and threshold": "All classes together. Below the best threshold wrong detections outweigh, above it missed "
     "objects do.",
     "Types of errors": "How much AP would rise if only this were corrected (TIDE, arXiv:2008.08115). Classification: "
     "right place, wrong class; localization: right class, overlap too small; duplicate: the object was already found; "
-    "background: nothing is there; missed: not found, and not touched by the first two.",
+    "background: nothing is there; missed: not found, and not touched by the first two. Scores of all heights count.",
     "Confusion": "Rows: what there is; columns: what was predicted, from the score threshold on. Last column: missed; "
     "last row: found where nothing is.",
-    "Kinds of objects": "Area in square pixels: small below 32 x 32, large from 96 x 96 on.",
+    "Kinds of objects": "Area in square pixels: small below 32 x 32, large from 96 x 96 on. Objects in the image: how "
+    "crowded it is.",
+    "Keypoints": "Of detections that are right: how close each keypoint is to where it belongs, from 0 to 1, as OKS "
+    "counts it (1: exactly there; 0.6: away by two standard deviations of what annotators differ by).",
     "Calibration": "Of detections with a score of 0.8, 80 % should be right.",
     "Comparison": "Lines: confidence intervals over the choice of images. Where they do not touch 0 the difference is "
     "not chance (of the images; another seed in training is another matter).",
 }
 
 
-def _row(scores: DetectionScores) -> list[Any]:
-    at, best = scores.at_threshold, scores.best
-    counts = [scores.name, scores.num_objects, scores.num_detections]
-    averages = [scores.ap, scores.ap50, scores.ap75, scores.ar]
-    return [*counts, *averages, at.precision, at.recall, at.f1, best.f1, best.threshold, scores.calibration_error]
-
-
-def write_class_table(path: Path, analysis: DetectionAnalysis) -> None:
-    """Write a CSV file with a line for each class, and one for all.
-
-    Args:
-        path: the file. What is not defined is empty.
-        analysis: where the numbers come from.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for scores in [*analysis.per_class, analysis.overall]:
-        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in _row(scores)])
-    with atomic_write(path, "w") as f:
-        f.write(text.getvalue())
-
-
 def write_analysis_page(
     path: Path,
-    title: str,
+    files: tuple[str, str],
     analysis: DetectionAnalysis,
     comparison: Comparison | None,
-    charts: dict[str, Path],
-    worst: dict[str, Path],
+    charts: Mapping[str, Chart],
+    worst: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write the page.
+    """Write ``report.html``, which holds all pictures.
 
     Args:
-        path: the file.
-        title: its heading.
-        analysis: the numbers.
+        path: the page.
+        files: predictions, and name or file of the ground truth.
+        analysis: where the numbers come from.
         comparison: with another run, if there is one.
-        charts: PNG files by title.
-        worst: PNG files by caption.
+        charts: by title.
+        worst: pictures, as HTML, by caption.
         notes: said at the top.
     """
-    kind = {"bbox": "boxes", "segm": "masks"}[analysis.iou_type]
-    overall = analysis.overall
-    facts = (
-        f"{overall.num_detections} detections ({kind}), {overall.num_objects} objects, {len(analysis.per_image)} "
-        f"images, {len(analysis.per_class)} classes. A detection is right from an IoU of {analysis.iou_threshold:g} "
-        f"on; precision, recall, F1, confusion and pictures are for scores of at least {analysis.score_threshold:g}."
-    )
-    body = [f"<h1>{html.escape(title)}</h1><p>{facts}</p>"]
-    body += [f"<p>{html.escape(note)}</p>" for note in notes]
-    body.append(_summary(analysis))
+    parts: dict[str, str] = {}
     for name, chart in charts.items():
-        body.append(f"<h2>{html.escape(name)}</h2><p>{_EXPLANATIONS.get(name, '')}</p>{picture(chart)}")
-        if comparison is not None and name == "Comparison":
-            body.append(_comparison_table(comparison))
+        tables = _tables_of(name, analysis, comparison)
+        parts[name] = f"<p>{_EXPLANATIONS.get(name, '')}</p>{chart.element}{tables}"
     if worst:
-        body.append("<h2>Images with the most errors</h2><p>Left: truth, green where found, red where missed. Right: ")
-        body.append("predictions, green if right, red if wrong. Grey does not count.</p>")
-        body += [f"<h3>{html.escape(caption)}</h3>{picture(file)}" for caption, file in worst.items()]
-    body.append("<h2>All classes</h2><div style='overflow-x:auto'>")
-    body.append(_table(_COLUMNS, [_row(s) for s in [*analysis.per_class, overall]]) + "</div>")
+        shown = "".join(f"<h3>{html.escape(caption)}</h3>{pair}" for caption, pair in worst.items())
+        parts["Images with the most errors"] = (
+            "<p>Left: truth, green where found, red where missed. Right: predictions, green if right, red, with the "
+            f"type of the error, if wrong. Grey does not count.</p>{shown}"
+        )
+    shown = [s for s in analysis.per_class if s.num_objects or s.num_detections]
+    absent = len(analysis.per_class) - len(shown)
+    note = f"<p>{absent} classes have neither objects nor detections; per_class.csv has them too.</p>" if absent else ""
+    rows, last = [class_row(s, analysis) for s in shown], class_row(analysis.overall, analysis)
+    parts["All classes"] = note + table(
+        class_columns(analysis), rows, "Scores of each class", last=last, is_sortable=True
+    )
+    title, said = page_title(*files)
+    body = [said, f"<p>{_facts(analysis)}</p>"]
+    body += [f"<p>{html.escape(note)}</p>" for note in [*notes, *analysis.notes]]
+    body += [_summary(analysis), *contents(parts)]
     write_page(path, title, body)
 
 
-def _summary(analysis: DetectionAnalysis) -> str:
-    overall = analysis.overall
-    averages = {"AP": overall.ap, "AP50": overall.ap50, "AP75": overall.ap75, "AR": overall.ar}
-    averages |= {f"AP {name}": value for name, value in analysis.area_ap.items()}
-    columns = ("", "threshold", "precision", "recall", "F1")
-    points = [("chosen", overall.at_threshold), ("best F1", overall.best)]
-    rows = [(name, p.threshold, p.precision, p.recall, p.f1) for name, p in points]
-    return _table(tuple(averages), [tuple(averages.values())]) + "<br>" + _table(columns, rows)
+def page_title(predictions: str, data: str) -> tuple[str, str]:
+    """-> the title of a page, short, and as its first element with the whole names."""
+    title = f"Analysis of {os.path.basename(predictions)}"
+    names = f"<p>Predictions: {html.escape(predictions)}<br>Ground truth: {html.escape(data)}</p>"
+    return title, f"<h1>{html.escape(title)}</h1>{names}"
 
 
-def _comparison_table(comparison: Comparison) -> str:
-    columns = ("metric", "first", "second", "difference", f"{comparison.confidence:.0%} interval")
-    rows: list[Sequence[Any]] = [
-        (name, d.first, d.second, f"{d.delta:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}" if d.low <= d.high else "-")
-        for name, d in comparison.metrics.items()
-        if not math.isnan(d.delta)
+def contents(parts: Mapping[str, str]) -> list[str]:
+    """-> links to the parts of a page, given by title, and the parts."""
+    links = "".join(f'<a href="#part-{n}">{html.escape(name)}</a> ' for n, name in enumerate(parts))
+    sections = [
+        f'<section aria-labelledby="part-{n}"><h2 id="part-{n}">{html.escape(name)}</h2>{content}</section>'
+        for n, (name, content) in enumerate(parts.items())
     ]
+    return [f"<nav aria-label=Contents>{links}</nav>", *sections]
+
+
+def _facts(analysis: DetectionAnalysis) -> str:
+    overall = analysis.overall
+    overlap = "OKS" if analysis.iou_type == "keypoints" else "IoU"
+    return (
+        f"{overall.num_detections} detections ({_KINDS[analysis.iou_type]}), {overall.num_objects} objects, "
+        f"{len(analysis.per_image)} images, {len(analysis.per_class)} classes. A detection is right from an {overlap} "
+        f"of {analysis.iou_threshold:g} on; precision, recall, F1, confusion and pictures are for scores of at least "
+        f"{analysis.score_threshold:g}."
+    )
+
+
+def _summary(analysis: DetectionAnalysis) -> str:
+    columns: list[str] = ["metric", "value"]
+    rows: list[list[Any]] = [[name, value] for name, value in analysis.metrics.items()]
+    if analysis.intervals:
+        columns.append("95 % interval")
+        rows = [[name, value, _interval(*analysis.intervals[name])] for name, value in rows]
+    points = [("chosen", analysis.overall.at_threshold), ("best F1", analysis.overall.best)]
+    at = [[name, p.threshold, p.precision, p.recall, p.f1] for name, p in points]
+    return table(columns, rows, "All classes") + table(
+        ["threshold", "score", "precision", "recall", "F1"], at, "Above a threshold"
+    )
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
+def _tables_of(name: str, analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
+    """-> the numbers behind a chart."""
+    if name == "Comparison" and comparison is not None:
+        return _comparison_tables(comparison)
+    if name == "Confusion":
+        return confusion_table(analysis.confused(), "detections and objects")
+    if name == "Types of errors":
+        both = [[title, gain] for title, gain in analysis.gains.items()]
+        rows = [
+            error_row(s.name, e)
+            for s, e in zip(analysis.per_class, analysis.class_errors, strict=True)
+            if s.num_objects or s.num_detections
+        ]
+        last = error_row("all", analysis.errors)
+        by_class = table(error_columns(analysis), rows, "Errors of each class", last=last, is_sortable=True)
+        return table(["without any", "AP won"], both) + f"<details><summary>By class</summary>{by_class}</details>"
+    if name == "Kinds of objects":
+        rows = [
+            [f"{prop}: {part}", s.num_objects, s.ap, s.recall]
+            for prop, parts in analysis.parts.items()
+            for part, s in parts.items()
+        ]
+        return _folded("Numbers", table(["kind", "objects", "AP", "recall"], rows))
+    if name == "Calibration":
+        rows = [[f"{b.low:.1f} to {b.high:.1f}", b.count, b.confidence, b.accuracy] for b in analysis.calibration]
+        return _folded("Numbers", table(["score", "detections", "mean score", "share of right ones"], rows))
+    return ""
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def confusion_table(confused: Sequence[tuple[str, str, int]], unit: str) -> str:
+    """-> the most frequent pairs of different classes, from pairs with their counts in a unit, most first."""
+    totals: dict[str, int] = {}
+    for true, _, count in confused:
+        totals[true] = totals.get(true, 0) + count
+    wrong = [(t, p, n) for t, p, n in confused if t != p]
+    rows = [[f"{t} as {p}", n, n / totals[t]] for t, p, n in wrong[:_MOST_CONFUSIONS]]
+    caption = f"Most frequent, of {len(wrong)}" if len(wrong) > _MOST_CONFUSIONS else "All"
+    return _folded("Numbers", table(["true as predicted", unit, "share of the true class"], rows, caption))
+
+
+def _comparison_tables(comparison: Comparison) -> str:
+    titles = ["first", "second", "difference", f"{comparison.confidence:.0%} interval"]
+    rows = [[name, *_cells(d)] for name, d in comparison.metrics.items() if not math.isnan(d.delta)]
     changed = sorted((item for item in comparison.per_class.items() if item[1].delta), key=lambda i: i[1].delta)
-    known = [(name, d.first, d.second, f"{d.delta:+.3f}") for name, d in changed if not math.isnan(d.delta)]
-    by_class = _table(("AP by class", "first", "second", "difference"), known)
-    return f"{_table(columns, rows)}<details><summary>Classes</summary>{by_class}</details>"
+    by_class = [[name, *_cells(d)] for name, d in changed if not math.isnan(d.delta)]
+    by_area = [
+        [f"{name}: {area}", *_cells(d)]
+        for name, areas in comparison.per_class_areas.items()
+        for area, d in areas.items()
+        if d.delta and not math.isnan(d.delta)
+    ]
+    clear = sum(d.is_clear for _, d in changed)
+    said = f"Classes: {clear} of {len(comparison.per_class)} differ clearly"
+    content = table(["AP of", *titles], by_class, "AP of each class that differs", is_sortable=True)
+    content += table(["AP of", *titles], by_area, "By size, where it differs", is_sortable=True)
+    return table(["metric", *titles], rows, "All classes") + _folded(said, content)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    lines = ("".join(f"<td>{html.escape(_text(value))}</td>" for value in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
+def _cells(difference: Difference) -> list[Any]:
+    interval = "-" if math.isnan(difference.low) else f"{difference.low:+.3f} to {difference.high:+.3f}"
+    return [difference.first, difference.second, f"{difference.delta:+.3f}", interval]

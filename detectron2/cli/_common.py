@@ -2,20 +2,26 @@
 
 import argparse
 import importlib
+import importlib.util
 import json
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detectron2 import model_zoo
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint import DetectionCheckpointer, read_description
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config._merge import iter_leaves
+from detectron2.config._optional import OPTIONAL_KEYS
+from detectron2.config._project_keys import adders_of
+from detectron2.config._trusted_calls import refuse_foreign_calls
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.modeling import build_model
@@ -28,8 +34,17 @@ logger = logging.getLogger(__name__)
 _SAVED_METADATA = ("thing_classes", "thing_colors", "keypoint_names", "keypoint_connection_rules")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options with which a config is chosen and changed."""
+def add_config_arguments(
+    parser: argparse.ArgumentParser, *, required: bool = True, words: str = "opts", words_help: str = ""
+) -> None:
+    """Add the options with which a config is chosen and changed.
+
+    Args:
+        parser: the parser of a command.
+        required: whether the command does nothing without a config.
+        words: the attribute that gets the words that belong to no option.
+        words_help: what these are, where they are more than changes to the config.
+    """
     parser.add_argument(
         "--config-file",
         required=required,
@@ -38,10 +53,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     )
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument(
-        "opts",
+        words,
         nargs="*",  # not REMAINDER, which would swallow the options after them
-        metavar="CHANGE",
-        help="changes to the config, side by side: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
+        metavar="CHANGE" if words == "opts" else words.upper(),
+        help=f"{words_help}changes to the config, in a row: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
     )
 
 
@@ -157,19 +172,66 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
                 f"{path} does not define {', '.join(lacking)}. A LazyConfig has the sections model, dataloader, train, "
                 "and for training optimizer and lr_multiplier; for the keys of 'train' see configs/common/train.py."
             )
-        LazyConfig.apply_overrides(lazy, opts)
-        lazy.train.device = _available_device(lazy.train.get("device", "cuda"), "train.device")
-        if output_dir:
-            lazy.train.output_dir = output_dir
-        return lazy
+        return _finish(lazy, opts, output_dir)
     cfg = get_cfg()
+    _add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, opts[::2])])
     cfg.merge_from_file(path)
-    cfg.merge_from_list(opts)
-    cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    return _finish(cfg, opts, output_dir)
+
+
+def load_described_config(weights: str, opts: list[str], trusted: list[str]) -> Any:
+    """Read the config that weights bring along.
+
+    Args:
+        weights: a checkpoint.
+        opts: changes to it, as for :func:`load_config`.
+        trusted: packages of the user's own that a LazyConfig may call.
+
+    Returns:
+        What :func:`load_config` returns; ``None`` where the file has none.
+
+    Raises:
+        ValueError: the config asks for calls that weights have no business to make.
+    """
+    description = read_description(weights)
+    if description is None or not description.config:
+        return None
+    cfg = description.load_config()
+    if isinstance(cfg, CfgNode):
+        _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
+    else:
+        for part in ("model", "dataloader.test.mapper"):
+            refuse_foreign_calls(OmegaConf.select(cfg, part), weights, trusted)
+    return _finish(cfg, opts, None)
+
+
+def _finish(cfg: Any, opts: list[str], output_dir: str | None) -> Any:
+    """Apply changes, and choose a device that is there."""
+    if isinstance(cfg, CfgNode):
+        cfg.merge_from_list(opts)
+        cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+        if output_dir:
+            cfg.OUTPUT_DIR = output_dir
+        cfg.freeze()
+        return cfg
+    LazyConfig.apply_overrides(cfg, opts)
+    cfg.train.device = _available_device(cfg.train.get("device", "cuda"), "train.device")
     if output_dir:
-        cfg.OUTPUT_DIR = output_dir
-    cfg.freeze()
+        cfg.train.output_dir = output_dir
     return cfg
+
+
+def _paths(cfg: Mapping[str, Any]) -> list[str]:
+    return [path for path, _ in iter_leaves(cfg)]
+
+
+def _add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
+    """Add the keys of projects that come with the library, as far as they are used; importing them adds models."""
+    known = set(_paths(cfg))
+    for name in adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS]):
+        module, _, function = name.rpartition(".")
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:  # others are reported as unknown keys
+            getattr(importlib.import_module(module), function)(cfg)
 
 
 def _is_lazy(path: str) -> bool:
@@ -206,9 +268,19 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     if isinstance(cfg, CfgNode):
         model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
     else:
-        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(cfg.dataloader.test.mapper)
+        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(_test_mapper(cfg))
     DetectionCheckpointer(model).load_for_inference(weights)
     return model.eval(), mapper
+
+
+def _test_mapper(cfg: DictConfig) -> DictConfig:
+    mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
+    if mapper is None:
+        raise ValueError(
+            "The config has no dataloader.test.mapper, which says how images are made ready for the model; give "
+            "--config-file with one like that in configs/common/data/coco.py."
+        )
+    return mapper
 
 
 def dataset_names(cfg: Any, split: str) -> list[str]:
@@ -255,7 +327,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def load_metadata(cfg: Any, weights: str) -> Metadata:
-    """-> class names and colours for drawing: those saved beside the weights, else those of the test data set."""
+    """-> class names and colours for drawing: of the weights, else saved beside them, else of the test data set."""
+    description = read_description(weights) if weights else None
+    if description is not None and description.metadata:
+        return description.load_metadata()
     beside = Path(os.path.dirname(weights), "metadata.json")
     if weights and beside.is_file():
         return Metadata().set(name=str(beside), **json.loads(beside.read_text()))

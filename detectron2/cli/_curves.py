@@ -20,6 +20,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 # Of what is shown when nobody chooses: the main number of every task.
 _HEADLINES = ("AP", "AP50", "AR@1000", "mIoU", "PQ", "mAP")
 _NOT_BY_DEFAULT = ("eta_seconds", "data_time", "time", "grad_scaler", "iteration")
+_VALIDATION = "validation/"
 _COLUMNS = 3
 
 
@@ -154,8 +155,21 @@ def _centred_sum(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.convolve(values, kernel)[before : before + len(values)]
 
 
+def panels(metrics: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Say what is drawn together: a loss, and the same loss on other data.
+
+    Args:
+        metrics: names.
+
+    Returns:
+        For each panel the name that it is called by, and the name of the validation loss that belongs to it, if any.
+    """
+    partners = {name: f"{_VALIDATION}{name}" for name in metrics if f"{_VALIDATION}{name}" in metrics}
+    return [(name, partners.get(name)) for name in metrics if name not in partners.values()]
+
+
 def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: Path) -> None:
-    """Draw a panel for each metric, a line for each run.
+    """Draw a panel for each metric, a line for each run; validation losses are dashed lines beside those of training.
 
     Args:
         runs: at least one.
@@ -165,45 +179,46 @@ def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    columns = min(len(metrics), _COLUMNS)
-    rows = math.ceil(len(metrics) / columns)
+    shown = panels(metrics)
+    columns = min(len(shown), _COLUMNS)
+    rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3 * len(runs)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    handles: dict[str, Any] = {}
     last = max(float(run.curves[m][0][-1]) for run in runs for m in metrics if m in run.curves)
-    for place, metric in enumerate(metrics, 1):
+    for place, (metric, partner) in enumerate(shown, 1):
         axes = figure.add_subplot(rows, columns, place)
         for index, run in enumerate(runs):
-            if metric in run.curves:
-                handles[run.name] = _draw_line(axes, run.curves[metric], metric, window, f"C{index % 10}")
+            often = max(len(curve[0]) for curve in run.curves.values()) / 2
+            for name, style in ((metric, "-"), (partner, "--")):
+                if name is not None and name in run.curves:
+                    curve = run.curves[name]
+                    is_smoothed = name != "lr" and len(curve[0]) > max(window, often)
+                    _draw_line(axes, curve, window if is_smoothed else 1, f"C{index % 10}", style)
         axes.set_title(metric, fontsize=10)
         axes.set_xlabel("iteration", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.set_xlim(-0.02 * max(last, 1.0), 1.02 * max(last, 1.0))  # panels below each other compare
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.3)
-    if len(runs) > 1:
-        names = [run.name for run in runs if run.name in handles]
-        figure.legend(
-            [handles[n] for n in names],
-            names,
-            loc="outside upper left",
-            ncols=min(len(names), columns),
-            fontsize="small",
-        )
+    handles = [Line2D([], [], color=f"C{i % 10}", label=run.name) for i, run in enumerate(runs)]
+    if any(partner for _, partner in shown):
+        handles.append(Line2D([], [], color="0.4", linestyle="--", label="dashed: validation"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), columns), fontsize="small")
     figure.savefig(path)
 
 
-def _draw_line(axes: Any, curve: Curve, metric: str, window: int, color: str) -> Any:
-    """-> the line that stands for the run in the legend."""
-    iterations = curve[0]
-    if window > 1 and metric != "lr" and len(iterations) > window:
-        axes.plot(iterations, curve[1], color=color, alpha=0.25, linewidth=0.9)
-        return axes.plot(iterations, smooth(curve, window), color=color, linewidth=1.6)[0]
+def _draw_line(axes: Any, curve: Curve, window: int, color: str, style: str) -> None:
+    iterations, values = curve
+    if window > 1:
+        axes.plot(iterations, values, color=color, alpha=0.25, linewidth=0.9, linestyle=style)
+        axes.plot(iterations, smooth(curve, window), color=color, linewidth=1.6, linestyle=style)
+        return
     few = len(iterations) <= 30  # evaluations: each is a point of its own
-    return axes.plot(iterations, curve[1], color=color, linewidth=1.6, marker="o" if few else None, markersize=3)[0]
+    marker = "o" if few else None
+    axes.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3, linestyle=style)
 
 
 def value_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data._coco_fixing import fix
 from detectron2.data._findings import MAX_EXAMPLES, Finding
 from detectron2.data._format_coco import content_to_dicts, write_content
-from detectron2.data.build import _num_classes
+from detectron2.data.build import _num_classes, _num_labels
 from detectron2.data.validation import DatasetReport, compare_classes, inspect_dataset_dicts
 
 __all__ = ["run"]
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(_text(source, report, args) + "\n")
         if between:
             sys.stdout.write("Between the data sets\n" + "".join(_finding_text(f) for f in between) + "\n")
-        if args.fix:
-            sys.stdout.write(_fix_text(args.fix, changes, passes_now))
         sys.stdout.write(_verdict([*(f for r in reports for f in r.findings), *between]) + "\n")
+        if args.fix:
+            sys.stdout.write("\n" + _fix_text(args.fix, changes, passes_now))
     return 0 if passes_now else 1
 
 
@@ -74,6 +74,8 @@ def _expectations(cfg: Any) -> dict[str, Any]:
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
             "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            "num_labels": _num_labels(cfg),
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
         return {**expected, "num_classes": num_classes, "num_classes_key": key} if num_classes is not None else expected
     mapper = "dataloader.train.mapper"
@@ -91,10 +93,15 @@ def _expectations(cfg: Any) -> dict[str, Any]:
 
 
 def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace) -> DatasetReport:
+    stuff = source.metadata.get("stuff_classes") or []
+    expected = {"ignore_label": source.metadata.get("ignore_label", 255), **expected}
+    if expected.get("num_labels") is None and stuff:
+        expected.update(num_labels=len(stuff), num_labels_key="the number of stuff_classes of the data set")
     return inspect_dataset_dicts(
         source.dicts,
         name=source.name,
         class_names=source.class_names,
+        category_names=max((source.class_names or [], stuff), key=len) or None,
         findings=source.findings,
         check_files=args.files != 0,
         max_files=args.files,
@@ -128,8 +135,13 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
 
 def _text(source: Source, report: DatasetReport, args: argparse.Namespace) -> str:
     lines = [f"{report.name} ({source.format})"]
-    lines.append(f"  images       {report.num_images:>8}   {report.num_empty} without objects")
-    lines.append(f"  annotations  {report.num_annotations:>8}   and {report.num_crowd} crowd regions")
+    if any("annotations" in d for d in source.dicts if isinstance(d, dict)):
+        lines.append(f"  images       {report.num_images:>8}   {report.num_empty} without objects")
+        lines.append(f"  annotations  {report.num_annotations:>8}   and {report.num_crowd} crowd regions")
+    else:
+        lines.append(f"  images       {report.num_images:>8}")
+        segments = sum(n for _, n, _ in report.classes)
+        lines += [f"  segments     {segments:>8}"] if segments else []
     if sum(report.sizes.values()):
         sizes = ", ".join(f"{n} {size}" for size, n in report.sizes.items())
         lines.append(f"               {'':>8}   {sizes} (boxes; bounds 32 x 32 and 96 x 96 pixels)")
@@ -161,8 +173,9 @@ def _class_table(report: DatasetReport) -> str:
     if len(rows) > _MOST_CLASSES:
         rows = [r for r in sorted(rows, key=lambda r: -r[2])[:_MOST_CLASSES] if r[2]]
         rare = sum(n < 10 for _, n, _ in report.classes)
-        note = f"  The most frequent of {len(report.classes)} classes; {rare} have less than 10 objects.\n"
-    table = tabulate(rows, headers=["label", "class", "objects", "images"], tablefmt="simple")
+        note = f"  The most frequent of {len(report.classes)} classes; {rare} have less than 10.\n"
+    counted = "objects" if report.num_annotations or not any(n for _, n, _ in report.classes) else "segments"
+    table = tabulate(rows, headers=["label", "class", counted, "images"], tablefmt="simple")
     return "\n" + "".join(f"  {line}\n" for line in table.splitlines()) + note
 
 
@@ -173,7 +186,7 @@ def _fix_text(file: str, changes: dict[str, int], passes: bool) -> str:
         else f"Wrote {file}: there was nothing to fix.\n"
     )
     text += "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
-    return text + ("It passes the check.\n\n" if passes else "It still has errors: check it again to see which.\n\n")
+    return text + ("It passes the check.\n" if passes else "It still has errors: check it again to see which.\n")
 
 
 def _verdict(findings: list[Finding]) -> str:

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 from detectron2.cli._common import find_config_file, load_config
 from detectron2.cli._data_sources import Source, open_source, register, registered
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetMapper, Metadata
+from detectron2.data import DatasetMapper, Metadata, MultiImageMapper
 from detectron2.data._formats import flat_names
+from detectron2.data._images import viewable_rgb
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
@@ -25,6 +26,7 @@ __all__ = ["run"]
 
 _TILE = 480
 _CAPTION = 16
+_MOST_ENLARGED = 4
 _NEEDED = {"bbox", "bbox_mode", "category_id"}
 
 
@@ -43,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
     seed_all_rng(args.seed)
     with registered(source) as name:
         mapper = _mapper(args, source, name) if args.augmented else None
-        pictures = [(record["file_name"], p) for record in records for p in _pictures(record, source, mapper)]
+        pictures = [
+            (record["file_name"], p) for record in records for p in _pictures(record, source, mapper, not args.output)
+        ]
     if not pictures:
-        raise ValueError("None of the chosen images can be read; detectron2 data check tells why.")
+        raise ValueError("None of the chosen images can be drawn; the reasons are above.")
     if args.output:
         names = flat_names(file for file, _ in pictures)
         for name, (_, picture) in zip(names, pictures, strict=True):
@@ -71,34 +75,47 @@ def _mapper(args: argparse.Namespace, source: Source, name: str) -> Any:
     """-> what a config of either kind does with a record in training."""
     cfg = load_config(find_config_file(args.config_file), args.opts)
     if not isinstance(cfg, CfgNode):
-        return instantiate(cfg.dataloader.train.mapper)
+        mapper = instantiate(cfg.dataloader.train.mapper)
+        return mapper.drawing_from(source.dicts) if isinstance(mapper, MultiImageMapper) else mapper
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)  # where the names of keypoints come from
     return DatasetMapper(cfg, is_train=True)
 
 
-def _pictures(record: dict[str, Any], source: Source, mapper: Any) -> Iterator[Image.Image]:
+def _pictures(record: dict[str, Any], source: Source, mapper: Any, as_tile: bool) -> Iterator[Image.Image]:
     """Yield the picture of a record; nothing if its image cannot be read."""
     try:
-        drawn = _draw_raw(record, source.metadata) if mapper is None else _draw_mapped(mapper, record, source.metadata)
-    except (OSError, ValueError) as e:
+        if mapper is None:
+            drawn = _draw_raw(record, source.metadata, as_tile)
+        else:
+            drawn = _draw_mapped(mapper, record, source.metadata, as_tile)
+    except (OSError, ValueError, TypeError) as e:
         sys.stderr.write(f"left out: {record.get('file_name')}: {e}\n")
         return
     yield Image.fromarray(drawn)
 
 
-def _draw_raw(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    image = read_image(record["file_name"], "RGB")
-    return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
+def _scale(image: np.ndarray, as_tile: bool) -> float:
+    """-> the scale to draw at: words are as large in each tile of a sheet, and do not cover small images."""
+    return min(_TILE / max(image.shape[:2]), _MOST_ENLARGED) if as_tile else 1.0
 
 
-def _draw_mapped(mapper: Any, record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+def _draw_raw(record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:
+    try:
+        image = read_image(record["file_name"], "RGB")
+    except ValueError:  # values or channels that RGB does not have
+        image = viewable_rgb(read_image(record["file_name"]))
+    return Visualizer(image, metadata, scale=_scale(image, as_tile)).draw_dataset_dict(record).get_image()
+
+
+def _draw_mapped(mapper: Any, record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:
     """Draw the input of the model: the image tensor back as a picture, and the annotations that go with it."""
     mapped = mapper(record)
-    order = getattr(mapper, "image_format", None) or "RGB"
-    image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0).numpy(), order)
-    visualizer = Visualizer(image, metadata)
+    inner = mapper.mapper if isinstance(mapper, MultiImageMapper) else mapper
+    image, order = mapped["image"].permute(1, 2, 0).numpy(), getattr(inner, "image_format", "RGB")
+    image = viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
+    visualizer = Visualizer(image, metadata, scale=_scale(image, as_tile))
     if "sem_seg" in mapped:
         visualizer.draw_sem_seg(mapped["sem_seg"], area_threshold=0, alpha=0.5)
     instances = mapped.get("instances")

@@ -1,6 +1,7 @@
 """What ``detectron2 data`` works on: files, folders and registered names, read with all their mistakes."""
 
 import argparse
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from detectron2.data._format_voc import read_voc
 from detectron2.data._format_yolo import read_yolo
 from detectron2.data._formats import AnnotatedImages, guess_format
 from detectron2.data.datasets import convert_to_coco_dict, load_coco_json
+from detectron2.data.datasets._keypoint_metadata import keypoint_metadata
 from detectron2.data.datasets.builtin import is_builtin
 
 __all__ = ["Source", "open_data", "open_source", "register", "registered"]
@@ -76,7 +78,10 @@ def open_source(name: str, args: argparse.Namespace) -> Source:
         return Source(name, dicts, None if classes is None else list(classes), [], known, None, drops)
     data = open_data(name, args)
     dicts, class_names, findings = content_to_dicts(data)
-    metadata.set(thing_classes=class_names, **_keypoints(data.content["categories"]))
+    # To draw, a flip map is no matter of life and death; training asks for it.
+    metadata.set(thing_classes=class_names).suggest(keypoint_flip_map=[]).suggest(
+        **keypoint_metadata(data.content["categories"])
+    )
     if known is not None and known.get("thing_colors") is not None:
         metadata.set(thing_colors=known.thing_colors)
     return Source(name, dicts, class_names, data.findings + findings, metadata, data, drops)
@@ -107,7 +112,7 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
         if not os.path.exists(name):
             raise FileNotFoundError(
                 f"'{name}' is neither a file or folder (working directory: '{os.getcwd()}') nor a registered data set. "
-                "Data sets can be registered with --coco, --voc or --import."
+                f"{_similar(name)}Data sets can be registered with --coco, --voc or --import."
             )
         source_format = guess_format(name)
     classes = [c.strip() for c in args.classes.split(",")] if args.classes and not args.voc else None
@@ -116,25 +121,15 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
     return (read_voc if source_format == "voc" else read_yolo)(name, args.split, classes)
 
 
+def _similar(name: str) -> str:
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+    return f"Is {' or '.join(map(repr, near))} meant? " if near else ""
+
+
 def _reads_coco(name: str) -> bool:
     """Whether a registered data set is a file in COCO format, which is then read with its mistakes."""
     function = DatasetCatalog[name]
     return getattr(function, "func", None) is load_coco_json and os.path.isfile(str(function.args[0]))
-
-
-def _keypoints(categories: list[dict[str, Any]]) -> dict[str, Any]:
-    """-> metadata about keypoints, of the first category that has any."""
-    category = next((c for c in categories if c.get("keypoints")), None)
-    if category is None:
-        return {}
-    names = [str(n) for n in category["keypoints"]]
-    flip = {n: n.replace("left", "right") for n in names if "left" in n and n.replace("left", "right") in names}
-    lines = [(names[i - 1], names[j - 1], (102, 204, 255)) for i, j in category.get("skeleton") or ()]
-    return {
-        "keypoint_names": names,
-        "keypoint_flip_map": list(flip.items()),
-        "keypoint_connection_rules": lines,
-    }
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = read_metrics(output / "metrics.json")
     curve = draw_training_curve(metrics, output / "training_curve.png")
     write_report(output / "report.html", cfg, results, metrics, curve, pictures)
-    _summary(output, results)
+    _summary(output, results, trainer.checkpointer.file_name("model_final"))
     return 0
 
 
@@ -110,7 +110,8 @@ def _start_clean_or_resume(output: Path, cfg: CfgNode, resume: bool) -> None:
         _say("Resuming it.")
         return
     _say("Starting clean (--resume continues it instead). Its data set is kept.")
-    for path in [output / name for name in _MADE] + list(output.glob("model_*.pth")) + [last]:
+    models = [path for ending in (".pth", ".safetensors", ".state*.pt") for path in output.glob(f"model_*{ending}")]
+    for path in [output / name for name in _MADE] + models + [last]:
         path.unlink(missing_ok=True)
     for folder in _MADE_FOLDERS:
         shutil.rmtree(output / folder, ignore_errors=True)
@@ -182,7 +183,7 @@ def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
     """Train, or, where nothing is left to train, just load the weights."""
     trainer = _DemoTrainer(cfg)
     last = trainer.checkpointer.get_checkpoint_file() if trainer.checkpointer.has_checkpoint() else ""
-    if resume and os.path.basename(last) == "model_final.pth":
+    if resume and os.path.basename(last) == trainer.checkpointer.file_name("model_final"):
         trainer.checkpointer.load(last, checkpointables=[])
         return trainer
     trainer.resume_or_load(resume=resume)
@@ -204,10 +205,10 @@ def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
     return trainer
 
 
-def _summary(output: Path, results: dict[str, dict[str, float]]) -> None:
+def _summary(output: Path, results: dict[str, dict[str, float]], file_name: str) -> None:
     """Print where to look and what to try next."""
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
-    weights = output / "model_final.pth"
+    weights = output / file_name
     image = output / "data" / "val" / "images" / "00000.png"
     # Run through make, the command lies in an environment that the user's shell does not know.
     command = "detectron2" if shutil.which("detectron2") else os.path.relpath(sys.argv[0])
@@ -219,7 +220,7 @@ Look at   {output / "report.html"}
           {output / "pictures"}   (truth left, prediction right)
 
 Try next
-  {command} predict --weights {weights} --input {image} --output {output / "mine"}
+  {command} predict --weights {weights} {image} --output {output / "mine"}
   {command} demo --output {output} --resume
   {command} train --help        (your own images: --coco NAME annotations.json images/)
 """

@@ -1,16 +1,25 @@
 """``detectron2 eval``: evaluate a trained model on the test sets of its config.
 
 detectron2 eval --config-file output/config.yaml --weights output/model_final.pth
+detectron2 eval --config-file output/config.yaml --weights output/model_final.pth --analyze
 """
 
 import argparse
+import inspect
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
+
+from detectron2.cli import analyze
+from detectron2.cli._analysis_run import find_sources
 from detectron2.cli._common import (
     add_config_arguments,
     add_dataset_arguments,
+    dataset_names,
     find_config_file,
     load_config,
     load_model,
@@ -19,6 +28,8 @@ from detectron2.cli._common import (
 )
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
+from detectron2.evaluation import build_evaluator
+from detectron2.utils.registry import locate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
     parser.add_argument("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
+    parser.add_argument(
+        "--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,8 +57,48 @@ def run(args: argparse.Namespace) -> int:
     args.eval_only = True
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)
-    results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else lazy_test(cfg, model)
+    names = dataset_names(cfg, "test")
+    results = _test_yaml(cfg, model, names) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
     path = Path(output, "results.json")
     write_json(path, results)
     sys.stdout.write(f"Results: {path}\n")
+    if args.analyze:
+        for name in names:
+            _analyze(Path(output), name, is_only=len(names) == 1)
     return 0
+
+
+def _test_yaml(cfg: CfgNode, model: Any, names: Sequence[str]) -> Any:
+    if len(names) == 1:
+        return DefaultTrainer.test(cfg, model)
+    # each writes predictions, under the same names
+    folders = [os.path.join(cfg.OUTPUT_DIR, "inference", name) for name in names]
+    evaluators = [build_evaluator(name, folder, cfg=cfg) for name, folder in zip(names, folders, strict=True)]
+    return DefaultTrainer.test(cfg, model, evaluators)
+
+
+def _test_lazy(cfg: Any, model: Any, output: str) -> Any:
+    evaluator = cfg.dataloader.evaluator
+    if OmegaConf.is_dict(evaluator) and evaluator.get("output_dir") is None and _takes_folder(evaluator):
+        evaluator.output_dir = os.path.join(output, "inference")
+    return lazy_test(cfg, model)
+
+
+def _takes_folder(evaluator: Any) -> bool:
+    target = evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    return callable(target) and "output_dir" in inspect.signature(target).parameters
+
+
+def _analyze(output: Path, name: str, is_only: bool) -> None:
+    """Analyze the predictions on one data set, as far as its evaluator has left any."""
+    own = "" if is_only else name
+    folder = output / "inference" / own
+    try:
+        sources = find_sources(str(folder), name)
+    except FileNotFoundError:
+        sys.stdout.write(f"{name}: its evaluator writes no predictions, so there is nothing to analyze.\n")
+        return
+    parser = argparse.ArgumentParser()
+    analyze.add_arguments(parser)
+    analyze.run_sources(sources, parser.parse_args([str(folder)]), output / "analysis" / own)

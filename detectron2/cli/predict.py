@@ -1,6 +1,8 @@
 """``detectron2 predict``: run a trained model on images, write pictures and a JSON file.
 
-detectron2 predict --weights output/demo/model_final.pth --input a.jpg b.png folder/ --output predictions
+detectron2 predict --weights output/demo/model_final.pth a.jpg b.png folder/ --output predictions
+
+Checkpoints bring their config and class names along; --config-file is for those of other programs.
 """
 
 import argparse
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,25 +22,29 @@ from detectron2.cli._common import (
     add_dataset_arguments,
     find_config_file,
     load_config,
+    load_described_config,
     load_metadata,
     load_model,
     register_datasets,
     write_json,
 )
+from detectron2.data._images import viewable_rgb
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy", ".npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``detectron2 predict``."""
-    add_config_arguments(parser, required=False)
+    add_config_arguments(
+        parser, required=False, words="image", words_help="images, or folders of images; then, if you like, "
+    )
     add_dataset_arguments(parser)
     parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="images, or folders of images")
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="further images, or folders of images")
     parser.add_argument("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
     parser.add_argument("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
 
@@ -45,40 +52,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict on every image."""
     register_datasets(args)
-    files = list(_image_files(args.input))
+    images, opts = _split_words(args.image)
+    if not images and not args.input:
+        raise ValueError("There is nothing to predict on: name images, or folders of images.")
+    files = list(_image_files([*images, *args.input]))
     output = Path(args.output)
     pictures = _picture_paths(files, output)
-    cfg = load_config(find_config_file(_config_file(args)), args.opts)
+    cfg = _load_config(args, opts)
     model, mapper = load_model(cfg, args.weights)
     metadata = load_metadata(cfg, args.weights)
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    order = mapper.image_format or "RGB"
+    left_out = 0
     with torch.inference_mode():
         for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
-            instances = _instances(model([mapper({"file_name": path})])[0])
+            try:
+                sample, image = mapper({"file_name": path}), _picture_of(path, mapper.image_format)
+            except (OSError, ValueError) as e:
+                if len(files) == 1:
+                    raise
+                sys.stderr.write(f"left out: {e}\n")  # the others are not to be lost for it
+                left_out += 1
+                continue
+            instances = _instances(model([sample])[0])
             instances = instances[instances.scores >= args.confidence]
-            image = convert_image_to_rgb(read_image(path, order), order)
             Visualizer(image, metadata).draw_instance_predictions(instances).save(str(picture))
             for record in instances_to_coco_json(instances, path):
                 records.append({"file_name": path, **{k: v for k, v in record.items() if k != "image_id"}})
     write_json(output / "predictions.json", records)
-    sys.stdout.write(f"{len(records)} objects in {len(files)} images; pictures and predictions.json are in {output}\n")
-    return 0
+    done = f"{len(records)} objects in {len(files) - left_out} images"
+    done += f" ({left_out} cannot be read)" if left_out else ""
+    sys.stdout.write(f"{done}; pictures and predictions.json are in {output}\n")
+    return 1 if left_out else 0
 
 
-def _config_file(args: argparse.Namespace) -> str:
-    """-> the config given, or the one that training left beside the weights."""
+def _picture_of(path: str, order: str | None) -> np.ndarray:
+    """-> the image, as 8-bit RGB, to draw on."""
+    image = read_image(path, order)
+    return viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
+
+
+def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """-> (images, changes to the config): the first word that cannot be a file begins the changes."""
+    is_image = [os.path.exists(w) or ("=" not in w and w.lower().endswith(_SUFFIXES)) for w in words]
+    count = is_image.index(False) if False in is_image else len(words)
+    return words[:count], words[count:]
+
+
+def _load_config(args: argparse.Namespace, opts: list[str]) -> Any:
+    """-> the config given, the one in the checkpoint, or the one that training left beside the weights."""
     if args.config_file:
-        return args.config_file
+        return load_config(find_config_file(args.config_file), opts)
     if not args.weights:
-        raise ValueError("Give --config-file, or --weights of a training run, which has its config.yaml beside it.")
+        raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
+    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
+    described = load_described_config(args.weights, opts, trusted)
+    if described is not None:
+        return described
     beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
     if not os.path.isfile(beside):
-        raise FileNotFoundError(
-            f"There is no {beside}, in which training writes its config beside the weights; give --config-file."
+        raise ValueError(
+            f"{args.weights} does not say which model it is of (it was not saved by a trainer of this version), and "
+            f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
+            "--config-file."
         )
-    return beside
+    return load_config(beside, opts)
 
 
 def _instances(output: dict[str, Any]) -> Instances:

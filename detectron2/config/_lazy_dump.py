@@ -17,7 +17,7 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 
 from ._lazy_objects import describe_object, describe_partial, missing_object
 
-__all__ = ["save_yaml", "to_python"]
+__all__ = ["save_yaml", "to_python", "to_yaml"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,7 @@ _SCALARS = (bool, int, float, str, type(None))
 
 def save_yaml(cfg: Any, filename: str) -> None:
     """Write ``cfg`` to ``filename``; see ``LazyConfig.save``."""
-    lost: list[str] = []
-    content = _to_plain(_container(cfg), "", lost)
-    text = yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, sort_keys=False, width=9999)
+    text, lost = to_yaml(cfg)
     _write(filename, text.encode())
     if lost:
         pickle_name = os.path.splitext(filename)[0] + ".pkl"
@@ -39,6 +37,13 @@ def save_yaml(cfg: Any, filename: str) -> None:
             pickle_name,
         )
         _save_pickle(cfg, pickle_name)
+
+
+def to_yaml(cfg: Any) -> tuple[str, list[str]]:
+    """Return ``cfg`` as the text of a YAML file, and the places whose values no text can hold."""
+    lost: list[str] = []
+    content = _to_plain(_container(cfg), "", lost)
+    return yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, sort_keys=False, width=9999), lost
 
 
 def _container(cfg: Any) -> Any:

@@ -12,6 +12,7 @@ from yacs.config import CfgNode as YacsNode
 
 from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
 from ._optional import OPTIONAL_KEYS
+from ._project_keys import PROJECT_FOLDERS, adders_of
 
 __all__ = ["iter_leaves", "merge_config", "merge_pairs", "nearest"]
 
@@ -43,13 +44,19 @@ def _nearest_path(path: str, root: YacsNode) -> str | None:
     return nearest(path, known) or (same_name[0] if len(same_name) == 1 else None)
 
 
+def _how_to_add(adder: str, paths: Sequence[str]) -> str:
+    shown = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    folder = PROJECT_FOLDERS.get(adder.partition(".")[0])
+    return f"{shown}: call {adder}(cfg) first" + (f"; it is in {folder}." if folder else ".")
+
+
 class _Transaction:
     """Writes into a config tree that can be taken back, and the problems met on the way."""
 
     def __init__(self, root: YacsNode, source: str | None):
         self.root = root
         self.source = source
-        self.unknown: list[str] = []
+        self.unknown: dict[str, str] = {}
         self.wrong_type: list[str] = []
         self._undo: list[tuple[YacsNode, str, bool, Any]] = []
 
@@ -67,7 +74,17 @@ class _Transaction:
 
     def report_unknown(self, path: str, hint: str = "") -> None:
         guess = _nearest_path(path, self.root)
-        self.unknown.append(f"unknown key {path!r}" + (f": did you mean {guess!r}?" if guess else "") + hint)
+        self.unknown[path] = (f": did you mean {guess!r}?" if guess else "") + hint
+
+    def _describe_unknown(self) -> tuple[list[str], str]:
+        """-> a line for each unknown key, and what to do about all of them."""
+        adders = adders_of(list(self.unknown))
+        of_projects = {path for paths in adders.values() for path in paths}
+        lines = [f"unknown key {path!r}" + ("" if path in of_projects else hint) for path, hint in self.unknown.items()]
+        advice = [_how_to_add(name, paths) for name, paths in adders.items()]
+        if self.unknown.keys() - of_projects:
+            advice.append("New keys have to be added to the config first (cfg.NAME = value).")
+        return lines, "\n".join(advice)
 
     def report_type(self, path: str, old: Any, new: Any) -> None:
         expected = "a group of keys" if isinstance(old, YacsNode) else f"{type(old).__name__} (now {old!r})"
@@ -90,16 +107,17 @@ class _Transaction:
             ConfigTypeError: if there were values of a wrong type only.
             ConfigError: if there were both.
         """
-        problems = self.unknown + self.wrong_type
-        if not problems:
+        if not self.unknown and not self.wrong_type:
             return
+        lines, advice = self._describe_unknown()
+        problems = lines + self.wrong_type
         where = f" from {self.source}" if self.source else ""
         text = f"Cannot merge the config{where}: {problems[0]}"
         if len(problems) > 1:
-            lines = "".join(f"\n  {p}" for p in problems)
-            text = f"Cannot merge the config{where}, {len(problems)} problems:{lines}"
-        if self.unknown:
-            text += "\nNew keys have to be added to the config first (cfg.NAME = value)."
+            listed = "".join(f"\n  {p}" for p in problems)
+            text = f"Cannot merge the config{where}, {len(problems)} problems:{listed}"
+        if advice:
+            text += f"\n{advice}"
         if self.unknown and self.wrong_type:
             raise ConfigError(text)
         raise (UnknownConfigKeyError if self.unknown else ConfigTypeError)(text)

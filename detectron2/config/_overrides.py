@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from detectron2.utils.registry import locate
 
 from ._merge import nearest
+from ._optional import OPTIONAL_KEYS
 
 __all__ = ["apply_overrides"]
 
@@ -83,8 +84,14 @@ def _find_obstacle(cfg: DictConfig, path: str, may_add: bool) -> str | None:
     return None
 
 
+# Keys of the training loop that a config need not have: the lazy names of the optional ones, and some more.
+_OPTIONAL = {f"train.{path.rpartition('.')[2].lower()}" for path in OPTIONAL_KEYS} | {"train.ddp.bf16_compression"}
+
+
 def _why_unknown(node: DictConfig, key: str, where: str) -> str | None:
     """Tell whether a new key is more likely a mistake than meant to be new."""
+    if f"{where}.{key}" in _OPTIONAL:
+        return None
     accepted = _accepted_arguments(node)
     if accepted is not None:
         if key in accepted:

@@ -4,13 +4,15 @@
 pixels, continuous coordinates.
 """
 
+import reprlib
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from detectron2.data._findings import AnnotationTable, Finding, Level, quantity
+from detectron2.data._findings import MAX_CASES, AnnotationTable, Case, Finding, Level, quantity
 from detectron2.structures import BoxMode
 
 __all__ = [
@@ -19,32 +21,123 @@ __all__ = [
     "keypoint_findings",
     "label_findings",
     "overhang",
+    "record_findings",
     "small_boxes",
     "structure_findings",
+    "usable",
 ]
+
+_NUMBERS = (int, float, np.number)
+
+
+def record_findings(dicts: Sequence[Any]) -> list[Finding]:
+    """Check that there is a dict for each image, and that its "annotations", if it has any, are a list of dicts.
+
+    Nothing else can be checked where this is not so.
+    """
+    wrong = [n for n, d in enumerate(dicts) if not isinstance(d, Mapping)]
+    if wrong:
+        cases = [Case(f"element {n} is a {type(dicts[n]).__name__}") for n in wrong[:MAX_CASES]]
+        what = f"{quantity(len(wrong), 'element', 'is')} no dict"
+        return [Finding("record-type", "error", what, "There must be one dict for each image.", len(wrong), cases)]
+    wrong = [n for n, d in enumerate(dicts) if "annotations" in d and not _is_list_of_dicts(d["annotations"])]
+    if not wrong:
+        return []
+    cases = [
+        Case(reprlib.repr(dicts[n]["annotations"]), dicts[n].get("file_name"), dicts[n].get("image_id"))
+        for n in wrong[:MAX_CASES]
+    ]
+    what = f"{quantity(len(wrong), 'image')} 'annotations' that are no list of dicts"
+    cure = "An image without objects has an empty list."
+    return [Finding("annotations-type", "error", what, cure, len(wrong), cases, np.array(wrong, dtype=np.int64))]
+
+
+def _is_list_of_dicts(annotations: Any) -> bool:
+    return isinstance(annotations, (list, tuple)) and all(isinstance(a, Mapping) for a in annotations)
 
 
 def structure_findings(table: AnnotationTable) -> list[Finding]:
-    """Check that every annotation has a box, a kind of box, and a label."""
+    """Check that every annotation has a box of numbers, a kind of box that fits, and a label."""
     findings = []
     for key, cure in (
         ("bbox", "Each annotation needs 'bbox': four numbers."),
-        ("bbox_mode", "Set 'bbox_mode' to a member of structures.BoxMode, e.g. BoxMode.XYXY_ABS."),
+        ("bbox_mode", _MODES),
         ("category_id", "Each annotation needs 'category_id': a label from 0 to the number of classes less one."),
     ):
         lacking = np.array([i for i, a in enumerate(table.annotations) if key not in a], dtype=np.int64)
         if len(lacking):
             what = f"{quantity(len(lacking))} no '{key}'"
             findings.append(table.finding(f"no-{key}", "error", lacking, what, lambda i: "none", cure))
-    if not findings:
-        lengths = np.fromiter((_length(a["bbox"]) for a in table.annotations), dtype=np.int64, count=len(table))
-        odd = np.flatnonzero((lengths != 4) & (lengths != 5))
+    if not findings and not _have_fitting_boxes(table):
+        odd = np.array(_indices(table, _is_no_box), dtype=np.int64)
         if len(odd):
             what = f"{quantity(len(odd))} a 'bbox' without exactly four numbers (five if rotated)"
             findings.append(
                 table.finding("box-numbers", "error", odd, what, lambda i: _shown(table.annotations[i]["bbox"]))
             )
+        unfit = np.array(_indices(table, _has_unfit_mode), dtype=np.int64)
+        if len(unfit):
+            what = f"{quantity(len(unfit))} a 'bbox_mode' that is none, or not one for so many numbers"
+            cure = _MODES + " XYWHA_ABS is for the five numbers of a rotated box, all others for four."
+            findings.append(table.finding("box-mode", "error", unfit, what, lambda i: _shown_mode(table, i), cure))
     return findings
+
+
+def usable(table: AnnotationTable) -> AnnotationTable:
+    """-> the table of those annotations in which :func:`structure_findings` finds nothing."""
+    keys = {"bbox", "bbox_mode", "category_id"}
+    good = [
+        i
+        for i, a in enumerate(table.annotations)
+        if keys <= a.keys()
+        and not _is_no_box(a["bbox"], a["bbox_mode"])
+        and not _has_unfit_mode(a["bbox"], a["bbox_mode"])
+    ]
+    return table.take(np.array(good, dtype=np.int64))
+
+
+_MODES = "Set 'bbox_mode' to a member of structures.BoxMode, e.g. BoxMode.XYXY_ABS."
+_LENGTHS = {mode: 5 if mode == BoxMode.XYWHA_ABS else 4 for mode in BoxMode}
+
+
+def _have_fitting_boxes(table: AnnotationTable) -> bool:
+    """Whether all boxes are surely right; with a loop that is not in Python, since there may be millions."""
+    boxes = [a["bbox"] for a in table.annotations]
+    if any(issubclass(t, (Mapping, str, bytes)) for t in set(map(type, boxes))):
+        return False
+    try:
+        kinds = set(zip((a["bbox_mode"] for a in table.annotations), map(len, boxes), strict=True))
+        types = set(map(type, chain.from_iterable(boxes)))
+    except TypeError:
+        return False
+    return all(_LENGTHS.get(mode) == n for mode, n in kinds) and all(issubclass(t, _NUMBERS) for t in types)
+
+
+def _indices(table: AnnotationTable, is_wrong: Callable[[Any, Any], bool]) -> list[int]:
+    return [i for i, a in enumerate(table.annotations) if is_wrong(a["bbox"], a["bbox_mode"])]
+
+
+def _is_no_box(box: Any, mode: Any) -> bool:
+    if _length(box) not in (4, 5) or isinstance(box, (str, bytes, Mapping)):
+        return True
+    try:
+        return np.asarray(box, dtype=np.float64).ndim != 1
+    except (TypeError, ValueError):
+        return True
+
+
+def _has_unfit_mode(box: Any, mode: Any) -> bool:
+    if _is_no_box(box, mode):  # that is said already
+        return False
+    try:
+        return _LENGTHS.get(mode) != len(box)
+    except TypeError:  # a list or such
+        return True
+
+
+def _shown_mode(table: AnnotationTable, index: int) -> str:
+    annotation = table.annotations[index]
+    return f"bbox_mode {annotation['bbox_mode']!r} with {_shown(annotation['bbox'])}"
 
 
 def _length(box: Any) -> int:
@@ -52,13 +145,16 @@ def _length(box: Any) -> int:
 
 
 def _shown(box: Any) -> str:
-    return str(list(box)) if _length(box) >= 0 else repr(box)
+    return str(list(box)) if _length(box) >= 0 and not isinstance(box, str) else repr(box)
 
 
 def label_findings(table: AnnotationTable, num_classes: int | None, num_classes_key: str) -> list[Finding]:
     """Check that labels are integers from 0 to the number of classes less one."""
     values = [a["category_id"] for a in table.annotations]
-    labels = np.asarray(values)
+    try:
+        labels = np.asarray(values)
+    except ValueError:  # lists among them
+        labels = np.zeros(0)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         wrong = np.array([i for i, v in enumerate(values) if not isinstance(v, (int, np.integer))], dtype=np.int64)
         if len(wrong):
@@ -123,14 +219,24 @@ def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.nda
     xyxy[xywh, 2:] += raw[xywh, :2]
     xyxy[relative] *= np.stack([width, height, width, height], axis=1)[relative]
 
-    finite = np.isfinite(raw).all(axis=1)
+    last = flat[start + lengths - 1]  # the angle of rotated ones
+    finite = np.isfinite(raw).all(axis=1) & np.isfinite(last)
     side_wh = np.where(rotated[:, None], raw[:, 2:], xyxy[:, 2:] - xyxy[:, :2])
     empty = finite & (side_wh <= 0).any(axis=1)
-    xyxy[rotated] = np.nan
-    # Comparisons with NaN (rotated boxes, images of unknown size) are false: those are not judged.
+    xyxy[rotated] = _around_rotated(raw[rotated], last[rotated])
+    # Comparisons with NaN (images of unknown size) are false: those are not judged.
     outside = (xyxy[:, 0] >= width) | (xyxy[:, 1] >= height) | (xyxy[:, 2] <= 0) | (xyxy[:, 3] <= 0)
+    xyxy[rotated] = np.nan
     bad = {"not finite": ~finite, "empty": empty, "outside": finite & ~empty & outside}
     return xyxy, {kind: np.flatnonzero(which) for kind, which in bad.items()}
+
+
+def _around_rotated(boxes_xywh: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """-> the upright boxes ``(x1, y1, x2, y2)`` around rotated ones, given by centre, sides and angle in degrees."""
+    sine, cosine = np.abs(np.sin(np.deg2rad(angle))), np.abs(np.cos(np.deg2rad(angle)))
+    width, height = boxes_xywh[:, 2], boxes_xywh[:, 3]
+    half = np.stack([width * cosine + height * sine, width * sine + height * cosine], axis=1) / 2
+    return np.concatenate([boxes_xywh[:, :2] - half, boxes_xywh[:, :2] + half], axis=1)
 
 
 _BAD_BOXES = {
@@ -196,7 +302,7 @@ def small_boxes(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, n
 def keypoint_findings(
     table: AnnotationTable, num_keypoints: int | None, key: str = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 ) -> list[Finding]:
-    """Check the number of keypoints.
+    """Check the keypoints: their number, that they are numbers, and that no object of an image lacks them.
 
     Args:
         table: all annotations.
@@ -204,21 +310,73 @@ def keypoint_findings(
         key: where this number is set.
 
     Returns:
-        at most one finding.
+        the findings; at most one if all keypoints are numbers.
     """
-    counts = np.array([len(a.get("keypoints") or ()) for a in table.annotations], dtype=np.int64)
+    keypoints = [a.get("keypoints") for a in table.annotations]
+    counts = np.fromiter(map(_count_numbers, keypoints), dtype=np.int64, count=len(table))
     if not counts.any():
         return []
     given = num_keypoints is not None
-    expected = 3 * num_keypoints if given else Counter(counts[counts > 0].tolist()).most_common(1)[0][0]
-    wrong = np.flatnonzero((counts > 0) & ((counts != expected) | (counts % 3 != 0)))
+    usual = Counter(counts[counts > 0].tolist()).most_common(1)
+    expected = 3 * num_keypoints if given else (usual[0][0] if usual else 3)
+    wrong = np.flatnonzero((counts != 0) & ((counts != expected) | (counts % 3 != 0)))
+    if len(wrong):
+        cure = "Each keypoint is three numbers: x, y, visibility."
+        lengths = set(counts[wrong].tolist())
+        if given and len(lengths) == 1 and min(lengths) > 0 and min(lengths) % 3 == 0:
+            right = min(lengths) // 3
+            cure += f" If {right} is right, set {key} to {right}."
+        origin = f"({key} = {num_keypoints})" if given else "(as most others have)"
+        what = f"{quantity(len(wrong))} keypoints that are not {expected} numbers {origin}"
+        shown = {i: f"{counts[i]} numbers" if counts[i] > 0 else repr(keypoints[i]) for i in wrong[:MAX_CASES].tolist()}
+        return [table.finding("keypoint-count", "error", wrong, what, lambda i: shown[i], cure)]
+    having = np.flatnonzero(counts)
+    findings = _unusable_keypoints(table, having, expected)
+    if given:
+        some = np.zeros(len(table.dicts), dtype=bool)
+        some[table.image_of[having]] = True
+        lacking = np.flatnonzero((counts == 0) & some[table.image_of])
+        if len(lacking):
+            what = f"{quantity(len(lacking))} no keypoints, while others of the image have"
+            cure = f"Give each object {num_keypoints} keypoints; those that are not labelled are 0, 0, 0."
+            findings.append(table.finding("keypoint-missing", "error", lacking, what, lambda i: "none", cure))
+    return findings
+
+
+def _count_numbers(keypoints: Any) -> int:
+    """-> how many numbers there are; -1 if these can be no keypoints."""
+    if isinstance(keypoints, list) and (not keypoints or isinstance(keypoints[0], _NUMBERS)):
+        return len(keypoints)
+    if keypoints is None:
+        return 0
+    try:
+        return np.asarray(keypoints, dtype=np.float64).size if _length(keypoints) >= 0 else -1
+    except (TypeError, ValueError):
+        return -1
+
+
+def _unusable_keypoints(table: AnnotationTable, having: np.ndarray, numbers: int) -> list[Finding]:
+    """Find labelled keypoints whose place is no finite number, among annotations with so many numbers each."""
+    keypoints = [table.annotations[i]["keypoints"] for i in having.tolist()]
+    try:
+        xyv = np.array(keypoints, dtype=np.float64).reshape(-1, numbers // 3, 3)
+    except (TypeError, ValueError):  # lists and arrays, or words among them
+        xyv = np.stack([_as_xyv(k, numbers // 3) for k in keypoints])
+    labelled = ~(xyv[:, :, 2] == 0)
+    wrong = having[(labelled & ~np.isfinite(xyv).all(axis=2)).any(axis=1)]
     if not len(wrong):
         return []
-    cure = "Each keypoint is three numbers: x, y, visibility."
-    lengths = set(counts[wrong].tolist())
-    if given and len(lengths) == 1 and min(lengths) % 3 == 0:
-        right = min(lengths) // 3
-        cure += f" If {right} is right, set {key} to {right}."
-    origin = f"({key} = {num_keypoints})" if given else "(as most others have)"
-    what = f"{quantity(len(wrong))} keypoints that are not {expected} numbers {origin}"
-    return [table.finding("keypoint-count", "error", wrong, what, lambda i: f"{counts[i]} numbers", cure)]
+    what = f"{quantity(len(wrong))} keypoints that are no finite numbers"
+    cure = "Correct them; one that is not labelled is 0, 0, 0."
+    return [
+        table.finding(
+            "keypoint-numbers", "error", wrong, what, lambda i: reprlib.repr(table.annotations[i]["keypoints"]), cure
+        )
+    ]
+
+
+def _as_xyv(keypoints: Any, count: int) -> np.ndarray:
+    try:
+        return np.asarray(keypoints, dtype=np.float64).reshape(count, 3)
+    except (TypeError, ValueError):
+        return np.full((count, 3), np.nan)

@@ -153,6 +153,7 @@ def _clean_masks(annotations: list[dict[str, Any]], changes: Counter[str]) -> li
     for n, annotation in enumerate(annotations):
         mask = annotation.get("segmentation")
         if isinstance(mask, list):
+            mask = _as_polygons(mask, changes)
             good = [p for p in mask if is_polygon(p) and all(isinstance(v, (int, float)) for v in p)]
             changes["polygons of less than three points or with other than numbers taken out"] += len(mask) - len(good)
             polygons += good
@@ -177,6 +178,19 @@ def _clean_masks(annotations: list[dict[str, Any]], changes: Counter[str]) -> li
                 continue
         kept.append(annotation)
     return kept
+
+
+def _as_polygons(mask: list[Any], changes: Counter[str]) -> list[Any]:
+    """-> a list of polygons, also of a polygon alone and of polygons with pairs ``[x, y]``."""
+    if mask and all(isinstance(v, (int, float)) for v in mask):
+        changes["polygons put into a list"] += 1
+        return [mask]
+    flat = []
+    for polygon in mask:
+        is_pairs = isinstance(polygon, list) and polygon and all(isinstance(v, list) and len(v) == 2 for v in polygon)
+        changes["polygons with pairs of numbers written as one list"] += bool(is_pairs)
+        flat.append([v for point in polygon for v in point] if is_pairs else polygon)
+    return flat
 
 
 def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes: Counter[str]) -> bool:

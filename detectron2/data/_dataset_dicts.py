@@ -44,7 +44,7 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: DatasetDicts) -> Da
     Returns:
         a new list with the other images.
     """
-    kept = [d for d in dataset_dicts if any(a.get("iscrowd", 0) == 0 for a in d["annotations"])]
+    kept = [d for d in dataset_dicts if any(a.get("iscrowd", 0) == 0 for a in d.get("annotations", ()))]
     logger.info(
         "%d of %d images are left out, since they have no annotations to learn from; %d remain.",
         *(len(dataset_dicts) - len(kept), len(dataset_dicts), len(kept)),
@@ -64,7 +64,7 @@ def filter_images_with_few_keypoints(dataset_dicts: DatasetDicts, min_keypoints_
     """
 
     def visible(record: Mapping[str, Any]) -> int:
-        return sum(v > 0 for a in record["annotations"] if "keypoints" in a for v in a["keypoints"][2::3])
+        return sum(v > 0 for a in record.get("annotations", ()) for v in _flat(a.get("keypoints", ()))[2::3])
 
     kept = [d for d in dataset_dicts if visible(d) >= min_keypoints_per_image]
     logger.info(
@@ -72,6 +72,12 @@ def filter_images_with_few_keypoints(dataset_dicts: DatasetDicts, min_keypoints_
         *(len(dataset_dicts) - len(kept), len(dataset_dicts), min_keypoints_per_image, len(kept)),
     )
     return kept
+
+
+def _flat(keypoints: Any) -> Any:
+    """Keypoints as one sequence of numbers, also where they are written as ``(K, 3)``."""
+    is_flat = isinstance(keypoints, (list, tuple)) and not (keypoints and isinstance(keypoints[0], (list, tuple)))
+    return keypoints if is_flat else np.ravel(keypoints)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,6 +224,7 @@ def load_dataset_dicts(
         # The user's own kind of data set: what its elements are is not for us to check.
         return (torchdata.ConcatDataset(parts) if len(parts) > 1 else parts[0]), None
     for index, (name, part) in enumerate(zip(names, parts, strict=True)):
+        _check_is_list(name, part)
         if validate is not None:
             parts[index] = validate(part, name=name)
         elif len(part) == 0:
@@ -230,7 +237,7 @@ def load_dataset_dicts(
 
     dicts = list(itertools.chain.from_iterable(parts))
     sizes = [len(part) for part in parts]
-    if dicts and "annotations" in dicts[0]:
+    if dicts and isinstance(dicts[0], Mapping) and "annotations" in dicts[0]:
         kept = _filtered(dicts, names, filter_empty, min_keypoints)
         if len(kept) < len(dicts):
             remaining = set(map(id, kept))
@@ -238,6 +245,15 @@ def load_dataset_dicts(
         dicts = kept
         _log_classes(dicts, names, check_consistency)
     return dicts, sizes
+
+
+def _check_is_list(name: str, part: Any) -> None:
+    if part is None or isinstance(part, (str, bytes, Mapping)) or not hasattr(part, "__len__"):
+        lost = " (does the function lack its 'return'?)" if part is None else ""
+        raise DatasetError(
+            name,
+            [f"the function that it was registered with must return a list of dicts, not {type(part).__name__}{lost}."],
+        )
 
 
 def _filtered(dicts: DatasetDicts, names: list[str], filter_empty: bool, min_keypoints: int) -> DatasetDicts:

@@ -1,5 +1,6 @@
 """A thorough check of a data set, and its report."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,10 @@ from detectron2.data._annotation_checks import (
     keypoint_findings,
     label_findings,
     overhang,
+    record_findings,
     small_boxes,
     structure_findings,
+    usable,
 )
 from detectron2.data._duplicate_checks import (
     annotation_id_findings,
@@ -26,6 +29,7 @@ from detectron2.data._duplicate_checks import (
 )
 from detectron2.data._file_checks import file_findings
 from detectron2.data._findings import AnnotationTable, Finding, Level
+from detectron2.data._label_map_checks import label_map_findings, segment_findings
 from detectron2.data._mask_checks import flat_polygon_findings, malformed_masks, mask_findings, self_intersections
 from detectron2.data.datasets._reading import paused_gc
 
@@ -102,10 +106,14 @@ def inspect_dataset_dicts(
     *,
     name: str,
     class_names: Sequence[str] | None = None,
+    category_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     num_classes_key: str = "MODEL.ROI_HEADS.NUM_CLASSES",
     num_keypoints: int | None = None,
     mask_format: str | None = None,
+    num_labels: int | None = None,
+    num_labels_key: str = "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    ignore_label: int = 255,
     filter_empty: bool | None = None,
     drop_degenerate: bool = False,
     check_files: bool = True,
@@ -118,10 +126,15 @@ def inspect_dataset_dicts(
         dicts: the data set in the standard format; it is not changed.
         name: its name.
         class_names: names of the classes; the position is the label.
+        category_names: of the categories of segments, things and stuff, in the order of their numbers; None: those of
+            ``class_names``.
         num_classes: number of classes of the model; None: that of ``class_names``.
         num_classes_key: the config key that sets it, for the message.
         num_keypoints: number of keypoints of the model; None: all objects that have any must have equally many.
         mask_format: "polygon" or "bitmask" if every object must have a mask.
+        num_labels: number of classes of label maps; None leaves the upper end of their labels unchecked.
+        num_labels_key: what sets it, for the message.
+        ignore_label: label of the pixels in them that do not count.
         filter_empty: what happens to images without objects, for the message; None if it is not known.
         drop_degenerate: whether training leaves out annotations with degenerate boxes; else these are errors.
         check_files: whether to read the headers of the image files.
@@ -133,6 +146,10 @@ def inspect_dataset_dicts(
     """
     found = list(findings) if dicts else [*findings, EMPTY]
     report = DatasetReport(name, found, num_images=len(dicts))
+    unreadable = record_findings(dicts)
+    if unreadable:  # nothing else can be said
+        found += unreadable
+        return report
     found += image_id_findings(dicts) + file_name_findings(dicts) + annotation_id_findings(dicts)
     found += without_annotations(dicts, filter_empty) + class_name_findings(class_names or ())
     if num_classes is None and class_names is not None:
@@ -144,7 +161,7 @@ def inspect_dataset_dicts(
     structure = structure_findings(table)
     found += structure
     if structure:
-        table = _with_structure(table)
+        table = usable(table)
     labels = label_findings(table, num_classes, num_classes_key)
     found += labels
     boxes_xyxy, bad = classify_boxes(table)
@@ -163,26 +180,26 @@ def inspect_dataset_dicts(
     found += flat_polygon_findings(table) + self_intersections(table)
     if check_files:
         found += file_findings(dicts, max_files)
+        found += label_map_findings(
+            dicts, max_files, num_labels=num_labels, num_labels_key=num_labels_key, ignore_label=ignore_label
+        )
+    categories = category_names or class_names
+    number = None if categories is None else len(categories)
+    segments = segment_findings(dicts, number, "the number of categories of the data set", decode=check_files)
+    found += segments
+    if not any(f.kind == "segments" for f in segments):
+        _count_segments(report, dicts, categories)
     order = {"error": 0, "warning": 1, "note": 2}
     found.sort(key=lambda f: order[f.level])
     _count_problems(report, dicts)
     return report
 
 
-def _with_structure(table: AnnotationTable) -> AnnotationTable:
-    keys = {"bbox", "bbox_mode", "category_id"}
-    usable = [
-        i
-        for i, a in enumerate(table.annotations)
-        if keys <= a.keys() and hasattr(a["bbox"], "__len__") and len(a["bbox"]) in (4, 5)
-    ]
-    return table.take(np.array(usable, dtype=np.int64))
-
-
 def _count(report: DatasetReport, dicts: list[dict[str, Any]], table: AnnotationTable) -> None:
     report.num_annotations = len(table)
     report.num_crowd = sum(len(d.get("annotations") or ()) for d in dicts) - len(table)
-    report.num_empty = len(dicts) - len(np.unique(table.image_of))
+    if any("annotations" in d for d in dicts):  # else it is not a data set of objects
+        report.num_empty = len(dicts) - len(np.unique(table.image_of))
 
 
 def _count_classes(
@@ -201,6 +218,17 @@ def _count_classes(
     area = area[np.isfinite(area)]
     bounds = np.digitize(area, [32.0**2, 96.0**2], right=False)
     report.sizes = {size: int((bounds == i).sum()) for i, size in enumerate(("small", "medium", "large"))}
+
+
+def _count_segments(report: DatasetReport, dicts: list[dict[str, Any]], class_names: Sequence[str] | None) -> None:
+    """Count the segments of a panoptic data set, which has no other objects."""
+    if len(dicts) == 0 or any("annotations" in d or "segments_info" not in d for d in dicts):
+        return
+    of_image = [[s["category_id"] for s in d["segments_info"] if not s.get("iscrowd", 0)] for d in dicts]
+    segments = Counter(c for image in of_image for c in image)
+    images = Counter(c for image in of_image for c in set(image))
+    names = dict(enumerate(class_names or ()))
+    report.classes = [(names.get(c, f"label {c}"), segments[c], images[c]) for c in sorted({*names, *segments})]
 
 
 def _count_problems(report: DatasetReport, dicts: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Whether the image files of a data set exist and have the size that the data set says."""
+"""Whether the image files of a data set exist, are whole, and have the size that the data set says."""
 
 import logging
 import os
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.data._findings import MAX_CASES, Case, Finding
+from detectron2.data._findings import MAX_CASES, Case, Finding, quantity
 from detectron2.data.datasets._reading import image_size_hw
 
-__all__ = ["file_findings", "file_problems"]
+__all__ = ["file_findings", "file_problems", "nameless_findings"]
 
 logger = logging.getLogger("detectron2.data.validation")
 
@@ -23,31 +23,32 @@ _THREADS = 16
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def file_findings(dicts: list[dict[str, Any]], max_files: int | None) -> list[Finding]:
-    """Check that image files exist and have the size that the data set says.
+def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str = "file_name") -> list[Finding]:
+    """Check that image files exist, are whole, and have the size that the data set says.
 
     Args:
         dicts: the data set.
         max_files: look at no more than this many, evenly spaced; None: at all.
+        key: where the names are; other than "file_name" for label maps.
 
     Returns:
-        at most one finding for each kind of problem: "file-missing", "file-unreadable", "file-size".
+        at most one finding for each kind of problem: "file-missing", "file-unreadable", "file-size"; of label maps
+        with "label-map" in place of "file".
     """
-    local = [n for n, d in enumerate(dicts) if isinstance(d.get("file_name"), str) and "://" not in d["file_name"]]
+    local = [n for n, d in enumerate(dicts) if isinstance(d.get(key), (str, os.PathLike)) and "://" not in str(d[key])]
+    prefix, noun = ("file", "image files") if key == "file_name" else ("label-map", f"label maps ('{key}')")
     if max_files is not None and len(local) > max_files:
         spaced = np.linspace(0, len(local) - 1, max_files).round().astype(np.int64).tolist()
-        logger.info("Checking the headers of %d of %d image files.", max_files, len(local))
+        logger.info("Checking the headers of %d of %d %s.", max_files, len(local), noun)
         local = [local[i] for i in spaced]
     problems = defaultdict(list)
-    for n, (kind, detail) in file_problems(dicts, local).items():
+    for n, (kind, detail) in file_problems(dicts, local, key).items():
         problems[kind].append((n, detail))
 
+    where = f"Check the {'image ' if key == 'file_name' else ''}folder that the data set was registered with"
+    where += ", or --image-root of the command line" if key == "file_name" else ""
     meanings = {
-        "missing": (
-            "cannot be found",
-            "Check the image folder that the data set was registered with, or --image-root of the command line "
-            f"(working directory: '{os.getcwd()}').",
-        ),
+        "missing": ("cannot be found", f"{where} (working directory: '{os.getcwd()}')."),
         "unreadable": ("cannot be read as images", "Remove them from the data set, or replace them."),
         "size": (
             "have another size than the annotations say",
@@ -60,33 +61,52 @@ def file_findings(dicts: list[dict[str, Any]], max_files: int | None) -> list[Fi
         found = problems.get(kind, [])
         if found:
             shown = found[:MAX_CASES]
-            cases = [Case(detail, dicts[n]["file_name"], dicts[n].get("image_id")) for n, detail in shown]
+            cases = [Case(detail, os.fspath(dicts[n][key]), dicts[n].get("image_id")) for n, detail in shown]
             images = np.array([n for n, _ in found], dtype=np.int64)
-            what = f"{len(found)} of {len(local)} checked image files {what}"
-            findings.append(Finding(f"file-{kind}", "error", what, cure, len(found), cases, images))
+            what = f"{len(found)} of {len(local)} checked {noun} {what}"
+            findings.append(Finding(f"{prefix}-{kind}", "error", what, cure, len(found), cases, images))
     return findings
 
 
-def file_problems(dicts: list[dict[str, Any]], which: Iterable[int]) -> dict[int, tuple[str, str]]:
+def nameless_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
+    """Find images of which it is not said where they are."""
+    wrong = [n for n, d in enumerate(dicts) if not isinstance(d.get("file_name"), (str, os.PathLike))]
+    if not wrong:
+        return []
+    cases = [
+        Case(f"(file_name {dicts[n].get('file_name')!r})", image_id=dicts[n].get("image_id")) for n in wrong[:MAX_CASES]
+    ]
+    what = f"{quantity(len(wrong), 'image')} no 'file_name'"
+    cure = "Each needs the path of its file, unless a mapper of your own loads it."
+    return [Finding("no-file_name", "error", what, cure, len(wrong), cases, np.array(wrong, dtype=np.int64))]
+
+
+def file_problems(
+    dicts: list[dict[str, Any]], which: Iterable[int], key: str = "file_name"
+) -> dict[int, tuple[str, str]]:
     """Read the headers of some image files, several at a time.
 
     Args:
         dicts: the data set.
         which: indices of the images to look at.
+        key: where the names are.
 
     Returns:
         for the images with a problem: its kind, "missing", "unreadable" or "size", and what it is.
     """
     which = list(which)
     with ThreadPoolExecutor(max_workers=min(_THREADS, len(which) or 1)) as threads:
-        found = threads.map(lambda n: _file_problem(dicts[n]), which)
+        found = threads.map(lambda n: _file_problem(dicts[n], key), which)
         return {n: problem for n, problem in zip(which, found, strict=True) if problem is not None}
 
 
-def _file_problem(record: dict[str, Any]) -> tuple[str, str] | None:
-    path = record["file_name"]
+def _file_problem(record: dict[str, Any], key: str) -> tuple[str, str] | None:
+    path = os.fspath(record[key])
     try:
         height, width = image_size_hw(path)
+        if os.path.isfile(path) and _seems_cut_off(path):
+            with Image.open(path) as image:  # only now it is decoded, to be sure
+                image.load()
     except (FileNotFoundError, NotADirectoryError):
         return "missing", ""
     except _UNREADABLE as e:
@@ -96,7 +116,41 @@ def _file_problem(record: dict[str, Any]) -> tuple[str, str] | None:
     said = record.get("height"), record.get("width")
     if None in said or said == (height, width):
         return None
-    return "size", f"is {width} x {height} (width x height), said to be {said[1]} x {said[0]}"
+    return "size", f"is {width} x {height} (width x height), said to be {said[1]!r} x {said[0]!r}"
 
 
-_IMAGE_EXTENSIONS: Iterable[str] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+_IMAGE_EXTENSIONS: Iterable[str] = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"),
+    *(".npy", ".npz"),
+)
+_TAIL = 4096
+
+
+def _seems_cut_off(path: str) -> bool:
+    """Whether a file lacks the mark at its end, or is shorter than it says. Bytes behind the end may look like that."""
+    length = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(12)
+        f.seek(max(length - _TAIL, 0))
+        tail = f.read()
+    if head.startswith(b"\xff\xd8"):  # JPEG
+        return b"\xff\xd9" not in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" not in tail
+    if head.startswith(b"GIF8"):
+        return not tail.rstrip(b"\0").endswith(b";")
+    if head.startswith(b"RIFF") and head.endswith(b"WEBP"):
+        return int.from_bytes(head[4:8], "little") + 8 > length
+    if head.startswith(b"BM"):
+        return int.from_bytes(head[2:6], "little") > length
+    return head.startswith((b"II*\0", b"MM\0*")) and _end_of_tiff(path) > length
+
+
+def _end_of_tiff(path: str) -> int:
+    """-> where the last strip or tile ends; 0 if the file does not tell."""
+    with Image.open(path) as image:
+        tags = getattr(image, "tag_v2", {})
+        for offsets, counts in ((273, 279), (324, 325)):  # TIFF 6.0, sections 8 and 15
+            if offsets in tags and counts in tags:
+                return max((o + n for o, n in zip(tags[offsets], tags[counts], strict=False)), default=0)
+    return 0

@@ -41,9 +41,16 @@ def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or not an object.
+        ValueError: it is not JSON, not an object, or in the panoptic format.
     """
     content = read_json(json_file)
+    annotations = content.get("annotations")
+    if isinstance(annotations, list) and any(isinstance(a, dict) and "segments_info" in a for a in annotations[:1]):
+        raise ValueError(
+            f"'{json_file}' is in the panoptic format of COCO, whose segments are in PNG files. Register it in a .py "
+            "file, detectron2.data.datasets.register_coco_panoptic(name, metadata, image_root, panoptic_root, "
+            "panoptic_json), and give the name and --import FILE.py."
+        )
     findings = [
         Finding("format", "error", f"'{key}' is not a list but {type(content[key]).__name__}", "See the COCO format.")
         for key in ("images", "annotations", "categories")
@@ -237,7 +244,7 @@ class CocoReader:
             annotation = {**annotation, "ignore": 0}
         mask = annotation.get("segmentation")
         if isinstance(mask, list) and all(isinstance(p, list) for p in mask):
-            if not all(is_polygon(p) for p in mask):
+            if not all(is_polygon(p) or (p and isinstance(p[0], list)) for p in mask):  # pairs are an error
                 where = None if _hashable(annotation.get("id")) is not None else position
                 case = Case(str(mask)[:80], record["file_name"], record["image_id"], where, annotation.get("id"))
                 self._cases["polygon-points"].append(case)

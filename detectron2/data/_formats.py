@@ -119,9 +119,11 @@ def guess_format(path: str | os.PathLike[str]) -> str:
         return "voc"
     if any((path / name).exists() for name in ("data.yaml", "data.yml", "labels")) or any(path.glob("*/labels")):
         return "yolo"
+    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")]) if path.is_dir() else []
+    hint = f" Is {' or '.join(repr(str(f)) for f in files[:3])} meant?" if files else ""
     raise ValueError(
         f"The format of '{path}' is not clear. COCO: a .json file; VOC: a folder with 'Annotations'; YOLO: data.yaml, "
-        "or a folder with 'images' and 'labels'."
+        f"or a folder with 'images' and 'labels'.{hint}"
     )
 
 

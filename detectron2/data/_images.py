@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from .transforms._pixels import opencv
 
@@ -138,8 +139,8 @@ def _check_depth(image: Image.Image, mode: str) -> None:
     if cut_off or rounded:
         raise ValueError(
             f"the image has mode {image.mode} and values from {lowest} to {highest}, which the format {mode!r} would "
-            f"{'cut off at 0 and 255' if cut_off else 'round'}; read it with format=None (INPUT.FORMAT: null) to keep "
-            "them, or scale it to 8 bits"
+            f"{'cut off at 0 and 255' if cut_off else 'round'}; read it with format=None (INPUT.FORMAT: null in a "
+            "file, None on the command line) to keep them, or scale it to 8 bits"
         )
 
 
@@ -171,7 +172,8 @@ def _convert_array(array: np.ndarray, format: str | None) -> np.ndarray:
         return convert_PIL_to_numpy(Image.fromarray(array), format)
     raise ValueError(
         f"it holds an array of shape {array.shape} and type {array.dtype}, which cannot be converted to the format "
-        f"{format!r}; read it with format=None (INPUT.FORMAT: null), and one value in MODEL.PIXEL_MEAN per channel"
+        f"{format!r}; read it with format=None (INPUT.FORMAT: null in a file, None on the command line), and one value "
+        "in MODEL.PIXEL_MEAN and MODEL.PIXEL_STD per channel"
     )
 
 
@@ -201,6 +203,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
             if path.lower().endswith(_ARRAY_FILES):
                 return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
             image = Image.open(f)  # pyright: ignore[reportArgumentType] (bytes, because of "rb")
+            if format is None:
+                _warn_of_lost_depth(image, path)
             pixels = _decode_with_opencv(f, image, format)  # pyright: ignore[reportArgumentType]
             if pixels is not None:
                 return pixels
@@ -212,13 +216,46 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         ) from e
     except UnidentifiedImageError as e:
         raise OSError(
-            f"{path!r} is not an image that Pillow can read; convert it or take it out of the data set"
+            f"{path!r} is not an image that Pillow can read; convert it (numpy.save keeps any type and number of "
+            "channels) or take it out of the data set"
         ) from e
     except ValueError as e:
         raise ValueError(f"cannot read the image {path!r}: {e}") from e
     # Pillow's word for some broken files is syntax; the others are said of broken arrays.
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, zipfile.BadZipFile) as e:
         raise OSError(f"cannot read the image {path!r}: {e}") from e
+
+
+def _warn_of_lost_depth(image: Image.Image, path: str) -> None:
+    """Say that Pillow keeps 8 of the 16 bits of several channels."""
+    has_16_bits = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if has_16_bits and len(image.getbands()) > 1:
+        log_first_n(
+            logging.WARNING,
+            f"{path!r} has 16 bits per channel, of which Pillow keeps 8 where there are several channels; save such "
+            "images as arrays (numpy.save) to keep all of them.",
+        )
+
+
+def viewable_rgb(image: np.ndarray) -> np.ndarray:
+    """Make a picture to look at of an image of any type and number of channels.
+
+    Args:
+        image: `(H, W)` or `(H, W, C)`.
+
+    Returns:
+        `(H, W, 3)` uint8: of three channels or more the first three, else the first one as grey. Other types than uint8
+        are scaled such that the lowest value is black and the highest white.
+    """
+    channels = image[:, :, None] if image.ndim == 2 else image
+    channels = channels[:, :, :3] if channels.shape[2] >= 3 else channels[:, :, :1].repeat(3, axis=2)
+    if channels.dtype == np.uint8:
+        return np.ascontiguousarray(channels)
+    values = channels.astype(np.float32)
+    finite = np.isfinite(values)
+    low, high = values.min(initial=np.inf, where=finite), values.max(initial=-np.inf, where=finite)
+    scaled = (values - low) * (255 / (high - low) if high > low else 0)
+    return np.where(finite, scaled, 0).astype(np.uint8)
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:

@@ -3,13 +3,15 @@
 ``M`` annotations, ``P`` polygons. Coordinates are pixels.
 """
 
+import reprlib
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from detectron2.data._findings import MAX_CASES, AnnotationTable, Finding, quantity
+from detectron2.data._findings import AnnotationTable, Finding, Level, quantity
 from detectron2.data.datasets._reading import is_polygon
+from detectron2.data.datasets._run_lengths import is_compressed, run_length_totals
 
 __all__ = [
     "flat_polygon_findings",
@@ -58,28 +60,88 @@ def mask_findings(table: AnnotationTable, mask_format: str) -> list[Finding]:
 
 
 def malformed_masks(table: AnnotationTable) -> list[Finding]:
-    """Find polygons that are none."""
-    found = [
-        i
-        for i, a in enumerate(table.annotations)
-        if isinstance(a.get("segmentation"), list)
-        and not all(is_polygon(p) or _is_polygon_array(p) for p in a["segmentation"])
+    """Find polygons that are none, and masks of another size than the image or of an unknown kind."""
+    flaws: dict[str, dict[int, str]] = {"polygon-points": {}, "mask-kind": {}, "mask-size": {}}
+    compressed: list[int] = []
+    for i, annotation in enumerate(table.annotations):
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            if any(_as_polygon(p) is None for p in mask):
+                flaws["polygon-points"][i] = str(mask)[:80]
+        elif mask is not None:
+            size_hw = _bitmap_size(mask)
+            record = table.dicts[int(table.image_of[i])]
+            if size_hw is None:
+                flaws["mask-kind"][i] = reprlib.repr(mask)
+            elif None not in (said := (record.get("height"), record.get("width"))) and size_hw != said:
+                flaws["mask-size"][i] = f"(height, width) {size_hw}, where the image has {said}"
+            elif isinstance(mask, dict):
+                compressed.append(i)
+    flaws["mask-size"].update(_wrong_totals(table, compressed))
+    return [
+        table.finding(kind, "error", np.array(list(found)), f"{quantity(len(found))} {what}", found.__getitem__, cure)
+        for (kind, found), (what, cure) in zip(flaws.items(), _FLAWS, strict=True)
+        if found
     ]
-    if not found:
-        return []
-    indices = np.array(found)
-    what = f"{quantity(len(indices))} a polygon of less than three points or with an odd count of numbers"
-    cure = "A polygon is [x1, y1, x2, y2, x3, y3, ...], and 'segmentation' is a list of polygons."
-    shown = {i: str(table.annotations[i]["segmentation"])[:80] for i in found[:MAX_CASES]}
-    return [table.finding("polygon-points", "error", indices, what, lambda i: shown[i], cure)]
 
 
-def _mask_kind(table: AnnotationTable, index: int) -> str:
-    return "run lengths" if isinstance(table.annotations[index]["segmentation"], dict) else "a bitmap"
+_FLAWS = (
+    (
+        "a polygon of less than three points or with an odd count of numbers",
+        "A polygon is [x1, y1, x2, y2, x3, y3, ...], and 'segmentation' is a list of polygons.",
+    ),
+    (
+        "a 'segmentation' of unknown kind",
+        "It can be a list of polygons, run lengths (a dict with 'size' and 'counts') or an array (height, width).",
+    ),
+    ("a mask that does not fit its image", "Masks have the size of the image."),
+)
 
 
-def _is_polygon_array(polygon: Any) -> bool:
-    return isinstance(polygon, (np.ndarray, tuple)) and len(polygon) >= 6 and len(polygon) % 2 == 0
+def _bitmap_size(mask: Any) -> tuple[int, int] | None:
+    """-> height and width of run lengths or an array; None for anything else."""
+    if isinstance(mask, np.ndarray) and mask.ndim == 2:
+        return mask.shape
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (list, tuple, str, bytes)):
+        return None
+    size = mask.get("size")
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(s, (int, np.integer)) for s in size):
+        return None
+    return int(size[0]), int(size[1])
+
+
+def _wrong_totals(table: AnnotationTable, having_runs: list[int]) -> dict[int, str]:
+    """-> which of these run lengths do not cover their mask, and what they cover."""
+    masks = [table.annotations[i]["segmentation"] for i in having_runs]
+    texts = [m["counts"].decode("latin1") if isinstance(m["counts"], bytes) else m["counts"] for m in masks]
+    packed = {n: text for n, text in enumerate(texts) if isinstance(text, str) and is_compressed(text)}
+    totals = dict(zip(packed, run_length_totals(list(packed.values())).tolist(), strict=True))
+    wrong = {}
+    for n, (i, mask) in enumerate(zip(having_runs, masks, strict=True)):
+        total = totals.get(n, -1) if isinstance(texts[n], str) else _sum(texts[n])
+        if total != mask["size"][0] * mask["size"][1]:
+            height, width = mask["size"]
+            wrong[i] = f"run lengths of {total if total >= 0 else 'no'} pixels, for {width} x {height} (width x height)"
+    return wrong
+
+
+def _sum(counts: Any) -> int:
+    return sum(counts) if all(isinstance(c, (int, np.integer)) for c in counts) else -1
+
+
+def _as_polygon(polygon: Any) -> Any:
+    """-> a polygon as one sequence of numbers, also where it is given as pairs or an array; None if it is none."""
+    if isinstance(polygon, (list, tuple)) and polygon and not isinstance(polygon[0], (int, float)):
+        try:
+            polygon = np.array(polygon, dtype=np.float64)
+        except (TypeError, ValueError):  # reported for what it holds
+            return polygon if is_polygon(polygon) else None
+    if isinstance(polygon, np.ndarray):
+        if polygon.ndim == 2 and polygon.shape[1] != 2:
+            return None
+        polygon = polygon.ravel()
+    is_one = isinstance(polygon, (list, tuple, np.ndarray)) and len(polygon) >= 6 and len(polygon) % 2 == 0
+    return polygon if is_one else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,15 +155,15 @@ def flat_polygons(table: AnnotationTable) -> tuple[list[Any], np.ndarray]:
     for i, annotation in enumerate(table.annotations):
         mask = annotation.get("segmentation")
         if isinstance(mask, list):
-            for polygon in mask:
-                if is_polygon(polygon) or _is_polygon_array(polygon):
+            for polygon in map(_as_polygon, mask):
+                if polygon is not None:
                     polygons.append(polygon)
                     owners.append(i)
     return polygons, np.array(owners, dtype=np.int64)
 
 
 def polygon_areas(polygons: list[Any]) -> np.ndarray:
-    """-> ``float64[P]``, areas in square pixels by the shoelace formula; NaN if a coordinate is no finite number."""
+    """-> ``float64[P]``, areas in square pixels by the shoelace formula; not finite if a coordinate is not."""
     areas = [np.zeros(0)]
     for start in range(0, len(polygons), _CHUNK):  # all coordinates of a large data set at once would take gigabytes
         areas.append(_areas(polygons[start : start + _CHUNK]))
@@ -109,30 +171,43 @@ def polygon_areas(polygons: list[Any]) -> np.ndarray:
 
 
 def _areas(polygons: list[Any]) -> np.ndarray:
+    try:
+        return _areas_of_numbers(polygons)
+    except (TypeError, ValueError):
+        return np.array([np.nan]) if len(polygons) == 1 else np.concatenate([_areas([p]) for p in polygons])
+
+
+def _areas_of_numbers(polygons: list[Any]) -> np.ndarray:
     counts = np.fromiter((len(p) // 2 for p in polygons), dtype=np.int64, count=len(polygons))
     flat = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=2 * int(counts.sum()))
     points = flat.reshape(-1, 2)
     first = np.cumsum(counts) - counts
     # Relative to the first point: products of large coordinates would cost digits.
-    x, y = (points - np.repeat(points[first], counts, axis=0)).T
     following = np.arange(1, len(points) + 1)
     following[first + counts - 1] = first
-    return np.abs(np.add.reduceat(x * y[following] - y * x[following], first)) / 2
+    with np.errstate(invalid="ignore"):  # infinite coordinates
+        x, y = (points - np.repeat(points[first], counts, axis=0)).T
+        return np.abs(np.add.reduceat(x * y[following] - y * x[following], first)) / 2
 
 
 def flat_polygon_findings(table: AnnotationTable) -> list[Finding]:
-    """Find polygons without area."""
+    """Find polygons without area, and polygons of something else than finite numbers."""
     polygons, owners = flat_polygons(table)
     areas = polygon_areas(polygons)
-    flat = np.flatnonzero(~(areas > _LEAST_AREA))
-    if not len(flat):
-        return []
-    # One case for each annotation
-    indices, first = np.unique(owners[flat], return_index=True)
-    shown = {int(i): str(list(polygons[flat[f]]))[:80] for i, f in zip(indices, first, strict=True)}
-    what = f"{quantity(len(indices))} a polygon without area"
-    cure = "It covers no pixel: take it out."
-    return [table.finding("polygon-area", "warning", indices, what, lambda i: shown[i], cure)]
+    findings = []
+    flaws: tuple[tuple[str, Level, np.ndarray, str, str], ...] = (
+        ("polygon-numbers", "error", ~np.isfinite(areas), "of other than finite numbers", "Correct it or take it out."),
+        ("polygon-area", "warning", areas <= _LEAST_AREA, "without area", "It covers no pixel: take it out."),
+    )
+    for kind, level, which, text, cure in flaws:
+        found = np.flatnonzero(which)
+        if len(found):
+            # One case for each annotation
+            indices, first = np.unique(owners[found], return_index=True)
+            shown = {int(i): str(list(polygons[found[f]]))[:80] for i, f in zip(indices, first, strict=True)}
+            what = f"{quantity(len(indices))} a polygon {text}"
+            findings.append(table.finding(kind, level, indices, what, shown.__getitem__, cure))
+    return findings
 
 
 def self_intersections(table: AnnotationTable) -> list[Finding]:
@@ -141,6 +216,7 @@ def self_intersections(table: AnnotationTable) -> list[Finding]:
     candidates = np.arange(len(polygons))
     if len(candidates) > _CROSSINGS_TO_EXAMINE:
         candidates = np.linspace(0, len(polygons) - 1, _CROSSINGS_TO_EXAMINE).round().astype(np.int64)
+    candidates = candidates[np.isfinite(polygon_areas([polygons[i] for i in candidates.tolist()]))]
     crossing = [i for i in candidates.tolist() if len(polygons[i]) <= 2 * _MOST_POINTS and _crosses(polygons[i])]
     if not crossing:
         return []

@@ -194,6 +194,12 @@ def _num_classes(cfg: CfgNode) -> tuple[int | None, str]:
     return (value if key else None), key
 
 
+def _num_labels(cfg: CfgNode) -> int | None:
+    """Return the number of labels of label maps; None for models that are not trained on them."""
+    has_labels = cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN")
+    return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_labels else None
+
+
 def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     # With a mapper of the user's own, only that mapper knows what the data set must look like: then we warn.
     if isinstance(mapper, MultiImageMapper):
@@ -206,7 +212,10 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
         num_classes_key=num_classes_key,
         num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        num_labels=_num_labels(cfg),
+        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
+        skips_bad_images=cfg.DATALOADER.get("ON_BAD_IMAGE", "stop") == "skip",
         raise_on_error=not own_mapper,
     )
 

@@ -31,6 +31,10 @@ class CatalogConflictError(ValueError, AssertionError):
     """
 
 
+class MissingMetadataError(AttributeError, ValueError):
+    """The metadata of a data set lacks a key; a missing attribute, and a mistake of whoever described the data."""
+
+
 class UnknownDatasetError(KeyError):
     """No data set of that name is registered."""
 
@@ -252,11 +256,13 @@ class Metadata(types.SimpleNamespace):
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):  # asked for by copy, pickle and friends
             raise AttributeError(key)
+        if key in self._suggestions():
+            return self._suggestions()[key]
         current = _RENAMED_KEYS.get(key)
         if current is not None and current in self.__dict__:
             logger.warning("Metadata key '%s' is now called '%s'.", key, current)
             return self.__dict__[current]
-        present = [k for k in self.__dict__ if k != "name"]
+        present = [k for k in self.as_dict() if k != "name"]
         near = _nearest(key, present)
         if near:
             hint = f"Did you mean {near[0]!r}? "
@@ -264,7 +270,7 @@ class Metadata(types.SimpleNamespace):
             hint = ""
         else:
             hint = f"Did you mean {_nearest(key, list(_WELL_KNOWN_KEYS))[0]!r} (which is not set either)? "
-        raise AttributeError(
+        raise MissingMetadataError(
             f"The metadata of dataset '{self.name}' has no '{key}'. {hint}It has: {', '.join(present) or 'nothing yet'}"
             f". Set it with MetadataCatalog.get({self.name!r}).{key} = ..."
         )
@@ -277,6 +283,8 @@ class Metadata(types.SimpleNamespace):
         if old is _MISSING:
             if key not in _WELL_KNOWN_KEYS and (near := _nearest(key, list(_WELL_KNOWN_KEYS), cutoff=0.9)):
                 logger.warning("Metadata key '%s' of dataset '%s': did you mean '%s'?", key, self.name, near[0])
+            if not _equal(self._suggestions().get(key, value), value):
+                del self.__dict__["_suggested"]
             super().__setattr__(key, value)
         elif not _equal(old, value):
             raise CatalogConflictError(
@@ -287,7 +295,7 @@ class Metadata(types.SimpleNamespace):
 
     def as_dict(self) -> dict[str, Any]:
         """Return all keys and values, ``name`` included, as a new dictionary (the values are not copied)."""
-        return dict(self.__dict__)
+        return {**self._suggestions(), **{k: v for k, v in self.__dict__.items() if k != "_suggested"}}
 
     def set(self, **kwargs: Any) -> "Metadata":
         """Set several keys at once, and return this object."""
@@ -295,10 +303,22 @@ class Metadata(types.SimpleNamespace):
             setattr(self, key, value)
         return self
 
+    def suggest(self, **kwargs: Any) -> "Metadata":
+        """Give values that hold until others are set, such as what a file says about itself; return this object.
+
+        They belong together: when one of them is set to something else, before or later, none of them holds.
+        """
+        if all(_equal(self.__dict__.get(key, value), value) for key, value in kwargs.items()):
+            self.__dict__["_suggested"] = {**self._suggestions(), **kwargs}
+        return self
+
+    def _suggestions(self) -> dict[str, Any]:
+        return self.__dict__.get("_suggested", {})
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key, or ``default`` where it is not set."""
-        key = key if key in self.__dict__ else _RENAMED_KEYS.get(key, key)
-        return self.__dict__.get(key, default)
+        known = self.as_dict()
+        return known.get(key if key in known else _RENAMED_KEYS.get(key, key), default)
 
 
 class _MetadataCatalog(UserDict):

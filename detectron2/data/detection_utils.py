@@ -29,7 +29,7 @@ from ._images import _M_RGB2YUV as _M_RGB2YUV
 from ._images import _M_YUV2RGB as _M_YUV2RGB
 from ._images import _apply_exif_orientation as _apply_exif_orientation
 from ._images import convert_image_to_rgb, convert_PIL_to_numpy, read_image
-from .catalog import MetadataCatalog
+from .catalog import MetadataCatalog, MissingMetadataError
 
 __all__ = [
     "SizeMismatchError",
@@ -125,8 +125,18 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
 
     Raises:
         ValueError: if no data set is named, they differ in these, or the flip map names an unknown keypoint.
+        AttributeError: if one of them has no such metadata.
     """
     names = _at_least_one(dataset_names)
+    for name in names:
+        lacking = [k for k in ("keypoint_names", "keypoint_flip_map") if MetadataCatalog.get(name).get(k) is None]
+        if lacking:
+            raise MissingMetadataError(
+                f"the metadata of data set {name!r} has no {' and no '.join(lacking)}, which is needed where images "
+                f"with keypoints are flipped. MetadataCatalog.get({name!r}).set(keypoint_names=..., keypoint_flip_map="
+                "...): the names in the order of the annotations, and pairs of names that change places, such as "
+                "[('left_eye', 'right_eye')]; [] if none do. (With the detectron2 command: in a .py file for --import.)"
+            )
     check_metadata_consistency("keypoint_names", names)
     check_metadata_consistency("keypoint_flip_map", names)
     metadata = MetadataCatalog.get(names[0])

@@ -7,6 +7,7 @@ one expression on those.  All findings are raised together, each with file, anno
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from detectron2.data._annotation_checks import (
     keypoint_findings,
     label_findings,
     overhang,
+    record_findings,
     structure_findings,
 )
 from detectron2.data._dataset_report import EMPTY, FULL_CHECK_LIMIT, DatasetReport, inspect_dataset_dicts
 from detectron2.data._duplicate_checks import duplicate_annotations, image_id_findings
-from detectron2.data._file_checks import file_findings
+from detectron2.data._file_checks import file_findings, nameless_findings
 from detectron2.data._findings import AnnotationTable, Case, Finding
+from detectron2.data._label_map_checks import label_map_findings, number_of_categories, segment_findings
 from detectron2.data._mask_checks import flat_polygon_findings, mask_findings
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets._reading import paused_gc
@@ -78,9 +81,12 @@ def validate_dataset_dicts(
     num_classes_key: str = "MODEL.ROI_HEADS.NUM_CLASSES",
     num_keypoints: int | None = None,
     mask_format: str | None = None,
+    num_labels: int | None = None,
+    ignore_label: int = 255,
     check_files: bool = True,
     check_annotations: bool = True,
     max_files: int = FULL_CHECK_LIMIT,
+    skips_bad_images: bool = False,
     raise_on_error: bool = True,
 ) -> list[dict[str, Any]]:
     """Check a data set, and raise one error that lists everything that is wrong with it.
@@ -97,10 +103,16 @@ def validate_dataset_dicts(
         num_classes_key: the config key that sets it, for the message.
         num_keypoints: number of keypoints of the model; None leaves keypoints unchecked.
         mask_format: "polygon" or "bitmask" if the model is trained on masks; None leaves masks unchecked.
-        check_files: whether to look for the image files and compare their size with what the data set says. Only the
-            headers are read. Names with a scheme, like "s3://...", are left alone.
-        check_annotations: whether to check the annotations.
+        num_labels: number of classes of semantic segmentation (``MODEL.SEM_SEG_HEAD.NUM_CLASSES``); None leaves the
+            upper end of the labels in label maps unchecked.
+        ignore_label: label of the pixels that do not count.
+        check_files: whether to look for the files of images and label maps, and compare their size with what the data
+            set says. Only the headers are read, and the end, to see whether a file is whole; of label maps a sample is
+            decoded. Names with a scheme, like "s3://...", are left alone.
+        check_annotations: whether to check annotations, and what is in label maps.
         max_files: check all files if there are no more than this many, else so many, evenly spaced.
+        skips_bad_images: whether the loader takes another image in place of one that cannot be read
+            (``DATALOADER.ON_BAD_IMAGE: "skip"``); then files that are missing or damaged are only warned of.
         raise_on_error: whether to raise, or only to log a warning.
 
     Returns:
@@ -109,9 +121,11 @@ def validate_dataset_dicts(
     Raises:
         DatasetError: something is wrong.
     """
-    findings = [] if dicts else [EMPTY]
-    findings += image_id_findings(dicts)
-    if check_annotations:
+    findings = ([] if len(dicts) else [EMPTY]) + record_findings(dicts)
+    readable = not findings
+    if readable:
+        findings += image_id_findings(dicts)
+    if check_annotations and readable:
         _warn_of_spare_classes(name, num_classes, num_classes_key)
         with paused_gc():
             table = AnnotationTable.gather(dicts)
@@ -126,8 +140,18 @@ def validate_dataset_dicts(
             if mask_format is not None:
                 findings += mask_findings(table, mask_format)
                 findings += flat_polygon_findings(table)
-    if check_files:
-        findings += file_findings(dicts, max_files)
+    if check_files and readable:
+        # A mapper of the user's own may have its data from elsewhere.
+        findings += nameless_findings(dicts) if raise_on_error else []
+        files = file_findings(dicts, max_files)
+        if skips_bad_images:
+            files = [f if f.kind == "file-size" else replace(f, level="warning") for f in files]
+        findings += files
+        findings += label_map_findings(
+            dicts, max_files, num_labels=num_labels, ignore_label=ignore_label, decode=check_annotations
+        )
+        if check_annotations:
+            findings += segment_findings(dicts, *number_of_categories(MetadataCatalog.get(name)))
     for finding in findings:
         if finding.level != "error":
             logger.warning("Dataset '%s': %s", name, finding.text)
@@ -157,7 +181,9 @@ def _check_boxes(
             dicts = _without(dicts, table, dropped)
         else:
             drop = f'or leave such annotations out: MetadataCatalog.get({name!r}).degenerate_boxes = "drop"'
-            findings += box_findings(table, bad, f"Correct them, {drop}.")
+            file = MetadataCatalog.get(name).get("json_file")
+            how = f" (detectron2 data check {file} --fix cleaned.json)" if file else ""
+            findings += box_findings(table, bad, f"Correct them{how}, {drop}.")
     partly_outside = overhang(table, boxes_xyxy, bad)
     if partly_outside is not None:
         findings.append(partly_outside)

@@ -12,7 +12,12 @@ from typing import Any
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint._training_state import remove_orphans
+from detectron2.config._merge import nearest
 from detectron2.engine._ema import WeightAverage
+from detectron2.engine._sharding import ShardedCheckpointer
 from detectron2.engine._trainer_base import HookBase
 from detectron2.utils.file_io import atomic_write
 
@@ -32,16 +37,31 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         folder = self.checkpointer.save_dir
         if self.trainer.start_iter == 0 or not os.path.isdir(folder):
             return
-        name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.pth")
+        name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.(pth|safetensors)")
         start = self.trainer.start_iter
-        earlier = sorted(e for e in os.listdir(folder) if (m := name.fullmatch(e)) and int(m[1]) < start)
-        self.recent_checkpoints = [os.path.join(folder, entry) for entry in earlier]
+        found = [(int(m[1]), entry) for entry in os.listdir(folder) if (m := name.fullmatch(entry))]
+        self.recent_checkpoints = [os.path.join(folder, entry) for at, entry in sorted(found) if at < start]
+        if not self.checkpointer.save_to_disk:
+            return
         while self.max_to_keep is not None and len(self.recent_checkpoints) > self.max_to_keep:
             os.remove(self.recent_checkpoints.pop(0))  # the process was killed before it could
-        for entry in os.listdir(folder):
-            # Of a process that was killed while it saved.
-            if re.fullmatch(r"(.*\.pth|last_checkpoint)\.\d+\.tmp", entry):
-                os.remove(os.path.join(folder, entry))
+        if isinstance(self.checkpointer, DetectionCheckpointer):
+            self.checkpointer.remove_leftovers()
+
+    def step(self, iteration: int, **kwargs: Any) -> None:
+        """Save if it is time, and remove what is not kept.
+
+        Args:
+            iteration: the current one, from 0.
+            **kwargs: further data to save.
+        """
+        before = list(self.recent_checkpoints)
+        super().step(iteration, **kwargs)
+        # Weights first, then the training state that belonged to them: what is left is whole at any moment.
+        for path in before:
+            if path not in self.recent_checkpoints and self.checkpointer.save_to_disk:
+                folder, name = os.path.split(path)
+                remove_orphans(folder, [os.path.splitext(name)[0]])
 
     def after_step(self) -> None:
         """Save if it is time."""
@@ -84,6 +104,8 @@ class BestCheckpointer(HookBase):
         self._better = operator.gt if mode == "max" else operator.lt
         self._file_prefix = file_prefix
         self._average = average
+        # Where each process has a part of the weights, all of them save; the main one, which evaluates, decides.
+        self._is_joint = getattr(checkpointer, "needs_all_processes", False)
         self.best_metric: float | None = None
         self.best_iter: int | None = None
         self.history: list[tuple[int, float]] = []
@@ -116,17 +138,12 @@ class BestCheckpointer(HookBase):
 
     def compare(self) -> None:
         """Save if the newest value beats the best one."""
-        latest = self.trainer.storage.latest().get(self._val_metric)
-        if latest is None:
-            known = ", ".join(sorted(k for k in self.trainer.storage.latest() if "/" in k)) or "none"
-            logger.warning(
-                "The metric %r was not recorded, so no best checkpoint is kept. Recorded: %s", self._val_metric, known
-            )
+        found = self._newest()
+        if self._is_joint:
+            found = comm.all_gather(found)[0]
+        if found is None:
             return
-        value, at = latest
-        if math.isnan(value) or at in (known for known, _ in self.history):
-            return
-        self._remember(at, value)
+        value, at = found
         if self.best_metric is None or self._better(value, self.best_metric):
             logger.info(
                 "%s = %.5g in iteration %d is the best so far; saving %s",
@@ -136,23 +153,29 @@ class BestCheckpointer(HookBase):
                 self._file_prefix,
             )
             self.best_metric, self.best_iter = value, at
-            self._save(iteration=at, **{self._val_metric: value})
+            _save_aside(self._checkpointer, self._file_prefix, self._average, iteration=at, **{self._val_metric: value})
+        # Last: who is killed before evaluates once more, and who is killed behind has the checkpoint.
+        self._remember(at, value)
 
-    def _save(self, **kwargs: Any) -> None:
-        """Save, and leave it to the other checkpoints to say where a resumed run continues."""
-        keeper = self._checkpointer
-        last = os.path.basename(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else ""
-        if self._average is None:
-            keeper.save(self._file_prefix, **kwargs)
-        else:
-            state, keeper.checkpointables = keeper.checkpointables, {}
-            try:
-                with self._average.in_place():
-                    keeper.save(self._file_prefix, **kwargs)
-            finally:
-                keeper.checkpointables = state
-        if last and keeper.save_to_disk:
-            keeper.tag_last_checkpoint(last)
+    def _newest(self) -> tuple[float, int] | None:
+        """-> a value that was not compared yet and its iteration; where there is none, the log says why."""
+        recorded = self.trainer.storage.latest()
+        if self._val_metric not in recorded:
+            if comm.is_main_process():
+                _warn_of_missing_metric(self._val_metric, recorded)
+            return None
+        value, at = recorded[self._val_metric]
+        if at in (known for known, _ in self.history):
+            return None
+        if math.isnan(value):
+            logger.warning(
+                "%s is NaN in iteration %d, so it is not compared: no %s is saved for it, and it does not count for "
+                "early stopping. That is so where the test data have nothing to find for it: no annotated objects, "
+                "none of this size or class.",
+                *(self._val_metric, at, self._file_prefix),
+            )
+            return None
+        return value, at
 
     def after_step(self) -> None:
         """Compare in the iterations in which the model was evaluated."""
@@ -172,3 +195,77 @@ class BestCheckpointer(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the best value."""
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class AverageCheckpointer(HookBase):
+    """Save the moving average of the weights when training came to its end, as ``model_final_ema``.
+
+    Register it behind the evaluation, whose results become part of the checkpoint's description.
+
+    Args:
+        average: the average.
+        checkpointer: saves it, without the state of the training.
+    """
+
+    def __init__(self, average: WeightAverage, checkpointer: DetectionCheckpointer) -> None:
+        self._average = average
+        self._checkpointer = checkpointer
+
+    def after_train(self) -> None:
+        """Save."""
+        last = self.trainer.max_iter - 1
+        if self.trainer.iter <= last:
+            return
+        _save_aside(self._checkpointer, "model_final_ema", self._average, iteration=last)
+        if comm.is_main_process():
+            name = self._checkpointer.file_name("model_final_ema")
+            logger.info("The average of the weights is in %s", os.path.join(self._checkpointer.save_dir, name))
+
+
+def _warn_of_missing_metric(name: str, recorded: Mapping[str, Any]) -> None:
+    known = sorted(k for k in recorded if "/" in k)
+    near = nearest(name, known)
+    logger.warning(
+        "The metric %r was not recorded, so no best checkpoint is kept.%s Recorded: %s",
+        *(name, f" Did you mean {near!r}?" if near else "", ", ".join(known) or "none"),
+    )
+
+
+def _save_aside(keeper: Checkpointer, name: str, average: WeightAverage | None, **data: Any) -> None:
+    """Save, and leave it to the other checkpoints to say where a resumed run continues.
+
+    Args:
+        keeper: saves.
+        name: of the checkpoint.
+        average: if given, its weights are saved, without the state of the training.
+        **data: further data to save.
+    """
+    if average is None:
+        _save_untagged(keeper, name, can_be_resumed=True, **data)
+        return
+    state, keeper.checkpointables = keeper.checkpointables, {}
+    describe = getattr(keeper, "describe", None)
+    try:
+        if describe is not None:
+            keeper.describe = lambda: {**describe(), "is_average": True}  # type: ignore[attr-defined]
+        with average.in_place():
+            _save_untagged(keeper, name, can_be_resumed=False, **data)
+    finally:
+        keeper.checkpointables = state
+        if describe is not None:
+            keeper.describe = describe  # type: ignore[attr-defined]
+
+
+def _save_untagged(keeper: Checkpointer, name: str, *, can_be_resumed: bool, **data: Any) -> None:
+    last = os.path.basename(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else ""
+    if not isinstance(keeper, DetectionCheckpointer) or type(keeper).save not in _SAVES_ASIDE:
+        keeper.save(name, **data)  # another class, which has its own way to save
+        if last and keeper.save_to_disk:
+            keeper.tag_last_checkpoint(last)
+        return
+    basename = keeper.save_aside(name, **data)
+    if basename and not last and can_be_resumed:
+        keeper.tag_last_checkpoint(basename)
+
+
+_SAVES_ASIDE = (DetectionCheckpointer.save, ShardedCheckpointer.save)

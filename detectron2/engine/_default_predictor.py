@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 import detectron2.data.transforms as T
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 
@@ -22,11 +22,17 @@ class DefaultPredictor:
         predictor = DefaultPredictor(cfg)
         outputs = predictor(cv2.imread("input.jpg"))
 
+    Checkpoints of :class:`DefaultTrainer` bring their config along::
+
+        cfg = detectron2.checkpoint.read_description("model_final.pth").load_config()
+        cfg.MODEL.WEIGHTS = "model_final.pth"
+
     Args:
         cfg: reads ``MODEL.*``, ``INPUT.FORMAT``, ``INPUT.{MIN,MAX}_SIZE_TEST`` and ``DATASETS.TEST`` (for metadata).
 
     Attributes:
-        metadata: of the first test data set; class names and colours.
+        metadata: of the first test data set; class names and colours. Where that is not registered, those that the
+            checkpoint brings along.
         model: in evaluation mode.
         aug: the resizing.
         input_format: the colour order that the model expects.
@@ -36,8 +42,16 @@ class DefaultPredictor:
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg)
         self.model.eval()
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused")
-        DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
+        name = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused"
+        self.metadata = MetadataCatalog.get(name)
+        checkpoint = DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
+        if (
+            name not in DatasetCatalog
+            and "thing_classes" not in self.metadata.as_dict()
+            and "description" in checkpoint
+        ):
+            description = CheckpointDescription.from_plain(checkpoint["description"], cfg.MODEL.WEIGHTS)
+            self.metadata = description.load_metadata()
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0: as they are
         self.input_format = cfg.INPUT.FORMAT

@@ -19,10 +19,19 @@ from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine._divergence import DivergencePolicy
 from detectron2.engine._epochs import epochs_to_iterations
+from detectron2.engine._evaluator_trial import try_evaluators
 from detectron2.engine._options import TrainOptions
-from detectron2.engine._options_applied import ModelHooks, build_validation_loader, prepare_model
+from detectron2.engine._options_applied import (
+    ModelHooks,
+    build_checkpointer,
+    build_validation_loader,
+    prepare_model,
+)
 from detectron2.engine._random_states import RandomStates
+from detectron2.engine._scaling import scaled_to
+from detectron2.engine._self_description import FinalDescription, SelfDescription, yaml_config
 from detectron2.engine._setup import create_ddp_model, default_writers
+from detectron2.engine._sharding import is_sharded
 from detectron2.engine._summary import RunSummary, explain_schedule
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
@@ -62,6 +71,7 @@ class DefaultTrainer(TrainerBase):
     """
 
     _last_eval_results: Any  # set by the first evaluation
+    _eval_hook: hooks.EvalHook  # set by build_hooks(), unless a subclass does without
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -87,7 +97,7 @@ class DefaultTrainer(TrainerBase):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # The proxy keeps `trainer -> checkpointer -> trainer` from being a reference cycle that holds GPU memory.
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = build_checkpointer(model, cfg.OUTPUT_DIR, options, weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -95,7 +105,22 @@ class DefaultTrainer(TrainerBase):
         self.register_hooks([hooks.StopOnSignal(self.checkpointer), RandomStates(model, cfg.SOLVER.CHECKPOINT_PERIOD)])
         self.register_hooks(self.build_hooks())
         batch_size = cfg.SOLVER.IMS_PER_BATCH * options.accumulation_steps
-        self.register_hooks([RunSummary(batch_size, explain_schedule(cfg, given))])
+        self.register_hooks([FinalDescription(self.checkpointer), RunSummary(batch_size, explain_schedule(cfg, given))])
+        self._describe_checkpoints()
+
+    def _describe_checkpoints(self) -> None:
+        """Let checkpoints describe themselves; a subclass may have made its own checkpointer, or several."""
+        if not isinstance(self.checkpointer, DetectionCheckpointer) or self.checkpointer.describe is not None:
+            return
+        cfg = self.cfg
+        self.checkpointer.describe = SelfDescription(
+            self,
+            self.model,
+            functools.partial(yaml_config, cfg),
+            list(cfg.DATASETS.TRAIN),
+            cfg.INPUT.FORMAT,
+            TrainOptions.from_cfg(cfg).ema_decay > 0,
+        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
@@ -119,6 +144,9 @@ class DefaultTrainer(TrainerBase):
                     "train longer, or start a new run from these weights (without resume, with MODEL.WEIGHTS and "
                     "another OUTPUT_DIR)."
                 )
+            describe = getattr(self.checkpointer, "describe", None)
+            if isinstance(describe, SelfDescription):
+                describe.go_on_from(checkpoint or {}, self.checkpointer.get_checkpoint_file())
             logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -145,6 +173,7 @@ class DefaultTrainer(TrainerBase):
         more = ModelHooks(
             options, self.model, self.checkpointer, period, functools.partial(build_validation_loader, cfg)
         )
+        self._eval_hook = hooks.EvalHook(period, more.evaluation_of(test_and_save_results))
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -155,10 +184,10 @@ class DefaultTrainer(TrainerBase):
             hooks.PeriodicCheckpointer(
                 self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=options.checkpoints_to_keep or None
             )
-            if is_main
+            if is_main or is_sharded(self.model)
             else None,
             *more.before_evaluation,
-            hooks.EvalHook(period, more.evaluation_of(test_and_save_results)),
+            self._eval_hook,
             *more.after_evaluation,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
@@ -177,6 +206,7 @@ class DefaultTrainer(TrainerBase):
             The results of the final evaluation (on the main process), if there was one.
         """
         self._check_test_sets()
+        self._try_evaluators()
         super().train(self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", None)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
@@ -199,6 +229,18 @@ class DefaultTrainer(TrainerBase):
                 DatasetCatalog.get(name)  # raises, and names the similar ones
         validate_class_names(self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)
 
+    def _try_evaluators(self) -> None:
+        """Try the evaluators now, if :meth:`test` is what will evaluate; see ``engine/_evaluator_trial.py``."""
+        hook = getattr(self, "_eval_hook", None)
+        if not any(h is hook for h in self._hooks) or not self.cfg.DATASETS.TEST:
+            return
+        if not TrainOptions.from_cfg(self.cfg).try_evaluator:
+            return
+        own = list(itertools.takewhile(lambda c: c is not DefaultTrainer, type(self).__mro__))
+        has_own_test = any("test" in vars(c) for c in own)
+        if not has_own_test or any("build_evaluator" in vars(c) for c in own):
+            try_evaluators(self, is_certain=not has_own_test)
+
     def run_step(self) -> None:
         """One step of the inner trainer."""
         self._trainer.iter = self.iter
@@ -209,6 +251,8 @@ class DefaultTrainer(TrainerBase):
         # The inner trainer has no hooks of its own: it reports its backward pass to ours.
         self._trainer.after_backward = self.after_backward  # type: ignore[method-assign]
         self._trainer.storage = self.storage
+        if hasattr(self, "checkpointer") and hasattr(self, "cfg"):
+            self._describe_checkpoints()
         super().before_train()
 
     def before_step(self) -> None:
@@ -354,36 +398,4 @@ class DefaultTrainer(TrainerBase):
         Raises:
             ValueError: ``IMS_PER_BATCH`` is not divisible by ``REFERENCE_WORLD_SIZE``.
         """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        if reference in (0, num_workers):
-            return cfg
-        if cfg.SOLVER.IMS_PER_BATCH % reference:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be divisible by "
-                f"SOLVER.REFERENCE_WORLD_SIZE ({reference})."
-            )
-        was_frozen = cfg.is_frozen()
-        cfg = cfg.clone()
-        cfg.defrost()
-        ratio = num_workers / reference
-        solver = cfg.SOLVER
-        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * ratio)
-        solver.BASE_LR *= ratio
-        solver.MAX_ITER = round(solver.MAX_ITER / ratio)
-        solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
-        solver.STEPS = tuple(round(s / ratio) for s in solver.STEPS)
-        solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_PERIOD / ratio)
-        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / ratio)
-        solver.REFERENCE_WORLD_SIZE = num_workers  # so that scaling twice changes nothing
-        logger.info(
-            "Config scaled from %d to %d processes: IMS_PER_BATCH=%d, BASE_LR=%g, MAX_ITER=%d, WARMUP_ITERS=%d",
-            reference,
-            num_workers,
-            solver.IMS_PER_BATCH,
-            solver.BASE_LR,
-            solver.MAX_ITER,
-            solver.WARMUP_ITERS,
-        )
-        if was_frozen:
-            cfg.freeze()
-        return cfg
+        return scaled_to(cfg, num_workers)

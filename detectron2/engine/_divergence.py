@@ -14,6 +14,7 @@ from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._batch_file import tensors_in, to_plain
 from detectron2.engine._compilation import uncompiled
 from detectron2.engine._random_states import random_states_kept, set_random_states, torch_states
+from detectron2.engine._step_losses import LossNotFinite, LossWatch, not_finite_message
 from detectron2.utils.events import EventStorage, put_scalar
 from detectron2.utils.file_io import atomic_write
 
@@ -56,9 +57,11 @@ class DivergencePolicy:
         self._states: dict[str, Any] = {}
         self._norm_statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._norms: list[torch.Tensor] | None = None
+        self._watch: LossWatch | None = None
 
     def before_forward(self, trainer: Any) -> None:
         """Remember what the forward pass is going to change."""
+        self._watch = None
         if self.policy == "skip":
             if self._norms is None:
                 self._norms = _statistics(trainer.model)
@@ -66,26 +69,33 @@ class DivergencePolicy:
         if self._folder:
             self._states = torch_states()  # models draw from no others
 
-    def check(self, losses: Mapping[str, Any]) -> None:
-        """Where a step may be skipped, look at the losses before anything else does; all processes do alike.
+    def watch(self, total: torch.Tensor) -> None:
+        """Begin to look at the loss; to be called when the forward pass is queued and the backward pass is not.
 
         Args:
+            total: the sum of all losses of the step.
+
+        Raises:
+            FloatingPointError: another process has left the step.
+        """
+        self._watch = LossWatch(total, total.device)
+        self._watch.raise_for_failure()
+
+    def check(self, trainer: Any, losses: Mapping[str, Any]) -> None:
+        """Look at the loss when the backward pass is queued; the forward pass is waited for.
+
+        Args:
+            trainer: its iteration.
             losses: those of this step, by name.
 
         Raises:
-            FloatingPointError: the sum of the losses is not finite, in this or another process.
+            FloatingPointError: the sum of the losses is not finite, in this or another process; all raise it.
         """
-        if self.policy == "stop":
-            return
-        total = sum(v.detach() if isinstance(v, torch.Tensor) else v for v in losses.values())
-        is_finite = bool(torch.isfinite(torch.as_tensor(total)).all())
-        if comm.get_world_size() > 1:
-            ranks = [rank for rank, finite in enumerate(comm.all_gather(is_finite)) if not finite]
-            if ranks:
-                raise FloatingPointError(f"The loss became infinite or NaN on rank {', '.join(map(str, ranks))}.")
-        elif not is_finite:
-            parts = ", ".join(f"{k}={float(torch.as_tensor(v).detach()):g}" for k, v in losses.items())
-            raise FloatingPointError(f"The loss became infinite or NaN: {parts}.")
+        if self._watch is None:  # a subclass computes its gradients in its own way
+            self._watch = LossWatch(_sum_of(losses), next(trainer.model.parameters()).device)
+        ranks = self._watch.ranks()
+        if ranks:
+            raise LossNotFinite(not_finite_message(trainer.iter, ranks, losses), ranks)
         self._in_a_row = 0
 
     def handle(self, trainer: Any, batches: list[Any], error: FloatingPointError) -> None:
@@ -102,23 +112,42 @@ class DivergencePolicy:
         for buffer, value in self._norm_statistics:
             buffer.copy_(value)
         # A model that notices by itself does so in one process: the others wait for its gradients.
-        is_joint = comm.get_world_size() == 1 or "on rank" in str(error)
+        alone = comm.get_world_size() == 1
+        is_told = alone or isinstance(error, LossNotFinite)
+        is_joint = alone or (isinstance(error, LossNotFinite) and error.is_joint)
+        if self._watch is None and not alone:
+            LossWatch(None, next(trainer.model.parameters()).device)
+            is_told = True
+        is_own = alone or not isinstance(error, LossNotFinite) or comm.get_rank() in error.ranks
         self._in_a_row += 1
         if self.policy == "skip" and is_joint and self._in_a_row <= self.max_in_a_row:
             self.num_skipped += 1
             put_scalar("skipped_steps", self.num_skipped)
+            found = _of_all([f"Images: {describe_images(batches)}"] if is_own else [], is_told)
             logger.warning(
-                "Step %d is skipped (%d in a row, %d in all): %s Images: %s",
-                *(trainer.iter, self._in_a_row, self.num_skipped, error, describe_images(batches)),
+                "Step %d is skipped (%d in a row, %d in all): %s %s",
+                *(trainer.iter, self._in_a_row, self.num_skipped, error, " ".join(found)),
             )
             return
         lines = [str(error)]
         if self.policy == "skip" and is_joint:
             lines.append(f"Gave up after {self.max_in_a_row} skipped steps in a row.")
-        lines.append(self._find(trainer, batches))
-        lines += _advice(trainer, batches)
-        lines += self._save(trainer, batches)
+        noticed, saved = ([], []) if not is_own else self._details(trainer, batches, error)
+        found = [line for line in _of_all(noticed, is_told) if line != f"Rank {comm.get_rank()}: {error}"]
+        lines += [*found, *_advice(trainer, batches), *_of_all(saved, is_told)]
         raise FloatingPointError("\n".join(lines)) from error
+
+    def _details(self, trainer: Any, batches: list[Any], error: FloatingPointError) -> tuple[list[str], list[str]]:
+        """What a process knows about its own batch, for the messages of all processes, and where it saved it."""
+        own_words = comm.get_world_size() > 1 and not isinstance(error, LossNotFinite)
+        lines = [str(error)] if own_words else []
+        try:
+            lines.append(self._find(trainer, batches))
+            lines.append(f"Images of the batch: {describe_images(batches)}.")
+            return lines, self._save(trainer, batches)
+        except Exception as e:  # what led here is the news, and other processes wait for what this one says
+            logger.exception("Looking for the beginning of it failed:")
+            return [*lines, f"Looking for the beginning of it failed: {type(e).__name__}: {e}"], []
 
     def _find(self, trainer: Any, batches: list[Any]) -> str:
         model = unwrapped(trainer.model)
@@ -133,11 +162,6 @@ class DivergencePolicy:
                     found = first_nonfinite(model, batch)
                 if found:
                     return found
-        if comm.get_world_size() > 1:
-            return (
-                "No layer of this process gives a value that is not finite when the step is repeated: it began in "
-                "another process, whose message says where, or the loss itself is not finite."
-            )
         return "No layer gives a value that is not finite when the step is repeated: the loss itself does."
 
     def _save(self, trainer: Any, batches: list[Any]) -> list[str]:
@@ -169,6 +193,17 @@ def _statistics(model: nn.Module) -> list[torch.Tensor]:
     return [b for m in norms for b in m.buffers(recurse=False)]
 
 
+def _sum_of(losses: Mapping[str, Any]) -> torch.Tensor:
+    return torch.as_tensor(sum(v.detach() if isinstance(v, torch.Tensor) else v for v in losses.values()))
+
+
+def _of_all(lines: list[str], is_told: bool) -> list[str]:
+    """What each process has to say, if all of them come here; else what this one has."""
+    if comm.get_world_size() == 1 or not is_told:
+        return lines
+    return [f"Rank {rank}: {line}" for rank, found in enumerate(comm.all_gather(lines)) for line in found]
+
+
 def describe_images(batches: list[Any]) -> str:
     """-> which images these are: file names and ids."""
     records = [d for batch in batches if isinstance(batch, (list, tuple)) for d in batch if isinstance(d, Mapping)]
@@ -197,7 +232,6 @@ def _advice(trainer: Any, batches: list[Any]) -> list[str]:
         text += f" Try {base / 2:g}."
     return [
         text,
-        f"Images of the batch: {describe_images(batches)}.",
         "Usual causes are a learning rate that is too high for the batch size, too short a warm-up "
         "(SOLVER.WARMUP_ITERS), and wrong boxes; clipping gradients (SOLVER.CLIP_GRADIENTS) helps as well.",
     ]
@@ -232,6 +266,7 @@ def first_nonfinite(model: nn.Module, batch: Any) -> str | None:
 
 def _first_bad_layer(model: nn.Module, batch: Any) -> str | None:
     found: list[str] = []
+    modules = dict(model.named_modules())
 
     def hook_of(name: str, module: nn.Module) -> Callable[..., None]:
         def look(_: nn.Module, args: Any, output: Any) -> None:
@@ -240,7 +275,11 @@ def _first_bad_layer(model: nn.Module, batch: Any) -> str | None:
             bad = _first_bad(tensors_in(output, "output"))
             if bad:
                 inputs = _first_bad(tensors_in(args, "input"))
-                state = f"its {inputs} already" if inputs else "its inputs are finite"
+                state = "its inputs are finite"
+                if inputs:
+                    parent = name.rpartition(".")[0]
+                    within = f"{parent or 'the model itself'} ({type(modules[parent]).__name__})"
+                    state = f"its {inputs} already, computed within {within}"
                 found.append(
                     f"The first tensor that is not finite comes from {name or 'the model itself'} "
                     f"({type(module).__name__}): {bad}; {state}."
@@ -249,7 +288,7 @@ def _first_bad_layer(model: nn.Module, batch: Any) -> str | None:
         return look
 
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    handles = [m.register_forward_hook(hook_of(name, m)) for name, m in model.named_modules()]
+    handles = [m.register_forward_hook(hook_of(name, m)) for name, m in modules.items()]
     try:
         # The model may notice by itself; what its layers gave is what is looked for.
         with torch.no_grad(), EventStorage(), uncompiled(model), contextlib.suppress(FloatingPointError):

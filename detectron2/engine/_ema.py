@@ -13,10 +13,14 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint._prefixes import unwrapped
+from detectron2.engine._sharding import local_part, split_like
 from detectron2.engine._trainer_base import HookBase
 from detectron2.utils.file_io import atomic_write
 
 logger = logging.getLogger("detectron2.engine.hooks")
+
+_Place = tuple[Mapping[str, torch.Tensor | None], str]
+"""A tensor of a module: the dictionary that holds it, and its key there."""
 
 
 class WeightAverage(HookBase):
@@ -40,33 +44,39 @@ class WeightAverage(HookBase):
         self._model = unwrapped(model)
         self._decay = decay
         self._output_dir = output_dir
+        self._places: dict[str, _Place] = {}
         self._average: dict[str, torch.Tensor] = {}
+        self._local_average: list[torch.Tensor] = []
         self._loaded: Mapping[str, torch.Tensor] = {}
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        trained = {name: p.data for name, p in self._model.named_parameters() if p.requires_grad}
-        saved = self._model.state_dict(keep_vars=True)
-        buffers = {n: b for n, b in self._model.named_buffers() if n in saved and b.is_floating_point()}
-        return trained | buffers
 
     def before_train(self) -> None:
         """Begin with the weights, or with the average of the checkpoint."""
+        self._places = _averaged(self._model)
         tensors = self._tensors()
         missing = [name for name in tensors if name not in self._loaded]
         if self._loaded and missing:
             logger.warning("The checkpoint has no average of %s; it begins with the weights.", ", ".join(missing[:5]))
         self._average = {
-            name: self._loaded[name].to(t.device, t.dtype, copy=True) if name in self._loaded else t.detach().clone()
+            name: split_like(self._loaded[name].to(t.device, t.dtype, copy=True), t)
+            if name in self._loaded
+            else t.detach().clone()
             for name, t in tensors.items()
         }
+        # Of a sharded model, each process averages its part.
+        self._local_average = [local_part(t) for t in self._average.values()]
         self._loaded = {}
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that are averaged, as they are now: in every step, where going through the model takes long."""
+        return {name: owner[key] for name, (owner, key) in self._places.items()}  # type: ignore[misc]
+
+    @torch.no_grad()
     def after_step(self) -> None:
         """Move the average towards the weights."""
         t = self.trainer.iter
         decay = min(self._decay, (1 + t) / (10 + t))
-        tensors = self._tensors()
-        torch._foreach_lerp_(list(self._average.values()), [tensors[name] for name in self._average], 1.0 - decay)
+        weights = [local_part(w) for w in self._tensors().values()]
+        torch._foreach_lerp_(self._local_average, weights, 1.0 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -83,7 +93,7 @@ class WeightAverage(HookBase):
     @torch.no_grad()
     def _copy(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
         for name, value in source.items():
-            target[name].copy_(value)
+            local_part(target[name]).copy_(local_part(value))
 
     def after_train(self) -> None:
         """Save the average if training came to its end."""
@@ -102,3 +112,20 @@ class WeightAverage(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take the average of a checkpoint; used when training starts."""
         self._loaded = state_dict["average"]
+
+
+def _averaged(model: nn.Module) -> dict[str, _Place]:
+    """Parameters that are trained, then saved buffers of floating-point numbers; what is shared comes once."""
+    parameters: dict[str, _Place] = {}
+    buffers: dict[str, _Place] = {}
+    seen: set[torch.Tensor] = set()
+    for path, module in model.named_modules():
+        for own, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for key, tensor in own.items():
+                if tensor is None or tensor in seen or key in module._non_persistent_buffers_set:
+                    continue
+                is_wanted = tensor.requires_grad if found is parameters else tensor.is_floating_point()
+                if is_wanted:
+                    seen.add(tensor)
+                    found[f"{path}.{key}" if path else key] = (own, key)
+    return parameters | buffers

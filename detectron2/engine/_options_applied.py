@@ -1,5 +1,6 @@
 """What both ways to train, from a YAML and from a Lazy config, do with their options."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,19 +8,22 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import hooks
+from detectron2.engine._checkpoint_hooks import AverageCheckpointer
 from detectron2.engine._compilation import compile_parts
 from detectron2.engine._freezing import freeze_by_pattern
 from detectron2.engine._options import TrainOptions
 from detectron2.engine._owed_evaluation import OwedEvaluation
+from detectron2.engine._sharding import ShardedCheckpointer, is_sharded, shard_model, whole_weights
 from detectron2.engine.train_loop import HookBase
 
 
 def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
-    """Freeze, change the memory format and compile, as asked for; before the optimizer is made.
+    """Freeze, change the memory format, compile and split, as asked for; before the optimizer is made.
 
     Args:
         model: is changed.
@@ -34,7 +38,27 @@ def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         compile_parts(model)
+    if options.shard_model and not is_sharded(model):
+        shard_model(model)
     return model
+
+
+def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, trainer: Any) -> DetectionCheckpointer:
+    """Make what saves a training.
+
+    Args:
+        model: in training.
+        folder: where to.
+        options: what is asked for.
+        trainer: its state is saved along.
+
+    Returns:
+        The checkpointer for a model of this kind.
+    """
+    checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
+    checkpointer = checkpointer_type(model, folder, trainer=trainer)
+    checkpointer.file_format = options.checkpoint_format
+    return checkpointer
 
 
 def build_validation_loader(cfg: CfgNode) -> Iterable:
@@ -85,12 +109,16 @@ class ModelHooks:
         eval_period: int,
         build_validation_loader: Callable[[], Iterable],
     ) -> None:
+        self._model = model
         self.average: hooks.WeightAverage | None = None
         self.after_schedule: list[HookBase | None] = []
         self.before_evaluation: list[HookBase | None] = []
         self.after_evaluation: list[HookBase | None] = []
+        # Who takes part in saving.
+        self._saves = comm.is_main_process() or is_sharded(model)
         if options.ema_decay:
-            folder = checkpointer.save_dir if comm.is_main_process() else ""
+            is_ours = isinstance(checkpointer, DetectionCheckpointer)
+            folder = checkpointer.save_dir if comm.is_main_process() and not is_ours else ""
             self.average = hooks.WeightAverage(model, options.ema_decay, folder)
             self.after_schedule.append(self.average)
         if options.validation_loss_period:
@@ -98,13 +126,15 @@ class ModelHooks:
             self.before_evaluation.append(hooks.ValidationLoss(period, model, build_validation_loader))
         if options.best_metric:
             self._add_best(options, checkpointer, eval_period)
+        if self.average is not None and self._saves and isinstance(checkpointer, DetectionCheckpointer):
+            self.after_evaluation.append(AverageCheckpointer(self.average, checkpointer))
 
     def _add_best(self, options: TrainOptions, checkpointer: Any, eval_period: int) -> None:
         by_loss = options.best_metric.startswith("validation/")
         period = options.validation_loss_period if by_loss else eval_period
         metric, mode = options.best_metric, options.best_mode
         best = None
-        if comm.is_main_process():
+        if self._saves:
             best = hooks.BestCheckpointer(period, checkpointer, metric, mode, average=self.average)
         evaluator = hooks.ValidationLoss if by_loss else hooks.EvalHook
         self.after_evaluation += [best, OwedEvaluation(period, best, (evaluator,))]
@@ -115,12 +145,10 @@ class ModelHooks:
 
     def evaluation_of(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """-> a function that evaluates the average of the weights, where there is one, in place of the weights."""
-        average = self.average
-        if average is None:
-            return function
+        average, model = self.average, self._model
 
-        def evaluate_average() -> Any:
-            with average.in_place():
+        def evaluate() -> Any:
+            with contextlib.nullcontext() if average is None else average.in_place(), whole_weights(model):
                 return function()
 
-        return evaluate_average
+        return evaluate

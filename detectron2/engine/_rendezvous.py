@@ -93,11 +93,20 @@ def _open_store(layout: Layout, patience: timedelta) -> dist.Store:
     except RuntimeError as e:
         raise RuntimeError(
             f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
-            f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and nobody answered. Rank 0 "
-            "is missing: check that machine 0 was started, that the address is its own, and that no firewall closes "
-            "the port. "
+            f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and nobody answered. "
+            f"{_unknown(host)}Rank 0 is missing: check that machine 0 was started, that the address is its own, and "
+            "that no firewall closes the port. "
             f"(DETECTRON2_MEETING_TIMEOUT sets another number of seconds.) ({e})"
         ) from e
+
+
+def _unknown(host: str) -> str:
+    """-> a sentence if the name of a machine means nothing here."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return f"The name {host} is not known on this machine. "
+    return ""
 
 
 def _call_the_roll(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]:

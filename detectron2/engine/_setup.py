@@ -1,6 +1,7 @@
 """What a training or evaluation script does before anything else: arguments, logging, seeds, writers."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -45,6 +46,9 @@ def create_ddp_model(
     device = next(model.parameters()).device
     if "device_ids" not in kwargs and device.type == "cuda":
         kwargs["device_ids"] = [device]
+    known = inspect.signature(DistributedDataParallel).parameters
+    if "broadcast_buffers" in kwargs and "forward_sync_buffers" in known:
+        kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")  # its name since PyTorch 2.15
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression or bf16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

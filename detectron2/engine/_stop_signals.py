@@ -89,13 +89,14 @@ class StopOnSignal(HookBase):
             return
         name = f"{self._file_prefix}_{trainer.iter:07d}"
         keeper = self._checkpointer
-        is_saved = keeper.has_checkpoint() and os.path.basename(keeper.get_checkpoint_file()) == f"{name}.pth"
+        file_name = keeper.file_name(name) if hasattr(keeper, "file_name") else f"{name}.pth"
+        is_saved = keeper.has_checkpoint() and os.path.basename(keeper.get_checkpoint_file()) == file_name
         if not is_saved:
             keeper.save(name, iteration=trainer.iter)
         if comm.is_main_process():
             logger.warning(
                 "%s stopped training after iteration %d; %s is saved. To continue:\n%s",
-                *(signal.Signals(self._received).name, trainer.iter, f"{name}.pth", command_to_continue()),
+                *(signal.Signals(self._received).name, trainer.iter, file_name, command_to_continue()),
             )
 
 

@@ -30,14 +30,15 @@ class RunSummary(HookBase):
         batch_size: images in one iteration over all processes; unknown when None.
         notes: further lines of the table: name to text, such as those of :func:`explain_schedule`.
         warmup_iter: iterations at the start that are left out of the speed.
-        measured_iter: iterations that are measured.
+        measured_iter: iterations that are measured. With the defaults the end is an iteration in which writers, too,
+            read what was recorded.
     """
 
     def __init__(
         self,
         batch_size: int | None = None,
         notes: dict[str, str] | None = None,
-        warmup_iter: int = 5,
+        warmup_iter: int = 10,
         measured_iter: int = 50,
     ) -> None:
         self._batch_size = batch_size
@@ -72,17 +73,31 @@ class RunSummary(HookBase):
         if images is not None:
             rows["images"] = str(images)
         if self._batch_size:
-            rows["batch"] = f"{self._batch_size} images"
-            processes = comm.get_world_size()
-            if processes > 1:
-                rows["batch"] += f", {self._batch_size / processes:g} in each of {processes} processes"
+            rows["batch"] = self._describe_batch(self._batch_size)
             if images:
-                rows["epochs"] = f"{last * self._batch_size / images:.1f} (an epoch is {images / self._batch_size:.0f}"
-                rows["epochs"] += " iterations; by number of images, without repetition or grouping)"
+                rows["epochs"] = (
+                    f"{last * self._batch_size / images:.1f}, of {images / self._batch_size:g} iterations each"
+                )
         optimizer = getattr(self.trainer, "optimizer", None)
         if isinstance(optimizer, torch.optim.Optimizer):
-            rows["optimizer"] = _describe_optimizer(optimizer)
+            rows["optimizer"] = _describe_optimizer(optimizer, "learning rate" in self._notes)
+            rows["device"] = _describe_device(optimizer, getattr(self._inner, "precision", None))
         return {**rows, **self._notes}
+
+    @property
+    def _inner(self) -> Any:
+        """The trainer that makes the steps: DefaultTrainer leaves them to another one."""
+        return getattr(self.trainer, "_trainer", self.trainer)
+
+    def _describe_batch(self, size: int) -> str:
+        parts = [f"{size} images"]
+        processes = comm.get_world_size()
+        accumulated = getattr(self._inner, "accumulation_steps", 1)
+        if processes > 1:
+            parts.append(f"{size / processes:g} in each of {processes} processes")
+        if accumulated > 1:
+            parts.append(f"in {accumulated} parts one after the other")
+        return ", ".join(parts)
 
     def _log_speed(self, seconds: float, steps: int) -> None:
         if steps < 1 or not comm.is_main_process():
@@ -104,7 +119,7 @@ class RunSummary(HookBase):
             logger.info("%s.", text)
             return
         share = min(sum(waiting) / len(waiting) / step, 1.0)
-        logger.info("%s; %.0f %% of it waiting for data.", text, 100 * share)
+        logger.info("%s; %.0f %% of the time is spent waiting for data.", text, 100 * share)
         if share > _MUCH_WAITING:
             logger.warning(
                 "Loading data is the bottleneck: %.0f %% of the time is spent waiting for it. Raise "
@@ -134,13 +149,26 @@ def count_images(loader: Any) -> int | None:
     return None
 
 
-def _describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
+def _describe_optimizer(optimizer: torch.optim.Optimizer, rate_is_known: bool) -> str:
     groups = optimizer.param_groups
     count = sum(p.numel() for group in groups for p in group["params"])
     rates: Iterable[float] = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
     lowest, *_, highest = [*rates, *rates]
-    text = f"{highest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
-    return f"{type(optimizer).__name__}, learning rate {text}, {count / 1e6:.1f} million trainable parameters"
+    parts = [type(optimizer).__name__]
+    if lowest != highest:
+        parts.append(f"learning rates from {lowest:g} to {highest:g}")
+    elif not rate_is_known:
+        parts.append(f"learning rate {highest:g}")
+    return ", ".join([*parts, f"{count / 1e6:.1f} million trainable parameters"])
+
+
+def _describe_device(optimizer: torch.optim.Optimizer, precision: torch.dtype | None) -> str:
+    parameter = next(p for group in optimizer.param_groups for p in group["params"])
+    text = str(parameter.device)
+    if parameter.device.type == "cuda":
+        text = f"{torch.cuda.get_device_name(parameter.device)} ({text})"
+    own = str(parameter.dtype).removeprefix("torch.")
+    return f"{text}, {own}" if precision is None else f"{text}, {own} and {str(precision).removeprefix('torch.')}"
 
 
 def explain_schedule(cfg: CfgNode, given: CfgNode | None = None) -> dict[str, str]:
@@ -176,15 +204,16 @@ def _describe_schedule(solver: CfgNode) -> str:
     if solver.WARMUP_ITERS > 0:
         # A warm-up that is longer than the training is shortened to it.
         warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
-        parts.append(f"from {solver.BASE_LR * solver.WARMUP_FACTOR:g} in {warmup} iterations")
+        word = "at" if solver.WARMUP_METHOD == "constant" else "from"
+        parts.append(f"warm-up {word} {solver.BASE_LR * solver.WARMUP_FACTOR:g} for {warmup} iterations")
     name = solver.LR_SCHEDULER_NAME
     if name == "WarmupMultiStepLR":
         steps = [str(step) for step in solver.STEPS if step < solver.MAX_ITER]
-        parts.append(f"times {solver.GAMMA:g} at {', '.join(steps)}" if steps else "then constant")
+        parts.append(f"times {solver.GAMMA:g} at {', '.join(steps)}" if steps else "constant")
     elif name == "WarmupCosineLR":
-        parts.append(f"then half a cosine to {solver.BASE_LR_END:g}")
+        parts.append(f"half a cosine to {solver.BASE_LR_END:g}")
     elif name == "WarmupStepWithFixedGammaLR":
-        parts.append(f"then {solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}")
+        parts.append(f"{solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}")
     else:
         parts.append(name)
-    return "; ".join(parts)
+    return ", then ".join(parts)

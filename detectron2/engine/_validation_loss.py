@@ -12,6 +12,7 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._compilation import uncompiled
 from detectron2.engine._random_states import random_states_kept
+from detectron2.engine._sharding import whole_weights
 from detectron2.engine._trainer_base import HookBase
 from detectron2.utils.events import EventStorage
 
@@ -60,7 +61,14 @@ class ValidationLoss(HookBase):
 
     def measure(self) -> dict[str, float]:
         """-> the mean of each loss over the batches of all processes, and their sum; empty without data."""
-        with random_states_kept(), undisturbed(self._model), uncompiled(self._model), EventStorage(), torch.no_grad():
+        with (
+            random_states_kept(),
+            whole_weights(self._model),
+            undisturbed(self._model),
+            uncompiled(self._model),
+            EventStorage(),
+            torch.no_grad(),
+        ):
             if self._loader is None:
                 self._loader = self._build_loader()
             torch.manual_seed(_SEED)
@@ -72,7 +80,9 @@ class ValidationLoss(HookBase):
                 for name, value in found.items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).detach().float()
                 count += 1
-        gathered = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
+        # One transfer for all of them.
+        values = torch.stack([value.reshape(()) for value in sums.values()]).tolist() if sums else []
+        gathered = comm.all_gather((dict(zip(sums, values, strict=True)), count))
         total = sum(n for _, n in gathered)
         if total == 0:
             logger.warning("There are no data to measure the validation loss on.")

@@ -249,6 +249,10 @@ class EvalHook(HookBase):
         eval_period: iterations between two evaluations; 0 evaluates only after the last one.
         eval_function: takes nothing and returns a nested dict of numbers, or ``None``.
         eval_after_train: whether to evaluate after the last iteration.
+
+    Attributes:
+        latest_results: flat names and numbers of the last evaluation, on processes that get results.
+        latest_iter: the iteration that it followed; ``None`` before the first one.
     """
 
     def __init__(self, eval_period: int, eval_function: Callable[[], Any], eval_after_train: bool = True) -> None:
@@ -256,6 +260,8 @@ class EvalHook(HookBase):
         self._func: Callable[[], Any] | None = eval_function
         self._eval_after_train = eval_after_train
         self._done_at = -1
+        self.latest_results: dict[str, float] = {}
+        self.latest_iter: int | None = None
 
     def evaluate(self) -> None:
         """Evaluate now, and record the numbers."""
@@ -285,6 +291,8 @@ class EvalHook(HookBase):
                     ) from e
             for name, number in numbers.items():
                 self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
+            # When training is over, the trainer stands behind its last iteration.
+            self.latest_results, self.latest_iter = numbers, min(self._done_at, max(self.trainer.max_iter - 1, 0))
         comm.synchronize()  # evaluation takes longer on some processes than on others
 
     def after_step(self) -> None:

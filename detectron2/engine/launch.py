@@ -96,9 +96,16 @@ def _open_meeting_place(layout: Layout) -> tuple[Layout, Any]:
 
 def _spawned(local_rank: int, layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> None:
     """Body of one spawned process."""
-    if not torch.cuda.is_available():  # each process would else use every core and they would slow each other down
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // layout.local_size))
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        # Each process would else use every core, and they would slow each other down.
+        torch.set_num_threads(max(1, _usable_cores() // layout.local_size))
     _run_in_group(layout.of_child(local_rank), main_func, args, timeout)
+
+
+def _usable_cores() -> int:
+    """-> the cores that this process may use, which a batch system or a container may have limited."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> Any:

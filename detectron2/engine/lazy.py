@@ -6,8 +6,6 @@ keys are those of ``configs/common/train.py``.
 
 import copy
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,16 +14,19 @@ from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
+from detectron2.config._lazy_dump import to_yaml
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine._divergence import DivergencePolicy
 from detectron2.engine._epochs import iterations_per_epoch
+from detectron2.engine._evaluator_trial import try_lazy_evaluator
 from detectron2.engine._options import TrainOptions
-from detectron2.engine._options_applied import ModelHooks, prepare_model
+from detectron2.engine._options_applied import ModelHooks, build_checkpointer, prepare_model
 from detectron2.engine._random_states import RandomStates
+from detectron2.engine._self_description import FinalDescription, SelfDescription, lazy_config
 from detectron2.engine._setup import create_ddp_model, default_writers
-from detectron2.engine._sharding import ShardedCheckpointer, is_sharded
+from detectron2.engine._sharding import is_sharded
 from detectron2.engine._summary import RunSummary
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -50,9 +51,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
     validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
+    cfg = _epochs_to_iterations(cfg, options, loader)
     max_iter = cfg.train.max_iter
-    if options.max_epochs:
-        max_iter = math.ceil(options.max_epochs * iterations_per_epoch(loader, options.accumulation_steps))
     model = prepare_model(instantiate(cfg.model).to(cfg.train.device), options)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
@@ -61,18 +61,31 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
     trainer.accumulation_steps = options.accumulation_steps
     trainer.divergence = DivergencePolicy(
-        options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (_as_text(cfg), "lazy")
+        options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")
     )
-    checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
-    checkpointer = checkpointer_type(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = build_checkpointer(model, cfg.train.output_dir, options, trainer)
+    describe = SelfDescription(
+        trainer,
+        model,
+        lambda: lazy_config(cfg),
+        _dataset_names(cfg, "train"),
+        _image_format(cfg),
+        options.ema_decay > 0,
+    )
+    checkpointer.describe = describe
     trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    checkpoint = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = 0
+    if resume and checkpointer.has_checkpoint():
+        start = trainer.iter + 1
+        describe.go_on_from(checkpoint, checkpointer.get_checkpoint_file())
     if start and start >= max_iter:
         raise ValueError(
             f"The checkpoint in {cfg.train.output_dir} is at iteration {start} and train.max_iter is "
             f"{max_iter}: there is nothing left to train. Raise train.max_iter, or start without resume."
         )
+    if options.try_evaluator:
+        try_lazy_evaluator(cfg, model, _dataset_names(cfg, "test"))
     trainer.train(start, max_iter)
     return model
 
@@ -83,17 +96,21 @@ def _hooks(
     model, is_main = trainer.model, comm.is_main_process()
     more = ModelHooks(options, model, checkpointer, cfg.train.eval_period, lambda: _validation_loader(cfg))
     images = _images_per_iteration(cfg, options)
+    periods = dict(cfg.train.checkpointer)
+    if "checkpoints_to_keep" in cfg.train:
+        periods["max_to_keep"] = options.checkpoints_to_keep or None
     return [
         hooks.StopOnSignal(checkpointer),
         RandomStates(model, cfg.train.checkpointer.period),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         *more.after_schedule,
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main or is_sharded(model) else None,
+        hooks.PeriodicCheckpointer(checkpointer, **periods) if is_main or is_sharded(model) else None,
         *more.before_evaluation,
         hooks.EvalHook(cfg.train.eval_period, more.evaluation_of(lambda: lazy_test(cfg, model))),
         *more.after_evaluation,
         hooks.PeriodicWriter(_writers(cfg, max_iter, images), cfg.train.log_period) if is_main else None,
+        FinalDescription(checkpointer),
         RunSummary(images),
     ]
 
@@ -120,13 +137,54 @@ def _validation_loader(cfg: DictConfig) -> Iterable:
     return instantiate(cfg.dataloader.validation)
 
 
-def _as_text(cfg: DictConfig) -> str:
-    """The config as YAML."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "config.yaml")
-        LazyConfig.save(cfg, path)
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+def _image_format(cfg: DictConfig) -> str | None:
+    """The colour order of the model's input, where a config of the usual form says it."""
+    places = ("dataloader.test.mapper", "dataloader.train.mapper")
+    found = [OmegaConf.select(cfg, f"{place}.image_format") for place in places]
+    return next((str(x) for x in (*found, OmegaConf.select(cfg, "model.input_format")) if x is not None), None)
+
+
+def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -> DictConfig:
+    """Give ``train.max_iter`` and the steps of the schedule the values that the numbers of epochs mean.
+
+    Args:
+        cfg: is not changed.
+        options: its ``max_epochs`` and ``step_epochs``.
+        loader: the training data.
+
+    Returns:
+        ``cfg`` itself where nothing is given in epochs.
+
+    Raises:
+        ValueError: the schedule has no steps, or not so many.
+    """
+    if not options.max_epochs:
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    per_epoch = iterations_per_epoch(loader, options.accumulation_steps)
+    cfg.train.max_iter = max(1, math.ceil(options.max_epochs * per_epoch))
+    if not options.step_epochs:
+        return cfg  # milestones are shares of the whole
+    schedule = _find_call(cfg.lr_multiplier, "MultiStepParamScheduler")
+    if schedule is None or len(schedule.get("values", ())) != len(options.step_epochs) + 1:
+        raise ValueError(
+            "train.step_epochs needs lr_multiplier to be, or to contain, a MultiStepParamScheduler whose 'values' are "
+            f"one more than the steps; there are {len(options.step_epochs)} steps, and "
+            + ("it has none." if schedule is None else f"{len(schedule.get('values', ()))} values.")
+        )
+    schedule.milestones = [round(epoch * per_epoch) for epoch in options.step_epochs]
+    schedule.num_updates = cfg.train.max_iter
+    return cfg
+
+
+def _find_call(node: Any, name: str) -> Any:
+    """-> the first description of a call of a class of this name; ``None`` where there is none."""
+    if not OmegaConf.is_dict(node):
+        return None
+    target = node.get("_target_")
+    if (target if isinstance(target, str) else getattr(target, "__name__", "")).rpartition(".")[2] == name:
+        return node
+    return next((found for key in node if (found := _find_call(node[key], name)) is not None), None)
 
 
 def _dataset_names(cfg: DictConfig, split: str) -> list[str]:

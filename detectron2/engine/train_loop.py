@@ -5,7 +5,6 @@ checkpoints, evaluation, logging) lives in hooks, so the loop stays short enough
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import detectron2.utils.comm as comm
 from detectron2.engine._divergence import DivergencePolicy
 from detectron2.engine._random_states import start_iteration
+from detectron2.engine._step_losses import record_losses
 from detectron2.engine._trainer_base import HookBase, TrainerBase
 from detectron2.utils.events import get_event_storage
 
@@ -31,11 +30,10 @@ class SimpleTrainer(TrainerBase):
             training mode.
         data_loader: an iterable; one element is one batch.
         optimizer: steps the parameters of ``model``.
-        gather_metric_period: record the losses, averaged over all processes, every so many iterations; a larger number
-            waits for the device less often.
+        gather_metric_period: record the losses, averaged over all processes, every so many iterations.  Recording does
+            not wait for the device: numbers stay there until a writer asks for them.
         zero_grad_before_forward: clear the gradients before the forward pass (least memory) instead of before backward.
-        async_write_metrics: record the losses of an iteration during the next one, so that the device is never waited
-            for.  Hooks then see the losses one iteration late.
+        async_write_metrics: changes nothing: no way of recording waits for the device.
 
     Attributes:
         accumulation_steps: batches whose gradients are averaged for one step of the optimizer: ``k`` small batches in
@@ -64,7 +62,6 @@ class SimpleTrainer(TrainerBase):
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
         self._data_loader_iter_obj: Any = None
-        self._pending_metrics: tuple | None = None
 
     @property
     def _data_loader_iter(self) -> Iterator:
@@ -101,9 +98,9 @@ class SimpleTrainer(TrainerBase):
         self.divergence.before_forward(self)
         try:
             losses, data_time = self._compute_gradients(batches)
-            self.divergence.check(losses)
+            self.divergence.check(self, losses)
             self.after_backward()
-            self._record(losses, data_time, batches)
+            self._write_metrics(losses, data_time)
         except FloatingPointError as e:
             self.divergence.handle(self, batches, e)
             self._skip_update()
@@ -124,6 +121,7 @@ class SimpleTrainer(TrainerBase):
             self.optimizer.zero_grad()
         mean: dict[str, Any] = {}
         data_time = 0.0
+        so_far: torch.Tensor | None = None
         for i in range(count):
             data, waited = self._next_batch()
             data_time += waited
@@ -132,6 +130,9 @@ class SimpleTrainer(TrainerBase):
                 with self._autocast():
                     loss_dict = self.model(data)
                     total = _total_loss(loss_dict)
+                so_far = total.detach() if so_far is None else so_far + total.detach()
+                if i + 1 == count:
+                    self.divergence.watch(so_far)
                 if i == 0 and not self.zero_grad_before_forward:
                     self.optimizer.zero_grad()
                 self._backward(total if count == 1 else total / count)
@@ -166,21 +167,6 @@ class SimpleTrainer(TrainerBase):
                 "call model.train() at the end of the hook that did it."
             )
 
-    def _record(self, losses: Mapping[str, Any], data_time: float, batches: list[Any]) -> None:
-        """Write the metrics of this iteration now, or, if asynchronous, those of the last one."""
-        if not self.async_write_metrics:
-            self._write_metrics(losses, data_time)
-        elif (self.iter + 1) % self.gather_metric_period == 0:
-            detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in losses.items()}
-            pending, self._pending_metrics = self._pending_metrics, (detached, data_time, self.iter, list(batches))
-            if pending is not None:
-                try:
-                    self.write_metrics(*pending[:3])
-                except FloatingPointError:
-                    self._pending_metrics = None
-                    batches[:] = pending[3]
-                    raise
-
     def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "") -> None:
         """Record the losses of the current iteration; projects override this or call it after their own step."""
         if (self.iter + 1) % self.gather_metric_period == 0:
@@ -192,6 +178,8 @@ class SimpleTrainer(TrainerBase):
     ) -> None:
         """Average losses over the processes and put them, their sum and the data time into the current storage.
 
+        All processes have to call it.  Losses on a GPU are not waited for: they are read when a writer asks.
+
         Args:
             loss_dict: name -> scalar tensor.
             data_time: seconds spent waiting for the batch; the slowest process counts.
@@ -199,37 +187,10 @@ class SimpleTrainer(TrainerBase):
             prefix: put before the name of the sum, ``total_loss``.
 
         Raises:
-            FloatingPointError: the sum is not finite.
+            FloatingPointError: the sum is not finite in some process; on a GPU a later call raises it, when the number
+                has arrived.
         """
-        storage = get_event_storage()
-        names = [k for k, v in loss_dict.items() if isinstance(v, torch.Tensor)]
-        # One transfer for all losses: every `.item()` would wait for the device again.
-        values = torch.stack([loss_dict[k].detach().float().reshape(()) for k in names]).tolist() if names else []
-        metrics = dict(zip(names, values, strict=True))
-        metrics.update({k: float(v) for k, v in loss_dict.items() if k not in metrics})
-        metrics["data_time"] = data_time
-        gathered = comm.gather(metrics)
-        where = storage.iter if cur_iter is None else cur_iter
-        if not comm.is_main_process():
-            _check_finite(metrics, where)  # here the batch is at hand that the report is about
-            return
-        storage.put_scalar("data_time", max(m.pop("data_time") for m in gathered), cur_iter=cur_iter)
-        mean = {k: sum(m[k] for m in gathered) / len(gathered) for k in gathered[0]}
-        _check_finite(mean, where)
-        storage.put_scalar(f"{prefix}total_loss", sum(mean.values()), cur_iter=cur_iter)
-        for k, v in mean.items():
-            if k != "total_loss":
-                storage.put_scalar(k, v, cur_iter=cur_iter)
-
-    def after_train(self) -> None:
-        """Record losses that are still pending, then call the hooks."""
-        pending, self._pending_metrics = self._pending_metrics, None
-        try:
-            # After a failure of this process the others are elsewhere: averaging with them would wait for ever.
-            if pending is not None and (self.iter >= self.max_iter or comm.get_world_size() == 1):
-                self.write_metrics(*pending[:3])
-        finally:
-            super().after_train()
+        record_losses(loss_dict, data_time, cur_iter, prefix)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loop, of the optimizer, and of the data loader where it knows how far it got."""
@@ -295,7 +256,8 @@ class AMPTrainer(SimpleTrainer):
 
     def _update(self) -> None:
         if self.log_grad_scaler:
-            get_event_storage().put_scalar("grad_scaler", self.grad_scaler.get_scale())
+            scale = getattr(self.grad_scaler, "_scale", None)  # get_scale() would wait for the device
+            get_event_storage().put_scalar("grad_scaler", self.grad_scaler.get_scale() if scale is None else scale)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -326,10 +288,3 @@ def _total_loss(loss_dict: Any) -> torch.Tensor:
             f"got {type(loss_dict).__name__} of length {len(loss_dict) if hasattr(loss_dict, '__len__') else '?'}."
         )
     return sum(loss_dict.values())  # type: ignore[return-value]
-
-
-def _check_finite(losses: Mapping[str, float], iteration: int) -> None:
-    if not math.isfinite(sum(losses.values())):
-        parts = ", ".join(f"{k}={v:g}" for k, v in losses.items() if k != "data_time")
-        rank = f" on rank {comm.get_rank()}" if comm.get_rank() else ""
-        raise FloatingPointError(f"The loss became infinite or NaN in iteration {iteration}{rank}: {parts}.")

@@ -1,6 +1,6 @@
 """Metrics over data sets, and the loop that feeds models to them."""
 
-from .analysis import analyze_detections, compare_detections
+from .analysis import analyze_detections, analyze_panoptic, analyze_sem_seg, compare_detections
 from .build import build_evaluator
 from .cityscapes_evaluation import CityscapesEvaluator, CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -25,6 +25,8 @@ __all__ = [
     "RotatedCOCOEvaluator",
     "SemSegEvaluator",
     "analyze_detections",
+    "analyze_panoptic",
+    "analyze_sem_seg",
     "build_evaluator",
     "compare_detections",
     "flatten_results_dict",

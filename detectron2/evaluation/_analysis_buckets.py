@@ -1,17 +1,15 @@
 """Scores of parts of a data set, for :mod:`detectron2.evaluation.analysis`.
 
-Letters: ``D`` detections, ``G`` annotated objects, ``I`` images, ``K`` classes.
+Letters: ``D`` detections, ``G`` annotated objects, ``K`` classes, ``P`` keypoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from ._analysis_inputs import Found, Truth
-from ._analysis_matching import Matches, in_coco_order
+from ._analysis_matching import Matches, Matching
+from ._analysis_overlaps import keypoint_similarity
 from ._analysis_scores import mean_defined, precision_curve
 
 # Each part goes from its first number up to, and without, its second.
@@ -40,24 +38,40 @@ class PartScores:
     recall: float
 
 
+@dataclass(frozen=True)
+class KeypointScores:
+    """How well one keypoint is placed, in the detections that are right and above the score threshold.
+
+    Args:
+        name: of the keypoint.
+        count: labelled ones among the objects they have found.
+        similarity: mean contribution to OKS, from 0 to 1.
+    """
+
+    name: str
+    count: int
+    similarity: float
+
+
 def score_parts(
-    truth: Truth, found: Found, matches: Matches, score_threshold: float
+    truth: Truth, found: Found, matching: Matching, matches: Matches, score_threshold: float
 ) -> dict[str, dict[str, PartScores]]:
     """Score small and large, tall and wide, lone and crowded objects.
 
     Args:
         truth: ground truth.
         found: detections.
-        matches: of both.
+        matching: of both.
+        matches: at the IoU threshold.
         score_threshold: for recall.
 
     Returns:
         For each property (area in square pixels, aspect ratio of the box, number of objects in the image) and each of
         its parts the scores.
     """
-    per_image = np.bincount(truth.image[~truth.is_crowd], minlength=len(truth.image_ids)).astype(float)
-    of_objects = {**_shape(truth.objects, truth), "objects in the image": per_image[truth.image]}
-    of_detections = {**_shape(found.results, truth), "objects in the image": per_image[found.image]}
+    per_image = np.bincount(truth.image[~truth.is_ignored], minlength=len(truth.image_ids)).astype(float)
+    of_objects = _properties(truth, per_image)
+    of_detections = _properties(found, per_image)
     is_found = matches.matched >= 0
     scores = {}
     for name, parts in _PARTS.items():
@@ -67,8 +81,9 @@ def score_parts(
             part: _score_part(
                 truth,
                 found,
+                matching,
                 matches,
-                (of_objects[name] >= low) & (of_objects[name] < high) & ~truth.is_crowd,
+                (of_objects[name] >= low) & (of_objects[name] < high) & ~truth.is_ignored,
                 matches.counts & (values >= low) & (values < high),
                 score_threshold,
             )
@@ -77,27 +92,55 @@ def score_parts(
     return scores
 
 
+def _properties(entries: Truth | Found, per_image: np.ndarray) -> dict[str, np.ndarray]:
+    wh = entries.box_xywh[:, 2:]
+    return {
+        "area": entries.area,
+        "width / height": wh[:, 0] / np.maximum(wh[:, 1], 1e-9),
+        "objects in the image": per_image[entries.image],
+    }
+
+
 def _score_part(
-    truth: Truth, found: Found, matches: Matches, objects: np.ndarray, detections: np.ndarray, score_threshold: float
+    truth: Truth,
+    found: Found,
+    matching: Matching,
+    matches: Matches,
+    objects: np.ndarray,
+    detections: np.ndarray,
+    score_threshold: float,
 ) -> PartScores:
     """-> scores of objects (bool array (G,)) with detections (bool array (D,))."""
-    count = int(objects.sum())
+    per_class = np.bincount(truth.label[objects], minlength=len(truth.class_ids))
     averages = []
-    for k in range(len(truth.class_ids)):
-        chosen = in_coco_order(detections & (found.label == k), found)
-        right = matches.matched[chosen] >= 0
-        averages.append(precision_curve(found.score[chosen], right, int((objects & (truth.label == k)).sum())).mean())
-    hits = detections & (matches.matched >= 0) & (found.score >= score_threshold)
+    for k in np.flatnonzero(per_class).tolist():
+        rows = matching.of_class(k)
+        rows = rows[detections[rows]]
+        averages.append(precision_curve(found.score[rows], matches.matched[rows] >= 0, int(per_class[k])).mean())
+    count, hits = int(objects.sum()), detections & (matches.matched >= 0) & (found.score >= score_threshold)
     return PartScores(count, mean_defined(np.array(averages)), int(hits.sum()) / count if count else np.nan)
 
 
-def _shape(entries: Sequence[dict[str, Any]], truth: Truth) -> dict[str, np.ndarray]:
-    """-> area in square pixels and aspect ratio of annotations or detections; annotations know their area."""
-    if truth.iou_type == "bbox" or not entries:
-        wh = np.array([e["bbox"][2:4] for e in entries], float).reshape(-1, 2)
-        area = wh[:, 0] * wh[:, 1]
-    else:
-        masks: Any = [truth.api.annToRLE(e) for e in entries]
-        wh, area = mask_util.toBbox(masks)[:, 2:], mask_util.area(masks).astype(float)
-    area = np.array([e.get("area", a) for e, a in zip(entries, area, strict=True)], float)
-    return {"area": area, "width / height": wh[:, 0] / np.maximum(wh[:, 1], 1e-9)}
+def score_keypoints(truth: Truth, found: Found, matches: Matches, score_threshold: float) -> list[KeypointScores]:
+    """Score each keypoint on its own.
+
+    Args:
+        truth: ground truth.
+        found: detections.
+        matches: at the OKS threshold.
+        score_threshold: of detections.
+
+    Returns:
+        P scores; none for other tasks.
+    """
+    if not truth.keypoints.shape[1]:
+        return []
+    rows = np.flatnonzero(matches.is_right & (found.score >= score_threshold))
+    similar, counts = keypoint_similarity(truth, found, rows, matches.matched[rows])
+    number = counts.sum(0)
+    means = np.where(number, similar.sum(0) / np.maximum(number, 1), np.nan)
+    names: list[str] = next((c["keypoints"] for c in truth.api.dataset["categories"] if c.get("keypoints")), [])
+    if len(names) != len(number):
+        names = [str(n) for n in range(1, len(number) + 1)]
+    columns = (names, number.tolist(), means.tolist())
+    return [KeypointScores(str(name), count, mean) for name, count, mean in zip(*columns, strict=True)]

@@ -1,6 +1,6 @@
 """Two detectors on the same data, for :mod:`detectron2.evaluation.analysis`.
 
-Letters: ``D`` detections, ``I`` images, ``K`` classes, ``T`` IoUs.
+Letters: ``B`` resamples, ``K`` classes, ``M`` metrics.
 """
 
 import math
@@ -8,15 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
 
+from ._analysis_averages import (
+    Averages,
+    Metric,
+    average,
+    can_vary,
+    frequencies_of,
+    mean_of_classes,
+    metrics_of,
+    percentiles,
+    resample,
+    weights_of_resamples,
+)
 from ._analysis_inputs import Found, Truth, read_found, read_truth
-from ._analysis_matching import build_engine, in_coco_order, match_at
-from ._analysis_scores import RECALLS
+from ._analysis_matching import COCO_IOUS, Matching, match, protocol_of
+from ._analysis_overlaps import find_overlaps
 
-_IOUS = np.linspace(0.5, 0.95, 10).tolist()
-_RESAMPLED = ("AP", "AP50", "AP75", "AR100")
+_OF_CLASSES = ("AP", "APs", "APm", "APl")
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,9 @@ class Comparison:
         num_images: from which the resamples are drawn.
         num_resamples: of the bootstrap.
         confidence: of the intervals.
-        metrics: by name (``AP``, ``AP50`` … ``ARl``); AP, AP50, AP75 and AR100 have intervals.
-        per_class: AP by class name, without intervals.
+        metrics: by name (``AP``, ``AP50`` … ``ARl``).
+        per_class: AP by class name.
+        per_class_areas: by class name ``APs``, ``APm`` and ``APl``, as far as the task has them.
     """
 
     num_images: int
@@ -60,6 +71,7 @@ class Comparison:
     confidence: float
     metrics: dict[str, Difference]
     per_class: dict[str, Difference]
+    per_class_areas: dict[str, dict[str, Difference]]
 
 
 def compare_detections(
@@ -70,19 +82,22 @@ def compare_detections(
     num_resamples: int = 500,
     confidence: float = 0.95,
     seed: int = 0,
+    kpt_oks_sigmas: Sequence[float] = (),
 ) -> Comparison:
     """Compare two runs, with intervals from a paired bootstrap over images (percentiles).
 
-    The intervals say how the difference varies with the choice of the images, not with the seed of a training.
+    The intervals say how the difference varies with the choice of the images, not with the seed of a training. What
+    rests on a single image has none.
 
     Args:
         coco_gt: ground truth, as for :func:`analyze_detections`.
         first: predictions of the first run.
         second: predictions of the second.
-        iou_type: ``"bbox"`` or ``"segm"``.
+        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         num_resamples: how often images are drawn, with replacement; 0 for no intervals.
         confidence: share of the resamples that the interval holds.
         seed: the same seed gives the same intervals.
+        kpt_oks_sigmas: of keypoints; empty for those of COCO's persons.
 
     Returns:
         The comparison.
@@ -90,91 +105,102 @@ def compare_detections(
     Raises:
         ValueError: predictions and ground truth do not fit, or a number is out of range.
     """
+    check_resamples(num_resamples, confidence)
+    truth = read_truth(coco_gt, iou_type, kpt_oks_sigmas)
+    protocol = protocol_of(truth, COCO_IOUS)
+    metrics = metrics_of(truth, protocol)
+    frequencies = frequencies_of(truth)
+    weights = weights_of_resamples(len(truth.image_ids), num_resamples, seed)
+    values, draws = [], []
+    for results in (first, second):  # one after the other: only numbers of the first stay in memory
+        found = read_found(results, truth)
+        matching = match(truth, found, find_overlaps(truth, found, min(COCO_IOUS)), protocol)
+        values.append(class_values(average(truth, matching, protocol), metrics))
+        draws.append(resample(truth, found, matching, protocol, metrics, weights))
+    of_all = [mean_of_classes(v[None], metrics, frequencies)[0] for v in values]
+    ends = percentiles(
+        mean_of_classes(draws[1], metrics, frequencies) - mean_of_classes(draws[0], metrics, frequencies), confidence
+    )
+    class_ends = percentiles(draws[1] - draws[0], confidence)
+    *of_classes, of_data = can_vary(truth, protocol, metrics)
+    ends[:, ~of_data] = math.nan
+    class_ends[:, ~np.array(of_classes)] = math.nan
+    place = {name: m for m, name in enumerate(metrics)}
+
+    def of_class(k: int, name: str) -> Difference:
+        m = place[name]
+        return _difference(*(v[k, m] for v in values), *class_ends[:, k, m])
+
+    return Comparison(
+        num_images=len(truth.image_ids),
+        num_resamples=num_resamples,
+        confidence=confidence,
+        metrics={name: _difference(*(v[m] for v in of_all), *ends[:, m]) for name, m in place.items()},
+        per_class={name: of_class(k, "AP") for k, name in enumerate(truth.class_names)},
+        per_class_areas={
+            name: {key: of_class(k, key) for key in _OF_CLASSES[1:] if key in place}
+            for k, name in enumerate(truth.class_names)
+        },
+    )
+
+
+def check_resamples(num_resamples: int, confidence: float) -> None:
+    """Raise an error unless a bootstrap can be done with these numbers."""
     if num_resamples < 0 or not 0 < confidence < 1:
         raise ValueError(
             f"num_resamples is at least 0 and confidence between 0 and 1; they are {num_resamples} and {confidence}."
         )
-    truth = read_truth(coco_gt, iou_type)
-    engines = [_accumulated(truth, results) for results in (first, second)]
-    report = hotcoco.compare(*(e for e, _ in engines), n_bootstrap=0)
-    # Its own bootstrap counts an image that is drawn twice once, so that the intervals come out too narrow.
-    intervals = _bootstrap(truth, [found for _, found in engines], num_resamples, confidence, seed)
-    metrics = {
-        name: _difference(report["metrics_a"][name], report["metrics_b"][name], intervals.get(name))
-        for name in report["metric_keys"]
-    }
-    known = {row["cat_id"] - 1: _difference(row["ap_a"], row["ap_b"], None) for row in report["per_category"]}
-    absent = _difference(-1.0, -1.0, None)
-    per_class = {name: known.get(k, absent) for k, name in enumerate(truth.class_names)}
-    return Comparison(len(truth.image_ids), num_resamples, confidence, metrics, per_class)
 
 
-def _accumulated(truth: Truth, results: Any) -> tuple[Any, Found]:
-    found = read_found(results, truth)
-    engine: Any = build_engine(truth, found)
-    engine.accumulate()
-    return engine, found
+def class_values(averages: Averages, metrics: dict[str, Metric]) -> np.ndarray:
+    """-> float array (K, M)."""
+    return np.stack([averages.of_classes(metric) for metric in metrics.values()], axis=1)
 
 
-def _bootstrap(
-    truth: Truth, runs: Sequence[Found], num_resamples: int, confidence: float, seed: int
-) -> dict[str, tuple[float, float]]:
-    """-> the ends of the intervals of second minus first, by metric; both runs see the same images."""
-    if not num_resamples:
-        return {}
-    tables = [_class_tables(truth, found) for found in runs]
-    count = len(truth.image_ids)
-    objects = np.zeros((count, len(truth.class_ids)), np.int64)
-    np.add.at(objects, (truth.image[~truth.is_crowd], truth.label[~truth.is_crowd]), 1)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=num_resamples)
-    first, second = (np.array([_weighted_metrics(t, objects, weights) for weights in draws]) for t in tables)
-    intervals = {}
-    for name, deltas in zip(_RESAMPLED, (second - first).T, strict=True):
-        defined = deltas[~np.isnan(deltas)]  # a resample may have no objects at all
-        if len(defined):
-            low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-            intervals[name] = (low, high)
-    return intervals
+def interval_of_run(
+    truth: Truth, found: Found, matching: Matching, num_resamples: int, confidence: float, seed: int
+) -> tuple[dict[str, tuple[float, float]], np.ndarray]:
+    """Find the intervals of one run's metrics, from a bootstrap over images.
+
+    The best precision at a recall or a greater one is a maximum, so that AP of resampled images is a little too high on
+    average. The percentiles are moved back by that much, within 0 and 1. (In differences of two runs it cancels out.)
+
+    Args:
+        truth: ground truth.
+        found: detections.
+        matching: of both, at least at COCO's overlaps.
+        num_resamples: how often images are drawn.
+        confidence: of the intervals.
+        seed: of the draws.
+
+    Returns:
+        Ends by metric, and those of AP of each class, float array (K, 2).
+    """
+    protocol = protocol_of(truth, COCO_IOUS)
+    metrics = metrics_of(truth, protocol)
+    frequencies = frequencies_of(truth)
+    weights = weights_of_resamples(len(truth.image_ids), num_resamples, seed)
+    draws = resample(truth, found, matching, protocol, metrics, weights)
+    values = class_values(average(truth, matching, protocol), metrics)
+    means = mean_of_classes(values[None], metrics, frequencies)[0]
+    ends = _centred(mean_of_classes(draws, metrics, frequencies), means, confidence)
+    class_ends = _centred(draws[:, :, 0], values[:, 0], confidence)
+    varies = can_vary(truth, protocol, metrics)
+    ends[:, ~varies[-1]] = math.nan
+    class_ends[:, ~varies[:-1, 0]] = math.nan
+    intervals = {name: (float(low), float(high)) for name, low, high in zip(metrics, *ends, strict=True)}
+    return intervals, class_ends.T
 
 
-_ClassTable = tuple[np.ndarray, np.ndarray, np.ndarray]
+def _centred(draws: np.ndarray, values: np.ndarray, confidence: float) -> np.ndarray:
+    """-> percentiles (2, ...) of draws (B, ...), moved so that the mean of the draws comes to lie on the values."""
+    known = (~np.isnan(draws)).sum(0)
+    means = np.where(known, np.nansum(draws, axis=0) / np.maximum(known, 1), np.nan)
+    return np.clip(percentiles(draws, confidence) + values - means, 0.0, 1.0)
 
 
-def _class_tables(truth: Truth, found: Found) -> list[_ClassTable]:
-    """-> per class, by falling score: images (D,), whether they count (T, D), whether they are right (T, D)."""
-    used, ignored, matched = match_at(truth, found, _IOUS)
-    tables = []
-    for k in range(len(truth.class_ids)):
-        chosen = in_coco_order(used & (found.label == k), found)
-        chosen = chosen[np.argsort(-found.score[chosen], kind="stable")]
-        counts = ~ignored[:, chosen]
-        tables.append((found.image[chosen], counts, counts & (matched[:, chosen] >= 0)))
-    return tables
-
-
-def _weighted_metrics(tables: Sequence[_ClassTable], objects: np.ndarray, weights: np.ndarray) -> list[float]:
-    """-> AP, AP50, AP75 and AR when image i occurs ``weights[i]`` times; ``objects`` is (I, K), per image and class."""
-    totals = weights @ objects
-    known = [k for k, total in enumerate(totals.tolist()) if total]
-    if not known:
-        return [np.nan] * len(_RESAMPLED)
-    ap, ar = np.zeros((len(known), len(_IOUS))), np.zeros((len(known), len(_IOUS)))
-    for row, k in enumerate(known):
-        image, counts, is_right = tables[k]
-        times = weights[image]
-        for t in range(len(_IOUS)):
-            at = np.flatnonzero(is_right[t])  # elsewhere precision only falls
-            right, all_ = np.cumsum(times[at]), np.cumsum(times * counts[t])[at]
-            best = np.maximum.accumulate((right / np.maximum(all_, 1))[::-1])[::-1]
-            recall = right / totals[k]
-            ap[row, t] = np.append(best, 0.0)[np.searchsorted(recall, RECALLS, side="left")].mean()
-            ar[row, t] = recall[-1] if len(recall) else 0.0
-    return [float(ap.mean()), float(ap[:, 0].mean()), float(ap[:, 5].mean()), float(ar.mean())]
-
-
-def _difference(first: float, second: float, interval: tuple[float, float] | None) -> Difference:
-    first, second = (math.nan if value < 0 else value for value in (first, second))  # COCO's -1: not defined
-    delta = second - first
-    if interval is None or math.isnan(delta):
-        return Difference(first, second, delta, math.nan, math.nan)
-    return Difference(first, second, delta, *interval)
+def _difference(first: float, second: float, low: float, high: float) -> Difference:
+    delta = float(second - first)
+    if math.isnan(delta):
+        low = high = math.nan
+    return Difference(float(first), float(second), delta, float(low), float(high))

@@ -1,31 +1,122 @@
 """Which detections find which objects, for :mod:`detectron2.evaluation.analysis`.
 
-Letters: ``D`` detections, ``G`` annotated objects, ``I`` images, ``K`` classes, ``T`` IoUs, ``P`` pairs of a
-detection and an object.
+Letters: ``D`` detections, ``G`` annotated objects, ``A`` ranges of areas, ``T`` overlaps, ``C`` detections that can
+match anything, ``N`` pairs of a detection and an object, ``K`` classes.
 """
 
-import contextlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-import hotcoco
 import numpy as np
-from pycocotools import mask as mask_util
 
 from ._analysis_inputs import Found, Truth
+from ._analysis_overlaps import Overlaps
 
-_EVERYTHING = [0.0, 1e10]
+COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+# Square pixels, both ends belong to the range.
+_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+_LIMITS = {"bbox": 100, "segm": 100, "keypoints": 20}
+_LVIS_LIMIT = 300
+_ALMOST_ONE = 1 - 1e-10  # an IoU of 1 comes out a little less
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How COCO, or LVIS, counts.
+
+    Args:
+        ious: T overlaps from which on a detection finds an object.
+        areas: A ranges by name, the first with everything.
+        limit: how many detections count, the best ones.
+        is_limit_per_class: they are counted in an image and class; otherwise in an image.
+    """
+
+    ious: tuple[float, ...]
+    areas: dict[str, tuple[float, float]]
+    limit: int
+    is_limit_per_class: bool
+
+
+def protocol_of(truth: Truth, ious: Sequence[float]) -> Protocol:
+    """-> the protocol for a kind of ground truth, with these overlaps."""
+    no_small = truth.iou_type == "keypoints"  # COCO has no small persons with keypoints
+    areas = {name: ends for name, ends in _AREAS.items() if not (no_small and name == "small")}
+    if truth.is_searched is not None:
+        return Protocol(tuple(ious), areas, _LVIS_LIMIT, is_limit_per_class=False)
+    return Protocol(tuple(ious), areas, _LIMITS[truth.iou_type], is_limit_per_class=True)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """COCO's matching: best score first, within the class, the best of each image and class.
+
+    Args:
+        rank: int array (D,), place among the detections of its image and class, by falling score.
+        is_used: bool array (D,), False beyond the limit and where the class was not searched for.
+        is_out: bool array (A, D), without a match neither right nor wrong: its own area is out of range, or not all
+            objects of its class are annotated.
+        candidates: int array (C,), rising.
+        matched: int array (A, T, C), the object each of them has found; -1 for none.
+        is_excused: bool array (A, T, C): that object need not be found.
+        order: int array of the detections that are used, by class, then by falling score.
+        ends: int array (K + 1,), where the classes begin and end in it.
+    """
+
+    rank: np.ndarray
+    is_used: np.ndarray
+    is_out: np.ndarray
+    candidates: np.ndarray
+    matched: np.ndarray
+    is_excused: np.ndarray
+    order: np.ndarray
+    ends: np.ndarray
+    _place: np.ndarray = field(repr=False)  # int array (D,), into candidates; -1 for the others
+
+    def of_class(self, label: int) -> np.ndarray:
+        """-> the detections of a class that are used, by falling score; int array."""
+        return self.order[self.ends[label] : self.ends[label + 1]]
+
+    def outcome(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look up what became of detections that are used.
+
+        Args:
+            rows: int array (n,).
+
+        Returns:
+            Whether each is right, and whether it is right or wrong: bool arrays (A, T, n).
+        """
+        shape = (*self.matched.shape[:2], len(rows))
+        right = np.zeros(shape, bool)
+        counts = np.broadcast_to(~self.is_out[:, None, rows], shape).copy()
+        place = self._place[rows]
+        known = np.flatnonzero(place >= 0)
+        has_match = self.matched[:, :, place[known]] >= 0
+        excused = self.is_excused[:, :, place[known]]
+        right[:, :, known] = has_match & ~excused
+        counts[:, :, known] = np.where(has_match, ~excused, counts[:, :, known])
+        return right, counts
+
+    def at(self, area: int, iou: int, num_objects: int) -> "Matches":
+        """The matches of one range and overlap, given by their places, for a number of annotations."""
+        matched = np.full(len(self.rank), -1)
+        matched[self.candidates] = self.matched[area, iou]
+        excused = np.zeros(len(self.rank), bool)
+        excused[self.candidates] = self.is_excused[area, iou]
+        ignored = np.where(matched >= 0, excused, self.is_out[area])
+        found_by = np.full(num_objects, -1)
+        hits = np.flatnonzero((matched >= 0) & ~ignored)
+        found_by[matched[hits]] = hits
+        return Matches(self.is_used, ignored, matched, found_by)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """COCO's matching at one IoU: best score first, within the class, the 100 best of each image and class.
+    """The matching at one overlap.
 
     Args:
-        is_used: bool array (D,), False for detections beyond the 100 best.
-        is_ignored: bool array (D,), True for detections that are neither right nor wrong: on a crowd region.
+        is_used: bool array (D,), False for detections beyond the limit.
+        is_ignored: bool array (D,), True for detections that are neither right nor wrong, such as those on a crowd.
         matched: int array (D,), the object each has found; -1 for none.
         found_by: int array (G,), the detection that has found each; -1 for none.
     """
@@ -40,163 +131,109 @@ class Matches:
         """Bool array (D,): whether a detection is right or wrong."""
         return self.is_used & ~self.is_ignored
 
-
-def in_coco_order(chosen: np.ndarray, found: Found) -> np.ndarray:
-    """-> positions of the detections that are chosen (bool array (D,)), by image: COCO's order of equal scores."""
-    order = np.argsort(found.image, kind="stable")
-    return order[chosen[order]]
-
-
-def build_engine(truth: Truth, found: Found, ious: Sequence[float] | None = None) -> hotcoco.COCOeval:
-    """Match, at COCO's IoUs and for all its area ranges, or at others.
-
-    Args:
-        truth: ground truth.
-        found: detections; their ids are their positions + 1.
-        ious: the IoUs, without area ranges; None for those of COCO.
-
-    Returns:
-        The engine, on which ``evaluate`` has run.
-    """
-    content = {
-        "images": [{**truth.api.imgs[i], "id": n} for n, i in enumerate(truth.image_ids)],
-        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(truth.class_names)],
-        "annotations": [
-            {**a, "id": g + 1, "image_id": int(image), "category_id": int(label) + 1}
-            for g, (a, image, label) in enumerate(zip(truth.objects, truth.image, truth.label, strict=True))
-        ],
-    }
-    geometry = "bbox" if truth.iou_type == "bbox" else "segmentation"  # a box would give the masks the wrong area
-    rows = [
-        {"image_id": int(image), "category_id": int(label) + 1, "score": float(score), geometry: result[geometry]}
-        for result, image, label, score in zip(found.results, found.image, found.label, found.score, strict=True)
-    ]
-    data = hotcoco.COCO(content)
-    engine: Any = hotcoco.COCOeval(data, data.load_res(rows), truth.iou_type)
-    engine.params.imgIds = list(range(len(truth.image_ids)))
-    engine.params.catIds = list(range(1, len(truth.class_ids) + 1))
-    if ious is not None:
-        engine.params.iouThrs = list(ious)
-        engine.params.areaRng, engine.params.areaRngLbl = [_EVERYTHING], ["all"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine.evaluate()
-    return engine
+    @property
+    def is_right(self) -> np.ndarray:
+        """Bool array (D,): whether a detection has found an object."""
+        return self.counts & (self.matched >= 0)
 
 
-def match(truth: Truth, found: Found, iou: float) -> Matches:
-    """Match at one IoU.
+def match(truth: Truth, found: Found, overlaps: Overlaps, protocol: Protocol) -> Matching:
+    """Match as COCO does.
 
     Args:
         truth: ground truth.
         found: detections.
-        iou: from which on a detection finds an object.
+        overlaps: at least those from the least overlap of the protocol on.
+        protocol: how.
 
     Returns:
-        The matches.
+        The matching.
     """
-    used, (ignored,), (matched,) = match_at(truth, found, [iou])
-    found_by = np.full(len(truth.objects), -1)
-    hits = np.flatnonzero((matched >= 0) & ~ignored)
-    found_by[matched[hits]] = hits
-    return Matches(used, ignored, matched, found_by)
+    rank, used = _ranks(found, protocol)
+    ranges = np.array(list(protocol.areas.values()))[:, :, None]
+    out = (found.area < ranges[:, 0]) | (found.area > ranges[:, 1]) | found.is_partial
+    excused = (truth.area < ranges[:, 0]) | (truth.area > ranges[:, 1]) | truth.is_ignored
+    thresholds = np.minimum(protocol.ious, _ALMOST_ONE)
+    same = found.label[overlaps.detection] == truth.label[overlaps.object]
+    pairs = overlaps[same & used[overlaps.detection] & (overlaps.value >= thresholds.min())]
+    candidates, which = np.unique(pairs.detection, return_inverse=True)
+    matched = _take_turns(pairs, rank, which, excused, truth.is_crowd, thresholds, len(candidates))
+    place = np.full(len(rank), -1)
+    place[candidates] = np.arange(len(candidates))
+    order = np.lexsort((rank, found.image, -found.score, found.label))
+    order = order[used[order]]
+    ends = np.searchsorted(found.label[order], np.arange(len(truth.class_ids) + 1))
+    is_excused = np.zeros(matched.shape, bool)
+    a, t, c = np.nonzero(matched >= 0)
+    is_excused[a, t, c] = excused[a, matched[a, t, c]]
+    return Matching(rank, used, out, candidates, matched, is_excused, order, ends, place)
 
 
-def match_at(truth: Truth, found: Found, ious: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Match at several IoUs.
+def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """-> ``rank`` and ``is_used`` of :class:`Matching`."""
+    rank = _rank_in_groups(found.score, found.image, found.label)
+    if protocol.is_limit_per_class:
+        return rank, found.is_searched & (rank < protocol.limit)
+    in_image = _rank_in_groups(found.score, found.image, np.zeros(len(rank), np.int64))
+    return rank, found.is_searched & (in_image < protocol.limit)
+
+
+def _rank_in_groups(score: np.ndarray, *groups: np.ndarray) -> np.ndarray:
+    """-> the place of each by falling score among those of the same groups; of equal scores the first comes first."""
+    order = np.lexsort((-score, *groups))
+    starts = np.zeros(len(order), np.int64)
+    if len(order):
+        is_new = np.any([np.diff(g[order], prepend=g[order[0]]) != 0 for g in groups], axis=0)
+        starts = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - starts
+    return rank
+
+
+def _take_turns(
+    pairs: Overlaps,
+    rank: np.ndarray,
+    which: np.ndarray,
+    excused: np.ndarray,
+    is_crowd: np.ndarray,
+    thresholds: np.ndarray,
+    num_candidates: int,
+) -> np.ndarray:
+    """Let detections choose among the objects that are left, in all images and classes at the same time.
+
+    Detections of one rank belong to different images or classes, so they do not get in each other's way. Each takes
+    the object that overlaps most, of equals the last, and one that need not be found only if there is no other.
 
     Args:
-        truth: ground truth.
-        found: detections.
-        ious: T of them.
+        pairs: N of one class each.
+        rank: of each detection.
+        which: int array (N,), the detection of each pair as a number below ``num_candidates``.
+        excused: bool array (A, G), objects that need not be found.
+        is_crowd: bool array (G,), objects that are left although they were taken.
+        thresholds: T least overlaps.
+        num_candidates: C.
 
     Returns:
-        ``is_used`` (bool array (D,)), ``is_ignored`` (bool array (T, D)) and ``matched`` (int array (T, D)) of
-        :class:`Matches`.
+        Int array (A, T, C), the objects; -1 for none.
     """
-    used, ignored = np.zeros(len(found.score), bool), np.zeros((len(ious), len(found.score)), bool)
-    matched = np.full(ignored.shape, -1)
-    for entry in build_engine(truth, found, ious).eval_imgs:
-        if entry is None or not entry["dtIds"]:
-            continue
-        rows = np.asarray(entry["dtIds"]) - 1
-        used[rows] = True
-        ignored[:, rows] = entry["dtIgnore"]
-        matched[:, rows] = np.asarray(entry["dtMatches"], np.int64) - 1
-    return used, ignored, matched
-
-
-def confusion_matrix(truth: Truth, found: Found, iou: float, score_threshold: float) -> np.ndarray:
-    """Count which class was predicted for which, whatever the class.
-
-    Pairs are formed one to one by falling IoU, those of the same class first among equals. Detections on crowd regions
-    that find no object do not count.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        iou: the least of a pair.
-        score_threshold: the least score of a detection.
-
-    Returns:
-        Int array (K + 1, K + 1): rows are true classes, columns predicted ones, the last of both is the background.
-    """
-    count = len(truth.class_ids)
-    chosen = np.flatnonzero(found.score >= score_threshold)
-    detections, objects, ious = _overlaps(truth, found, chosen, iou)
-    on_crowd = truth.is_crowd[objects]
-    in_crowd = np.unique(detections[on_crowd])
-    detections, objects, ious = detections[~on_crowd], objects[~on_crowd], ious[~on_crowd]
-    same = found.label[detections] == truth.label[objects]
-    order = np.lexsort((objects, detections, ~same, -ious))
-    d, g = _one_to_one(detections[order], objects[order])
-    rows, columns = [truth.label[g]], [found.label[d]]
-    missed = np.setdiff1d(np.flatnonzero(~truth.is_crowd), g)
-    rows, columns = [*rows, truth.label[missed]], [*columns, np.full(len(missed), count)]
-    wrong = np.setdiff1d(chosen, np.union1d(d, in_crowd))
-    rows, columns = [*rows, np.full(len(wrong), count)], [*columns, found.label[wrong]]
-    cells = np.concatenate(rows) * (count + 1) + np.concatenate(columns)
-    return np.bincount(cells, minlength=(count + 1) ** 2).reshape(count + 1, count + 1)
-
-
-def _one_to_one(detections: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-> the pairs that remain when the first takes both its members, then the first of the rest, and so on."""
-    taken: list[tuple[np.ndarray, np.ndarray]] = [(detections[:0], objects[:0])]
-    while len(detections):
-        # A pair that comes first for both its members is taken whatever the others do.
-        first = np.intersect1d(
-            np.unique(detections, return_index=True)[1], np.unique(objects, return_index=True)[1], assume_unique=True
-        )
-        taken.append((detections[first], objects[first]))
-        rest = ~(np.isin(detections, detections[first]) | np.isin(objects, objects[first]))
-        detections, objects = detections[rest], objects[rest]
-    return np.concatenate([t[0] for t in taken]), np.concatenate([t[1] for t in taken])
-
-
-def _overlaps(truth: Truth, found: Found, chosen: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> (P,) detections, (P,) objects, (P,) IoUs of all pairs in one image that overlap enough."""
-    by_image, starts = _grouped(found.image[chosen], len(truth.image_ids))
-    objects_by_image, object_starts = _grouped(truth.image, len(truth.image_ids))
-    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for image in np.intersect1d(found.image[chosen], truth.image):
-        d = chosen[by_image[starts[image] : starts[image + 1]]]
-        g = objects_by_image[object_starts[image] : object_starts[image + 1]]
-        ious = mask_util.iou(
-            _geometry([found.results[i] for i in d], truth),
-            _geometry([truth.objects[i] for i in g], truth),
-            truth.is_crowd[g].astype(np.uint8).tolist(),
-        )
-        rows, columns = np.nonzero(np.asarray(ious) >= iou)
-        parts.append((d[rows], g[columns], np.asarray(ious)[rows, columns]))
-    detections, objects, values = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return detections, objects, values
-
-
-def _grouped(groups: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> positions sorted by group, and where each of the groups begins among them (and the last ends)."""
-    return np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=count))])
-
-
-def _geometry(entries: Sequence[dict[str, Any]], truth: Truth) -> Any:
-    if truth.iou_type == "bbox":
-        return np.array([e["bbox"] for e in entries], float)
-    return [truth.api.annToRLE(e) for e in entries]
+    shape = (len(excused), len(thresholds))
+    matched = np.full((*shape, num_candidates), -1, np.int32)
+    taken = np.zeros((*shape, excused.shape[1]), bool)
+    turns = rank[pairs.detection]
+    order = np.lexsort((pairs.object, pairs.detection, turns))
+    bounds = np.flatnonzero(np.diff(turns[order], prepend=-1, append=-1))
+    for start, stop in pairwise(bounds.tolist()):
+        rows = order[start:stop]
+        object_, value, chooser = pairs.object[rows], pairs.value[rows], which[rows]
+        starts = np.flatnonzero(np.diff(chooser, prepend=-1))
+        free = (~taken[:, :, object_] | is_crowd[object_]) & (value >= thresholds[:, None])
+        # what need not be found comes after all that must
+        wish = np.where(free, np.where(excused[:, object_], value - 2.0, value)[:, None], -np.inf)
+        best = np.maximum.reduceat(wish, starts, axis=-1)
+        is_best = free & (wish == np.repeat(best, np.diff(starts, append=len(rows)), axis=-1))
+        last = np.maximum.reduceat(np.where(is_best, np.arange(len(rows)), -1), starts, axis=-1)
+        taking = np.where(last >= 0, object_[last], -1)
+        matched[:, :, chooser[starts]] = taking
+        a, t, n = np.nonzero(last >= 0)
+        taken[a, t, taking[a, t, n]] = True
+    return matched

@@ -46,15 +46,42 @@ def score_histogram(scores: np.ndarray) -> str:
     return ", ".join(parts) + (f"; {not_numbers} are not a number" if not_numbers else "")
 
 
-def explain_class_overlap(predicted: Collection[int], annotated: Collection[int]) -> str | None:
-    """What to say where no class that was predicted has an object in the ground truth; None where some have."""
+def explain_class_overlap(
+    predicted: Collection[int], annotated: Collection[int], maps: str = "`thing_dataset_id_to_contiguous_id`"
+) -> str | None:
+    """What to say where no class that was predicted has an object in the ground truth.
+
+    Args:
+        predicted: category ids of the predictions.
+        annotated: category ids of the ground truth.
+        maps: what in the metadata leads from labels to category ids.
+
+    Returns:
+        None where some have.
+    """
     if set(predicted) & set(annotated):
         return None
     return (
         f"no predicted class has an object in the ground truth: predicted are the categories {_some(predicted)}, "
-        f"annotated {_some(annotated)}. The model's classes do not belong to this data set, or "
-        "`thing_dataset_id_to_contiguous_id` in its metadata is wrong"
+        f"annotated {_some(annotated)}. The model's classes do not belong to this data set, or {maps} in its metadata "
+        "is wrong"
     )
+
+
+def check_category_ids(metadata: Any, in_file: Collection[int]) -> None:
+    """Refuse a map from other category ids than those of the annotation file: no prediction could count.
+
+    Args:
+        metadata: of the data set.
+        in_file: category ids of the annotation file.
+    """
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    if mapping and in_file and not set(mapping) & set(in_file):
+        raise ValueError(
+            f"`thing_dataset_id_to_contiguous_id` in the metadata of {metadata.get('name')!r} has the category ids "
+            f"{_some(mapping)}, and {metadata.get('json_file') or 'the data set'} has {_some(in_file)}: no prediction "
+            "could count. The keys of the map must be the category ids of the file."
+        )
 
 
 def explain_zero_ap(coco_results: "ResultTable | list[dict[str, Any]]", annotated: Collection[int]) -> str:

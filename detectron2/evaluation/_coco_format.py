@@ -9,13 +9,12 @@ import json
 import logging
 from typing import Any
 
-import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from pycocotools.coco import COCO
 
-from detectron2.layers.mask_ops import paste_masks_as_rle
+from detectron2.layers.mask_ops import encode_masks, paste_masks_as_rle
 from detectron2.structures import Instances, ROIMasks
 from detectron2.utils.file_io import PathManager
 
@@ -76,14 +75,7 @@ def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
     masks = instances.pred_masks
     if isinstance(masks, ROIMasks):
         return paste_masks_as_rle(masks.tensor, instances.pred_boxes, instances.image_size)
-    masks = masks if hasattr(masks, "numpy") else masks.tensor
-    dense = masks.numpy()
-    dense = dense.view(np.uint8) if dense.dtype == np.bool_ else (dense > 0).view(np.uint8)
-    if 0 in dense.shape:
-        return [{"size": list(dense.shape[1:]), "counts": ""} for _ in dense]
-    # hotcoco encodes several masks at a time and takes any order of axes; pycocotools would need a transposed copy
-    rles: Any = hotcoco.mask.encode(dense.transpose(1, 2, 0))
-    return rles
+    return encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
 
 
 def load_coco_api(json_file: str) -> COCO:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from detectron2.structures import Instances
+
 __all__ = [
     "ResultTable",
     "compact",
@@ -222,7 +224,9 @@ def _columns(table: ResultTable) -> dict[str, Any]:
 
 
 def pack_predictions(predictions: list[dict[str, Any]]) -> Any:
-    """What to send of predictions to another process: a few arrays where they are tables, else the predictions."""
+    """What to send of predictions to another process: a few arrays for tables and proposals, else the predictions."""
+    if predictions and all(set(p) == {"image_id", "proposals"} for p in predictions):
+        return _pack_proposals(predictions)
     tables = [p.get("instances") for p in predictions]
     if any(len(p) != 2 or not isinstance(t, ResultTable) for p, t in zip(predictions, tables, strict=True)):
         return predictions
@@ -236,12 +240,38 @@ def unpack_predictions(packed: Any) -> list[dict[str, Any]]:
     """The predictions of :func:`pack_predictions`; the tables of the images are parts of the arrays, not copies."""
     if isinstance(packed, list):
         return packed
+    if isinstance(packed, dict):
+        return _unpack_proposals(packed)
     image_ids, lengths, columns = packed
     whole = ResultTable(**columns)
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return [
         {"image_id": image_id, "instances": _part(whole, image_id, end - length, end)}
         for image_id, length, end in zip(image_ids, lengths, ends, strict=True)
+    ]
+
+
+def _pack_proposals(predictions: list[dict[str, Any]]) -> Any:
+    """The proposals of all images as a few tensors, if they are the documented two fields, else the predictions."""
+    proposals = [p["proposals"] for p in predictions]
+    if any(set(x.get_fields()) != {"proposal_boxes", "objectness_logits"} for x in proposals):
+        return predictions
+    return {
+        "image_ids": [p["image_id"] for p in predictions],
+        "sizes_hw": [x.image_size for x in proposals],
+        "lengths": [len(x) for x in proposals],
+        "boxes": torch.cat([x.proposal_boxes.tensor for x in proposals]),
+        "logits": torch.cat([x.objectness_logits for x in proposals]),
+        "kind": type(proposals[0].proposal_boxes),
+    }
+
+
+def _unpack_proposals(packed: dict[str, Any]) -> list[dict[str, Any]]:
+    boxes, logits = (packed[name].split(packed["lengths"]) for name in ("boxes", "logits"))
+    rows = zip(packed["image_ids"], packed["sizes_hw"], boxes, logits, strict=True)
+    return [
+        {"image_id": i, "proposals": Instances(size, proposal_boxes=packed["kind"](b), objectness_logits=score)}
+        for i, size, b, score in rows
     ]
 
 

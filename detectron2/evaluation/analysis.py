@@ -3,33 +3,36 @@
 >>> found = analyze_detections("instances_val.json", "coco_instances_results.json")
 >>> found.overall.ap, found.errors["missed"].delta_ap
 
-Letters: ``D`` detections, ``G`` annotated objects, ``I`` images, ``K`` classes. All scores lie between 0 and 1; what is
-not defined, such as the recall of a class without objects, is NaN.
+Boxes, masks and keypoints, with the ground truth of COCO or LVIS; for labels of pixels see
+:func:`analyze_sem_seg` and :func:`analyze_panoptic`. Letters: ``D`` detections, ``G`` annotated objects, ``I`` images,
+``K`` classes. All scores lie between 0 and 1; what is not defined, such as the recall of a class without objects, is
+NaN.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ._analysis_buckets import PartScores, score_parts
-from ._analysis_compare import Comparison, Difference, compare_detections
-from ._analysis_inputs import Found, Truth, read_found, read_truth
-from ._analysis_matching import Matches, build_engine, confusion_matrix, in_coco_order, match
-from ._analysis_scores import (
-    RECALLS,
-    CalibrationBin,
-    OperatingPoint,
-    best_point,
-    calibrate,
-    f1_curve,
-    mean_defined,
-    point_at,
-    precision_curve,
-    without_nan,
+from ._analysis_averages import average, frequencies_of, mean_of_classes, metrics_of
+from ._analysis_buckets import KeypointScores, PartScores, score_keypoints, score_parts
+from ._analysis_compare import (
+    Comparison,
+    Difference,
+    check_resamples,
+    class_values,
+    compare_detections,
+    interval_of_run,
 )
+from ._analysis_errors import BACKGROUND_IOU, ErrorType, count_confusion, count_errors, find_errors
+from ._analysis_inputs import Found, Truth, read_found, read_truth
+from ._analysis_matching import COCO_IOUS, Matches, Matching, Protocol, match, protocol_of
+from ._analysis_notes import find_notes
+from ._analysis_overlaps import Overlaps, find_overlaps
+from ._analysis_pixels import SegmentAnalysis, SegmentScores, analyze_panoptic, analyze_sem_seg
+from ._analysis_scores import RECALLS, CalibrationBin, OperatingPoint, calibrate, f1_curve, without_nan
+from ._analysis_summary import BINS, DetectionScores, ImageScores, score_classes, score_images
 
 __all__ = [
     "CalibrationBin",
@@ -39,82 +42,16 @@ __all__ = [
     "Difference",
     "ErrorType",
     "ImageScores",
+    "KeypointScores",
     "OperatingPoint",
     "PartScores",
+    "SegmentAnalysis",
+    "SegmentScores",
     "analyze_detections",
+    "analyze_panoptic",
+    "analyze_sem_seg",
     "compare_detections",
 ]
-
-_ERRORS = {
-    "classification": "Cls",
-    "localization": "Loc",
-    "both": "Both",
-    "duplicate": "Dupe",
-    "background": "Bkg",
-    "missed": "Miss",
-}
-_BACKGROUND_IOU = 0.1
-_BINS = 10
-
-
-@dataclass(frozen=True)
-class DetectionScores:
-    """Scores of one class, or of all.
-
-    Args:
-        name: of the class.
-        num_objects: annotated, without crowd regions.
-        num_detections: that count, which is at most 100 per image and class.
-        ap: average precision, the mean over IoUs 0.50, 0.55 … 0.95.
-        ap50: at an IoU of 0.5.
-        ap75: at an IoU of 0.75.
-        ar: recall with all detections, the mean over the same IoUs.
-        at_threshold: precision, recall and F1 at the score threshold of the analysis.
-        best: the same where F1 is best.
-        calibration_error: expected calibration error.
-    """
-
-    name: str
-    num_objects: int
-    num_detections: int
-    ap: float
-    ap50: float
-    ap75: float
-    ar: float
-    at_threshold: OperatingPoint
-    best: OperatingPoint
-    calibration_error: float
-
-
-@dataclass(frozen=True)
-class ErrorType:
-    """One of the errors of TIDE (Bolya et al., arXiv:2008.08115, section 2).
-
-    Args:
-        count: how often.
-        delta_ap: how much AP (at the IoU threshold of the analysis) would rise if only these were corrected; NaN where
-            there are no objects at all.
-    """
-
-    count: int
-    delta_ap: float
-
-
-@dataclass(frozen=True)
-class ImageScores:
-    """What happened in one image, at the thresholds of the analysis.
-
-    Args:
-        image_id: of the ground truth.
-        num_right: detections that have found an object.
-        num_wrong: detections that have not.
-        num_missed: objects that were not found.
-    """
-
-    image_id: Any
-    num_right: int
-    num_wrong: int
-    num_missed: int
 
 
 @dataclass(frozen=True)
@@ -122,41 +59,60 @@ class DetectionAnalysis:
     """All that is known about the predictions of one detector.
 
     Args:
-        iou_type: ``"bbox"`` or ``"segm"``.
+        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``; for the latter every IoU is an OKS.
         iou_threshold: from which on a detection finds an object, where COCO's mean over ten is not used.
         score_threshold: of what is counted rather than averaged.
+        metrics: those of COCO's or LVIS's summary, by name: ``AP``, ``AP50`` … ``ARl``.
+        intervals: their confidence intervals; empty without resamples.
         overall: all classes: AP and AR are means over classes, the rest is counted over all detections.
-        area_ap: COCO's AP of ``small``, ``medium`` and ``large`` objects.
         per_class: K scores.
         precision: float array (K, 101), precision at recalls 0, 0.01 … 1; NaN for classes without objects.
         f1: falling scores and the F1 with each as the threshold, over all classes.
         confusion: int array (K + 1, K + 1), rows are true classes, columns predicted ones, last the background.
         parts: by property (area, aspect, crowdedness) and part.
         errors: by type: classification, localization, both, duplicate, background, missed.
+        class_errors: the same of each class: of wrong detections the predicted one, of missed objects their own.
+        gains: how much AP would rise without any ``"false positives"`` or ``"false negatives"``.
         calibration: the bins of the reliability diagram.
+        keypoints: of each keypoint; none for other tasks.
         per_image: I scores, by image id.
         is_right: bool array (D,), for each prediction in its order: it has found an object.
-        is_counted: bool array (D,): it is right or wrong; False on crowd regions, and beyond the 100 best of its image
-            and class.
+        is_counted: bool array (D,): it is right or wrong; False on crowd regions, beyond the best of its image and
+            class, and where the image was not searched for the class.
+        error: int array (D,), the type of error as a place in ``errors``; -1 for none.
         is_found: bool array (G,), for each annotation in its order: found by a detection above the score threshold.
+        is_ignored: bool array (G,): neither to be found nor missed, such as crowd regions.
+        notes: sentences about what makes numbers mean something else than they seem to.
     """
 
     iou_type: str
     iou_threshold: float
     score_threshold: float
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     overall: DetectionScores
-    area_ap: dict[str, float]
     per_class: list[DetectionScores]
     precision: np.ndarray
     f1: tuple[np.ndarray, np.ndarray]
     confusion: np.ndarray
     parts: dict[str, dict[str, PartScores]]
     errors: dict[str, ErrorType]
+    class_errors: list[dict[str, ErrorType]]
+    gains: dict[str, float]
     calibration: list[CalibrationBin]
+    keypoints: list[KeypointScores]
     per_image: list[ImageScores]
     is_right: np.ndarray
     is_counted: np.ndarray
+    error: np.ndarray
     is_found: np.ndarray
+    is_ignored: np.ndarray
+    notes: list[str]
+
+    @property
+    def area_ap(self) -> dict[str, float]:
+        """COCO's AP of ``small``, ``medium`` and ``large`` objects, mean over classes."""
+        return self.overall.area_ap
 
     def worst_images(self, count: int) -> list[ImageScores]:
         """Find the images with the most errors.
@@ -170,145 +126,149 @@ class DetectionAnalysis:
         bad = [s for s in self.per_image if s.num_wrong + s.num_missed]
         return sorted(bad, key=lambda s: (-s.num_wrong - s.num_missed, s.num_right))[:count]
 
+    def confused(self) -> list[tuple[str, str, int]]:
+        """-> true class, predicted class and count of all that occurs, right ones among them, most first."""
+        names = [*(s.name for s in self.per_class), "background"]
+        rows, columns = np.nonzero(self.confusion)
+        counts = self.confusion[rows, columns]
+        order = np.lexsort((columns, rows, -counts))
+        return [(names[rows[i]], names[columns[i]], int(counts[i])) for i in order]
+
     def to_dict(self) -> dict[str, Any]:
         """-> the numbers as JSON takes them, without what belongs to single predictions; NaN is None."""
         content = {
             "iou_type": self.iou_type,
             "iou_threshold": self.iou_threshold,
             "score_threshold": self.score_threshold,
-            "overall": asdict(self.overall),
+            "notes": self.notes,
+            "metrics": self.metrics,
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "overall": _plain(self.overall),
             "area_ap": self.area_ap,
-            "per_class": [asdict(s) for s in self.per_class],
             "errors": {name: asdict(e) for name, e in self.errors.items()},
+            "gains": self.gains,
             "parts": {name: {p: asdict(s) for p, s in parts.items()} for name, parts in self.parts.items()},
             "calibration": [asdict(b) for b in self.calibration],
-            "confusion": {
-                "classes": [*(s.name for s in self.per_class), "background"],
-                "rows_are": "truth",
-                "counts": self.confusion.tolist(),
-            },
-            "precision_recall": {"recall": RECALLS.tolist(), "precision": self.precision.tolist()},
+            "keypoints": [asdict(k) for k in self.keypoints],
+            "per_class": [
+                {**_plain(scores), "errors": {name: asdict(e) for name, e in errors.items()}}
+                for scores, errors in zip(self.per_class, self.class_errors, strict=True)
+            ],
+            "confusion": [{"true": t, "predicted": p, "count": n} for t, p, n in self.confused()],
+            "recalls": RECALLS.round(2).tolist(),
+            "precision": {s.name: row for s, row in zip(self.per_class, self.precision.round(5).tolist(), strict=True)},
             "per_image": [asdict(s) for s in self.per_image],
         }
         return without_nan(content)
 
 
+def _plain(scores: DetectionScores) -> dict[str, Any]:
+    return {**asdict(scores), "ap_interval": list(scores.ap_interval)}
+
+
 def analyze_detections(
-    coco_gt: Any, results: Any, iou_type: str = "bbox", iou_threshold: float = 0.5, score_threshold: float = 0.5
+    coco_gt: Any,
+    results: Any,
+    iou_type: str = "bbox",
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.5,
+    *,
+    num_resamples: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    kpt_oks_sigmas: Sequence[float] = (),
 ) -> DetectionAnalysis:
     """Analyze predictions.
 
     Args:
-        coco_gt: ground truth in COCO format: a file, a dictionary, or a pycocotools ``COCO``.
+        coco_gt: ground truth in COCO's or LVIS's format: a file, a dictionary, or a pycocotools ``COCO``.
         results: predictions in COCO's result format: a file or a list, such as ``COCOEvaluator`` writes.
-        iou_type: ``"bbox"`` or ``"segm"``.
-        iou_threshold: from which on a detection finds an object; above 0.1.
+        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iou_threshold: from which on a detection finds an object; above 0.1. For keypoints of OKS.
         score_threshold: of what is counted rather than averaged.
+        num_resamples: how often images are drawn for confidence intervals; 0 for none.
+        confidence: share of the resamples that an interval holds.
+        seed: of the draws.
+        kpt_oks_sigmas: of keypoints; empty for those of COCO's persons.
 
     Returns:
         The analysis.
 
     Raises:
-        ValueError: the two do not fit together, or a threshold is out of range.
+        ValueError: the two do not fit together, or a number is out of range.
     """
-    if not _BACKGROUND_IOU < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold lies above {_BACKGROUND_IOU} and is at most 1, but is {iou_threshold}.")
-    truth = read_truth(coco_gt, iou_type)
+    if not BACKGROUND_IOU < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold lies above {BACKGROUND_IOU} and is at most 1, but is {iou_threshold}.")
+    check_resamples(num_resamples, confidence)
+    truth = read_truth(coco_gt, iou_type, kpt_oks_sigmas)
     found = read_found(results, truth)
-    engine: Any = build_engine(truth, found)
-    engine.accumulate()
-    matches = match(truth, found, iou_threshold)
-    labels = _per_class(truth.label[~truth.is_crowd], len(truth.class_ids))
-    per_class, precision = [], np.full((len(labels), len(RECALLS)), np.nan)
-    for k, name in enumerate(truth.class_names):
-        chosen = in_coco_order(matches.counts & (found.label == k), found)
-        averages = _coco_averages(engine, slice(k, k + 1))
-        score, right = found.score[chosen], matches.matched[chosen] >= 0
-        precision[k] = precision_curve(score, right, labels[k])
-        per_class.append(_scores(name, score, right, labels[k], averages, score_threshold))
-    chosen = in_coco_order(matches.counts, found)
-    score, right = found.score[chosen], matches.matched[chosen] >= 0
-    per_image, is_found = _per_image(truth, found, matches, score_threshold)
+    protocol = protocol_of(truth, [*COCO_IOUS, iou_threshold])
+    overlaps = find_overlaps(truth, found, BACKGROUND_IOU)
+    matching = match(truth, found, overlaps, protocol)
+    matches = matching.at(0, len(COCO_IOUS), len(truth.objects))
+    parts = _averages_and_classes(truth, found, matching, matches, protocol, score_threshold)
+    if num_resamples:
+        intervals, ends = interval_of_run(truth, found, matching, num_resamples, confidence, seed)
+        parts = _with_intervals(parts, intervals, ends)
     return DetectionAnalysis(
         iou_type=iou_type,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        overall=_scores("all", score, right, sum(labels), _coco_averages(engine, slice(None)), score_threshold),
-        area_ap={name: _mean(engine.eval["precision"][:, :, :, a, -1]) for a, name in _areas(engine)},
-        per_class=per_class,
-        precision=precision,
-        f1=f1_curve(score, right, sum(labels)),
-        confusion=confusion_matrix(truth, found, iou_threshold, score_threshold),
-        parts=score_parts(truth, found, matches, score_threshold),
-        errors=_errors(engine, iou_threshold, sum(labels)),
-        calibration=calibrate(score, right, _BINS)[0],
-        per_image=per_image,
-        is_right=(matches.matched >= 0) & matches.counts,
+        **parts,
+        **_curves(found, matches, parts["overall"].num_objects),
+        **_errors(truth, found, overlaps, matches, iou_threshold),
+        **_images(truth, found, matches, score_threshold),
+        confusion=_confusion_matrix(truth, found, overlaps, iou_threshold, score_threshold),
+        parts=score_parts(truth, found, matching, matches, score_threshold),
+        keypoints=score_keypoints(truth, found, matches, score_threshold),
+        is_right=matches.is_right,
         is_counted=matches.counts,
-        is_found=is_found,
+        is_ignored=truth.is_ignored,
+        notes=find_notes(truth, found, matching, matches.is_right),
     )
 
 
-def _per_class(labels: np.ndarray, count: int) -> list[int]:
-    return np.bincount(labels, minlength=count).tolist()
-
-
-def _areas(engine: Any) -> list[tuple[int, str]]:
-    return [(n, name) for n, name in enumerate(engine.params.areaRngLbl) if name != "all"]
-
-
-def _mean(table: Any) -> float:
-    """-> the mean of what is defined; COCO writes -1 for the rest."""
-    table = np.asarray(table)
-    return mean_defined(np.where(table < 0, np.nan, table).ravel())
-
-
-def _coco_averages(engine: Any, classes: slice) -> tuple[float, float, float, float]:
-    """-> AP, AP50, AP75 and AR of COCO over some classes, all sizes, at most 100 detections."""
-    precision = np.asarray(engine.eval["precision"])[:, :, classes, 0, -1]  # (IoUs, recalls, classes)
-    recall = np.asarray(engine.eval["recall"])[:, classes, 0, -1]
-    ious = np.asarray(engine.params.iouThrs)
-    at = [precision[np.isclose(ious, iou)] for iou in (0.5, 0.75)]
-    return _mean(precision), _mean(at[0]), _mean(at[1]), _mean(recall)
-
-
-def _scores(
-    name: str,
-    score: np.ndarray,
-    right: np.ndarray,
-    num_objects: int,
-    averages: tuple[float, float, float, float],
-    threshold: float,
-) -> DetectionScores:
-    return DetectionScores(
-        name,
-        num_objects,
-        len(score),
-        *averages,
-        at_threshold=point_at(score, right, num_objects, threshold),
-        best=best_point(score, right, num_objects),
-        calibration_error=calibrate(score, right, _BINS)[1],
-    )
-
-
-def _errors(engine: Any, iou: float, num_objects: int) -> dict[str, ErrorType]:
-    report = engine.tide_errors(pos_thr=iou, bg_thr=_BACKGROUND_IOU)
+def _averages_and_classes(
+    truth: Truth, found: Found, matching: Matching, matches: Matches, protocol: Protocol, threshold: float
+) -> dict[str, Any]:
+    averages, metrics = average(truth, matching, protocol), metrics_of(truth, protocol)
+    values = mean_of_classes(class_values(averages, metrics)[None], metrics, frequencies_of(truth))[0]
+    scores = score_classes(truth, found, matching, matches, averages, list(protocol.areas), threshold)
     return {
-        name: ErrorType(int(report["counts"][key]), float(report["delta_ap"][key]) if num_objects else math.nan)
-        for name, key in _ERRORS.items()
+        "metrics": dict(zip(metrics, values.tolist(), strict=True)),
+        "intervals": {},
+        **dict(zip(("overall", "per_class", "precision"), scores, strict=True)),
     }
 
 
-def _per_image(truth: Truth, found: Found, matches: Matches, threshold: float) -> tuple[list[ImageScores], np.ndarray]:
-    """-> scores of all images; bool array (G,) of the objects that were found above the threshold."""
-    shown = matches.counts & (found.score >= threshold)
-    by = matches.found_by
-    is_found = (by >= 0) & (np.append(found.score, -np.inf)[by] >= threshold)
-    count = len(truth.image_ids)
-    columns: Sequence[np.ndarray] = (
-        np.bincount(found.image[shown & (matches.matched >= 0)], minlength=count),
-        np.bincount(found.image[shown & (matches.matched < 0)], minlength=count),
-        np.bincount(truth.image[~truth.is_crowd & ~is_found], minlength=count),
-    )
-    rows = zip(truth.image_ids, *(c.tolist() for c in columns), strict=True)
-    return [ImageScores(*row) for row in rows], is_found
+def _with_intervals(
+    parts: dict[str, Any], intervals: dict[str, tuple[float, float]], of_classes: np.ndarray
+) -> dict[str, Any]:
+    scored = zip(parts["per_class"], of_classes.tolist(), strict=True)
+    return {
+        **parts,
+        "intervals": intervals,
+        "overall": replace(parts["overall"], ap_interval=intervals["AP"]),
+        "per_class": [replace(scores, ap_interval=tuple(ends)) for scores, ends in scored],
+    }
+
+
+def _curves(found: Found, matches: Matches, num_objects: int) -> dict[str, Any]:
+    score, right = found.score[matches.counts], matches.is_right[matches.counts]
+    return {"f1": f1_curve(score, right, num_objects), "calibration": calibrate(score, right, BINS)[0]}
+
+
+def _errors(truth: Truth, found: Found, overlaps: Overlaps, matches: Matches, iou: float) -> dict[str, Any]:
+    errors = find_errors(truth, found, overlaps, matches, iou)
+    counted = zip(("errors", "class_errors", "gains"), count_errors(truth, found, matches, errors), strict=True)
+    return {"error": errors.kind, **dict(counted)}
+
+
+def _images(truth: Truth, found: Found, matches: Matches, threshold: float) -> dict[str, Any]:
+    return dict(zip(("per_image", "is_found"), score_images(truth, found, matches, threshold), strict=True))
+
+
+def _confusion_matrix(truth: Truth, found: Found, overlaps: Overlaps, iou: float, threshold: float) -> np.ndarray:
+    true, predicted = count_confusion(truth, found, overlaps, iou, threshold)
+    size = len(truth.class_ids) + 1
+    return np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)

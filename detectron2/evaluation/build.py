@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -12,6 +13,7 @@ from .evaluator import DatasetEvaluator, DatasetEvaluators
 from .lvis_evaluation import LVISEvaluator
 from .panoptic_evaluation import COCOPanopticEvaluator
 from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from .rotated_coco_evaluation import RotatedCOCOEvaluator
 from .sem_seg_evaluation import SemSegEvaluator
 
 __all__ = ["build_evaluator"]
@@ -19,6 +21,10 @@ __all__ = ["build_evaluator"]
 
 def _build_coco(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
     return COCOEvaluator(name, distributed=distributed, output_dir=output_dir, kpt_oks_sigmas=sigmas)
+
+
+def _build_rotated(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
+    return RotatedCOCOEvaluator(name, distributed=distributed, output_dir=output_dir)
 
 
 def _build_sem_seg(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
@@ -66,14 +72,15 @@ def build_evaluator(
     """Build the evaluator, or the evaluators, that fit a data set.
 
     The metadata's ``evaluator_type`` decides; a data set without one gets what its entries have ground truth for:
-    average precision for ``annotations``, semantic segmentation for ``sem_seg_file_name``.
+    average precision for ``annotations``, semantic segmentation for ``sem_seg_file_name``. A model of rotated boxes, or
+    annotations of them, get the evaluator of these.
 
     Args:
         dataset_name: a registered data set.
         output_dir: folder for predictions; None to write nothing, or with ``cfg`` for ``OUTPUT_DIR/inference``. A
             config in this place is taken as ``cfg``.
         distributed: gather the predictions of all processes.
-        cfg: supplies ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS``.
+        cfg: supplies ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS``, and tells whether boxes are rotated.
 
     Returns:
         one evaluator, or several behind one interface.
@@ -99,6 +106,8 @@ def build_evaluator(
         raise ValueError(
             f"{dataset_name!r} has evaluator_type {kind!r}; known are {sorted(_BY_TYPE)}. Build its evaluator yourself."
         )
+    if cfg is not None and cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator":
+        builders = tuple(_build_rotated if b is _build_coco else b for b in builders)
     evaluators = [build(dataset_name, output_dir, distributed, sigmas) for build in builders]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
@@ -106,11 +115,13 @@ def build_evaluator(
 def _builders_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:
     """Evaluators for the ground truth that the entries of a data set have."""
     fields: set[str] = set()
+    is_rotated = False
     for entry in DatasetCatalog.get(name):
         fields.update(entry)
+        is_rotated |= any(a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in entry.get("annotations", ()))
     builders = []
     if "annotations" in fields or metadata.get("json_file") is not None:
-        builders.append(_build_coco)
+        builders.append(_build_rotated if is_rotated else _build_coco)
     if "sem_seg_file_name" in fields and metadata.get("stuff_classes") is not None:
         builders.append(_build_sem_seg)
     if not builders:

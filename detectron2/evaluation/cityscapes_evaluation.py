@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from ._mask_format import whole_masks
 from .evaluator import DatasetEvaluator
 
 __all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
@@ -115,11 +116,18 @@ class CityscapesEvaluator(DatasetEvaluator):
         Returns:
             a dictionary of metrics in percent on the main process, None on others.
         """
+        return self._evaluate(is_whole=True)
+
+    def evaluate_part(self):
+        """Score the images that there are files of, where :meth:`evaluate` wants all of the split."""
+        return self._evaluate(is_whole=False)
+
+    def _evaluate(self, is_whole: bool) -> "OrderedDict[str, dict[str, float]] | None":
         comm.synchronize()
         if not comm.is_main_process():
             return None
         try:
-            predictions, truth = self._paired_files()
+            predictions, truth = self._paired_files(is_whole)
             module = _cityscapes_module(self._module_name)
             args = copy.copy(module.args)  # the package's own stay as they are
             args.predictionPath = os.path.abspath(self._temp_dir)
@@ -136,7 +144,7 @@ class CityscapesEvaluator(DatasetEvaluator):
             self._logger.info(f"Cityscapes evaluation results for {task}:\n" + create_small_table(metrics))
         return results
 
-    def _paired_files(self) -> tuple[list[str], list[str]]:
+    def _paired_files(self, is_whole: bool = True) -> tuple[list[str], list[str]]:
         """Files of predictions and of ground truth, in the same order."""
         root = PathManager.get_local_path(self._metadata.gt_dir)
         truth = {}
@@ -148,12 +156,13 @@ class CityscapesEvaluator(DatasetEvaluator):
         predictions = {
             _frame(f): os.path.join(self._temp_dir, f) for f in written if f.endswith(self._prediction_suffix)
         }
-        if missing := sorted(set(truth) - set(predictions)):
+        missing = sorted(set(truth) - set(predictions))
+        if missing and is_whole:
             raise ValueError(
                 f"{len(missing)} of {len(truth)} images in {root!r} have no prediction, for example {missing[0]!r}. "
                 "Cityscapes is scored on all of a split."
             )
-        frames = sorted(truth)
+        frames = sorted(set(truth) - set(missing))
         return [predictions[frame] for frame in frames], [truth[frame] for frame in frames]
 
     def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
@@ -173,6 +182,8 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
         dataset_name: a data set with ``gt_dir`` and ``thing_classes`` in its metadata; these are names of Cityscapes,
             in a panoptic data set also of stuff.
     """
+
+    mask_formats = ("rle", "roi", "full")
 
     _module_name = "evaluation.evalInstanceLevelSemanticLabeling"
     _truth_suffix = "_gtFine_instanceIds.png"
@@ -205,8 +216,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
     def _write_masks(self, file_name: str, instances: Any) -> list[str]:
         """One PNG for each instance, and the lines that tell their classes and scores."""
         names, lines = self._metadata.thing_classes, []
-        masks = instances.pred_masks.numpy().astype(np.uint8) * 255
-        rows = zip(masks, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
+        rows = zip(whole_masks(instances), instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
         for number, (mask, label, score) in enumerate(rows):
             if not 0 <= label < len(names):
                 raise ValueError(
@@ -214,7 +224,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
                     "of classes (MODEL.ROI_HEADS.NUM_CLASSES) must be that of the data set."
                 )
             path = self._prediction_path(file_name, f"_{number}.png")
-            Image.fromarray(mask).save(path, compress_level=1)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
             lines.append(f"{os.path.basename(path)} {_ID_OF_NAME[names[label]]} {score}\n")
         return lines
 
@@ -229,6 +239,8 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
     Args:
         dataset_name: a data set with ``gt_dir`` in its metadata; its labels are Cityscapes' train ids.
     """
+
+    mask_formats = ()
 
     _module_name = "evaluation.evalPixelLevelSemanticLabeling"
     _truth_suffix = "_gtFine_labelIds.png"

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
-from ._coco_diagnosis import explain_cap, explain_zero_ap
+from ._coco_diagnosis import check_category_ids, explain_cap, explain_zero_ap
 from ._coco_format import instances_to_coco_json, instances_to_table, load_coco_api
 from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
 from ._coco_table import (
@@ -68,6 +68,8 @@ class COCOEvaluator(DatasetEvaluator):
         allow_cached_coco: reuse a converted data set that is already in ``output_dir``.
     """
 
+    mask_formats = ("rle", "roi", "full")
+
     def __init__(
         self,
         dataset_name: str,
@@ -96,6 +98,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = self._load_ground_truth(dataset_name, allow_cached_coco)
+        check_category_ids(self._metadata, self._coco_api.getCatIds())
         # test splits come without annotations: results are written, not scored
         self._do_evaluation = "annotations" in self._coco_api.dataset
         self._predictions: list[dict[str, Any]] = []
@@ -136,6 +139,7 @@ class COCOEvaluator(DatasetEvaluator):
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
                 prediction["instances"] = instances_to_table(instances, input_["image_id"])
+                self._check_classes(prediction["instances"])
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
@@ -256,6 +260,12 @@ class COCOEvaluator(DatasetEvaluator):
             if result["category_id"] not in to_dataset_id:
                 self._refuse_class(result, to_dataset_id)
             result["category_id"] = to_dataset_id[result["category_id"]]
+
+    def _check_classes(self, table: ResultTable) -> None:
+        """Refuse an unknown class at the first image with one, and not after all of them."""
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping and len(table) and table.category_ids.max() > max(mapping.values()):
+            self._refuse_class(table[int(table.category_ids.argmax())], {k: c for c, k in mapping.items()})
 
     def _refuse_class(self, result: dict[str, Any], to_dataset_id: dict[int, int]) -> None:
         raise ValueError(

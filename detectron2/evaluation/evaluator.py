@@ -18,6 +18,9 @@ from torch import nn
 
 from detectron2.utils.comm import get_world_size, is_main_process
 
+from ._mask_format import lean_masks
+from ._silence import Silence
+
 __all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,15 @@ class DatasetEvaluator:
     """Accumulates what it needs of each (input, output) pair, then computes metrics.
 
     A round is ``reset()``, any number of ``process()`` calls, one ``evaluate()``.
+
+    Attributes:
+        mask_formats: in which forms ``process()`` takes masks (see
+            :func:`~detectron2.modeling.postprocessing.detector_postprocess`), the preferred one first; empty if it does
+            not look at them. :func:`inference_on_dataset` asks the model for it. A subclass that defines ``process()``
+            gets whole masks, unless it says otherwise.
     """
+
+    mask_formats: Sequence[str] = ("full",)
 
     def reset(self):
         """Forget everything gathered so far; called at the start of each round."""
@@ -53,6 +64,13 @@ class DatasetEvaluator:
             on other processes it may be empty or None.
         """
         return None
+
+    def evaluate_part(self) -> Mapping[str, Any] | None:
+        """Compute the metrics though only some images were processed, to see that it can be done.
+
+        Training does so before its first iteration. To be overridden where :meth:`evaluate` insists on all images.
+        """
+        return self.evaluate()
 
 
 class DatasetEvaluators(DatasetEvaluator):
@@ -85,9 +103,16 @@ class DatasetEvaluators(DatasetEvaluator):
         Raises:
             ValueError: two members report under the same task name, so one would hide the other.
         """
+        return self._merged(lambda member: member.evaluate())
+
+    def evaluate_part(self):
+        """As :meth:`evaluate`, with what the members can tell of some images."""
+        return self._merged(lambda member: getattr(member, "evaluate_part", member.evaluate)())
+
+    def _merged(self, results_of: Callable[[DatasetEvaluator], Mapping[str, Any] | None]) -> "OrderedDict[str, Any]":
         merged: OrderedDict[str, Any] = OrderedDict()
         for member in self._evaluators:
-            partial = member.evaluate()
+            partial = results_of(member)
             if partial is None or not is_main_process():
                 continue
             for task, numbers in partial.items():
@@ -222,7 +247,12 @@ def inference_on_dataset(
     """Run ``model`` on every batch of ``data_loader``, evaluate the outputs, and log how long each part took.
 
     Progress (images per second of this process, remaining time) is a line at the bottom of a terminal, where the log of
-    this module is on at INFO and standard error is a terminal; otherwise it is logged every few seconds.
+    this module is on at INFO and standard error is a terminal; otherwise it is logged every few seconds. When something
+    fails, the log names the images of the batch. When nothing is found on any image, it says why, as far as the model's
+    scores and weights tell.
+
+    A model that can give masks as run lengths does so while evaluators ask for no more: with 100 objects in an image,
+    whole masks are a hundred times as large as the image.
 
     Args:
         model: takes a batch, returns its outputs. An ``nn.Module`` is switched to evaluation mode for the loop and
@@ -234,24 +264,62 @@ def inference_on_dataset(
 
     Returns:
         what ``evaluator.evaluate()`` returns, an empty dictionary in place of None.
+
+    Raises:
+        TypeError: ``data_loader`` has no length.
     """
     call = _checked_callbacks(callbacks)
     evaluator = _as_evaluator(evaluator)
-    total = len(data_loader)  # pyright: ignore[reportArgumentType]  # documented to have a length
+    total = _length(data_loader)
     logger.info(f"Inference on {total} batches in each of {get_world_size()} processes")
     evaluator.reset()
     with contextlib.ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(inference_context(model))
         stack.enter_context(torch.no_grad())
-        _run_loop(model, data_loader, evaluator, call, total)
+        stack.enter_context(lean_masks(model, evaluator))
+        silence = Silence(model)
+        _run_loop(model, data_loader, evaluator, call, total, silence)
+        if is_main_process() and (reasons := silence.explain()) is not None:
+            logger.warning(reasons)
     start = time.perf_counter()
     results = evaluator.evaluate()
     logger.info(f"Computed the metrics in {time.perf_counter() - start:.2f} seconds")
     return {} if results is None else results  # pyright: ignore[reportReturnType]  # evaluators' own dictionary type
 
 
-def _run_loop(model, data_loader, evaluator, call, total):
+def _length(data_loader: Any) -> int:
+    try:
+        return len(data_loader)
+    except TypeError as e:
+        raise TypeError(
+            f"inference_on_dataset needs a data loader with a length, and {type(data_loader).__name__} has none ({e}). "
+            "Give the data set a __len__, or evaluate a list of its elements."
+        ) from e
+
+
+def _name_of(evaluator: Any) -> str:
+    if isinstance(evaluator, DatasetEvaluators):
+        return ", ".join(map(_name_of, evaluator._evaluators)) or "No evaluator"
+    return type(evaluator).__name__
+
+
+def _images_of(inputs: Any) -> str:
+    """The images of a batch, for messages."""
+    names = []
+    for x in inputs if isinstance(inputs, Sequence) else [inputs]:
+        if isinstance(x, Mapping) and ("file_name" in x or "image_id" in x):
+            names.append(f"{x.get('file_name', 'an image')} (image_id {x.get('image_id')!r})")
+    return ", ".join(names)
+
+
+def _where(stage: str, index: int, inputs: Any, error: Exception) -> str:
+    """What failed, and with which images."""
+    images = _images_of(inputs)
+    return f"{stage} failed on batch {index}{f', {images}' if images else ''}: {type(error).__name__}: {error}"
+
+
+def _run_loop(model, data_loader, evaluator, call, total, silence):
     watch = _Stopwatch(warmup=min(5, total - 1))
     done = 0
     with contextlib.closing(_Progress(watch, total)) as progress:
@@ -260,12 +328,20 @@ def _run_loop(model, data_loader, evaluator, call, total):
         for index, inputs in enumerate(data_loader):
             watch.lap("data")
             watch.start_iteration(index)
-            call["before_inference"]()
-            outputs = model(inputs)
-            _synchronize_device()
-            call["after_inference"]()
-            watch.lap("inference")
-            evaluator.process(inputs, outputs)
+            stage = "The model"
+            try:
+                call["before_inference"]()
+                outputs = model(inputs)
+                _synchronize_device()
+                call["after_inference"]()
+                watch.lap("inference")
+                stage = _name_of(evaluator)
+                evaluator.process(inputs, outputs)
+            except Exception as e:
+                progress.close()  # or the message would begin behind the line
+                logger.error(_where(stage, index, inputs, e))
+                raise
+            silence.look(inputs, outputs)
             watch.lap("eval")
             watch.images += len(inputs) if isinstance(inputs, Sequence) else 1
             done = index + 1

@@ -5,7 +5,6 @@ An image is searched for some categories only: those with an annotation, and tho
 (``not_exhaustive_category_ids``), a detection without an object is no mistake.
 """
 
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -20,7 +19,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
-from ._coco_scoring import _check_image_ids, check_max_dets
+from ._coco_scoring import _check_image_ids, _load_results, check_max_dets
+from ._coco_table import ResultTable, join_results, write_results
 from .coco_evaluation import COCOEvaluator
 
 __all__ = ["LVISEvaluator"]
@@ -80,14 +80,16 @@ class LVISEvaluator(COCOEvaluator):
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Score instances task by task into ``self._results``."""
         # copies: categories are replaced, and the predictions may be evaluated again
-        results = [dict(result) for prediction in predictions for result in prediction["instances"]]
-        tasks = self._tasks or self._tasks_from_predictions(results)
+        results = join_results(predictions)
+        # all rows of a table have the same fields
+        some = results[:1] if isinstance(results, ResultTable) else results
+        tasks = self._tasks or self._tasks_from_predictions(some)
         self._to_dataset_categories(results)
         if self._output_dir:
             path = os.path.join(self._output_dir, "lvis_instances_results.json")
             self._logger.info(f"Saving results to {path}")
             with atomic_write(path, "w") as f:
-                f.write(json.dumps(results))
+                write_results(f, results)
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the results are not scored.")
             return
@@ -98,26 +100,35 @@ class LVISEvaluator(COCOEvaluator):
                 self._lvis_api, results, task, self._max_dets_per_image, img_ids=img_ids
             )
 
-    def _to_dataset_categories(self, coco_results: list[dict[str, Any]]) -> None:
+    def _to_dataset_categories(self, coco_results: Any) -> None:
         """Replace the model's class ids by those of the data set, in place; LVIS itself counts from 1."""
         if self._metadata.get("thing_dataset_id_to_contiguous_id") is not None:
             super()._to_dataset_categories(coco_results)
             return
-        known = set(self._lvis_api.get_cat_ids())
+        known = self._lvis_api.get_cat_ids()
+        if isinstance(coco_results, ResultTable):
+            unknown = np.flatnonzero(~np.isin(coco_results.category_ids + 1, known))
+            if unknown.size:
+                self._refuse_lvis_class(coco_results[int(unknown[0])], len(known))
+            coco_results.category_ids = coco_results.category_ids + 1
+            return
+        known = set(known)
         for result in coco_results:
-            category = result["category_id"] + 1
-            if category not in known:
-                raise ValueError(
-                    f"A prediction on image {result['image_id']!r} has class {result['category_id']}, but the data set "
-                    f"{self._metadata.get('name')!r} has {len(known)} classes. The model's number of classes "
-                    "(MODEL.ROI_HEADS.NUM_CLASSES) must be that of the data set."
-                )
-            result["category_id"] = category
+            if result["category_id"] + 1 not in known:
+                self._refuse_lvis_class(result, len(known))
+            result["category_id"] += 1
+
+    def _refuse_lvis_class(self, result: dict[str, Any], classes: int) -> None:
+        raise ValueError(
+            f"A prediction on image {result['image_id']!r} has class {result['category_id']}, but the data set "
+            f"{self._metadata.get('name')!r} has {classes} classes. The model's number of classes "
+            "(MODEL.ROI_HEADS.NUM_CLASSES) must be that of the data set."
+        )
 
 
 def _evaluate_predictions_on_lvis(
     lvis_gt: Any,
-    lvis_results: list[dict[str, Any]],
+    lvis_results: Sequence[dict[str, Any]],
     iou_type: str,
     max_dets_per_image: int | None = None,
     class_names: Sequence[str] | None = None,
@@ -145,10 +156,7 @@ def _evaluate_predictions_on_lvis(
     limit = check_max_dets(max_dets_per_image or _DEFAULT_LIMIT)[-1]
     truth = lvis_gt if isinstance(lvis_gt, hotcoco.COCO) else hotcoco.COCO(lvis_gt.dataset)
     _check_image_ids(truth, lvis_results)
-    if iou_type == "segm":
-        # without the box, the area that decides small, medium or large is that of the mask
-        lvis_results = [{k: v for k, v in result.items() if k != "bbox"} for result in lvis_results]
-    detections = truth.load_res(lvis_results).cap_detections_per_image(limit)
+    detections = _load_results(truth, lvis_results, iou_type, True).cap_detections_per_image(limit)
     evaluator = hotcoco.COCOeval(truth, detections, iou_type, lvis_style=True)
     evaluator.params.max_dets = [limit]
     if img_ids is not None:

@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 
+from ._coco_diagnosis import explain_class_overlap
 from ._panoptic_quality import id_map_to_rgb, match_segments, quality, rgb_to_id_map, unmatched_truth
 from .evaluator import DatasetEvaluator
 from .sem_seg_evaluation import load_image_into_numpy_array
@@ -40,6 +41,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         output_dir: folder for the predictions in COCO's format: ``predictions.json`` and the PNG files in
             ``predictions``; None to write nothing.
     """
+
+    mask_formats = ()
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
         self._logger = logging.getLogger(__name__)
@@ -126,9 +129,20 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             )
         truth = self._truth[image_id]
         path = os.path.join(self._metadata.panoptic_root, truth["file_name"])
-        truth_ids = rgb_to_id_map(load_image_into_numpy_array(path))
+        try:
+            truth_ids = rgb_to_id_map(load_image_into_numpy_array(path))
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f"The panoptic picture of image {image_id!r} is missing: {path}. {self._metadata.panoptic_json} lists "
+                f"it; `panoptic_root` in the metadata of {self._metadata.get('name')!r} must be the folder of these."
+            ) from e
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
         if truth_ids.shape != ids.shape:
-            raise ValueError(f"{path} has (height, width) {truth_ids.shape}, the prediction {ids.shape}.")
+            raise ValueError(
+                f"{path} has (height, width) {truth_ids.shape}, the prediction {ids.shape}. They are compared in the "
+                "size of the original image, to which the model brings its result by `height` and `width` of its input."
+            )
         return match_segments(truth_ids, truth["segments_info"], ids, segments, self._row_of_category)
 
     def evaluate(self):
@@ -151,7 +165,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         if not by_image:
             self._logger.warning("COCOPanopticEvaluator received no predictions, so there is nothing to score.")
             return {}
-        return OrderedDict(panoptic_seg=self._summary(self._total(by_image)))
+        total = self._total(by_image)
+        if (reason := self._explain(total)) is not None:
+            self._logger.warning(reason)
+        return OrderedDict(panoptic_seg=self._summary(total))
 
     def _total(self, by_image: dict[Any, np.ndarray]) -> np.ndarray:
         """Counts of all images; those without a prediction have nothing found."""
@@ -165,6 +182,22 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             total += sum(unmatched_truth(a["segments_info"], self._row_of_category) for a in missed)
         return total
 
+    def _explain(self, counts: np.ndarray) -> str | None:
+        """What to say where nothing that was predicted counts."""
+        _, tp, fp, fn = counts.T
+        ids = np.array([category["id"] for category in self._dataset["categories"]])
+        predicted, annotated = ids[fp > 0].tolist(), ids[fn > 0].tolist()
+        if tp.any() or not annotated:
+            return None
+        if not predicted:
+            return "No predicted segment counts: the predictions are void, or lie where the ground truth is void."
+        reason = explain_class_overlap(
+            predicted, annotated, "the maps `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`"
+        )
+        return f"None of {int(fp.sum())} predicted segments matches one of the ground truth" + (
+            f"; {reason}." if reason else ", though classes agree: untrained or wrong weights, or maps of another size."
+        )
+
     def _summary(self, counts: np.ndarray) -> dict[str, float]:
         is_thing = np.array([bool(category["isthing"]) for category in self._dataset["categories"]])
         groups = {"": ("all", counts), "_th": ("things", counts[is_thing]), "_st": ("stuff", counts[~is_thing])}
@@ -176,7 +209,16 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             rows.append([name, *percent.values(), metrics["categories"]])
         table = tabulate(rows, headers=["", "PQ", "SQ", "RQ", "#categories"], tablefmt="pipe", floatfmt=".3f")
         self._logger.info("Panoptic evaluation results:\n" + table)
+        self._logger.info("Panoptic quality of each category:\n" + self._category_table(counts))
         return results
+
+    def _category_table(self, counts: np.ndarray, columns: int = 3) -> str:
+        """PQ of the categories that occur, a few in a line."""
+        names = [category.get("name", category["id"]) for category in self._dataset["categories"]]
+        rows = zip(names, counts, strict=True)
+        cells = [cell for name, row in rows if row[1:].any() for cell in (name, 100 * quality(row[None])["PQ"])]
+        lines = [cells[start : start + 2 * columns] for start in range(0, len(cells), 2 * columns)]
+        return tabulate(lines, headers=["category", "PQ"] * columns, tablefmt="pipe", floatfmt=".3f", numalign="left")
 
     def _write(self, predictions: list[dict[str, Any]]) -> None:
         """Write predictions as COCO asks for: a JSON file, and a folder of its name with the PNG files."""

@@ -7,6 +7,7 @@ import logging
 import os
 import xml.etree.ElementTree as ET
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         dataset_name: a data set whose metadata has ``dirname`` (the folder with ``Annotations`` and ``ImageSets``),
             ``split``, ``year`` (2007: AP by eleven points; 2012: area under the curve) and ``thing_classes``.
     """
+
+    mask_formats = ()
 
     def __init__(self, dataset_name: str):
         self._dataset_name = dataset_name
@@ -104,13 +107,13 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             ``{"bbox": {"AP", "AP50", "AP75"}}`` in percent on the main process, None on others. Classes without any
             ground truth are left out of the averages.
         """
-        gathered = comm.gather(dict(self._predictions), dst=0)
+        gathered = comm.gather(_pack(self._predictions), dst=0)
         if not comm.is_main_process():
             return None
         predictions: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
         for part in gathered:
-            for class_id, entries in part.items():
-                predictions[class_id].extend(entries)
+            for class_id, name, rows in _unpack(*part):
+                predictions[class_id].append((name, rows))
         if unknown := sorted(set(predictions) - set(range(len(self._class_names)))):
             raise ValueError(
                 f"The model predicts class {unknown[-1]}, but {self._dataset_name!r} has {len(self._class_names)} "
@@ -148,6 +151,28 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         # AP of a small split moves by up to 0.01 with it, so the same sort is used here.
         order = np.argsort(-scored[:, 0])
         return _Detections(image[order], scored[order, 1:])
+
+
+def _pack(predictions: dict[int, list[tuple[str, np.ndarray]]]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What to send of predictions to another process: a few arrays in place of one for each class of each image.
+
+    Args:
+        predictions: by class, for each image the name and the scores and boxes.
+
+    Returns:
+        the images by name; for each entry (E, 3) its class, its image and how many rows it has; all rows (D, 5).
+    """
+    entries = [(class_id, name, rows) for class_id, of_class in predictions.items() for name, rows in of_class]
+    index_of = {name: index for index, name in enumerate(dict.fromkeys(name for _, name, _ in entries))}
+    table = np.array([(c, index_of[name], len(rows)) for c, name, rows in entries], dtype=np.int64).reshape(-1, 3)
+    return list(index_of), table, np.concatenate([np.zeros((0, 5)), *[rows for _, _, rows in entries]])
+
+
+def _unpack(names: list[str], table: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Class, image and rows of each entry of :func:`_pack`, in their order."""
+    parts = np.split(rows, np.cumsum(table[:-1, 2])) if len(table) else []
+    for (class_id, image, _), part in zip(table.tolist(), parts, strict=True):
+        yield class_id, names[image], part
 
 
 def _summary(table: np.ndarray) -> dict[str, float]:

@@ -6,7 +6,6 @@ counter-clockwise. Only the overlap counts: a box turned by 180 degrees is as go
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import atomic_write
 
 from ._coco_scoring import COCOevalMaxDets, _check_image_ids, check_max_dets
+from ._coco_table import ResultTable, join_results, write_results
 from .coco_evaluation import COCOEvaluator
 from .fast_eval_api import COCOeval_opt
 
@@ -80,10 +80,11 @@ class RotatedCOCOeval(COCOevalMaxDets):
 
 
 class _FastRotatedCOCOeval(COCOevalMaxDets, COCOeval_opt):
-    """The same by hotcoco."""
+    """The same by hotcoco; detections may also come as a ``ResultTable``."""
 
     def __init__(self, cocoGt: Any = None, cocoDt: Any = None, iouType: str = "bbox"):
-        super().__init__(_oriented(cocoGt), _oriented(cocoDt), iouType)
+        found = _oriented_results(cocoGt, cocoDt) if isinstance(cocoDt, ResultTable) else _oriented(cocoDt)
+        super().__init__(_oriented(cocoGt), found, iouType)
 
     def evaluate(self) -> None:
         """Match the detections of each image to its ground truth."""
@@ -104,6 +105,30 @@ def _oriented(coco: COCO) -> Any:
         box = {"bbox": [x - w / 2, y - h / 2, w, h], "obb": [x, y, w, h, -math.radians(angle)]}
         kept = {key: a[key] for key in ("id", "image_id", "category_id", "area", "iscrowd", "score") if key in a}
         annotations.append({**kept, **box})
+    dataset = {"images": content["images"], "categories": content["categories"], "annotations": annotations}
+    return SimpleNamespace(dataset=dataset, getImgIds=coco.getImgIds, getCatIds=coco.getCatIds)
+
+
+def _oriented_results(coco: COCO, table: ResultTable) -> Any:
+    """Results on the images of a data set, as a data set of the form of :func:`_oriented`."""
+    x, y, w, h = table.boxes[:, :4].T.astype(np.float64)
+    angle = np.zeros(len(table))
+    if table.boxes.shape[1] == 5:
+        angle = -np.radians(table.boxes[:, 4].astype(np.float64))
+    else:
+        x, y = x + w / 2, y + h / 2
+    columns = {
+        "id": range(1, len(table) + 1),
+        "image_id": [table.image_ids[k] for k in table.image_index.tolist()],
+        "category_id": table.category_ids.tolist(),
+        "area": (w * h).tolist(),
+        "iscrowd": [0] * len(table),
+        "score": table.scores.tolist(),
+        "bbox": np.stack([x - w / 2, y - h / 2, w, h], 1).tolist(),
+        "obb": np.stack([x, y, w, h, angle], 1).tolist(),
+    }
+    annotations = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    content: Any = coco.dataset
     dataset = {"images": content["images"], "categories": content["categories"], "annotations": annotations}
     return SimpleNamespace(dataset=dataset, getImgIds=coco.getImgIds, getCatIds=coco.getCatIds)
 
@@ -150,13 +175,13 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Score instances into ``self._results["bbox"]``."""
         # copies: categories are replaced, and the predictions may be evaluated again
-        coco_results = [dict(result) for prediction in predictions for result in prediction["instances"]]
+        coco_results = join_results(predictions)
         self._to_dataset_categories(coco_results)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info(f"Saving results to {path}")
             with atomic_write(path, "w") as f:
-                f.write(json.dumps(coco_results))
+                write_results(f, coco_results)
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the results are not scored.")
             return
@@ -170,15 +195,18 @@ class RotatedCOCOEvaluator(COCOEvaluator):
         )
 
     def _evaluate_predictions_on_coco(
-        self, coco_gt: Any, coco_results: list[dict[str, Any]], img_ids: Sequence[int] | None = None
+        self, coco_gt: Any, coco_results: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> COCOevalMaxDets:
         """A finished evaluation of results with boxes of four or five numbers."""
         _check_image_ids(coco_gt, coco_results)
-        kind = _FastRotatedCOCOeval if self._use_fast_impl else RotatedCOCOeval
         with contextlib.redirect_stdout(io.StringIO()):
-            # pycocotools writes ids and areas into the dictionaries it is given
-            boxes = ("image_id", "category_id", "bbox", "score")
-            evaluator = kind(coco_gt, coco_gt.loadRes([{k: r[k] for k in boxes} for r in coco_results]), "bbox")
+            if self._use_fast_impl and isinstance(coco_results, ResultTable):
+                evaluator: Any = _FastRotatedCOCOeval(coco_gt, coco_results, "bbox")
+            else:
+                kind = _FastRotatedCOCOeval if self._use_fast_impl else RotatedCOCOeval
+                # pycocotools writes ids and areas into the dictionaries it is given
+                boxes = ("image_id", "category_id", "bbox", "score")
+                evaluator = kind(coco_gt, coco_gt.loadRes([{k: r[k] for k in boxes} for r in coco_results]), "bbox")
             evaluator.params.maxDets = check_max_dets(self._max_dets_per_image)
             if img_ids is not None:
                 evaluator.params.imgIds = list(img_ids)

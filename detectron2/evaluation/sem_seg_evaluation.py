@@ -20,12 +20,13 @@ from PIL import Image
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
+from detectron2.utils.logger import create_small_table
 
 from .evaluator import DatasetEvaluator
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
 
-# Share of the image's diagonal that counts as boundary (Cheng et al., Boundary IoU, CVPR 2021).
+# Share of the image's diagonal that counts as boundary (Cheng et al., Boundary IoU, arXiv:2103.16562, section 4).
 _BOUNDARY_RATIO = 0.02
 
 
@@ -58,6 +59,8 @@ class SemSegEvaluator(DatasetEvaluator):
         ignore_label: not used any more; ``ignore_label`` of the metadata counts.
     """
 
+    mask_formats = ()
+
     def __init__(
         self,
         dataset_name: str,
@@ -83,9 +86,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._cpu_device = torch.device("cpu")
-        self.input_file_to_gt_file = {
-            record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)
-        }
+        self.input_file_to_gt_file = _label_files(dataset_name)
         to_contiguous = meta.get("stuff_dataset_id_to_contiguous_id")
         self._contiguous_id_to_dataset_id = None
         if to_contiguous is not None:
@@ -113,26 +114,60 @@ class SemSegEvaluator(DatasetEvaluator):
             outputs: a list of dictionaries with ``sem_seg``, the scores of the classes (K, height, width).
         """
         for input_, output in zip(inputs, outputs, strict=True):
-            scores = output["sem_seg"] if isinstance(output, dict) else output
-            labels = scores.argmax(dim=0) if scores.dim() == 3 else scores
-            predicted = labels.to(self._cpu_device).numpy().astype(np.int64)
+            predicted = self._predicted_labels(input_["file_name"], output)
             truth = self._load_truth(input_["file_name"], predicted.shape)
             self._conf_matrix += _confusion(predicted, truth, self._num_classes + 1)
             if self._compute_boundary_iou:
-                self._b_conf_matrix += _confusion(
-                    _label_boundary(predicted), _label_boundary(truth), self._num_classes + 1
-                )
+                # small numbers are compared many at a time
+                kind = np.uint8 if self._num_classes < 256 else np.int32
+                edges, true_edges = (_label_boundary(labels.astype(kind)) for labels in (predicted, truth))
+                self._b_conf_matrix += _confusion(edges, true_edges, self._num_classes + 1)
             if self._output_dir:
                 self._predictions.extend(self.encode_json_sem_seg(predicted, input_["file_name"]))
+
+    def _predicted_labels(self, file_name: str, output: Any) -> np.ndarray:
+        """Label map (height, width) of an output, which holds scores or labels."""
+        if isinstance(output, dict):
+            if "sem_seg" not in output:
+                raise ValueError(
+                    f"SemSegEvaluator needs 'sem_seg' in the model's outputs; there is {sorted(output)}. Use a model "
+                    "with a semantic head, or the evaluator of what this one predicts."
+                )
+            output = output["sem_seg"]
+        labels = output.argmax(dim=0) if output.dim() == 3 else output
+        predicted = labels.to(self._cpu_device).numpy().astype(np.int64)
+        if predicted.size and not 0 <= predicted.min() <= predicted.max() < self._num_classes:
+            raise ValueError(
+                f"On {file_name} the model predicts labels from {predicted.min()} to {predicted.max()}, but "
+                f"{self._dataset_name!r} has the {self._num_classes} stuff_classes 0 to {self._num_classes - 1}. The "
+                "model's number of classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES) must be that of the data set."
+            )
+        return predicted
 
     def _load_truth(self, file_name: str, shape_hw: tuple[int, ...]) -> np.ndarray:
         """Label map of an image, with the ignored pixels set to K."""
         if file_name not in self.input_file_to_gt_file:
-            raise KeyError(f"{file_name!r} is not an image of {self._dataset_name!r}, so it has no labels.")
+            raise KeyError(
+                f"{file_name!r} is not an image of {self._dataset_name!r}, so it has no labels. The loader and the "
+                "evaluator must be of the same data set."
+            )
         path = self.input_file_to_gt_file[file_name]
-        truth = np.array(self.sem_seg_loading_fn(path, dtype=int), dtype=np.int64)
+        try:
+            truth = np.array(self.sem_seg_loading_fn(path, dtype=int), dtype=np.int64)
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f"The labels of {file_name} (sem_seg_file_name of {self._dataset_name!r}) are missing: {path}"
+            ) from e
+        if truth.ndim != 2:
+            raise ValueError(
+                f"{path} has shape {truth.shape}: it is a coloured picture, where one channel with the index of the "
+                "class at each pixel is needed. Convert it, or read it with sem_seg_loading_fn."
+            )
         if truth.shape != shape_hw:
-            raise ValueError(f"{path} has shape {truth.shape}, the prediction (height, width) {shape_hw}.")
+            raise ValueError(
+                f"{path} has (height, width) {truth.shape}, the prediction {shape_hw}. Labels are compared in the "
+                "size of the original image, to which the model brings its result by `height` and `width` of its input."
+            )
         truth[truth == self._ignore_label] = self._num_classes
         if truth.size and not 0 <= truth.min() <= truth.max() <= self._num_classes:
             raise ValueError(
@@ -159,6 +194,8 @@ class SemSegEvaluator(DatasetEvaluator):
             predictions = list(itertools.chain(*[part[2] for part in parts]))
         # columns are the truth; unlabelled pixels count nowhere
         metrics = self._metrics(conf, boundary)
+        if (reason := self._explain(conf)) is not None:
+            self._logger.warning(reason)
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "sem_seg_predictions.json")
@@ -168,8 +205,27 @@ class SemSegEvaluator(DatasetEvaluator):
             with atomic_write(path) as f:
                 torch.save(metrics, f)
         results = OrderedDict(sem_seg=metrics)
-        self._logger.info(f"Semantic segmentation: { {k: v for k, v in metrics.items() if '-' not in k} }")
+        main = {key: value for key, value in metrics.items() if "-" not in key}
+        self._logger.info("Semantic segmentation results:\n" + create_small_table(main))
         return results
+
+    def _explain(self, conf: np.ndarray) -> str | None:
+        """What to say where the numbers mean little."""
+        in_prediction, in_truth = conf.sum(axis=1), conf[:, :-1].sum(axis=0)
+        if not conf.any():
+            return "SemSegEvaluator received no pixels: the model or the data loader gave no output."
+        if not in_truth.any():
+            return (
+                f"No pixel of {self._dataset_name!r} has a label: all are {self._ignore_label} (metadata: "
+                "ignore_label), so every metric is NaN."
+            )
+        if (in_prediction > 0).sum() == 1 and (in_truth > 0).sum() > 1:
+            return (
+                f"Every pixel of every image is predicted as {self._class_names[in_prediction.argmax()]!r}. Usual "
+                "reasons: no weights were loaded, training has only begun or has diverged, or the images come in "
+                "another channel order than the weights expect (INPUT.FORMAT)."
+            )
+        return None
 
     def _metrics(self, conf: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
         """All numbers in percent from the confusion matrices (K + 1, K + 1): rows predicted, columns true."""
@@ -213,7 +269,13 @@ class SemSegEvaluator(DatasetEvaluator):
         for label in np.unique(sem_seg).tolist():
             category = label
             if self._contiguous_id_to_dataset_id is not None:
-                category = self._contiguous_id_to_dataset_id[label]
+                category = self._contiguous_id_to_dataset_id.get(label)
+            if category is None:
+                raise ValueError(
+                    f"Class {label} is predicted on {input_file_name}, and `stuff_dataset_id_to_contiguous_id` in the "
+                    f"metadata of {self._dataset_name!r} has no category for it: it maps to "
+                    f"{sorted(self._contiguous_id_to_dataset_id or ())}."
+                )
             rle: Any = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
             rle["counts"] = rle["counts"].decode()
             entries.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
@@ -225,11 +287,21 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray) -
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=where)
 
 
+def _label_files(dataset_name: str) -> dict[str, str]:
+    """Label file of each image."""
+    records = DatasetCatalog.get(dataset_name)
+    without = [record["file_name"] for record in records if not record.get("sem_seg_file_name")]
+    if without:
+        raise ValueError(
+            f"SemSegEvaluator needs `sem_seg_file_name`, the file with the labels, in every entry of {dataset_name!r}; "
+            f"{len(without)} of {len(records)} lack it, such as that of {without[0]}."
+        )
+    return {record["file_name"]: record["sem_seg_file_name"] for record in records}
+
+
 def _confusion(predicted: np.ndarray, truth: np.ndarray, size: int) -> np.ndarray:
     """Pixels (size, size) with each pair of a predicted label (row) and a true one (column)."""
-    if predicted.size and predicted.max() >= size:
-        raise ValueError(f"The model predicts class {predicted.max()}, but the data set has {size - 1} classes.")
-    pairs = predicted.astype(np.int64).ravel() * size + truth.astype(np.int64).ravel()
+    pairs = predicted.astype(np.int64).ravel() * size + truth.ravel()
     return np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
@@ -249,11 +321,15 @@ def _label_boundary(labels: np.ndarray) -> np.ndarray:
 
 def _running_minimum(values: np.ndarray, reach: int, axis: int) -> np.ndarray:
     """Minimum over ``reach`` neighbours to both sides along an axis, by doubling windows (logarithmic in reach)."""
-    values = np.moveaxis(values, axis, 0)
-    size = len(values)
-    highest = np.iinfo(values.dtype).max
-    window, covered = np.pad(values, [(reach, reach), (0, 0)], constant_values=highest), 1
-    while covered < 2 * reach + 1:
-        step = min(covered, 2 * reach + 1 - covered)
-        window, covered = np.minimum(window[:-step], window[step:]), covered + step
-    return np.moveaxis(window[:size], 0, axis)
+    size, total = values.shape[axis], 2 * reach + 1
+    margin = [(reach, reach) if k == axis else (0, 0) for k in range(2)]
+    window, covered = np.pad(values, margin, constant_values=np.iinfo(values.dtype).max), 1
+    while covered < total:
+        step = min(covered, total - covered)
+        ahead, behind = (slice(step, None), slice(None, -step))
+        if axis == 0:
+            window = np.minimum(window[behind], window[ahead])
+        else:
+            window = np.minimum(window[:, behind], window[:, ahead])
+        covered += step
+    return window[:size] if axis == 0 else window[:, :size]

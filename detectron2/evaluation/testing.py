@@ -30,14 +30,23 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
         chosen = {name: value for name, value in metrics.items() if "-" not in name}
         logger.info(f"copypaste: Task: {task}")
         logger.info("copypaste: " + ",".join(chosen))
-        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in chosen.values()))
+        logger.info("copypaste: " + ",".join(_formatted(value) for value in chosen.values()))
+
+
+def _formatted(value: Any) -> str:
+    try:
+        return f"{float(value):.4f}"
+    except (TypeError, ValueError):  # evaluators may report what they like
+        return str(value)
 
 
 def _shortfall(results: Mapping[str, Any], task: str, metric: str, expected: float, tolerance: float) -> str | None:
     """What is wrong with one metric, or None."""
-    metrics = results.get(task, {})
+    metrics = results.get(task)
+    if not isinstance(metrics, Mapping):
+        return f"{task}/{metric}: expected {expected}, but there are no results of this task, only {list(results)}"
     if metric not in metrics:
-        return f"{task}/{metric}: expected {expected}, but there is no such result"
+        return f"{task}/{metric}: expected {expected}, but there is no such result, only {list(metrics)}"
     actual = metrics[metric]
     if not math.isfinite(actual) or abs(actual - expected) > tolerance:
         return f"{task}/{metric}: {actual}, expected {expected} within {tolerance}"

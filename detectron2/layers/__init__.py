@@ -5,7 +5,7 @@ from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveS
 from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from .deform_conv import DeformConv, ModulatedDeformConv, deform_conv, modulated_deform_conv
 from .losses import ciou_loss, diou_loss
-from .mask_ops import paste_masks_as_rle, paste_masks_in_image
+from .mask_ops import encode_masks, paste_masks_as_rle, paste_masks_in_boxes, paste_masks_in_image
 from .nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from .roi_align import ROIAlign, roi_align
 from .roi_align_rotated import ROIAlignRotated, roi_align_rotated
@@ -53,6 +53,7 @@ __all__ = [
     "diou_loss",
     "disable_torch_compiler",
     "empty_input_loss_func_wrapper",
+    "encode_masks",
     "get_norm",
     "interpolate",
     "modulated_deform_conv",
@@ -61,6 +62,7 @@ __all__ = [
     "nms_rotated",
     "nonzero_tuple",
     "paste_masks_as_rle",
+    "paste_masks_in_boxes",
     "paste_masks_in_image",
     "roi_align",
     "roi_align_rotated",

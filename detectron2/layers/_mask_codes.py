@@ -5,38 +5,79 @@ from the fourth on as the difference to the last but one, in digits of five bits
 "Microsoft COCO: Common Objects in Context", arXiv:1405.0312; the format is that of its evaluation tools).
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 _DIGIT_BITS = 5
+# Numbers that are written at once, which takes about 60 bytes for each.
+_NUMBERS_AT_ONCE = 1 << 17
 _MORE, _SIGN, _FIRST_CHARACTER = 0x20, 0x10, 48
 
 
-def run_lengths(crop: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int, int]) -> np.ndarray:
+def changes(crop: np.ndarray, corner_xy: tuple[int, int], height: int) -> np.ndarray:
+    """Where the runs of a mask begin, first one inside, then one outside …: numbers of pixels before them.
+
+    Args:
+        crop: bool ``(h, w)``, the part of the mask that is not empty, or some of its columns.
+        corner_xy: column and row of its first pixel in the image.
+        height: of the image.
+
+    Returns:
+        int64, ascending. Runs end with their column: one that goes on at the top of the next is two.
+    """
+    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), np.bool_)  # with a pixel outside at both ends
+    columns[:, 1:-1] = crop.T
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    return (column + corner_xy[0]) * height + row + corner_xy[1]
+
+
+def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
     """Lengths of the alternating runs of one mask, beginning with the pixels outside.
 
     Args:
-        crop: bool ``(h, w)``, the part of the mask that is not empty.
-        corner_xy: column and row of its first pixel in the image.
-        size_hw: height and width of the image.
+        begins: :func:`changes` of the mask, or of its columns from left to right.
+        pixels: number of pixels of the image.
 
     Returns:
         int64, at least one number; their sum is the number of pixels.
     """
-    height, width = size_hw
-    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), np.bool_)  # with a pixel outside at both ends
-    columns[:, 1:-1] = crop.T
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
-    changes = (column + corner_xy[0]) * height + row + corner_xy[1]
-    if crop.shape[0] == height and changes.size:
-        # A run that reaches the bottom goes on at the top of the next column: no change there.
-        touching = np.flatnonzero(changes[1:] == changes[:-1])
-        changes = np.delete(changes, np.concatenate([touching, touching + 1]))
-    counts = np.diff(changes, prepend=0, append=height * width)
+    found = np.concatenate([np.zeros(0, np.int64), *begins])
+    # A run that reaches the bottom goes on at the top of the next column: no change there.
+    touching = np.flatnonzero(found[1:] == found[:-1])
+    if touching.size:
+        found = np.delete(found, np.concatenate([touching, touching + 1]))
+    counts = np.diff(found, prepend=0, append=pixels)
     return counts[:-1] if counts[-1] == 0 and counts.size > 1 else counts
 
 
-def compress(counts: list[np.ndarray]) -> list[str]:
-    """The text of the run lengths of each mask."""
+def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The smallest part of a mask ``(H, W)`` with all that is not zero, a view, and its first column and row."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return mask[:0, :0], (0, 0)
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return mask[top:bottom, left:right], (left, top)
+
+
+def compress(counts: Iterable[np.ndarray]) -> list[str]:
+    """The text of the run lengths of each mask; those of a few masks are in memory at a time."""
+    texts: list[str] = []
+    waiting: list[np.ndarray] = []
+    numbers = 0
+    for of_mask in counts:
+        waiting.append(of_mask)
+        numbers += of_mask.size
+        if numbers >= _NUMBERS_AT_ONCE:
+            texts += _compress_together(waiting)
+            waiting, numbers = [], 0
+    return texts + _compress_together(waiting)
+
+
+def _compress_together(counts: list[np.ndarray]) -> list[str]:
     if not counts:
         return []
     numbers = np.concatenate(counts)
@@ -58,3 +99,52 @@ def compress(counts: list[np.ndarray]) -> list[str]:
     text = np.stack(digits, axis=1)[used].tobytes().decode("ascii")
     ends = np.cumsum(used.sum(axis=1))[last_of_mask - 1].tolist()
     return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The smallest part of the image with all of a mask, without making the whole image.
+
+    Args:
+        rle: ``{"size": [height, width], "counts": ...}``, the counts as text, bytes, or as numbers.
+
+    Returns:
+        bool ``(h, w)``, and column and row of its first pixel; nothing at (0, 0) where the mask is empty.
+
+    Raises:
+        ValueError: the counts are not those of an image of this size.
+    """
+    height, width = (int(v) for v in rle["size"])
+    counts = rle["counts"]
+    counts = np.asarray(counts, dtype=np.int64) if isinstance(counts, (list, tuple)) else _decompress(counts)
+    if (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(f"Run lengths of {counts.sum()} pixels for an image of {height} x {width} (height x width).")
+    ends = counts.cumsum()
+    starts, stops = ends[:-1:2], ends[1::2]
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if starts.size == 0:
+        return np.zeros((0, 0), np.bool_), (0, 0)
+    first, last = starts // height, (stops - 1) // height
+    left, right = int(first[0]), int(last[-1]) + 1
+    top, bottom = 0, height
+    if (first == last).all():  # else a run goes on in the next column, from bottom to top
+        top, bottom = int((starts % height).min()), int(((stops - 1) % height).max()) + 1
+    inside = np.diff(np.clip(ends, left * height, right * height), prepend=left * height)
+    columns = np.repeat(np.arange(inside.size) % 2 == 1, inside).reshape(right - left, height)
+    return np.ascontiguousarray(columns[:, top:bottom].T), (left, top)
+
+
+def _decompress(text: str | bytes) -> np.ndarray:
+    """The numbers that :func:`compress` has written, int64."""
+    digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8)
+    digits = digits.astype(np.int64) - _FIRST_CHARACTER
+    last = np.flatnonzero((digits & _MORE) == 0)
+    if last.size == 0:
+        return np.zeros(0, np.int64)
+    first = np.concatenate([[0], last[:-1] + 1])
+    used = last - first + 1
+    place = np.arange(int(last[-1]) + 1) - np.repeat(first, used)
+    numbers = np.add.reduceat((digits[: place.size] & (_MORE - 1)) << (_DIGIT_BITS * place), first)
+    numbers -= np.where(digits[last] & _SIGN, 1 << (_DIGIT_BITS * used), 0)
+    for start in (1, 2):  # from the fourth on they are differences to the last but one
+        numbers[start::2] = numbers[start::2].cumsum()
+    return numbers

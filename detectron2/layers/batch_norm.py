@@ -255,18 +255,33 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels)
 
 
+def _synchronized(channels: int) -> nn.SyncBatchNorm:
+    norm = nn.SyncBatchNorm(channels)
+    norm.register_forward_pre_hook(_check_device)
+    return norm
+
+
+def _check_device(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    if inputs[0].device.type == "cpu" and norm.training and comm.get_world_size() > 1:
+        raise ValueError(
+            "SyncBN synchronizes on GPUs only, and this model is trained on the CPU in several processes. Use the norm "
+            "'naiveSyncBN' (each process has as many images as the others) or 'naiveSyncBN_N', or one that needs no "
+            "synchronization: 'BN', 'GN', 'FrozenBN'."
+        )
+
+
 def _naive_sync_by_samples(channels: int) -> NaiveSyncBatchNorm:
     return NaiveSyncBatchNorm(channels, stats_mode="N")
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
+    "SyncBN": _synchronized,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": _group_norm,
     "LN": LayerNorm,
     # To compare implementations of synchronised batch norm with one another:
-    "nnSyncBN": nn.SyncBatchNorm,
+    "nnSyncBN": _synchronized,
     "naiveSyncBN": NaiveSyncBatchNorm,
     "naiveSyncBN_N": _naive_sync_by_samples,
 }

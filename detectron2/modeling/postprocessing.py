@@ -5,7 +5,7 @@ image or any other. Sizes are `(height, width)` in pixels; boxes are `(x1, y1, x
 coordinates.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional as F
@@ -13,9 +13,17 @@ from torch.nn import functional as F
 from detectron2.layers.mask_ops import paste_masks_as_rle
 from detectron2.structures import Instances, ROIMasks
 
-__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+__all__ = ["MaskFormat", "check_mask_format", "detector_postprocess", "paste_predicted_masks", "sem_seg_postprocess"]
 
-_MASK_FORMATS = ("full", "rle", "roi")
+MaskFormat = Literal["full", "rle", "roi"]
+"""How masks come out of a model: see :func:`detector_postprocess`."""
+
+
+def check_mask_format(mask_format: str) -> MaskFormat:
+    """Return a format of masks, or raise ValueError where there is no such format."""
+    if mask_format not in get_args(MaskFormat):
+        raise ValueError(f"mask_format is one of {get_args(MaskFormat)}, not {mask_format!r}")
+    return mask_format  # pyright: ignore[reportReturnType]  # it is one of them
 
 
 def detector_postprocess(
@@ -23,12 +31,14 @@ def detector_postprocess(
     output_height: int,
     output_width: int,
     mask_threshold: float = 0.5,
-    mask_format: Literal["full", "rle", "roi"] = "full",
+    mask_format: MaskFormat = "full",
 ) -> Instances:
     """Scale detections to the size that was asked for and paste their masks into it.
 
     Whole masks take a byte for each pixel of the image and each detection. Where images are large, or masks are only
-    evaluated or written, the other formats are faster and smaller; `COCOEvaluator` takes all of them.
+    evaluated, drawn or written, the other formats are faster and smaller; our evaluators and `Visualizer` take all of
+    them. Of 300 objects in an image of 8000 x 4000 pixels, whole masks span 8.9 GiB, of which the CPU's memory holds
+    0.7 GiB; run lengths and raw masks take less than 50 MiB, and less than 150 MiB however large the boxes.
 
     Args:
         results: detections of one image with `pred_boxes` (or `proposal_boxes`), and possibly `pred_masks`
@@ -48,8 +58,7 @@ def detector_postprocess(
     Raises:
         ValueError: there are no boxes, or the format is not known.
     """
-    if mask_format not in _MASK_FORMATS:
-        raise ValueError(f"mask_format is one of {_MASK_FORMATS}, not {mask_format!r}")
+    check_mask_format(mask_format)
     scale_x, scale_y = output_width / results.image_size[1], output_height / results.image_size[0]
     results = Instances((output_height, output_width), **results.get_fields())
 
@@ -64,22 +73,43 @@ def detector_postprocess(
     results = results[boxes.nonempty()]
 
     if results.has("pred_masks"):
-        masks = results.pred_masks
-        if not isinstance(masks, ROIMasks):
-            masks = ROIMasks(masks[:, 0])
-        if mask_format == "full":
-            pasted = masks.to_bitmasks(results.get(name), output_height, output_width, mask_threshold)
-            results.pred_masks = pasted.tensor
-        elif mask_format == "roi":
-            results.pred_masks = masks
-        else:
-            results.remove("pred_masks")
-            results.pred_masks_rle = paste_masks_as_rle(
-                masks.tensor, results.get(name), results.image_size, mask_threshold
-            )
+        if not isinstance(results.pred_masks, ROIMasks):
+            results.pred_masks = ROIMasks(results.pred_masks[:, 0])
+        if mask_format != "roi":
+            results = paste_predicted_masks(results, mask_format, mask_threshold, name)
     if results.has("pred_keypoints"):
         results.pred_keypoints[:, :, 0] *= scale_x  # the choice of rows above has made a copy
         results.pred_keypoints[:, :, 1] *= scale_y
+    return results
+
+
+def paste_predicted_masks(
+    results: Instances, mask_format: MaskFormat = "full", mask_threshold: float = 0.5, boxes_name: str = "pred_boxes"
+) -> Instances:
+    """Bring masks that are known inside boxes into another format, as :func:`detector_postprocess` does.
+
+    Args:
+        results: detections of one image with `pred_masks`, `ROIMasks`; others are returned as they are.
+        mask_format: the format wanted.
+        mask_threshold: a mask covers the pixels whose probability is at least this.
+        boxes_name: the field with the boxes of the masks, in pixels of `results.image_size`.
+
+    Returns:
+        New instances with the same other fields.
+
+    Raises:
+        ValueError: the format is not known.
+    """
+    check_mask_format(mask_format)
+    if mask_format == "roi" or not results.has("pred_masks") or not isinstance(results.pred_masks, ROIMasks):
+        return results
+    masks, boxes = results.pred_masks, results.get(boxes_name)
+    results = Instances(results.image_size, **results.get_fields())
+    if mask_format == "full":
+        results.pred_masks = masks.to_bitmasks(boxes, *results.image_size, mask_threshold).tensor
+    else:
+        results.remove("pred_masks")
+        results.pred_masks_rle = paste_masks_as_rle(masks.tensor, boxes, results.image_size, mask_threshold)
     return results
 
 

@@ -8,7 +8,6 @@ the first to the last. Boxes are `(x1, y1, x2, y2)`, or rotated `(x_center, y_ce
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from detectron2.data.transforms._pixels import through_pil
 from detectron2.structures import Instances
 
 from ._tta_merge import average_keypoints, average_masks, best_boxes
-from .meta_arch import GeneralizedRCNN
-from .postprocessing import detector_postprocess
+from ._tta_model import inference_on_known_boxes, semantic_scores
+from .meta_arch import PanopticFPN
+from .postprocessing import MaskFormat, check_mask_format, detector_postprocess
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA", "SemanticSegmentorWithTTA"]
 
@@ -146,6 +146,9 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
 
     The mapper may resize and flip; crops and rotations serve for boxes, but masks cannot be averaged over them.
 
+    Of a `PanopticFPN`, the semantic scores of all copies are averaged too (the backbone runs a third time), and merged
+    with the instances.
+
     Args:
         cfg: config of the model, which also describes the augmentation (`cfg.TEST.AUG`).
         model: the detector; its weights are shared, not copied.
@@ -153,12 +156,15 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         batch_size: number of copies that the model gets at once.
         keypoint_hflip_indices: for a model of keypoints, which one takes the place of each when the image is mirrored.
             By default read from the metadata (`keypoint_names`, `keypoint_flip_map`) of `cfg.DATASETS.TRAIN`.
+        mask_format: how `detector_postprocess` gives masks; None for that of the model.
 
     Raises:
         TypeError: if the model is of another kind.
-        ValueError: if it takes precomputed proposals; or predicts keypoints, copies are mirrored, and it is not known
-            which keypoints change places.
+        ValueError: if the format of masks is not known; if the model takes precomputed proposals; or predicts
+            keypoints, copies are mirrored, and it is not known which keypoints change places.
     """
+
+    mask_format: MaskFormat = "full"
 
     def __init__(
         self,
@@ -168,14 +174,11 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         batch_size: int = 3,
         *,
         keypoint_hflip_indices: Sequence[int] | None = None,
+        mask_format: MaskFormat | None = None,
     ):
         super().__init__(cfg, model, tta_mapper, batch_size)
-        inference = getattr(self.model, "inference", None)
-        if not isinstance(self.model, GeneralizedRCNN) or "detected_instances" not in signature(inference).parameters:  # pyright: ignore[reportArgumentType]  # such a model has it
-            raise TypeError(
-                "GeneralizedRCNNWithTTA works on a GeneralizedRCNN whose inference() takes detected_instances, got "
-                f"{type(self.model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA"
-            )
+        inference_on_known_boxes(self.model)  # refuses other models
+        self.mask_format = check_mask_format(mask_format or getattr(self.model, "mask_format", "full"))
         if cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError(
                 "test-time augmentation cannot use precomputed proposals; set MODEL.LOAD_PROPOSALS to False and train "
@@ -221,7 +224,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         for start in range(0, len(batched_inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
             known = None if detected_instances is None else detected_instances[part]
-            for result in self.model.inference(batched_inputs[part], known, do_postprocess=False):
+            for result in inference_on_known_boxes(self.model)(batched_inputs[part], known, do_postprocess=False):
                 if result.has("pred_keypoint_heatmaps"):  # 200 kB for a person: too much for all copies together
                     result.remove("pred_keypoint_heatmaps")
                 outputs.append(result)
@@ -234,7 +237,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
             input: has "image", `Tensor[C, H, W]`, "height" and "width".
 
         Returns:
-            `{"instances": Instances}` of the size of the original image.
+            `{"instances": Instances}` of the size of the original image; of a `PanopticFPN` all that it gives.
         """
         original_hw = (input["height"], input["width"])
         augmented_inputs, tfms = self._get_augmented_inputs(input)
@@ -242,15 +245,36 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
             boxes, scores, classes = self._get_augmented_boxes(augmented_inputs, tfms)
         merged = self._merge_detections(boxes, scores, classes, original_hw)
         if self.cfg.MODEL.MASK_ON or self.cfg.MODEL.KEYPOINT_ON:
-            if len(merged) == 0:  # one copy will do, to get the fields in their right shapes
-                augmented_inputs, tfms = augmented_inputs[:1], tfms[:1]
-            known = self._rescale_detected_boxes(augmented_inputs, merged, tfms)
-            outputs = self._batch_inference(augmented_inputs, known)
-            if self.cfg.MODEL.MASK_ON:
-                merged.pred_masks = self._reduce_pred_masks(outputs, tfms)
-            if self.cfg.MODEL.KEYPOINT_ON:
-                merged.pred_keypoints = self._reduce_pred_keypoints(outputs, tfms)
-        return {"instances": detector_postprocess(merged, *original_hw)}
+            count = len(tfms) if len(merged) else 1  # one copy will do to get the fields in their right shapes
+            self._add_masks_and_keypoints(merged, augmented_inputs[:count], tfms[:count])
+        if isinstance(self.model, PanopticFPN):
+            scores = self._averaged_semantic_scores(augmented_inputs, tfms, original_hw)
+            return self.model._merge_image(merged, scores, self.mask_format)
+        options: Any = {} if self.mask_format == "full" else {"mask_format": self.mask_format}
+        return {"instances": detector_postprocess(merged, *original_hw, **options)}
+
+    def _add_masks_and_keypoints(
+        self, merged: Instances, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform]
+    ) -> None:
+        """Predict masks and keypoints of the detections in all copies, and set their means."""
+        known = self._rescale_detected_boxes(augmented_inputs, merged, tfms)
+        outputs = self._batch_inference(augmented_inputs, known)
+        if self.cfg.MODEL.MASK_ON:
+            merged.pred_masks = self._reduce_pred_masks(outputs, tfms)
+        if self.cfg.MODEL.KEYPOINT_ON:
+            merged.pred_keypoints = self._reduce_pred_keypoints(outputs, tfms)
+
+    def _averaged_semantic_scores(
+        self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform], original_hw: tuple[int, int]
+    ) -> torch.Tensor:
+        """Mean of the semantic scores of all copies, `Tensor[K, H, W]`, at the size of the original image."""
+        total: Any = 0
+        for start in range(0, len(augmented_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            of_copies = semantic_scores(self.model, augmented_inputs[part], original_hw)
+            for scores, tfm in zip(of_copies, tfms[part], strict=True):
+                total = _unmirrored(scores, tfm) + total
+        return total / len(tfms)
 
     def _get_augmented_boxes(
         self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform]
@@ -417,9 +441,7 @@ class SemanticSegmentorWithTTA(_ModelWithTTA):
                         "SemanticSegmentorWithTTA needs a model that returns 'sem_seg', but "
                         f"{type(self.model).__name__} returns {sorted(result)}"
                     )
-                dims = _mirrored_dims(tfm)
-                scores = result["sem_seg"]
-                total = (scores.flip(dims) if dims else scores) + total
+                total = _unmirrored(result["sem_seg"], tfm) + total
         return {"sem_seg": total / len(tfms)}
 
 
@@ -439,6 +461,12 @@ def _mirrored_dims(tfm: T.Transform) -> list[int]:
     steps = tfm.transforms if isinstance(tfm, T.TransformList) else [tfm]
     flips = ((-1, T.HFlipTransform), (-2, T.VFlipTransform))
     return [dim for dim, kind in flips if sum(isinstance(step, kind) for step in steps) % 2 == 1]
+
+
+def _unmirrored(scores: torch.Tensor, tfm: T.Transform) -> torch.Tensor:
+    """Scores of a copy, `Tensor[..., H, W]`, in the orientation of the original image."""
+    dims = _mirrored_dims(tfm)
+    return scores.flip(dims) if dims else scores
 
 
 def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:

@@ -63,7 +63,10 @@ class ClipEachByNorm:
         if not gradients:
             return
         norms = torch._foreach_norm(gradients, self.norm_type)
-        factors = [(self.limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+        if len({norm.device for norm in norms}) == 1:
+            factors = (self.limit / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind()
+        else:  # a model that is spread over devices
+            factors = tuple((self.limit / (norm + 1e-6)).clamp_(max=1.0) for norm in norms)
         torch._foreach_mul_(gradients, factors)
 
 

@@ -1,8 +1,8 @@
 """The storage behind :mod:`detectron2.utils.events`."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,7 +72,8 @@ class EventStorage:
         self._buffers: defaultdict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._latest: dict[str, tuple[float, int]] = {}
         self._hints: dict[str, bool] = {}
-        self._pending: list[tuple[str, Any, int]] = []
+        self._pending: list[tuple[tuple[str, ...], Any, int]] = []  # names, a number or tensor, iteration
+        self._awaited: deque[Any] = deque()  # for the training loop: losses on their way to be checked
         self._vis_data: list[tuple[str, Any, int]] = []
         self._histograms: list[dict[str, Any]] = []
 
@@ -98,19 +99,15 @@ class EventStorage:
         Raises:
             ValueError: the tensor has several elements, or the hint changed.
         """
-        name = self._prefix + name
-        known = self._hints.setdefault(name, smoothing_hint)
-        if known != smoothing_hint:
-            raise ValueError(f"Scalar {name!r} was first put with smoothing_hint={known}, now with {smoothing_hint}.")
         if isinstance(value, torch.Tensor):
             if value.numel() != 1:
-                raise ValueError(f"Scalar {name!r} must have one element, but its shape is {tuple(value.shape)}.")
-            value = value.detach().reshape(()).clone()  # later in-place changes must not reach the record
+                raise ValueError(
+                    f"Scalar {self._prefix + name!r} must have one element, but its shape is {tuple(value.shape)}."
+                )
+            value = value.detach().reshape(1).clone()  # later in-place changes must not reach the record
         else:
             value = float(value)
-        self._pending.append((name, value, self._iter if cur_iter is None else int(cur_iter)))
-        if len(self._pending) >= _MAX_PENDING:
-            self._flush()
+        self._put((name,), value, smoothing_hint, cur_iter)
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any) -> None:
         """Add several numbers.
@@ -125,6 +122,41 @@ class EventStorage:
         """
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def put_vector(
+        self,
+        names: Sequence[str],
+        values: torch.Tensor,
+        smoothing_hint: bool = True,
+        cur_iter: int | None = None,
+    ) -> None:
+        """Add several numbers that lie in one tensor, which costs no more than adding one.
+
+        Args:
+            names: their names, each once.
+            values: one-dimensional, a number for each name. It is kept as it is and converted when read; the caller
+                must not change it afterwards.
+            smoothing_hint: as in :meth:`put_scalar`.
+            cur_iter: as in :meth:`put_scalar`.
+
+        Raises:
+            ValueError: there are not as many numbers as names, or the hint changed.
+        """
+        if values.shape != (len(names),):
+            raise ValueError(f"{len(names)} names need as many numbers, but the shape is {tuple(values.shape)}.")
+        self._put(tuple(names), values.detach(), smoothing_hint, cur_iter)
+
+    def _put(self, names: tuple[str, ...], value: Any, smoothing_hint: bool, cur_iter: int | None) -> None:
+        names = tuple(self._prefix + name for name in names)
+        for name in names:
+            known = self._hints.setdefault(name, smoothing_hint)
+            if known != smoothing_hint:
+                raise ValueError(
+                    f"Scalar {name!r} was first put with smoothing_hint={known}, now with {smoothing_hint}."
+                )
+        self._pending.append((names, value, self._iter if cur_iter is None else int(cur_iter)))
+        if len(self._pending) >= _MAX_PENDING:
+            self._flush()
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
         """Keep the histogram of a tensor until the writers have shown it.
@@ -161,19 +193,14 @@ class EventStorage:
 
     def _flush(self) -> None:
         """Move everything that was put into the histories; tensors cross to the host in one transfer per device."""
+        if not self._pending:
+            return
         pending, self._pending = self._pending, []
-        groups: defaultdict[tuple[Any, Any], list[int]] = defaultdict(list)
-        for index, (_, value, _) in enumerate(pending):
-            if isinstance(value, torch.Tensor):
-                groups[value.device, value.dtype].append(index)
-        converted: dict[int, float] = {}
-        for indices in groups.values():
-            numbers = torch.stack([pending[index][1] for index in indices]).tolist()
-            converted.update(zip(indices, map(float, numbers), strict=True))
-        for index, (name, value, iteration) in enumerate(pending):
-            number: Any = converted.get(index, value)
-            self._buffers[name].update(number, iteration)
-            self._latest[name] = (number, iteration)
+        numbers = _on_host([value for _, value, _ in pending])
+        for (names, _, iteration), values in zip(pending, numbers, strict=True):
+            for name, number in zip(names, values, strict=True):
+                self._buffers[name].update(number, iteration)
+                self._latest[name] = (number, iteration)
 
     def history(self, name: str) -> HistoryBuffer:
         """All values of one scalar.
@@ -300,3 +327,21 @@ class EventStorage:
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         top = _CURRENT_STORAGE_STACK.pop()
         assert top is self, "EventStorage contexts must be left in the reverse order of entering them"
+
+
+def _on_host(values: Sequence[Any]) -> list[list[float]]:
+    """Convert numbers and one-dimensional tensors; tensors of one device together."""
+    converted = [[] if isinstance(value, torch.Tensor) else [value] for value in values]
+    kinds: defaultdict[torch.device, defaultdict[torch.dtype, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            kinds[value.device][value.dtype].append(index)
+    for device, by_dtype in kinds.items():
+        # As float64 all kinds fit into one transfer, and counts keep their digits. Apple's GPUs do not have it.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        order = [index for indices in by_dtype.values() for index in indices]
+        parts = [torch.cat([values[index] for index in indices]).to(wide) for indices in by_dtype.values()]
+        numbers = iter(torch.cat(parts).tolist())
+        for index in order:
+            converted[index] = [next(numbers) for _ in range(values[index].numel())]
+    return converted

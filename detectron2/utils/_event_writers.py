@@ -140,6 +140,7 @@ class CommonMetricPrinter(EventWriter):
         self._window_size = window_size
         self._images_per_iter = images_per_iter
         self._last_write: tuple[int, float] | None = None  # (iteration, seconds) of the previous line
+        self._shown_until = -1  # iteration of the previous line
 
     def write(self) -> None:
         """Log the line; nothing after the last iteration, which belongs to no training step."""
@@ -154,6 +155,7 @@ class CommonMetricPrinter(EventWriter):
             self._learning_rate(storage),
             f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
         ]
+        self._shown_until = storage.iter
         self.logger.info("  ".join(field for field in fields if field))
 
     def _eta(self, storage: EventStorage) -> str:
@@ -176,8 +178,15 @@ class CommonMetricPrinter(EventWriter):
         return [
             f"{name}: {buffer.median(storage.count_samples(name, self._window_size)):.4g}"
             for name, buffer in list(storage.histories().items())
-            if "loss" in name
+            if "loss" in name and self._is_news(name, storage)
         ]
+
+    def _is_news(self, name: str, storage: EventStorage) -> bool:
+        """Of the loss on other data the sum is shown, and only once."""
+        if not name.startswith("validation/"):
+            return True
+        at = storage.latest()[name][1]
+        return name == "validation/total_loss" and at > self._shown_until
 
     def _times(self, storage: EventStorage) -> list[str]:
         fields = []

@@ -12,6 +12,7 @@ __all__ = ["ProgressLine"]
 
 _ERASE_LINE = "\r\x1b[K"
 _BAR_CELLS = 24
+_WIDE = 79  # columns; a narrower terminal gets a shorter bar
 
 
 class _EraseBeforeMessages(logging.Handler):
@@ -68,9 +69,9 @@ class ProgressLine(CommonMetricPrinter):
             self._eraser = _EraseBeforeMessages(self)
             for name in ("detectron2", "fvcore"):  # in front of the handlers that print
                 logging.getLogger(name).handlers.insert(0, self._eraser)
-        fields = [self._bar(storage.iter + 1), self._eta(storage), *self._speed_and_loss(storage)]
         width = shutil.get_terminal_size().columns - 1
-        self._stream.write(_ERASE_LINE + "  ".join(field for field in fields if field)[:width])
+        fields = [self._bar(storage.iter + 1, width), self._eta(storage), *self._speed_and_loss(storage)]
+        self._stream.write(_ERASE_LINE + _fit([field for field in fields if field], width))
         self._stream.flush()
         self._is_drawn = True
 
@@ -92,14 +93,25 @@ class ProgressLine(CommonMetricPrinter):
                 logging.getLogger(name).removeHandler(self._eraser)
             self._eraser = None
 
-    def _bar(self, done: int) -> str:
+    def _bar(self, done: int, width: int) -> str:
         if self._max_iter is None:
             return f"iteration {done}"
         part = min(done / max(self._max_iter, 1), 1.0)
-        cells = round(part * _BAR_CELLS)
-        return f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {part:4.0%} {done}/{self._max_iter}"
+        all_cells = _BAR_CELLS if width >= _WIDE else _BAR_CELLS // 3
+        cells = round(part * all_cells)
+        return f"[{'#' * cells}{'.' * (all_cells - cells)}] {part:4.0%} {done}/{self._max_iter}"
 
     def _speed_and_loss(self, storage: EventStorage) -> list[str]:
-        wanted = ("total_loss", "images/s", "time")
-        fields = [f for f in [*self._losses(storage), *self._times(storage)] if f.startswith(wanted)]
-        return [*fields, self._learning_rate(storage)]
+        """The most important one first."""
+        known = [*self._losses(storage), *self._times(storage), self._learning_rate(storage)]
+        return [f for wanted in ("total_loss", "images/s", "lr", "time") for f in known if f.startswith(wanted)]
+
+
+def _fit(fields: list[str], width: int) -> str:
+    """-> as many of the first fields as there is room for: a number that is cut off would be another number."""
+    line = fields[0][:width]
+    for field in fields[1:]:
+        if len(line) + 2 + len(field) > width:
+            break
+        line += f"  {field}"
+    return line

@@ -4,11 +4,14 @@ A ring is an array (points, 2) of ``(x, y)`` in pixels, continuous coordinates: 
 ``c`` to ``c + 1``. Rings of filled regions and rings of holes run in opposite directions.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["GenericMask", "mask_regions", "ring_area"]
+from detectron2.layers._mask_codes import changes, compress, crop_to_content, decode_part, run_lengths
+
+__all__ = ["GenericMask", "mask_regions", "ring_area", "union_of_masks"]
 
 
 def ring_area(ring: np.ndarray) -> float:
@@ -26,19 +29,22 @@ def mask_regions(mask: np.ndarray) -> list[list[np.ndarray]]:
     Returns:
         for each region the rings of its outline and of its holes, the outline first.
     """
+    crop, corner_xy = crop_to_content(np.asarray(mask))
+    return _outlines(crop != 0, corner_xy)
+
+
+def _outlines(crop: np.ndarray, corner_xy: tuple[int, int]) -> list[list[np.ndarray]]:
+    """The regions of a mask that is given by a part of it, and where in the image that begins."""
     import contourpy
 
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
+    if crop.size == 0:
         return []
-    top, left = rows[0], columns[0]
-    crop = mask[top : rows[-1] + 1, left : columns[-1] + 1] != 0
     # the border of zeros closes the outlines of regions at the edge
     generator: Any = contourpy.contour_generator(
         z=np.pad(crop, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
     )
     points, offsets = generator.filled(0.5, 1.5)
-    shift = np.array([left - 0.5, top - 0.5])
+    shift = np.array(corner_xy) - 0.5
     regions = []
     for region, bounds in zip(points, offsets, strict=True):
         rings = np.split(region + shift, bounds[1:-1])
@@ -53,15 +59,11 @@ def _without_collinear(ring: np.ndarray) -> np.ndarray:
     return ring[turns]
 
 
-def _bounds_xyxy(mask: np.ndarray) -> np.ndarray:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return np.zeros(4)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=float)
-
-
 class GenericMask:
     """The mask of one object, given as RLE, polygons or pixels; the other forms are made when they are asked for.
+
+    Of RLE only the part of the image with the object is kept, so that many masks of a large image fit into memory; ask
+    for ``mask`` only where the whole image is needed.
 
     Args:
         mask_or_polygons: COCO RLE (a dictionary), a list of polygons ``[x0, y0, x1, y1, …]``, or a binary array
@@ -72,6 +74,7 @@ class GenericMask:
 
     def __init__(self, mask_or_polygons: Any, height: int, width: int):
         self._mask: np.ndarray | None = None
+        self._part: tuple[np.ndarray, tuple[int, int]] | None = None  # uint8, and column and row of its first pixel
         self._polygons: list[np.ndarray] | None = None
         self._has_holes: bool | None = None
         self._regions: list[list[np.ndarray]] | None = None
@@ -79,7 +82,7 @@ class GenericMask:
         self.width = width
         given = mask_or_polygons
         if isinstance(given, dict):
-            self._mask = self._decode_rle(given)
+            self._part = self._decode_rle(given)
         elif isinstance(given, list):
             self._polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in given]
         elif isinstance(given, np.ndarray):
@@ -92,28 +95,70 @@ class GenericMask:
                 "convert tensors with .cpu().numpy()."
             )
 
-    def _decode_rle(self, rle: dict[str, Any]) -> np.ndarray:
-        import pycocotools.mask as mask_util
+    @classmethod
+    def from_part(cls, part: np.ndarray, corner_xy: tuple[int, int], height: int, width: int) -> "GenericMask":
+        """A mask that is empty but for a part of the image.
 
-        encoded: Any = rle
+        Args:
+            part: binary array (rows, columns), which is kept.
+            corner_xy: column and row of its first pixel.
+            height: of the image in pixels.
+            width: of the image in pixels.
+
+        Returns:
+            the mask.
+        """
+        mask = cls([], height, width)
+        mask._polygons = None
+        bits = part.view(np.uint8) if part.dtype == np.bool_ else (part != 0).view(np.uint8)
+        mask._part = (bits, corner_xy)
+        return mask
+
+    @classmethod
+    def without_margins(cls, mask: np.ndarray) -> "GenericMask":
+        """The mask of a binary array (height, width), of which only the part with the object is kept."""
+        part, corner_xy = crop_to_content(mask)
+        return cls.from_part(part.copy(), corner_xy, *mask.shape)
+
+    def _decode_rle(self, rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
         if tuple(rle["size"]) != (self.height, self.width):
             raise ValueError(f"The RLE has size {rle['size']}, the image (height, width) {(self.height, self.width)}.")
-        if isinstance(rle["counts"], list):
-            encoded = mask_util.frPyObjects(encoded, self.height, self.width)
-        return mask_util.decode(encoded)
+        part, corner_xy = decode_part(rle)
+        return part.view(np.uint8), corner_xy
 
     @property
     def mask(self) -> np.ndarray:
         """Binary uint8 array (height, width)."""
-        if self._mask is None:
+        if self._mask is None and self._part is not None:
+            self._mask = np.zeros((self.height, self.width), np.uint8)
+            self.paint(self._mask, 1)
+        elif self._mask is None:
             self._mask = self.polygons_to_mask(self._polygons or [])
         return self._mask
+
+    def _content(self) -> tuple[np.ndarray, tuple[int, int]]:
+        """A part of the image with all pixels of the object, and column and row where it begins."""
+        return crop_to_content(self.mask) if self._part is None else self._part
+
+    def paint(self, canvas: np.ndarray, value: Any) -> None:
+        """Set the pixels of the object in an array (height, width, …)."""
+        part, (x, y) = self._content()
+        canvas[y : y + part.shape[0], x : x + part.shape[1]][part != 0] = value
+
+    @property
+    def rle(self) -> dict[str, Any]:
+        """COCO's compressed run lengths."""
+        part, corner_xy = self._content()
+        if 0 in (self.height, self.width):
+            return {"size": [self.height, self.width], "counts": ""}
+        counts = run_lengths([changes(part != 0, corner_xy, self.height)], self.height * self.width)
+        return {"size": [self.height, self.width], "counts": compress([counts])[0]}
 
     @property
     def polygons(self) -> list[np.ndarray]:
         """Flat arrays ``[x0, y0, x1, y1, …]``, one for the outline of each region; holes are not among them."""
         if self._polygons is None:
-            self._polygons, self._has_holes = self.mask_to_polygons(self.mask)
+            self._polygons = [rings[0].reshape(-1) for rings in self.regions]
         return self._polygons
 
     @property
@@ -121,18 +166,20 @@ class GenericMask:
         """Whether the regions have holes, which polygons cannot express."""
         if self._has_holes is None:
             # a mask that came as polygons has none
-            self._has_holes = self._mask is not None and any(len(rings) > 1 for rings in self.regions)
+            came_as_pixels = self._mask is not None or self._part is not None
+            self._has_holes = came_as_pixels and any(len(rings) > 1 for rings in self.regions)
         return self._has_holes
 
     @property
     def regions(self) -> list[list[np.ndarray]]:
         """Rings of each region, ready to fill: outlines in one direction, holes in the other."""
         if self._regions is None:
-            if self._polygons is not None and self._mask is None:
+            if self._polygons is not None and self._mask is None and self._part is None:
                 rings = [polygon.reshape(-1, 2) for polygon in self._polygons]
                 self._regions = [[ring if ring_area(ring) >= 0 else ring[::-1]] for ring in rings]
             else:
-                self._regions = mask_regions(self.mask)
+                part, corner_xy = self._content()
+                self._regions = _outlines(part != 0, corner_xy)
         return self._regions
 
     def mask_to_polygons(self, mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
@@ -160,11 +207,23 @@ class GenericMask:
 
     def area(self) -> int:
         """Number of pixels."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self._content()[0]))
 
     def bbox(self) -> np.ndarray:
         """``(x1, y1, x2, y2)`` around the mask in pixels; zeros when it is empty."""
-        if self._mask is None and self._polygons:
+        if self._mask is None and self._polygons and self._part is None:
             points = np.concatenate(self._polygons).reshape(-1, 2)
             return np.concatenate([points.min(0), points.max(0)])
-        return _bounds_xyxy(self.mask)
+        part, (left, top) = self._content()
+        crop, (x, y) = crop_to_content(part)
+        if crop.size == 0:
+            return np.zeros(4)
+        return np.array([left + x, top + y, left + x + crop.shape[1], top + y + crop.shape[0]], dtype=float)
+
+
+def union_of_masks(masks: Iterable[GenericMask], height: int, width: int) -> np.ndarray:
+    """The pixels (height, width) that belong to any object; no more than one mask is whole at a time."""
+    covered = np.zeros((height, width), np.bool_)
+    for mask in masks:
+        mask.paint(covered, True)
+    return covered

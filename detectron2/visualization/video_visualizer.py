@@ -9,6 +9,7 @@ import numpy as np
 from .canvas import VisImage
 from .colors import ColorMode, class_color
 from .labels import _create_text_labels
+from .masks import GenericMask, union_of_masks
 from .panoptic import _PanopticPrediction
 from .visualizer import Visualizer
 
@@ -84,7 +85,7 @@ class VideoVisualizer:
         )
         alpha = 0.5
         if self._instance_mode == ColorMode.IMAGE_BW:
-            covered = np.logical_or.reduce([mask.mask != 0 for mask in masks]) if masks else None
+            covered = union_of_masks(masks, visualizer.output.height, visualizer.output.width) if masks else None
             visualizer.output.reset_image(visualizer._create_grayscale_image(covered))
             alpha = 0.3
         # boxes around masks add nothing but clutter to moving pictures
@@ -133,7 +134,7 @@ class VideoVisualizer:
         """
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
-        things = list(segmentation.instance_masks())
+        things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]
         stuff = [segment for _, segment in segmentation.semantic_masks()]
         visualizer.draw_panoptic_seg(panoptic_seg, stuff, area_threshold=area_threshold, alpha=alpha)
         if self._instance_mode == ColorMode.IMAGE_BW:
@@ -175,13 +176,11 @@ class VideoVisualizer:
 
 
 def _detected(labels: Sequence[int], boxes: Any, masks: Any) -> list[_DetectedInstance]:
-    import pycocotools.mask as mask_util
-
     return [
         _DetectedInstance(
             label=int(label),
             bbox=None if boxes is None else boxes[index],
-            mask_rle=None if masks is None else mask_util.encode(np.asfortranarray(masks[index].mask)),
+            mask_rle=None if masks is None else masks[index].rle,
         )
         for index, label in enumerate(labels)
     ]

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, ROIMasks
 
-from ._inputs import as_array, as_boxes, as_masks, common_length, read_image
+from ._inputs import as_array, as_boxes, as_masks, common_length, masks_in_boxes, read_image
 from ._primitives import DrawsPrimitives, scaled_padding
 from ._skeleton import skeleton_lines
 from .canvas import VisImage
 from .colors import _OFF_WHITE, _RED, ColorMode, class_color, instance_colors, to_rgb
 from .labels import LabelPlacer, _create_text_labels
-from .masks import GenericMask
+from .masks import GenericMask, union_of_masks
 from .panoptic import _PanopticPrediction
 
 __all__ = ["Visualizer"]
@@ -71,8 +71,8 @@ class Visualizer(DrawsPrimitives):
         """Draw the predictions of an instance-level model.
 
         Args:
-            predictions: an ``Instances`` with any of ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` or
-                ``pred_masks_rle``, and ``pred_keypoints``.
+            predictions: an ``Instances`` with any of ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks``
+                (whole, or ``ROIMasks`` in ``pred_boxes``) or ``pred_masks_rle``, and ``pred_keypoints``.
             jittering: vary the colours of a class slightly in the mode SEGMENTATION.
 
         Returns:
@@ -89,9 +89,7 @@ class Visualizer(DrawsPrimitives):
         if self._instance_mode == ColorMode.SEGMENTATION:
             alpha = 0.8
         elif self._instance_mode == ColorMode.IMAGE_BW:
-            covered = None
-            if masks:
-                covered = np.logical_or.reduce([mask.mask != 0 for mask in masks])
+            covered = union_of_masks(masks, self.output.height, self.output.width) if masks else None
             self.output.reset_image(self._create_grayscale_image(covered))
             alpha = 0.3
         count = len(predictions) if predictions.get_fields() else 0
@@ -159,7 +157,7 @@ class Visualizer(DrawsPrimitives):
                 alpha=alpha,
                 area_threshold=10 if area_threshold is None else area_threshold,
             )
-        things = list(segmentation.instance_masks())
+        things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]
         if not things:
             return self.output
         categories = [segment["category_id"] for _, segment in things]
@@ -354,11 +352,11 @@ class Visualizer(DrawsPrimitives):
     # -- conversions --------------------------------------------------------------------------------------------------
 
     def _predicted_masks(self, predictions: Any) -> list[GenericMask] | None:
-        if predictions.has("pred_masks"):
-            return self._convert_masks(predictions.pred_masks)
-        if predictions.has("pred_masks_rle"):
-            return self._convert_masks(predictions.pred_masks_rle)
-        return None
+        if not predictions.has("pred_masks"):
+            return self._convert_masks(predictions.pred_masks_rle) if predictions.has("pred_masks_rle") else None
+        if isinstance(predictions.pred_masks, ROIMasks):
+            return masks_in_boxes(predictions, self.output.height, self.output.width)
+        return self._convert_masks(predictions.pred_masks)
 
     def _colors_of(self, classes: Sequence[int], jittering: bool) -> list[tuple[float, float, float]]:
         """Colours of instances in the present mode."""

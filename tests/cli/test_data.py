@@ -1,6 +1,8 @@
 """``detectron2 data``: mistakes are found and taken out, pictures show what is there, formats keep what they can."""
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -215,16 +217,49 @@ class TestCheck:
         [
             ([], "Name a data set"),
             (["/no/a.json"], "'/no/a.json' is neither a file or folder"),
+            (["coco_2017_vall"], "Is 'coco_2017_val' or "),
             (["{folder}"], "The format of '{folder}' is not clear"),
             (["{file}", "{file}", "--fix", "b.json"], "name only one"),
             (["{file}"], "is not a JSON file"),
+            (["{folder}/coco"], "Is '{folder}/coco/annotations/train.json' meant?"),
+            (["{folder}/panoptic.json"], "is in the panoptic format of COCO"),
         ],
     )
     def test_errors(self, command, tmp_path, args, message):
         (tmp_path / "a.json").write_text("{")
+        (tmp_path / "coco" / "annotations").mkdir(parents=True)
+        (tmp_path / "coco" / "annotations" / "train.json").write_text("{}")
+        (tmp_path / "panoptic.json").write_text('{"images": [], "annotations": [{"segments_info": []}]}')
         places = {"folder": str(tmp_path), "file": str(tmp_path / "a.json")}
         status, _, err = command("data", "check", *[a.format(**places) for a in args])
         assert status == 1 and message.format(**places) in err
+
+    def test_label_maps(self, command, tmp_path):
+        Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+        labels = np.zeros((4, 6), np.uint8)
+        labels[0, :3] = 255, 1, 2
+        Image.fromarray(labels).save(tmp_path / "labels.png")
+        (tmp_path / "maps.py").write_text(
+            "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+            f"FOLDER = {str(tmp_path)!r}\n"
+            "def load():\n"
+            "    return [dict(file_name=FOLDER + '/a.png', image_id=i, sem_seg_file_name=FOLDER + name)\n"
+            "            for i, name in enumerate(['/labels.png', '/gone.png'])]\n"
+            "DatasetCatalog.register('cli_maps', load)\n"
+            "MetadataCatalog.get('cli_maps').set(stuff_classes=['sky', 'sea'], ignore_label=255)\n"
+        )
+        status, out, _ = command("data", "check", "cli_maps", "--import", tmp_path / "maps.py")
+        assert status == 1 and "without objects" not in out and "  annotations" not in out
+        assert "1 label map has labels of 2 or more, while the number of stuff_classes of the data set is 2" in out
+        assert "1 of 2 checked label maps ('sem_seg_file_name') cannot be found" in out and "gone.png" in out
+
+    def test_nobody_reads(self, good):
+        """As when the output goes into ``head``; Python would show a traceback."""
+        program = [sys.executable, "-m", "detectron2", "data", "check", str(good)]
+        process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 class TestFix:
@@ -277,6 +312,19 @@ class TestFix:
         records = load_coco_json(target, tmp_path / "bad")
         assert sum(len(r["annotations"]) for r in records) == len(boxes)
 
+    def test_other_ways_to_write_polygons(self, command, tmp_path):
+        pairs = [SQUARE[i : i + 2] for i in range(0, len(SQUARE), 2)]
+        annotations = [
+            annotation(1, segmentation=SQUARE),
+            annotation(2, bbox=[0, 0, 9, 9], segmentation=[pairs, SQUARE]),
+        ]
+        path, target = write_coco(tmp_path, [image(1)], annotations, CATEGORIES), tmp_path / "fixed.json"
+        status, out, _ = command("data", "check", path, "--fix", target)
+        assert status == 0 and "2  annotations" not in out
+        assert "1  polygons put into a list" in out and "1  polygons with pairs of numbers written as one list" in out
+        masks = [a["segmentation"] for a in json.loads(target.read_text())["annotations"]]
+        assert masks == [[SQUARE], [SQUARE, SQUARE]]
+
     def test_without_files(self, command, tmp_path):
         path, target = mistakes(tmp_path / "bad"), tmp_path / "bad" / "fixed.json"
         status, _, _ = command("data", "check", path, "--fix", target, "--files", "none")
@@ -293,6 +341,24 @@ class TestShow:
         with Image.open(tmp_path / "out" / "3.png") as picture:  # nothing is drawn on it
             assert picture.size == (60, 40) and picture.getpixel((30, 20)) == (200, 30, 30)
         assert np.asarray(Image.open(tmp_path / "out" / "1.png")).std(axis=(0, 1)).max() > 5
+
+    @pytest.mark.parametrize("augmented", [False, True])
+    def test_other_than_8_bit_rgb(self, command, yaml_file, tmp_path, augmented):
+        """Values from the lowest to the highest become grey levels from black to white."""
+        values = np.full((40, 60), 3000, np.uint16)
+        values[:, 30:] = 9000
+        images = [image(1), image(2, file_name="2.npy")]
+        np.save(tmp_path / "2.npy", np.stack([values] * 5, axis=2))
+        Image.fromarray(values).save(tmp_path / "1.png")
+        options = ["--augmented", "--config", yaml_file, "--opts", "INPUT.FORMAT", "None", "INPUT.RANDOM_FLIP", "none"]
+        status, _, err = command(
+            *("data", "show", write_coco(tmp_path, images, [], CATEGORIES), "--output", tmp_path / "out"),
+            *(options if augmented else []),
+        )
+        assert status == 0 and not err.count("left out"), err
+        for n in (1, 2):
+            picture = np.asarray(Image.open(tmp_path / "out" / f"{n}.png"))
+            assert (picture[5, 5] == 0).all() and (picture[-5, -5] == 255).all()
 
     @pytest.mark.parametrize("order", ["BGR", "RGB"])
     def test_augmented(self, command, good, yaml_file, tmp_path, order):
@@ -313,8 +379,25 @@ class TestShow:
         )
         assert status == 0, err
         assert "3 samples are in" in out
-        with Image.open(sheet) as picture:  # two columns and two rows of 96 x (64 + 16), and gaps of 4
-            assert picture.size == (2 * 100 + 4, 2 * 84 + 4)
+        with Image.open(
+            sheet
+        ) as picture:  # two columns and two rows of 384 x (256 + 16), four times as large, gaps of 4
+            assert picture.size == (2 * 388 + 4, 2 * 276 + 4)
+
+    def test_several_images_in_one(self, command, lazy_file, tmp_path):
+        """In the order of channels of the mapper that is wrapped."""
+        config = tmp_path / "mosaic.py"
+        config.write_text(
+            Path(lazy_file).read_text() + "\nfrom detectron2.data import Mosaic, MultiImageMapper\n"
+            "dataloader.train.mapper = L(MultiImageMapper)(\n"
+            "    mapper=dataloader.train.mapper, augmentations=[L(Mosaic)(size=(40, 60), scale_range=(2, 2))]\n)\n"
+        )
+        status, _, err = command(
+            *("data", "show", write_coco(tmp_path, [image(1)], [], CATEGORIES), "--augmented", "--config", config),
+            *("--output", tmp_path / "out"),
+        )
+        assert status == 0, err
+        assert np.asarray(Image.open(tmp_path / "out" / "1.png"))[20, 30].tolist() == [200, 30, 30]
 
     def test_seed(self, command, data, tmp_path):
         files = {}

@@ -1,6 +1,7 @@
 """``detectron2 eval`` with configs of both kinds."""
 
 import json
+import math
 
 import pytest
 
@@ -22,6 +23,59 @@ def test_as_it_was_trained(command, trained, lazy_trained, coco, tmp_path, kind)
     for name, value in after_training.items():
         task, metric = name.split("/")
         assert results[task][metric] == pytest.approx(value, nan_ok=True), name
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Charts take seconds, and are looked at elsewhere."""
+    monkeypatch.setattr("detectron2.cli.analyze.draw_charts", lambda *_: {})
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize("kind", ["yaml", "lazy"])
+def test_with_analysis(command, trained, lazy_trained, coco, tmp_path, kind):
+    folder = {"yaml": trained, "lazy": lazy_trained}[kind]
+    status, out, err = command(
+        *("eval", "--config-file", folder / "config.yaml", "--weights", folder / "model_final.pth", *coco),
+        *("--output", tmp_path, "--analyze"),
+    )
+    assert status == 0, err
+    results = json.loads((tmp_path / "results.json").read_text())
+    for task in ("bbox", "segm"):
+        found = json.loads((tmp_path / "analysis" / task / "metrics.json").read_text())
+        assert found["data"] == "cli_shapes" and found["intervals"]
+        for name in ("AP", "AP50", "APs"):
+            expected = results[task][name]
+            assert 100 * found["metrics"][name] == pytest.approx(expected) or math.isnan(expected)
+        assert f"The whole report is {tmp_path}/analysis/{task}/report.html" in out
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_analysis_of_several_data_sets(command, trained, data, coco, tmp_path):
+    content = json.loads((data / "annotations.json").read_text())
+    ids = {i["id"] for i in content["images"][:2]}
+    kept = [a for a in content["annotations"] if a["image_id"] in ids]
+    (tmp_path / "half.json").write_text(json.dumps({**content, "images": content["images"][:2], "annotations": kept}))
+    status, _, err = command(
+        *("eval", "--config-file", trained / "config.yaml", "--weights", trained / "model_final.pth", *coco),
+        *("--coco", "cli_half", tmp_path / "half.json", data / "images", "--output", tmp_path / "o", "--analyze"),
+        *("DATASETS.TEST", "('cli_shapes', 'cli_half')"),
+    )
+    assert status == 0, err
+    for name, count in (("cli_shapes", 4), ("cli_half", 2)):
+        found = json.loads((tmp_path / "o" / "analysis" / name / "bbox" / "metrics.json").read_text())
+        assert len(found["per_image"]) == count and found["data"] == name
+        assert (tmp_path / "o" / "inference" / name / "coco_instances_results.json").is_file()
+
+
+def test_nothing_to_analyze(command, trained, voc, tmp_path, monkeypatch):
+    monkeypatch.setattr("detectron2.cli.eval.DefaultTrainer.test", lambda *_: {"bbox": {"AP": 1.0}})
+    status, out, err = command(
+        *("eval", "--config-file", trained / "config.yaml", "--weights", trained / "model_final.pth", *voc),
+        *("--output", tmp_path, "--analyze", "DATASETS.TEST", "('cli_voc_test',)"),
+    )
+    assert status == 0, err
+    assert "cli_voc_test: its evaluator writes no predictions" in out and (tmp_path / "results.json").is_file()
 
 
 def test_beside_the_weights(command, trained, coco, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2.cli._curves import choose_metrics, draw_curves, read_run, smooth, value_table
+from detectron2.cli._curves import choose_metrics, draw_curves, panels, read_run, smooth, value_table
 
 
 @pytest.fixture
@@ -125,6 +125,26 @@ def test_where_nothing_is_known_by_name_everything_is_shown(run):
 def test_smoothing(values, window, expected):
     curve = (np.arange(len(values), dtype=float), np.array(values, float))
     np.testing.assert_allclose(smooth(curve, window), expected)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ([], []),
+        (["total_loss", "lr"], [("total_loss", None), ("lr", None)]),
+        (
+            ["total_loss", "loss_a", "validation/loss_b", "validation/total_loss", "bbox/AP"],
+            [
+                ("total_loss", "validation/total_loss"),
+                ("loss_a", None),
+                ("validation/loss_b", None),
+                ("bbox/AP", None),
+            ],
+        ),
+    ],
+)
+def test_losses_of_training_and_validation_share_a_panel(metrics, expected):
+    assert panels(metrics) == expected
 
 
 def test_a_metric_of_one_run_only(run, tmp_path):

@@ -5,9 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detectron2.cli._common import load_metadata
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+from tests.cli.conftest import run_once
+from tests.e2e.conftest import _tiny_config
 
 
 @pytest.mark.parametrize("kind", ["yaml", "lazy"])
@@ -35,6 +39,127 @@ def test_file_and_folder(command, trained, lazy_trained, data, tmp_path, kind):
     ]
     with Image.open(tmp_path / "00001.png") as picture:
         assert picture.size == (96, 64)
+
+
+@pytest.fixture(scope="module")
+def trained_in_two_files(tmp_path_factory, yaml_file, coco):
+    """The output folder of a training whose checkpoints are ``.safetensors``, with an average and a best one."""
+    output = tmp_path_factory.mktemp("cli_safetensors")
+    options = ["SOLVER.CHECKPOINT_FORMAT", "safetensors", "SOLVER.EMA_DECAY", "0.5", "TEST.EVAL_PERIOD", "1"]
+    options += ["TEST.VALIDATION_LOSS_PERIOD", "1", "TEST.BEST_METRIC", "validation/total_loss"]
+    assert run_once(["train", "--config-file", yaml_file, *coco, "--output", str(output), *options]) == 0
+    return output
+
+
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        ("trained", "model_final.pth"),
+        ("lazy_trained", "model_final.pth"),
+        ("trained_in_two_files", "model_final.safetensors"),
+        ("trained_in_two_files", "model_final_ema.safetensors"),
+        ("trained_in_two_files", "model_best.safetensors"),
+    ],
+)
+def test_one_file_is_enough(command, request, data, tmp_path, monkeypatch, which, name):
+    """It is alone, in another folder, and no data set is registered; the image follows without an option."""
+    shutil.copy(request.getfixturevalue(which) / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    image = data / "images" / "00000.png"
+    status, out, err = command("predict", "--weights", name, image, "--output", "out", "--confidence", "0")
+    assert status == 0, err
+    assert out.startswith("5 objects in 1 images")
+    assert (tmp_path / "out" / "00000.png").is_file()
+    metadata = load_metadata(None, name)
+    assert metadata.thing_classes == list(SHAPE_CLASSES)
+
+
+def test_files_that_cannot_be_read(command, trained, data, tmp_path):
+    """The others are not lost for them."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(data / "images" / "00000.png", tmp_path / "in")
+    (tmp_path / "in" / "bad.jpg").write_text("no image")
+    weights = trained / "model_final.pth"
+    options = ["--output", tmp_path / "out", "--confidence", "0"]
+    status, out, err = command("predict", "--weights", weights, tmp_path / "in", *options)
+    assert status == 1
+    assert "left out: " in err and "bad.jpg" in err and "5 objects in 1 images (1 cannot be read)" in out
+    assert {r["file_name"] for r in json.loads((tmp_path / "out" / "predictions.json").read_text())} == {
+        str(tmp_path / "in" / "00000.png")
+    }
+    status, out, err = command("predict", "--weights", weights, tmp_path / "in" / "bad.jpg", *options)
+    assert status == 1 and "OSError: " in err and "bad.jpg" in err
+
+
+def test_changes_to_the_config_in_the_checkpoint(command, trained, lazy_trained, data, tmp_path):
+    image = data / "images" / "00000.png"
+    for folder, change in (
+        (trained, ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999"]),
+        (lazy_trained, ["model.roi_heads.box_predictor.test_score_thresh=0.999"]),
+    ):
+        weights = folder / "model_final.pth"
+        status, out, err = command(
+            "predict", "--weights", weights, image, *change, "--output", tmp_path, "--confidence", "0"
+        )
+        assert status == 0, err
+        assert out.startswith("0 objects in 1 images")
+
+
+def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tmp_path):
+    content = torch.load(lazy_trained / "model_final.pth", weights_only=True)
+    mark = tmp_path / "was_run"
+    text = f"model: {{_target_: os.system, command: 'touch {mark}'}}\ndataloader: {{}}\ntrain: {{device: cpu}}\n"
+    content["description"]["config"] = text
+    torch.save(content, tmp_path / "m.pth")
+    for extra in ([], ["--import", "json"]):
+        status, _, err = command("predict", "--weights", tmp_path / "m.pth", data / "images" / "00000.png", *extra)
+        assert status == 1
+        assert "wants to call os.system" in err and "--import os" in err and "--config-file" in err
+    assert not mark.exists()
+
+
+def test_weights_of_others(command, trained, yaml_file, data, tmp_path):
+    """Without a description: the message says what to give, and with it they are used."""
+    content = torch.load(trained / "model_final.pth", weights_only=True)
+    torch.save({"model": content["model"]}, tmp_path / "m.pth")
+    image = data / "images" / "00000.png"
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", image)
+    assert status == 1
+    assert "m.pth does not say which model it is of" in err and "--config-file" in err
+    options = ["--config-file", yaml_file, "--output", tmp_path / "out"]
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", image, *options)
+    assert status == 0, err
+    shutil.copy(trained / "config.yaml", tmp_path)  # as older runs have it beside
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", image, "--output", tmp_path / "out")
+    assert status == 0, err
+
+
+def test_a_model_of_a_project(command, data, tmp_path):
+    """Its keys are added, and its classes registered, where they come with the library."""
+    from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
+    from detectron2.modeling import build_model
+    from detectron2.projects.point_rend import add_pointrend_config
+
+    cfg = _tiny_config()
+    add_pointrend_config(cfg)
+    cfg.merge_from_list(
+        ["MODEL.ROI_HEADS.NAME", "PointRendROIHeads", "MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead",
+         "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True, "MODEL.ROI_MASK_HEAD.FC_DIM", 16,
+         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "MODEL.POINT_HEAD.FC_DIM", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 80,
+         "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
+    )  # fmt: skip
+    checkpointer = DetectionCheckpointer(build_model(cfg), str(tmp_path))
+    checkpointer.describe = lambda: CheckpointDescription(config=cfg.dump()).to_plain()
+    checkpointer.save("m")
+    image = data / "images" / "00000.png"
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", image, "--output", tmp_path)
+    assert status == 0, err
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    options = ["--config-file", tmp_path / "c.yaml", "MODEL.POINT_HEAD.SUBDIVISION_STEPS", "1"]
+    status, _, err = command(
+        "predict", "--weights", tmp_path / "m.pth", "--input", image, *options, "--output", tmp_path
+    )
+    assert status == 0, err
 
 
 def test_confidence(command, trained, data, tmp_path):
@@ -84,8 +209,14 @@ def test_config_file_and_changes(command, yaml_file, trained, data, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--input", "{image}"], "Give --config-file, or --weights of a training run"),
-        (["--input", "{image}", "--weights", "/no/model.pth"], "There is no /no/config.yaml"),
+        (["--weights", "{folder}/model_final.pth"], "There is nothing to predict on"),
+        (["no.jpg", "--weights", "{folder}/model_final.pth"], "No such image or folder: no.jpg"),
+        (["{image}", "NO.KEY", "3", "--weights", "{folder}/model_final.pth"], "unknown key 'NO.KEY'"),
+        (["--input", "{image}"], "Give --weights of a training run, which bring their config along, or --config-file"),
+        (
+            ["--input", "{image}", "--weights", "/no/model.pth"],
+            "There is no checkpoint /no/model.pth; the folder /no does not exist",
+        ),
         (["--input", "{image}", "--weights", "{folder}/model_0.pth"], "holds model_final.pth"),
         (["--input", "/no/a.jpg", "--weights", "{folder}/model_final.pth"], "No such image or folder: /no/a.jpg"),
         (["--input", "{empty}", "--weights", "{folder}/model_final.pth"], "No images (.jpg, "),

@@ -177,6 +177,26 @@ class TestGetDicts:
         with pytest.raises(KeyError, match="not registered"):
             get_detection_dataset_dicts("nothing like this")
 
+    @pytest.mark.parametrize(
+        ("returned", "message"),
+        [
+            (None, "must return a list of dicts, not NoneType.*lack its 'return'"),
+            ({"a": 1}, "not dict"),
+            ("text", "not str"),
+            (iter([1]), "not list_iterator"),
+        ],
+        ids=["None", "dict", "str", "iterator"],
+    )
+    def test_not_a_list(self, register, returned, message):
+        register(returned)
+        with pytest.raises(DatasetError, match=message):
+            get_detection_dataset_dicts("test_build")
+
+    def test_elements_of_another_kind(self, register):
+        """They are for a mapper of the user's own."""
+        register(["a.jpg", "b.jpg"])
+        assert get_detection_dataset_dicts("test_build") == ["a.jpg", "b.jpg"]
+
     def test_empty(self, register):
         with pytest.raises(DatasetError, match="it is empty"):
             get_detection_dataset_dicts(register([]))
@@ -399,7 +419,8 @@ class TestTrainLoader:
         noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
         Image.fromarray(noise).save(path)
         with open(path, "rb+") as f:
-            f.truncate(1000)  # behind the header, which is all that is checked before training
+            f.seek(900)  # header and end, which are checked before training, are left as they are
+            f.write(bytes(100))
         with pytest.raises(OSError, match=re.escape(path)):
             list(itertools.islice(build_detection_train_loader(cfg), 12))
         cfg.DATALOADER.ON_BAD_IMAGE = "skip"
@@ -410,6 +431,16 @@ class TestTrainLoader:
             list(build_detection_test_loader(cfg, "test_build"))
         cfg.DATALOADER.ON_BAD_IMAGE = "ignore"
         with pytest.raises(ValueError, match=r"DATALOADER\.ON_BAD_IMAGE.* 'ignore'"):
+            build_detection_train_loader(cfg)
+        cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+        with open(path, "rb+") as f:
+            f.truncate(1000)
+        batches = list(itertools.islice(build_detection_train_loader(cfg), 12))
+        assert {d["image_id"] for b in batches for d in b} == {0, 2, 3, 4, 5}
+        with pytest.raises(DatasetError, match=r"1 of 6 checked image files cannot be read.*truncated"):
+            build_detection_test_loader(cfg, "test_build")
+        cfg.DATALOADER.ON_BAD_IMAGE = "stop"
+        with pytest.raises(DatasetError, match=r"1 of 6 checked image files cannot be read.*truncated"):
             build_detection_train_loader(cfg)
 
 

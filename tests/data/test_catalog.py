@@ -186,6 +186,22 @@ class TestMetadata:
         assert m.thing_classes == ["a"] and m.class_names == ["a"] and m.get("class_names") == ["a"]
         assert "now called 'thing_classes'" in caplog.text
 
+    def test_suggestions(self):
+        m = Metadata(name="x").suggest(keypoint_names=["a", "b"], keypoint_flip_map=[("a", "b")])
+        assert m.keypoint_names == ["a", "b"] and m.get("keypoint_flip_map") == [("a", "b")]
+        assert m.as_dict() == {"name": "x", "keypoint_names": ["a", "b"], "keypoint_flip_map": [("a", "b")]}
+        m.keypoint_names = ["a", "b"]  # the same: the rest goes with it
+        assert m.keypoint_flip_map == [("a", "b")]
+        for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+            assert other == m and other.as_dict() == m.as_dict()
+
+    def test_suggestions_give_way(self):
+        m = Metadata(name="x").suggest(keypoint_names=["a"], keypoint_flip_map=[])
+        m.keypoint_names = ["c"]
+        assert m.as_dict() == {"name": "x", "keypoint_names": ["c"]} and not hasattr(m, "keypoint_flip_map")
+        m.suggest(keypoint_names=["a"], keypoint_flip_map=[])  # what is loaded twice
+        assert m.as_dict() == {"name": "x", "keypoint_names": ["c"]}
+
     def test_copies(self):
         m = Metadata(name="x").set(thing_classes=["a"])
         for other in (copy.copy(m), copy.deepcopy(m), pickle.loads(pickle.dumps(m))):

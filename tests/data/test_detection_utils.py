@@ -334,6 +334,19 @@ def test_flip_indices(metadata):
         utils.create_keypoint_hflip_indices([])
 
 
+def test_keypoints_without_metadata(metadata):
+    metadata("_kp_e")
+    metadata("_kp_f", keypoint_names=["nose"])
+    with pytest.raises(
+        AttributeError, match=r"'_kp_e' has no keypoint_names and no keypoint_flip_map.*needed where.*set"
+    ):
+        utils.create_keypoint_hflip_indices("_kp_e")
+    with pytest.raises(ValueError, match=r"'_kp_f' has no keypoint_flip_map, .*\[\] if none do"):
+        utils.create_keypoint_hflip_indices("_kp_f")
+    metadata("_kp_g", keypoint_names=["nose", "ear"], keypoint_flip_map=[])
+    assert utils.create_keypoint_hflip_indices("_kp_g") == [0, 1]
+
+
 def test_fed_loss_weights(metadata):
     metadata("_lvis", class_image_count=[{"id": 2, "image_count": 9}, {"id": 1, "image_count": 4}])
     torch.testing.assert_close(utils.get_fed_loss_cls_weights("_lvis", 0.5), torch.tensor([2.0, 3.0]))

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -292,3 +293,40 @@ def test_many_channels_through_the_mapper(tmp_path, channels, dtype):
     corners = larger["image"][:, [0, -1]][:, :, [0, -1]].double().numpy()
     np.testing.assert_allclose(corners, pixels[[0, -1]][:, [0, -1]].transpose(2, 0, 1), atol=1e-4)
     assert larger["instances"].gt_boxes.tensor.tolist() == [[6, 8, 20, 16]]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.array([[7, 9]], np.uint8), [[[7] * 3, [9] * 3]]),
+        (np.array([[[7, 1], [9, 2]]], np.uint8), [[[7] * 3, [9] * 3]]),
+        (np.array([[[7, 1, 2, 3, 4]]], np.uint8), [[[7, 1, 2]]]),
+        (np.array([[100, 300, 1100]], np.uint16), [[[0] * 3, [51] * 3, [255] * 3]]),
+        (np.array([[-1.0, np.nan, 1.0]]), [[[0] * 3, [0] * 3, [255] * 3]]),
+        (np.full((1, 1, 3), 0.5, np.float32), [[[0] * 3]]),
+        (np.zeros((0, 2), np.uint16), np.zeros((0, 2, 3))),
+    ],
+    ids=["grey", "two", "five", "16 bits", "float", "flat", "empty"],
+)
+def test_pictures_to_look_at(image, expected):
+    got = _images.viewable_rgb(image)
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_lost_bits_are_told_of(tmp_path, caplog):
+    """Pillow has no mode for three channels of 16 bits; such a file is written here by hand."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = b"".join(b"\0" + np.full((W, 3), 0x1234, ">u2").tobytes() for _ in range(H))
+    header = struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    Image.fromarray(np.zeros((H, W), np.uint16)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").dtype == np.uint16
+    assert (read_image(tmp_path / "a.png", "RGB") == 0x12).all() and not caplog.records
+    assert (read_image(tmp_path / "a.png") == 0x12).all()
+    assert "a.png' has 16 bits per channel, of which Pillow keeps 8" in caplog.text

@@ -3,9 +3,12 @@
 import json
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -78,6 +81,7 @@ class TestNothingWrong:
             (BoxMode.XYXY_REL, np.array([0, 0, 1, 1])),
             (BoxMode.XYWH_REL, [0.5, 0.5, 0.5, 0.5]),
             (BoxMode.XYWHA_ABS, [15, 10, 40, 30, 45.0]),
+            (BoxMode.XYWHA_ABS, [40, 10, 8, 30, 90]),
             (0, [29, 19, 30, 20]),
         ],
     )
@@ -88,7 +92,7 @@ class TestNothingWrong:
     def test_all_checks(self):
         good = record(
             annotation(segmentation=[POLYGON], keypoints=[1, 1, 2] * 5, category_id=np.int64(2)),
-            annotation(segmentation=[np.array(POLYGON)], keypoints=[]),
+            annotation(segmentation=[np.array(POLYGON)], keypoints=np.zeros((5, 3))),
             annotation(bbox=[0, 0, 0, 0], category_id=99, segmentation={"counts": "", "size": [1, 1]}, iscrowd=1),
         )
         assert check(good, num_classes=3, num_keypoints=5, mask_format="polygon") == [good]
@@ -147,6 +151,8 @@ class TestBoxes:
             ({"bbox": [-5, 2, 5, 4]}, "wholly outside"),
             ({"bbox": [1, -9, 5, 4]}, "wholly outside"),
             ({"bbox": [1.0, 0, 2, 1], "bbox_mode": BoxMode.XYXY_REL}, "wholly outside"),
+            ({"bbox": [40, 10, 8, 30, 0], "bbox_mode": BoxMode.XYWHA_ABS}, "wholly outside"),
+            ({"bbox": [5, 5, 4, 8, float("nan")], "bbox_mode": BoxMode.XYWHA_ABS}, "NaN"),
         ],
     )
     def test_degenerate(self, changes, what):
@@ -203,9 +209,53 @@ class TestStructure:
         (text,) = findings(record(annotation(), bad))
         assert f"1 annotation has no '{key}'" in text and "annotation 1 of 'a.jpg'" in text
 
-    def test_wrong_length(self):
-        (text,) = findings(record(annotation(bbox=[1, 2, 3])))
-        assert "[1, 2, 3]" in text
+    @pytest.mark.parametrize(
+        "box",
+        [
+            None,
+            5,
+            [],
+            [1, 2, 3],
+            [1, 2, 3, 4, 5, 6],
+            "1234",
+            ["1", "b", "3", "4"],
+            [[1, 2], [3, 4]],
+            {1: 2, 3: 4, 5: 6, 7: 8},
+        ],
+        ids=str,
+    )
+    def test_no_box(self, box):
+        (text,) = findings(record(annotation(), annotation(bbox=box)))
+        assert text.startswith("1 annotation has a 'bbox' without exactly four numbers")
+        assert "in annotation 1 of 'a.jpg'" in text
+
+    @pytest.mark.parametrize(
+        ("mode", "box"),
+        [
+            *((mode, [1, 2, 3, 4]) for mode in (None, "XYXY_ABS", 99, -1, [0], BoxMode.XYWHA_ABS)),
+            (BoxMode.XYXY_ABS, [1, 2, 3, 4, 5]),
+        ],
+        ids=str,
+    )
+    def test_kind_of_box(self, mode, box):
+        (text,) = findings(record(annotation(), annotation(bbox=box, bbox_mode=mode)))
+        assert text.startswith("1 annotation has a 'bbox_mode' that is none, or not one for so many numbers")
+        assert f"bbox_mode {mode!r} with {box} in annotation 1 of 'a.jpg'" in text and "BoxMode.XYXY_ABS" in text
+
+    @pytest.mark.parametrize("box", [(1, 2, 3, 4), np.array([1, 2, 3, 4]), torch.tensor([1.0, 2, 3, 4])], ids=str)
+    @pytest.mark.parametrize("mode", [1, np.int64(1), BoxMode.XYWH_ABS])
+    def test_other_types(self, box, mode):
+        check(record(annotation(bbox=box, bbox_mode=mode)))
+
+    @pytest.mark.parametrize("wrong", [None, "a.jpg", ["a.jpg"]], ids=str)
+    def test_no_dict(self, wrong):
+        (text,) = findings(record(annotation(category_id="x")), wrong, num_keypoints=3, check_files=True)
+        assert f"1 element is no dict: element 1 is a {type(wrong).__name__}" in text
+
+    @pytest.mark.parametrize("annotations", [None, "x", [None], [[]], np.zeros((2, 4)), {"bbox": []}], ids=str)
+    def test_no_annotations(self, annotations):
+        (text,) = findings(record(), record(annotations=annotations), mask_format="polygon")
+        assert "1 image has 'annotations' that are no list of dicts" in text and "empty list" in text
 
 
 class TestKeypoints:
@@ -222,12 +272,96 @@ class TestKeypoints:
     def test_not_asked_for(self):
         check(record(annotation(keypoints=[1])))
 
+    @pytest.mark.parametrize(
+        "keypoints",
+        [(1, 1, 2), [[1, 1, 2]], np.array([1, 1, 2]), np.array([[1, 1, 2]]), torch.tensor([1, 1, 2])],
+        ids=str,
+    )
+    def test_other_types(self, keypoints):
+        both = record(annotation(keypoints=keypoints), annotation(keypoints=[float("nan"), 0, 0], bbox=[2, 2, 3, 4]))
+        check(both, num_keypoints=1)
+
+    @pytest.mark.parametrize("keypoints", [3, "abc", ["a", "b", "c"]], ids=str)
+    def test_no_numbers(self, keypoints):
+        (text,) = findings(record(annotation(keypoints=keypoints)), num_keypoints=1)
+        assert f"not 3 numbers (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 1): {keypoints!r} in annotation 0" in text
+
+    @pytest.mark.parametrize("keypoints", [[1, None, 2], [float("inf"), 1, 1], [1, 1, float("nan")]], ids=str)
+    def test_not_finite(self, keypoints):
+        (text,) = findings(record(annotation(keypoints=[1, 1, 2]), annotation(keypoints=keypoints)), num_keypoints=1)
+        assert "1 annotation has keypoints that are no finite numbers" in text and "in annotation 1 of" in text
+
+    def test_lacking(self):
+        """The mapper stops at images in which only some objects have keypoints."""
+        some = record(annotation(keypoints=[1, 1, 2]), annotation(bbox=[0, 0, 4, 4]), annotation(keypoints=[]))
+        (text,) = findings(record(annotation()), some, num_keypoints=1)
+        assert "2 annotations have no keypoints, while others of the image have: none in annotation 1 of" in text
+
 
 class TestMasks:
     @pytest.mark.parametrize("mask", [[[0, 0, 1, 1]], [POLYGON, [0, 0, 1, 1, 2, 2, 3]], [[]]])
     def test_malformed(self, mask):
         (text,) = findings(record(annotation(segmentation=mask)), mask_format="bitmask")
         assert "less than three points" in text and "annotation 0 of 'a.jpg'" in text
+
+    @pytest.mark.parametrize(
+        "polygon",
+        [
+            tuple(POLYGON),
+            np.array(POLYGON),
+            np.reshape(POLYGON, (3, 2)),
+            [[0, 0], [4, 0], [4, 4]],
+            [(0, 0), (4, 0), (4, 4)] * 2,
+        ],
+        ids=str,
+    )
+    def test_other_types(self, polygon):
+        """What the mapper takes."""
+        check(record(annotation(segmentation=[polygon])), mask_format="polygon")
+
+    @pytest.mark.parametrize(
+        "mask", [[["a"] * 6], [[None] * 6], [[float("nan")] * 6], [[0, 0, 4, 0, 4, float("inf")]]], ids=str
+    )
+    def test_no_numbers(self, mask):
+        (text,) = findings(record(annotation(segmentation=mask)), mask_format="polygon")
+        assert text.startswith("1 annotation has a polygon of other than finite numbers")
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            "mask.png",
+            {},
+            {"size": [20, 30]},
+            {"size": 20, "counts": [600]},
+            np.zeros(600),
+            (POLYGON,),
+            torch.zeros(20, 30),
+        ],
+        ids=lambda m: type(m).__name__,
+    )
+    def test_unknown_kind(self, mask):
+        (text,) = findings(record(annotation(segmentation=mask)), mask_format="bitmask")
+        assert text.startswith("1 annotation has a 'segmentation' of unknown kind") and "list of polygons, run" in text
+
+    @pytest.mark.parametrize(
+        ("mask", "what"),
+        [
+            (np.zeros((30, 20), bool), "(height, width) (30, 20), where the image has (20, 30)"),
+            ({"size": [10, 30], "counts": [300]}, "(height, width) (10, 30), where the image has (20, 30)"),
+            ({"size": [20, 30], "counts": [300]}, "run lengths of 300 pixels, for 30 x 20 (width x height)"),
+            ({"size": [20, 30], "counts": "x"}, "run lengths of no pixels, for 30 x 20"),
+            ({"size": [20, 30], "counts": ["1"]}, "run lengths of no pixels, for 30 x 20"),
+        ],
+    )
+    def test_other_size(self, mask, what):
+        bad = record(annotation(segmentation=np.ones((20, 30))), annotation(segmentation=mask, bbox=[0, 0, 4, 4]))
+        (text,) = findings(bad, mask_format="bitmask")
+        assert text.startswith("1 annotation has a mask that does not fit its image") and what in text
+
+    def test_encoded(self):
+        encoded = mask_util.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))
+        for counts in (encoded["counts"], encoded["counts"].decode()):
+            check(record(annotation(segmentation={"size": [20, 30], "counts": counts})), mask_format="bitmask")
 
     @pytest.mark.parametrize("mask", [None, []])
     def test_missing(self, mask):
@@ -236,7 +370,7 @@ class TestMasks:
         assert "1 annotation has no 'segmentation'" in text and "MODEL.MASK_ON" in text
 
     def test_masks_that_are_no_polygons_are_told_of_in_one_line(self, caplog):
-        masks = ([POLYGON], {"size": [20, 30], "counts": "x"}, np.zeros((20, 30), bool))
+        masks = ([POLYGON], {"size": [20, 30], "counts": [0, 600]}, np.zeros((20, 30), bool))
         dicts = record(*(annotation(segmentation=m, bbox=[i, 2, 3, 4]) for i, m in enumerate(masks)))
         check(dicts, mask_format="bitmask")
         assert not caplog.records
@@ -290,14 +424,55 @@ class TestFiles:
                 assert read_image(str(path)).shape[:2] == (20, 30)
 
     def test_not_an_image(self, tmp_path):
-        for name in ("a.jpg", "a.npy"):
+        for name in ("a.jpg", "a.npy", "a.raw"):
             (tmp_path / name).write_text("x")
-        check(record(file_name=str(tmp_path / "a.npy")), check_files=True)
-        (text,) = findings(record(file_name=str(tmp_path / "a.jpg")), check_files=True)
-        assert "cannot be read as images" in text
+        check(record(file_name=str(tmp_path / "a.raw")), check_files=True)  # for a mapper that knows it
+        for name in ("a.jpg", "a.npy"):
+            (text,) = findings(record(file_name=str(tmp_path / name)), check_files=True)
+            assert "cannot be read as images" in text
+
+    @pytest.mark.parametrize("name", [None, 5])
+    def test_no_name(self, name):
+        (text,) = findings(record(file_name=name), check_files=True)
+        assert text.startswith(f"1 image has no 'file_name': image id 7 (file_name {name!r})") or name == 5
+        assert "1 image has no 'file_name'" in text and "mapper of your own" in text
+        check(record(file_name=name), check_files=True, raise_on_error=False)
+
+    def test_paths(self, images):
+        (one,) = images((30, 20))
+        check({**one, "file_name": Path(one["file_name"])}, check_files=True)
+        (text,) = findings({**one, "file_name": Path("no.jpg")}, check_files=True)
+        assert "'no.jpg' (image_id 7)" in text
+
+    @pytest.mark.parametrize("extension", ["jpg", "png", "gif", "bmp", "webp", "tif"])
+    def test_whole(self, tmp_path, extension):
+        noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+        path = tmp_path / f"a.{extension}"
+        Image.fromarray(noise).save(path)
+        content = path.read_bytes()
+        path.write_bytes(content + bytes(9000))  # some programs write notes behind the end
+        check(record(file_name=str(path)), check_files=True)
+        path.write_bytes(content[: len(content) * 3 // 4])
+        (text,) = findings(record(file_name=str(path)), check_files=True)
+        assert "1 of 1 checked image files cannot be read as images" in text and str(path) in text
+
+    def test_bad_files_that_the_loader_skips(self, images, tmp_path, warnings):
+        records = [*images((30, 20), (20, 30)), record(file_name=str(tmp_path / "no.jpg"))]
+        (text,) = findings(*records, check_files=True, skips_bad_images=True)
+        assert "have another size" in text
+        check(records[0], records[2], check_files=True, skips_bad_images=True)
+        assert "1 of 2 checked image files cannot be found" in warnings()[-1]
+
+    @pytest.mark.parametrize("save", [np.save, np.savez], ids=["npy", "npz"])
+    def test_arrays(self, tmp_path, save):
+        path = tmp_path / ("a.npy" if save is np.save else "a.npz")
+        save(path, np.zeros((20, 30, 5), np.uint16))
+        check(record(file_name=str(path)), check_files=True)
+        (text,) = findings(record(file_name=str(path), height=30, width=20), check_files=True)
+        assert "is 30 x 20 (width x height), said to be 20 x 30" in text
 
     def test_remote_names_are_left_alone(self):
-        check(record(file_name="s3://bucket/a.jpg"), {"image_id": 3}, check_files=True)
+        check(record(file_name="s3://bucket/a.jpg"), check_files=True)
 
     def test_evenly_spaced_choice(self, images, tmp_path):
         records = images(*[(30, 20)] * 9)
@@ -309,6 +484,117 @@ class TestFiles:
     def test_many_are_counted(self, tmp_path):
         (text,) = findings(*[record(file_name=str(tmp_path / f"{i}.jpg")) for i in range(50)], check_files=True)
         assert text.startswith("50 of 50") and "and 47 more" in text
+
+
+class TestLabelMaps:
+    @pytest.fixture
+    def labelled(self, tmp_path):
+        """A function that makes a record with a label map."""
+        Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+
+        def make(labels, mode=None, **changes):
+            path = tmp_path / f"labels_{len(list(tmp_path.iterdir()))}.png"
+            picture = Image.fromarray(labels)
+            if mode == "P":
+                picture = picture.convert("P")
+                picture.putpalette([0, 0, 0, 255, 0, 0] + [7] * 762)
+            picture.save(path)
+            return {"file_name": str(tmp_path / "a.png"), "image_id": 3, "sem_seg_file_name": str(path), **changes}
+
+        return make
+
+    def test_good(self, labelled):
+        labels = np.zeros((20, 30), np.uint8)
+        labels[:2], labels[2:4] = 255, 1
+        good = labelled(labels)
+        check(good, labelled(np.stack([labels] * 3, axis=2)), check_files=True, num_labels=2)
+        check(labelled(np.minimum(labels, 9)), check_files=True)
+
+    @pytest.mark.parametrize(
+        ("labels", "mode", "what"),
+        [
+            (np.zeros((10, 30), np.uint8), None, "it is 30 x 10 (width x height), its image 30 x 20"),
+            (np.ones((20, 30), np.uint8), "P", "it has a palette"),
+            (np.ones((20, 30), bool), None, "it is black and white, which is read as the labels 0 and 255"),
+            (np.full((20, 30, 3), (1, 2, 3), np.uint8), None, "it is a colour picture (mode RGB)"),
+            (np.full((20, 30), 300, np.uint16), None, "values from 300 to 300"),
+        ],
+        ids=["size", "palette", "black and white", "colours", "16 bits"],
+    )
+    def test_unusable(self, labelled, labels, mode, what):
+        bad = labelled(labels, mode)
+        (text,) = findings(labelled(np.zeros((20, 30), np.uint8)), bad, check_files=True, num_labels=2)
+        assert text.startswith("1 label map cannot be used") and what in text and bad["sem_seg_file_name"] in text
+
+    def test_labels(self, labelled):
+        labels = np.zeros((20, 30), np.uint8)
+        labels[0], labels[1] = 4, 200
+        (text,) = findings(labelled(labels), check_files=True, num_labels=3, ignore_label=200)
+        assert "1 label map has labels of 3 or more, while MODEL.SEM_SEG_HEAD.NUM_CLASSES is 3" in text
+        assert "(label 4)" in text and "to 5, or give such pixels the label to be ignored, 200" in text
+        check(labelled(labels), check_files=True, check_annotations=False, num_labels=3)
+
+    def test_missing(self, labelled, tmp_path):
+        bad = labelled(np.zeros((20, 30), np.uint8), sem_seg_file_name=str(tmp_path / "no.png"))
+        for arguments in ({"num_labels": 2}, {"check_annotations": False}):
+            (text,) = findings(bad, check_files=True, **arguments)
+            assert "1 of 1 checked label maps ('sem_seg_file_name') cannot be found" in text and "no.png" in text
+
+
+class TestSegments:
+    @pytest.fixture
+    def panoptic(self, tmp_path):
+        """A function that makes a record whose left half has the id 1, its right half 70000; nothing at the top."""
+        Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+        ids = np.zeros((20, 30), np.int64)
+        ids[5:, :15], ids[5:, 15:] = 1, 70000
+        Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)).save(
+            tmp_path / "ids.png"
+        )
+
+        def make(*segments, **changes):
+            info = [{"id": i, "category_id": c} for i, c in segments]
+            name = str(tmp_path / "ids.png")
+            return {"file_name": str(tmp_path / "a.png"), "pan_seg_file_name": name, "segments_info": info, **changes}
+
+        return make
+
+    @pytest.fixture(autouse=True)
+    def _metadata(self):
+        MetadataCatalog.get("test_validation").set(thing_classes=["a"], stuff_classes=["a", "b"])
+        yield
+        MetadataCatalog.remove("test_validation")
+
+    def test_good(self, panoptic, warnings):
+        check(panoptic((1, 0), (70000, 1)), check_files=True)
+        assert not warnings()
+
+    @pytest.mark.parametrize(
+        ("segments", "what"),
+        [
+            (((1, 0), (70000, 2)), "category_id of 2 or more (the number of stuff_classes in the metadata)"),
+            (((1, -1), (70000, 0)), "segment id 1 has category_id -1"),
+            (((1, 0), (70000, 1), (7, 1)), "no pixel has the id 7 (1 of 3 are absent)"),
+        ],
+    )
+    def test_bad(self, panoptic, segments, what):
+        (text,) = findings(panoptic(*segments), check_files=True)
+        assert what in text and "ids.png" in text
+
+    def test_unknown(self, panoptic, warnings):
+        check(panoptic((1, 0)), check_files=True)
+        assert "1 image has pixels with an id other than 0" in warnings()[0] and "the id 70000" in warnings()[0]
+
+    @pytest.mark.parametrize("info", [None, "x", [1], [{"id": 1}], [{"id": "1", "category_id": 0}]], ids=str)
+    def test_malformed(self, panoptic, info):
+        (text,) = findings(panoptic(segments_info=info), check_files=True)
+        assert "1 image has 'pan_seg_file_name', but no usable 'segments_info'" in text
+
+    def test_report(self, panoptic):
+        first, second = panoptic((1, 0), (70000, 1)), panoptic((1, 1), (70000, 1))
+        report = inspect_dataset_dicts([first, second], name="x", category_names=["a", "b"])
+        assert report.classes == [("a", 1, 1), ("b", 3, 2)] and report.num_empty == 0
+        assert kinds(report) == {"file-twice": 2}
 
 
 class TestError:
@@ -485,7 +771,8 @@ class TestReport:
         assert word in finding.cure
 
     def test_model(self):
-        dicts = record(annotation(category_id=1, keypoints=[1, 1, 2], segmentation={"size": [20, 30], "counts": "x"}))
+        mask = {"size": [20, 30], "counts": [0, 600]}
+        dicts = record(annotation(category_id=1, keypoints=[1, 1, 2], segmentation=mask))
         assert inspect(dicts, class_names=["a", "b"]).passes
         report = inspect(dicts, num_classes=1, num_keypoints=17, mask_format="polygon", num_classes_key="KEY")
         assert kinds(report) == {"label-too-large": 1, "keypoint-count": 1, "mask-format": 1}

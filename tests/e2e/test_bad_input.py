@@ -98,10 +98,15 @@ class TestImages:
         check(run(), run.image, "cannot be read as images", "Remove them")
 
     def test_cut_off(self, run):
-        """Only headers are read before training; the error of the first batch names the file all the same."""
+        run.image.write_bytes(run.image.read_bytes()[:2000])
+        check(run(), run.image, "cannot be read as images", "truncated", "Remove them")
+
+    def test_damaged(self, run):
+        """Images are not decoded before training; the error of the first batch names the file all the same."""
         for path in run.image.parent.iterdir():
-            path.write_bytes(path.read_bytes()[:2000])
-        check(run(), "cannot read the image", run.image.parent, "truncated")
+            content = path.read_bytes()
+            path.write_bytes(content[:1000] + bytes(200) + content[1200:])
+        check(run(), "cannot read the image", run.image.parent)
 
     def test_all_mistakes_at_once(self, run):
         run.image.unlink()

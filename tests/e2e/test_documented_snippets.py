@@ -459,6 +459,15 @@ class TestYacsConfigs:
 
         assert [a1, a2, a3] == [(1, 2, 3), (10, 20, 3), (10, 3, 4)]
 
+    def test_configs_in_projects(self):
+        from detectron2.config import get_cfg
+        from detectron2.projects.point_rend import add_pointrend_config
+
+        cfg = get_cfg()  # obtain detectron2's default config
+        add_pointrend_config(cfg)  # add pointrend's default config
+
+        assert cfg.MODEL.POINT_HEAD.NUM_CLASSES == 80
+
 
 class TestLazyConfigs:
     """ "Lazy Configs"."""
@@ -871,6 +880,99 @@ class TestDataAugmentation:
         # fmt: on
 
         assert transformed_rotated_boxes.tolist() == [[700, 5]]
+
+
+class TestApiReference:
+    """Examples in "API Documentation" that the tutorials do not have."""
+
+    def test_lazy_call(self):
+        from detectron2.config import LazyCall, instantiate
+
+        layer_cfg = LazyCall(nn.Conv2d)(in_channels=32, out_channels=32, kernel_size=1)  # the text lacks the kernel
+        layer_cfg.out_channels = 64  # can edit it afterwards
+        layer = instantiate(layer_cfg)
+
+        assert layer.weight.shape == (64, 32, 1, 1)
+
+    def test_test_loader(self, cfg, shapes):
+        from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+
+        data_loader = build_detection_test_loader(DatasetCatalog.get(shapes), mapper=DatasetMapper(cfg, False))
+        # or, instantiate with a CfgNode:
+        same = build_detection_test_loader(cfg, shapes)
+
+        ids = [[d["image_id"] for batch in loader for d in batch] for loader in (data_loader, same)]
+        assert ids[0] == ids[1] and len(ids[0]) == 6
+
+    def test_new_data_type_without_decorator(self):
+        from detectron2.data.transforms import HFlipTransform
+
+        def func(flip_transform, voxel_data):
+            transformed_voxel_data = voxel_data[..., ::-1]
+            return transformed_voxel_data
+
+        HFlipTransform.register_type("documented_voxel", func)
+
+        transform = HFlipTransform(3)
+        assert transform.apply_documented_voxel(np.array([1, 2, 3])).tolist() == [3, 2, 1]  # func will be called
+
+    def test_stage(self):
+        from detectron2.modeling.backbone import ResNet
+        from detectron2.modeling.backbone.resnet import BottleneckBlock
+
+        # fmt: off
+        stage = ResNet.make_stage(
+            BottleneckBlock, 3, in_channels=16, out_channels=64,
+            bottleneck_channels=16, num_groups=1,
+            stride_per_block=[2, 1, 1],
+            dilation_per_block=[1, 1, 2]  # (the text has dilations_per_block, which no block takes)
+        )
+        # fmt: on
+
+        assert [block.conv2.dilation[0] for block in stage] == [1, 1, 2]
+
+    def test_optimizer_and_schedule(self):
+        from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+        from detectron2.solver import LRMultiplier, WarmupParamScheduler
+        from detectron2.solver.build import get_default_optimizer_params
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+        # fmt: off
+        opt = torch.optim.SGD(get_default_optimizer_params(model, weight_decay_norm=0),
+                              lr=0.01, weight_decay=1e-4, momentum=0.9)
+        scheduler = LRMultiplier(
+            opt,
+            WarmupParamScheduler(
+                MultiStepParamScheduler(
+                    [1, 0.1, 0.01],
+                    milestones=[60000, 80000],
+                    num_updates=90000,
+                ), 0.001, 100 / 90000
+            ),
+            max_iter=90000
+        )
+        # fmt: on
+
+        assert {g["weight_decay"] for g in opt.param_groups} == {0, 1e-4}
+        assert scheduler.get_last_lr()[0] == pytest.approx(0.01 * 0.001)
+
+    def test_storage(self):
+        from detectron2.utils.events import EventStorage
+
+        my_loss, my_accuracy = 1.5, 0.25
+        with EventStorage() as storage:
+            storage.put_scalars(loss=my_loss, accuracy=my_accuracy, smoothing_hint=True)
+        assert storage.latest() == {"loss": (1.5, 0), "accuracy": (0.25, 0)}
+
+    def test_retry(self):
+        from detectron2.utils.memory import retry_if_cuda_oom
+
+        input1, input2 = torch.ones(2), torch.ones(2)
+        output = retry_if_cuda_oom(torch.add)(input1, input2)
+
+        assert output.tolist() == [2, 2]
 
 
 class TestCommandLine:

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,11 +15,11 @@ import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
-from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks, lazy_train
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks, lazy_train
 from detectron2.engine._random_states import RandomStates
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils.env import seed_all_rng
-from tests.engine.conftest import restore_logging
+from tests.engine.conftest import loggers_restored, restore_logging
 
 __all__ = ["restore_logging"]
 pytestmark = pytest.mark.usefixtures("restore_logging")
@@ -81,29 +82,41 @@ def run(cfg, folder, seed, stop_at=None):
     return consumer.seen
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_default_trainer(cfg, tmp_path, workers, capsys):
+def state_of(folder, kind, name="model_final"):
+    """-> all that a checkpoint holds."""
+    return DetectionCheckpointer(torch.nn.Identity())._read(str(folder / f"{name}.{kind}"))
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(0, "pth"), (2, "safetensors")])
+def test_default_trainer(cfg, tmp_path, workers, kind, capsys):
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS = 4, 2, (3,)
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.TEST.EVAL_PERIOD = 1
     cfg.merge_from_list(["SOLVER.EMA_DECAY", 0.9, "TEST.BEST_METRIC", "bbox/AP50", "SOLVER.ACCUMULATION_STEPS", 2])
+    cfg.merge_from_list(["SOLVER.CHECKPOINT_FORMAT", kind])
     whole = run(cfg, tmp_path / "whole", seed=0)
     first = run(cfg, tmp_path / "parts", seed=0, stop_at=1)
-    assert "model_0000001.pth is saved. To continue:" in (log := capsys.readouterr().out) and "--resume" in log
-    assert (tmp_path / "parts/last_checkpoint").read_text() == "model_0000001.pth"
+    assert f"model_0000001.{kind} is saved. To continue:" in (log := capsys.readouterr().out) and "--resume" in log
+    assert (tmp_path / "parts/last_checkpoint").read_text() == f"model_0000001.{kind}"
     # Another seed: what the second part needs comes from the checkpoint alone.
     second = run(cfg, tmp_path / "parts", seed=99)
     assert [i for i, *_ in second] == [2, 3]
     assert first + second == whole
-    states = [torch.load(tmp_path / f"{name}/model_final.pth", weights_only=True) for name in ("whole", "parts")]
+    states = [state_of(tmp_path / name, kind) for name in ("whole", "parts")]
     assert {"data_loader", "optimizer"} <= states[0]["trainer"]["_trainer"].keys()
     assert states[0]["trainer"]["_trainer"]["data_loader"]["num_batches"] == 8
     assert "average" in states[0]["trainer"]["hooks"]["WeightAverage"]
+    hook_states = states[0]["trainer"]["hooks"]
+    assert {"best_metric", "best_iter"} == hook_states["BestCheckpointer"].keys()
+    assert {"last_epoch", "base_lrs"} <= hook_states["LRScheduler"].keys()
+    assert {"python", "numpy", "torch"} <= hook_states["RandomStates"]["ranks"][0].keys()
     assert_same(states[0], states[1])
-    averages = [torch.load(tmp_path / f"{name}/model_final_ema.pth", weights_only=True) for name in ("whole", "parts")]
-    assert_same(averages[0], averages[1])
+    for name in ("model_final_ema", "model_best"):
+        assert_same(*(state_of(tmp_path / part, kind, name) for part in ("whole", "parts")))
+    histories = [(tmp_path / part / "model_best_history.json").read_text() for part in ("whole", "parts")]
+    assert histories[0] == histories[1]
 
 
 def test_moving_average_of_retinanet(shapes, tiny_config, tmp_path):
@@ -169,11 +182,12 @@ class Counting(torch.nn.Module):
 STEPS = 100000
 
 
-def count_up(folder):
+def count_up(folder, kind):
     """Train until killed, saving in every iteration."""
     model = Counting()
     trainer = SimpleTrainer(model, itertools.repeat(0), torch.optim.SGD(model.parameters(), lr=1.0))
     keeper = DetectionCheckpointer(model, folder, trainer=trainer)
+    keeper.file_format = kind
     trainer.register_hooks(
         [RandomStates(model, 1), hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=3), hooks.StopOnSignal(keeper)]
     )
@@ -181,13 +195,13 @@ def count_up(folder):
     trainer.train(trainer.iter + 1 if keeper.has_checkpoint() else 0, STEPS)
 
 
-def kill_often(folder, times, seed=0):
+def kill_often(folder, times, kind, seed=0):
     """-> the iterations that were reached, each checked to be whole."""
     rng = random.Random(seed)
     reached = []
     context = multiprocessing.get_context("fork")
     for _ in range(times):
-        process = context.Process(target=count_up, args=(str(folder),))
+        process = context.Process(target=count_up, args=(str(folder), kind))
         process.start()
         deadline = time.monotonic() + 20
         former = (folder / "last_checkpoint").read_text() if (folder / "last_checkpoint").exists() else ""
@@ -199,7 +213,7 @@ def kill_often(folder, times, seed=0):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         name = (folder / "last_checkpoint").read_text()
-        state = torch.load(folder / name, weights_only=True)
+        state = state_of(folder, kind, name.removesuffix(f".{kind}"))
         iteration = state["iteration"]
         assert state["trainer"]["iteration"] == iteration
         assert torch.equal(state["model"]["w"], torch.full((1000,), float(iteration + 1)))
@@ -207,12 +221,42 @@ def kill_often(folder, times, seed=0):
     return reached
 
 
-def test_killed_at_random_moments(tmp_path):
-    reached = kill_often(tmp_path, 12)
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_killed_at_random_moments(tmp_path, kind):
+    reached = kill_often(tmp_path, 8, kind)
     assert reached == sorted(reached) and reached[0] >= 0 and reached[-1] > reached[0]
     # At most: three that are kept, one that was saved when the process died, one that it could not delete any more.
-    assert len(list(Path(tmp_path).glob("model_*.pth"))) <= 5
+    assert len(list(Path(tmp_path).glob(f"model_*.{kind}"))) <= 5
+    assert len(list(Path(tmp_path).glob("*.state*.pt"))) <= 6
     assert len(list(Path(tmp_path).glob("*.tmp"))) <= 2
+
+
+def test_gradient_scaler(tmp_path):
+    """Its scale grows after so many good steps; both the scale and the number of steps are restored."""
+
+    def make(folder):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+        model.forward = lambda x: {"loss": torch.nn.Linear.forward(model, x).sum()}
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        data = [torch.full((1, 2), float(i)) for i in range(20)]
+        trainer = AMPTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), scaler)
+        keeper = DetectionCheckpointer(model, str(folder), trainer=trainer)
+        trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 4)])
+        return trainer, keeper
+
+    whole, _ = make(tmp_path / "whole")
+    whole.train(0, 8)
+    first, _ = make(tmp_path / "parts")
+    first.train(0, 4)
+    assert (first.grad_scaler.get_scale(), first.grad_scaler._get_growth_tracker()) == (16.0, 1)
+    second, keeper = make(tmp_path / "parts")
+    second.data_loader = second.data_loader[4:]
+    keeper.resume_or_load("")
+    second.train(4, 8)
+    assert_same(second.state_dict(), whole.state_dict())
+    assert second.grad_scaler.get_scale() == 32.0
+    assert torch.equal(second.model.weight, whole.model.weight)
 
 
 def test_second_interrupt_stops_at_once(tmp_path):
@@ -241,3 +285,112 @@ def test_interrupt_in_an_evaluation(tmp_path):
     with pytest.raises(SystemExit, match="130"):
         trainer.train(0, 5)
     assert keeper.get_checkpoint_file().endswith("model_0000001.pth")
+
+
+@pytest.fixture
+def resumed(cfg, tmp_path):
+    """A function that prepares to continue a finished training of two steps, after something was changed."""
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    cfg.OUTPUT_DIR = str(tmp_path / "former")
+    with loggers_restored():  # the log of what comes next is the test's
+        DefaultTrainer(cfg).train()
+
+    def prepare(*options, change=lambda folder: None):
+        folder = tmp_path / "changed"
+        shutil.copytree(tmp_path / "former", folder)
+        change(folder)
+        changed = cfg.clone()
+        changed.OUTPUT_DIR = str(folder)
+        changed.merge_from_list(["SOLVER.MAX_ITER", 3, *options])
+        trainer = DefaultTrainer(changed)
+        trainer.resume_or_load()
+        return trainer
+
+    return prepare
+
+
+def test_nothing_was_changed(resumed, capsys):
+    assert resumed().start_iter == 2
+    log = capsys.readouterr().out
+    assert "which is continued:\n  SOLVER.MAX_ITER: 2 -> 3\n" in log
+    assert "WARNING" not in log.partition("Loading from")[2]
+
+
+def test_the_training_is_complete(resumed):
+    with pytest.raises(
+        ValueError, match=r"is at iteration 2 and SOLVER\.MAX_ITER is 2: there is nothing left to train"
+    ):
+        resumed("SOLVER.MAX_ITER", 2)
+
+
+def test_the_last_checkpoint_was_cut_off(resumed):
+    def cut(folder):
+        path = folder / "model_final.pth"
+        path.write_bytes(path.read_bytes()[:10000])
+
+    with pytest.raises(ValueError, match="is not a readable checkpoint") as error:
+        resumed(change=cut)
+    assert "last_checkpoint names it; others, which could be named there instead, are model_0000000." in str(
+        error.value
+    )
+
+
+def test_the_last_checkpoint_was_deleted(resumed):
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no checkpoint .*model_final\.pth; .*last_checkpoint names it"
+    ):
+        resumed(change=lambda folder: (folder / "model_final.pth").unlink())
+
+
+def test_nothing_says_which_is_the_last(resumed, capsys):
+    trainer = resumed(change=lambda folder: (folder / "last_checkpoint").unlink())
+    assert trainer.start_iter == 0
+    log = capsys.readouterr().out
+    assert "no file last_checkpoint" in log and "To continue instead: echo model_0000001.pth > " in log
+
+
+def test_other_classes(resumed):
+    with pytest.raises(ValueError, match=r"with this model\. That training had other classes: 6, not 8"):
+        resumed("MODEL.ROI_HEADS.NUM_CLASSES", 8)
+
+
+def test_another_model(resumed):
+    with pytest.raises(ValueError, match=r"cannot be continued with this model\. Continue with the config of that tra"):
+        resumed("MODEL.FPN.OUT_CHANNELS", 32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["SOLVER.OPTIMIZER", "AdamW"],
+        ["SOLVER.FREEZE", ("roi_heads.box_head",)],
+        ["SOLVER.WEIGHT_DECAY_BIAS", 0.1],  # parameters in other groups
+    ],
+)
+def test_another_optimizer(resumed, options):
+    with pytest.raises(ValueError, match=r"The state of 'trainer' in .* does not fit this training \(.*start anew"):
+        resumed(*options)
+
+
+def test_other_batches(resumed, capsys):
+    trainer = resumed("SOLVER.IMS_PER_BATCH", 1)
+    assert trainer.start_iter == 2
+    assert trainer.data_loader.state_dict()["num_batches"] == 4
+    assert "SOLVER.IMS_PER_BATCH: 2 -> 1" in capsys.readouterr().out
+
+
+def test_what_was_not_there_before(resumed, capsys):
+    """An average begins with the weights, and mixed precision with the usual scale."""
+    trainer = resumed("SOLVER.EMA_DECAY", 0.5, "SOLVER.AMP.ENABLED", True)
+    trainer.train()
+    assert "SOLVER.EMA_DECAY: not there -> 0.5" in capsys.readouterr().out
+    assert (Path(trainer.cfg.OUTPUT_DIR) / "model_final_ema.pth").is_file()
+
+
+def test_another_format(resumed):
+    trainer = resumed("SOLVER.CHECKPOINT_FORMAT", "safetensors")
+    trainer.train()
+    folder = Path(trainer.cfg.OUTPUT_DIR)
+    assert (folder / "last_checkpoint").read_text() == "model_final.safetensors"
+    assert (folder / "model_0000002.safetensors").is_file()

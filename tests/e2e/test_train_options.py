@@ -1,5 +1,6 @@
 """What a config may ask of training beside the published keys, on a tiny detector."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -134,11 +135,22 @@ def test_checkpoints_to_keep(cfg):
         (["SOLVER.EMA_DECAY", 1.0], r"\[0, 1\)"),
         (["TEST.EARLY_STOPPING_PATIENCE", 3], r"set TEST\.BEST_METRIC"),
         (["TRAIN.ON_NONFINITE_LOSS", "ignore"], '"stop" or "skip"'),
+        (["SOLVER.CHECKPOINT_FORMAT", "npz"], "must be one of pth, safetensors, but is 'npz'"),
+        (["TEST.BEST_MODE", "least"], '"max" or "min", but is \'least\''),
+        (["SOLVER.STEP_EPOCHS", (1,)], r"needs SOLVER\.MAX_EPOCHS"),
     ],
 )
 def test_options_are_checked(cfg, options, match):
     with pytest.raises(ValueError, match=match):
         train(cfg, *options)
+
+
+def test_a_missing_package_is_found_before_training(cfg, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "safetensors" else found(name))
+    with pytest.raises(ImportError, match=r"SOLVER\.CHECKPOINT_FORMAT .* needs the package safetensors: pip install"):
+        train(cfg, "SOLVER.CHECKPOINT_FORMAT", "safetensors")
+    assert not Path(cfg.OUTPUT_DIR).exists()
 
 
 def test_compile(cfg, monkeypatch):
@@ -172,7 +184,8 @@ def test_hooks_in_their_places(cfg):
     )  # fmt: skip
     kinds = [type(h).__name__ for h in DefaultTrainer(cfg).build_hooks() if h is not None]
     assert kinds == ["IterationTimer", "LRScheduler", "WeightAverage", "PeriodicCheckpointer", "ValidationLoss",
-                     "EvalHook", "BestCheckpointer", "OwedEvaluation", "EarlyStopping", "PeriodicWriter"]  # fmt: skip
+                     "EvalHook", "BestCheckpointer", "OwedEvaluation", "EarlyStopping", "AverageCheckpointer",
+                     "PeriodicWriter"]  # fmt: skip
 
 
 def test_compiled_parts(monkeypatch):

@@ -3,11 +3,13 @@
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from detectron2 import cli
 from detectron2.config._optional import OPTIONAL_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine._options import _KEYS
@@ -24,6 +26,7 @@ ELSEWHERE = {
     "SOLVER.FUSED": "-",
     "SOLVER.LAYER_DECAY": "-",
     "TRAIN.DETERMINISTIC": "`train.deterministic`",
+    "TEST.MASK_FORMAT": "-",
     "WRITERS": "`train.writers`",
     "DATALOADER.ON_BAD_IMAGE": "`dataloader.train.on_bad_image`",
     "DATALOADER.DATASET_WEIGHTS": "-",
@@ -58,6 +61,13 @@ def python_blocks(path: Path) -> list[ast.Module]:
     return found
 
 
+def commands(path: Path) -> list[list[str]]:
+    """-> the arguments of our command, in the blocks of shell commands that are meant for the data of the page."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("detectron2 ") and " FILE" not in line]
+
+
 def records(folder: str) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
 
@@ -84,6 +94,16 @@ def test_training(training, tmp_path, monkeypatch, capsys):
     assert any("validation/total_loss" in record for record in lazy)
     assert any("bbox/AP" in record for record in lazy)
     assert Path("output/lazy/model_final_ema.pth").is_file()
+
+    for name in ("shapes_train", "shapes_val"):  # a command is another process
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    done = commands(training)
+    assert [arguments[0] for arguments in done] == ["train", "plot"]
+    for arguments in done:
+        assert cli.main(arguments) == 0
+    assert {"config.yaml", "log.txt", "model_final.pth"} <= {p.name for p in Path("output/again").iterdir()}
+    assert Path("curves/curves.png").is_file() and Path("curves/curves.html").is_file()
 
 
 def test_table_of_keys(training):

@@ -1,6 +1,7 @@
 """What several processes have to do alike: resume, stop on a signal, deal with losses that are not finite."""
 
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -10,13 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
+from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks, launch
+from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks, launch, lazy_train
 from detectron2.engine._divergence import DivergencePolicy
 from detectron2.engine._random_states import RandomStates
+from detectron2.solver import get_default_optimizer_params
 from detectron2.utils import comm
 from detectron2.utils._supervise import _Crew
 from detectron2.utils.env import seed_all_rng
@@ -140,6 +146,60 @@ def _skip(folder):
     return found
 
 
+def _leave(folder):
+    """A model that notices by itself, before there is a loss."""
+
+    def forward(self, x):
+        if not x.isfinite().all():
+            raise FloatingPointError("the proposals are not finite")
+        return _without_noise(self, x)
+
+    trainer = _trainer(_batches([0.0, float("nan"), 0.0]), 0)
+    trainer.model.module.forward = forward.__get__(trainer.model.module)
+    (folder / "leave").mkdir(exist_ok=True)
+    trainer.divergence = DivergencePolicy("skip", folder=str(folder / "leave"))
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train(0, 3)
+    comm.synchronize()
+    return {"iter": trainer.iter, "text": str(error.value)}
+
+
+class Regression(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, batch):
+        x, y = batch
+        difference = self.linear(x) - y
+        return {"loss": difference.square().mean(), "loss_l1": difference.abs().mean()}
+
+
+def _shares():
+    """Twelve batches of four; of each, this process's half, or the whole where there is only one process."""
+    generator = torch.Generator().manual_seed(4)
+    size = 4 // comm.get_world_size()
+    own = slice(comm.get_rank() * size, (comm.get_rank() + 1) * size)
+    return [
+        (torch.randn(4, 3, generator=generator)[own], torch.randn(4, 1, generator=generator)[own]) for _ in range(12)
+    ]
+
+
+def _lazily(folder, **ddp):
+    """Six steps of two batches each, with a moving average of the weights."""
+    cfg = LazyConfig.load(model_zoo.get_config_file("common/train.py"))
+    cfg.train.update(output_dir=str(folder), init_checkpoint="", max_iter=6, device="cpu", eval_period=0)
+    cfg.train.update(log_period=1, accumulation_steps=2, ema_decay=0.9)
+    cfg.train.ddp.update(ddp)
+    cfg.dataloader = {"train": L(_shares)()}
+    cfg.model = L(Regression)()
+    cfg.optimizer = L(torch.optim.SGD)(params=L(get_default_optimizer_params)(base_lr=0.1), lr=0.1, momentum=0.9)
+    cfg.lr_multiplier = L(ConstantParamScheduler)(value=1.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(5)
+    lazy_train(cfg)
+
+
 def _without_noise(self, x):
     return {"loss": (self.linear(self.norm(x + torch.arange(12.0).reshape(4, 3).sin())) - 1).square().mean()}
 
@@ -147,7 +207,11 @@ def _without_noise(self, x):
 def _everything(folder):
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     folder = Path(folder)
-    found = {"signal": _stop_and_go_on(folder), "skip": _skip(folder), "resume": _resume_detector(folder)}
+    found = {"signal": _stop_and_go_on(folder), "skip": _skip(folder), "leave": _leave(folder)}
+    found["resume"] = _resume_detector(folder)
+    _lazily(folder / "lazy_two")
+    _lazily(folder / "lazy_fp16", fp16_compression=True)
+    _lazily(folder / "lazy_bf16", bf16_compression=True)
     torch.save(found, folder / f"found_{comm.get_rank()}.pt")
 
 
@@ -161,6 +225,7 @@ def runs(tmp_path_factory, shapes_dir):
     """-> (folder, what each of two processes found)."""
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "shapes").symlink_to(shapes_dir)
+    _lazily(folder / "lazy_one")
     launch(_everything, 2, args=(str(folder),), timeout=timedelta(seconds=60))
     return folder, [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -231,18 +296,63 @@ def test_a_bad_batch_of_one_is_skipped_by_both(runs):
 
 
 @pytest.mark.parametrize(("policy", "at"), [("stop", 1), ("skip", 3)])
-def test_both_stop_in_the_same_step(runs, policy, at):
+def test_both_stop_in_the_same_step_and_say_where_it_began(runs, policy, at):
     folder, found = runs
     assert [x["skip"][policy]["iter"] for x in found] == [at, at]
-    files = {p.name for p in (folder / policy).iterdir()}
-    assert files == {f"nonfinite_{at:07d}.pth", f"nonfinite_{at:07d}_rank1.pth"}
+    assert {p.name for p in (folder / policy).iterdir()} == {f"nonfinite_{at:07d}_rank1.pth"}
     texts = [x["skip"][policy]["text"] for x in found]
     for rank, text in enumerate(texts):
-        suffix = "_rank1" if rank else ""
-        assert f"nonfinite_{at:07d}{suffix}.pth" in text
+        first = text.splitlines()[0]
+        assert first.startswith(f"The loss became infinite or NaN in iteration {at} on rank 1")
+        assert first.endswith("rank 1: loss=nan." if rank else "rank 1.")
         assert ("Gave up after 2 skipped steps in a row." in text) == (policy == "skip")
-    assert "is in the input: batch" in texts[1]
-    assert "it began in another process" in texts[0]
+        assert "Rank 1: The first tensor that is not finite is in the input: batch" in text
+        assert f"nonfinite_{at:07d}_rank1.pth" in text
+        assert "Rank 0:" not in text
+
+
+def test_one_that_leaves_the_step_takes_the_other_along(runs):
+    for rank, x in enumerate(runs[1]):
+        assert x["leave"]["iter"] == 1
+        first, *rest = x["leave"]["text"].splitlines()
+        own = "the proposals are not finite"
+        assert first == (own if rank else "Rank 1 met numbers that are not finite and left the step.")
+        assert (f"Rank 1: {own}" in rest) == (rank == 0)
+        assert any("nonfinite_0000001_rank1.pth" in line for line in rest)
+
+
+def _weights_of(folder, name="model_final"):
+    return torch.load(folder / f"{name}.pth", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("name", ["model_final", "model_final_ema"])
+def test_accumulation_and_average_are_those_of_one_process_with_the_whole_batch(runs, name):
+    one, two = (_weights_of(runs[0] / run, name) for run in ("lazy_one", "lazy_two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_is_another_one_than_the_last_weights(runs):
+    last, average = (_weights_of(runs[0] / "lazy_two", name) for name in ("model_final", "model_final_ema"))
+    assert not torch.allclose(last["linear.weight"], average["linear.weight"], atol=1e-3)
+
+
+def test_losses_are_means_over_processes_and_batches(runs):
+    one, two = (
+        [json.loads(line) for line in (runs[0] / run / "metrics.json").read_text().splitlines()]
+        for run in ("lazy_one", "lazy_two")
+    )
+    assert [line["iteration"] for line in two[:6]] == list(range(6))
+    for a, b in zip(one[:6], two[:6], strict=True):
+        for name in ("total_loss", "loss", "loss_l1"):
+            assert b[name] == pytest.approx(a[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(("run", "tolerance"), [("lazy_fp16", 2e-3), ("lazy_bf16", 2e-2)])
+def test_with_compressed_gradients_training_is_nearly_the_same(runs, run, tolerance):
+    whole, compressed = (_weights_of(runs[0] / name)["linear.weight"] for name in ("lazy_two", run))
+    torch.testing.assert_close(compressed, whole, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(compressed, whole)
 
 
 def test_the_supervisor_does_not_wait_when_all_have_just_ended():

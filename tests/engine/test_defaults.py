@@ -28,6 +28,7 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.engine._random_states import RandomStates
+from detectron2.engine._self_description import FinalDescription
 from detectron2.engine._summary import RunSummary
 from detectron2.engine.defaults import _try_get_key
 from detectron2.evaluation import DatasetEvaluator
@@ -363,7 +364,7 @@ class TestHooks:
             hooks.EvalHook,
             hooks.PeriodicWriter,
         ]
-        assert kinds == [hooks.StopOnSignal, RandomStates, *built, RunSummary]
+        assert kinds == [hooks.StopOnSignal, RandomStates, *built, FinalDescription, RunSummary]
         assert [type(h) for h in ToyTrainer(toy_cfg).build_hooks() if h] == built
 
     def test_precise_bn_has_a_loader_of_its_own(self, toy_cfg):

@@ -11,6 +11,7 @@ from torch import nn
 
 from detectron2.checkpoint import Checkpointer, DetectionCheckpointer
 from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine._checkpoint_hooks import AverageCheckpointer
 from detectron2.engine._stop_signals import command_to_continue
 from detectron2.engine.hooks import CallbackHook
 from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
@@ -143,8 +144,93 @@ class TestCheckpointers:
         t = trainer()
         t.register_hooks([hooks.BestCheckpointer(1, Checkpointer(t.model, str(tmp_path)), "bbox/AP")])
         t.train(0, 2)
-        assert "'bbox/AP' was not recorded" in caplog.text
+        assert "'bbox/AP' was not recorded" in caplog.text and "Recorded: none" in caplog.text
         assert not list(tmp_path.glob("*.pth"))
+
+    def test_metric_that_has_another_name(self, tmp_path, caplog):
+        t = trainer()
+        keeper = hooks.BestCheckpointer(1, Checkpointer(t.model, str(tmp_path)), "bbox/ap50")
+        t.register_hooks([hooks.EvalHook(1, lambda: {"bbox": {"AP": 1.0, "AP50": 2.0}}), keeper])
+        t.train(0, 1)
+        assert "Did you mean 'bbox/AP50'? Recorded: bbox/AP, bbox/AP50" in caplog.text
+
+    def test_a_value_that_is_not_a_number_is_explained(self, tmp_path, caplog):
+        t = trainer()
+        keeper = hooks.BestCheckpointer(1, DetectionCheckpointer(t.model, str(tmp_path)), "bbox/AP")
+        stopping = hooks.EarlyStopping(1, 1, keeper, keeper._checkpointer)
+        t.register_hooks([hooks.EvalHook(1, lambda: {"bbox": {"AP": math.nan}}), keeper, stopping])
+        t.train(0, 3)
+        assert t.iter == 3 and keeper.history == [] and not list(tmp_path.iterdir())
+        found = [m for m in caplog.messages if "bbox/AP is NaN in iteration" in m]
+        assert len(found) == 3
+        assert "no model_best is saved for it, and it does not count for early stopping" in found[0]
+        assert "no annotated objects" in found[0]
+
+    def test_killed_while_the_best_is_saved(self, tmp_path, monkeypatch):
+        """Then nothing on disk says that it had been."""
+        t, keeper = weight_trainer(tmp_path)
+        best = hooks.BestCheckpointer(1, keeper, "AP")
+        values = iter([1.0, 2.0])
+        t.register_hooks([hooks.EvalHook(1, lambda: {"AP": next(values)}), best])
+        save = keeper.save_aside
+
+        def killed(name, **data):
+            if data["AP"] == 2.0:
+                raise KeyboardInterrupt
+            return save(name, **data)
+
+        monkeypatch.setattr(keeper, "save_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            t.train(0, 3)
+        assert json.loads((tmp_path / "model_best_history.json").read_text())["values"] == [[0, 1.0]]
+        assert keeper.load(str(tmp_path / "model_best.pth"), checkpointables=[])["AP"] == 1.0
+
+    @pytest.mark.parametrize("kind", ["pth", "safetensors"])
+    def test_what_is_kept(self, tmp_path, kind):
+        def run(start, end):
+            t, keeper = weight_trainer(tmp_path)
+            keeper.file_format = kind
+            t.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=2)])
+            keeper.resume_or_load("")
+            t.train(start, end)
+            return t
+
+        run(0, 4)
+        # What a killed process may leave: too many checkpoints, halves of files, a state without weights.
+        for name in ("model_0000004.state.pt", f"model_0000005.{kind}.77.tmp", "last_checkpoint.3.tmp", "mine.tmp"):
+            (tmp_path / name).write_text("")
+        t = run(4, 7)
+        assert t.model.w == 7
+        stems = ["model_0000005", "model_0000006", "model_final"]
+        endings = [".pth"] if kind == "pth" else [".safetensors", ".state.pt"]
+        expected = {stem + ending for stem in stems for ending in endings} | {"last_checkpoint", "mine.tmp"}
+        # The second training saved model_final once more, without touching the state of the one on disk.
+        found = {p.name.replace("model_final.state2.pt", "model_final.state.pt") for p in tmp_path.iterdir()}
+        assert found == expected
+
+    @pytest.mark.parametrize("kind", ["pth", "safetensors"])
+    def test_average_at_the_end(self, tmp_path, kind):
+        t, keeper = weight_trainer(tmp_path)
+        keeper.file_format = kind
+        keeper.describe = lambda: {"is_average": False, "x": 1}
+        average = hooks.WeightAverage(t.model, 0.25)
+        t.register_hooks([average, AverageCheckpointer(average, keeper)])
+        t.train(0, 3)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [f"model_final_ema.{kind}"]
+        other, fresh = weight_trainer()
+        rest = fresh.load(str(tmp_path / f"model_final_ema.{kind}"))
+        assert rest == {"iteration": 2, "description": {"is_average": True, "x": 1}}
+        assert other.model.w.item() == pytest.approx(average.state_dict()["average"]["w"].item())
+        assert t.model.w == 3 and list(keeper.checkpointables) == ["trainer"]
+
+    def test_average_of_a_training_that_was_not_finished(self, tmp_path):
+        t, keeper = weight_trainer(tmp_path)
+        average = hooks.WeightAverage(t.model, 0.25)
+        stop = hooks.CallbackHook(after_step=lambda _: (_ for _ in ()).throw(OSError("stop")))
+        t.register_hooks([average, AverageCheckpointer(average, keeper), stop])
+        with pytest.raises(OSError, match="stop"):
+            t.train(0, 3)
+        assert not list(tmp_path.iterdir())
 
     def test_mode_is_checked(self):
         with pytest.raises(ValueError, match='"max" or "min"'):
@@ -217,6 +303,17 @@ class TestEvalHook:
         t.train(0, 1)
         assert t.storage.latest()["bbox/AP"] == (12.5, 1)
         assert t.storage.latest()["bbox/AP50"] == (30.0, 1)
+
+    def test_the_last_results_are_at_hand(self):
+        t = trainer()
+        results = iter([{"bbox": {"AP": 1}}, None, {"bbox": {"AP": 3}}])
+        hook = hooks.EvalHook(1, lambda: next(results))
+        assert (hook.latest_results, hook.latest_iter) == ({}, None)
+        seen = []
+        t.register_hooks([hook, CallbackHook(after_step=lambda _: seen.append(hook.latest_iter))])
+        t.train(0, 3)
+        assert seen == [0, 0, 0]  # the second evaluation, perhaps of another process, gave nothing
+        assert (hook.latest_results, hook.latest_iter) == ({"bbox/AP": 3.0}, 2)
 
     @pytest.mark.parametrize(
         ("result", "error", "match"),

@@ -204,6 +204,12 @@ def test_nobody_listens(impatient):
         join(here, timedelta(seconds=1))
 
 
+def test_a_name_that_nobody_knows(impatient):
+    here = Layout(2, 1, 2, 1, rank=1, local_rank=0, dist_url="tcp://no-such-machine.invalid:1234")
+    with pytest.raises(RuntimeError, match=r"The name no-such-machine\.invalid is not known on this machine\."):
+        join(here, timedelta(seconds=1))
+
+
 def test_a_port_in_use(impatient):
     first = host_store("tcp://127.0.0.1:0")
     with pytest.raises(RuntimeError, match=f"another run using port {first.port}"):

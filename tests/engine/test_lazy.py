@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fvcore.common.param_scheduler import MultiStepParamScheduler
+from fvcore.common.param_scheduler import ConstantParamScheduler, MultiStepParamScheduler
+from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.engine import lazy, lazy_test, lazy_train
+from detectron2.engine._options import _KEYS, _OTHER_TRAIN_KEYS
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import WarmupParamScheduler
 
 
 class Toy(nn.Module):
@@ -144,6 +147,122 @@ def test_config_that_was_saved_trains_alike(config, tmp_path):
     LazyConfig.save(config, str(tmp_path / "saved.yaml"))
     loaded = LazyConfig.load(str(tmp_path / "saved.yaml"))
     assert lazy_train(loaded).w.item() == pytest.approx(by_hand())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("train.max_epoch=2", r"train\.max_epoch: did you mean train\.max_epochs\?"),
+        ("train.outputdir=x", r"train\.outputdir: did you mean train\.output_dir\?"),
+        ("train.amp.enable=True", r"train\.amp\.enable: did you mean train\.amp\.enabled\?"),
+        ("train.checkpointer.perod=1", r"train\.checkpointer\.perod: did you mean train\.checkpointer\.period\?"),
+    ],
+)
+def test_misspelt_keys(config, change, error):
+    key, _, value = change.partition("=")
+    OmegaConf.update(config, key, value, force_add=True)
+    with pytest.raises(ValueError, match=error):
+        lazy_train(config)
+
+
+def test_keys_of_ones_own(config, caplog):
+    config.train.my_project = {"x": 1}
+    lazy_train(config)
+    assert "lazy_train does not read train.my_project." in caplog.text
+
+
+def test_every_key_can_be_given_on_the_command_line(config):
+    for key in ("ddp.bf16_compression", *_KEYS, *_OTHER_TRAIN_KEYS):
+        LazyConfig.apply_overrides(config, [f"train.{key}=1"])
+    text = Path(model_zoo.get_config_file("common/train.py")).read_text()
+    assert [key for key in (*_KEYS, *_OTHER_TRAIN_KEYS) if key not in text] == []
+
+
+class Sized(list):
+    """A loader of batches of two out of six images."""
+
+    def state_dict(self):
+        return {"size": 6, "total_batch_size": 2, "num_batches": 0}
+
+
+def sized():
+    return Sized(numbers())
+
+
+class TestEpochs:
+    @pytest.fixture
+    def config(self, config):
+        config.dataloader.train = L(sized)()
+        config.train.max_epochs = 3
+        config.train.eval_period = 0
+        return config
+
+    def rates(self, config):
+        config.train.log_period = 1
+        lazy_train(config)
+        lines = Path(config.train.output_dir, "metrics.json").read_text().splitlines()
+        return [r["lr"] for r in map(json.loads, lines) if "lr" in r]
+
+    def test_length(self, config):
+        config.lr_multiplier = L(MultiStepParamScheduler)(values=[1.0, 0.5, 0.1], milestones=[2, 3], num_updates=4)
+        assert self.rates(config) == pytest.approx([0.1] * 5 + [0.05] * 2 + [0.01] * 2)  # 4.5 and 6.75 of 9
+
+    def test_steps(self, config):
+        config.train.step_epochs = [1, 2]
+        inner = L(MultiStepParamScheduler)(values=[1.0, 0.5, 0.1], milestones=[60, 80], num_updates=90)
+        config.lr_multiplier = L(WarmupParamScheduler)(scheduler=inner, warmup_factor=0.5, warmup_length=1e-6)
+        config.train.log_period = 1
+        before = config.copy()
+        assert self.rates(config)[1:] == pytest.approx([0.1] * 2 + [0.05] * 3 + [0.01] * 3)
+        assert config == before
+
+    def test_one_step_as_a_number(self, config):
+        config.train.step_epochs = 1
+        config.lr_multiplier = L(MultiStepParamScheduler)(values=[1.0, 0.5], milestones=[60], num_updates=90)
+        assert self.rates(config) == pytest.approx([0.1] * 3 + [0.05] * 6)
+
+    def test_steps_without_epochs(self, config):
+        config.train.max_epochs, config.train.step_epochs = 0, [1]
+        with pytest.raises(ValueError, match=r"train\.step_epochs\) needs SOLVER\.MAX_EPOCHS \(train\.max_epochs\)"):
+            lazy_train(config)
+
+    @pytest.mark.parametrize(
+        ("schedule", "text"),
+        [
+            (L(ConstantParamScheduler)(value=1.0), "and it has none"),
+            (L(MultiStepParamScheduler)(values=[1, 2, 3], milestones=[1, 2]), "There are 1 steps, and 3 values"),
+        ],
+    )
+    def test_steps_that_do_not_fit(self, config, schedule, text):
+        config.train.step_epochs, config.lr_multiplier = [1], schedule
+        with pytest.raises(ValueError, match=f"(?i){text}"):
+            lazy_train(config)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, ["model_0000003", "model_final"]), (0, None)])
+def test_checkpoints_to_keep(config, keep, expected):
+    config.train.checkpointer.period, config.train.checkpoints_to_keep = 1, keep
+    config.train.checkpointer.max_to_keep = 2
+    lazy_train(config)
+    found = sorted(p.stem for p in Path(config.train.output_dir).glob("*.pth"))
+    assert found == (expected or [*(f"model_000000{i}" for i in range(4)), "model_final"])
+
+
+def test_checkpoints_as_safetensors(config):
+    config.train.checkpoint_format = "safetensors"
+    whole = lazy_train(config)
+    folder = Path(config.train.output_dir)
+    assert (folder / "last_checkpoint").read_text() == "model_final.safetensors"
+    assert not list(folder.glob("*.pth"))
+    (folder / "last_checkpoint").write_text("model_0000001.safetensors")
+    config.dataloader.train.start = 2
+    assert torch.equal(lazy_train(config, resume=True).w, whole.w)
+
+
+def test_one_pattern_of_frozen_parameters(config, caplog):
+    config.train.freeze = "nothing.*"
+    with pytest.raises(ValueError, match=r"no parameter matches 'nothing\.\*'"):
+        lazy_train(config)
 
 
 def batches(total_batch_size):

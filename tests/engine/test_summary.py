@@ -9,7 +9,7 @@ from torch import nn
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.engine._summary import RunSummary, count_images, explain_schedule
 
 
@@ -56,7 +56,8 @@ def train(summary, loader=((),) * 30, *, hooks=(), start=0, stop=12):
 def test_with_nothing_known(lines):
     train(RunSummary(), stop=1)
     assert lines() == [
-        "This run:\n  iterations  1\n  optimizer   SGD, learning rate 0.5, 0.0 million trainable parameters"
+        "This run:\n  iterations  1\n  optimizer   SGD, learning rate 0.5, 0.0 million trainable parameters\n"
+        "  device      cpu, float32"
     ]
 
 
@@ -66,13 +67,30 @@ def test_table(lines):
     )
     train(RunSummary(4, {"learning rate": "0.5 (because)"}), data, start=2, stop=4)
     table = [line.split(maxsplit=1) for line in lines()[0].splitlines()[1:]]
-    assert table[:4] == [
+    assert table[:5] == [
         ["iterations", "2 to 4"],
         ["images", "8"],
         ["batch", "4 images"],
-        ["epochs", "2.0 (an epoch is 2 iterations; by number of images, without repetition or grouping)"],
+        ["epochs", "2.0, of 2 iterations each"],
+        ["optimizer", "SGD, 0.0 million trainable parameters"],
     ]
     assert ["learning", "rate  0.5 (because)"] in table
+
+
+def test_table_of_an_unusual_run(lines, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    model = Model()
+    other = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([{"params": [model.weight], "lr": 0.5}, {"params": [other], "lr": 0.125}])
+    trainer = AMPTrainer(model, [], optimizer)
+    trainer.accumulation_steps = 4
+    trainer.register_hooks([RunSummary(16)])
+    trainer._hooks[0].before_train()
+    assert [line.split(maxsplit=1) for line in lines()[0].splitlines()[1:]][1:] == [
+        ["batch", "16 images, 8 in each of 2 processes, in 4 parts one after the other"],
+        ["optimizer", "AdamW, learning rates from 0.125 to 0.5, 0.0 million trainable parameters"],
+        ["device", "cpu, float32 and bfloat16"],
+    ]
 
 
 @pytest.mark.parametrize(("waiting", "is_slow"), [(0.05, False), (0.4, True)])
@@ -80,7 +98,7 @@ def test_speed_and_the_hint_when_data_are_slow(lines, waiting, is_slow):
     train(RunSummary(8, warmup_iter=2, measured_iter=5), hooks=[Times(0.5, waiting)])
     speed, *hint = lines()[1:]
     assert "2.00 iterations per second (0.500 s each), 16.0 images per second; " in speed
-    assert f"; {100 * waiting / 0.5:.0f} % of it waiting for data." in speed
+    assert f"; {100 * waiting / 0.5:.0f} % of the time is spent waiting for data." in speed
     assert len(hint) == is_slow
     assert not hint or "DATALOADER.NUM_WORKERS" in hint[0]
 
@@ -134,13 +152,17 @@ def settings(*pairs):
 @pytest.mark.parametrize(
     ("pairs", "schedule"),
     [
-        (("SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0), "then constant"),
-        (("SOLVER.WARMUP_ITERS", 10), "from 2e-05 in 10 iterations; times 0.1 at 60, 80"),
-        (("SOLVER.STEPS", (60,)), "from 2e-05 in 100 iterations; times 0.1 at 60"),
-        (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", 0), "then half a cosine to 0"),
+        (("SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0), "constant"),
+        (("SOLVER.WARMUP_ITERS", 10), "warm-up from 2e-05 for 10 iterations, then times 0.1 at 60, 80"),
+        (("SOLVER.STEPS", (60,)), "warm-up from 2e-05 for 100 iterations, then times 0.1 at 60"),
+        (
+            ("SOLVER.STEPS", (), "SOLVER.WARMUP_METHOD", "constant", "SOLVER.WARMUP_ITERS", 10),
+            "warm-up at 2e-05 for 10 iterations, then constant",
+        ),
+        (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", 0), "half a cosine to 0"),
         (
             ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.WARMUP_ITERS", 0),
-            "then 3 times multiplied by 0.1",
+            "3 times multiplied by 0.1",
         ),
     ],
 )

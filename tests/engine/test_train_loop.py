@@ -146,10 +146,9 @@ class TestSimpleTrainer:
         model = Diverging()
         data = [[{"file_name": f"img{i}.jpg"}] for i in range(3)]
         t = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.02), async_write_metrics=async_write)
-        with pytest.raises(FloatingPointError, match=r"iteration 0: .*loss_box=inf[\s\S]*0\.02[\s\S]*img0\.jpg"):
+        with pytest.raises(FloatingPointError, match=r"iteration 0: .*loss_box=inf[\s\S]*img0\.jpg[\s\S]*0\.02"):
             t.train(0, 3)
-        if not async_write:
-            assert model.w.item() == 1  # the weights were not spoiled
+        assert model.w.item() == 1  # the weights were not spoiled
 
     def test_model_left_in_evaluation_mode_is_reported(self):
         t = trainer()

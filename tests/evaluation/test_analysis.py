@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detectron2.evaluation._analysis_compare import _class_tables, _weighted_metrics
+from detectron2.evaluation._analysis_averages import frequencies_of, mean_of_classes, metrics_of, resample
 from detectron2.evaluation._analysis_inputs import read_found, read_truth
+from detectron2.evaluation._analysis_matching import COCO_IOUS, match, protocol_of
+from detectron2.evaluation._analysis_overlaps import find_overlaps
 from detectron2.evaluation._analysis_scores import best_point, calibrate, f1_curve, point_at, precision_curve
 from detectron2.evaluation._coco_format import instances_to_coco_json
 from detectron2.evaluation.analysis import analyze_detections, compare_detections
@@ -262,6 +264,11 @@ def test_sources_are_equal_and_not_changed(random_case, tmp_path):
         ({"score": "high"}, "score of prediction 0 is 'high'"),
         ({"bbox": [1, 2, 3]}, r"bbox of prediction 0 is \[1, 2, 3\]"),
         ({"bbox": [1, 2, 3, math.inf]}, "4 finite numbers"),
+        ({"bbox": [1, 2, 3, -1]}, "a width and a height of at least 0"),
+        ({"bbox": [1, 2, 3, 4, 30]}, "Rotated boxes cannot be analyzed"),
+        ({"bbox": "1234"}, "bbox of prediction 0 is '1234'"),
+        ({"image_id": [1]}, r"unknown image_id.*\[1\]"),
+        ({"score": "0.5"}, "score of prediction 0 is '0.5'"),
         ({"score": None}, "prediction 0 lacks score; it has"),
     ],
 )
@@ -304,12 +311,95 @@ def test_wrong_files_and_numbers(tmp_path):
         analyze_detections(HAND_MADE, tmp_path / "none.json")
     with pytest.raises(ValueError, match="iou_threshold"):
         analyze_detections(HAND_MADE, [], iou_threshold=0.05)
-    with pytest.raises(ValueError, match="iou_type"):
+    with pytest.raises(ValueError, match="iou_type is 'bbox', 'segm' or 'keypoints', not 'boxes'"):
+        analyze_detections(HAND_MADE, [], "boxes")
+    with pytest.raises(ValueError, match="has no 'keypoints'"):
         analyze_detections(HAND_MADE, [], "keypoints")
+    with pytest.raises(ValueError, match="num_resamples"):
+        analyze_detections(HAND_MADE, [], num_resamples=-1)
     with pytest.raises(ValueError, match="Annotation 1 has no 'segmentation'"):
         analyze_detections(HAND_MADE, [], "segm")
     with pytest.raises(ValueError, match="num_resamples"):
         compare_detections(HAND_MADE, [], [], num_resamples=-1)
+
+
+def test_wrong_masks_and_keypoints(tools):
+    dataset = tools.random_coco(3)
+    rle = {"size": [10, 20], "counts": "0"}
+    row = {"image_id": 1, "category_id": 11, "segmentation": rle, "score": 0.5}
+    with pytest.raises(ValueError, match="mask of prediction 0 is 10 pixels high and 20 wide, its image 1 120 and 160"):
+        analyze_detections(dataset, [row], "segm")
+    dataset["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 2]
+    points = {"image_id": 1, "category_id": 11, "keypoints": [1, 2, 1], "score": 0.5}
+    with pytest.raises(ValueError, match="2 keypoints, but there are 17 sigmas"):
+        analyze_detections(dataset, [points], "keypoints")
+    for change, message in (
+        ({}, "prediction 0 has 1 keypoints, the objects of the ground truth 2"),
+        ({"keypoints": [1, 2]}, "keypoints of prediction 0 are"),
+        ({"keypoints": [1, 2, 1, 3, 4, math.nan]}, "finite numbers"),
+        ({"bbox": [1, 2], "keypoints": [1, 2, 1, 3, 4, 1]}, r"bbox of prediction 0 is \[1, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            analyze_detections(dataset, [{**points, **change}], "keypoints", kpt_oks_sigmas=[0.1, 0.1])
+    dataset["annotations"][1]["keypoints"] = [1, 2, 2]
+    with pytest.raises(ValueError, match=r"equally many for all; got \[3, 6\]"):
+        analyze_detections(dataset, [], "keypoints")
+
+
+def test_names_of_classes():
+    dataset = copy.deepcopy(HAND_MADE)
+    for category, name in zip(dataset["categories"], ("same", "same", "background"), strict=True):
+        category["name"] = name
+    result = analyze_detections(dataset, ONE_OF_EACH)
+    assert [s.name for s in result.per_class] == ["same (1)", "same (2)", "background (3)"]
+    dataset["categories"][2]["name"] = "\ud800"
+    comparison = compare_detections(dataset, [], ONE_OF_EACH, num_resamples=0)
+    assert list(comparison.per_class) == ["same (1)", "same (2)", "?"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "There are no predictions."),
+        ([(1, 1, [10, 10, 20, 20], 0.9)], "1 of 2 images have no predictions; their 2 objects count as missed."),
+        ([(1, 3, [10, 10, 20, 20], 0.9), (2, 3, [0, 0, 9, 9], 0.9)], "no predicted class has an object"),
+        ([(1, 1, [40, 40, 9, 9], 0.9), (2, 1, [0, 0, 3, 3], 0.9)], "classes fit and the places do not"),
+        ([(1, 1, [60, 60, 80, 80], 0.9), (2, 1, [10, 10, 20, 20], 0.9)], "50% of the predicted boxes reach far beyond"),
+        ([(1, 1, [10, 10, 20, 20], 3.5), (2, 1, [10, 10, 20, 20], 0.9)], "Scores lie between 0.9 and 3.5"),
+    ],
+)
+def test_notes(rows, message):
+    assert any(message in note for note in analyze_detections(HAND_MADE, found(*rows)).notes)
+
+
+def test_no_notes_about_what_is_usual():
+    rows = found(*((i, c, b, 0.9) for i, c, b, *_ in ((1, 1, [10, 10, 20, 20]), (2, 1, [10, 10, 20, 20]))))
+    assert analyze_detections(HAND_MADE, rows).notes == []
+
+
+def test_intervals_of_one_run(random_case):
+    result = analyze_detections(*random_case, num_resamples=200)
+    assert list(result.intervals) == list(result.metrics)
+    for name, (low, high) in result.intervals.items():
+        assert 0 <= low < result.metrics[name] < high <= 1 or math.isnan(result.metrics[name]) == math.isnan(low)
+    assert result.overall.ap_interval == result.intervals["AP"]
+    assert all(low < s.ap < high for s in result.per_class[:3] for low, high in [s.ap_interval])
+    assert math.isnan(result.per_class[3].ap_interval[0])
+    again, other = (analyze_detections(*random_case, num_resamples=200, seed=s).intervals["AP"] for s in (0, 1))
+    assert again == result.intervals["AP"] != other
+    assert analyze_detections(*random_case).intervals == {}
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_interval_by_hand():
+    # Two images with an object each, of which the first is found: AP of a resample is 0, 51 / 101 or 1, with
+    # probabilities of 1/4, 1/2, 1/4, so that the ends are 0 and 1; their mean is moved onto AP.
+    objects = truth((1, 1, [0, 0, 9, 9]), (2, 1, [0, 0, 9, 9]), classes=1)
+    low, high = analyze_detections(objects, found((1, 1, [0, 0, 9, 9], 0.9)), num_resamples=4000).intervals["AR100"]
+    assert (low, high) == (pytest.approx(0.0, abs=0.03), pytest.approx(1.0, abs=0.03))
+    one = truth((1, 1, [0, 0, 9, 9]), classes=1)
+    result = analyze_detections(one, found((1, 1, [0, 0, 9, 9], 0.9)), num_resamples=20)
+    assert np.isnan(result.intervals["AP"]).all()  # one image says nothing about others
 
 
 def test_comparison(random_case):
@@ -323,6 +413,11 @@ def test_comparison(random_case):
     assert list(result.per_class) == ["c1", "c2", "c3", "c4"] and math.isnan(result.per_class["c4"].delta)
     k = reference(dataset, rows).eval["precision"][:, :, 1, 0, -1].mean()
     assert result.per_class["c2"].second == pytest.approx(k)
+    assert all(d.low <= d.delta <= d.high for d in list(result.per_class.values())[:3])
+    small = reference(dataset, rows).eval["precision"][:, :, 1, 1, -1]
+    assert result.per_class_areas["c2"]["APs"].second == pytest.approx(small.mean())
+    assert set(result.per_class_areas["c1"]) == {"APs", "APm", "APl"}
+    assert not math.isnan(result.metrics["APs"].low) and not math.isnan(result.metrics["APm"].low)
     again = compare_detections(dataset, worse, rows, num_resamples=200, seed=1).metrics["AP"]
     assert again == ap
     assert compare_detections(dataset, worse, rows, num_resamples=200, seed=2).metrics["AP"] != ap
@@ -352,14 +447,19 @@ def test_weights_count_as_copies(random_case):
             for a in dataset["annotations"]:
                 if a["image_id"] == image["id"]:
                     copies["annotations"].append({**a, "image_id": new, "id": len(copies["annotations"]) + 1})
-    gt = read_truth(dataset, "bbox")
     rows = [{**r, "score": r["score"] + n * 1e-6} for n, r in enumerate(rows)]  # copies of equals would mix
     copied_rows = [{**r, "score": next(q["score"] for q in rows if q["bbox"] is r["bbox"])} for r in copied_rows]
-    objects = np.zeros((12, 4), int)
-    np.add.at(objects, (gt.image[~gt.is_crowd], gt.label[~gt.is_crowd]), 1)
-    tables = _class_tables(gt, read_found(rows, gt))
-    stats = reference(copies, copied_rows).stats
-    assert _weighted_metrics(tables, objects, times) == pytest.approx([*stats[:3], stats[8]])
+    gt = read_truth(dataset, "bbox")
+    dt = read_found(rows, gt)
+    protocol = protocol_of(gt, COCO_IOUS)
+    matching = match(gt, dt, find_overlaps(gt, dt, 0.5), protocol)
+    metrics = metrics_of(gt, protocol)
+    values = resample(gt, dt, matching, protocol, metrics, times[None])
+    means = mean_of_classes(values, metrics, frequencies_of(gt))[0]
+    expected = np.where((stats := reference(copies, copied_rows).stats) < 0, np.nan, stats)
+    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    np.testing.assert_allclose(means, expected, atol=1e-12)
+    assert values[0, 1, 0] == pytest.approx(reference(copies, copied_rows).eval["precision"][:, :, 1, 0, -1].mean())
 
 
 def test_intervals_come_from_resampled_images():

@@ -12,9 +12,11 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
+    RotatedCOCOEvaluator,
     SemSegEvaluator,
     build_evaluator,
 )
+from detectron2.structures import BoxMode
 
 
 def test_by_type(coco, tools, names, tmp_path):
@@ -43,6 +45,20 @@ def test_with_a_config(coco, tools, tmp_path, as_keyword):
 def test_by_fields(standard, tools, tmp_path):
     name = standard(tools.random_coco(0))
     assert isinstance(build_evaluator(name, str(tmp_path)), COCOEvaluator)
+
+
+def test_rotated_boxes(names, coco, tools):
+    name = names()
+    box = {"bbox": [5, 5, 4, 4, 30], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
+    entry = {"file_name": "a.jpg", "image_id": 1, "height": 9, "width": 9, "annotations": [box]}
+    DatasetCatalog.register(name, lambda: [entry])
+    MetadataCatalog.get(name).set(thing_classes=["a"])
+    assert isinstance(build_evaluator(name), RotatedCOCOEvaluator)
+    cfg = get_cfg()
+    upright = coco(tools.random_coco(0))
+    assert type(build_evaluator(upright, cfg=cfg)) is COCOEvaluator
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    assert isinstance(build_evaluator(upright, cfg=cfg), RotatedCOCOEvaluator)
 
 
 def test_several_kinds_of_ground_truth(names, tmp_path):

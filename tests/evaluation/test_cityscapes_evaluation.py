@@ -15,6 +15,8 @@ from detectron2.evaluation import (
     DatasetEvaluator,
 )
 from detectron2.evaluation import cityscapes_evaluation as module
+from detectron2.layers import encode_masks
+from detectron2.structures import ROIMasks
 
 THINGS = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 SEMANTIC = {
@@ -89,12 +91,18 @@ def image(frame):
     return {"file_name": f"somewhere/{frame}_leftImg8bit.png"}
 
 
-def test_instances(package, cityscapes, tools, capsys):
+@pytest.mark.parametrize("kind", ["full", "rle", "roi"])
+def test_instances(package, cityscapes, tools, capsys, kind):
     evaluator = CityscapesInstanceEvaluator(cityscapes())
     assert isinstance(evaluator, CityscapesEvaluator) and isinstance(evaluator, DatasetEvaluator)
     masks = torch.zeros(2, 120, 160, dtype=torch.bool)
     masks[0, :3, :5], masks[1, 7:, 9:] = True, True
     found = tools.predicted([[0, 0, 5, 3], [9, 7, 160, 120]], [0.5, 0.25], [2, 7], pred_masks=masks)
+    if kind == "roi":
+        found.pred_masks = ROIMasks(torch.ones(2, 64, 64))
+    elif kind == "rle":
+        found.remove("pred_masks")
+        found.pred_masks_rle = encode_masks(masks)
     evaluator.reset()
     folder = evaluator._temp_dir
     evaluator.process([image("ulm_000001_000019")], [{"instances": found}])
@@ -181,3 +189,17 @@ def test_wrong_use_is_explained(package, cityscapes, names, tools, monkeypatch):
     monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
     with pytest.raises(ImportError, match=r"pip install 'detectron2\[cityscapes\]'"):
         CityscapesSemSegEvaluator(cityscapes())
+
+
+def test_a_part_of_the_split_can_be_scored(package, cityscapes):
+    """Before training only a few images are tried."""
+    evaluator = CityscapesInstanceEvaluator(cityscapes())
+    for evaluate in (evaluator.evaluate_part, evaluator.evaluate):
+        evaluator.reset()
+        evaluator.process([image("ulm_000001_000019")], [{}])
+        if evaluate == evaluator.evaluate:
+            with pytest.raises(ValueError, match=r"1 of 2 images in .* have no prediction"):
+                evaluate()
+        else:
+            assert evaluate() == {"segm": {"AP": 25.0, "AP50": 50.0}}
+            assert [os.path.basename(path)[:17] for path in package["truth"]] == ["ulm_000001_000019"]

@@ -94,11 +94,11 @@ def test_boxes_and_masks_score_as_in_pycocotools(coco, tools, fast, seed):
             if value < 0:
                 assert math.isnan(results[task][name])
             else:
-                assert results[task][name] == pytest.approx(100 * value, abs=1e-4)
+                assert results[task][name] == pytest.approx(100 * value, abs=1e-6)
         for k, category in enumerate(dataset["categories"]):
             precision = expected.eval["precision"][:, :, k, 0, -1]
             expected_ap = 100 * precision[precision > -1].mean()
-            assert results[task][f"AP-{category['name']}"] == pytest.approx(expected_ap, abs=1e-4)
+            assert results[task][f"AP-{category['name']}"] == pytest.approx(expected_ap, abs=1e-6)
 
 
 def test_perfect_predictions_score_100(coco, tools):
@@ -436,7 +436,7 @@ def test_keypoints_with_other_sigmas(coco, tools, fast):
     assert 0 < expected.stats[0] < 1
     assert list(results) == ["AP", "AP50", "AP75", "APm", "APl"]
     for value, mine in zip(expected.stats, results.values(), strict=False):
-        assert mine == pytest.approx(100 * value, abs=1e-4) or (value < 0 and math.isnan(mine))
+        assert mine == pytest.approx(100 * value, abs=1e-6) or (value < 0 and math.isnan(mine))
 
 
 def test_the_number_of_sigmas_is_checked(coco, tools):

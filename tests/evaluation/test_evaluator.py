@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 import detectron2.evaluation.evaluator as evaluator_module
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
+from detectron2.evaluation._silence import explain_weights
+from detectron2.structures import Instances
 
 
 class Recorder(DatasetEvaluator):
@@ -153,3 +156,147 @@ def test_the_line_is_taken_away_after_an_error(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="detectron2.evaluation.evaluator"), pytest.raises(ZeroDivisionError):
         inference_on_dataset(lambda x: 1 / x[0], [[1]] * 9 + [[0]], None)
     assert stream.getvalue().endswith("\x1b[K")
+
+
+class Failing(DatasetEvaluator):
+    def process(self, inputs, outputs):
+        raise KeyError("sem_seg")
+
+
+@pytest.mark.parametrize(
+    ("model", "evaluator", "error", "text"),
+    [
+        (lambda x: 1 / 0, None, ZeroDivisionError, "The model failed on batch 0, "),
+        (lambda x: x, Failing(), KeyError, "Failing failed on batch 0, "),
+        (lambda x: x, [Recorder(), Failing()], KeyError, "Recorder, Failing failed on batch 0, "),
+    ],
+)
+def test_a_failure_names_the_images(caplog, model, evaluator, error, text):
+    batch = [{"file_name": "a/b.jpg", "image_id": 7}, {"file_name": "c.jpg", "image_id": "x"}]
+    with pytest.raises(error):
+        inference_on_dataset(model, [batch], evaluator)
+    assert text + "a/b.jpg (image_id 7), c.jpg (image_id 'x'): " + error.__name__ in caplog.text
+
+
+def test_a_failure_on_batches_of_another_kind(caplog):
+    with pytest.raises(ZeroDivisionError):
+        inference_on_dataset(lambda x: 1 / x, [1, 0], None)
+    assert "The model failed on batch 1: ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_a_loader_without_length_is_an_error():
+    with pytest.raises(TypeError, match="needs a data loader with a length, and generator has none"):
+        inference_on_dataset(lambda x: x, (x for x in [1]), None)
+
+
+def test_parts_of_a_data_set():
+    """What insists on all images can be asked for some."""
+
+    class Whole(DatasetEvaluator):
+        def evaluate(self):
+            raise ValueError("images are missing")
+
+        def evaluate_part(self):
+            return {"part": {"AP": 1.0}}
+
+    class Foreign:
+        def evaluate(self):
+            return {"other": {"AP": 2.0}}
+
+    assert DatasetEvaluator().evaluate_part() is None
+    assert DatasetEvaluators([Whole(), Foreign()]).evaluate_part() == {"part": {"AP": 1.0}, "other": {"AP": 2.0}}
+    with pytest.raises(ValueError, match="missing"):
+        DatasetEvaluators([Whole()]).evaluate()
+
+
+# --- a model that finds nothing --------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """Finds an object where the score is above a threshold."""
+
+    def __init__(self, score, threshold=0.5):
+        super().__init__()
+        self.score = nn.Parameter(torch.tensor([score]))
+        self.test_score_thresh = threshold
+        self.calls = 0
+
+    def forward(self, batch):
+        self.calls += 1
+        scores = self.score.detach()[self.score.detach() > self.test_score_thresh]
+        return [{"instances": Instances((4, 4), scores=scores)} for _ in batch]
+
+
+def warnings_of(caplog, model, batches, evaluator=None):
+    caplog.clear()
+    inference_on_dataset(model, batches, evaluator)
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_why_nothing_is_found(caplog):
+    model = Detector(0.03)
+    (text,) = warnings_of(caplog, model, [[0], [0, 0]])
+    assert "found nothing on any of 3 images" in text
+    assert "highest score is 0.03; the threshold is 0.5" in text and "Scores without it: 0.01 to 0.05: 1" in text
+    assert "No checkpoint was loaded" in text
+    assert model.calls == 3 and model.test_score_thresh == 0.5
+
+
+@pytest.mark.parametrize(
+    ("loaded", "text"),
+    [(0, "Of its weights 0.0% were loaded from w.pth"), (999, "99.9% were loaded"), (1000, "All of its weights were")],
+)
+def test_share_of_weights_that_were_loaded(caplog, loaded, text):
+    model = Detector(0.03)
+    model._weights_record = {"source": "w.pth", "loaded": loaded, "total": 1000}
+    assert text in warnings_of(caplog, model, [[0]])[0]
+
+
+def test_a_model_that_diverged(caplog):
+    (text,) = warnings_of(caplog, Detector(float("nan")), [[0]])
+    assert "Even without the score threshold (0.5) nothing is found" in text
+    assert "1 of its tensors hold NaN or infinite values, such as score" in text
+
+
+def test_scores_that_cannot_be_seen(caplog):
+    class Full(Detector):
+        def forward(self, batch):
+            if self.test_score_thresh == 0:
+                raise RuntimeError("out of memory")
+            return super().forward(batch)
+
+    model = Full(0.1)
+    assert "cannot be seen: out of memory" in warnings_of(caplog, model, [[0]])[0]
+    assert model.test_score_thresh == 0.5
+
+
+@pytest.mark.parametrize("batches", [[], [[0]], [[0], [0]]])
+def test_nothing_is_said_where_something_is_found(caplog, batches):
+    assert not warnings_of(caplog, Detector(0.9), batches)
+
+
+@pytest.mark.parametrize(
+    ("output", "is_silent"),
+    [
+        ({"panoptic_seg": (torch.zeros(2, 2), [])}, True),
+        ({"panoptic_seg": (torch.zeros(2, 2), [{"id": 1}])}, False),
+        ({"panoptic_seg": (torch.zeros(2, 2), None)}, False),
+        ({"sem_seg": torch.zeros(1, 2, 2)}, False),
+        ("text", False),
+    ],
+)
+def test_other_outputs(caplog, output, is_silent):
+    assert bool(warnings_of(caplog, lambda batch: [output for _ in batch], [[0]])) is is_silent
+
+
+def test_a_function_has_no_weights(caplog):
+    nothing = Instances((4, 4), scores=torch.zeros(0))
+    texts = warnings_of(caplog, lambda batch: [{"instances": nothing}], [[0]])
+    assert texts == ["The model found nothing on any of 1 images."]
+
+
+def test_the_checkpointer_says_what_it_loaded(caplog, tmp_path):
+    model = nn.ModuleDict({"head": nn.Linear(1, 3, bias=False), "body": nn.Linear(1, 1, bias=False)})
+    torch.save({"model": {"head.weight": torch.ones(3, 1)}}, tmp_path / "w.pth")
+    DetectionCheckpointer(model).load(str(tmp_path / "w.pth"))
+    assert f"Of its weights 75.0% were loaded from {tmp_path / 'w.pth'}" in explain_weights(model)

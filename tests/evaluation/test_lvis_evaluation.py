@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, LVISEvaluator
 from detectron2.evaluation._coco_format import load_coco_api
 from detectron2.evaluation._coco_scoring import _evaluate_predictions_on_coco
+from detectron2.evaluation._coco_table import ResultTable
 from detectron2.evaluation.lvis_evaluation import _evaluate_predictions_on_lvis
 from detectron2.structures import Boxes, Instances
 
@@ -242,6 +243,31 @@ def test_tasks_files_and_categories(lvis, tools, tmp_path):
     assert [r["category_id"] for r in written] == given
     saved = torch.load(tmp_path / "out" / "instances_predictions.pth", weights_only=True)
     assert [p["image_id"] for p in saved] == [i["image_id"] for i, _ in pairs]
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_columns_score_like_dictionaries(lvis, tools, limit):
+    dataset = federated(tools.random_coco(6, images=8, classes=4), 6)
+    evaluator = LVISEvaluator(lvis(dataset), distributed=False, max_dets_per_image=limit)
+    found = run(evaluator, tools.jittered(tools.random_coco(6, images=8, classes=4), 7))
+    assert all(isinstance(p["instances"], ResultTable) for p in evaluator._predictions)
+    results = [{**r, "category_id": r["category_id"] + 1} for p in evaluator._predictions for r in p["instances"]]
+    for task in ("bbox", "segm"):
+        expected = _evaluate_predictions_on_lvis(hotcoco.COCO(dataset), results, task, limit)
+        assert found[task] == pytest.approx(expected, nan_ok=True) and 0 < expected["AP"] < 100
+
+
+def test_images_with_and_without_masks(lvis, tools):
+    """Their columns differ, so that they are scored as dictionaries."""
+    dataset = federated(tools.random_coco(1), 1)
+    evaluator = LVISEvaluator(lvis(dataset), ("bbox",), distributed=False)
+    pairs = tools.jittered(tools.random_coco(1), 2)
+    expected = run(evaluator, pairs)["bbox"]
+    pairs[0][1]["instances"].remove("pred_masks")
+    assert run(evaluator, pairs)["bbox"] == pytest.approx(expected, nan_ok=True)
+    pairs[0][1]["instances"].pred_classes[:] = 7
+    with pytest.raises(ValueError, match="class 7"):
+        run(evaluator, pairs)
 
 
 def test_limit_of_detections(lvis, tools):

@@ -256,6 +256,96 @@ def test_the_truth_itself_is_perfect(shared_dir, names):
     assert evaluator.evaluate()["panoptic_seg"] == dict.fromkeys(IDS, 100.0)
 
 
+def test_numbers_of_the_sample_by_sets_of_pixels(shared_dir, names, caplog):
+    """COCO's sample against a map that is shifted, with a category changed and a segment left out."""
+    sample = shared_dir / "data" / "coco_panoptic_sample" / "sample_data"
+    if not sample.is_dir():
+        pytest.skip(f"no panoptic sample at {sample}")
+    content = json.loads((sample / "panoptic_examples.json").read_text())
+    name = names()
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(sample / "panoptic_examples.json"),
+        panoptic_root=str(sample / "panoptic_examples"),
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(content["categories"]) if c["isthing"]},
+        stuff_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(content["categories"]) if not c["isthing"]},
+    )
+    evaluator = COCOPanopticEvaluator(name)
+    expected = {c["id"]: [0.0, 0, 0, 0] for c in content["categories"]}
+    for annotation in content["annotations"]:
+        ids = rgb_to_id_map(np.array(Image.open(sample / "panoptic_examples" / annotation["file_name"]))).astype(int)
+        moved = np.roll(ids, 9, axis=1)
+        truth = annotation["segments_info"]
+        segments = [{"id": s["id"], "category_id": s["category_id"]} for s in truth]
+        segments[0]["category_id"] = 1  # a person
+        missing = segments.pop()["id"]
+        moved[moved == missing] = 0
+        inputs = [{"image_id": annotation["image_id"], "file_name": "x.jpg"}]
+        evaluator.process(inputs, [{"panoptic_seg": (torch.tensor(moved), segments)}])
+        for s in truth:  # by the definition of section 4.1; no pair of segments is tried twice
+            region = ids == s["id"]
+            mine = moved == s["id"]
+            paired = s["id"] not in (missing, truth[0]["id"]) and not s["iscrowd"]
+            iou = (region & mine).sum() / ((region | mine) & ~(mine & (ids == 0))).sum()
+            if paired and iou > 0.5:
+                expected[s["category_id"]][0] += iou
+                expected[s["category_id"]][1] += 1
+                continue
+            expected[s["category_id"]][3] += not s["iscrowd"]
+            if s["id"] != missing:
+                category = next(x["category_id"] for x in segments if x["id"] == s["id"])
+                crowds = [ids == x["id"] for x in truth if x["iscrowd"] and x["category_id"] == category]
+                free = np.logical_or.reduce([ids == 0, *crowds])
+                expected[category][2] += bool(mine.any() and (mine & free).sum() / mine.sum() <= 0.5)
+    found = evaluator.evaluate()["panoptic_seg"]
+    for suffix, wanted in (("", (0, 1)), ("_th", (1,)), ("_st", (0,))):
+        rows = [expected[c["id"]] for c in content["categories"] if c["isthing"] in wanted and any(expected[c["id"]])]
+        pq = [iou / (tp + fp / 2 + fn / 2) for iou, tp, fp, fn in rows]
+        sq = [iou / tp if tp else 0.0 for iou, tp, fp, fn in rows]
+        rq = [tp / (tp + fp / 2 + fn / 2) for iou, tp, fp, fn in rows]
+        for key, values in (("PQ", pq), ("SQ", sq), ("RQ", rq)):
+            assert found[key + suffix] == pytest.approx(100 * sum(values) / len(values)), key + suffix
+    assert 0 < found["PQ"] < 90
+
+
+def test_categories_are_logged(panoptic, caplog):
+    ids = np.array([[1, 1, 2, 2]])
+    truth = [(ids, [{"id": 1, "category_id": 3}, {"id": 2, "category_id": 91}])]
+    with caplog.at_level("INFO"):
+        run(COCOPanopticEvaluator(panoptic(truth)), {1: as_output(ids, [{"id": 1, "category_id": 3}])})
+    (table,) = [m for m in caplog.messages if "of each category" in m]
+    cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["cat", "100.000", "sea", "0.000"]
+
+
+def test_why_nothing_counts(panoptic, caplog):
+    ids = np.ones((2, 4), dtype=int)
+    name = panoptic([(ids, [{"id": 1, "category_id": 3}])])
+    half = np.array([[0, 0, 0, 0], [0, 0, 0, 1]])
+    for output, text in (
+        (as_output(ids, [{"id": 1, "category_id": 91}]), "predicted are the categories [91], annotated [3]"),
+        (as_output(half, [{"id": 1, "category_id": 3}]), "classes agree"),
+        (as_output(ids, []), "No predicted segment counts"),
+    ):
+        caplog.clear()
+        run(COCOPanopticEvaluator(name), {1: output})
+        assert text in caplog.text
+    caplog.clear()
+    run(COCOPanopticEvaluator(name), {1: as_output(ids, [{"id": 1, "category_id": 3}])})
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_missing_or_wrong_picture_is_named(panoptic, tmp_path):
+    ids = np.ones((2, 2), dtype=int)
+    evaluator = COCOPanopticEvaluator(panoptic([(ids, [{"id": 1, "category_id": 3}])]))
+    output = as_output(ids, [{"id": 1, "category_id": 3}])
+    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "truth" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: a panoptic PNG has three channels"):
+        run(evaluator, {1: output})
+    (tmp_path / "truth" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"picture of image 1 is missing: .*1\.png\. .*panoptic_root"):
+        run(evaluator, {1: output})
+
+
 def test_files_are_written(panoptic, tmp_path):
     truth, predicted = random_case(1, images=1)
     ids, segments = predicted[0]

@@ -7,6 +7,7 @@ import torch
 from shapely import affinity, geometry
 
 from detectron2.evaluation import COCOEvaluator, RotatedCOCOEvaluator
+from detectron2.evaluation._coco_table import ResultTable
 from detectron2.evaluation.rotated_coco_evaluation import RotatedCOCOeval
 from detectron2.structures import Instances, RotatedBoxes
 
@@ -101,6 +102,23 @@ def test_both_engines_agree(coco, seed, tmp_path):
     slow = run(RotatedCOCOEvaluator(name, distributed=False, use_fast_impl=False), pairs)["bbox"]
     assert fast == pytest.approx(slow, nan_ok=True)
     assert 0 < fast["AP"] < 100 and "AP-class1" in fast
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_columns_score_like_dictionaries(coco, tools, rotated):
+    dataset = tools.random_coco(2)
+    pairs = tools.jittered(dataset, 2)
+    if rotated:
+        dataset, pairs = random_rotated(2)
+    evaluator = RotatedCOCOEvaluator(coco(dataset), distributed=False)
+    found = run(evaluator, pairs)["bbox"]
+    assert all(isinstance(p["instances"], ResultTable) for p in evaluator._predictions)
+    results = [{**r, "category_id": r["category_id"] + 11} for p in evaluator._predictions for r in p["instances"]]
+    judge = evaluator._evaluate_predictions_on_coco(evaluator._coco_api, results)
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    for name, value in zip(names, judge.stats, strict=False):
+        assert found[name] == pytest.approx(100 * value if value >= 0 else math.nan, abs=1e-9, nan_ok=True)
+    assert 0 < found["AP"] < 100
 
 
 @BOTH

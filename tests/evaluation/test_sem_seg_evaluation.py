@@ -118,6 +118,47 @@ def test_attributes_that_projects_read(sem_seg):
     assert list(evaluator.input_file_to_gt_file) == files
 
 
+@pytest.mark.parametrize("classes", [3, 300])
+def test_boundary_in_small_and_large_numbers(sem_seg, classes):
+    labels = np.random.default_rng(1).integers(0, 3, (6, 8)).repeat(5, 0).repeat(5, 1)
+    name, files = sem_seg([labels], classes=classes)
+    shifted = np.roll(labels, 2, axis=0)
+    result = run(SemSegEvaluator(name, False), files, [torch.from_numpy(shifted)])["sem_seg"]
+    reach = max(1, round(0.02 * math.hypot(30, 40)))
+    edges = [x - naive_erosion(x, reach) for x in (shifted, labels)]
+    for k in range(3):
+        both, either = ((edges[0] == k) & (edges[1] == k)).sum(), ((edges[0] == k) | (edges[1] == k)).sum()
+        assert result[f"BoundaryIoU-c{k}"] == pytest.approx(100 * both / either)
+        assert result[f"min(IoU, B-Iou)-c{k}"] == min(result[f"IoU-c{k}"], result[f"BoundaryIoU-c{k}"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_metrics_pixel_by_pixel(sem_seg, seed):
+    """Counts in plain Python; of random maps with ignored pixels, on one of four no pixel is labelled."""
+    rng = np.random.default_rng(seed)
+    maps = [rng.choice([0, 1, 2, 255], (5, 7), p=[0.5, 0.2, 0.1, 0.2]) for _ in range(3)]
+    maps[2][:] = 255
+    predicted = [rng.integers(0, 4, (5, 7)) for _ in maps]
+    name, files = sem_seg(maps, classes=4)  # class 3 is predicted and never true
+    found = run(SemSegEvaluator(name, False), files, [one_hot(p, 4) for p in predicted])["sem_seg"]
+    true, guess, hit = [0] * 4, [0] * 4, [0] * 4
+    for truth, prediction in zip(maps, predicted, strict=True):
+        for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+            if t != 255:
+                true[t] += 1
+                guess[p] += 1
+                hit[t] += t == p
+    iou = [hit[k] / (true[k] + guess[k] - hit[k]) for k in range(4)]
+    assert found["mIoU"] == pytest.approx(100 * sum(iou) / 4)
+    assert found["fwIoU"] == pytest.approx(100 * sum(iou[k] * true[k] for k in range(4)) / sum(true))
+    assert found["mACC"] == pytest.approx(100 * sum(hit[k] / true[k] for k in range(3)) / 3)
+    assert found["pACC"] == pytest.approx(100 * sum(hit) / sum(true))
+    for k in range(3):
+        assert found[f"IoU-c{k}"] == pytest.approx(100 * iou[k])
+        assert found[f"ACC-c{k}"] == pytest.approx(100 * hit[k] / true[k])
+    assert math.isnan(found["ACC-c3"])
+
+
 def test_wrong_use_is_explained(sem_seg, names):
     name, files = sem_seg([np.array([[0, 4]]), np.zeros((3, 3))])
     with pytest.raises(ValueError, match="num_classes=5"):
@@ -125,14 +166,58 @@ def test_wrong_use_is_explained(sem_seg, names):
     with pytest.raises(ValueError, match="stuff_classes"):
         SemSegEvaluator(names())
     evaluator = SemSegEvaluator(name, False)
-    with pytest.raises(ValueError, match="labels from 0 to 4; expected 0 to 2"):
+    with pytest.raises(ValueError, match=r"0\.png has labels from 0 to 4; expected 0 to 2"):
         run(evaluator, files[:1], [torch.zeros(3, 1, 2)])
-    with pytest.raises(ValueError, match=r"shape \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"1\.png has \(height, width\) \(3, 3\), the prediction \(2, 2\)"):
         run(evaluator, files[1:], [torch.zeros(3, 2, 2)])
-    with pytest.raises(ValueError, match="predicts class 4"):
-        run(evaluator, files[1:], [one_hot(np.full((3, 3), 4), 5)])
+    for label in (-1, 4):
+        with pytest.raises(ValueError, match=rf"On 1\.jpg the model predicts labels from {label} to {label}"):
+            run(evaluator, files[1:], [torch.full((3, 3), label)])
     with pytest.raises(KeyError, match=r"none\.jpg"):
         run(evaluator, ["none.jpg"], [torch.zeros(3, 2, 2)])
+    with pytest.raises(ValueError, match=r"needs 'sem_seg' in the model's outputs; there is \['instances'\]"):
+        evaluator.process([{"file_name": files[0]}], [{"instances": 0}])
+
+
+def test_missing_and_coloured_label_files_are_named(sem_seg, tmp_path):
+    name, files = sem_seg([np.zeros((3, 3))])
+    evaluator = SemSegEvaluator(name, False)
+    Image.fromarray(np.zeros((3, 3, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"0\.png has shape \(3, 3, 3\): it is a coloured picture"):
+        run(evaluator, files, [torch.zeros(3, 3, 3)])
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"The labels of 0\.jpg \(sem_seg_file_name .*\) are missing: .*0\.png"):
+        run(evaluator, files, [torch.zeros(3, 3, 3)])
+
+
+def test_entries_without_labels_are_named(names):
+    name = names()
+    entries = [{"file_name": "a.jpg", "sem_seg_file_name": "a.png"}, {"file_name": "b.jpg"}]
+    DatasetCatalog.register(name, lambda: entries)
+    MetadataCatalog.get(name).stuff_classes = ["x"]
+    with pytest.raises(ValueError, match=r"`sem_seg_file_name`.*1 of 2 lack it, such as that of b\.jpg"):
+        SemSegEvaluator(name)
+
+
+def test_a_class_without_category_is_named(sem_seg, tmp_path):
+    name, files = sem_seg([np.zeros((2, 2))], stuff_dataset_id_to_contiguous_id={7: 0, 9: 1})
+    with pytest.raises(ValueError, match=r"Class 2 is predicted on 0\.jpg.*maps to \[0, 1\]"):
+        run(SemSegEvaluator(name, False, str(tmp_path / "out")), files, [one_hot(np.full((2, 2), 2))])
+
+
+def test_numbers_that_mean_little_are_explained(sem_seg, caplog):
+    name, files = sem_seg([np.array([[0, 1]]), np.full((1, 2), 255)])
+    evaluator = SemSegEvaluator(name, False)
+    for images, scores, text in (
+        ([], [], "received no pixels"),
+        (files[1:], [one_hot(np.array([[0, 1]]))], "all are 255 (metadata: ignore_label)"),
+        (files[:1], [one_hot(np.array([[2, 2]]))], "Every pixel of every image is predicted as 'c2'"),
+        (files[:1], [one_hot(np.array([[2, 1]]))], ""),
+    ):
+        caplog.clear()
+        run(evaluator, images, scores)
+        warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert [text in w for w in warnings] == [True] * bool(text)
 
 
 def test_label_files_are_read_as_they_are(tmp_path):

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from detectron2.evaluation import flatten_results_dict, print_csv_format, verify_results
 
@@ -26,11 +27,19 @@ def test_flatten(results, flat):
 def test_csv_leaves_out_single_classes(caplog):
     with caplog.at_level("INFO", logger="detectron2.evaluation.testing"):
         print_csv_format({"bbox": {"AP": 40.125, "AP50": 60.0, "AP-person": 1.0}, "speed": 3})
+        print_csv_format({})
+        print_csv_format({"other": {"a": float("nan"), "b": torch.tensor(1.5), "c": None, "d": "text"}, "none": {}})
     assert caplog.messages == [
         "copypaste: Task: bbox",
         "copypaste: AP,AP50",
         "copypaste: 40.1250,60.0000",
         "copypaste: speed=3",
+        "copypaste: Task: other",
+        "copypaste: a,b,c,d",
+        "copypaste: nan,1.5000,None,text",
+        "copypaste: Task: none",
+        "copypaste: ",
+        "copypaste: ",
     ]
 
 
@@ -54,3 +63,18 @@ def test_verification_ends_the_process(entry, caplog):
         verify_results(config([entry]), {"bbox": {"AP": 40.2, "APl": float("nan")}})
     assert ended.value.code == 1
     assert f"{entry[0]}/{entry[1]}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ({}, "there are no results of this task, only []"),
+        ({"val": {"bbox": {"AP": 1.0}}}, "there are no results of this task, only ['val']"),
+        ({"bbox": {"AP50": 1.0}}, "there is no such result, only ['AP50']"),
+        ({"bbox": {"AP": 1.0}}, "bbox/AP: 1.0, expected 2.0 within 0.5"),
+    ],
+)
+def test_what_is_wrong_is_said(results, text, caplog):
+    with pytest.raises(SystemExit):
+        verify_results(config([["bbox", "AP", 2.0, 0.5]]), results)
+    assert text in caplog.text

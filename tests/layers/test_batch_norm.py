@@ -1,3 +1,4 @@
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,16 @@ class TestGetNorm:
         layer = get_norm(norm, 64)
         assert type(layer) is kind
         assert layer(torch.randn(2, 64, 3, 3)).shape == (2, 64, 3, 3)
+
+    @pytest.mark.parametrize("norm", ["SyncBN", "nnSyncBN"])
+    def test_synchronized_norm_on_the_cpu_says_what_to_use(self, norm, monkeypatch):
+        layer = pickle.loads(pickle.dumps(get_norm(norm, 3)))
+        x = torch.randn(2, 3, 4, 4)
+        layer(x)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        with pytest.raises(ValueError, match=r"GPUs only.*'naiveSyncBN'"):
+            layer(x)
+        assert layer.eval()(x).shape == x.shape
 
     def test_group_norm_has_32_groups(self):
         assert get_norm("GN", 64).num_groups == 32

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -5,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.layers import mask_ops, paste_masks_as_rle, paste_masks_in_image
+from detectron2.layers import (
+    _mask_codes,
+    encode_masks,
+    mask_ops,
+    paste_masks_as_rle,
+    paste_masks_in_boxes,
+    paste_masks_in_image,
+)
 from detectron2.layers.mask_ops import _do_paste_mask, paste_mask_in_image_old
 from detectron2.structures import Boxes
 
@@ -183,3 +192,113 @@ def test_memory_that_does_not_suffice_is_explained():
     side = 2**26  # 2**52 bytes are more than any machine has
     with pytest.raises(MemoryError, match="4194304"):
         paste_masks_in_image(torch.ones(1, 2, 2), torch.tensor([[0.0, 0, 2, 2]]), (side, side))
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Everything is done in many small steps, as with large images."""
+    monkeypatch.setattr(mask_ops, "_PIXELS_AT_ONCE", 50)
+    monkeypatch.setattr(mask_ops, "_WEIGHT_BYTES", 1)
+    monkeypatch.setattr(mask_ops, "_LARGE_RESULT_BYTES", 1)
+    monkeypatch.setattr(_mask_codes, "_NUMBERS_AT_ONCE", 5)
+
+
+@pytest.mark.parametrize("boxes", [[], [*BOXES, [-9, -9, 40, 40]]])
+def test_small_steps_give_the_same(request, boxes):
+    masks, xyxy = torch.rand(len(boxes), 7, 5), torch.tensor(boxes).reshape(-1, 4).float()
+    if boxes:
+        masks[-1] = 1  # fills the image: a single run over all columns
+    whole = paste_masks_in_image(masks, xyxy, (20, 24), 0.4)
+    soft = paste_masks_in_image(masks, xyxy, (20, 24), -1)
+    run_lengths = paste_masks_as_rle(masks, xyxy, (20, 24), 0.4)
+    assert all(mask_util.area(rle) == mask.sum() for rle, mask in zip(run_lengths, whole.numpy(), strict=True))
+    request.getfixturevalue("small_steps")
+    assert torch.equal(paste_masks_in_image(masks, xyxy, (20, 24), 0.4), whole)
+    assert torch.equal(paste_masks_in_image(masks, xyxy, (20, 24), -1), soft)
+    assert paste_masks_as_rle(masks, xyxy, (20, 24), 0.4) == encode_masks(whole) == run_lengths
+    pasted_in_boxes(masks, xyxy, whole)
+
+
+def pasted_in_boxes(masks, xyxy, whole):
+    """`paste_masks_in_boxes` gives parts of the whole masks, without which nothing is left of these."""
+    parts = list(paste_masks_in_boxes(masks, Boxes(xyxy), (20, 24), 0.4))
+    for (bits, (x, y)), mask, box in zip(parts, whole.numpy(), xyxy.tolist(), strict=True):
+        assert bits.dtype == np.bool_ and bits.shape[0] <= 20 and bits.shape[1] <= 24
+        rest = mask.copy()
+        np.testing.assert_array_equal(rest[y : y + bits.shape[0], x : x + bits.shape[1]], bits)
+        rest[y : y + bits.shape[0], x : x + bits.shape[1]] = False
+        assert not rest.any()
+        if bits.size:
+            assert (x >= box[0] - 2 and y >= box[1] - 2) or x == 0 or y == 0
+
+
+@pytest.mark.parametrize("boxes", [[], BOXES])
+def test_masks_in_their_boxes(boxes):
+    masks, xyxy = torch.rand(len(boxes), 7, 7), torch.tensor(boxes).reshape(-1, 4)
+    pasted_in_boxes(masks, xyxy, paste_masks_in_image(masks, xyxy, (20, 24), 0.4))
+
+
+def test_masks_in_their_boxes_are_checked_before_the_first_is_asked_for():
+    with pytest.raises(ValueError, match="paste_masks_in_boxes expects a positive threshold"):
+        paste_masks_in_boxes(torch.ones(1, 2, 2), torch.tensor([[0.0, 0, 2, 2]]), (4, 5), 0)
+    with pytest.raises(ValueError, match=r"\(1, 3\)"):
+        paste_masks_in_boxes(torch.ones(1, 2, 2), torch.zeros(1, 3), (4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("count", [0, 5])
+def test_whole_masks_are_encoded_as_by_pycocotools(dtype, count):
+    masks = torch.rand(count, 9, 13) < torch.linspace(0, 1, count)[:, None, None]  # from none to all of the pixels
+    if count:
+        masks[2] = False
+        masks[2, 3:, 4] = True
+    expected = [{"size": [9, 13], "counts": rle["counts"].decode()} for rle in encoded(masks.numpy())]
+    given = masks.to(dtype) * 3 if dtype != torch.bool else masks
+    assert encode_masks(given) == expected
+    if dtype == torch.float32:
+        assert encode_masks(torch.where(masks, 0.25, -1.0)) == expected
+
+
+def test_masks_to_encode_have_three_dimensions():
+    assert encode_masks(torch.zeros(2, 0, 5)) == [{"size": [0, 5], "counts": ""}] * 2
+    with pytest.raises(ValueError, match=r"\(2, 1, 3, 4\)"):
+        encode_masks(torch.zeros(2, 1, 3, 4))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31 - 1), st.floats(0, 1))
+@settings(max_examples=80, deadline=None)
+def test_decoded_parts_are_those_of_pycocotools(height, width, seed, density):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=bool)
+    (y1, y2), (x1, x2) = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
+    mask[y1:y2, x1:x2] = rng.random((y2 - y1, x2 - x1)) <= density
+    (rle,) = encoded(mask[None])
+    x, y, w, h = (int(v) for v in mask_util.toBbox(rle))
+    counts = [len(list(run)) for _, run in itertools.groupby([False, *mask.ravel("F").tolist()])]
+    counts[0] -= 1
+    for form in (rle["counts"], rle["counts"].decode(), counts):
+        part, corner_xy = _mask_codes.decode_part({"size": [height, width], "counts": form})
+        np.testing.assert_array_equal(part, mask[y : y + h, x : x + w].reshape(part.shape))
+        assert corner_xy == (x, y) and part.dtype == np.bool_
+
+
+def test_decoding_long_runs():
+    """Numbers of many digits, and falling ones, which are written as negative differences."""
+    mask = np.zeros((3000, 2000), dtype=bool)
+    mask[7, 3], mask[100:2900, 5:9], mask[2, 1990] = True, True, True
+    (rle,) = encoded(mask[None])
+    part, corner_xy = _mask_codes.decode_part(rle)
+    assert corner_xy == (3, 2)
+    np.testing.assert_array_equal(part, mask[2:2900, 3:1991])
+
+
+@pytest.mark.parametrize("size", [[0, 0], [0, 5], [3, 0]])
+def test_decoding_images_without_pixels(size):
+    part, corner_xy = _mask_codes.decode_part({"size": size, "counts": ""})
+    assert part.shape == (0, 0) and corner_xy == (0, 0)
+
+
+@pytest.mark.parametrize("counts", ["", "11", [3, 4], [30, -18]])
+def test_run_lengths_of_another_image_are_refused(counts):
+    with pytest.raises(ValueError, match="3 x 4"):
+        _mask_codes.decode_part({"size": [3, 4], "counts": counts})

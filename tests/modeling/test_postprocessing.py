@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detectron2.modeling import detector_postprocess
-from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.modeling.postprocessing import paste_predicted_masks, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances, ROIMasks
 
 
@@ -114,3 +114,26 @@ def test_semantic_scores_by_hand():
     ramp = torch.tensor([[[0.0, 1.0]]])
     out = sem_seg_postprocess(ramp, (1, 2), 1, 4)  # pixel centres at 0.25, 0.75, 1.25, 1.75 of the input
     torch.testing.assert_close(out, torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
+
+
+@pytest.mark.parametrize("boxes", [[], [[10, 10, 30, 20], [5, 3, 41, 39.5]]])
+def test_masks_are_pasted_later(boxes):
+    raw = detections(boxes, pred_masks=ROIMasks(torch.rand(len(boxes), 4, 4)))
+    full = paste_predicted_masks(raw, "full", 0.4)
+    assert torch.equal(full.pred_masks, raw.pred_masks.to_bitmasks(raw.pred_boxes, 40, 60, 0.4).tensor)
+    rle = paste_predicted_masks(raw, "rle", 0.4)
+    assert not rle.has("pred_masks") and len(rle.pred_masks_rle) == len(boxes)
+    for mask, encoded in zip(full.pred_masks.numpy(), rle.pred_masks_rle, strict=True):
+        np.testing.assert_array_equal(mask_util.decode(encoded), mask)
+    for other in (full, rle):
+        assert torch.equal(other.scores, raw.scores) and other.image_size == (40, 60)
+    assert isinstance(raw.pred_masks, ROIMasks)  # as it was
+    assert paste_predicted_masks(raw, "roi") is raw and paste_predicted_masks(full, "rle") is full
+
+
+def test_masks_in_other_boxes_than_the_predicted_ones():
+    raw = detections([[0, 0, 1, 1]], pred_masks=ROIMasks(torch.ones(1, 4, 4)))
+    raw.windows = Boxes(torch.tensor([[10.0, 10, 30, 20]]))
+    assert paste_predicted_masks(raw, "full", 0.5, "windows").pred_masks[0, 12:18, 12:28].all()
+    with pytest.raises(ValueError, match="'polygon'"):
+        paste_predicted_masks(raw, "polygon")

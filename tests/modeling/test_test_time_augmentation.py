@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from detectron2.modeling import (
     build_model,
 )
 from detectron2.modeling._tta_merge import average_keypoints, average_masks, best_boxes
+from detectron2.modeling.postprocessing import paste_predicted_masks
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 
 SWAP = [1, 0, 2]  # left hand, right hand, head
@@ -563,3 +565,67 @@ def test_semantic_segmentor(tiny_rcnn_cfg):
     assert plain.shape == (4, 64, 96)
     assert plain.std() > 0
     torch.testing.assert_close(plain, mirrored.flip(2), atol=1e-4, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- formats of masks, panoptic
+
+
+@pytest.mark.parametrize("kind", ["rle", "roi"])
+def test_masks_come_in_the_format_of_the_model_or_another(kind):
+    image = image_with_object()
+    full = GeneralizedRCNNWithTTA(config(), SeeingModel())([{"image": image}])[0]["instances"]
+    assert len(full) == 1 and full.pred_masks.any()
+    model = SeeingModel()
+    model.mask_format = kind
+    of_model = GeneralizedRCNNWithTTA(config(), model)
+    asked_for = GeneralizedRCNNWithTTA(config(), SeeingModel(), mask_format=kind)
+    for tta in (of_model, asked_for):
+        found = tta([{"image": image}])[0]["instances"]
+        assert found.has("pred_masks_rle") is (kind == "rle") and found.has("pred_masks") is (kind == "roi")
+        (rle,) = paste_predicted_masks(found, "rle").pred_masks_rle
+        np.testing.assert_array_equal(mask_util.decode(rle), full.pred_masks[0].numpy())
+    assert GeneralizedRCNNWithTTA(config(), model, mask_format="full").mask_format == "full"
+    with pytest.raises(ValueError, match="'polygon'"):
+        GeneralizedRCNNWithTTA(config(), SeeingModel(), mask_format="polygon")
+
+
+def panoptic(tiny_rcnn_cfg, *changes):
+    cfg = tiny_rcnn_cfg(
+        "MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3"],
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 8, "MODEL.SEM_SEG_HEAD.NORM", "",
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 10, "MODEL.PIXEL_STD", (57.0, 57.0, 57.0),
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0, "TEST.AUG.MIN_SIZES", (0,), "TEST.AUG.FLIP",
+        False, *changes,
+    )  # fmt: skip
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.mul_(30)
+    return cfg, model
+
+
+@pytest.mark.parametrize("kind", ["full", "rle"])
+def test_one_unchanged_copy_of_a_panoptic_model(tiny_rcnn_cfg, rcnn_batch, kind):
+    cfg, model = panoptic(tiny_rcnn_cfg, "TEST.MASK_FORMAT", kind)
+    item = rcnn_batch()[0]
+    with torch.no_grad():
+        expected = model([item])[0]
+    found = GeneralizedRCNNWithTTA(cfg, model)([item])[0]
+    assert set(found) == {"instances", "sem_seg", "panoptic_seg"}
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
+    assert (found["panoptic_seg"][0] != expected["panoptic_seg"][0]).float().mean() < 0.02
+    kinds = [[(s["isthing"], s["category_id"]) for s in x["panoptic_seg"][1]] for x in (found, expected)]
+    assert kinds[0] == kinds[1] and any(is_thing for is_thing, _ in kinds[0])
+
+
+def test_semantic_scores_of_a_panoptic_model_are_those_of_the_other_augmentation(tiny_rcnn_cfg):
+    cfg, model = panoptic(tiny_rcnn_cfg, "TEST.AUG.MIN_SIZES", (32, 64), "TEST.AUG.FLIP", True)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    item = {"image": image, "height": 48, "width": 72}
+    expected = SemanticSegmentorWithTTA(cfg, model, batch_size=3)([item])[0]["sem_seg"]
+    for thresh in (0.0, 1.0):  # the second: nothing is found, and the semantic scores are as before
+        model.roi_heads.box_predictor.test_score_thresh = thresh
+        found = GeneralizedRCNNWithTTA(cfg, model, batch_size=3)([item])[0]
+        assert (len(found["instances"]) == 0) is (thresh == 1.0)
+        assert found["sem_seg"].shape == (4, 48, 72) and found["panoptic_seg"][0].shape == (48, 72)
+        torch.testing.assert_close(found["sem_seg"], expected, atol=1e-4, rtol=1e-3)

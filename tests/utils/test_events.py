@@ -304,6 +304,21 @@ def test_printer_shows_losses_times_and_throughput(printed):
     assert "images/s: 16.0" in line
 
 
+def test_printer_shows_the_sum_of_the_validation_loss_once(printed):
+    printer = CommonMetricPrinter(100)
+    with EventStorage(9) as storage:
+        storage.put_scalars(total_loss=1.5)
+        storage.put_scalar("validation/total_loss", 2.5, smoothing_hint=False)
+        storage.put_scalar("validation/loss_cls", 0.5, smoothing_hint=False)
+        printer.write()
+        storage.iter = 19
+        storage.put_scalars(total_loss=1.25)
+        printer.write()
+    first, second = printed()
+    assert "total_loss: 1.5  validation/total_loss: 2.5" in first
+    assert "validation" not in second and "validation/loss_cls" not in first
+
+
 def test_printer_measures_when_nobody_else_does(printed, monkeypatch):
     clock = iter([0.0, 20.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))

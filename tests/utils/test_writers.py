@@ -229,7 +229,7 @@ def test_progress_line(screen, monkeypatch):
         storage.put_scalar("lr", 0.02, smoothing_hint=False)
         line.write()
         bar = "[######..................]  25% 25/100"
-        expected = f"{ERASE}{bar}  eta: 0:00:37  total_loss: 1.25  time: 0.5000  images/s: 8.0  lr: 0.02"
+        expected = f"{ERASE}{bar}  eta: 0:00:37  total_loss: 1.25  images/s: 8.0  lr: 0.02  time: 0.5000"
         assert screen.getvalue() == expected
         # A message takes the place of the line, which is drawn again below it.
         logging.getLogger("detectron2.engine").info("saved")
@@ -246,14 +246,26 @@ def test_progress_line(screen, monkeypatch):
     assert not screen.getvalue().endswith("\n\n")
 
 
-def test_a_progress_line_is_no_longer_than_the_terminal(screen, monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: types.SimpleNamespace(columns=20))
-    line = ProgressLine(None, stream=screen)
-    with EventStorage(7) as storage:
-        storage.put_scalar("total_loss", 1.0)
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (8, "[##...."),
+        (23, "[##......]  25% 25/100"),
+        (54, "[##......]  25% 25/100  eta: 0:00:37"),
+        (55, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25"),
+        (80, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25"),
+        (88, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25  images/s: 8.0"),
+    ],
+)
+def test_a_progress_line_leaves_out_what_has_no_room(screen, monkeypatch, columns, expected):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: types.SimpleNamespace(columns=columns))
+    line = ProgressLine(100, images_per_iter=4, stream=screen)
+    with EventStorage(24) as storage:
+        storage.put_scalars(total_loss=1.25, time=0.5)
+        storage.put_scalar("lr", 0.02, smoothing_hint=False)
         line.write()
     line.close()
-    assert screen.getvalue() == f"{ERASE}iteration 8  total_\n"
+    assert screen.getvalue() == f"{ERASE}{expected}\n"
 
 
 def test_without_a_terminal_the_progress_is_logged(caplog, monkeypatch):

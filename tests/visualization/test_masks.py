@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.visualization.masks import GenericMask, mask_regions, ring_area
+from detectron2.visualization.masks import GenericMask, mask_regions, ring_area, union_of_masks
 
 
 def disc(height, width, x, y, r):
@@ -110,3 +110,59 @@ def test_wrong_masks_are_explained():
         GenericMask({"size": [3, 4], "counts": b""}, 4, 3)
     with pytest.raises(TypeError, match="Tensor"):
         GenericMask(torch.zeros(3, 4), 3, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_all_forms_of_a_mask_say_the_same(seed, discs):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((30, 40), dtype=bool)
+    for x, y, r in rng.uniform([0, 0, 1], [40, 30, 12], (discs, 3)):
+        mask |= disc(30, 40, x, y, r)
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    # a part that is larger than it needs to be
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = (max(rows[0] - 2, 0), max(columns[0] - 1, 0)) if len(rows) else (3, 4)
+    part = mask[top : rows[-1] + 3, left : columns[-1] + 2] if len(rows) else np.zeros((2, 0), bool)
+    pixels = GenericMask(mask, 30, 40)
+    for other in (
+        GenericMask(encoded, 30, 40),
+        GenericMask.from_part(part, (left, top), 30, 40),
+        GenericMask.without_margins(mask),
+    ):
+        assert other.area() == pixels.area() == mask.sum()
+        assert other.bbox().tolist() == pixels.bbox().tolist() == [*mask_bounds(mask)]
+        assert other.rle == pixels.rle == {"size": [30, 40], "counts": encoded["counts"].decode()}
+        assert other.has_holes == pixels.has_holes
+        assert len(other.polygons) == len(pixels.polygons)
+        for mine, ring in zip(other.polygons, pixels.polygons, strict=True):
+            np.testing.assert_allclose(mine, ring)
+        np.testing.assert_array_equal(other.mask, mask)
+        assert other.mask is other.mask and other.mask.dtype == np.uint8
+
+
+def mask_bounds(mask):
+    ys, xs = mask.nonzero()
+    return (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
+
+
+def test_the_rest_of_the_image_is_not_kept():
+    mask = np.zeros((200, 300), dtype=bool)
+    mask[50:60, 70:75] = True
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for one in (GenericMask(encoded, 200, 300), GenericMask.without_margins(mask)):
+        part, corner_xy = one._part
+        assert part.shape == (10, 5) and corner_xy == (70, 50)
+        assert part.base is None or part.base.size == 50
+        assert one.area() == 50 and one.regions and one.bbox().tolist() == [70, 50, 75, 60]
+        assert one._mask is None
+
+
+def test_pixels_of_any_object():
+    one, other = np.zeros((6, 8), dtype=bool), np.zeros((6, 8), dtype=bool)
+    one[1:3, 2:5], other[2:6, 4:8] = True, True
+    assert not union_of_masks([], 6, 8).any()
+    found = union_of_masks([GenericMask(one, 6, 8), GenericMask.without_margins(other)], 6, 8)
+    np.testing.assert_array_equal(found, one | other)
+    square = GenericMask([[1, 1, 4, 1, 4, 4, 1, 4]], 6, 8)
+    np.testing.assert_array_equal(union_of_masks([square], 6, 8), square.mask != 0)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from detectron2.data import Metadata
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
-from detectron2.visualization import ColorMode, GenericMask, Visualizer
+from detectron2.modeling.postprocessing import paste_predicted_masks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, ROIMasks
+from detectron2.visualization import ColorMode, GenericMask, VideoVisualizer, Visualizer
 
 HEIGHT, WIDTH = 120, 160
 
@@ -184,6 +185,27 @@ def test_encoded_masks_are_drawn_like_pixels():
         Visualizer(blank(), metadata()).draw_instance_predictions(p).get_image() for p in (encoded, instances())
     ]
     np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize("mode", list(ColorMode))
+def test_predictions_look_the_same_with_each_format_of_masks(mode):
+    raw = instances(masks=False)
+    raw.pred_masks = ROIMasks(torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.45)
+    drawn = [paste_predicted_masks(raw, kind) for kind in ("full", "rle", "roi")]
+    assert drawn[0].pred_masks.any()
+    still = [Visualizer(blank(90), metadata(), instance_mode=mode).draw_instance_predictions(p) for p in drawn]
+    video_mode = ColorMode.IMAGE if mode == ColorMode.SEGMENTATION else mode
+    moving = [VideoVisualizer(metadata(), video_mode).draw_instance_predictions(blank(90), p) for p in drawn]
+    for pictures in (still, moving):
+        for other in pictures[1:]:
+            np.testing.assert_array_equal(pictures[0].get_image(), other.get_image())
+    nothing = Visualizer(blank(90), metadata(), instance_mode=mode).draw_instance_predictions(raw[:0])
+    assert (nothing.get_image() == 90).all()
+
+
+def test_raw_masks_alone_cannot_be_drawn():
+    with pytest.raises(TypeError, match="draw_instance_predictions"):
+        Visualizer(blank()).overlay_instances(masks=ROIMasks(torch.zeros(1, 7, 7)))
 
 
 def test_masks_in_every_form():

@@ -189,6 +189,12 @@ class AnnotationConverter:
                     f"'segmentation' must be a list of polygons, which are lists themselves{hint}; one is "
                     f"{describe(wrong[0])}",
                 )
+            if any(p and isinstance(p[0], list) for p in segmentation):
+                raise self._error(
+                    annotation,
+                    "'segmentation' must have polygons [x1, y1, x2, y2, ...], all numbers in one list; one has pairs "
+                    f"of them: {str(segmentation[0])[:60]}",
+                )
         for polygon in polygons:
             self._check_numbers(annotation, "segmentation", polygon)
         if not polygons:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
+import numpy as np
+
 from detectron2.data.datasets._run_lengths import run_lengths
 from detectron2.utils.file_io import PathManager
 
@@ -232,6 +234,8 @@ def image_size_hw(path: str) -> tuple[int, int]:
     """Read the size ``(height, width)`` of an image from its header, as seen after EXIF orientation."""
     from PIL import Image
 
+    if path.lower().endswith((".npy", ".npz")):
+        return _array_size_hw(path)
     with Image.open(PathManager.get_local_path(path)) as image:
         width, height = image.size
         orientation = 1
@@ -244,6 +248,16 @@ def image_size_hw(path: str) -> tuple[int, int]:
                 width, height = image.size
             else:
                 width, height = height, width
+        return height, width
+
+
+def _array_size_hw(path: str) -> tuple[int, int]:
+    arrays: Any = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
+    if not path.lower().endswith(".npz"):
+        height, width = arrays.shape[:2]
+        return height, width
+    with arrays:
+        height, width = arrays[arrays.files[0]].shape[:2]
         return height, width
 
 

@@ -15,6 +15,7 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets._coco_annotations import AnnotationConverter, check_annotation_ids
 from detectron2.data.datasets._coco_images import image_records
 from detectron2.data.datasets._coco_writing import convert_to_coco_dict, convert_to_coco_json
+from detectron2.data.datasets._keypoint_metadata import keypoint_metadata
 from detectron2.data.datasets._reading import (
     AnnotationFileError,
     checked_id,
@@ -53,7 +54,8 @@ def load_coco_json(
             understood everywhere.
         dataset_name: name of the data set, e.g. "coco_2017_train". If given, its metadata receives ``thing_classes``
             and ``thing_dataset_id_to_contiguous_id``, and the category ids become labels ``0 .. K - 1`` in the order
-            of the ids. Without it, the category ids are those of the file.
+            of the ids; ``keypoint_names`` of the categories hold unless others are set. Without it, the category ids
+            are those of the file.
         extra_annotation_keys: further keys of each annotation to hand through as they are.
 
     Returns:
@@ -117,7 +119,8 @@ def _set_class_metadata(content: dict[str, Any], json_file: Any, dataset_name: s
             "%s: the category ids are not 1 to %d; they become the labels 0 to %d in the order of the ids.",
             *(json_file, len(ids), len(ids) - 1),
         )
-    MetadataCatalog.get(dataset_name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=labels)
+    metadata = MetadataCatalog.get(dataset_name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=labels)
+    metadata.suggest(**keypoint_metadata(content["categories"]))
     return labels
 
 

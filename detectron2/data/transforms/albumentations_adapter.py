@@ -8,6 +8,7 @@ Letters: `H`, `W` height and width in pixels, `N` boxes, `P` points. Coordinates
 the first pixel lies at `(0.5, 0.5)`, where Albumentations has keypoints at `(0, 0)`.
 """
 
+import copy
 import importlib
 from typing import Any
 
@@ -34,7 +35,8 @@ class Albumentations(Augmentation):
         T.Albumentations(A.Compose([A.HorizontalFlip(p=0.5), A.Affine(rotate=(-10, 10)), A.RGBShift()]))
 
     Boxes, polygons, bitmaps, label maps and keypoints go where the pixels go, to within half a pixel where something is
-    resized (there Albumentations' images, masks and keypoints differ from each other by that much). What is wanted of
+    resized (there Albumentations' images, masks and keypoints differ from each other by that much), and a few pixels
+    where it is bent strongly. What is wanted of
     boxes is left to the mapper: it clips them to the image and removes those of which nothing is left, together with
     their masks and keypoints, so `bbox_params` and `keypoint_params` of a given `Compose` have no effect. Left and
     right keypoints do not change places when Albumentations mirrors the image: for keypoints use `RandomFlip`.
@@ -61,6 +63,7 @@ class Albumentations(Augmentation):
             parts, prob = list(transform.transforms), transform.p
         else:
             parts, prob = (list(transform) if isinstance(transform, (list, tuple)) else [transform]), 1.0
+        parts = _with_all_keypoints(parts)
         self._changes_colours_only = all(_changes_colours_only(part, library) for part in parts)
         annotations = {}
         if not self._changes_colours_only:
@@ -125,6 +128,21 @@ def _changes_colours_only(part: Any, library: Any) -> bool:
     if isinstance(part, library.BaseCompose):
         return all(_changes_colours_only(inner, library) for inner in part.transforms)
     return isinstance(part, library.ImageOnlyTransform)
+
+
+def _with_all_keypoints(parts: list[Any]) -> list[Any]:
+    """Copies of the transforms; distortions among them move keypoints by their formula (from version 2 on).
+
+    By default they look keypoints up in a distorted mask, which takes long, and lose some.
+    """
+    copies = copy.deepcopy(parts)
+    waiting = list(copies)
+    while waiting:
+        part = waiting.pop()
+        waiting += getattr(part, "transforms", ())
+        if getattr(part, "keypoint_remapping_method", "direct") == "mask":
+            part.keypoint_remapping_method = "direct"
+    return copies
 
 
 def _nodes(size: int) -> np.ndarray:

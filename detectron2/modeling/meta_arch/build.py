@@ -1,5 +1,7 @@
 """Building a whole model from a config."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -7,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
+
+logger = logging.getLogger(__name__)
 
 # Entries are called as `model(cfg)` and return the whole model.
 META_ARCH_REGISTRY = Registry("META_ARCH")
@@ -26,6 +30,12 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     device = _available_device(cfg.MODEL.DEVICE)
     model = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")(cfg)
+    wanted = cfg.TEST.get("MASK_FORMAT", "full")
+    if cfg.MODEL.MASK_ON and wanted != getattr(model, "mask_format", "full"):
+        logger.warning(
+            f"TEST.MASK_FORMAT is {wanted!r}, but {type(model).__name__} gives whole masks: it has no such choice, or "
+            "its from_config() does not pass mask_format on"
+        )
     return model.to(device)
 
 

@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.postprocessing import (
+    MaskFormat,
+    detector_postprocess,
+    paste_predicted_masks,
+    sem_seg_postprocess,
+)
 from detectron2.structures import ImageList, Instances
 
 from ._panoptic_merge import combine_semantic_and_instance_outputs
@@ -36,6 +41,7 @@ class PanopticFPN(GeneralizedRCNN):
     """
 
     sem_seg_head: Any  # of the interface of SemSegFPNHead
+    mask_format: MaskFormat = "full"  # once more: all methods here that post-process know it
 
     @configurable
     def __init__(
@@ -108,16 +114,34 @@ class PanopticFPN(GeneralizedRCNN):
         for i, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             height, width = item.get("height", size[0]), item.get("width", size[1])
             semantic = sem_seg_postprocess(scores[i], size, height, width)
-            instances = detector_postprocess(detections[i], height, width)
-            panoptic = combine_semantic_and_instance_outputs(
-                instances,
-                semantic.argmax(dim=0),
-                self.combine_overlap_thresh,
-                self.combine_stuff_area_thresh,
-                self.combine_instances_score_thresh,
-            )
-            outputs.append({"sem_seg": semantic, "instances": instances, "panoptic_seg": panoptic})
+            outputs.append(self._merge_image(detections[i], semantic, self.mask_format))
         return outputs
+
+    def _merge_image(self, detections: Instances, semantic: torch.Tensor, mask_format: MaskFormat) -> dict[str, Any]:
+        """Results of one image.
+
+        Args:
+            detections: raw detections.
+            semantic: scores, `Tensor[K, H, W]`, at the size of the results.
+            mask_format: as `detector_postprocess` takes it.
+
+        Returns:
+            "sem_seg", "instances" and "panoptic_seg".
+        """
+        height, width = semantic.shape[1:]
+        if mask_format == "full":
+            instances = detector_postprocess(detections, height, width)
+        else:  # the merge pastes one mask at a time
+            instances = detector_postprocess(detections, height, width, mask_format="roi")
+        panoptic = combine_semantic_and_instance_outputs(
+            instances,
+            semantic.argmax(dim=0),
+            self.combine_overlap_thresh,
+            self.combine_stuff_area_thresh,
+            self.combine_instances_score_thresh,
+        )
+        instances = paste_predicted_masks(instances, mask_format)
+        return {"sem_seg": semantic, "instances": instances, "panoptic_seg": panoptic}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

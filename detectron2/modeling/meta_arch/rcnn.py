@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import move_device_like
 from detectron2.modeling._training_pictures import side_by_side
 from detectron2.modeling.backbone import Backbone, build_backbone
-from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.postprocessing import MaskFormat, check_mask_format, detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import ImageList, Instances
@@ -88,9 +88,12 @@ class GeneralizedRCNN(_DetectorBase):
         pixel_std: one value for each channel, by which the image is divided.
         input_format: what the channels mean ("BGR", "RGB", ...), needed only to draw.
         vis_period: draw proposals every so many iterations of training; 0 for never.
+        mask_format: how `detector_postprocess` gives masks: "full", "rle" or "roi". The attribute of this name may be
+            changed at any time.
     """
 
     roi_heads: Any  # of the interface of ROIHeads
+    mask_format: MaskFormat = "full"
 
     @configurable
     def __init__(
@@ -103,6 +106,7 @@ class GeneralizedRCNN(_DetectorBase):
         pixel_std: Sequence[float],
         input_format: str | None = None,
         vis_period: int = 0,
+        mask_format: MaskFormat = "full",
     ):
         super().__init__()
         if vis_period > 0 and input_format is None:
@@ -112,6 +116,7 @@ class GeneralizedRCNN(_DetectorBase):
         self.roi_heads = roi_heads
         self.input_format = input_format
         self.vis_period = vis_period
+        self.mask_format = check_mask_format(mask_format)
         self._set_normalization(pixel_mean, pixel_std)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -124,7 +129,8 @@ class GeneralizedRCNN(_DetectorBase):
 
         Returns:
             In training the losses by name; in inference for each image `{"instances": Instances}` with `pred_boxes`,
-            `pred_classes`, `scores`, and as the model has them `pred_masks` and `pred_keypoints`.
+            `pred_classes`, `scores`, and as the model has them `pred_masks` (or `pred_masks_rle`, by `mask_format`) and
+            `pred_keypoints`.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -178,7 +184,11 @@ class GeneralizedRCNN(_DetectorBase):
         else:
             known = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, known)
-        return self._postprocess(results, batched_inputs, images.image_sizes) if do_postprocess else results
+        if not do_postprocess:
+            return results
+        if self.mask_format == "full":  # subclasses may know no other, and define _postprocess without the argument
+            return self._postprocess(results, batched_inputs, images.image_sizes)
+        return self._postprocess(results, batched_inputs, images.image_sizes, self.mask_format)
 
     def visualize_training(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         """Put a picture of the first image into the event storage: ground truth left, best proposals right.
@@ -196,7 +206,10 @@ class GeneralizedRCNN(_DetectorBase):
 
     @staticmethod
     def _postprocess(
-        instances: list[Instances], batched_inputs: list[dict[str, Any]], image_sizes: list[tuple[int, int]]
+        instances: list[Instances],
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+        mask_format: MaskFormat = "full",
     ) -> list[dict[str, Instances]]:
         """Bring raw results to the sizes that the inputs ask for.
 
@@ -204,12 +217,19 @@ class GeneralizedRCNN(_DetectorBase):
             instances: raw results of each image.
             batched_inputs: dictionaries with, optionally, "height" and "width".
             image_sizes: `(height, width)` of each image as the model saw it, the default.
+            mask_format: as `detector_postprocess` takes it.
 
         Returns:
             For each image `{"instances": Instances}`.
         """
+        # Projects put functions of three arguments in the place of detector_postprocess.
+        options: Any = {} if mask_format == "full" else {"mask_format": mask_format}
         return [
-            {"instances": detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))}
+            {
+                "instances": detector_postprocess(
+                    result, item.get("height", size[0]), item.get("width", size[1]), **options
+                )
+            }
             for result, item, size in zip(instances, batched_inputs, image_sizes, strict=True)
         ]
 
@@ -225,6 +245,8 @@ class GeneralizedRCNN(_DetectorBase):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            # Only where it is set: subclasses hand this table to constructors that list the published arguments.
+            **({"mask_format": cfg.TEST.MASK_FORMAT} if "MASK_FORMAT" in cfg.TEST else {}),
         }
 
 

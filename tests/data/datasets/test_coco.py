@@ -109,6 +109,34 @@ class TestLoad:
         file = write(dataset([image(1)], [{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1]}] * 2))
         assert len(load_coco_json(file, "/images", name)[0]["annotations"]) == 2
 
+    @pytest.mark.parametrize(
+        ("keypoints", "pairs"),
+        [
+            (["nose", "left_eye", "right_eye"], [("left_eye", "right_eye")]),
+            (["EarRight", "EarLeft"], [("EarRight", "EarLeft")]),
+            (["left_front_leg", "left_hind_leg", "right_hind_leg"], None),  # one has no counterpart
+            (["a", "b"], None),  # nobody can tell
+        ],
+        ids=str,
+    )
+    def test_names_of_keypoints(self, write, name, keypoints, pairs):
+        named = {"keypoints": keypoints, "skeleton": [[2, 1], [1, 9], "x"]}
+        file = write(dataset([image(1)], categories=[{**CATEGORIES[0], **named}, {**CATEGORIES[1], "keypoints": []}]))
+        load_coco_json(file, "", name)
+        metadata = MetadataCatalog.get(name)
+        assert metadata.keypoint_names == keypoints and metadata.get("keypoint_flip_map") == pairs
+        assert [line[:2] for line in metadata.keypoint_connection_rules] == [(keypoints[1], keypoints[0])]
+        metadata.keypoint_names = ["mine", *keypoints[1:]]
+        load_coco_json(file, "", name)
+        assert metadata.keypoint_names[0] == "mine" and metadata.get("keypoint_flip_map") is None
+
+    @pytest.mark.parametrize("second", [["c", "d"], 3, None, [1, 2], []], ids=str)
+    def test_categories_with_other_keypoints(self, write, name, second):
+        first, last = ({**c, "keypoints": k} for c, k in zip(CATEGORIES, (["a", "b"], second), strict=True))
+        load_coco_json(write(dataset([image(1)], categories=[first, last])), "", name)
+        expected = None if second == ["c", "d"] else ["a", "b"]
+        assert MetadataCatalog.get(name).get("keypoint_names") == expected
+
     def test_keypoints_move_by_half_a_pixel(self, write):
         file = write(dataset([image(1)], [annotation(1, 1, keypoints=[10, 20, 2, 0, 0, 0])]))
         (record,) = load_coco_json(file, "/images")
@@ -232,6 +260,7 @@ class TestLoad:
             ([image(1)], [annotation(3, 1, keypoints=[math.nan, 0, 0])], "'keypoints' must be numbers"),
             ([image(1)], [annotation(3, 1, keypoints={"a": 1})], "'keypoints' must be three numbers"),
             ([image(1)], [annotation(3, 1, segmentation=[0, 0, 4, 0, 4, 4])], r"for a single polygon: \[\[x1"),
+            ([image(1)], [annotation(3, 1, segmentation=[[[0, 0], [4, 0], [4, 4]]])], "one has pairs of them: .*4, 0"),
             ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, math.inf]])], "one is the number inf"),
             ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, 1e300]])], "one is the number 1e[+]300"),
             ([image(1)], [annotation(3, 1, segmentation=[[0, 0, 4, 0, 4, [4]]])], "one is a list"),

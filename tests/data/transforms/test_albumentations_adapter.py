@@ -121,6 +121,18 @@ class Bend(Basic):
         return {"image": image, "mask": mask, "keypoints": np.stack([x + self.strength * y**2, y], 1)}
 
 
+class Distortion(Bend):
+    """As those of version 2: by default it loses keypoints."""
+
+    def __init__(self, keypoint_remapping_method="mask", p=1.0):
+        super().__init__(p)
+        self.keypoint_remapping_method = keypoint_remapping_method
+
+    def run(self, data, random):
+        out = super().run(data, random)
+        return out if self.keypoint_remapping_method == "direct" else {**out, "keypoints": out["keypoints"][:-2]}
+
+
 class DropsKeypoints(Basic):
     def run(self, data, random):
         return {"keypoints": data["keypoints"][3:]}
@@ -252,6 +264,16 @@ def test_bent_images(image):
     np.testing.assert_allclose(transform.apply_coords(xy), expected, atol=0.6)  # linear over up to 16 pixels
     with pytest.raises(NotImplementedError, match=r"cannot transform rotated boxes .* A\.Affine"):
         transform.apply_rotated_box(np.zeros((1, 5)))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda t: t, lambda t: [OneOf([t])], lambda t: Compose([t])], ids=["one", "list", "all"]
+)
+def test_distortions_keep_keypoints(image, wrap):
+    given = Distortion()
+    points = transform_of(wrap(given), image).apply_coords(np.array([[10.0, 20.5], [3.0, 0.5]]))
+    np.testing.assert_allclose(points, [[14.0, 20.5], [3.0, 0.5]], atol=0.7)  # bilinear between nodes
+    assert given.keypoint_remapping_method == "mask"  # it is the user's
 
 
 def test_boxes_are_given_to_those_who_look_at_them(image):

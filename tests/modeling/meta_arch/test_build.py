@@ -36,3 +36,12 @@ def test_a_missing_gpu_is_said_before_the_model_is_built(monkeypatch, tiny_rcnn_
     cfg = tiny_rcnn_cfg("MODEL.META_ARCHITECTURE", "NoSuchArchitecture", "MODEL.DEVICE", device)
     with pytest.raises(ValueError, match=rf"{found}.*MODEL.DEVICE cpu"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(("masks", "told"), [(True, True), (False, False)])
+def test_a_model_without_the_choice_of_masks_is_told_of(tiny_rcnn_cfg, caplog, masks, told):
+    common = ("MODEL.META_ARCHITECTURE", "NothingButALayer", "MODEL.MASK_ON", masks)
+    build_model(tiny_rcnn_cfg(*common))
+    assert "MASK_FORMAT" not in caplog.text
+    build_model(tiny_rcnn_cfg(*common, "TEST.MASK_FORMAT", "rle"))
+    assert ("TEST.MASK_FORMAT is 'rle', but NothingButALayer gives whole masks" in caplog.text) is told

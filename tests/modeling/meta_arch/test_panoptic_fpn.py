@@ -3,6 +3,7 @@ import logging
 import pickle
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +12,10 @@ from torch import nn
 
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, build_model
 from detectron2.modeling.meta_arch import panoptic_fpn
-from detectron2.modeling.meta_arch._panoptic_merge import _claim_on_cpu, _claim_on_device
+from detectron2.modeling.meta_arch._panoptic_merge import _claim, _claim_on_cpu, _claim_on_device, _pasted
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.structures import Instances
+from detectron2.modeling.postprocessing import paste_predicted_masks
+from detectron2.structures import Boxes, Instances, ROIMasks
 
 STUFF = 4
 
@@ -307,5 +309,60 @@ def test_merge_against_sets(seed, count, overlap, area, score):
     found = [(s["isthing"], s["instance_id"] if s["isthing"] else s["category_id"]) for s in segments]
     assert found == taken
     rows = rng.permutation(count).tolist()
-    on_cpu, on_device = (f(torch.from_numpy(masks), rows, overlap) for f in (_claim_on_cpu, _claim_on_device))
+    on_cpu = _claim_on_cpu((masks[row].ravel().nonzero()[0] for row in rows), (6, 7), overlap)
+    on_device = _claim_on_device((torch.from_numpy(masks[row]) for row in rows), (6, 7), torch.device("cpu"), overlap)
     assert torch.equal(on_cpu[0], on_device[0]) and on_cpu[1] == on_device[1]
+
+
+# --- formats of masks -------------------------------------------------------------------------------------------------
+
+
+def test_merging_masks_of_each_format_gives_the_same():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.tensor([[2.0, 3], [0, 0], [25, 4], [8, 10], [20, 20], [30, 5]])
+    given = Instances((40, 50))
+    given.pred_boxes = Boxes(torch.cat([corner, corner + 12 + 8 * torch.rand(6, 2, generator=generator)], 1))
+    given.scores = torch.tensor([0.9, 0.2, 0.8, 0.7, 0.95, 0.6])
+    given.pred_classes = torch.arange(6)
+    given.pred_masks = ROIMasks(torch.rand(6, 5, 5, generator=generator) * 0.5 + 0.45)
+    labels = torch.randint(0, 4, (40, 50), generator=generator)
+    arguments = labels, 0.5, 3, 0.5
+    roi, full, rle = (
+        combine_semantic_and_instance_outputs(paste_predicted_masks(given, kind), *arguments)
+        for kind in ("roi", "full", "rle")
+    )
+    assert sum(segment["isthing"] for segment in full[1]) >= 3
+    for ids, segments in (roi, rle):
+        assert torch.equal(ids, full[0]) and segments == full[1]
+    rows = given.scores.argsort(descending=True).tolist()
+    masks, boxes = given.pred_masks.tensor, given.pred_boxes.tensor
+    pasted = (_pasted(masks[row : row + 1], boxes[row : row + 1], (40, 50)) for row in rows)
+    on_device, winners = _claim_on_device(pasted, (40, 50), torch.device("cpu"), 0.5)
+    on_cpu, same_winners = _claim(given, rows, (40, 50), 0.5)
+    assert torch.equal(on_device, on_cpu) and winners == same_winners
+    masks = torch.stack(list(paste_predicted_masks(given, "full").pred_masks))
+    expected, taken = merge_by_sets(masks.numpy(), given.scores.tolist(), labels.numpy(), 0.5, 3, 0.5)
+    np.testing.assert_array_equal(full[0].numpy(), expected)
+    assert [s["instance_id"] for s in full[1] if s["isthing"]] == [row for is_thing, row in taken if is_thing]
+
+
+@pytest.mark.parametrize("kind", ["rle", "roi"])
+def test_the_model_with_each_format_of_masks(panoptic_cfg, model, batch, kind):
+    torch.manual_seed(0)
+    other = build_model(panoptic_cfg("TEST.MASK_FORMAT", kind))
+    assert other.mask_format == kind and model.mask_format == "full"
+    other.load_state_dict(model.state_dict())
+    items = batch()
+    items[1]["height"], items[1]["width"] = 96, 120
+    with torch.no_grad():
+        expected, got = model.eval()(items), other.eval()(items)
+    for a, b in zip(expected, got, strict=True):
+        assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+        assert a["panoptic_seg"][1] == b["panoptic_seg"][1]
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+        assert b["instances"].has("pred_masks_rle") is (kind == "rle")
+        assert isinstance(b["instances"].get_fields().get("pred_masks", None), ROIMasks) is (kind == "roi")
+        pasted = b["instances"] if kind == "rle" else paste_predicted_masks(b["instances"], "rle")
+        masks = [mask_util.decode(rle) for rle in pasted.pred_masks_rle]
+        assert len(masks) == len(a["instances"]) > 0
+        np.testing.assert_array_equal(np.stack(masks), a["instances"].pred_masks.numpy())

@@ -2,14 +2,18 @@ import copy
 import io
 import pickle
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from torch import nn
 
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, GeneralizedRCNN, ProposalNetwork, build_model, detector_postprocess
 from detectron2.modeling.meta_arch import rcnn
 from detectron2.modeling.meta_arch._inputs import normalized_batch
+from detectron2.modeling.postprocessing import paste_predicted_masks
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
@@ -333,3 +337,53 @@ def test_a_copy_towards_the_cpu_is_waited_for(device, non_blocking, monkeypatch)
     monkeypatch.setattr(torch.Tensor, "to", record)
     batch = normalized_batch([{"image": torch.zeros(3, 4, 5)}], mean, mean)
     assert asked == [non_blocking] and batch.tensor.shape == (1, 3, 4, 5)
+
+
+# --- formats of masks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rle", "roi"])
+def test_masks_of_each_format(tiny_rcnn_cfg, rcnn_batch, kind):
+    full = build_model(tiny_rcnn_cfg()).eval()
+    other = build_model(tiny_rcnn_cfg("TEST.MASK_FORMAT", kind)).eval()
+    assert (full.mask_format, other.mask_format) == ("full", kind)
+    other.load_state_dict(full.state_dict())
+    batch = rcnn_batch()
+    batch[1].update(height=96, width=120)
+    with torch.no_grad():
+        expected, found = ([x["instances"] for x in model(batch)] for model in (full, other))
+        full.mask_format = kind  # at any time
+        again = full(batch)[1]["instances"]
+    assert again.has("pred_masks_rle") is (kind == "rle")
+    for one, masks in zip(found, (x.pred_masks for x in expected), strict=True):
+        assert len(one) == len(masks) > 0
+        assert one.has("pred_masks_rle") is (kind == "rle") and one.has("pred_masks") is (kind == "roi")
+        for rle, mask in zip(paste_predicted_masks(one, "rle").pred_masks_rle, masks.numpy(), strict=True):
+            np.testing.assert_array_equal(mask_util.decode(rle), mask)
+        chosen = one[one.scores >= one.scores.median()]
+        assert 0 < len(chosen) < len(one)
+
+
+def test_an_unknown_format_of_masks_is_refused():
+    with pytest.raises(ValueError, match="'polygon'"):
+        detector(mask_format="polygon")
+
+
+def test_subclasses_know_the_published_arguments_only(tiny_rcnn_cfg, rcnn_batch):
+    class Older(GeneralizedRCNN):
+        @configurable
+        def __init__(self, *, backbone, proposal_generator, roi_heads, pixel_mean, pixel_std, input_format, vis_period):
+            super().__init__(
+                backbone=backbone, proposal_generator=proposal_generator, roi_heads=roi_heads, pixel_mean=pixel_mean,
+                pixel_std=pixel_std, input_format=input_format, vis_period=vis_period,
+            )  # fmt: skip
+
+        @staticmethod
+        def _postprocess(instances, batched_inputs, image_sizes):
+            return [{"instances": x} for x in instances]
+
+    model = Older(tiny_rcnn_cfg()).eval()
+    with torch.no_grad():
+        assert all(x["instances"].pred_masks.dim() == 4 for x in model(rcnn_batch()))
+    with pytest.raises(TypeError, match="mask_format"):
+        Older(tiny_rcnn_cfg("TEST.MASK_FORMAT", "rle"))

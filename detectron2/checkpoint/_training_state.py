@@ -1,0 +1,170 @@
+"""A checkpoint in two files: weights that everybody can read, and beside them what only continuing a training needs.
+
+``model_0000999.safetensors`` has the name of its second file, ``model_0000999.state.pt``, in its header, and both have
+the same number.  The second file is written first, under a name that no file of weights refers to, so that whenever
+the process dies the weights on disk have their own state beside them, or none was promised.
+"""
+
+import glob
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from detectron2.checkpoint._read import read_torch_file
+from detectron2.checkpoint._weights_file import read_header, write_weights
+from detectron2.utils.file_io import atomic_write
+
+__all__ = ["DESCRIPTION", "describe_again", "read_beside", "remove_orphans", "save_in_two_files", "state_file"]
+
+DESCRIPTION = "description"
+_EXTRA, _STATE, _NUMBER = "extra", "training_state", "save_number"
+_STATE_NAME = re.compile(r".*\.state2?\.pt")
+
+
+def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: Any) -> str:
+    """Save a checkpoint.
+
+    Args:
+        folder: where to.
+        name: of the files, without endings.
+        data: what a ``.pth`` file would hold.
+
+            ``model`` and the description, and numbers and texts, go to the first file; everything else to the second,
+            which is left out where there is nothing else.
+        manager: the path manager.
+
+    Returns:
+        The name of the file of weights.
+    """
+    texts, state = _split(data)
+    path = os.path.join(folder, f"{name}.safetensors")
+    former = state_file(path) if os.path.isfile(path) else None
+    used = None
+    if state:
+        # Never the one that the weights on disk refer to: until these are replaced they are the checkpoint.
+        used = os.path.join(folder, f"{name}.state.pt")
+        if used == former:
+            used = os.path.join(folder, f"{name}.state2.pt")
+        number = secrets.token_hex(8)
+        with atomic_write(used, "wb", manager) as file:
+            torch.save({**state, _NUMBER: number}, file)
+        texts |= {_STATE: os.path.basename(used), _NUMBER: number}
+    write_weights(path, data["model"], texts, manager)
+    if former is not None and former != used and os.path.isfile(former):
+        os.remove(former)
+    return os.path.basename(path)
+
+
+def _split(data: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """-> texts for the header, and what goes to the second file."""
+    rest = {key: value for key, value in data.items() if key not in ("model", DESCRIPTION)}
+    extra = {key: value for key, value in rest.items() if _is_simple(value)}
+    texts = {_EXTRA: json.dumps(extra)}
+    if data.get(DESCRIPTION) is not None:
+        texts[DESCRIPTION] = json.dumps(data[DESCRIPTION])
+    return texts, {key: value for key, value in rest.items() if key not in extra}
+
+
+def _is_simple(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+
+
+def state_file(path: str) -> str | None:
+    """-> the file that a file of weights names as its second one; ``None`` where it names none.
+
+    Args:
+        path: a local file of weights.
+
+    Returns:
+        A path, which need not exist.
+
+    Raises:
+        ValueError: what it names is not a file beside it.
+    """
+    name = read_header(path).get(_STATE)
+    if name is None:
+        return None
+    if not isinstance(name, str) or os.path.basename(name) != name or not _STATE_NAME.fullmatch(name):
+        raise ValueError(f"{path} names {name!r} as the file with its training state, which is no name of such a file.")
+    return os.path.join(os.path.dirname(path), name)
+
+
+def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict[str, Any]:
+    """Read what belongs to a file of weights.
+
+    Args:
+        path: the file of weights.
+        texts: its header.
+        is_needed: whether the state of the training is going to be used, and has to be there.
+
+    Returns:
+        What the checkpoint holds apart from its weights.
+
+    Raises:
+        FileNotFoundError: the second file is missing though it is needed.
+        ValueError: it is damaged, or of another save.
+    """
+    found: dict[str, Any] = {}
+    try:
+        if _EXTRA in texts:
+            found |= json.loads(texts[_EXTRA])
+        if DESCRIPTION in texts:
+            found[DESCRIPTION] = json.loads(texts[DESCRIPTION])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the header is damaged: {error}") from error
+    beside = state_file(path)
+    if beside is None or (not is_needed and not os.path.isfile(beside)):
+        return found
+    if not os.path.isfile(beside):
+        raise FileNotFoundError(
+            f"{path} has weights alone: {os.path.basename(beside)}, which has the state of optimizer and schedule, is "
+            "not beside it. Put it there to continue that training, or start a new one from these weights "
+            "(MODEL.WEIGHTS or train.init_checkpoint, another output folder, no --resume)."
+        )
+    # Where nothing of it is used, mapping it into memory spares reading it.
+    state = read_torch_file(beside, mmap=not is_needed)
+    if state.pop(_NUMBER, None) != texts.get(_NUMBER):
+        raise ValueError(f"{beside} belongs to another save than {path}: files of two trainings got mixed.")
+    return {**found, **state}
+
+
+def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> None:
+    """Replace the description in a checkpoint, and leave everything else.
+
+    Args:
+        path: a local file of either format.
+        description: the new one.
+        manager: the path manager.
+    """
+    if path.endswith(".safetensors"):
+        from detectron2.checkpoint._weights_file import read_weights
+
+        weights, texts = read_weights(path)
+        write_weights(path, weights, {**texts, DESCRIPTION: json.dumps(description)}, manager)
+        return
+    data = read_torch_file(path, mmap=True)
+    data[DESCRIPTION] = dict(description)
+    with atomic_write(path, "wb", manager) as file:
+        torch.save(data, file)
+
+
+def remove_orphans(folder: str, names: Iterable[str] = ("*",)) -> None:
+    """Remove files with training states to which no file of weights refers any more.
+
+    Args:
+        folder: of the checkpoints.
+        names: patterns of the checkpoints' names, without endings.
+    """
+    for name in names:
+        for path in glob.glob(os.path.join(glob.escape(folder), f"{name}.state*.pt")):
+            if not _STATE_NAME.fullmatch(path):
+                continue
+            weights = re.sub(r"\.state2?\.pt$", ".safetensors", path)
+            if not os.path.isfile(weights) or state_file(weights) != path:
+                os.remove(path)

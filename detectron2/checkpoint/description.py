@@ -1,0 +1,221 @@
+"""What a checkpoint says about itself, so that its weights can be used without anything else.
+
+The description lies under the key ``description`` of a ``.pth`` file, beside ``model``, or in the header of a
+``.safetensors`` file; it is made of plain containers, numbers and texts.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from detectron2.checkpoint._advice import what_is_beside
+from detectron2.checkpoint._read import file_format, read_torch_file
+from detectron2.checkpoint._training_state import DESCRIPTION
+from detectron2.checkpoint._weights_file import read_header
+from detectron2.config import CfgNode, get_cfg
+from detectron2.config._lazy_yaml import load_lazy_yaml
+from detectron2.utils.file_io import PathManager
+
+if TYPE_CHECKING:
+    from detectron2.data import Metadata
+
+__all__ = ["CheckpointDescription", "dataset_metadata", "installed_versions", "read_description"]
+
+logger = logging.getLogger(__name__)
+
+# What drawing and naming of results needs.
+_METADATA = (
+    "thing_classes",
+    "thing_colors",
+    "stuff_classes",
+    "stuff_colors",
+    "keypoint_names",
+    "keypoint_flip_map",
+    "keypoint_connection_rules",
+    "ignore_label",
+    "label_divisor",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """How weights came about, and how they want to be used.
+
+    Args:
+        config: the config of the training as YAML text, without the place of its output.
+        config_kind: ``"yaml"`` for a ``CfgNode``, ``"lazy"`` for a LazyConfig.
+        metadata: names and colours of classes and keypoints, as in :class:`~detectron2.data.Metadata`.
+        image_format: colour order of the images that the model expects, such as ``"BGR"``.
+        pixel_mean: subtracted from each channel.
+        pixel_std: each channel is divided by it.
+        versions: name of a package -> its version in the training.
+        iteration: the last iteration that was done, from 0.
+        metrics: flat names, such as ``"bbox/AP"`` -> results of the last evaluation, as far as they are numbers.
+        metrics_iteration: after which iteration that was.
+        is_average: whether the weights are the moving average of the weights in training.
+        metrics_of_average: whether that average was evaluated, and not the weights.
+    """
+
+    config: str = ""
+    config_kind: str = "yaml"
+    metadata: dict[str, Any] = field(default_factory=dict)
+    image_format: str | None = None
+    pixel_mean: list[float] | None = None
+    pixel_std: list[float] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    iteration: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    metrics_iteration: int | None = None
+    is_average: bool = False
+    metrics_of_average: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        """-> nested containers, numbers and texts, as a checkpoint holds them."""
+        plain = dataclasses.asdict(self)
+        plain["metrics"] = {name: float(value) for name, value in self.metrics.items() if math.isfinite(value)}
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Any, source: str) -> "CheckpointDescription":
+        """Read what :meth:`to_plain` returned; entries of later versions are left out.
+
+        Args:
+            plain: the description in a file.
+            source: the file, for the message.
+
+        Returns:
+            The description.
+
+        Raises:
+            ValueError: it is none.
+        """
+        wanted = {f.name: f for f in dataclasses.fields(cls)}
+        if not isinstance(plain, Mapping):
+            raise ValueError(f"The description in {source} is a {type(plain).__name__}, not a dictionary.")
+        found = {name: value for name, value in plain.items() if name in wanted}
+        for name, value in found.items():
+            default = getattr(cls(), name)
+            if default is not None and not isinstance(value, type(default)):
+                raise ValueError(f"The description in {source} is damaged: {name} is {value!r}.")
+        description = cls(**found)
+        if description.config_kind not in ("yaml", "lazy"):
+            raise ValueError(
+                f"The description in {source} has a config of an unknown kind: {description.config_kind!r}."
+            )
+        return description
+
+    def load_config(self) -> Any:
+        """Read the config.
+
+        Returns:
+            A ``CfgNode``, which has the keys of projects that the training had as well, or an omegaconf ``DictConfig``.
+            The latter describes calls, and whoever wrote the file chose which: check them before instantiating it, as
+            ``detectron2 predict`` does.
+
+        Raises:
+            ValueError: there is no config, or it cannot be read.
+        """
+        if not self.config:
+            raise ValueError("The description has no config.")
+        if self.config_kind == "lazy":
+            content = load_lazy_yaml(self.config, "the config in the checkpoint")
+            return OmegaConf.create(content, flags={"allow_objects": True})
+        cfg = get_cfg()
+        cfg.set_new_allowed(True)
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(self.config))
+        cfg.set_new_allowed(False)
+        return cfg
+
+    def load_metadata(self) -> "Metadata":
+        """-> names and colours for drawing; they belong to no registered data set."""
+        from detectron2.data import Metadata
+
+        return Metadata().set(name="checkpoint", **self.metadata)
+
+
+def read_description(path: str) -> CheckpointDescription | None:
+    """Read what a checkpoint says about itself; of its weights nothing is loaded.
+
+    Args:
+        path: path or URL of a file.
+
+    Returns:
+        The description; ``None`` where the file has none, as those of other programs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file or its description is damaged.
+    """
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
+    kind = file_format(local)
+    plain = None
+    if kind == "safetensors":
+        text = read_header(local).get(DESCRIPTION)
+        try:
+            plain = None if text is None else json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"The description in {path} is damaged: {error}") from error
+    elif kind == "torch" and _is_archive(local):
+        content = read_torch_file(local, mmap=True)
+        plain = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
+    return None if plain is None else CheckpointDescription.from_plain(plain, path)
+
+
+def _is_archive(path: str) -> bool:
+    """Whether a file is of the format that torch.save has had since there are descriptions."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def dataset_metadata(names: Sequence[str]) -> dict[str, Any]:
+    """Collect what is known about classes and keypoints of training data.
+
+    Args:
+        names: data sets; the first of which something is known counts.
+
+    Returns:
+        Keys and values of its metadata, made of plain containers.
+    """
+    from detectron2.data import MetadataCatalog
+
+    for name in names:
+        if name not in MetadataCatalog:  # asking for it would make it
+            continue
+        known = MetadataCatalog.get(name).as_dict()
+        found = {key: _plain(known[key]) for key in _METADATA if known.get(key) is not None}
+        if found.keys() & {"thing_classes", "stuff_classes", "keypoint_names"}:
+            return found
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    """-> the same with lists for tuples and arrays, and numbers for scalars of NumPy."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, str | bool | int | float) or value is None:
+        return value
+    if isinstance(value, Iterable):
+        return [_plain(part) for part in value]
+    return str(value)
+
+
+def installed_versions() -> dict[str, str]:
+    """-> versions of this library and of those that its numbers depend on most."""
+    import torch
+    import torchvision
+
+    from detectron2 import __version__
+
+    return {"detectron2": __version__, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}

@@ -1,0 +1,183 @@
+"""Finding what ``detectron2 analyze`` is to look at: predictions in a file or in a run's folder, and their data."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import convert_to_coco_dict
+from detectron2.evaluation._analysis_inputs import TASKS, read_json
+
+__all__ = ["Source", "find_sources", "open_data", "tasks_of"]
+
+# What evaluators write, and what it holds.
+_FILES = {
+    "coco_instances_results.json": "instances",
+    "lvis_instances_results.json": "instances",
+    "sem_seg_predictions.json": "sem_seg",
+    "predictions.json": "panoptic_seg",
+}
+_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Predictions.
+
+    Args:
+        file: where they are.
+        kind: ``"instances"``, ``"sem_seg"`` or ``"panoptic_seg"``.
+        content: of the file; None where it is read by who needs it.
+        data: name or file of the ground truth.
+        sigmas: of keypoints, as the run's config says; empty for those of COCO's persons.
+    """
+
+    file: str
+    kind: str
+    content: Any
+    data: str
+    sigmas: tuple[float, ...] = ()
+
+
+def find_sources(path: str, data: str | None) -> list[Source]:
+    """Find predictions and their data set.
+
+    Args:
+        path: a file with predictions; or the output folder of a run, or the folder in it with its predictions.
+        data: name or file of the ground truth; None: the test data set of the run's config.
+
+    Returns:
+        At least one source; of a run one for each kind of predictions.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is not known what the predictions belong to, or the file holds no predictions.
+    """
+    if not os.path.isdir(path):
+        content = read_json(path)
+        kind = _kind_of(content, path)
+        config = _config_of(Path(path).parent)
+        found = data or _data_of(config, Path(path).parent, path)
+        return [Source(path, kind, content if kind == "instances" else None, found, _sigmas(config))]
+    folders = [Path(path), Path(path, "inference")]
+    found = [(folder / name, kind) for folder in folders for name, kind in _FILES.items() if (folder / name).is_file()]
+    if not found:
+        parts = sorted(str(p.parent) for p in Path(path).glob("*/*/*_results.json"))
+        advice = f" There are some in {', '.join(parts)}." if parts else " 'detectron2 eval' writes them."
+        raise FileNotFoundError(
+            f"{path} has no predictions ({', '.join(_FILES)}), neither in itself nor in 'inference'.{advice}"
+        )
+    config = _config_of(found[0][0].parent)
+    name = data or _data_of(config, found[0][0].parent, path)
+    return [
+        Source(str(file), kind, read_json(str(file)) if kind == "instances" else None, name, _sigmas(config))
+        for file, kind in found
+    ]
+
+
+def _kind_of(content: Any, path: str) -> str:
+    if isinstance(content, dict) and any("segments_info" in a for a in content.get("annotations") or ()):
+        return "panoptic_seg"
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict) and "score" not in first and {"file_name", "segmentation"} <= first.keys():
+        return "sem_seg"
+    if isinstance(content, dict) and "images" in content:
+        raise ValueError(
+            f"{path} is ground truth in COCO format; predictions are a list of dictionaries, as COCOEvaluator writes "
+            "them to coco_instances_results.json."
+        )
+    return "instances"
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """-> the config of the run that a folder of predictions belongs to, as plain as it is; empty if there is none."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        if (place / "config.yaml").is_file():
+            try:
+                content = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
+            except yaml.YAMLError:  # of another program
+                return {}
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _sigmas(config: dict[str, Any]) -> tuple[float, ...]:
+    test = config.get("TEST")
+    return tuple(test.get("KEYPOINT_OKS_SIGMAS") or ()) if isinstance(test, dict) else ()
+
+
+def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
+    """-> the test data set of a run: registered, or as the evaluator has left it beside the predictions."""
+    names = _test_names(config)
+    if not names:
+        raise ValueError(f"What do the predictions in {path} belong to? No config beside them says; give --data.")
+    if len(names) > 1 and folder.name in names:  # evaluations of several data sets have a folder each
+        names = [folder.name]
+    if len(names) > 1:
+        raise ValueError(f"The run was evaluated on {', '.join(names)}; say with --data to which {path} belongs.")
+    converted = folder / f"{names[0].replace('/', '_')}_coco_format.json"
+    if names[0] not in DatasetCatalog and converted.is_file():
+        return str(converted)
+    return names[0]
+
+
+def _test_names(config: dict[str, Any]) -> list[str]:
+    part: Any = config
+    keys = ("DATASETS", "TEST") if "DATASETS" in config else ("dataloader", "test", "dataset", "names")
+    for key in keys:
+        part = part.get(key) if isinstance(part, dict) else None
+    return [part] if isinstance(part, str) else [str(name) for name in part or ()]
+
+
+def open_data(name: str, images: str | None) -> tuple[Any, list[str]]:
+    """Find ground truth.
+
+    Args:
+        name: of a registered data set, or a file.
+        images: folder of the images, if it is given.
+
+    Returns:
+        A file or a dictionary in COCO format, and folders in which the images may lie.
+
+    Raises:
+        FileNotFoundError: it is neither, or the folder does not exist.
+    """
+    given = [images] if images else []
+    if images and not os.path.isdir(images):
+        raise FileNotFoundError(f"--images: there is no folder {images}.")
+    if name in DatasetCatalog:
+        metadata = MetadataCatalog.get(name)
+        roots = [*given, metadata.get("image_root") or "", ""]
+        json_file = metadata.get("json_file")
+        return (json_file if json_file else convert_to_coco_dict(name)), roots
+    if not os.path.isfile(name):
+        raise FileNotFoundError(
+            f"--data: '{name}' is neither a file (working directory: '{os.getcwd()}') nor a registered data set. Data "
+            "sets can be registered with --coco, --voc or --import."
+        )
+    beside = os.path.dirname(name)
+    return name, [*given, beside, os.path.join(beside, "images"), ""]
+
+
+def tasks_of(results: Sequence[Any], objects: Sequence[dict[str, Any]], chosen: Sequence[str]) -> list[str]:
+    """Which tasks predictions can be analyzed for.
+
+    Args:
+        results: the predictions.
+        objects: the annotations.
+        chosen: what is asked for; empty for all that both have.
+
+    Returns:
+        At least one, in the order of COCO's.
+    """
+    if chosen:
+        return [task for task in TASKS if task in chosen]
+    first = results[0] if isinstance(results, Sequence) and results and isinstance(results[0], dict) else {}
+    fields = {task for task, field in _FIELDS.items() if field in first}
+    annotated = {task for task, field in _FIELDS.items() if any(a.get(field) for a in objects)}
+    both = [task for task in TASKS if task in fields & (annotated | {"bbox"})]
+    return both or ["bbox"]

@@ -1,0 +1,87 @@
+"""Which function adds which keys to a config: keys of models that come with the library but not with its defaults.
+
+Names alone, since a config knows nothing of the models that are built from it.
+"""
+
+from collections.abc import Sequence
+
+__all__ = ["PROJECT_FOLDERS", "PROJECT_KEYS", "adders_of"]
+
+_DEEPLAB = (
+    "SOLVER.POLY_LR_POWER",
+    "SOLVER.POLY_LR_CONSTANT_ENDING",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+    "MODEL.RESNETS.STEM_TYPE",
+    "MODEL.RESNETS.RES4_DILATION",
+    "MODEL.RESNETS.RES5_MULTI_GRID",
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE",
+    "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES",
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS",
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS",
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS",
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT",
+    "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV",
+)
+
+PROJECT_KEYS: dict[str, tuple[str, ...]] = {
+    "detectron2.projects.deeplab.add_deeplab_config": _DEEPLAB,
+    "detectron2.projects.panoptic_deeplab.add_panoptic_deeplab_config": (
+        *_DEEPLAB,
+        "MODEL.PANOPTIC_DEEPLAB",
+        "MODEL.INS_EMBED_HEAD",
+        "MODEL.SEM_SEG_HEAD.HEAD_CHANNELS",
+        "MODEL.SEM_SEG_HEAD.LOSS_TOP_K",
+        "INPUT.GAUSSIAN_SIGMA",
+        "INPUT.IGNORE_STUFF_IN_OFFSET",
+        "INPUT.SMALL_INSTANCE_AREA",
+        "INPUT.SMALL_INSTANCE_WEIGHT",
+        "INPUT.IGNORE_CROWD_IN_SEMANTIC",
+    ),
+    "detectron2.projects.point_rend.add_pointrend_config": (
+        "MODEL.POINT_HEAD",
+        "MODEL.IMPLICIT_POINTREND",
+        "MODEL.ROI_MASK_HEAD.IN_FEATURES",
+        "MODEL.ROI_MASK_HEAD.FC_DIM",
+        "MODEL.ROI_MASK_HEAD.NUM_FC",
+        "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION",
+        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON",
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+        "INPUT.COLOR_AUG_SSD",
+    ),
+    "point_sup.add_point_sup_config": ("INPUT.POINT_SUP", "INPUT.SAMPLE_POINTS"),
+    "tensormask.add_tensormask_config": ("MODEL.TENSOR_MASK",),
+    "tridentnet.add_tridentnet_config": ("MODEL.TRIDENT",),
+}
+"""Dotted name of a function that takes a config -> the keys, or groups of keys, that it adds."""
+
+PROJECT_FOLDERS = {
+    "point_sup": "projects/PointSup",
+    "tensormask": "projects/TensorMask",
+    "tridentnet": "projects/TridentNet",
+}
+"""Where packages lie that are not installed with the library."""
+
+
+def adders_of(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Find the functions that would have added keys.
+
+    Args:
+        paths: full names of keys that a config lacks.
+
+    Returns:
+        Dotted name of a function -> those of ``paths`` that it adds: as few functions as possible, the one with the
+        most keys first.  Keys of no function are left out.
+    """
+    left = list(paths)
+    found: dict[str, list[str]] = {}
+    while True:
+        covered = {name: [path for path in left if _is_within(path, keys)] for name, keys in PROJECT_KEYS.items()}
+        name = max(covered, key=lambda n: len(covered[n]))  # of equal ones the first, which adds less
+        if not covered[name]:
+            return found
+        found[name] = covered[name]
+        left = [path for path in left if path not in covered[name]]
+
+
+def _is_within(path: str, keys: tuple[str, ...]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)

@@ -1,0 +1,213 @@
+"""Checks of label maps: the files of semantic segmentation (labels) and of panoptic segmentation (ids of segments).
+
+All files are looked for; a sample of them is decoded, since that takes as long as reading the images themselves.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detectron2.data._file_checks import file_findings
+from detectron2.data._findings import MAX_CASES, Case, Finding, quantity
+from detectron2.data.datasets._reading import image_size_hw
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["label_map_findings", "number_of_categories", "segment_findings"]
+
+_DECODED = 40
+
+
+def label_map_findings(
+    dicts: list[dict[str, Any]],
+    max_files: int | None,
+    *,
+    num_labels: int | None = None,
+    num_labels_key: str = "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    ignore_label: int = 255,
+    decode: bool = True,
+) -> list[Finding]:
+    """Check the files that "sem_seg_file_name" and "pan_seg_file_name" name.
+
+    Args:
+        dicts: the data set.
+        max_files: look for no more than this many of each, evenly spaced; None: for all.
+        num_labels: number of classes of the model; None leaves the upper end of the labels unchecked.
+        num_labels_key: what sets it, for the message.
+        ignore_label: label of the pixels that do not count.
+        decode: whether to look into a sample of the files.
+
+    Returns:
+        the findings.
+    """
+    findings = []
+    for key in ("sem_seg_file_name", "pan_seg_file_name"):
+        findings += file_findings(dicts, max_files, key)
+    if not decode:
+        return findings
+    flaws: dict[int, str] = {}
+    excess: dict[int, int] = {}
+    for n, path in _sample(dicts, "sem_seg_file_name"):
+        try:
+            labels = _read_labels(path)
+            _compare_size(labels, dicts[n])
+        except OSError:  # among the findings already
+            continue
+        except ValueError as e:
+            flaws[n] = str(e)
+            continue
+        highest = int(labels[labels != ignore_label].max(initial=0))
+        if num_labels is not None and highest >= num_labels:
+            excess[n] = highest
+    if flaws:
+        what = f"{quantity(len(flaws), 'label map', '')} cannot be used"
+        cure = "A label map is a grey 8-bit image of the size of its image, whose pixel values are the labels."
+        findings.append(_of_images("label-map-kind", "error", dicts, flaws, what, cure))
+    if excess:
+        what = f"{quantity(len(excess), 'label map')} labels of {num_labels} or more, while {num_labels_key} is"
+        what += f" {num_labels}"
+        cure = f"Set {num_labels_key} to {max(excess.values()) + 1}, or give such pixels the label to be ignored, "
+        cure += f"{ignore_label}."
+        shown = {n: f"label {label}" for n, label in excess.items()}
+        findings.append(_of_images("label-map-labels", "error", dicts, shown, what, cure))
+    return findings
+
+
+def _sample(dicts: list[dict[str, Any]], key: str) -> Iterator[tuple[int, str]]:
+    """Yield index and path of some images that have such a file, evenly spaced."""
+    having = [n for n, d in enumerate(dicts) if isinstance(d.get(key), str)]
+    for i in np.unique(np.linspace(0, len(having) - 1, min(_DECODED, len(having))).round().astype(np.int64)).tolist():
+        yield having[i], dicts[having[i]][key]
+
+
+def _read_labels(path: str) -> np.ndarray:
+    """-> the labels ``(H, W)``, if the mapper, which takes the grey levels of any image, would get them too."""
+    grey = read_image(path, "L")[:, :, 0]
+    if path.lower().endswith((".npy", ".npz")):
+        return grey
+    with Image.open(PathManager.get_local_path(path)) as image:
+        mode, stored = image.mode, np.asarray(image)
+    planes = stored[..., None] if stored.ndim == 2 else stored[..., : 1 if mode == "LA" else 3]
+    if (planes == grey[..., None]).all():
+        return grey
+    what = {
+        "P": "it has a palette, and the grey levels of its colours differ from its indices; save the indices: "
+        "Image.fromarray(np.asarray(Image.open(file))).save(file)",
+        "1": "it is black and white, which is read as the labels 0 and 255",
+    }
+    raise ValueError(
+        what.get(mode, f"it is a colour picture (mode {mode}), whose grey levels would be taken for labels")
+    )
+
+
+def _compare_size(labels: np.ndarray, record: dict[str, Any]) -> None:
+    """For data sets that do not tell the size of the images; else it is compared with the header."""
+    if None not in (record.get("height"), record.get("width")) or not isinstance(record.get("file_name"), str):
+        return
+    size_hw = image_size_hw(record["file_name"])
+    if labels.shape != size_hw:
+        raise ValueError(
+            f"it is {labels.shape[1]} x {labels.shape[0]} (width x height), its image {size_hw[1]} x {size_hw[0]}"
+        )
+
+
+def segment_findings(
+    dicts: list[dict[str, Any]], num_categories: int | None, name_of_number: str, *, decode: bool = True
+) -> list[Finding]:
+    """Check "segments_info" of panoptic data sets, and a sample of the files against it.
+
+    Args:
+        dicts: the data set.
+        num_categories: number of categories; None leaves the upper end unchecked.
+        name_of_number: where this number comes from, for the message.
+        decode: whether to look into a sample of the files.
+
+    Returns:
+        the findings.
+    """
+    having = [n for n, d in enumerate(dicts) if "pan_seg_file_name" in d]
+    without = {n: repr(dicts[n].get("segments_info"))[:80] for n in having if not _is_segments(dicts[n])}
+    if without:
+        what = f"{quantity(len(without), 'image')} 'pan_seg_file_name', but no usable 'segments_info'"
+        cure = "It is a list of a dict for each segment, with 'id' and 'category_id'."
+        return [_of_images("segments", "error", dicts, without, what, cure)]
+    wrong = {}
+    for n in having:
+        for s in dicts[n]["segments_info"]:
+            category = s["category_id"]
+            if category < 0 or (num_categories is not None and category >= num_categories):
+                wrong[n] = f"segment id {s['id']} has category_id {category}"
+                break
+    findings = []
+    if wrong:
+        limit = "" if num_categories is None else f" {num_categories} or more ({name_of_number}), or"
+        what = f"{quantity(len(wrong), 'image')} segments with a category_id of{limit} less than 0"
+        cure = "Categories are numbered from 0; ids of the data set have to be mapped."
+        findings.append(_of_images("segment-category", "error", dicts, wrong, what, cure))
+    if decode:
+        findings += _compare_ids(dicts)
+    return findings
+
+
+def number_of_categories(metadata: Any) -> tuple[int | None, str]:
+    """-> how many categories segments may have, things and stuff alike, and where that is said."""
+    names = {key: metadata.get(key) for key in ("stuff_classes", "thing_classes")}
+    known = {key: len(value) for key, value in names.items() if value is not None}
+    if not known:
+        return None, ""
+    key = max(known, key=known.__getitem__)
+    return known[key], f"the number of {key} in the metadata"
+
+
+def _is_segments(record: dict[str, Any]) -> bool:
+    segments = record.get("segments_info")
+    return isinstance(segments, (list, tuple)) and all(
+        isinstance(s, dict) and all(isinstance(s.get(k), (int, np.integer)) for k in ("id", "category_id"))
+        for s in segments
+    )
+
+
+def _compare_ids(dicts: list[dict[str, Any]]) -> list[Finding]:
+    absent: dict[int, str] = {}
+    unknown: dict[int, str] = {}
+    for n, path in _sample(dicts, "pan_seg_file_name"):
+        try:
+            rgb = read_image(path, "RGB").astype(np.int64)
+        except (OSError, ValueError):  # among the findings already
+            continue
+        drawn = set(np.unique(rgb @ (1, 256, 256 * 256)).tolist())
+        said = {int(s["id"]) for s in dicts[n]["segments_info"]}
+        if said - drawn:
+            absent[n] = f"no pixel has the id {min(said - drawn)} ({len(said - drawn)} of {len(said)} are absent)"
+        if drawn - said - {0}:
+            unknown[n] = f"pixels have the id {min(drawn - said - {0})}"
+    findings = []
+    for kind, level, found, text, cure in (
+        (
+            "segment-absent",
+            "error",
+            absent,
+            "segments that its file does not show",
+            "The id of a pixel is R + 256 G + 65536 B; is the file a colour image of these ids?",
+        ),
+        (
+            "segment-unknown",
+            "warning",
+            unknown,
+            "pixels with an id other than 0 that 'segments_info' does not have",
+            "Such pixels count as unlabelled.",
+        ),
+    ):
+        if found:
+            findings.append(_of_images(kind, level, dicts, found, f"{quantity(len(found), 'image')} {text}", cure))
+    return findings
+
+
+def _of_images(
+    kind: str, level: Any, dicts: list[dict[str, Any]], found: dict[int, str], what: str, cure: str
+) -> Finding:
+    key = "pan_seg_file_name" if kind.startswith("segment") else "sem_seg_file_name"
+    cases = [Case(f"({found[n]})", dicts[n].get(key), dicts[n].get("image_id")) for n in list(found)[:MAX_CASES]]
+    return Finding(kind, level, what, cure, len(found), cases, np.array(list(found), dtype=np.int64))
