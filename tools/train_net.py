@@ -45,8 +45,9 @@ class Trainer(DefaultTrainer):
         """-> results as of `test`, of the model with test-time augmentation; every name ends in "_TTA"."""
         inner = getattr(model, "module", model)  # inside DistributedDataParallel
         with_tta = SemanticSegmentorWithTTA if isinstance(inner, SemanticSegmentor) else GeneralizedRCNNWithTTA
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [build_evaluator(name, folder, cfg=cfg) for name in cfg.DATASETS.TEST]
+        names, folder = cfg.DATASETS.TEST, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folders = [folder if len(names) == 1 else os.path.join(folder, name) for name in names]
+        evaluators = [build_evaluator(name, own, cfg=cfg) for name, own in zip(names, folders, strict=True)]
         results = cls.test(cfg, with_tta(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 

@@ -8,7 +8,6 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from detectron2.cli._common import (
 )
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
-from detectron2.evaluation import build_evaluator
 from detectron2.utils.registry import locate
 
 
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)
     names = dataset_names(cfg, "test")
-    results = _test_yaml(cfg, model, names) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
+    results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
     path = Path(output, "results.json")
     write_json(path, results)
     sys.stdout.write(f"Results: {path}\n")
@@ -66,15 +64,6 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             _analyze(Path(output), name, is_only=len(names) == 1)
     return 0
-
-
-def _test_yaml(cfg: CfgNode, model: Any, names: Sequence[str]) -> Any:
-    if len(names) == 1:
-        return DefaultTrainer.test(cfg, model)
-    # each writes predictions, under the same names
-    folders = [os.path.join(cfg.OUTPUT_DIR, "inference", name) for name in names]
-    evaluators = [build_evaluator(name, folder, cfg=cfg) for name, folder in zip(names, folders, strict=True)]
-    return DefaultTrainer.test(cfg, model, evaluators)
 
 
 def _test_lazy(cfg: Any, model: Any, output: str) -> Any:

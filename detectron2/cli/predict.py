@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
     pictures = _picture_paths(files, output)
     cfg = _load_config(args, opts)
     model, mapper = load_model(cfg, args.weights)
+    if hasattr(model, "mask_format"):
+        # Drawing and JSON take run lengths, which are a small part of whole masks.
+        model.mask_format = "rle"  # pyright: ignore[reportArgumentType] (a plain attribute of models with masks)
     metadata = load_metadata(cfg, args.weights)
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []

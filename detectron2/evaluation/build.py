@@ -77,10 +77,12 @@ def build_evaluator(
 
     Args:
         dataset_name: a registered data set.
-        output_dir: folder for predictions; None to write nothing, or with ``cfg`` for ``OUTPUT_DIR/inference``. A
-            config in this place is taken as ``cfg``.
+        output_dir: folder for predictions; None to write nothing, or with ``cfg`` for ``OUTPUT_DIR/inference`` and, in
+            it, a folder of each data set where ``DATASETS.TEST`` names several. A config in this place is taken as
+            ``cfg``.
         distributed: gather the predictions of all processes.
-        cfg: supplies ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS``, and tells whether boxes are rotated.
+        cfg: supplies ``OUTPUT_DIR``, ``DATASETS.TEST`` and ``TEST.KEYPOINT_OKS_SIGMAS``, and tells whether boxes are
+            rotated.
 
     Returns:
         one evaluator, or several behind one interface.
@@ -92,7 +94,9 @@ def build_evaluator(
         output_dir, cfg = None, output_dir
     sigmas = ()
     if cfg is not None:
-        output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+        # Predictions on each data set have the same names, so several need a folder each.
+        own = (dataset_name,) if len(cfg.DATASETS.TEST) > 1 else ()
+        output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", *own)
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")

@@ -1,6 +1,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ def test_with_a_config(coco, tools, tmp_path, as_keyword):
     cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1]
     name = coco(tools.random_coco(0))
     evaluator = build_evaluator(name, cfg=cfg) if as_keyword else build_evaluator(name, cfg)
-    assert evaluator._output_dir == str(tmp_path / "run" / "inference")
+    assert Path(evaluator._output_dir) == tmp_path / "run" / "inference"
+    cfg.DATASETS.TEST = (name, "another")  # whose predictions have the same name
+    assert Path(build_evaluator(name, cfg=cfg)._output_dir) == tmp_path / "run" / "inference" / name
     assert list(evaluator._kpt_oks_sigmas) == [0.1]
 
 
