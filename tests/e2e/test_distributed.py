@@ -269,11 +269,11 @@ def test_evaluation_gives_the_same_results_and_gathers_once(runs):
     np.testing.assert_equal(main["evaluate"]["results"], one["evaluate"]["results"])
     assert not any(other["evaluate"]["results"].values())
     assert main["evaluate"]["gathered"] == other["evaluate"]["gathered"] == 2  # data sets; one process had no image
-    one, two = (
-        json.loads((runs[0] / n / "evaluated" / "inference" / "coco_instances_results.json").read_text()) for n in "12"
-    )
-    assert one == two
-    assert one
+    for name in ("distributed_five", "distributed_one"):
+        folders = (runs[0] / n / "evaluated" / "inference" / name for n in "12")
+        one, two = (json.loads((folder / "coco_instances_results.json").read_text()) for folder in folders)
+        assert one == two
+        assert one
 
 
 @pytest.mark.parametrize(("case", "first"), [("2", 2), ("N3", 3), ("N4", 4)])
