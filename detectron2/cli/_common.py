@@ -179,13 +179,46 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
     return _finish(cfg, opts, output_dir)
 
 
-def load_described_config(weights: str, opts: list[str], trusted: list[str]) -> Any:
+def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: str | None = None) -> Any:
+    """Load the config given, the one in the checkpoint, or the one that training left beside the weights.
+
+    Args:
+        args: ``config_file``, ``weights`` and ``imports`` of the command line.
+        opts: changes to it, as for :func:`load_config`.
+        output_dir: as for :func:`load_config`.
+
+    Returns:
+        What :func:`load_config` returns.
+
+    Raises:
+        ValueError: there is none, or it asks for calls that weights have no business to make.
+    """
+    if args.config_file:
+        return load_config(find_config_file(args.config_file), opts, output_dir)
+    if not args.weights:
+        raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
+    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
+    described = _load_described_config(args.weights, opts, trusted, output_dir)
+    if described is not None:
+        return described
+    beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
+    if not os.path.isfile(beside):
+        raise ValueError(
+            f"{args.weights} does not say which model it is of (it was not saved by a trainer of this version), and "
+            f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
+            "--config-file."
+        )
+    return load_config(beside, opts, output_dir)
+
+
+def _load_described_config(weights: str, opts: list[str], trusted: list[str], output_dir: str | None) -> Any:
     """Read the config that weights bring along.
 
     Args:
         weights: a checkpoint.
         opts: changes to it, as for :func:`load_config`.
         trusted: packages of the user's own that a LazyConfig may call.
+        output_dir: as for :func:`load_config`.
 
     Returns:
         What :func:`load_config` returns; ``None`` where the file has none.
@@ -202,7 +235,7 @@ def load_described_config(weights: str, opts: list[str], trusted: list[str]) -> 
     else:
         for part in ("model", "dataloader.test.mapper"):
             refuse_foreign_calls(OmegaConf.select(cfg, part), weights, trusted)
-    return _finish(cfg, opts, None)
+    return _finish(cfg, opts, output_dir)
 
 
 def _finish(cfg: Any, opts: list[str], output_dir: str | None) -> Any:

@@ -1,7 +1,9 @@
 """``detectron2 eval``: evaluate a trained model on the test sets of its config.
 
-detectron2 eval --config-file output/config.yaml --weights output/model_final.pth
-detectron2 eval --config-file output/config.yaml --weights output/model_final.pth --analyze
+detectron2 eval --weights output/model_final.pth
+detectron2 eval --config-file COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml --weights FILE --analyze
+
+Checkpoints bring their YAML config along; --config-file is for those of other programs, and for LazyConfigs.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from detectron2.cli._common import (
     add_dataset_arguments,
     dataset_names,
     find_config_file,
-    load_config,
+    load_chosen_config,
     load_model,
     register_datasets,
     write_json,
@@ -32,7 +34,7 @@ from detectron2.utils.registry import locate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``detectron2 eval``."""
-    add_config_arguments(parser)
+    add_config_arguments(parser, required=False)
     add_dataset_arguments(parser)
     parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
     parser.add_argument("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
@@ -46,8 +48,13 @@ def run(args: argparse.Namespace) -> int:
     register_datasets(args)
     beside = "" if "://" in args.weights else os.path.dirname(args.weights)
     output = args.output or os.path.join(beside, "eval")
-    args.config_file = find_config_file(args.config_file)
-    cfg = load_config(args.config_file, args.opts, output)
+    args.config_file = find_config_file(args.config_file) if args.config_file else ""
+    cfg = load_chosen_config(args, args.opts, output)
+    if not isinstance(cfg, CfgNode) and not args.config_file:
+        raise ValueError(
+            f"The config in {args.weights} is a LazyConfig, whose evaluation may call anything: give it, with "
+            "--config-file."
+        )
     if isinstance(cfg, CfgNode) and not cfg.DATASETS.TEST:
         raise ValueError("There is nothing to evaluate on: DATASETS.TEST is empty.")
     if not isinstance(cfg, CfgNode) and "evaluator" not in cfg.dataloader:

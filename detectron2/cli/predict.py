@@ -20,9 +20,7 @@ from tqdm import tqdm
 from detectron2.cli._common import (
     add_config_arguments,
     add_dataset_arguments,
-    find_config_file,
-    load_config,
-    load_described_config,
+    load_chosen_config,
     load_metadata,
     load_model,
     register_datasets,
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     files = list(_image_files([*images, *args.input]))
     output = Path(args.output)
     pictures = _picture_paths(files, output)
-    cfg = _load_config(args, opts)
+    cfg = load_chosen_config(args, opts)
     model, mapper = load_model(cfg, args.weights)
     if hasattr(model, "mask_format"):
         # Drawing and JSON take run lengths, which are a small part of whole masks.
@@ -100,26 +98,6 @@ def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     is_image = [os.path.exists(w) or ("=" not in w and w.lower().endswith(_SUFFIXES)) for w in words]
     count = is_image.index(False) if False in is_image else len(words)
     return words[:count], words[count:]
-
-
-def _load_config(args: argparse.Namespace, opts: list[str]) -> Any:
-    """-> the config given, the one in the checkpoint, or the one that training left beside the weights."""
-    if args.config_file:
-        return load_config(find_config_file(args.config_file), opts)
-    if not args.weights:
-        raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
-    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
-    described = load_described_config(args.weights, opts, trusted)
-    if described is not None:
-        return described
-    beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
-    if not os.path.isfile(beside):
-        raise ValueError(
-            f"{args.weights} does not say which model it is of (it was not saved by a trainer of this version), and "
-            f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
-            "--config-file."
-        )
-    return load_config(beside, opts)
 
 
 def _instances(output: dict[str, Any]) -> Instances:

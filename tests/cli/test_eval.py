@@ -86,6 +86,19 @@ def test_beside_the_weights(command, trained, coco, tmp_path):
     assert (tmp_path / "eval" / "results.json").is_file()
 
 
+def test_weights_bring_a_config_along(command, trained, lazy_trained, coco, tmp_path):
+    status, _, err = command("eval", *coco, "--output", tmp_path)
+    assert status == 1 and "Give --weights" in err
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "m.pth").write_bytes((trained / "model_final.pth").read_bytes())
+    status, _, err = command("eval", "--weights", alone / "m.pth", *coco, "TEST.DETECTIONS_PER_IMAGE", 3)
+    assert status == 0, err
+    assert "bbox" in json.loads((alone / "eval" / "results.json").read_text())
+    status, _, err = command("eval", "--weights", lazy_trained / "model_final.pth", *coco, "--output", tmp_path)
+    assert status == 1 and "is a LazyConfig" in err and "--config-file" in err
+
+
 def test_weights_of_the_config(command, trained, coco, tmp_path):
     status, _, err = command(
         *("eval", "--config-file", trained / "config.yaml", *coco, "--output", tmp_path),
