@@ -24,6 +24,15 @@ __all__ = [
     "parameter_count_table",
 ]
 
+
+def __getattr__(name: str) -> Any:
+    if name == "TracingAdapter":  # it is here because it was here; what it needs is not loaded for anything else
+        from detectron2.export.flatten import TracingAdapter
+
+        return TracingAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 # Element-wise or data-moving operators, without multiplications worth counting.
 _IGNORED_OPS = (
     "aten::add",

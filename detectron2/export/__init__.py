@@ -1,0 +1,5 @@
+"""Models in the form that other programs run."""
+
+from .flatten import TracingAdapter
+
+__all__ = ["TracingAdapter"]

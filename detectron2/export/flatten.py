@@ -1,0 +1,237 @@
+"""Structured inputs and outputs as tuples of tensors, which is all that a traced function may take and return.
+
+An object is taken apart into its leaves, from left to right, and a :class:`Schema`, which puts others of the same kind
+together again. A leaf is a tensor, or anything that has no parts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, ROIMasks, RotatedBoxes
+from detectron2.utils.tracing import is_tracing
+
+__all__ = ["Schema", "TracingAdapter", "flatten_to_tuple"]
+
+# Structures around one tensor, from which they can be made.
+_AROUND_A_TENSOR = (Boxes, RotatedBoxes, ROIMasks, BitMasks, Keypoints)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How an object is made of its leaves.
+
+    Args:
+        kind: the class of the object; None for a leaf.
+        parts: of its parts, in order.
+        fixed: what is not in the leaves: the keys of a mapping, the names of fields.
+    """
+
+    kind: type | None = None
+    parts: tuple["Schema", ...] = ()
+    fixed: tuple[Any, ...] = ()
+
+    @property
+    def num_leaves(self) -> int:
+        """How many leaves it takes."""
+        return 1 if self.kind is None else sum(part.num_leaves for part in self.parts)
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        """Put an object together.
+
+        Args:
+            leaves: as :func:`flatten_to_tuple` gives them.
+
+        Returns:
+            An object of the same structure.
+
+        Raises:
+            ValueError: there are more or fewer leaves than it takes.
+        """
+        if len(leaves) != self.num_leaves:
+            raise ValueError(f"This structure has {self.num_leaves} leaves, got {len(leaves)}.")
+        if self.kind is None:
+            return leaves[0]
+        objects, begin = [], 0
+        for part in self.parts:
+            objects.append(part(leaves[begin : begin + part.num_leaves]))
+            begin += part.num_leaves
+        return _join(self.kind, objects, self.fixed)
+
+
+def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
+    """Take an object apart.
+
+    Lists, tuples, mappings, and the structures of :mod:`detectron2.structures` have parts; all else is a leaf.
+
+    Args:
+        value: the object.
+
+    Returns:
+        Its leaves, and the schema that puts them together.
+    """
+    kind, parts, fixed = _split(value)
+    if kind is None:
+        return (value,), Schema()
+    found = [flatten_to_tuple(part) for part in parts]
+    leaves = tuple(leaf for of_part, _ in found for leaf in of_part)
+    return leaves, Schema(kind, tuple(schema for _, schema in found), fixed)
+
+
+def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
+    """-> class of an object, its parts, and what belongs to its structure; no class for a leaf."""
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value), value, ()
+    if isinstance(value, Mapping):
+        return dict, list(value.values()), tuple(value)
+    if isinstance(value, Instances):
+        fields = value.get_fields()
+        return Instances, [_as_tensor(value.image_size), *fields.values()], tuple(fields)
+    if isinstance(value, ImageList):
+        return ImageList, [value.tensor, *map(_as_tensor, value.image_sizes)], ()
+    if isinstance(value, _AROUND_A_TENSOR):
+        return type(value), [value.tensor], ()
+    return None, (), ()
+
+
+def _join(kind: type, parts: list[Any], fixed: tuple[Any, ...]) -> Any:
+    if kind is dict:
+        return dict(zip(fixed, parts, strict=True))
+    if kind is Instances:
+        return Instances(_as_size(parts[0]), **dict(zip(fixed, parts[1:], strict=True)))
+    if kind is ImageList:
+        return ImageList(parts[0], [_as_size(size) for size in parts[1:]])
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # a named tuple
+        return kind(*parts)
+    return kind(parts) if issubclass(kind, (list, tuple)) else kind(parts[0])
+
+
+def _as_tensor(size_hw: Any) -> torch.Tensor:
+    """-> height and width as a leaf, so that a traced function may return others for another image."""
+    if any(isinstance(x, torch.Tensor) for x in size_hw):
+        return torch.stack([torch.as_tensor(x) for x in size_hw])
+    return torch.as_tensor(size_hw)
+
+
+def _as_size(size_hw: torch.Tensor) -> Any:
+    # A number that is read from a tensor while it is traced would become a constant.
+    return tuple(size_hw.unbind()) if is_tracing() else tuple(size_hw.tolist())
+
+
+class TracingAdapter(nn.Module):
+    """A model as a function from tensors to a tuple of tensors, as ``torch.jit.trace`` wants it.
+
+    Example::
+
+        adapter = TracingAdapter(model, inputs)
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs)
+        outputs = adapter.outputs_schema(traced(*adapter.flattened_inputs))  # as of model(inputs)
+
+    Args:
+        model: any module; a wrapper for several processes is taken off.
+        inputs: what the model is called with: one argument, or a tuple of them. Their leaves have to be tensors.
+        inference_func: called with the model and the arguments, returns what is wanted; default: the model's outputs.
+        allow_non_tensor: leave out leaves of inputs and outputs that are no tensors. Then there are no schemas, and
+            the adapter takes these very inputs only: enough to count operations, say.
+
+    Attributes:
+        flattened_inputs: the tensors of ``inputs``.
+        inputs_schema: how arguments are made of such tensors; None with ``allow_non_tensor``.
+        outputs_schema: the same for outputs; None before the first call, and with ``allow_non_tensor``.
+
+    Raises:
+        ValueError: a leaf of the inputs is no tensor.
+    """
+
+    flattened_inputs: tuple[torch.Tensor, ...]
+    inputs_schema: Schema | None
+    outputs_schema: Schema | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        inference_func: Callable | None = None,
+        allow_non_tensor: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
+        self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.inference_func = _call if inference_func is None else inference_func
+        self.allow_non_tensor = allow_non_tensor
+        leaves, schema = flatten_to_tuple(self.inputs)
+        self.flattened_inputs = tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        self.inputs_schema = None if allow_non_tensor else schema
+        self.outputs_schema = None
+        if not allow_non_tensor:
+            _check_leaves(leaves, "inputs", self.inputs)
+
+    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call the model.
+
+        Args:
+            *args: as many tensors as ``flattened_inputs``, of the same meaning.
+
+        Returns:
+            The tensors of its outputs.
+
+        Raises:
+            ValueError: other tensors than ``flattened_inputs`` were given where there is no schema; an output is no
+                tensor; or the structure of the outputs is not that of an earlier call.
+        """
+        with torch.no_grad():
+            outputs = self.inference_func(self.model, *self._arguments(args))
+            leaves, schema = flatten_to_tuple(outputs)
+            if self.allow_non_tensor:
+                return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+            _check_leaves(leaves, "outputs", outputs)
+        if self.outputs_schema is None:
+            self.outputs_schema = schema
+        elif self.outputs_schema != schema:
+            raise ValueError(
+                "The outputs have another structure than those of the call before, so that one graph cannot give both: "
+                f"{schema}, before {self.outputs_schema}."
+            )
+        return leaves
+
+    def _arguments(self, args: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        if self.inputs_schema is not None:
+            return self.inputs_schema(args)
+        known = self.flattened_inputs
+        if len(args) != len(known) or any(a is not b for a, b in zip(args, known, strict=True)):
+            raise ValueError(
+                "With allow_non_tensor=True the adapter does not know how inputs are made of tensors; call or trace it "
+                "with adapter.flattened_inputs."
+            )
+        return self.inputs
+
+
+def _call(model: nn.Module, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+def _check_leaves(leaves: Sequence[Any], name: str, value: Any) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor):
+            raise ValueError(
+                f"The {name} of a traced model must be made of tensors; {_path_to(value, leaf)} is a "
+                f"{type(leaf).__name__}. Leave it out, or pass allow_non_tensor=True for these very inputs."
+            )
+
+
+def _path_to(value: Any, wanted: Any) -> str:
+    """-> where a leaf is in an object, such as ``[0]['height']``."""
+    kind, parts, fixed = _split(value)
+    if kind is None:
+        return "" if value is wanted else "?"
+    offset = 1 if kind is Instances else 0
+    for i, part in enumerate(parts):
+        rest = _path_to(part, wanted)
+        if not rest.endswith("?"):
+            label = f"[{fixed[i]!r}]" if kind is dict else f".{fixed[i - offset]}" if kind is Instances else f"[{i}]"
+            return label + rest
+    return "?"
