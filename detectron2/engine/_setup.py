@@ -116,7 +116,7 @@ def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
 
 
 def _highlight(code: str, filename: str) -> str:
-    """Colour source text for a terminal, where pygments is installed."""
+    """Colour source text for a terminal, where pygments is installed; for projects that print configs themselves."""
     try:
         import pygments
     except ImportError:
@@ -174,7 +174,7 @@ def _make_deterministic(seed: int | None, logger: logging.Logger) -> None:
 def _log_config_file(logger: logging.Logger, path: str) -> None:
     if path:
         with PathManager.open(path, "r") as f:
-            logger.info("Contents of %s:\n%s", path, _highlight(str(f.read()), path))
+            logger.info("Contents of %s:\n%s", path, str(f.read()))
 
 
 def _save_config(cfg: Any, path: str, logger: logging.Logger) -> None:

@@ -49,6 +49,15 @@ class _Formatter(logging.Formatter):
         return f"{head}{separator}{level} {message}"
 
 
+def _shows_color(stream: Any) -> bool:
+    """Whether ANSI colours are wanted there: in terminals and notebooks, or as NO_COLOR and FORCE_COLOR say."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return "ipykernel" in sys.modules or bool(getattr(stream, "isatty", lambda: False)())
+
+
 def _paint(text: str, color: str) -> str:
     from termcolor import colored
 
@@ -98,7 +107,8 @@ def setup_logger(
         output: a folder, for ``log.txt`` in it, or a file name that ends in ``.txt`` or ``.log``; None for no file.
             Other ranks append ``.rank<N>`` to the name.
         distributed_rank: rank of this process.
-        color: colour the terminal's lines; files never are.
+        color: colour lines in terminals and notebooks (the variables NO_COLOR and FORCE_COLOR count); files and pipes
+            are plain.
         name: name of the logger, usually that of a top-level package. Its level becomes DEBUG and it no longer
             propagates to the root logger.
         abbrev_name: shown in place of ``name``; ``""`` shows only what follows it. By default ``detectron2`` is
@@ -114,7 +124,7 @@ def setup_logger(
     if abbrev_name is None:
         abbrev_name = "d2" if name == "detectron2" else name
     if configure_stdout and distributed_rank == 0:
-        _add_handler(logger, "stdout", sys.stdout, _Formatter(color, name, abbrev_name))
+        _add_handler(logger, "stdout", sys.stdout, _Formatter(color and _shows_color(sys.stdout), name, abbrev_name))
     if output is not None:
         path = _log_file_name(output, distributed_rank)
         if "://" not in path:

@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 
@@ -25,7 +26,9 @@ def test_terminal_and_file(tmp_path, capsys, name):
     assert (tmp_path / "log.txt").read_text().splitlines() == out
 
 
-def test_only_the_terminal_is_coloured(tmp_path, capsys, name):
+def test_only_the_terminal_is_coloured(tmp_path, capsys, name, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     logger = L.setup_logger(str(tmp_path / "mine.log"), name=name)
     logger.info("plain")
     logger.error("bad")
@@ -33,6 +36,22 @@ def test_only_the_terminal_is_coloured(tmp_path, capsys, name):
     text = (tmp_path / "mine.log").read_text()
     assert "\x1b[" not in text
     assert "ERROR bad" in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "is_terminal", "has_color"),
+    [(None, False, False), (None, True, True), ("NO_COLOR", True, False), ("FORCE_COLOR", False, True)],
+)
+def test_pipes_are_plain(name, monkeypatch, variable, is_terminal, has_color):
+    for known in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(known, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr("sys.stdout", stream)
+    L.setup_logger(name=name).error("bad")
+    assert ("\x1b[" in stream.getvalue()) is has_color and "bad" in stream.getvalue()
 
 
 def test_calling_it_again_adds_nothing(tmp_path, capsys, name):
