@@ -209,7 +209,8 @@ def _summary(output: Path, results: dict[str, dict[str, float]], file_name: str)
     """Print where to look and what to try next."""
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     weights = output / file_name
-    image = output / "data" / "val" / "images" / "00000.png"
+    unseen = output / "data" / "val"
+    image, annotations = unseen / "images" / "00000.png", unseen / "annotations.json"
     # Run through make, the command lies in an environment that the user's shell does not know.
     command = "detectron2" if shutil.which("detectron2") else os.path.relpath(sys.argv[0])
     _say(
@@ -221,6 +222,7 @@ Look at   {output / "report.html"}
 
 Try next
   {command} predict --weights {weights} {image} --output {output / "mine"}
+  {command} analyze {output} --data {annotations}
   {command} demo --output {output} --resume
   {command} train --help        (your own images: --coco NAME annotations.json images/)
 """

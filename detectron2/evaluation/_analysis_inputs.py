@@ -293,7 +293,10 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
     label = _numbers(results, "category_id", truth.class_ids, "prediction", "a category")
     masks: Any = _found_masks(results, truth, origin) if truth.iou_type == "segm" else []
     if masks:
-        boxes, area = mask_util.toBbox(masks), mask_util.area(masks).astype(float)
+        import hotcoco
+
+        # pycocotools fails to measure more than 255 masks in one call.
+        boxes, area = mask_util.toBbox(masks), np.asarray(hotcoco.mask.area(masks), dtype=float)
     else:
         area = boxes[:, 2] * boxes[:, 3]
     searched, partial = truth.is_searched, truth.is_partial

@@ -239,6 +239,19 @@ def test_masks(tools):
     assert sum(s.num_objects for s in result.parts["area"].values()) == result.overall.num_objects
 
 
+def test_many_masks(tools):
+    """More of them than a byte can count, as pycocotools does with the masks of one call."""
+    dataset = tools.random_coco(3)
+    rows = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "segmentation": a["segmentation"], "score": 0.5}
+        for a in dataset["annotations"]
+        if not a["iscrowd"]
+    ]
+    rows *= 300 // len(rows) + 1
+    result = analyze_detections(dataset, rows, "segm")
+    assert result.overall.num_detections == len(rows) > 255
+
+
 def test_sources_are_equal_and_not_changed(random_case, tmp_path):
     dataset, rows = random_case
     before = copy.deepcopy((dataset, rows))
