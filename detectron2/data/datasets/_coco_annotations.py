@@ -137,7 +137,7 @@ class AnnotationConverter:
 
     def _check_box(self, annotation: dict[str, Any], box: Any) -> None:
         if not isinstance(box, list) or len(box) not in (4, 5):
-            what = box if isinstance(box, list) and len(box) < 20 else describe(box)
+            what = f"[{shorten(box, 6)}]" if isinstance(box, list) and len(box) < 20 else describe(box)
             raise self._error(annotation, f"'bbox' must be [x, y, width, height], not {what}")
         try:
             if math.hypot(*box) < _LARGEST:
@@ -207,7 +207,7 @@ class AnnotationConverter:
         size_hw = [record["height"], record["width"]]
         if mask.get("size") != size_hw:
             got = mask.get("size")
-            got = got if isinstance(got, list) and len(got) < 5 else describe(got)
+            got = f"[{shorten(got)}]" if isinstance(got, list) and len(got) < 5 else describe(got)
             raise self._error(
                 annotation,
                 f"the 'size' of run lengths in 'segmentation' must be that of the image, [height, width] = {size_hw}, "
@@ -230,7 +230,7 @@ class AnnotationConverter:
         return {"size": size_hw, "counts": counts}
 
     def _wrong_total(self, annotation_id: Any, image_id: Any, total: int, pixels: int) -> AnnotationFileError:
-        there = f"of {total} pixels" if total >= 0 else "with a number that is too large"
+        there = f"of {total} pixels" if 0 <= total < 2**63 else "with a number that is too large"
         return AnnotationFileError(
             self._json_file,
             f"annotation id {annotation_id} of image id {image_id}",

@@ -235,8 +235,17 @@ def test_the_valid_files_are_valid(folder):
     forget()
 
 
+def with_change(key, value):
+    content = copy.deepcopy(VALID)
+    content["annotations"][0][key] = value
+    return content
+
+
 @FUZZ
 @given(content=mutated(VALID))
+@example(content=with_change("bbox", [0] + [10**400] * 5))
+@example(content=with_change("segmentation", {"size": [10**900] * 4, "counts": [1]}))
+@example(content=with_change("segmentation", {"size": [HEIGHT, WIDTH], "counts": [10**3000]}))
 def test_coco(folder, content):
     check_coco(folder, content)
 
