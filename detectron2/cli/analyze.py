@@ -204,9 +204,12 @@ def _summary(analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
     kind = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[analysis.iou_type]
     lines = [
         f"{kind}: AP {overall.ap:.3f}{interval}  AP50 {overall.ap50:.3f}  AP75 {overall.ap75:.3f}  AR {overall.ar:.3f}",
-        f"best F1 {best.f1:.3f} at a score of {best.threshold:.2f} "
-        f"(precision {best.precision:.3f}, recall {best.recall:.3f})",
     ]
+    if best.threshold == best.threshold:  # it is NaN where there are no detections
+        lines.append(
+            f"best F1 {best.f1:.3f} at a score of {best.threshold:.2f} "
+            f"(precision {best.precision:.3f}, recall {best.recall:.3f})"
+        )
     known = {name: e for name, e in analysis.errors.items() if e.delta_ap > 0}
     if known:
         name = max(known, key=lambda n: known[n].delta_ap)

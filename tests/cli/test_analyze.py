@@ -104,7 +104,7 @@ def test_no_predictions(command, data, tmp_path):
         "analyze", tmp_path / "none.json", "--data", data / "annotations.json", "--output", tmp_path / "o"
     )
     assert status == 0, err
-    assert "AP 0.000" in out and "There are no predictions." in err
+    assert "AP 0.000" in out and "best F1" not in out and "There are no predictions." in err
     assert len(list((tmp_path / "o").glob("worst_*.png"))) == 4
 
 
