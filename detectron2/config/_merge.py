@@ -11,8 +11,8 @@ from typing import Any
 from yacs.config import CfgNode as YacsNode
 
 from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
-from ._optional import OPTIONAL_KEYS
 from ._project_keys import PROJECT_FOLDERS, adders_of
+from .optional_keys import OPTIONAL_KEYS
 
 __all__ = ["iter_leaves", "merge_config", "merge_pairs", "nearest"]
 

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint._weights_file import require_safetensors
 from detectron2.config import CfgNode
 from detectron2.config._merge import nearest
-from detectron2.config._optional import OPTIONAL_KEYS
+from detectron2.config.optional_keys import OPTIONAL_KEYS
 
 logger = logging.getLogger("detectron2.engine.lazy")
 
@@ -108,7 +108,7 @@ class TrainOptions:
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode) -> "TrainOptions":
-        """Read them from a config; its optional keys are those of ``detectron2/config/_optional.py``."""
+        """Read them from a config; its optional keys are those of ``detectron2/config/optional_keys.py``."""
         return cls(**{name: read_optional(cfg, key) for name, key in _KEYS.items()})
 
     @classmethod

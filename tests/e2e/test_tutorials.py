@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detectron2 import cli
-from detectron2.config._optional import OPTIONAL_KEYS
+from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine._options import _KEYS
 from tests.engine.conftest import restore_logging

@@ -3,8 +3,8 @@
 import pytest
 
 from detectron2.config import get_cfg
-from detectron2.config._optional import OPTIONAL_KEYS
 from detectron2.config.config import ConfigTypeError, UnknownConfigKeyError
+from detectron2.config.optional_keys import OPTIONAL_KEYS
 
 
 def read(cfg, path):
