@@ -5,25 +5,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
-__all__ = ["unwrapped", "without_wrappers"]
+__all__ = ["without_wrappers"]
 
 # Parallel training, compilation, training frameworks; attributes in which a wrapper keeps the model.
 _LEADING = re.compile(r"^((module|model|net|network|detector|_orig_mod|_forward_module)\.)+")
 # Wrappers of parts, anywhere in a name.
 _INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-def unwrapped(model: Any) -> Any:
-    """The model within wrappers for parallel training and ``torch.compile``."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def without_wrappers(weights: dict[str, Any], model_keys: Iterable[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from detectron2.checkpoint._advice import (
     unmarked_checkpoints,
     what_is_beside,
 )
-from detectron2.checkpoint._prefixes import unwrapped, without_wrappers
+from detectron2.checkpoint._prefixes import without_wrappers
 from detectron2.checkpoint._read import (
     as_checkpoint,
     file_format,
@@ -40,6 +40,7 @@ from detectron2.checkpoint.c2_model_loading import match_by_ends
 from detectron2.utils import comm
 from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError
+from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -95,7 +96,7 @@ class DetectionCheckpointer(Checkpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
-        plain = unwrapped(model)
+        plain = unwrap_model(model)
         super().__init__(
             plain,
             save_dir,

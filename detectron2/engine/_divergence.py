@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._batch_file import tensors_in, to_plain
 from detectron2.engine._compilation import uncompiled
 from detectron2.engine._random_states import random_states_kept, set_random_states, torch_states
 from detectron2.engine._step_losses import LossNotFinite, LossWatch, not_finite_message
 from detectron2.utils.events import EventStorage, put_scalar
 from detectron2.utils.file_io import atomic_write
+from detectron2.utils.wrappers import unwrap_model
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class DivergencePolicy:
             return [*lines, f"Looking for the beginning of it failed: {type(e).__name__}: {e}"], []
 
     def _find(self, trainer: Any, batches: list[Any]) -> str:
-        model = unwrapped(trainer.model)
+        model = unwrap_model(trainer.model)
         synchronized = any("SyncB" in type(m).__name__ for m in model.modules())
         if comm.get_world_size() > 1 and synchronized:
             return "Where it began is not known: with synchronized batch norm one process cannot repeat the step alone."
@@ -174,7 +174,7 @@ class DivergencePolicy:
             "iteration": trainer.iter,
             "batches": to_plain(batches),
             "random_states": self._states,
-            "model": unwrapped(trainer.model).state_dict(),
+            "model": unwrap_model(trainer.model).state_dict(),
             "config": text,
             "config_kind": kind,
             "autocast": str(getattr(trainer, "precision", "")).removeprefix("torch."),

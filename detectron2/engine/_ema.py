@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._sharding import local_part, split_like
 from detectron2.engine._trainer_base import HookBase
 from detectron2.utils.file_io import atomic_write
+from detectron2.utils.wrappers import unwrap_model
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
@@ -41,7 +41,7 @@ class WeightAverage(HookBase):
     def __init__(self, model: nn.Module, decay: float, output_dir: str = "") -> None:
         if not 0.0 < decay < 1.0:
             raise ValueError(f"The decay of the average must lie in (0, 1), got {decay}.")
-        self._model = unwrapped(model)
+        self._model = unwrap_model(model)
         self._decay = decay
         self._output_dir = output_dir
         self._places: dict[str, _Place] = {}

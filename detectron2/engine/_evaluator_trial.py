@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine._made_up_predictions import made_up_instances, made_up_panoptic, number_of_classes
@@ -34,6 +33,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation._mask_format import lean_masks
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["try_evaluators", "try_lazy_evaluator"]
 
@@ -110,7 +110,7 @@ class _Trial:
 
     def __init__(self, name: str, model: nn.Module, switch: str, is_certain: bool = True) -> None:
         self._name = name
-        self._model = unwrapped(model)  # a wrapper would talk to the other processes, or change buffers
+        self._model = unwrap_model(model)  # a wrapper would talk to the other processes, or change buffers
         self._switch = switch
         self._is_certain = is_certain
         self._evaluator_name = "the evaluator"

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._trainer_base import HookBase
+from detectron2.utils.wrappers import unwrap_model
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class RandomStates(HookBase):
     """
 
     def __init__(self, model: nn.Module, period: int) -> None:
-        self._model = unwrapped(model)
+        self._model = unwrap_model(model)
         self._period = period
         self._of_ranks: list[dict[str, Any]] | None = None
         self._to_restore: Mapping[str, Any] | None = None

@@ -9,12 +9,12 @@ from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.checkpoint.description import dataset_metadata, installed_versions
 from detectron2.config import CfgNode
 from detectron2.config._lazy_dump import to_yaml
 from detectron2.config._lazy_yaml import load_lazy_yaml
 from detectron2.engine._trainer_base import HookBase, TrainerBase
+from detectron2.utils.wrappers import unwrap_model
 
 logger = logging.getLogger("detectron2.engine.defaults")
 
@@ -45,7 +45,7 @@ class SelfDescription:
     ) -> None:
         # The trainer has the checkpointer, which has this: no cycle, which would hold the memory of the GPU.
         self._trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
-        self._model = unwrapped(model)
+        self._model = unwrap_model(model)
         self._read_config = read_config
         self._dataset_names = dataset_names
         self._image_format = image_format

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint._prefixes import unwrapped
 from detectron2.engine._compilation import uncompiled
 from detectron2.engine._random_states import random_states_kept
 from detectron2.engine._sharding import whole_weights
 from detectron2.engine._trainer_base import HookBase
 from detectron2.utils.events import EventStorage
+from detectron2.utils.wrappers import unwrap_model
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
@@ -38,7 +38,7 @@ class ValidationLoss(HookBase):
         if period < 1:
             raise ValueError(f"The period of the validation loss must be at least 1, got {period}.")
         self._period = period
-        self._model = unwrapped(model)
+        self._model = unwrap_model(model)
         self._build_loader = build_loader
         self._loader: Any = None
 

@@ -56,9 +56,9 @@ class Silence:
 
 
 def _explain_model(model: nn.Module, inputs: Any) -> list[str]:
-    from detectron2.checkpoint._prefixes import unwrapped
+    from detectron2.utils.wrappers import unwrap_model
 
-    model = unwrapped(model)  # no other process takes part
+    model = unwrap_model(model)  # no other process takes part
     # Also while its weights are together for the evaluation: asking for its state would split them again.
     if hasattr(model, "set_reshard_after_forward") or any(hasattr(p, "full_tensor") for p in model.parameters()):
         return [explain_weights(model)]  # of a sharded one nothing can be seen alone
