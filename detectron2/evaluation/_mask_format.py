@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detectron2.layers._mask_codes import decode_part
 from detectron2.layers.mask_ops import paste_masks_in_boxes
+from detectron2.layers.run_lengths import decode_part
 from detectron2.structures import Instances, ROIMasks
 
 __all__ = ["lean_masks", "preferred_format", "whole_masks"]

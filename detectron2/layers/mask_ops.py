@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._mask_codes import changes, compress, crop_to_content, run_lengths
+from .run_lengths import changes, compress, crop_to_content, run_lengths
 
 __all__ = [
     "encode_masks",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from detectron2.layers._ops.rotated_nms import greedy_nms
+from detectron2.layers.nms import greedy_nms
 from detectron2.modeling.roi_heads._numerics import best_after_nms
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.layers._mask_codes import changes, compress, crop_to_content, decode_part, run_lengths
+from detectron2.layers.run_lengths import changes, compress, crop_to_content, decode_part, run_lengths
 
 __all__ = ["GenericMask", "mask_regions", "ring_area", "union_of_masks"]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import affinity, geometry
 
-from detectron2.layers._ops import rotated_overlap
+from detectron2.layers import rotated_boxes
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 
 
@@ -161,15 +161,15 @@ def test_laws(first, second, turn, factor):
 def test_work_in_pieces_is_the_same(monkeypatch):
     boxes1, boxes2 = random_boxes(40), random_boxes(30, seed=1)
     whole = pairwise_iou_rotated(boxes1, boxes2)
-    monkeypatch.setattr(rotated_overlap, "_PAIRS_AT_ONCE", {"cpu": 7})
-    monkeypatch.setattr(rotated_overlap, "_TESTS_AT_ONCE", 100)
+    monkeypatch.setattr(rotated_boxes, "_PAIRS_AT_ONCE", {"cpu": 7})
+    monkeypatch.setattr(rotated_boxes, "_TESTS_AT_ONCE", 100)
     torch.testing.assert_close(pairwise_iou_rotated(boxes1, boxes2), whole, rtol=0, atol=0)
 
 
 def test_only_pairs_that_can_overlap_are_computed():
     apart = torch.arange(50.0)[:, None] * torch.tensor([30.0, 0, 0, 0, 0]) + boxes_of((0, 0, 20, 10, 30))
-    table = rotated_overlap.box_table(apart)
-    ((row, column),) = rotated_overlap.candidate_pairs(table, table)
+    table = rotated_boxes.box_table(apart)
+    ((row, column),) = rotated_boxes.candidate_pairs(table, table)
     assert row.tolist() == column.tolist() == list(range(50))
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from detectron2.layers._mask_codes import decode_part
 from detectron2.layers.mask_ops import paste_masks_in_boxes, paste_masks_in_image
+from detectron2.layers.run_lengths import decode_part
 from detectron2.structures import Instances, ROIMasks
 
 __all__ = ["combine_semantic_and_instance_outputs"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from detectron2.layers import batched_nms, cat
-from detectron2.layers._ops.rotated_nms import greedy_nms
+from detectron2.layers.nms import greedy_nms
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, nonzero_tuple
-from detectron2.layers._ops.rotated_nms import greedy_nms
+from detectron2.layers.nms import greedy_nms
 from detectron2.modeling.box_regression import Box2BoxTransformRotated
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["changes", "compress", "crop_to_content", "decode_part", "run_lengths"]
+
 _DIGIT_BITS = 5
 # Numbers that are written at once, which takes about 60 bytes for each.
 _NUMBERS_AT_ONCE = 1 << 17
