@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectron2.utils import events
+from detectron2.utils import events, writers
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventStorage,
@@ -116,7 +116,7 @@ def test_large_counts_keep_every_digit():
 
 
 def test_pending_tensors_are_bounded(monkeypatch):
-    monkeypatch.setattr("detectron2.utils._event_storage._MAX_PENDING", 4)
+    monkeypatch.setattr("detectron2.utils.events._MAX_PENDING", 4)
     with EventStorage() as storage:
         for _ in range(10):
             storage.put_scalar("x", torch.tensor(1.0))
@@ -355,3 +355,12 @@ def test_json_file_is_made_by_the_first_write(tmp_path):
         writer.write()
         writer.close()
     assert path.read_text() == '{"iteration": 0, "x": 1.0}\n'
+
+
+def test_writers_are_reachable_from_here():
+    namespace = {}
+    exec("from detectron2.utils.events import *", namespace)
+    assert [name for name in writers.__all__ if namespace[name] is not getattr(writers, name)] == []
+    assert namespace["_CURRENT_STORAGE_STACK"] is events._CURRENT_STORAGE_STACK
+    with pytest.raises(AttributeError, match="NoSuchWriter"):
+        _ = events.NoSuchWriter

@@ -1,0 +1,605 @@
+"""Writers show the statistics of `detectron2.utils.events`: in the log, in files, in TensorBoard and in services."""
+
+import csv
+import datetime
+import functools
+import importlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.file_io import PathManager, atomic_write
+
+__all__ = [
+    "DEFAULT_WRITERS",
+    "CSVWriter",
+    "CommonMetricPrinter",
+    "EventWriter",
+    "JSONWriter",
+    "MLflowWriter",
+    "ProgressLine",
+    "TensorboardXWriter",
+    "WandbWriter",
+    "make_writers",
+]
+
+DEFAULT_WRITERS = ("terminal", "json", "tensorboard")
+"""Names of the writers that a run uses by default."""
+
+
+class EventWriter:
+    """Base class of writers, which read the statistics in the open `EventStorage`."""
+
+    def write(self) -> None:
+        """Write what is new since the last call."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release files and connections; nothing is written afterwards."""
+
+
+class _NewScalars:
+    """Selects the scalars that are newer than what was written before.
+
+    Args:
+        window_size: iterations over which noisy scalars are smoothed.
+    """
+
+    def __init__(self, window_size: int):
+        self._window_size = window_size
+        self._written: dict[str, int] = {}
+
+    def take(self, storage: EventStorage) -> dict[int, dict[str, float]]:
+        """Return the new scalars of each iteration, in the order of iterations."""
+        rows: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+            if iteration > self._written.get(name, -1):
+                rows.setdefault(iteration, {})[name] = value
+                self._written[name] = iteration
+        return dict(sorted(rows.items()))
+
+
+class JSONWriter(EventWriter):
+    """Appends scalars to a file, one JSON object per line and iteration, with the key `iteration` among them.
+
+    Read it line by line, or with `jq -s '.[].loss_mask' metrics.json`. The file is opened at the first write.
+
+    Args:
+        json_file: path of the file; lines are appended if it exists.
+        window_size: iterations over which noisy scalars are smoothed (median).
+    """
+
+    def __init__(self, json_file: str | os.PathLike, window_size: int = 20):
+        self._json_file = os.fspath(json_file)
+        self._window_size = window_size
+        self._new = _NewScalars(window_size)
+
+    @functools.cached_property
+    def _file_handle(self) -> Any:
+        return PathManager.open(self._json_file, "a")
+
+    def write(self) -> None:
+        """Append one line for each iteration that has new scalars."""
+        for iteration, scalars in self._new.take(get_event_storage()).items():
+            self._file_handle.write(json.dumps({"iteration": iteration, **scalars}, sort_keys=True) + "\n")
+        self._file_handle.flush()
+        try:
+            os.fsync(self._file_handle.fileno())
+        except (AttributeError, OSError):  # a stream without a descriptor
+            return
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if "_file_handle" in self.__dict__:
+            self._file_handle.close()
+
+
+class TensorboardXWriter(EventWriter):
+    """Writes scalars, images and histograms for TensorBoard. The event file is created at the first write.
+
+    Args:
+        log_dir: folder of the event file.
+        window_size: iterations over which noisy scalars are smoothed (median).
+        **kwargs: further arguments of `torch.utils.tensorboard.SummaryWriter`.
+    """
+
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
+        self._window_size = window_size
+        self._writer_args = {"log_dir": log_dir, **kwargs}
+        self._new = _NewScalars(window_size)
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(**self._writer_args)
+
+    def write(self) -> None:
+        """Write new scalars, images and histograms; drop the images and histograms from the storage."""
+        storage = get_event_storage()
+        for iteration, scalars in self._new.take(storage).items():
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, iteration)
+        # Dropping the data here keeps its memory low; it also means that only one writer shows images.
+        if storage.vis_data:
+            for name, image, iteration in storage.vis_data:
+                self._writer.add_image(name, image, iteration)
+            storage.clear_images()
+        if storage.histograms:
+            for arguments in storage.histograms:
+                self._writer.add_histogram_raw(**arguments)
+            storage.clear_histograms()
+
+    def close(self) -> None:
+        """Close the event file, if there is one."""
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+
+class CommonMetricPrinter(EventWriter):
+    """Logs one line with the remaining time, losses, times, learning rate and peak memory.
+
+    Args:
+        max_iter: number of iterations of the whole training; None leaves out the remaining time.
+        window_size: iterations over which losses and times are smoothed.
+        images_per_iter: images in one iteration over all processes; the line then shows images per second.
+    """
+
+    def __init__(self, max_iter: int | None = None, window_size: int = 20, images_per_iter: int | None = None):
+        self.logger = logging.getLogger("detectron2.utils.events")
+        self._max_iter = max_iter
+        self._window_size = window_size
+        self._images_per_iter = images_per_iter
+        self._last_write: tuple[int, float] | None = None  # (iteration, seconds) of the previous line
+        self._shown_until = -1  # iteration of the previous line
+
+    def write(self) -> None:
+        """Log the line, except after the last iteration, where no training step follows."""
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:
+            return
+        fields = [
+            self._eta(storage),
+            f"iter: {storage.iter}",
+            *self._losses(storage),
+            *self._times(storage),
+            self._learning_rate(storage),
+            f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
+        ]
+        self._shown_until = storage.iter
+        self.logger.info("  ".join(field for field in fields if field))
+
+    def _eta(self, storage: EventStorage) -> str:
+        if self._max_iter is None:
+            return ""
+        times = storage.histories().get("time")
+        now = (storage.iter, time.perf_counter())
+        last, self._last_write = self._last_write, now
+        remaining = self._max_iter - storage.iter - 1
+        if times is not None and times.values():
+            seconds = times.global_avg() * remaining
+            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+        elif last is not None and now[0] > last[0]:  # no hook measures the steps: measure between two lines
+            seconds = (now[1] - last[1]) / (now[0] - last[0]) * remaining
+        else:
+            return "eta: N/A"
+        return f"eta: {datetime.timedelta(seconds=int(seconds))}" if math.isfinite(seconds) else "eta: N/A"
+
+    def _losses(self, storage: EventStorage) -> list[str]:
+        return [
+            f"{name}: {buffer.median(storage.count_samples(name, self._window_size)):.4g}"
+            for name, buffer in list(storage.histories().items())
+            if "loss" in name and self._is_news(name, storage)
+        ]
+
+    def _is_news(self, name: str, storage: EventStorage) -> bool:
+        """Return whether to show a loss: of the validation losses only the total, and only once."""
+        if not name.startswith("validation/"):
+            return True
+        return name == "validation/total_loss" and storage.latest()[name][1] > self._shown_until
+
+    def _times(self, storage: EventStorage) -> list[str]:
+        fields = []
+        for name in ("time", "data_time"):
+            buffer = storage.histories().get(name)
+            if buffer is not None:
+                fields.append(f"{name}: {buffer.avg(storage.count_samples(name, self._window_size)):.4f}")
+                fields.append(f"last_{name}: {buffer.latest():.4f}")
+                if name == "time" and self._images_per_iter:
+                    seconds = buffer.avg(storage.count_samples(name, self._window_size))
+                    fields.append(f"images/s: {self._images_per_iter / seconds:.1f}" if seconds > 0 else "")
+        return fields
+
+    def _learning_rate(self, storage: EventStorage) -> str:
+        buffer = storage.histories().get("lr")
+        return "lr: N/A" if buffer is None else f"lr: {buffer.latest():.5g}"
+
+
+_ERASE_LINE = "\r\x1b[K"
+_BAR_CELLS = 24
+_WIDE = 79  # columns; a narrower terminal gets a shorter bar
+
+
+class _EraseBeforeMessages(logging.Handler):
+    """Clears the progress line before another handler prints a message.
+
+    Args:
+        line: the progress line.
+    """
+
+    def __init__(self, line: "ProgressLine"):
+        super().__init__(logging.NOTSET)
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the line. The next write draws it again."""
+        self._line.erase()
+
+
+class ProgressLine(CommonMetricPrinter):
+    """Redraws one line with the iterations done, remaining time, speed, loss and learning rate.
+
+    Log messages appear above the line. If the stream is not a terminal, lines are logged as by `CommonMetricPrinter`.
+
+    Args:
+        max_iter: number of iterations of the whole training; None leaves out the bar and the remaining time.
+        window_size: iterations over which losses and times are smoothed.
+        images_per_iter: images in one iteration over all processes; the line then shows images per second.
+        stream: where to draw; standard output by default.
+    """
+
+    def __init__(
+        self,
+        max_iter: int | None = None,
+        window_size: int = 20,
+        images_per_iter: int | None = None,
+        stream: Any = None,
+    ):
+        super().__init__(max_iter, window_size, images_per_iter)
+        self._stream = sys.stdout if stream is None else stream
+        self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._is_drawn = False
+        self._eraser: _EraseBeforeMessages | None = None
+
+    def write(self) -> None:
+        """Redraw the line."""
+        if not self._is_terminal:
+            super().write()
+            return
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:  # no training step follows
+            return
+        if self._eraser is None:
+            self._eraser = _EraseBeforeMessages(self)
+            for name in ("detectron2", "fvcore"):  # before the handlers that print
+                logging.getLogger(name).handlers.insert(0, self._eraser)
+        width = shutil.get_terminal_size().columns - 1
+        fields = [self._bar(storage.iter + 1, width), self._eta(storage), *self._speed_and_loss(storage)]
+        self._stream.write(_ERASE_LINE + _fit([field for field in fields if field], width))
+        self._stream.flush()
+        self._is_drawn = True
+
+    def erase(self) -> None:
+        """Clear the line, if it is drawn."""
+        if self._is_drawn:
+            self._stream.write(_ERASE_LINE)
+            self._stream.flush()
+            self._is_drawn = False
+
+    def close(self) -> None:
+        """End the line, so that later output starts below it."""
+        if self._is_drawn:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._is_drawn = False
+        if self._eraser is not None:
+            for name in ("detectron2", "fvcore"):
+                logging.getLogger(name).removeHandler(self._eraser)
+            self._eraser = None
+
+    def _bar(self, done: int, width: int) -> str:
+        if self._max_iter is None:
+            return f"iteration {done}"
+        part = min(done / max(self._max_iter, 1), 1.0)
+        all_cells = _BAR_CELLS if width >= _WIDE else _BAR_CELLS // 3
+        cells = round(part * all_cells)
+        return f"[{'#' * cells}{'.' * (all_cells - cells)}] {part:4.0%} {done}/{self._max_iter}"
+
+    def _speed_and_loss(self, storage: EventStorage) -> list[str]:
+        """Return the fields, most important first."""
+        known = [*self._losses(storage), *self._times(storage), self._learning_rate(storage)]
+        return [f for wanted in ("total_loss", "images/s", "lr", "time") for f in known if f.startswith(wanted)]
+
+
+def _fit(fields: list[str], width: int) -> str:
+    """Join as many of the first fields as fit. A field is never cut: part of a number would be another number."""
+    line = fields[0][:width]
+    for field in fields[1:]:
+        if len(line) + 2 + len(field) > width:
+            break
+        line += f"  {field}"
+    return line
+
+
+class CSVWriter(EventWriter):
+    """Appends scalars to a table of comma-separated values, with one row per iteration and one column per scalar.
+
+    The first column is `iteration`. A scalar that appears later, such as a metric of the first evaluation, becomes a
+    new last column, and the file is rewritten. The table of an earlier part of the run is continued.
+
+    Args:
+        csv_file: path of the file; the first write creates it.
+        window_size: iterations over which noisy scalars are smoothed (median).
+    """
+
+    def __init__(self, csv_file: str | os.PathLike, window_size: int = 20):
+        self._path = os.fspath(csv_file)
+        self._new = _NewScalars(window_size)
+        self._columns: list[str] | None = None  # None until the file has been read
+
+    def write(self) -> None:
+        """Append one row for each iteration that has new scalars."""
+        rows = self._new.take(get_event_storage())
+        if not rows:
+            return
+        if self._columns is None:
+            self._columns = self._continue_file()
+        names = dict.fromkeys(name for scalars in rows.values() for name in sorted(scalars))
+        added = [name for name in names if name not in self._columns]
+        if added:
+            self._add_columns(added)
+        text = io.StringIO()
+        table = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        table.writerows({"iteration": iteration, **scalars} for iteration, scalars in rows.items())
+        file: Any = PathManager.open(self._path, "a")
+        with file:
+            file.write(text.getvalue())
+
+    def _read(self) -> str:
+        if not PathManager.exists(self._path):
+            return ""
+        with PathManager.open(self._path, "r") as file:
+            return str(file.read())
+
+    def _continue_file(self) -> list[str]:
+        """Return the columns of the existing file, and remove an incomplete last row."""
+        text = self._read()
+        if not text:
+            return ["iteration"]
+        if not text.endswith("\n"):
+            with atomic_write(self._path, "w") as file:
+                file.write(text[: text.rfind("\n") + 1])
+        columns = next(csv.reader(io.StringIO(text)))
+        if columns[:1] != ["iteration"]:
+            raise ValueError(
+                f"Cannot append to {self._path}: expected 'iteration' as its first column, got {columns[:1]}."
+            )
+        return columns
+
+    def _add_columns(self, names: list[str]) -> None:
+        """Rewrite the file with more columns, which are empty in the existing rows."""
+        assert self._columns is not None, "the file must be read before columns are added"
+        old = list(csv.DictReader(io.StringIO(self._read())))
+        self._columns = [*self._columns, *names]
+        with atomic_write(self._path, "w") as file:
+            table = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+            table.writeheader()
+            table.writerows(old)
+
+
+# Characters that MLflow does not allow in the name of a metric.
+_NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
+
+
+def _import_extra(name: str, writer: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise ImportError(f"{writer} needs the package {name}: pip install 'detectron2[{name}]'") from e
+
+
+def _as_hwc(image: Any) -> np.ndarray:
+    """Convert an image of shape (3, height, width) in the storage to uint8 of shape (height, width, 3)."""
+    array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.dtype != np.uint8:
+        array = (array.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return np.ascontiguousarray(array.transpose(1, 2, 0))
+
+
+def _plain(value: Any) -> Any:
+    """Convert a config to dicts, lists, numbers and strings, which the services can store."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+class WandbWriter(EventWriter):
+    """Sends scalars and images to Weights & Biases. The first write starts the run.
+
+    Project, entity and mode come from the arguments or from the environment variables of wandb, such as `WANDB_PROJECT`
+    and `WANDB_MODE=offline`. A run that is already open is used and stays open.
+
+    Args:
+        window_size: iterations over which noisy scalars are smoothed (median).
+        config: config to show with the run.
+        **kwargs: further arguments of `wandb.init`.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):
+        self._wandb = _import_extra("wandb", "WandbWriter")  # fail before the first iteration
+        self._new = _NewScalars(window_size)
+        self._arguments = {"config": None if config is None else _plain(config), **kwargs}
+        self._run: Any = None
+        self._owns_run = False
+        self._last_step = 0
+
+    def _open_run(self) -> Any:
+        if self._run is None:
+            self._owns_run = self._wandb.run is None
+            self._run = self._wandb.init(**self._arguments) if self._owns_run else self._wandb.run
+            self._last_step = int(getattr(self._run, "step", 0) or 0)
+        return self._run
+
+    def write(self) -> None:
+        """Send what is new; images stay in the storage for the other writers."""
+        storage = get_event_storage()
+        rows: dict[int, dict[str, Any]] = dict(self._new.take(storage))
+        for name, image, iteration in storage.vis_data:
+            rows.setdefault(iteration, {})[name] = self._wandb.Image(_as_hwc(image))
+        for iteration in sorted(rows):
+            run = self._open_run()
+            # wandb drops data for a step before its last one, so the iteration is also part of the data.
+            self._last_step = max(self._last_step, iteration)
+            run.log({"iteration": iteration, **rows[iteration]}, step=self._last_step)
+
+    def close(self) -> None:
+        """End the run if this writer started it."""
+        if self._run is not None and self._owns_run:
+            self._run.finish()
+        self._run = None
+
+
+class MLflowWriter(EventWriter):
+    """Sends scalars and images to MLflow. The first write starts the run.
+
+    Server, experiment and run come from the environment variables of MLflow, such as `MLFLOW_TRACKING_URI` and
+    `MLFLOW_EXPERIMENT_NAME`. A run that is already open is used and stays open. Characters that MLflow does not allow
+    in names become `_`.
+
+    Args:
+        window_size: iterations over which noisy scalars are smoothed (median).
+        config: config to store with the run as `config.yaml`.
+        **kwargs: arguments of `mlflow.start_run`.
+
+    Raises:
+        ImportError: MLflow is not installed.
+    """
+
+    def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):
+        self._mlflow = _import_extra("mlflow", "MLflowWriter")
+        self._new = _NewScalars(window_size)
+        self._config = config
+        self._arguments = kwargs
+        self._is_open = self._owns_run = False
+
+    def _open_run(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            self._owns_run = self._mlflow.active_run() is None
+            if self._owns_run:
+                self._mlflow.start_run(**self._arguments)
+            if self._config is not None:
+                self._mlflow.log_dict(_plain(self._config), "config.yaml")
+
+    def write(self) -> None:
+        """Send what is new; images stay in the storage for the other writers."""
+        storage = get_event_storage()
+        for iteration, values in self._new.take(storage).items():
+            self._open_run()
+            named = {_NOT_IN_NAMES.sub("_", name): value for name, value in values.items()}
+            self._mlflow.log_metrics(named, step=iteration)
+        for name, image, iteration in storage.vis_data:
+            self._open_run()
+            self._mlflow.log_image(_as_hwc(image), f"images/{_NOT_IN_NAMES.sub('_', name)}_{iteration:07d}.png")
+
+    def close(self) -> None:
+        """End the run if this writer started it."""
+        if self._is_open and self._owns_run:
+            self._mlflow.end_run()
+        self._is_open = False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Properties of the run that writers use."""
+
+    output_dir: str
+    max_iter: int | None
+    images_per_iter: int | None
+    config: Mapping[str, Any] | None
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.output_dir, name)
+
+
+_WRITERS: dict[str, Callable[[_Run], EventWriter]] = {
+    "terminal": lambda run: CommonMetricPrinter(run.max_iter, images_per_iter=run.images_per_iter),
+    "progress": lambda run: ProgressLine(run.max_iter, images_per_iter=run.images_per_iter),
+    "json": lambda run: JSONWriter(run.file("metrics.json")),
+    "csv": lambda run: CSVWriter(run.file("metrics.csv")),
+    "wandb": lambda run: WandbWriter(config=run.config, dir=run.output_dir),
+    "mlflow": lambda run: MLflowWriter(config=run.config),
+    # Last, since it drops the images after showing them.
+    "tensorboard": lambda run: TensorboardXWriter(run.output_dir),
+}
+
+
+class _DropImages(EventWriter):
+    """Drops images and histograms in place of the TensorBoard writer, so that they do not fill the memory."""
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        storage.clear_images()
+        storage.clear_histograms()
+
+
+def make_writers(
+    names: Sequence[str],
+    output_dir: str,
+    max_iter: int | None = None,
+    images_per_iter: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> list[EventWriter]:
+    """Make writers by name.
+
+    The names are
+
+    - `terminal`: a line in the log every period;
+    - `progress`: a line that is redrawn in place; the same as `terminal` where the output is not a terminal;
+    - `json`: `metrics.json` in the output folder, one JSON object per line;
+    - `csv`: `metrics.csv` in the output folder, a table;
+    - `tensorboard`: an event file in the output folder;
+    - `wandb`: Weights & Biases, which needs `pip install 'detectron2[wandb]'`;
+    - `mlflow`: MLflow, which needs `pip install 'detectron2[mlflow]'`.
+
+    Args:
+        names: any of these names in any order, for example `DEFAULT_WRITERS`.
+        output_dir: folder of the files; it is created if necessary.
+        max_iter: number of iterations of the whole training, for the remaining time.
+        images_per_iter: images in one iteration over all processes, for the speed.
+        config: config that the services store with the run.
+
+    Returns:
+        The writers in the order in which to call them.
+
+    Raises:
+        ValueError: a name is unknown.
+        ImportError: the package of a service is not installed; the message shows the command that installs it.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"WRITERS must be a list of names, got the string {names!r}.")
+    unknown = [name for name in names if name not in _WRITERS]
+    if unknown:
+        raise ValueError(f"Unknown writers {unknown}. Choose from {sorted(_WRITERS)}.")
+    PathManager.mkdirs(output_dir)
+    run = _Run(output_dir, max_iter, images_per_iter, config)
+    writers = [make(run) for name, make in _WRITERS.items() if name in names]
+    return writers if "tensorboard" in names else [*writers, _DropImages()]
