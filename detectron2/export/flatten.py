@@ -1,6 +1,6 @@
 """Structured inputs and outputs as tuples of tensors, which is all that a traced function may take and return.
 
-An object is taken apart into its leaves, from left to right, and a :class:`Schema`, which puts others of the same kind
+An object is taken apart into its leaves, from left to right, and a `Schema`, which puts others of the same kind
 together again. A leaf is a tensor, or anything that has no parts.
 """
 
@@ -44,7 +44,7 @@ class Schema:
         """Put an object together.
 
         Args:
-            leaves: as :func:`flatten_to_tuple` gives them.
+            leaves: as `flatten_to_tuple` gives them.
 
         Returns:
             An object of the same structure.
@@ -66,7 +66,7 @@ class Schema:
 def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
     """Take an object apart.
 
-    Lists, tuples, mappings, and the structures of :mod:`detectron2.structures` have parts; all else is a leaf.
+    Lists, tuples, mappings, and the structures of `detectron2.structures` have parts; all else is a leaf.
 
     Args:
         value: the object.
@@ -123,7 +123,7 @@ def _as_size(size_hw: torch.Tensor) -> Any:
 
 
 class TracingAdapter(nn.Module):
-    """A model as a function from tensors to a tuple of tensors, as ``torch.jit.trace`` wants it.
+    """A model as a function from tensors to a tuple of tensors, as `torch.jit.trace` wants it.
 
     Example::
 
@@ -139,9 +139,9 @@ class TracingAdapter(nn.Module):
             the adapter takes these very inputs only: enough to count operations, say.
 
     Attributes:
-        flattened_inputs: the tensors of ``inputs``.
-        inputs_schema: how arguments are made of such tensors; None with ``allow_non_tensor``.
-        outputs_schema: the same for outputs; None before the first call, and with ``allow_non_tensor``.
+        flattened_inputs: the tensors of `inputs`.
+        inputs_schema: how arguments are made of such tensors; None with `allow_non_tensor`.
+        outputs_schema: the same for outputs; None before the first call, and with `allow_non_tensor`.
 
     Raises:
         ValueError: a leaf of the inputs is no tensor.
@@ -174,13 +174,13 @@ class TracingAdapter(nn.Module):
         """Call the model.
 
         Args:
-            *args: as many tensors as ``flattened_inputs``, of the same meaning.
+            *args: as many tensors as `flattened_inputs`, of the same meaning.
 
         Returns:
             The tensors of its outputs.
 
         Raises:
-            ValueError: other tensors than ``flattened_inputs`` were given where there is no schema; an output is no
+            ValueError: other tensors than `flattened_inputs` were given where there is no schema; an output is no
                 tensor; or the structure of the outputs is not that of an earlier call.
         """
         with torch.no_grad():
@@ -224,7 +224,7 @@ def _check_leaves(leaves: Sequence[Any], name: str, value: Any) -> None:
 
 
 def _path_to(value: Any, wanted: Any) -> str:
-    """-> where a leaf is in an object, such as ``[0]['height']``."""
+    """-> where a leaf is in an object, such as `[0]['height']`."""
     kind, parts, fixed = _split(value)
     if kind is None:
         return "" if value is wanted else "?"

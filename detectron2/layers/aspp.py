@@ -25,9 +25,9 @@ class ASPP(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of every branch and of the output.
         dilations: dilations of the three 3 x 3 branches.
-        norm: normalization of all convolutions but the one after the average, as :func:`get_norm` takes it.
+        norm: normalization of all convolutions but the one after the average, as `get_norm` takes it.
         activation: activation function; copied for every branch.
-        pool_kernel_size: ``(height, width)`` of the average; ``None`` averages the whole map.  When given, it must
+        pool_kernel_size: `(height, width)` of the average; `None` averages the whole map.  When given, it must
             divide the size of the input.  Set it to the training size for a window that stays the same in inference.
         dropout: probability of dropping an output value.
         use_depthwise_separable_conv: whether the 3 x 3 branches are depthwise separable (DeepLabV3+,
@@ -92,7 +92,7 @@ class ASPP(nn.Module):
         self.project = conv(5 * out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
+        """Map `(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
         size_hw = x.shape[-2:]
         if self.pool_kernel_size is not None and any(
             s % k for s, k in zip(size_hw, self.pool_kernel_size, strict=True)

@@ -1,6 +1,6 @@
-"""Normalization layers, and :func:`get_norm`, which makes one from its name in a config.
+"""Normalization layers, and `get_norm`, which makes one from its name in a config.
 
-Letters: `N` images, `C` channels; features are ``(N, C, H, W)``.
+Letters: `N` images, `C` channels; features are `(N, C, H, W)`.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ __all__ = ["CycleBatchNormList", "FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBat
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization whose statistics and affine parameters never change.
 
-    Computes ``(x - running_mean) / sqrt(running_var + eps) * weight + bias``.  All four are buffers and start as the
-    identity.  Checkpoints that hold only ``weight`` and ``bias`` (with the statistics already folded in) load as well:
+    Computes `(x - running_mean) / sqrt(running_var + eps) * weight + bias`.  All four are buffers and start as the
+    identity.  Checkpoints that hold only `weight` and `bias` (with the statistics already folded in) load as well:
     the statistics then stay the identity.
 
     Args:
@@ -45,7 +45,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features) - eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise ``(N, C, H, W)``; ``N`` may be 0."""
+        """Normalise `(N, C, H, W)`; `N` may be 0."""
         if x.requires_grad:
             # The backward pass of an affine map is cheaper than that of batch norm.
             scale, shift = (v.to(x.dtype)[:, None, None] for v in self.scale_and_shift())
@@ -53,7 +53,7 @@ class FrozenBatchNorm2d(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same normalization as ``x * scale + shift``, each of shape ``(C,)``, in float32 or better."""
+        """The same normalization as `x * scale + shift`, each of shape `(C,)`, in float32 or better."""
         dtype = torch.promote_types(self.running_var.dtype, torch.float32)
         scale = self.weight.to(dtype) * (self.running_var.to(dtype) + self.eps).rsqrt()
         return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
@@ -82,7 +82,7 @@ class FrozenBatchNorm2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Summarise the arguments for ``repr``."""
+        """Summarise the arguments for `repr`."""
         return f"num_features={self.num_features}, eps={self.eps}"
 
     @classmethod
@@ -93,7 +93,7 @@ class FrozenBatchNorm2d(nn.Module):
             module: changed in place, unless it is a batch norm itself.
 
         Returns:
-            A new module when ``module`` is a batch norm, else ``module``.
+            A new module when `module` is a batch norm, else `module`.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return cls._from_batch_norm(module)
@@ -134,17 +134,17 @@ class _SumOverWorkers(torch.autograd.Function):
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
     """Batch normalization over all workers, by averaging their means and mean squares.
 
-    With ``stats_mode=""`` every worker weighs the same, which equals the statistics of all samples only when every
-    worker has the same ``(N, H, W)``; no worker may have an empty batch.  With ``stats_mode="N"`` a worker weighs by
-    its ``N``; empty batches are allowed.
+    With `stats_mode=""` every worker weighs the same, which equals the statistics of all samples only when every
+    worker has the same `(N, H, W)`; no worker may have an empty batch.  With `stats_mode="N"` a worker weighs by
+    its `N`; empty batches are allowed.
 
     Args:
-        *args: positional arguments of :class:`torch.nn.BatchNorm2d`.
-        stats_mode: ``""`` or ``"N"``.
-        **kwargs: keyword arguments of :class:`torch.nn.BatchNorm2d`.
+        *args: positional arguments of `torch.nn.BatchNorm2d`.
+        stats_mode: `""` or `"N"`.
+        **kwargs: keyword arguments of `torch.nn.BatchNorm2d`.
 
     Raises:
-        ValueError: ``stats_mode`` is neither.
+        ValueError: `stats_mode` is neither.
     """
 
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any):
@@ -154,7 +154,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         self._stats_mode = stats_mode
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise ``(N, C, H, W)``."""
+        """Normalise `(N, C, H, W)`."""
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
         by_samples = self._stats_mode == "N"
@@ -193,14 +193,14 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
 class CycleBatchNormList(nn.ModuleList):
     """Batch norms with separate statistics and one shared affine transform, used in turn.
 
-    For a head that runs on several pyramid levels: call number ``i`` uses the statistics ``i % length`` (RetinaNet with
+    For a head that runs on several pyramid levels: call number `i` uses the statistics `i % length` (RetinaNet with
     per-level statistics, https://arxiv.org/abs/2105.07576, section 6.1).  It has to be called the same number of
     times, in the same order, in every forward pass.
 
     Args:
         length: number of inputs in a cycle.
-        bn_class: the batch norm; it is built with ``affine=False``.
-        **kwargs: arguments of ``bn_class``; ``affine`` decides about the shared transform.
+        bn_class: the batch norm; it is built with `affine=False`.
+        **kwargs: arguments of `bn_class`; `affine` decides about the shared transform.
     """
 
     def __init__(self, length: int, bn_class: Callable[..., Any] = nn.BatchNorm2d, **kwargs: Any):
@@ -214,7 +214,7 @@ class CycleBatchNormList(nn.ModuleList):
         self._pos = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise ``(N, C, H, W)`` with the statistics whose turn it is."""
+        """Normalise `(N, C, H, W)` with the statistics whose turn it is."""
         out = self[self._pos](x)
         self._pos = (self._pos + 1) % len(self)
         if hasattr(self, "weight"):
@@ -227,7 +227,7 @@ class CycleBatchNormList(nn.ModuleList):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization over the channels of ``(N, C, H, W)``, at every position by itself.
+    """Layer normalization over the channels of `(N, C, H, W)`, at every position by itself.
 
     Args:
         normalized_shape: number of channels.
@@ -242,12 +242,12 @@ class LayerNorm(nn.Module):
         self.normalized_shape = (normalized_shape,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise over dimension 1; the result has the shape of ``x``."""
+        """Normalise over dimension 1; the result has the shape of `x`."""
         out = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return out.permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
-        """Summarise the arguments for ``repr``."""
+        """Summarise the arguments for `repr`."""
         return f"{self.normalized_shape[0]}, eps={self.eps}"
 
 
@@ -291,12 +291,12 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     """Make a normalization layer.
 
     Args:
-        norm: one of ``BN``, ``SyncBN``, ``FrozenBN``, ``GN`` (32 groups), ``LN``, ``nnSyncBN``, ``naiveSyncBN``,
-            ``naiveSyncBN_N``; or a function from the number of channels to a layer; or ``""`` or ``None`` for none.
+        norm: one of `BN`, `SyncBN`, `FrozenBN`, `GN` (32 groups), `LN`, `nnSyncBN`, `naiveSyncBN`,
+            `naiveSyncBN_N`; or a function from the number of channels to a layer; or `""` or `None` for none.
         out_channels: number of channels.
 
     Returns:
-        The layer, or ``None`` for no normalization.
+        The layer, or `None` for no normalization.
 
     Raises:
         ValueError: no normalization has that name.

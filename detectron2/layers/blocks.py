@@ -13,11 +13,11 @@ __all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d"]
 
 
 class CNNBlockBase(nn.Module):
-    """A block from ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``.
+    """A block from `(N, in_channels, H, W)` to `(N, out_channels, H / stride, W / stride)`.
 
     Args:
-        in_channels: channels that :meth:`forward` expects.
-        out_channels: channels that :meth:`forward` returns.
+        in_channels: channels that `forward` expects.
+        out_channels: channels that `forward` returns.
         stride: factor by which height and width shrink.
     """
 
@@ -46,10 +46,10 @@ class DepthwiseSeparableConv2d(nn.Module):
         kernel_size: size of the depthwise kernel.
         padding: padding of the depthwise convolution.
         dilation: dilation of the depthwise convolution.
-        norm1: normalization after the depthwise convolution, as :func:`get_norm` takes it.
-        activation1: function applied after ``norm1``.
+        norm1: normalization after the depthwise convolution, as `get_norm` takes it.
+        activation1: function applied after `norm1`.
         norm2: normalization after the 1 x 1 convolution.
-        activation2: function applied after ``norm2``.
+        activation2: function applied after `norm2`.
     """
 
     def __init__(
@@ -89,5 +89,5 @@ class DepthwiseSeparableConv2d(nn.Module):
         weight_init.c2_msra_fill(self.pointwise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
+        """Map `(N, in_channels, H, W)` to `(N, out_channels, H', W')`."""
         return self.pointwise(self.depthwise(x))

@@ -1,8 +1,8 @@
 """Deformable convolutions, versions 1 and 2, on torchvision's operator.
 
 Letters: `N` images, `C` channels, `G` deformable groups, `(kh, kw)` kernel size, `(H', W')` output size.  Offsets are
-``(N, G * 2 * kh * kw, H', W')``: for each group and kernel cell ``(dy, dx)`` in cells of the input.  Masks are
-``(N, G * kh * kw, H', W')``.
+`(N, G * 2 * kh * kw, H', W')`: for each group and kernel cell `(dy, dx)` in cells of the input.  Masks are
+`(N, G * kh * kw, H', W')`.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ def deform_conv(
     """Deformable convolution (https://arxiv.org/abs/1703.06211).
 
     Args:
-        input: ``(N, C, H, W)``.
+        input: `(N, C, H, W)`.
         offset: see the top of this module.
-        weight: ``(C', C / groups, kh, kw)``.
+        weight: `(C', C / groups, kh, kw)`.
         stride: stride of the convolution.
         padding: zeros added on each side.
         dilation: spacing of the kernel cells.
@@ -42,7 +42,7 @@ def deform_conv(
         im2col_step: ignored; the operator chooses how many images to unfold at once.
 
     Returns:
-        ``(N, C', H', W')``.
+        `(N, C', H', W')`.
 
     Raises:
         ValueError: the shapes do not fit one another.
@@ -66,11 +66,11 @@ def modulated_deform_conv(
     """Deformable convolution whose samples are also weighted (https://arxiv.org/abs/1811.11168).
 
     Args:
-        input: ``(N, C, H, W)``.
+        input: `(N, C, H, W)`.
         offset: see the top of this module.
         mask: weight of every sample; see the top of this module.
-        weight: ``(C', C / groups, kh, kw)``.
-        bias: ``(C',)`` or ``None``.
+        weight: `(C', C / groups, kh, kw)`.
+        bias: `(C',)` or `None`.
         stride: stride of the convolution.
         padding: zeros added on each side.
         dilation: spacing of the kernel cells.
@@ -78,7 +78,7 @@ def modulated_deform_conv(
         deformable_groups: groups of channels that share offsets and mask, `G`.
 
     Returns:
-        ``(N, C', H', W')``.
+        `(N, C', H', W')`.
 
     Raises:
         ValueError: the shapes do not fit one another.
@@ -171,7 +171,7 @@ class _DeformableConvolution(nn.Module):
         return x if self.activation is None else self.activation(x)
 
     def extra_repr(self) -> str:
-        """Summarise the arguments for ``repr``."""
+        """Summarise the arguments for `repr`."""
         names = (
             "in_channels",
             "out_channels",
@@ -202,7 +202,7 @@ class DeformConv(_DeformableConvolution):
         activation: function applied last.
 
     Raises:
-        ValueError: ``bias`` is true, or ``groups`` does not divide the channels.
+        ValueError: `bias` is true, or `groups` does not divide the channels.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class DeformConv(_DeformableConvolution):
         )
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(N, C, H, W)`` at the given offsets (see the top of this module); ``N`` may be 0."""
+        """Convolve `(N, C, H, W)` at the given offsets (see the top of this module); `N` may be 0."""
         return self._finish(
             deform_conv(
                 x,
@@ -268,7 +268,7 @@ class ModulatedDeformConv(_DeformableConvolution):
         activation: function applied last.
 
     Raises:
-        ValueError: ``groups`` does not divide the channels.
+        ValueError: `groups` does not divide the channels.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class ModulatedDeformConv(_DeformableConvolution):
         )
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(N, C, H, W)`` at the given offsets with the given sample weights; ``N`` may be 0."""
+        """Convolve `(N, C, H, W)` at the given offsets with the given sample weights; `N` may be 0."""
         return self._finish(
             modulated_deform_conv(
                 x,

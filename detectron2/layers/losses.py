@@ -1,6 +1,6 @@
 """IoU losses of matched boxes.
 
-Letters: `N` pairs of boxes, rows ``(x1, y1, x2, y2)`` with ``x1 <= x2`` and ``y1 <= y2``.
+Letters: `N` pairs of boxes, rows `(x1, y1, x2, y2)` with `x1 <= x2` and `y1 <= y2`.
 """
 
 import math
@@ -14,13 +14,13 @@ def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
     """Distance-IoU loss, equation 7 of https://arxiv.org/abs/1911.08287.
 
     Args:
-        boxes1: ``(N, 4)`` predictions.
-        boxes2: ``(N, 4)`` targets, matched by row.
-        reduction: ``"none"``, ``"mean"`` (0 when there are no boxes) or ``"sum"``.
+        boxes1: `(N, 4)` predictions.
+        boxes2: `(N, 4)` targets, matched by row.
+        reduction: `"none"`, `"mean"` (0 when there are no boxes) or `"sum"`.
         eps: added to denominators.
 
     Returns:
-        The loss: ``(N,)`` for ``"none"``, else a scalar.
+        The loss: `(N,)` for `"none"`, else a scalar.
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     return _reduce(1 - iou + distance, reduction)
@@ -30,13 +30,13 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
     """Complete-IoU loss, equation 10 of https://arxiv.org/abs/1911.08287.
 
     Args:
-        boxes1: ``(N, 4)`` predictions.
-        boxes2: ``(N, 4)`` targets, matched by row.
-        reduction: ``"none"``, ``"mean"`` (0 when there are no boxes) or ``"sum"``.
+        boxes1: `(N, 4)` predictions.
+        boxes2: `(N, 4)` targets, matched by row.
+        reduction: `"none"`, `"mean"` (0 when there are no boxes) or `"sum"`.
         eps: added to denominators.
 
     Returns:
-        The loss: ``(N,)`` for ``"none"``, else a scalar.
+        The loss: `(N,)` for `"none"`, else a scalar.
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     shape = (4 / math.pi**2) * (_aspect_angle(boxes2) - _aspect_angle(boxes1)) ** 2
@@ -46,7 +46,7 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
 
 
 def _aspect_angle(boxes: torch.Tensor) -> torch.Tensor:
-    """``arctan(width / height)``."""
+    """`arctan(width / height)`."""
     w, h = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     return torch.atan(w / h)
 

@@ -1,7 +1,7 @@
 """Pasting the small masks that a head predicts into the image.
 
-Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the image.  Boxes are ``(x1, y1, x2, y2)`` in
-pixels of the image, continuous coordinates: pixel ``i`` covers ``[i, i + 1]``.
+Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the image.  Boxes are `(x1, y1, x2, y2)` in
+pixels of the image, continuous coordinates: pixel `i` covers `[i, i + 1]`.
 """
 
 import logging
@@ -40,22 +40,22 @@ def paste_masks_in_image(
 ) -> torch.Tensor:
     """Resample every mask to its box, and put it into an image that is empty elsewhere.
 
-    A mask is a signal sampled at the centres of its ``h x w`` cells, zero around them, interpolated bilinearly at the
+    A mask is a signal sampled at the centres of its `h x w` cells, zero around them, interpolated bilinearly at the
     centres of the image's pixels, up to one pixel beyond the box.
 
-    The result takes ``N * H * W`` bytes; a warning says so where they are many. On the CPU, memory is not taken for
-    pixels that no mask comes near, and the work takes as much more as in :func:`paste_masks_as_rle`; on an accelerator
+    The result takes `N * H * W` bytes; a warning says so where they are many. On the CPU, memory is not taken for
+    pixels that no mask comes near, and the work takes as much more as in `paste_masks_as_rle`; on an accelerator
     it takes 1 GiB, or 16 bytes for each pixel of the image.
 
     Args:
-        masks: ``(N, h, w)``, values in [0, 1].
-        boxes: ``Boxes`` or tensor ``(N, 4)``.
-        image_shape: ``(H, W)`` in pixels.
+        masks: `(N, h, w)`, values in [0, 1].
+        boxes: `Boxes` or tensor `(N, 4)`.
+        image_shape: `(H, W)` in pixels.
         threshold: a pixel belongs to the object when its value is at least this.  A negative threshold keeps the
-            values, as ``value * 255`` in uint8.
+            values, as `value * 255` in uint8.
 
     Returns:
-        ``(N, H, W)``, bool, or uint8 for a negative threshold.
+        `(N, H, W)`, bool, or uint8 for a negative threshold.
 
     Raises:
         ValueError: the shapes do not fit one another.
@@ -76,20 +76,20 @@ def paste_masks_in_image(
 def paste_masks_as_rle(
     masks: torch.Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> list[dict[str, Any]]:
-    """The masks of :func:`paste_masks_in_image` as COCO's compressed run lengths, without making whole images.
+    """The masks of `paste_masks_in_image` as COCO's compressed run lengths, without making whole images.
 
     Works on the CPU, a part of one box at a time. Beside the result it takes less than 150 MiB in an image of
     8000 x 4000 pixels, however many and large the boxes, and more for larger images only as their sides, not as their
     area, grow.
 
     Args:
-        masks: ``(N, h, w)``, values in [0, 1].
-        boxes: ``Boxes`` or tensor ``(N, 4)``.
-        image_shape: ``(H, W)`` in pixels.
+        masks: `(N, h, w)`, values in [0, 1].
+        boxes: `Boxes` or tensor `(N, 4)`.
+        image_shape: `(H, W)` in pixels.
         threshold: a pixel belongs to the object when its value is at least this; positive.
 
     Returns:
-        For each mask ``{"size": [H, W], "counts": text}``, as pycocotools encodes it.
+        For each mask `{"size": [H, W], "counts": text}`, as pycocotools encodes it.
 
     Raises:
         ValueError: the shapes do not fit one another, or the threshold is not positive.
@@ -120,10 +120,10 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
     a few bytes for each pixel of the largest object.
 
     Args:
-        masks: ``(N, H, W)``, of any type, positive where the objects are.
+        masks: `(N, H, W)`, of any type, positive where the objects are.
 
     Returns:
-        For each mask ``{"size": [H, W], "counts": text}``, as pycocotools encodes it.
+        For each mask `{"size": [H, W], "counts": text}`, as pycocotools encodes it.
 
     Raises:
         ValueError: the masks have another shape.
@@ -142,14 +142,14 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
 def paste_masks_in_boxes(
     masks: torch.Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """The masks of :func:`paste_masks_in_image` one after the other, each cut to the pixels that it can reach.
+    """The masks of `paste_masks_in_image` one after the other, each cut to the pixels that it can reach.
 
-    Works on the CPU; beside the mask that is asked for it takes as much as :func:`paste_masks_as_rle`.
+    Works on the CPU; beside the mask that is asked for it takes as much as `paste_masks_as_rle`.
 
     Args:
-        masks: ``(N, h, w)``, values in [0, 1].
-        boxes: ``Boxes`` or tensor ``(N, 4)``.
-        image_shape: ``(H, W)`` in pixels.
+        masks: `(N, h, w)`, values in [0, 1].
+        boxes: `Boxes` or tensor `(N, 4)`.
+        image_shape: `(H, W)` in pixels.
         threshold: a pixel belongs to the object when its value is at least this; positive.
 
     Returns:
@@ -250,17 +250,17 @@ def _factors(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]]:
     """What the values of each mask are the product of, in the part of the image that it can reach.
 
-    Interpolation is separable: a mask becomes ``rows @ mask @ columns.t()``, with the interpolation weights of the rows
+    Interpolation is separable: a mask becomes `rows @ mask @ columns.t()`, with the interpolation weights of the rows
     and the columns of the image.  The weights of several masks are worked out together.
 
     Args:
-        masks: ``(N, h, w)`` float32, on the CPU.
-        xyxy: ``(N, 4)`` float32.
+        masks: `(N, h, w)` float32, on the CPU.
+        xyxy: `(N, 4)` float32.
         height: of the image.
         width: of the image.
 
     Yields:
-        For each mask ``rows @ mask``, ``(pixels, w)``; ``columns``, ``(pixels, w)``; column and row where they begin.
+        For each mask `rows @ mask`, `(pixels, w)`; `columns`, `(pixels, w)`; column and row where they begin.
     """
     weight_bytes = 4 * (height * masks.shape[1] + width * masks.shape[2])  # of a box as large as the image
     together = min(max(1, _WEIGHT_BYTES // max(weight_bytes, 1)), _MASKS_PER_PART)
@@ -287,13 +287,13 @@ def _reach_and_weights(
     """Which pixels of one axis each mask is pasted to, and the weights of its cells there.
 
     Args:
-        start: ``(N,)``, where the boxes begin.
-        stop: ``(N,)``, where they end.
+        start: `(N,)`, where the boxes begin.
+        stop: `(N,)`, where they end.
         size: pixels of the image.
         cells: cells of a mask.
 
     Returns:
-        For each mask the first pixel and the one after the last, and weights ``(pixels, cells)``.
+        For each mask the first pixel and the one after the last, and weights `(pixels, cells)`.
     """
     low, high = (v.clamp(0, size).long() for v in _pixel_range(start, stop))
     high = high.maximum(low)
@@ -316,7 +316,7 @@ def _pixel_range(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: int) -> torch.Tensor:
-    """Where the centre of each of ``size`` pixels lies among the ``cells`` samples of a mask: ``(N, size)``.
+    """Where the centre of each of `size` pixels lies among the `cells` samples of a mask: `(N, size)`.
 
     -2, which is outside, for pixels that the mask is not pasted to.
     """
@@ -332,14 +332,14 @@ def _do_paste_mask(
     """Resample all masks over one region of the image.
 
     Args:
-        masks: ``(N, h, w)`` or ``(N, 1, h, w)``.
-        boxes: ``(N, 4)``.
+        masks: `(N, h, w)` or `(N, 1, h, w)`.
+        boxes: `(N, 4)`.
         img_h: height of the image.
         img_w: width of the image.
         skip_empty: compute only the smallest region that encloses all boxes.
 
     Returns:
-        float32 values ``(N, H', W')``, and the slices of the image's rows and columns that they cover; no slices when
+        float32 values `(N, H', W')`, and the slices of the image's rows and columns that they cover; no slices when
         they cover all of it.
     """
     if masks.dim() == 3:
@@ -365,17 +365,17 @@ def _do_paste_mask(
 def paste_mask_in_image_old(
     mask: torch.Tensor, box: torch.Tensor, img_h: int, img_w: int, threshold: float
 ) -> torch.Tensor:
-    """Paste one mask with its box rounded to whole pixels: faster and less exact than :func:`paste_masks_in_image`.
+    """Paste one mask with its box rounded to whole pixels: faster and less exact than `paste_masks_in_image`.
 
     Args:
-        mask: ``(h, w)``, values in [0, 1].
-        box: ``(4,)``; both corners, cut to integers, are pixels of the object.
+        mask: `(h, w)`, values in [0, 1].
+        box: `(4,)`; both corners, cut to integers, are pixels of the object.
         img_h: height of the image.
         img_w: width of the image.
         threshold: a pixel belongs to the object when its value is greater; negative keeps the values times 255.
 
     Returns:
-        uint8 ``(img_h, img_w)``.
+        uint8 `(img_h, img_w)`.
     """
     from PIL import Image
 

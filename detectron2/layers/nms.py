@@ -1,7 +1,7 @@
 """Non-maximum suppression of axis-aligned and of rotated boxes.
 
-Letters: `N` boxes.  Axis-aligned boxes are ``(x1, y1, x2, y2)``, rotated ones ``(x_center, y_center, width, height,
-angle)`` with the angle in degrees, counter-clockwise; the rest is in any one unit.
+Letters: `N` boxes.  Axis-aligned boxes are `(x1, y1, x2, y2)`, rotated ones `(x_center, y_center, width, height,
+angle)` with the angle in degrees, counter-clockwise; the rest is in any one unit.
 """
 
 import torch
@@ -24,16 +24,16 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """Suppress boxes within each group; boxes of different groups never suppress one another.
 
     Args:
-        boxes: ``(N, 4)``.
-        scores: ``(N,)``.
-        idxs: ``(N,)`` integers, the group (class, pyramid level …) of each box.
+        boxes: `(N, 4)`.
+        scores: `(N,)`.
+        idxs: `(N,)` integers, the group (class, pyramid level …) of each box.
         iou_threshold: a box goes when its IoU with a better box of its group is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
 
     Raises:
-        ValueError: ``boxes`` is not ``(N, 4)``.
+        ValueError: `boxes` is not `(N, 4)`.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
@@ -74,18 +74,18 @@ def nms_rotated(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float)
 
     Only the regions that boxes cover count, not where they point: of a box and the same box turned by 180 degrees one
     goes.  Where direction tells objects apart (upside-down text), give the directions groups of their own and call
-    :func:`batched_nms_rotated`.
+    `batched_nms_rotated`.
 
     Args:
-        boxes: ``(N, 5)``.
-        scores: ``(N,)``.
+        boxes: `(N, 5)`.
+        scores: `(N,)`.
         iou_threshold: a box goes when its IoU with a better box that stays is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
 
     Raises:
-        ValueError: ``boxes`` is not ``(N, 5)``, or ``scores`` is not ``(N,)``.
+        ValueError: `boxes` is not `(N, 5)`, or `scores` is not `(N,)`.
     """
     _check_rotated("nms_rotated", boxes, scores)
     return greedy_nms(boxes, scores, iou_threshold)
@@ -97,16 +97,16 @@ def batched_nms_rotated(
     """Suppress rotated boxes within each group; boxes of different groups never suppress one another.
 
     Args:
-        boxes: ``(N, 5)``.
-        scores: ``(N,)``.
-        idxs: ``(N,)`` integers, the group (class, pyramid level …) of each box.
+        boxes: `(N, 5)`.
+        scores: `(N,)`.
+        idxs: `(N,)` integers, the group (class, pyramid level …) of each box.
         iou_threshold: a box goes when its IoU with a better box of its group that stays is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
 
     Raises:
-        ValueError: ``boxes`` is not ``(N, 5)``, or ``scores`` or ``idxs`` is not ``(N,)``.
+        ValueError: `boxes` is not `(N, 5)`, or `scores` or `idxs` is not `(N,)`.
     """
     _check_rotated("batched_nms_rotated", boxes, scores, idxs)
     return greedy_nms(boxes, scores, iou_threshold, groups=idxs)

@@ -13,12 +13,12 @@ __all__ = ["ROIAlign", "roi_align"]
 class ROIAlign(nn.Module):
     """Crop regions from a feature map and resize each to one size, by bilinear sampling.
 
-    With ``aligned=True`` a continuous coordinate ``c`` lies between the pixels ``floor(c - 0.5)`` and
-    ``ceil(c - 0.5)``, because pixel ``i`` covers ``[i, i + 1]`` and is sampled at its centre ``i + 0.5``.  With
-    ``aligned=False`` the half pixel is left out, as in the first published implementation.
+    With `aligned=True` a continuous coordinate `c` lies between the pixels `floor(c - 0.5)` and
+    `ceil(c - 0.5)`, because pixel `i` covers `[i, i + 1]` and is sampled at its centre `i + 0.5`.  With
+    `aligned=False` the half pixel is left out, as in the first published implementation.
 
     Args:
-        output_size: size of each result, ``(height, width)``, or one number for both.
+        output_size: size of each result, `(height, width)`, or one number for both.
         spatial_scale: feature cells per unit of the region coordinates; 1/16 for a map of stride 16.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
         aligned: whether to take the half pixel into account.
@@ -43,14 +43,14 @@ class ROIAlign(nn.Module):
         Half-precision features are pooled in float32: a float16 coordinate near 1000 is wrong by half a pixel.
 
         Args:
-            input: features ``(N, C, H, W)``.
-            rois: ``(R, 5)``, each row the index of its image and ``(x1, y1, x2, y2)``.
+            input: features `(N, C, H, W)`.
+            rois: `(R, 5)`, each row the index of its image and `(x1, y1, x2, y2)`.
 
         Returns:
-            ``(R, C, height, width)``, in the type of ``input``.
+            `(R, C, height, width)`, in the type of `input`.
 
         Raises:
-            ValueError: ``rois`` is not ``(R, 5)``.
+            ValueError: `rois` is not `(R, 5)`.
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(
@@ -64,7 +64,7 @@ class ROIAlign(nn.Module):
         return out.to(input.dtype)
 
     def extra_repr(self) -> str:
-        """Summarise the arguments for ``repr``."""
+        """Summarise the arguments for `repr`."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"

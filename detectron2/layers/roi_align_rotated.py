@@ -32,20 +32,20 @@ def roi_align_rotated(
     spatial_scale: float,
     sampling_ratio: int,
 ) -> torch.Tensor:
-    """Crop rotated regions from a feature map and resize each to one size; see :class:`ROIAlignRotated`.
+    """Crop rotated regions from a feature map and resize each to one size; see `ROIAlignRotated`.
 
     Args:
-        input: features ``(N, C, H, W)``; the gradient flows to them.
-        rois: ``(R, 6)``, each row the index of its image and ``(x_center, y_center, width, height, angle)``.
-        output_size: size of each result, ``(height, width)``, or one number for both.
+        input: features `(N, C, H, W)`; the gradient flows to them.
+        rois: `(R, 6)`, each row the index of its image and `(x_center, y_center, width, height, angle)`.
+        output_size: size of each result, `(height, width)`, or one number for both.
         spatial_scale: feature cells per unit of the region coordinates.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
 
     Returns:
-        ``(R, C, height, width)``, in the type of ``input``.
+        `(R, C, height, width)`, in the type of `input`.
 
     Raises:
-        ValueError: ``rois`` is not ``(R, 6)``, or ``input`` not ``(N, C, H, W)``.
+        ValueError: `rois` is not `(R, 6)`, or `input` not `(N, C, H, W)`.
     """
     if rois.dim() != 2 or rois.shape[1] != 6:
         raise ValueError(
@@ -64,14 +64,14 @@ class ROIAlignRotated(nn.Module):
     """RoIAlign whose grid of samples is turned with the region.
 
     Row 0 of the result lies along the side that is the upper one before the box is turned, so a box and the same box
-    turned by 180 degrees give results that are upside down to each other.  A continuous coordinate ``c`` lies between
-    the cells ``floor(c - 0.5)`` and ``ceil(c - 0.5)``, as with ``ROIAlign(aligned=True)``, which gives the same for an
+    turned by 180 degrees give results that are upside down to each other.  A continuous coordinate `c` lies between
+    the cells `floor(c - 0.5)` and `ceil(c - 0.5)`, as with `ROIAlign(aligned=True)`, which gives the same for an
     angle of 0.  Samples further out than one cell beyond the outermost centres count as zero.
 
     Half-precision features are pooled in float32: a float16 coordinate near 1000 is wrong by half a pixel.
 
     Args:
-        output_size: size of each result, ``(height, width)``, or one number for both.
+        output_size: size of each result, `(height, width)`, or one number for both.
         spatial_scale: feature cells per unit of the region coordinates; 1/16 for a map of stride 16.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
     """
@@ -86,17 +86,17 @@ class ROIAlignRotated(nn.Module):
         """Pool every region.
 
         Args:
-            input: features ``(N, C, H, W)``.
-            rois: ``(R, 6)``, each row the index of its image and ``(x_center, y_center, width, height, angle)``; angle
+            input: features `(N, C, H, W)`.
+            rois: `(R, 6)`, each row the index of its image and `(x_center, y_center, width, height, angle)`; angle
                 in degrees, counter-clockwise.
 
         Returns:
-            ``(R, C, height, width)``, in the type of ``input``.
+            `(R, C, height, width)`, in the type of `input`.
         """
         return roi_align_rotated(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
     def extra_repr(self) -> str:
-        """Summarise the arguments for ``repr``."""
+        """Summarise the arguments for `repr`."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, sampling_ratio={self.sampling_ratio}"
         )

@@ -198,12 +198,12 @@ def pairwise_iou_rotated(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Te
     No gradient flows.
 
     Args:
-        boxes1: ``(N, 5)``, rows of ``(x_center, y_center, width, height, angle)``; angle in degrees,
+        boxes1: `(N, 5)`, rows of `(x_center, y_center, width, height, angle)`; angle in degrees,
             counter-clockwise; the rest in any one unit.
-        boxes2: ``(M, 5)``.
+        boxes2: `(M, 5)`.
 
     Returns:
-        ``(N, M)``, float32, or float64 if both inputs are; 0 for boxes without area or with numbers that are not
+        `(N, M)`, float32, or float64 if both inputs are; 0 for boxes without area or with numbers that are not
         finite.
 
     Raises:

@@ -22,7 +22,7 @@ def changes(crop: np.ndarray, corner_xy: tuple[int, int], height: int) -> np.nda
     """Where the runs of a mask begin, first one inside, then one outside …: numbers of pixels before them.
 
     Args:
-        crop: bool ``(h, w)``, the part of the mask that is not empty, or some of its columns.
+        crop: bool `(h, w)`, the part of the mask that is not empty, or some of its columns.
         corner_xy: column and row of its first pixel in the image.
         height: of the image.
 
@@ -39,7 +39,7 @@ def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
     """Lengths of the alternating runs of one mask, beginning with the pixels outside.
 
     Args:
-        begins: :func:`changes` of the mask, or of its columns from left to right.
+        begins: `changes` of the mask, or of its columns from left to right.
         pixels: number of pixels of the image.
 
     Returns:
@@ -55,7 +55,7 @@ def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
 
 
 def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The smallest part of a mask ``(H, W)`` with all that is not zero, a view, and its first column and row."""
+    """The smallest part of a mask `(H, W)` with all that is not zero, a view, and its first column and row."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return mask[:0, :0], (0, 0)
@@ -107,10 +107,10 @@ def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     """The smallest part of the image with all of a mask, without making the whole image.
 
     Args:
-        rle: ``{"size": [height, width], "counts": ...}``, the counts as text, bytes, or as numbers.
+        rle: `{"size": [height, width], "counts": ...}`, the counts as text, bytes, or as numbers.
 
     Returns:
-        bool ``(h, w)``, and column and row of its first pixel; nothing at (0, 0) where the mask is empty.
+        bool `(h, w)`, and column and row of its first pixel; nothing at (0, 0) where the mask is empty.
 
     Raises:
         ValueError: the counts are not those of an image of this size.
@@ -136,7 +136,7 @@ def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _decompress(text: str | bytes) -> np.ndarray:
-    """The numbers that :func:`compress` has written, int64."""
+    """The numbers that `compress` has written, int64."""
     digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8)
     digits = digits.astype(np.int64) - _FIRST_CHARACTER
     last = np.flatnonzero((digits & _MORE) == 0)

@@ -7,9 +7,9 @@ __all__ = ["ShapeSpec"]
 
 @dataclass
 class ShapeSpec:
-    """Static shape of a ``(N, channels, height, width)`` tensor; an entry that is not known is ``None``.
+    """Static shape of a `(N, channels, height, width)` tensor; an entry that is not known is `None`.
 
-    Modules take one to size their weights, and return one (``output_shape()``) to the module that comes after them.
+    Modules take one to size their weights, and return one (`output_shape()`) to the module that comes after them.
 
     Attributes:
         channels: number of channels.

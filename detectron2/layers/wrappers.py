@@ -1,7 +1,7 @@
 """PyTorch's layers and functions with the few additions that detectors need.
 
 The additions: a convolution that owns its normalization and activation, losses that are zero for empty batches, and
-helpers for shapes and devices.  Names that need no addition (``Linear``, ``interpolate`` …) are PyTorch's own.
+helpers for shapes and devices.  Names that need no addition (`Linear`, `interpolate` …) are PyTorch's own.
 """
 
 import functools
@@ -39,13 +39,13 @@ interpolate = F.interpolate
 class Conv2d(nn.Conv2d):
     """A 2D convolution followed, where given, by a normalization and an activation.
 
-    Takes every argument of :class:`torch.nn.Conv2d` and two keyword arguments: ``norm``, a module that is applied to
-    the result, and ``activation``, a function that is applied last.  Their parameters appear in the state dict under
-    ``norm.`` (and ``activation.`` when it is a module with parameters).
+    Takes every argument of `torch.nn.Conv2d` and two keyword arguments: `norm`, a module that is applied to
+    the result, and `activation`, a function that is applied last.  Their parameters appear in the state dict under
+    `norm.` (and `activation.` when it is a module with parameters).
 
     Args:
-        *args: positional arguments of :class:`torch.nn.Conv2d`.
-        **kwargs: keyword arguments of :class:`torch.nn.Conv2d`, and ``norm`` and ``activation``.
+        *args: positional arguments of `torch.nn.Conv2d`.
+        **kwargs: keyword arguments of `torch.nn.Conv2d`, and `norm` and `activation`.
     """
 
     norm: Callable[[torch.Tensor], torch.Tensor] | None
@@ -59,7 +59,7 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve, normalise, activate: ``(N, C, H, W)`` to ``(N, C', H', W')``; ``N`` may be 0."""
+        """Convolve, normalise, activate: `(N, C, H, W)` to `(N, C', H', W')`; `N` may be 0."""
         x = self._conv_forward(input, self.weight, self.bias)
         if self.norm is not None:
             x = self.norm(x)
@@ -85,7 +85,7 @@ class _NewEmptyTensorOp(torch.autograd.Function):
 
 
 def cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """Concatenate like :func:`torch.cat`, but return the only tensor of a one-element list itself, without a copy."""
+    """Concatenate like `torch.cat`, but return the only tensor of a one-element list itself, without a copy."""
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"cat expects a list or tuple of tensors, got {type(tensors).__name__}.")
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
@@ -100,10 +100,10 @@ def empty_input_loss_func_wrapper(loss_func: Callable[..., torch.Tensor]) -> Cal
     """Make the mean of a loss over no elements 0 instead of NaN.
 
     Args:
-        loss_func: a loss of signature ``(input, target, *, reduction="mean", **kwargs)``.
+        loss_func: a loss of signature `(input, target, *, reduction="mean", **kwargs)`.
 
     Returns:
-        A function with the same signature.  Its zero is connected to ``input``, so ``backward()`` works.
+        A function with the same signature.  Its zero is connected to `input`, so `backward()` works.
     """
 
     @functools.wraps(loss_func)
@@ -128,7 +128,7 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
         device: where the vector goes; by default where the scalar tensors are, else the CPU.
 
     Returns:
-        int64 vector, as long as ``x``.
+        int64 vector, as long as `x`.
     """
     if any(isinstance(v, torch.Tensor) for v in x):
         parts = [v if isinstance(v, torch.Tensor) else torch.as_tensor(v) for v in x]
@@ -138,10 +138,10 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
 
 
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
-    """Move ``src`` to the device of ``dst``."""
+    """Move `src` to the device of `dst`."""
     return src.to(dst.device)
 
 
 def disable_torch_compiler(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep ``torch.compile`` out of a function; usable as a decorator."""
+    """Keep `torch.compile` out of a function; usable as a decorator."""
     return torch.compiler.disable(func)

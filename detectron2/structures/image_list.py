@@ -1,6 +1,6 @@
 """Images of different sizes as one tensor.
 
-Letters: `N` images; sizes are ``(height, width)`` in pixels.
+Letters: `N` images; sizes are `(height, width)` in pixels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class ImageList:
     """A batch of images, padded at the right and at the bottom to one size.
 
     Args:
-        tensor: the padded images, ``(N, H, W)`` or ``(N, C, ..., H, W)``.
-        image_sizes: ``(height, width)`` of each image before padding.
+        tensor: the padded images, `(N, H, W)` or `(N, C, ..., H, W)`.
+        image_sizes: `(height, width)` of each image before padding.
 
     Attributes:
         tensor: as above.
@@ -34,7 +34,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int | slice) -> torch.Tensor:
-        """Take out an image in its original size, ``(C, ..., height, width)``.
+        """Take out an image in its original size, `(C, ..., height, width)`.
 
         Args:
             idx: number of the image.  A slice gives the images of it, cut to the largest size among them.
@@ -47,7 +47,7 @@ class ImageList:
         return self.tensor[idx, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> ImageList:
-        """The same images after ``tensor.to(...)`` with these arguments.
+        """The same images after `tensor.to(...)` with these arguments.
 
         Args:
             *args: passed on.
@@ -73,18 +73,18 @@ class ImageList:
         """Pad images to one size and stack them.
 
         Args:
-            tensors: images ``(H_i, W_i)`` or ``(C, ..., H_i, W_i)``, alike but for the last two dimensions.
+            tensors: images `(H_i, W_i)` or `(C, ..., H_i, W_i)`, alike but for the last two dimensions.
             size_divisibility: the common height and width are rounded up to a multiple of this; 0 and 1 do nothing.
             pad_value: what to pad with.
-            padding_constraints: what a backbone asks for: ``size_divisibility`` takes the place of the argument, and
-                ``square_size``, when greater than 0, is the common height and width.
+            padding_constraints: what a backbone asks for: `size_divisibility` takes the place of the argument, and
+                `square_size`, when greater than 0, is the common height and width.
 
         Returns:
             The batch.
 
         Raises:
-            ValueError: there are no images, they differ in other dimensions, or one is larger than ``square_size``.
-            TypeError: ``tensors`` is not a list or tuple of tensors.
+            ValueError: there are no images, they differ in other dimensions, or one is larger than `square_size`.
+            TypeError: `tensors` is not a list or tuple of tensors.
         """
         _check_images(tensors)
         # Read from shape, not size(): exporters record shapes.

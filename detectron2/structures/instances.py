@@ -18,13 +18,13 @@ __all__ = ["Instances"]
 class Instances:
     """Objects of one image as columns of one length: boxes, classes, scores, masks and so on.
 
-    A field is set and read as an attribute (``instances.gt_boxes = Boxes(...)``), or with :meth:`set` and :meth:`get`;
-    it is a tensor, a list, or a structure such as ``Boxes``, with one entry per instance.  ``len(instances)`` is the
-    number of instances, ``"gt_masks" in instances`` asks for a field, and ``instances[instances.scores > 0.9]`` selects
+    A field is set and read as an attribute (`instances.gt_boxes = Boxes(...)`), or with `set` and `get`;
+    it is a tensor, a list, or a structure such as `Boxes`, with one entry per instance.  `len(instances)` is the
+    number of instances, `"gt_masks" in instances` asks for a field, and `instances[instances.scores > 0.9]` selects
     instances in all fields at once.  Attributes that begin with an underscore are no fields.
 
     Args:
-        image_size: ``(height, width)`` of the image that the fields refer to, in pixels.
+        image_size: `(height, width)` of the image that the fields refer to, in pixels.
         **kwargs: fields.
     """
 
@@ -36,7 +36,7 @@ class Instances:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the image, in pixels."""
+        """`(height, width)` of the image, in pixels."""
         return self._image_size
 
     def __setattr__(self, name: str, val: Any) -> None:
@@ -63,7 +63,7 @@ class Instances:
 
         Raises:
             ValueError: the number of entries differs from that of the other fields.
-            TypeError: ``value`` has no length.
+            TypeError: `value` has no length.
         """
         if name == "image_size":
             raise AttributeError("The image_size of Instances cannot be changed; make new ones: Instances(image_size).")
@@ -114,7 +114,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """Apply ``to`` with these arguments, for example a device, to all fields that have such a method.
+        """Apply `to` with these arguments, for example a device, to all fields that have such a method.
 
         Args:
             *args: passed on.

@@ -1,7 +1,7 @@
 """Keypoints of objects, and the heatmaps that a network learns and predicts them as.
 
 Letters: `N` instances or regions, `K` keypoints of an instance, `S` side of a heatmap in cells.  Coordinates are in
-pixels, continuous: a cell ``d`` of a heatmap covers ``[d, d + 1]`` and its centre is ``d + 0.5`` (Heckbert 1990).
+pixels, continuous: a cell `d` of a heatmap covers `[d, d + 1]` and its centre is `d + 0.5` (Heckbert 1990).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _PASS_ELEMENTS = 1 << 27
 class Keypoints:
     """Keypoints of `N` instances.
 
-    The third number of a keypoint is its visibility as in COCO: 0 not labeled (then ``x = y = 0``), 1 labeled but
+    The third number of a keypoint is its visibility as in COCO: 0 not labeled (then `x = y = 0`), 1 labeled but
     hidden, 2 visible.
 
     Args:
-        keypoints: ``(N, K, 3)`` of ``(x, y, visibility)``: a tensor, an array or nested lists.
+        keypoints: `(N, K, 3)` of `(x, y, visibility)`: a tensor, an array or nested lists.
 
     Attributes:
-        tensor: the keypoints, float32 ``(N, K, 3)``.
+        tensor: the keypoints, float32 `(N, K, 3)`.
 
     Raises:
-        ValueError: the shape is not ``(N, K, 3)``.
+        ValueError: the shape is not `(N, K, 3)`.
     """
 
     def __init__(self, keypoints: torch.Tensor | np.ndarray | list[list[float]]):
@@ -47,7 +47,7 @@ class Keypoints:
         return self.tensor.shape[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Keypoints:
-        """The same keypoints after ``tensor.to(...)`` with these arguments.
+        """The same keypoints after `tensor.to(...)` with these arguments.
 
         Args:
             *args: passed on.
@@ -67,11 +67,11 @@ class Keypoints:
         """Find the heatmap cell of every keypoint, as a training target (Mask R-CNN, section 5).
 
         Args:
-            boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``: the region that the heatmap of each instance covers.
+            boxes: `(N, 4)`, `(x1, y1, x2, y2)`: the region that the heatmap of each instance covers.
             heatmap_size: cells along each side, `S`.
 
         Returns:
-            The cell of each keypoint, ``y * S + x``, int64 ``(N, K)``; and whether there is one, int64 ``(N, K)``:
+            The cell of each keypoint, `y * S + x`, int64 `(N, K)`; and whether there is one, int64 `(N, K)`:
             1 for a labeled keypoint inside its box.  The cell is 0 where there is none.
         """
         return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
@@ -115,15 +115,15 @@ class Keypoints:
 def _keypoints_to_heatmap(
     keypoints: torch.Tensor, rois: torch.Tensor, heatmap_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The work of :meth:`Keypoints.to_heatmap`, on tensors.
+    """The work of `Keypoints.to_heatmap`, on tensors.
 
     Args:
-        keypoints: ``(N, K, 3)``.
-        rois: ``(N, 4)``.
+        keypoints: `(N, K, 3)`.
+        rois: `(N, 4)`.
         heatmap_size: cells along each side.
 
     Returns:
-        Cells and validity, int64 ``(N, K)`` each.
+        Cells and validity, int64 `(N, K)` each.
     """
     top_left, bottom_right = rois[:, None, :2], rois[:, None, 2:]
     xy = keypoints[..., :2]
@@ -140,12 +140,12 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
     """Find the peak of every heatmap after enlarging it bicubically to the size of its region.
 
     Args:
-        maps: logits ``(N, K, S, S)``.
-        rois: ``(N, 4)``, ``(x1, y1, x2, y2)``.
+        maps: logits `(N, K, S, S)`.
+        rois: `(N, 4)`, `(x1, y1, x2, y2)`.
 
     Returns:
-        ``(N, K, 4)`` of ``(x, y, logit, score)``.  The position is the centre of a cell of the enlarged map; the score
-        is the probability of the peak under a softmax over the ``S x S`` logits, so that it does not depend on the
+        `(N, K, 4)` of `(x, y, logit, score)`.  The position is the centre of a cell of the enlarged map; the score
+        is the probability of the peak under a softmax over the `S x S` logits, so that it does not depend on the
         size of the region.
     """
     maps = maps.detach().float()
@@ -171,7 +171,7 @@ def _slices(n: int, step: int) -> list[slice]:
 def _find_peaks(
     maps: torch.Tensor, cells_wh: torch.Tensor, max_w: int, max_h: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cell ``(x, y)`` and value of the highest point of each map, enlarged to ``cells_wh``."""
+    """Cell `(x, y)` and value of the highest point of each map, enlarged to `cells_wh`."""
     if maps.shape[0] == 1:
         max_w, max_h = (int(v) for v in cells_wh[0].tolist())
     rows = _cubic_weights(maps.shape[2], cells_wh[:, 1], max_h)
@@ -187,7 +187,7 @@ def _find_peaks(
 
 
 def _cubic_weights(size: int, new_size: torch.Tensor, max_size: int) -> torch.Tensor:
-    """Weights ``(N, max_size, size)`` of bicubic interpolation (Keys 1981, a = -0.75) with the edge cells repeated."""
+    """Weights `(N, max_size, size)` of bicubic interpolation (Keys 1981, a = -0.75) with the edge cells repeated."""
     position = (torch.arange(max_size, device=new_size.device) + 0.5) * (size / new_size)[:, None] - 0.5
     first = position.floor()
     taps = torch.arange(-1, 3, device=new_size.device)

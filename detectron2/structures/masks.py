@@ -1,7 +1,7 @@
 """Masks of the objects of one image: bitmaps, polygons, or small masks inside boxes.
 
-Letters: `N` instances, `(H, W)` size of the image.  Coordinates are in pixels, continuous: pixel ``(i, j)`` of row `i`
-and column `j` covers ``[j, j + 1] x [i, i + 1]``.
+Letters: `N` instances, `(H, W)` size of the image.  Coordinates are in pixels, continuous: pixel `(i, j)` of row `i`
+and column `j` covers `[j, j + 1] x [i, i + 1]`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,6 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import roi_align
 
-from ._mask_helpers import as_indices, expect_all, expect_one_box_each, extent, select
-from ._polygons import (
-    as_polygons,
-    polygon_area,
-    polygons_to_bitmask,
-    rasterize_all_within_boxes,
-    rasterize_polygons_within_box,
-)
 from .boxes import Boxes
 
 __all__ = [
@@ -36,20 +28,22 @@ __all__ = [
 
 # Pixels of bitmaps that are turned into float32 at once, while they are resampled.
 _PASS_PIXELS = 1 << 26
+# Pixels of the longest outline of a polygon that pycocotools can walk along.
+_LONGEST_OUTLINE = 5e6
 
 
 class BitMasks:
     """One bitmap of the whole image for each instance.
 
     Args:
-        tensor: ``(N, H, W)``, anything that converts to bool.
+        tensor: `(N, H, W)`, anything that converts to bool.
 
     Attributes:
-        tensor: bool ``(N, H, W)``.
-        image_size: ``(H, W)``.
+        tensor: bool `(N, H, W)`.
+        image_size: `(H, W)`.
 
     Raises:
-        ValueError: the shape is not ``(N, H, W)``.
+        ValueError: the shape is not `(N, H, W)`.
     """
 
     def __init__(self, tensor: torch.Tensor | np.ndarray):
@@ -60,7 +54,7 @@ class BitMasks:
         self.image_size = tuple(self.tensor.shape[1:])
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
-        """The same masks after ``tensor.to(...)`` with these arguments.
+        """The same masks after `tensor.to(...)` with these arguments.
 
         Args:
             *args: passed on.
@@ -86,9 +80,9 @@ class BitMasks:
             The selected masks, sharing storage where PyTorch's indexing does.
 
         Raises:
-            IndexError: ``item`` has more than one dimension.
+            IndexError: `item` has more than one dimension.
         """
-        return BitMasks(select(self.tensor, item))
+        return BitMasks(_select(self.tensor, item))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         yield from self.tensor
@@ -100,7 +94,7 @@ class BitMasks:
         return f"BitMasks(num_instances={len(self)}, image_size={tuple(self.image_size)})"
 
     def nonempty(self) -> torch.Tensor:
-        """Which masks have any pixel: bool ``(N,)``."""
+        """Which masks have any pixel: bool `(N,)`."""
         return self.tensor.any(dim=2).any(dim=1)
 
     @staticmethod
@@ -125,7 +119,7 @@ class BitMasks:
     def from_roi_masks(
         roi_masks: ROIMasks, height: int, width: int, boxes: Boxes | torch.Tensor | None = None
     ) -> BitMasks:
-        """Paste small masks into the image; the same as :meth:`ROIMasks.to_bitmasks`.
+        """Paste small masks into the image; the same as `ROIMasks.to_bitmasks`.
 
         Args:
             roi_masks: the small masks.
@@ -147,16 +141,16 @@ class BitMasks:
         """Cut the region of each mask out of it and resample it, as a training target of Mask R-CNN.
 
         Args:
-            boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``, one for each mask.
+            boxes: `(N, 4)`, `(x1, y1, x2, y2)`, one for each mask.
             mask_size: cells along each side of the result.
 
         Returns:
-            bool ``(N, mask_size, mask_size)``.
+            bool `(N, mask_size, mask_size)`.
 
         Raises:
             ValueError: there are not as many boxes as masks.
         """
-        expect_one_box_each(boxes, len(self))
+        _expect_one_box_each(boxes, len(self))
         if len(self) == 0:
             return self.tensor.new_zeros(0, mask_size, mask_size)
         boxes = boxes.to(self.device, torch.float32)
@@ -173,8 +167,8 @@ class BitMasks:
 
     def get_bounding_boxes(self) -> Boxes:
         """The smallest box around each mask; zeros for a mask without pixels."""
-        x1, x2 = extent(self.tensor.any(dim=1))
-        y1, y2 = extent(self.tensor.any(dim=2))
+        x1, x2 = _extent(self.tensor.any(dim=1))
+        y1, y2 = _extent(self.tensor.any(dim=2))
         return Boxes(torch.stack([x1, y1, x2, y2], dim=1))
 
     @staticmethod
@@ -191,7 +185,7 @@ class BitMasks:
             ValueError: the list is empty.
             TypeError: it holds something else than masks, or no bit masks at all.
         """
-        first = expect_all(bitmasks_list, BitMasks, PolygonMasks)
+        first = _expect_all(bitmasks_list, BitMasks, PolygonMasks)
         return BitMasks(torch.cat([_bitmaps_like(first, m) for m in bitmasks_list]))
 
 
@@ -199,18 +193,18 @@ class PolygonMasks:
     """One or more polygons for each instance.
 
     Args:
-        polygons: for each instance a list of polygons, each a vector ``(x0, y0, x1, y1, …)`` of three corners or more.
+        polygons: for each instance a list of polygons, each a vector `(x0, y0, x1, y1, …)` of three corners or more.
 
     Attributes:
         polygons: the same, every polygon a float64 array.
 
     Raises:
-        TypeError: ``polygons`` is something else, for example bitmaps or RLE.
+        TypeError: `polygons` is something else, for example bitmaps or RLE.
         ValueError: a polygon has fewer than three corners, or a number without a partner.
     """
 
     def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]):
-        self.polygons: list[list[np.ndarray]] = as_polygons(polygons)
+        self.polygons: list[list[np.ndarray]] = _as_polygons(polygons)
 
     @classmethod
     def _of_checked(cls, polygons: list[list[np.ndarray]]) -> PolygonMasks:
@@ -245,7 +239,7 @@ class PolygonMasks:
         return Boxes(torch.from_numpy(out))
 
     def nonempty(self) -> torch.Tensor:
-        """Which instances have any polygon: bool ``(N,)``."""
+        """Which instances have any polygon: bool `(N,)`."""
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def __getitem__(self, item: Any) -> PolygonMasks:
@@ -265,7 +259,7 @@ class PolygonMasks:
             return PolygonMasks._of_checked([self.polygons[item]])
         if isinstance(item, slice):
             return PolygonMasks._of_checked(self.polygons[item])
-        return PolygonMasks._of_checked([self.polygons[i] for i in as_indices(item, len(self.polygons))])
+        return PolygonMasks._of_checked([self.polygons[i] for i in _as_indices(item, len(self.polygons))])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         """Yield the polygons of each instance, as a list of float64 arrays."""
@@ -281,21 +275,21 @@ class PolygonMasks:
         """Draw the part of each mask within a box into a small grid, as a training target of Mask R-CNN.
 
         Args:
-            boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``, one for each mask.
+            boxes: `(N, 4)`, `(x1, y1, x2, y2)`, one for each mask.
             mask_size: cells along each side of the grid.
 
         Returns:
-            bool ``(N, mask_size, mask_size)``, on the device of ``boxes``.
+            bool `(N, mask_size, mask_size)`, on the device of `boxes`.
 
         Raises:
             ValueError: there are not as many boxes as masks.
         """
-        expect_one_box_each(boxes, len(self))
-        cells = rasterize_all_within_boxes(self.polygons, boxes.detach().cpu().numpy(), mask_size)
+        _expect_one_box_each(boxes, len(self))
+        cells = _rasterize_all_within_boxes(self.polygons, boxes.detach().cpu().numpy(), mask_size)
         return cells.to(boxes.device)
 
     def area(self) -> torch.Tensor:
-        """Sum of the areas of the polygons of each instance, ``(N,)``, in square pixels.
+        """Sum of the areas of the polygons of each instance, `(N,)`, in square pixels.
 
         Overlaps count twice, and holes are not subtracted.
         """
@@ -307,24 +301,24 @@ class PolygonMasks:
         """Concatenate masks of one image.
 
         Args:
-            polymasks_list: what to concatenate, at least one ``PolygonMasks``; others may be ``BitMasks``.
+            polymasks_list: what to concatenate, at least one `PolygonMasks`; others may be `BitMasks`.
 
         Returns:
-            All masks, in order: ``PolygonMasks``, or ``BitMasks`` if there is any among them, since bitmaps cannot
+            All masks, in order: `PolygonMasks`, or `BitMasks` if there is any among them, since bitmaps cannot
             become polygons again.
 
         Raises:
             ValueError: the list is empty.
             TypeError: it holds something else than masks, or no polygon masks at all.
         """
-        expect_all(polymasks_list, PolygonMasks, BitMasks)
+        _expect_all(polymasks_list, PolygonMasks, BitMasks)
         if any(isinstance(masks, BitMasks) for masks in polymasks_list):
             return BitMasks.cat(polymasks_list)
         return PolygonMasks._of_checked([polygons for masks in polymasks_list for polygons in masks.polygons])
 
 
 def _bitmaps_like(example: BitMasks, masks: BitMasks | PolygonMasks) -> torch.Tensor:
-    """Bitmaps bool ``(N, H, W)``; polygons are drawn in the image size and on the device of the example."""
+    """Bitmaps bool `(N, H, W)`; polygons are drawn in the image size and on the device of the example."""
     if isinstance(masks, BitMasks):
         return masks.tensor
     return BitMasks.from_polygon_masks(masks, *example.image_size).tensor.to(example.device)
@@ -334,13 +328,13 @@ class ROIMasks:
     """One small mask for each instance, which covers a box that is stored elsewhere.
 
     Args:
-        tensor: ``(N, h, w)``, values in [0, 1].
+        tensor: `(N, h, w)`, values in [0, 1].
 
     Attributes:
         tensor: the same.
 
     Raises:
-        ValueError: the shape is not ``(N, h, w)``.
+        ValueError: the shape is not `(N, h, w)`.
     """
 
     def __init__(self, tensor: torch.Tensor):
@@ -370,9 +364,9 @@ class ROIMasks:
             The selected masks, sharing storage where PyTorch's indexing does.
 
         Raises:
-            IndexError: ``item`` has more than one dimension.
+            IndexError: `item` has more than one dimension.
         """
-        return ROIMasks(select(self.tensor, item))
+        return ROIMasks(_select(self.tensor, item))
 
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)}, size={tuple(self.tensor.shape[1:])})"
@@ -381,7 +375,7 @@ class ROIMasks:
         """Paste every mask into the image.
 
         Args:
-            boxes: the region of each mask: ``Boxes`` or ``(N, 4)``, ``(x1, y1, x2, y2)``.
+            boxes: the region of each mask: `Boxes` or `(N, 4)`, `(x1, y1, x2, y2)`.
             height: height of the image.
             width: width of the image.
             threshold: value from which on a pixel belongs to the object, in [0, 1].
@@ -405,5 +399,214 @@ class ROIMasks:
             ValueError: the list is empty.
             TypeError: it holds something else than ROI masks.
         """
-        expect_all(roi_masks_list, ROIMasks)
+        _expect_all(roi_masks_list, ROIMasks)
         return ROIMasks(torch.cat([m.tensor for m in roi_masks_list]))
+
+
+def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
+    """Area within a polygon by the shoelace formula, in square pixels.
+
+    Args:
+        x: x of the corners, `(n,)`.
+        y: y of the corners, `(n,)`.
+
+    Returns:
+        The area.
+    """
+    return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Find the pixels inside any of several polygons.
+
+    Args:
+        polygons: the polygons.
+        height: height of the image.
+        width: width of the image.
+
+    Returns:
+        bool `(height, width)`.
+    """
+    if len(polygons) == 0:
+        return np.zeros((height, width), dtype=bool)
+    import pycocotools.mask as mask_util
+
+    return mask_util.decode(_encode(polygons, height, width)).astype(bool)
+
+
+def _encode(polygons: Sequence[np.ndarray], height: int, width: int) -> Any:
+    import pycocotools.mask as mask_util
+
+    shapes: Any = [_drawable(polygon) for polygon in polygons]  # the stubs know one kind of argument of several
+    return mask_util.merge(mask_util.frPyObjects(shapes, height, width))
+
+
+def _drawable(polygon: Any) -> Any:
+    # pycocotools walks along the outline, five steps a pixel, in memory that it counts with 32 bits: it takes minutes
+    # for outlines far longer than any image's, and crashes the process with still longer ones and with NaN.
+    corners = np.asarray(polygon, dtype=np.float64)
+    reach = np.abs(corners).max(initial=0.0)
+    if reach * corners.size < _LONGEST_OUTLINE:
+        return polygon
+    if not np.isfinite(reach):
+        raise ValueError("A polygon has corners that are not finite numbers; correct it, or leave it out.")
+    xy = corners.reshape(-1, 2)
+    if np.abs(xy - np.roll(xy, 1, axis=0)).max(axis=1).sum() < _LONGEST_OUTLINE:
+        return polygon
+    limit = _LONGEST_OUTLINE / corners.size
+    return corners.clip(-limit, limit)
+
+
+def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:
+    """Find the cells of a grid over a box that lie inside any of several polygons.
+
+    Args:
+        polygons: the polygons.
+        box: `(x1, y1, x2, y2)`.
+        mask_size: cells along each side of the grid.
+
+    Returns:
+        bool `(mask_size, mask_size)`.
+    """
+    return torch.from_numpy(polygons_to_bitmask(_relative_to_box(polygons, box, mask_size), mask_size, mask_size))
+
+
+def _rasterize_all_within_boxes(
+    instances: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, mask_size: int
+) -> torch.Tensor:
+    """`rasterize_polygons_within_box` for many instances, each with its box, decoded in one call.
+
+    Args:
+        instances: the polygons of each instance.
+        boxes: `(N, 4)`.
+        mask_size: cells along each side of the grid.
+
+    Returns:
+        bool `(N, mask_size, mask_size)`.
+    """
+    import pycocotools.mask as mask_util
+
+    out = torch.zeros(len(instances), mask_size, mask_size, dtype=torch.bool)
+    drawn = [i for i, polygons in enumerate(instances) if len(polygons)]
+    if drawn:
+        codes: Any = [_encode(_relative_to_box(instances[i], boxes[i], mask_size), mask_size, mask_size) for i in drawn]
+        cells = torch.from_numpy(mask_util.decode(codes)).permute(2, 0, 1)
+        out[drawn] = cells.bool()
+    return out
+
+
+def _relative_to_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> list[np.ndarray]:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    # A box thinner than a tenth of a pixel would blow the polygon up beyond all numbers.
+    scale_xy = np.array([mask_size / max(x2 - x1, 0.1), mask_size / max(y2 - y1, 0.1)])
+    shifted = (np.asarray(p, dtype=np.float64).reshape(-1, 2) - (x1, y1) for p in polygons)
+    return [(corners * scale_xy).reshape(-1) for corners in shifted]
+
+
+def _as_polygons(instances: Any) -> list[list[np.ndarray]]:
+    """Check polygons of instances, and turn each into a float64 vector.
+
+    Args:
+        instances: for each instance a list of polygons.
+
+    Returns:
+        The same in float64.
+
+    Raises:
+        TypeError: it is not a list of lists of number sequences.
+        ValueError: a polygon has fewer than three corners, or a number without a partner.
+    """
+    if not isinstance(instances, (list, tuple)):
+        raise TypeError(
+            f"PolygonMasks expects a list with the polygons of each instance, got {_describe(instances)}. "
+            "Masks that are bitmaps or RLE belong into BitMasks (INPUT.MASK_FORMAT 'bitmask')."
+        )
+    return [_polygons_of_instance(i, polygons) for i, polygons in enumerate(instances)]
+
+
+def _polygons_of_instance(index: int, polygons: Any) -> list[np.ndarray]:
+    if not isinstance(polygons, (list, tuple)):
+        raise TypeError(
+            f"Instance {index}: expected a list of polygons [[x0, y0, x1, y1, …], …], got {_describe(polygons)}. "
+            "Masks that are bitmaps or RLE belong into BitMasks (INPUT.MASK_FORMAT 'bitmask')."
+        )
+    return [_polygon(index, polygon) for polygon in polygons]
+
+
+def _polygon(index: int, polygon: Any) -> np.ndarray:
+    if isinstance(polygon, torch.Tensor):
+        polygon = polygon.detach().cpu().numpy()
+    if isinstance(polygon, (str, bytes, dict)) or np.isscalar(polygon):
+        raise TypeError(
+            f"Instance {index}: expected a polygon [x0, y0, x1, y1, …], got {_describe(polygon)}. "
+            "The polygons of one instance are a list of lists, also where there is only one."
+        )
+    values = np.asarray(polygon, dtype=np.float64)
+    if values.ndim != 1 or values.size % 2 or values.size < 6:
+        raise ValueError(
+            f"Instance {index}: a polygon is a vector [x0, y0, x1, y1, …] with three corners or more, "
+            f"got shape {values.shape}: {values.tolist()}."
+        )
+    return values
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"dict with keys {sorted(map(str, value))}"
+    return f"{type(value).__name__} {value!r}"[:120]
+
+
+def _select(masks: torch.Tensor, item: Any) -> torch.Tensor:
+    """Index `(N, h, w)` along its first dimension; an integer gives `(1, h, w)`."""
+    picked = masks[item][None] if isinstance(item, (int, np.integer)) else masks[item]
+    if picked.dim() != 3:
+        raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
+    return picked
+
+
+def _as_indices(item: Any, n: int) -> list[int]:
+    """Turn a vector of bools or integers into indices of a list of length `n`."""
+    index = torch.as_tensor(item).cpu()
+    if index.numel() == 0:
+        return []
+    if index.dtype in (torch.bool, torch.uint8):
+        if index.shape != (n,):
+            raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {n} masks.")
+        return index.nonzero()[:, 0].tolist()
+    if index.dim() != 1 or index.is_floating_point():
+        raise IndexError(f"Masks are indexed by a vector of bools or integers, got {index.dtype} {tuple(index.shape)}.")
+    return index.tolist()
+
+
+def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First occupied position of each row of `(N, L)`, and the one after the last; zeros where there is none."""
+    length = occupied.shape[1]
+    if length == 0:
+        none = occupied.new_zeros(occupied.shape[0], dtype=torch.int64)
+        return none, none
+    flags = occupied.to(torch.uint8)
+    first, behind = flags.argmax(dim=1), length - flags.flip(1).argmax(dim=1)
+    return first, torch.where(occupied.any(dim=1), behind, 0)
+
+
+def _expect_one_box_each(boxes: torch.Tensor, n: int) -> None:
+    """Refuse boxes that are not as many as the masks."""
+    if len(boxes) != n:
+        raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes and {n} masks.")
+
+
+def _expect_all(masks: Sequence[Any], kind: type, *others: type) -> Any:
+    """Refuse a list that is empty, holds other things, or no `kind`; -> the first `kind` in it."""
+    if len(masks) == 0:
+        raise ValueError(f"{kind.__name__}.cat needs at least one {kind.__name__}.")
+    for entry in masks:
+        if not isinstance(entry, (kind, *others)):
+            raise TypeError(
+                f"{kind.__name__}.cat expects a list of {kind.__name__}, found {type(entry).__name__} in it."
+            )
+    first = next((entry for entry in masks if isinstance(entry, kind)), None)
+    if first is None:
+        raise TypeError(f"{kind.__name__}.cat found no {kind.__name__} at all, only {type(masks[0]).__name__}.")
+    return first

@@ -19,26 +19,26 @@ __all__ = ["RotatedBoxes", "pairwise_iou"]
 
 
 class RotatedBoxes(Boxes):
-    """A list of rotated boxes, stored as one float32 tensor: rows of ``(x_center, y_center, width, height, angle)``.
+    """A list of rotated boxes, stored as one float32 tensor: rows of `(x_center, y_center, width, height, angle)`.
 
     All but the angle is in absolute pixels, continuous coordinates.  The angle is in degrees: take the upright box of
     this centre, width and height, and turn it about its centre, counter-clockwise as seen on the screen for positive
-    angles.  With y pointing down, a point of the upright box at ``(dx, dy)`` from the centre goes to
-    ``(cos a * dx + sin a * dy, cos a * dy - sin a * dx)``.  So the side along ``width`` of ``(5, 3, 4, 2, 90)`` runs
-    upwards, from ``(5, 5)`` to ``(5, 1)``.
+    angles.  With y pointing down, a point of the upright box at `(dx, dy)` from the centre goes to
+    `(cos a * dx + sin a * dy, cos a * dy - sin a * dx)`.  So the side along `width` of `(5, 3, 4, 2, 90)` runs
+    upwards, from `(5, 5)` to `(5, 1)`.
 
     Angles that differ by 360 mean the same box.  Those that differ by 180 cover the same region but point elsewhere:
     their overlap is complete, their pooled features are upside down to each other.  Any angle may be stored;
-    :meth:`normalize_angles` brings it into ``[-180, 180)``.
+    `normalize_angles` brings it into `[-180, 180)`.
 
     Args:
-        tensor: ``(N, 5)``; or what :func:`torch.as_tensor` turns into that.
+        tensor: `(N, 5)`; or what `torch.as_tensor` turns into that.
 
     Attributes:
-        tensor: the boxes, ``(N, 5)``.
+        tensor: the boxes, `(N, 5)`.
 
     Raises:
-        ValueError: the shape is not ``(N, 5)``.
+        ValueError: the shape is not `(N, 5)`.
     """
 
     def __init__(self, tensor: torch.Tensor):
@@ -61,11 +61,11 @@ class RotatedBoxes(Boxes):
         return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> torch.Tensor:
-        """Area of each box, ``(N,)``, in square pixels."""
+        """Area of each box, `(N,)`, in square pixels."""
         return self.tensor[:, 2] * self.tensor[:, 3]
 
     def normalize_angles(self) -> None:
-        """Bring the angles into ``[-180, 180)``; this object changes, the tensor it was made of does not."""
+        """Bring the angles into `[-180, 180)`; this object changes, the tensor it was made of does not."""
         self.tensor = torch.cat((self.tensor[:, :4], _principal(self.tensor[:, 4:])), dim=1)
 
     def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
@@ -77,7 +77,7 @@ class RotatedBoxes(Boxes):
         This object changes; the tensor it was made of does not.
 
         Args:
-            box_size: ``(height, width)`` of the image.
+            box_size: `(height, width)` of the image.
             clip_angle_threshold: in degrees; boxes are clipped whose normalised angle is no further from 0 than this.
                 They are treated as upright and keep their angle.
         """
@@ -94,7 +94,7 @@ class RotatedBoxes(Boxes):
         self.tensor = torch.cat((torch.where(upright, clipped, self.tensor[:, :4]), angle), dim=1)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
-        """Which boxes are wider and higher than ``threshold`` pixels: bool ``(N,)``."""
+        """Which boxes are wider and higher than `threshold` pixels: bool `(N,)`."""
         return (self.tensor[:, 2:4] > threshold).all(dim=1)
 
     def __getitem__(self, item: Any) -> RotatedBoxes:
@@ -107,7 +107,7 @@ class RotatedBoxes(Boxes):
             The selected boxes, sharing storage where PyTorch's indexing does.
 
         Raises:
-            IndexError: ``item`` has more than one dimension.
+            IndexError: `item` has more than one dimension.
         """
         if isinstance(item, (int, np.integer)):
             return RotatedBoxes(self.tensor[item].view(1, -1))
@@ -125,11 +125,11 @@ class RotatedBoxes(Boxes):
         """Which boxes lie within the image with all of their corners, or leave it by less than a margin.
 
         Args:
-            box_size: ``(height, width)`` of the image.
+            box_size: `(height, width)` of the image.
             boundary_threshold: the margin in pixels; the right and the lower margin are exclusive.
 
         Returns:
-            bool ``(N,)``.
+            bool `(N,)`.
         """
         height, width = box_size
         x, y, box_width, box_height, angle = self.tensor.unbind(1)
@@ -143,14 +143,14 @@ class RotatedBoxes(Boxes):
         return inside_x & (y - reach_y >= -margin) & (y + reach_y < height + margin)
 
     def get_centers(self) -> torch.Tensor:
-        """Centre ``(x, y)`` of each box, ``(N, 2)``."""
+        """Centre `(x, y)` of each box, `(N, 2)`."""
         return self.tensor[:, :2]
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply x by ``scale_x`` and y by ``scale_y``; this object changes, the tensor it was made of does not.
+        """Multiply x by `scale_x` and y by `scale_y`; this object changes, the tensor it was made of does not.
 
         Unequal factors turn a rectangle into a parallelogram, unless it is upright.  The result is the rectangle whose
-        sides are as long as those of the parallelogram, and whose ``height`` side points where that one's does.
+        sides are as long as those of the parallelogram, and whose `height` side points where that one's does.
 
         Args:
             scale_x: factor of horizontal lengths.
@@ -182,7 +182,7 @@ class RotatedBoxes(Boxes):
             All boxes, in order.
 
         Raises:
-            TypeError: ``boxes_list`` holds something else than ``RotatedBoxes``.
+            TypeError: `boxes_list` holds something else than `RotatedBoxes`.
         """
         for boxes in boxes_list:
             if not isinstance(boxes, RotatedBoxes):
@@ -193,20 +193,20 @@ class RotatedBoxes(Boxes):
 
 
 def _principal(angle: torch.Tensor) -> torch.Tensor:
-    """Angles in degrees, brought into ``[-180, 180)``."""
+    """Angles in degrees, brought into `[-180, 180)`."""
     return torch.remainder(angle + 180.0, 360.0) - 180.0
 
 
 def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> torch.Tensor:
-    """Intersection over union of every pair, ``(N, M)``; exported as ``detectron2.structures.pairwise_iou_rotated``.
+    """Intersection over union of every pair, `(N, M)`; exported as `detectron2.structures.pairwise_iou_rotated`.
 
-    See :func:`detectron2.layers.rotated_boxes.pairwise_iou_rotated`.
+    See `detectron2.layers.rotated_boxes.pairwise_iou_rotated`.
 
     Args:
         boxes1: `N` boxes.
         boxes2: `M` boxes.
 
     Returns:
-        float32 ``(N, M)``; 0 where boxes do not overlap.
+        float32 `(N, M)`; 0 where boxes do not overlap.
     """
     return pairwise_iou_rotated(boxes1.tensor, boxes2.tensor)

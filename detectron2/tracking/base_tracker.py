@@ -1,15 +1,27 @@
-"""The interface of trackers, and building one from a config."""
+"""The interface of trackers, what trackers by overlap share, and building one from a config.
 
+A detection that is matched with one of the frame before carries its number on; any other gets a new one. A track that
+finds no detection can stay for some frames at its last box, as lost, and be found again there.
+
+Fields: `ID`, number of the object, from 0; `ID_period`, frames in which it was seen; `lost_frame_count`, frames since
+it was seen last, 0 for one that is there. They are lists of int.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
 from detectron2.utils.registry import Registry
 
-__all__ = ["TRACKER_HEADS_REGISTRY", "BaseTracker", "build_tracker_head"]
+__all__ = ["TRACKER_HEADS_REGISTRY", "BaseTracker", "OverlapTracker", "build_tracker_head", "overlaps_of"]
 
 # Entries are called as `tracker(cfg)`.
 TRACKER_HEADS_REGISTRY = Registry("TRACKER_HEADS")
+_TRACK_FIELDS = ("ID", "ID_period", "lost_frame_count")
 
 
 class BaseTracker:
@@ -45,6 +57,158 @@ class BaseTracker:
     def from_config(cls, cfg: CfgNode) -> dict:
         """Arguments of the constructor from `cfg.TRACKER_HEADS`."""
         raise NotImplementedError(f"{cls.__name__} must define from_config(cfg)")
+
+
+class OverlapTracker(BaseTracker):
+    """Common part of the trackers that compare each frame with the one before.
+
+    Args:
+        video_height: height of the frames in pixels.
+        video_width: width of the frames in pixels.
+        max_num_instances: with more instances than that in a frame, lost ones are given up, those lost longest first;
+            detections are all kept.
+        max_lost_frame_count: for how many frames a lost object stays in the result, at its last box; 0 for never.
+        min_box_rel_dim: a lost object is given up when its box is narrower than this share of the video's width, or
+            lower than this share of its height.
+        min_instance_period: a lost object is given up unless it was seen in more frames than this.
+        track_iou_threshold: boxes of two frames can be the same object when their IoU is at least this.
+        **kwargs: passed on to `BaseTracker`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        video_height: int,
+        video_width: int,
+        max_num_instances: int = 200,
+        max_lost_frame_count: int = 0,
+        min_box_rel_dim: float = 0.02,
+        min_instance_period: int = 1,
+        track_iou_threshold: float = 0.5,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self._video_height = video_height
+        self._video_width = video_width
+        self._max_num_instances = max_num_instances
+        self._max_lost_frame_count = max_lost_frame_count
+        self._min_box_rel_dim = min_box_rel_dim
+        self._min_instance_period = min_instance_period
+        self._track_iou_threshold = track_iou_threshold
+
+    @abstractmethod
+    def _match(self, instances: Instances, prev_instances: Instances) -> Sequence[tuple[int, int]]:
+        """Which detections are which instances of the frame before: pairs of rows, each row at most once."""
+
+    def update(self, predictions: Instances) -> Instances:
+        """Take the detections of the next frame and number them.
+
+        Args:
+            predictions: detections of the frame with `pred_boxes`, in pixels of the frame. They are not changed.
+
+        Returns:
+            The detections in their order with the fields `ID`, `ID_period` (frames in which the object was seen) and
+            `lost_frame_count` (0), followed by lost objects, if `max_lost_frame_count` allows them: all their fields
+            as they were seen last, and `lost_frame_count` > 0.
+
+        Raises:
+            ValueError: the frame has another size than the one before.
+        """
+        instances = _without_track_fields(predictions)
+        previous = self._prev_instances
+        if previous is not None and previous.image_size != instances.image_size:
+            raise ValueError(
+                f"the frame is {instances.image_size} (height, width), but the one before was {previous.image_size}; "
+                "for another video make a new tracker, or call reset() on this one"
+            )
+        count = len(instances)
+        ids, periods = [-1] * count, [1] * count
+        missing: set[int] = set()
+        if previous is not None:
+            missing = set(range(len(previous)))
+            for row, prev_row in self._match(instances, previous):
+                ids[row], periods[row] = previous.ID[prev_row], previous.ID_period[prev_row] + 1
+                missing.remove(prev_row)
+        for row, number in enumerate(ids):
+            if number < 0:
+                ids[row] = self._id_count
+                self._id_count += 1
+        instances.ID, instances.ID_period, instances.lost_frame_count = ids, periods, [0] * count
+        if previous is not None and missing and self._max_lost_frame_count > 0:
+            instances = self._with_lost(instances, previous, missing)
+        self._prev_instances = _snapshot(instances)
+        return instances
+
+    def _with_lost(self, instances: Instances, previous: Instances, missing: set[int]) -> Instances:
+        """Append those of the rows `missing` of the frame before that are worth waiting for."""
+        sizes_wh = _sizes_wh(previous.pred_boxes)
+        least_wh = sizes_wh.new_tensor([self._video_width, self._video_height]) * self._min_box_rel_dim
+        is_large = (sizes_wh >= least_wh).all(dim=1).tolist()
+        rows = [
+            row
+            for row in sorted(missing)
+            if is_large[row]
+            and previous.lost_frame_count[row] < self._max_lost_frame_count
+            and previous.ID_period[row] > self._min_instance_period
+        ]
+        room = max(self._max_num_instances - len(instances), 0)
+        if len(rows) > room:
+            rows = sorted(sorted(rows, key=lambda row: previous.lost_frame_count[row])[:room])
+        if not rows:
+            return instances
+        lost = previous[torch.tensor(rows, device=sizes_wh.device)]
+        lost.lost_frame_count = [number + 1 for number in lost.lost_frame_count]
+        # The frame before may have had fields that this one lacks.
+        lost = Instances(lost.image_size, **{name: lost.get(name) for name in instances.get_fields() if lost.has(name)})
+        return Instances.cat([instances, lost])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Arguments of the constructor from `cfg.TRACKER_HEADS`, of which only the size of the video is required."""
+        heads = cfg.TRACKER_HEADS
+        needed = [key for key in ("VIDEO_HEIGHT", "VIDEO_WIDTH") if key not in heads]
+        if needed:
+            raise KeyError(f"{cls.__name__} needs the size of the video: set {needed} in cfg.TRACKER_HEADS, in pixels")
+        return {
+            "video_height": heads.VIDEO_HEIGHT,
+            "video_width": heads.VIDEO_WIDTH,
+            "max_num_instances": heads.get("MAX_NUM_INSTANCES", 200),
+            "max_lost_frame_count": heads.get("MAX_LOST_FRAME_COUNT", 0),
+            "min_box_rel_dim": heads.get("MIN_BOX_REL_DIM", 0.02),
+            "min_instance_period": heads.get("MIN_INSTANCE_PERIOD", 1),
+            "track_iou_threshold": heads.get("TRACK_IOU_THRESHOLD", 0.5),
+        }
+
+
+def overlaps_of(instances: Instances, prev_instances: Instances) -> torch.Tensor:
+    """IoU of every box of a frame with every box of the frame before, `Tensor[N, M]`."""
+    is_rotated = isinstance(instances.pred_boxes, RotatedBoxes)
+    iou = pairwise_iou_rotated if is_rotated else pairwise_iou
+    return iou(instances.pred_boxes, prev_instances.pred_boxes)
+
+
+def _sizes_wh(boxes: Boxes | RotatedBoxes) -> torch.Tensor:
+    """Width and height of each box in pixels, `Tensor[N, 2]`."""
+    sizes = boxes.tensor[:, 2:4]
+    return sizes if isinstance(boxes, RotatedBoxes) else sizes - boxes.tensor[:, :2]
+
+
+def _without_track_fields(instances: Instances) -> Instances:
+    """Instances of the same fields, apart from numbers that some tracker gave them."""
+    if not instances.has("pred_boxes"):
+        raise ValueError(f"a tracker needs pred_boxes, got fields {sorted(instances.get_fields())}")
+    fields = {name: value for name, value in instances.get_fields().items() if name not in _TRACK_FIELDS}
+    return Instances(instances.image_size, **fields)
+
+
+def _snapshot(instances: Instances) -> Instances:
+    """A copy for the next frame that does not see what the caller does to boxes, numbers and the choice of fields."""
+    copy = Instances(instances.image_size, **instances.get_fields())
+    copy.pred_boxes = instances.pred_boxes.clone()
+    for name in _TRACK_FIELDS:
+        copy.set(name, list(instances.get(name)))
+    return copy
 
 
 def build_tracker_head(cfg: CfgNode) -> BaseTracker:

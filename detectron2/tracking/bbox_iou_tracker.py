@@ -2,8 +2,7 @@
 
 from detectron2.structures import Instances
 
-from ._tracks import OverlapTracker, overlaps_of
-from .base_tracker import TRACKER_HEADS_REGISTRY
+from .base_tracker import TRACKER_HEADS_REGISTRY, OverlapTracker, overlaps_of
 from .utils import create_prediction_pairs
 
 __all__ = ["BBoxIOUTracker"]

@@ -4,10 +4,9 @@ import numpy as np
 
 from detectron2.structures import Instances
 
-from ._assignment import linear_sum_assignment
-from ._tracks import OverlapTracker
+from .base_tracker import OverlapTracker
 
-__all__ = ["LARGE_COST_VALUE", "BaseHungarianTracker"]
+__all__ = ["LARGE_COST_VALUE", "BaseHungarianTracker", "linear_sum_assignment"]
 
 # Cost of a pair that cannot be the same object.
 LARGE_COST_VALUE = 100000
@@ -42,3 +41,79 @@ class BaseHungarianTracker(OverlapTracker):
         matches = [(int(rows[i]), int(prev_rows[j])) for i, j in pairs]
         # An assignment is complete, so it pairs what is left over too.
         return [match for match in matches if possible[match]]
+
+
+def linear_sum_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assign each row another column, or each column another row where there are fewer columns, at the least cost.
+
+    `R` rows, `C` columns. Solved by shortest augmenting paths with dual variables, O(R² C) in the worst case (Jonker
+    and Volgenant, "A Shortest Augmenting Path Algorithm for Dense and Sparse Linear Assignment Problems", Computing
+    38, 1987; Crouse, "On Implementing 2D Rectangular Assignment Algorithms", IEEE TAES 52(4), 2016). SciPy would be a
+    large dependency for one function.
+
+    Args:
+        cost: `(R, C)`, finite.
+
+    Returns:
+        Rows, ascending, and the column of each, both int64 `(min(R, C),)`.
+
+    Raises:
+        ValueError: the cost is no matrix, or not finite.
+    """
+    cost = np.asarray(cost, dtype=np.float64)
+    if cost.ndim != 2 or not np.isfinite(cost).all():
+        raise ValueError(f"costs must be a finite matrix, got shape {cost.shape}; forbid a pair by a large cost")
+    if cost.shape[0] > cost.shape[1]:
+        columns, rows = linear_sum_assignment(cost.T)
+        order = rows.argsort()
+        return rows[order], columns[order]
+    row_of_column = np.full(cost.shape[1], -1, dtype=np.int64)
+    column_of_row = np.full(cost.shape[0], -1, dtype=np.int64)
+    if cost.size == 0:
+        return column_of_row.copy(), column_of_row
+    row_price, column_price = cost.min(axis=1), np.zeros(cost.shape[1])
+    # Between two frames nearly every box has a best partner of its own, and no path is needed.
+    cheapest, first_row = np.unique(cost.argmin(axis=1), return_index=True)
+    row_of_column[cheapest], column_of_row[first_row] = first_row, cheapest
+    for row in np.flatnonzero(column_of_row < 0).tolist():
+        _augment(cost, row, row_of_column, column_of_row, row_price, column_price)
+    return np.arange(cost.shape[0], dtype=np.int64), column_of_row
+
+
+def _augment(
+    cost: np.ndarray,
+    start: int,
+    row_of_column: np.ndarray,
+    column_of_row: np.ndarray,
+    row_price: np.ndarray,
+    column_price: np.ndarray,
+) -> None:
+    """Assign one more row along the shortest path to a free column; all arrays but the cost are changed.
+
+    Invariant: `cost - row_price[:, None] - column_price` is nowhere negative, and 0 on assigned pairs. Dijkstra's
+    algorithm therefore finds the path, which alternates between free and assigned pairs.
+    """
+    distance = np.full(cost.shape[1], np.inf)
+    came_from = np.full(cost.shape[1], start, dtype=np.int64)  # the row before each column on the path
+    is_done = np.zeros(cost.shape[1], dtype=bool)
+    passed: list[tuple[int, float]] = [(start, 0.0)]  # rows on the tree, and their distance
+    row, reached = start, 0.0
+    while True:
+        through = reached + (cost[row] - row_price[row] - column_price)
+        closer = (through < distance) & ~is_done
+        distance[closer], came_from[closer] = through[closer], row
+        column = int(np.where(is_done, np.inf, distance).argmin())
+        is_done[column], reached = True, float(distance[column])
+        row = int(row_of_column[column])
+        if row < 0:
+            break
+        passed.append((row, reached))
+    for of_row, at in passed:
+        row_price[of_row] += reached - at
+    column_price[is_done] -= reached - distance[is_done]
+    while True:  # back along the path: each row takes the column that it reached
+        row = int(came_from[column])
+        row_of_column[column] = row
+        column, column_of_row[row] = int(column_of_row[row]), column
+        if row == start:
+            return

@@ -6,8 +6,7 @@ import numpy as np
 
 from detectron2.structures import Instances
 
-from ._tracks import overlaps_of
-from .base_tracker import TRACKER_HEADS_REGISTRY
+from .base_tracker import TRACKER_HEADS_REGISTRY, overlaps_of
 from .hungarian_tracker import LARGE_COST_VALUE, BaseHungarianTracker
 from .utils import create_prediction_pairs
 

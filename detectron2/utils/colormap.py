@@ -51,7 +51,7 @@ def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """``N`` different colours of the palette in random order.
+    """`N` different colours of the palette in random order.
 
     Args:
         N: how many; at most the size of the palette.

@@ -1,4 +1,4 @@
-"""Draw predictions on the frames of a video. The class lives in :mod:`detectron2.visualization`."""
+"""Draw predictions on the frames of a video. The class lives in `detectron2.visualization`."""
 
 from detectron2.utils.colormap import random_color
 from detectron2.visualization.labels import _create_text_labels

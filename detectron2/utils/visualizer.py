@@ -1,4 +1,4 @@
-"""Draw data and predictions on images. The classes live in :mod:`detectron2.visualization`."""
+"""Draw data and predictions on images. The classes live in `detectron2.visualization`."""
 
 from detectron2.utils.colormap import random_color
 from detectron2.visualization.canvas import VisImage

@@ -1,6 +1,6 @@
 """Single shapes: the part of the visualizer that draws one thing at a time.
 
-Positions are ``(x, y)`` in pixels of the image, continuous coordinates.
+Positions are `(x, y)` in pixels of the image, continuous coordinates.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def scaled_padding(font_size: float) -> float:
 
 
 class DrawsPrimitives:
-    """Methods that each draw one shape on ``output`` and return it."""
+    """Methods that each draw one shape on `output` and return it."""
 
     output: VisImage
     metadata: Any
@@ -47,11 +47,11 @@ class DrawsPrimitives:
             position: where the top of the text goes; its left, centre or right, by the alignment.
             font_size: in points; None for a size that suits the image.
             color: of the letters, lightened if it would not be readable.
-            horizontal_alignment: ``left``, ``center`` or ``right``.
+            horizontal_alignment: `left`, `center` or `right`.
             rotation: degrees counter-clockwise.
 
         Returns:
-            ``output``.
+            `output`.
         """
         size = (self._default_font_size if font_size is None else font_size) * self.output.scale
         self.output.draw_text(
@@ -72,13 +72,13 @@ class DrawsPrimitives:
         """Outline a box.
 
         Args:
-            box_coord: ``(x0, y0, x1, y1)``, the top left and bottom right corners.
+            box_coord: `(x0, y0, x1, y1)`, the top left and bottom right corners.
             alpha: opacity of the line.
             edge_color: colour of the line.
-            line_style: ``-``, ``--``, ``-.`` or ``:``.
+            line_style: `-`, `--`, `-.` or `:`.
 
         Returns:
-            ``output``.
+            `output`.
         """
         x0, y0, x1, y1 = (float(value) for value in box_coord)
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
@@ -98,14 +98,14 @@ class DrawsPrimitives:
         """Outline a rotated box, its upper side dashed, and write a label at the corner before that side.
 
         Args:
-            rotated_box: ``(center x, center y, width, height, degrees counter-clockwise)``.
+            rotated_box: `(center x, center y, width, height, degrees counter-clockwise)`.
             alpha: opacity of the lines.
             edge_color: colour of the lines and the label.
             line_style: of the other three sides.
             label: what to write, or None.
 
         Returns:
-            ``output``.
+            `output`.
         """
         center_x, center_y, width, height, degrees = (float(value) for value in rotated_box)
         angle = np.deg2rad(degrees)
@@ -134,12 +134,12 @@ class DrawsPrimitives:
         """Draw a disc.
 
         Args:
-            circle_coord: ``(x, y)`` of the centre.
+            circle_coord: `(x, y)` of the centre.
             color: of the disc.
             radius: in pixels.
 
         Returns:
-            ``output``.
+            `output`.
         """
         self.output.draw_disc([float(value) for value in circle_coord], float(radius), to_rgba(color))
         return self.output
@@ -158,11 +158,11 @@ class DrawsPrimitives:
             x_data: the x of each point.
             y_data: the y of each point.
             color: of the line.
-            linestyle: ``-``, ``--``, ``-.`` or ``:``.
+            linestyle: `-`, `--`, `-.` or `:`.
             linewidth: in points; None for a width that suits the image.
 
         Returns:
-            ``output``.
+            `output`.
         """
         if len(x_data) != len(y_data):
             raise ValueError(f"A line needs as many x as y, got {len(x_data)} and {len(y_data)}.")
@@ -181,7 +181,7 @@ class DrawsPrimitives:
             alpha: opacity of the inside.
 
         Returns:
-            ``output``.
+            `output`.
         """
         rings = [np.asarray(segment, dtype=float).reshape(-1, 2)]
         self._draw_region(rings, color, edge_color, alpha)
@@ -202,13 +202,13 @@ class DrawsPrimitives:
         Args:
             binary_mask: array (height, width) of the image's size; not zero inside.
             color: of the inside; None for the first of the palette.
-            edge_color: of the outline; None as in :meth:`draw_polygon`.
+            edge_color: of the outline; None as in `draw_polygon`.
             text: written into the largest region.
             alpha: opacity of the inside.
             area_threshold: connected regions with fewer square pixels are not drawn.
 
         Returns:
-            ``output``.
+            `output`.
         """
         color = class_color(0) if color is None else to_rgb(color)
         mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
@@ -230,7 +230,7 @@ class DrawsPrimitives:
             alpha: opacity where the probability is 1.
 
         Returns:
-            ``output``.
+            `output`.
         """
         color = class_color(0) if color is None else to_rgb(color)
         overlay = np.empty((*soft_mask.shape, 4), dtype=np.uint8)

@@ -1,7 +1,7 @@
 """The image that is drawn on.
 
-Positions are ``(x, y)`` in pixels of the given image, continuous coordinates, the origin at the top left corner of the
-top left pixel; the canvas may be larger or smaller by ``scale``. Widths of lines and sizes of letters are in points of
+Positions are `(x, y)` in pixels of the given image, continuous coordinates, the origin at the top left corner of the
+top left pixel; the canvas may be larger or smaller by `scale`. Widths of lines and sizes of letters are in points of
 1/72 inch at 100 dots per inch *of the canvas*. Drawing goes through matplotlib's Agg rasteriser directly: anti-aliased
 like a matplotlib figure, without the cost of one. Operations are recorded and rendered when the image is read.
 """
@@ -15,20 +15,20 @@ from PIL import Image
 
 from detectron2.utils.file_io import atomic_write
 
-from ._text import Typesetter
-
 __all__ = ["VisImage"]
 
 _DPI = 100
 _DASHES = {"--": (3.7, 1.6), "-.": (6.4, 1.6, 1.0, 1.6), ":": (1.0, 1.65)}
 _DASH_NAMES = {"dashed": "--", "dashdot": "-.", "dotted": ":", "solid": "-"}
 _ALIGNMENT = {"left": 0.0, "center": 0.5, "right": 1.0}
+# Letters that reach as far up and down as any, so that all lines are equally high.
+_TALL = "lp|"
 
 
 class VisImage:
     """An image, and what is drawn on it.
 
-    ``fig``, ``ax`` and ``canvas`` are a matplotlib figure that covers the image with the same coordinates, made when
+    `fig`, `ax` and `canvas` are a matplotlib figure that covers the image with the same coordinates, made when
     one of them is first read; what is put there appears above everything else.
 
     Args:
@@ -46,7 +46,7 @@ class VisImage:
         self._operations: list[Callable[[Any], None]] = []
         self._rendered = 0
         self._renderer_: Any = None
-        self._typesetter_: Typesetter | None = None
+        self._typesetter_: _Typesetter | None = None
         self._figure: Any = None
         self._axes: Any = None
 
@@ -82,7 +82,7 @@ class VisImage:
         """Write the picture to a file; the suffix chooses the format.
 
         Args:
-            filepath: path with a suffix that Pillow knows, such as ``.png`` or ``.jpg``; its folder is made.
+            filepath: path with a suffix that Pillow knows, such as `.png` or `.jpg`; its folder is made.
         """
         suffix = os.path.splitext(filepath)[1].lower()
         kind = Image.registered_extensions().get(suffix)
@@ -105,7 +105,7 @@ class VisImage:
 
     @property
     def canvas(self) -> Any:
-        """The Agg canvas of ``fig``."""
+        """The Agg canvas of `fig`."""
         self._ensure_figure()
         return self._figure.canvas
 
@@ -126,7 +126,7 @@ class VisImage:
             face: RGBA to fill with, or None.
             edge: RGBA of the outline, or None.
             linewidth: width of the outline in points.
-            linestyle: ``-``, ``--``, ``-.``, ``:`` or matplotlib's names of them.
+            linestyle: `-`, `--`, `-.`, `:` or matplotlib's names of them.
             closed: join the last point of each ring to its first.
         """
         from matplotlib.path import Path
@@ -202,7 +202,7 @@ class VisImage:
             color: RGBA of the letters.
             background: RGBA of the rectangle behind, or None.
             padding: how far the rectangle extends beyond the text, in pixels of the canvas.
-            horizontal_alignment: ``left``, ``center`` or ``right``.
+            horizontal_alignment: `left`, `center` or `right`.
             rotation: degrees counter-clockwise.
         """
         if horizontal_alignment not in _ALIGNMENT:
@@ -228,9 +228,9 @@ class VisImage:
         return self._renderer_
 
     @property
-    def _typesetter(self) -> Typesetter:
+    def _typesetter(self) -> "_Typesetter":
         if self._typesetter_ is None:
-            self._typesetter_ = Typesetter(self._renderer)
+            self._typesetter_ = _Typesetter(self._renderer)
         return self._typesetter_
 
     def _paint_background(self) -> None:
@@ -286,3 +286,101 @@ class VisImage:
         axes.set_ylim(self.height, 0)
         axes.set_autoscale_on(False)
         self._figure, self._axes = figure, axes
+
+
+class _Typesetter:
+    """Measures and renders text on one canvas, and remembers what it measured.
+
+    Positions are `(x, y)` in pixels of the canvas, y down.
+
+    Args:
+        renderer: a `RendererAgg`.
+    """
+
+    def __init__(self, renderer: Any):
+        self._renderer = renderer
+        self._fonts: dict[float, Any] = {}
+        self._sizes: dict[tuple[str, float], tuple[float, float, float]] = {}
+
+    def block_wh(self, lines: Sequence[str], font_size: float) -> tuple[float, float]:
+        """Width and height of lines under each other.
+
+        Args:
+            lines: at least one.
+            font_size: in points.
+
+        Returns:
+            the size in pixels of the canvas.
+        """
+        width = max(self._measure(line, font_size)[0] for line in lines)
+        return width, self._measure(_TALL, font_size)[1] * len(lines)
+
+    def render(
+        self,
+        lines: Sequence[str],
+        anchor_xy: tuple[float, float],
+        share: float,
+        font_size: float,
+        color: Sequence[float],
+        background: Sequence[float] | None,
+        padding: float,
+        rotation: float,
+    ) -> None:
+        """Put lines under each other into a block, turn it, and align the bounds of the turned block with the anchor.
+
+        Args:
+            lines: at least one.
+            anchor_xy: where the top of the bounds goes.
+            share: which part of the width lies left of the anchor, from 0 to 1.
+            font_size: in points.
+            color: RGBA of the letters.
+            background: RGBA of the rectangle behind, or None.
+            padding: how far the rectangle extends beyond the text.
+            rotation: degrees counter-clockwise.
+        """
+        width, height = self.block_wh(lines, font_size)
+        _, line_height, descent = self._measure(_TALL, font_size)
+        angle = np.deg2rad(rotation)
+        # rows go down, so this matrix turns counter-clockwise to the eye
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
+        turned = corners @ turn.T
+        low, high = turned.min(0), turned.max(0)
+        shift = np.array([anchor_xy[0] - low[0] - share * (high[0] - low[0]), anchor_xy[1] - low[1]])
+        if background is not None:
+            outer = corners + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * padding
+            self._fill_polygon(outer @ turn.T + shift, background)
+        gc = self._renderer.new_gc()
+        gc.set_foreground(tuple(color), isRGBA=True)
+        for row, line in enumerate(lines):
+            if not line.strip():
+                continue
+            left = (width - self._measure(line, font_size)[0]) * share
+            x, y = turn @ [left, (row + 1) * line_height - descent] + shift
+            self._renderer.draw_text(gc, float(x), float(y), line, self._font(font_size), rotation)
+
+    def _font(self, size: float) -> Any:
+        if size not in self._fonts:
+            from matplotlib.font_manager import FontProperties
+
+            self._fonts[size] = FontProperties(family="sans-serif", size=size)
+        return self._fonts[size]
+
+    def _measure(self, line: str, size: float) -> tuple[float, float, float]:
+        """Width, height and depth below the base line."""
+        key = (line, size)
+        if key not in self._sizes:
+            measured = self._renderer.get_text_width_height_descent(line or " ", self._font(size), False)
+            self._sizes[key] = measured
+        return self._sizes[key]
+
+    def _fill_polygon(self, corners_xy: np.ndarray, face: Sequence[float]) -> None:
+        from matplotlib.path import Path
+        from matplotlib.transforms import Affine2D
+
+        gc = self._renderer.new_gc()
+        gc.set_linewidth(0.0)
+        # Agg's paths count y from the bottom
+        flip = Affine2D().scale(1, -1).translate(0, self._renderer.height)
+        closed = Path(np.concatenate([corners_xy, corners_xy[:1]]), closed=True)
+        self._renderer.draw_path(gc, closed, flip, tuple(face))

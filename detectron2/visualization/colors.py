@@ -27,7 +27,7 @@ class ColorMode(Enum):
     IMAGE = 0
     """Every instance has a colour of its own; masks are translucent."""
     SEGMENTATION = 1
-    """Instances of a class have similar colours (``thing_colors`` of the metadata); masks are nearly opaque."""
+    """Instances of a class have similar colours (`thing_colors` of the metadata); masks are nearly opaque."""
     IMAGE_BW = 2
     """Like IMAGE, with everything outside of the masks in grey."""
 
@@ -38,7 +38,7 @@ def to_rgb(color: Any) -> tuple[float, float, float]:
 
 
 def to_rgba(color: Any, alpha: float | None = None) -> tuple[float, float, float, float]:
-    """Any colour that matplotlib understands, as RGBA from 0 to 1; ``alpha`` replaces the opacity."""
+    """Any colour that matplotlib understands, as RGBA from 0 to 1; `alpha` replaces the opacity."""
     from matplotlib import colors
 
     return colors.to_rgba(tuple(color) if isinstance(color, np.ndarray) else color, alpha)
@@ -88,7 +88,7 @@ def instance_colors(
 
 
 def change_brightness(color: Any, factor: float) -> tuple[float, float, float]:
-    """Lighten or darken a colour: its lightness (of HLS) is multiplied by ``1 + factor``.
+    """Lighten or darken a colour: its lightness (of HLS) is multiplied by `1 + factor`.
 
     Args:
         color: any colour that matplotlib understands.

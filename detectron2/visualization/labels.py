@@ -14,7 +14,7 @@ def _create_text_labels(
     class_names: Sequence[str] | None,
     is_crowd: Sequence[int] | None = None,
 ) -> list[str] | None:
-    """The label of each instance, such as ``person 97%``.
+    """The label of each instance, such as `person 97%`.
 
     Args:
         classes: contiguous class ids, or None.
@@ -41,7 +41,7 @@ def _create_text_labels(
 
 
 class LabelPlacer:
-    """Finds places for rectangles ``(x1, y1, x2, y2)`` inside an image, away from those placed before.
+    """Finds places for rectangles `(x1, y1, x2, y2)` inside an image, away from those placed before.
 
     Args:
         size_wh: width and height of the image.

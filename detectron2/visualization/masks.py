@@ -1,7 +1,7 @@
 """Masks of single objects in any representation, and the outlines of masks.
 
-A ring is an array (points, 2) of ``(x, y)`` in pixels, continuous coordinates: the pixel in column ``c`` covers
-``c`` to ``c + 1``. Rings of filled regions and rings of holes run in opposite directions.
+A ring is an array (points, 2) of `(x, y)` in pixels, continuous coordinates: the pixel in column `c` covers
+`c` to `c + 1`. Rings of filled regions and rings of holes run in opposite directions.
 """
 
 from collections.abc import Iterable
@@ -63,10 +63,10 @@ class GenericMask:
     """The mask of one object, given as RLE, polygons or pixels; the other forms are made when they are asked for.
 
     Of RLE only the part of the image with the object is kept, so that many masks of a large image fit into memory; ask
-    for ``mask`` only where the whole image is needed.
+    for `mask` only where the whole image is needed.
 
     Args:
-        mask_or_polygons: COCO RLE (a dictionary), a list of polygons ``[x0, y0, x1, y1, …]``, or a binary array
+        mask_or_polygons: COCO RLE (a dictionary), a list of polygons `[x0, y0, x1, y1, …]`, or a binary array
             (height, width).
         height: of the image in pixels.
         width: of the image in pixels.
@@ -156,7 +156,7 @@ class GenericMask:
 
     @property
     def polygons(self) -> list[np.ndarray]:
-        """Flat arrays ``[x0, y0, x1, y1, …]``, one for the outline of each region; holes are not among them."""
+        """Flat arrays `[x0, y0, x1, y1, …]`, one for the outline of each region; holes are not among them."""
         if self._polygons is None:
             self._polygons = [rings[0].reshape(-1) for rings in self.regions]
         return self._polygons
@@ -210,7 +210,7 @@ class GenericMask:
         return int(np.count_nonzero(self._content()[0]))
 
     def bbox(self) -> np.ndarray:
-        """``(x1, y1, x2, y2)`` around the mask in pixels; zeros when it is empty."""
+        """`(x1, y1, x2, y2)` around the mask in pixels; zeros when it is empty."""
         if self._mask is None and self._polygons and self._part is None:
             points = np.concatenate(self._polygons).reshape(-1, 2)
             return np.concatenate([points.min(0), points.max(0)])

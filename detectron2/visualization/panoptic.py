@@ -14,9 +14,9 @@ class _PanopticPrediction:
 
     Args:
         panoptic_seg: integer map (height, width) of segment ids.
-        segments_info: dictionaries with ``id``, ``category_id`` and ``isthing`` (true where absent); None to
-            read the category as ``id // metadata.label_divisor``, with -1 for pixels without a label.
-        metadata: supplies ``label_divisor`` and ``thing_dataset_id_to_contiguous_id`` in that case.
+        segments_info: dictionaries with `id`, `category_id` and `isthing` (true where absent); None to
+            read the category as `id // metadata.label_divisor`, with -1 for pixels without a label.
+        metadata: supplies `label_divisor` and `thing_dataset_id_to_contiguous_id` in that case.
     """
 
     def __init__(self, panoptic_seg: Any, segments_info: Sequence[dict] | None, metadata: Any = None):

@@ -25,7 +25,7 @@ class _DetectedInstance:
 
     Attributes:
         label: its contiguous class id.
-        bbox: ``(x1, y1, x2, y2)`` in pixels, or None.
+        bbox: `(x1, y1, x2, y2)` in pixels, or None.
         mask_rle: its mask as COCO RLE, or None.
         color: RGB from 0 to 1.
         ttl: for how many more frames it is remembered when it is not seen.
@@ -59,8 +59,8 @@ class VideoVisualizer:
 
         Args:
             frame: RGB image (height, width, 3), values from 0 to 255.
-            predictions: an ``Instances`` with ``pred_boxes``, ``pred_classes``, and possibly ``scores``,
-                ``pred_masks`` or ``pred_masks_rle``, and ``pred_keypoints``; with ``ID``, objects of the same ID have
+            predictions: an `Instances` with `pred_boxes`, `pred_classes`, and possibly `scores`,
+                `pred_masks` or `pred_masks_rle`, and `pred_keypoints`; with `ID`, objects of the same ID have
                 the same colour.
 
         Returns:
@@ -125,7 +125,7 @@ class VideoVisualizer:
         Args:
             frame: RGB image (height, width, 3).
             panoptic_seg: integer map (height, width) of segment ids.
-            segments_info: the description of each segment, as for :meth:`Visualizer.draw_panoptic_seg`.
+            segments_info: the description of each segment, as for `Visualizer.draw_panoptic_seg`.
             area_threshold: connected regions of stuff with fewer square pixels are not drawn.
             alpha: opacity.
 

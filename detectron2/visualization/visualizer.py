@@ -1,20 +1,20 @@
 """Draw predictions and annotations on an image.
 
-Positions are in absolute pixels of the image, continuous coordinates. ``N`` instances, ``K`` keypoints.
+Positions are in absolute pixels of the image, continuous coordinates. `N` instances, `K` keypoints.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode, ROIMasks
+from detectron2.layers.mask_ops import paste_masks_in_boxes
+from detectron2.structures import BoxMode, PolygonMasks, ROIMasks
+from detectron2.utils.file_io import PathManager
 
-from ._inputs import as_array, as_boxes, as_masks, common_length, masks_in_boxes, read_image
 from ._primitives import DrawsPrimitives, scaled_padding
-from ._skeleton import skeleton_lines
 from .canvas import VisImage
 from .colors import _OFF_WHITE, _RED, ColorMode, class_color, instance_colors, to_rgb
 from .labels import LabelPlacer, _create_text_labels
@@ -28,15 +28,18 @@ _LARGE_MASK_AREA_THRESH = 120000
 _KEYPOINT_THRESHOLD = 0.05
 
 
+Point = tuple[float, float]
+
+
 class Visualizer(DrawsPrimitives):
-    """Draws on one image: single shapes (``draw_box``, ``draw_text`` …) or all that is known about it.
+    """Draws on one image: single shapes (`draw_box`, `draw_text` …) or all that is known about it.
 
     The pictures are deterministic: an object gets the same colour each time. Their style may change between versions;
     use the methods for single shapes where it must not.
 
     Args:
         img_rgb: RGB image (height, width, 3), values from 0 to 255.
-        metadata: names and colours of the classes, as in :class:`detectron2.data.MetadataCatalog`.
+        metadata: names and colours of the classes, as in `detectron2.data.MetadataCatalog`.
         scale: size of the picture relative to the image.
         instance_mode: style of instances.
     """
@@ -71,12 +74,12 @@ class Visualizer(DrawsPrimitives):
         """Draw the predictions of an instance-level model.
 
         Args:
-            predictions: an ``Instances`` with any of ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks``
-                (whole, or ``ROIMasks`` in ``pred_boxes``) or ``pred_masks_rle``, and ``pred_keypoints``.
+            predictions: an `Instances` with any of `pred_boxes`, `scores`, `pred_classes`, `pred_masks`
+                (whole, or `ROIMasks` in `pred_boxes`) or `pred_masks_rle`, and `pred_keypoints`.
             jittering: vary the colours of a class slightly in the mode SEGMENTATION.
 
         Returns:
-            ``output``.
+            `output`.
         """
         predictions = predictions.to(self.cpu_device)
         boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
@@ -102,14 +105,14 @@ class Visualizer(DrawsPrimitives):
         """Draw a semantic segmentation.
 
         Args:
-            sem_seg: integer map (height, width) of class ids; ids without a name in ``stuff_classes`` are left out.
+            sem_seg: integer map (height, width) of class ids; ids without a name in `stuff_classes` are left out.
             area_threshold: connected regions with fewer square pixels are not drawn.
             alpha: opacity.
 
         Returns:
-            ``output``.
+            `output`.
         """
-        labels_map = np.asarray(as_array(sem_seg))
+        labels_map = np.asarray(_as_array(sem_seg))
         labels, areas = np.unique(labels_map, return_counts=True)
         names = self.metadata.get("stuff_classes") or []
         for label in labels[np.argsort(-areas, kind="stable")].tolist():
@@ -135,13 +138,13 @@ class Visualizer(DrawsPrimitives):
 
         Args:
             panoptic_seg: integer map (height, width) of segment ids.
-            segments_info: dictionaries with ``id``, ``category_id``, ``isthing``, and possibly ``score``; None to read
-                the category as ``id // metadata.label_divisor``.
+            segments_info: dictionaries with `id`, `category_id`, `isthing`, and possibly `score`; None to read
+                the category as `id // metadata.label_divisor`.
             area_threshold: connected regions of stuff with fewer square pixels are not drawn.
             alpha: opacity.
 
         Returns:
-            ``output``.
+            `output`.
         """
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
         if self._instance_mode == ColorMode.IMAGE_BW:
@@ -180,23 +183,23 @@ class Visualizer(DrawsPrimitives):
         """Draw the ground truth of one image.
 
         Args:
-            dic: an entry of a data set in the standard format; ``annotations``, ``sem_seg`` or ``sem_seg_file_name``,
-                and ``pan_seg`` or ``pan_seg_file_name`` with ``segments_info`` are drawn.
+            dic: an entry of a data set in the standard format; `annotations`, `sem_seg` or `sem_seg_file_name`,
+                and `pan_seg` or `pan_seg_file_name` with `segments_info` are drawn.
 
         Returns:
-            ``output``.
+            `output`.
         """
         annotations = dic.get("annotations")
         if annotations:
             self._draw_annotations(annotations)
         sem_seg = dic.get("sem_seg")
         if sem_seg is None and "sem_seg_file_name" in dic:
-            sem_seg = read_image(dic["sem_seg_file_name"])
+            sem_seg = _read_image(dic["sem_seg_file_name"])
         if sem_seg is not None:
             self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
         panoptic = dic.get("pan_seg")
         if panoptic is None and "pan_seg_file_name" in dic:
-            channels = read_image(dic["pan_seg_file_name"]).astype(np.int64)
+            channels = _read_image(dic["pan_seg_file_name"]).astype(np.int64)
             # COCO's panoptic format writes an id in base 256, the lowest digit in the red channel
             panoptic = channels[..., 0] + 256 * channels[..., 1] + 256**2 * channels[..., 2]
         if panoptic is not None:
@@ -235,21 +238,21 @@ class Visualizer(DrawsPrimitives):
         """Draw instances, the large ones below the small ones, and their labels above all.
 
         Args:
-            boxes: ``Boxes``, ``RotatedBoxes``, or an array (N, 4) of ``(x1, y1, x2, y2)`` or (N, 5) of ``(center x,
-                center y, width, height, degrees counter-clockwise)``.
+            boxes: `Boxes`, `RotatedBoxes`, or an array (N, 4) of `(x1, y1, x2, y2)` or (N, 5) of `(center x,
+                center y, width, height, degrees counter-clockwise)`.
             labels: N texts.
-            masks: ``BitMasks``, ``PolygonMasks``, or N masks in any form that :class:`GenericMask` takes.
-            keypoints: ``Keypoints`` or an array (N, K, 3) of ``(x, y, visibility or score)``.
+            masks: `BitMasks`, `PolygonMasks`, or N masks in any form that `GenericMask` takes.
+            keypoints: `Keypoints` or an array (N, K, 3) of `(x, y, visibility or score)`.
             assigned_colors: N colours; None to choose them.
             alpha: opacity of the masks.
 
         Returns:
-            ``output``.
+            `output`.
         """
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
         keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
-        count = common_length(boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, colors=assigned_colors)
+        count = _common_length(boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, colors=assigned_colors)
         if count == 0:
             return self.output
         if assigned_colors is None:
@@ -283,15 +286,15 @@ class Visualizer(DrawsPrimitives):
         """Draw rotated boxes, the large ones below the small ones.
 
         Args:
-            boxes: array (N, 5) of ``(center x, center y, width, height, degrees counter-clockwise)``.
+            boxes: array (N, 5) of `(center x, center y, width, height, degrees counter-clockwise)`.
             labels: N texts.
             assigned_colors: N colours; None to choose them.
 
         Returns:
-            ``output``.
+            `output`.
         """
         boxes = np.zeros((0, 5)) if boxes is None else self._convert_boxes(boxes).reshape(-1, 5)
-        if common_length(boxes=boxes, labels=labels, colors=assigned_colors) == 0:
+        if _common_length(boxes=boxes, labels=labels, colors=assigned_colors) == 0:
             return self.output
         for index in map(int, np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")):
             self.draw_rotated_box_with_label(
@@ -305,16 +308,16 @@ class Visualizer(DrawsPrimitives):
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
         """Draw the keypoints of one instance, and the lines between them.
 
-        ``keypoint_connection_rules`` of the metadata lists ``(name, name, (r, g, b))``. Where both shoulders are
+        `keypoint_connection_rules` of the metadata lists `(name, name, (r, g, b))`. Where both shoulders are
         visible, lines also lead from their middle to the nose and to the middle of the hips.
 
         Args:
-            keypoints: array (K, 3) of ``(x, y, score)``; those up to ``keypoint_threshold`` are not drawn.
+            keypoints: array (K, 3) of `(x, y, score)`; those up to `keypoint_threshold` are not drawn.
 
         Returns:
-            ``output``.
+            `output`.
         """
-        points = np.asarray(as_array(keypoints), dtype=float)
+        points = np.asarray(_as_array(keypoints), dtype=float)
         names = self.metadata.get("keypoint_names") or []
         visible: dict[str, tuple[float, float]] = {}
         for index, (x, y, score) in enumerate(points.tolist()):
@@ -325,7 +328,7 @@ class Visualizer(DrawsPrimitives):
             # dots that would hide a small instance are drawn smaller
             extent = np.ptp(np.array(list(visible.values())), axis=0).max()
             radius = float(np.clip(extent / 50, 1.0, radius))
-        for start, end, color in skeleton_lines(visible, self.metadata.get("keypoint_connection_rules") or []):
+        for start, end, color in _skeleton_lines(visible, self.metadata.get("keypoint_connection_rules") or []):
             # a line of this many points is 1.4 times as many pixels wide: a little less than the dots
             self.draw_line([start[0], end[0]], [start[1], end[1]], color=color, linewidth=radius * self.output.scale)
         for position in visible.values():
@@ -355,7 +358,9 @@ class Visualizer(DrawsPrimitives):
         if not predictions.has("pred_masks"):
             return self._convert_masks(predictions.pred_masks_rle) if predictions.has("pred_masks_rle") else None
         if isinstance(predictions.pred_masks, ROIMasks):
-            return masks_in_boxes(predictions, self.output.height, self.output.width)
+            height, width = self.output.height, self.output.width
+            parts = paste_masks_in_boxes(predictions.pred_masks.tensor, predictions.pred_boxes, (height, width))
+            return [GenericMask.from_part(part, corner_xy, height, width) for part, corner_xy in parts]
         return self._convert_masks(predictions.pred_masks)
 
     def _colors_of(self, classes: Sequence[int], jittering: bool) -> list[tuple[float, float, float]]:
@@ -382,12 +387,73 @@ class Visualizer(DrawsPrimitives):
 
     def _convert_boxes(self, boxes: Any) -> np.ndarray:
         """Boxes of any kind as an array (N, 4) or, rotated, (N, 5)."""
-        return as_boxes(boxes)
+        array = np.asarray(_as_array(boxes), dtype=float)
+        return array if array.ndim == 2 else array.reshape(len(array), -1 if array.size else 4)
 
     def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
         """Masks of any kind, one object for each instance."""
-        return as_masks(masks_or_polygons, self.output.height, self.output.width)
+        masks = masks_or_polygons
+        if isinstance(masks, ROIMasks):
+            raise TypeError(
+                "ROIMasks cover boxes that they do not know. Draw predictions with draw_instance_predictions(), which "
+                "pastes them into pred_boxes, or paste them with to_bitmasks()."
+            )
+        masks = masks.polygons if isinstance(masks, PolygonMasks) else _as_array(masks)
+        size_hw = (self.output.height, self.output.width)
+        return [m if isinstance(m, GenericMask) else GenericMask(_as_array(m), *size_hw) for m in masks]
 
     def _convert_keypoints(self, keypoints: Any) -> np.ndarray:
         """Keypoints of any kind as an array (N, K, 3)."""
-        return np.asarray(as_array(keypoints), dtype=float)
+        return np.asarray(_as_array(keypoints), dtype=float)
+
+
+def _as_array(values: Any) -> Any:
+    """Unpack `Boxes`, `RotatedBoxes`, `BitMasks`, `Keypoints` and tensors to numpy; others stay as they are."""
+    values = getattr(values, "tensor", values)
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def _common_length(**columns: Any) -> int:
+    """The number of instances, which all that is given must agree on."""
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Instances must have as many of each; got {lengths}.")
+    return next(iter(lengths.values()), 0)
+
+
+def _read_image(path: str) -> np.ndarray:
+    """An image file as it is, without conversion of colours."""
+    from PIL import Image
+
+    with PathManager.open(path, "rb") as f:
+        return np.asarray(Image.open(cast("IO[bytes]", f)))
+
+
+def _skeleton_lines(visible: dict[str, Point], rules: Iterable[Any]) -> list[tuple[Point, Point, Any]]:
+    """Lines between keypoints.
+
+    Args:
+        visible: the position of each visible keypoint by its name.
+        rules: `(name, name, (r, g, b))` with colours from 0 to 255.
+
+    Returns:
+        the ends of each line and its colour from 0 to 1: those of the rules, and from the middle of the shoulders to
+        the nose and to the middle of the hips, the trunk that pairs of keypoints cannot express.
+    """
+    lines: list[tuple[Point, Point, Any]] = []
+    for first, second, color in rules:
+        if first in visible and second in visible:
+            lines.append((visible[first], visible[second], tuple(channel / 255.0 for channel in color)))
+    shoulders = _middle(visible, "shoulder")
+    for end in (visible.get("nose"), _middle(visible, "hip")):
+        if shoulders is not None and end is not None:
+            lines.append((shoulders, end, _RED))
+    return lines
+
+
+def _middle(visible: dict[str, Point], part: str) -> Point | None:
+    """The point between a left and a right keypoint, where both are visible."""
+    left, right = visible.get(f"left_{part}"), visible.get(f"right_{part}")
+    if left is None or right is None:
+        return None
+    return (left[0] + right[0]) / 2, (left[1] + right[1]) / 2

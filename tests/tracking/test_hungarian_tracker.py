@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from detectron2.tracking import BaseHungarianTracker
-from detectron2.tracking._assignment import linear_sum_assignment
-from detectron2.tracking.hungarian_tracker import LARGE_COST_VALUE
+from detectron2.tracking.hungarian_tracker import LARGE_COST_VALUE, linear_sum_assignment
 
 
 @pytest.mark.parametrize(
