@@ -23,7 +23,7 @@ from detectron2.utils.events import put_scalar
 from detectron2.utils.registry import locate
 
 from .backbone import Backbone
-from .meta_arch._inputs import normalized_batch, required_entry
+from .meta_arch.inputs import normalized_batch, required_entry
 
 __all__ = ["MMDetBackbone", "MMDetDetector"]
 

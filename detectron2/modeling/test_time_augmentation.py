@@ -8,6 +8,8 @@ the first to the last. Boxes are `(x1, y1, x2, y2)`, or rotated `(x_center, y_ce
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,11 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.dataset_mapper import _to_chw_tensor
 from detectron2.data.transforms._pixels import through_pil
-from detectron2.structures import Instances
+from detectron2.modeling.roi_heads.numerics import best_after_nms
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 
-from ._tta_merge import average_keypoints, average_masks, best_boxes
-from ._tta_model import inference_on_known_boxes, semantic_scores
-from .meta_arch import PanopticFPN
-from .postprocessing import MaskFormat, check_mask_format, detector_postprocess
+from .meta_arch import GeneralizedRCNN, PanopticFPN
+from .postprocessing import MaskFormat, check_mask_format, detector_postprocess, sem_seg_postprocess
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA", "SemanticSegmentorWithTTA"]
 
@@ -472,3 +473,96 @@ def _unmirrored(scores: torch.Tensor, tfm: T.Transform) -> torch.Tensor:
 def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:
     """Transform `(D, 4)` boxes, or rotated ones, `(D, 5)`; the array is not changed."""
     return tfm.apply_rotated_box(boxes.copy()) if boxes.shape[1] == 5 else tfm.apply_box(boxes)
+
+
+def inference_on_known_boxes(model: Any) -> Callable[..., list[Instances]]:
+    """A detector's `inference(inputs, detected_instances, do_postprocess)`.
+
+    That of a `PanopticFPN` knows no detected instances; the one of its base class, which does, leaves the semantic head
+    alone.
+    """
+    if isinstance(model, PanopticFPN) and type(model).inference is PanopticFPN.inference:
+        return partial(GeneralizedRCNN.inference, model)
+    if isinstance(model, GeneralizedRCNN) and "detected_instances" in signature(model.inference).parameters:
+        return model.inference
+    raise TypeError(
+        "GeneralizedRCNNWithTTA works on a GeneralizedRCNN whose inference() takes detected_instances, got "
+        f"{type(model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA"
+    )
+
+
+def semantic_scores(
+    model: PanopticFPN, batched_inputs: list[dict[str, Any]], output_hw: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """The semantic scores alone, for each input `Tensor[K, H, W]` at the size of the output."""
+    images = model.preprocess_image(batched_inputs)
+    scores, _ = model.sem_seg_head(model.backbone(images.tensor), None)
+    for of_image, size_hw in zip(scores, images.image_sizes, strict=True):
+        yield sem_seg_postprocess(of_image, size_hw, *output_hw)
+
+
+# A box whose score is nothing at all is none: the padding of some custom heads, for example.
+_MIN_SCORE = 1e-8
+
+
+def best_boxes(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    image_size_hw: tuple[int, int],
+    nms_thresh: float,
+    limit: int,
+) -> Instances:
+    """The best boxes that non-maximum suppression within each class leaves over.
+
+    Args:
+        boxes: `Tensor[B, 4]` or, rotated, `Tensor[B, 5]`.
+        scores: `Tensor[B]`.
+        classes: `Tensor[B]`.
+        image_size_hw: `(height, width)`, to which boxes are clipped.
+        nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better stays.
+        limit: at most so many; all when negative.
+
+    Returns:
+        Detections with `pred_boxes`, `scores` and `pred_classes`, best first.
+    """
+    usable = (torch.isfinite(boxes).all(dim=1) & (scores > _MIN_SCORE)).nonzero()[:, 0]
+    boxes, scores, classes = boxes[usable], scores[usable], classes[usable]
+    candidates = RotatedBoxes(boxes) if boxes.shape[1] == 5 else Boxes(boxes)
+    candidates.clip(image_size_hw)
+    keep = best_after_nms(candidates.tensor, scores, classes, nms_thresh, limit)
+    return Instances(image_size_hw, pred_boxes=candidates[keep], scores=scores[keep], pred_classes=classes[keep])
+
+
+def average_masks(masks: Sequence[torch.Tensor], flipped_dims: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Mean of the masks of the same boxes in all copies.
+
+    Args:
+        masks: for each copy `Tensor[D, 1, M, M]` of probabilities inside the boxes.
+        flipped_dims: for each copy the dimensions along which its image, and so its masks, are mirrored.
+
+    Returns:
+        `Tensor[D, 1, M, M]` in the orientation of the image.
+    """
+    total = torch.zeros_like(masks[0])
+    for mask, dims in zip(masks, flipped_dims, strict=True):
+        total += mask.flip(list(dims)) if dims else mask
+    return total.div_(len(masks))
+
+
+def average_keypoints(keypoints: torch.Tensor) -> torch.Tensor:
+    """Mean of the keypoints of the same objects in all copies.
+
+    Positions are weighted by their scores, so that a copy in which a keypoint was hardly seen does not drag it away.
+
+    Args:
+        keypoints: `Tensor[A, D, K, 3]` of x, y and score in one frame, left and right already as in the image.
+
+    Returns:
+        `Tensor[D, K, 3]`; its scores are plain means.
+    """
+    xy, score = keypoints[..., :2], keypoints[..., 2:]
+    weight = score.clamp(min=torch.finfo(score.dtype).tiny)  # where all scores are 0, all copies count the same
+    weight = weight / weight.amax(dim=0, keepdim=True)  # before the sum: of such small numbers it would lose digits
+    mean_xy = (xy * weight).sum(dim=0) / weight.sum(dim=0)
+    return torch.cat([mean_xy, score.mean(dim=0)], dim=-1)

@@ -23,8 +23,8 @@ from detectron2.modeling import (
     SemanticSegmentorWithTTA,
     build_model,
 )
-from detectron2.modeling._tta_merge import average_keypoints, average_masks, best_boxes
 from detectron2.modeling.postprocessing import paste_predicted_masks
+from detectron2.modeling.test_time_augmentation import average_keypoints, average_masks, best_boxes
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 
 SWAP = [1, 0, 2]  # left hand, right hand, head

@@ -4,6 +4,7 @@ The stages are called `res2` to `res5` after the feature pyramid convention: `re
 stride was traded for dilation. All feature maps are `Tensor[N, C, H, W]`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,31 +12,101 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, ShapeSpec, get_norm
+from detectron2.layers.weight_init import c2_msra_fill
 
-from ._resnet_parts import (
-    BASIC_BLOCK_DEPTHS,
-    STAGE_NAMES,
-    Norm,
-    ResidualBlock,
-    blocks_in_stages,
-    check_basic_options,
-    check_blocks,
-    conv,
-    stage_names,
-)
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 
 __all__ = [
+    "BASIC_BLOCK_DEPTHS",
+    "STAGE_NAMES",
     "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
     "DeformBottleneckBlock",
     "ResNet",
     "ResNetBlockBase",
+    "blocks_in_stages",
     "build_resnet_backbone",
+    "conv",
     "make_stage",
 ]
+
+
+Norm = str | Callable[[int], nn.Module] | None
+"""A norm as :func:`detectron2.layers.get_norm` takes it."""
+
+_BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BASIC_BLOCK_DEPTHS = (18, 34)
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **kwargs) -> Conv2d:
+    """Make a bias-free, size-preserving (up to stride) convolution with its norm, initialised for ReLU."""
+    padding = kwargs.pop("padding", kernel_size // 2)
+    layer = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        padding=padding,
+        bias=False,
+        norm=get_norm(norm, out_channels),
+        **kwargs,
+    )
+    c2_msra_fill(layer)
+    return layer
+
+
+class ResidualBlock(CNNBlockBase):
+    """A branch of convolutions added to its input, which is projected where the shapes differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm):
+        super().__init__(in_channels, out_channels, stride)
+        fits = in_channels == out_channels and stride == 1
+        self.shortcut = None if fits else conv(in_channels, out_channels, 1, norm, stride=stride)
+
+    def _residual(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `relu(branch(x) + shortcut(x))`."""
+        out = self._residual(x)
+        # The branch ends in a fresh tensor that no backward formula needs, so the sum may overwrite it.
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+def _stage_names(stages) -> list[str]:
+    return [f"res{i}" for i in range(2, 2 + len(stages))]
+
+
+def blocks_in_stages(depth: int) -> tuple[int, ...]:
+    """Return the number of blocks in each stage of the standard network with `depth` layers."""
+    if depth not in _BLOCKS_PER_STAGE:
+        raise ValueError(f"there is no standard ResNet of depth {depth}; choose one of {sorted(_BLOCKS_PER_STAGE)}")
+    return _BLOCKS_PER_STAGE[depth]
+
+
+def _check_blocks(name: str, blocks) -> None:
+    if len(blocks) == 0:
+        raise ValueError(f"stage {name} has no blocks")
+    for block in blocks:
+        if not isinstance(block, CNNBlockBase):
+            raise TypeError(f"stage {name} holds a {type(block).__name__}; blocks must derive from CNNBlockBase")
+
+
+def _check_basic_options(depth: int, options) -> None:
+    """Tell which options of `cfg.MODEL.RESNETS` a network of basic blocks cannot honour."""
+    expected = {"NUM_GROUPS": 1, "RES5_DILATION": 1}
+    wrong = [f"{key} {options[key]} (must be {value})" for key, value in expected.items() if options[key] != value]
+    # The default, 256, is the width of bottleneck blocks; left as it is it makes a network sixteen times as large.
+    if options.RES2_OUT_CHANNELS > 64:
+        wrong.append(f"RES2_OUT_CHANNELS {options.RES2_OUT_CHANNELS} (must be 64, or less for a narrower network)")
+    if any(options.DEFORM_ON_PER_STAGE):
+        wrong.append(f"DEFORM_ON_PER_STAGE {options.DEFORM_ON_PER_STAGE} (must be all False)")
+    if wrong:
+        raise ValueError(f"MODEL.RESNETS: depth {depth} is built of basic blocks, which exclude " + ", ".join(wrong))
+
 
 ResNetBlockBase = CNNBlockBase
 """Former name of :class:`detectron2.layers.CNNBlockBase`."""
@@ -217,14 +288,14 @@ class ResNet(Backbone):
         self.num_classes = num_classes
         if num_classes is None and out_features:
             # A linear layer would need every stage; otherwise build no further than the deepest output.
-            depth = max((i for i, name in enumerate(stage_names(stages), start=1) if name in out_features), default=0)
+            depth = max((i for i, name in enumerate(_stage_names(stages), start=1) if name in out_features), default=0)
             stages = stages[:depth]
 
         stride, channels = self.stem.stride, self.stem.out_channels
         self._out_feature_strides, self._out_feature_channels = {"stem": stride}, {"stem": channels}
-        self.stage_names, self.stages = tuple(stage_names(stages)), []
+        self.stage_names, self.stages = tuple(_stage_names(stages)), []
         for name, blocks in zip(self.stage_names, stages, strict=True):
-            check_blocks(name, blocks)
+            _check_blocks(name, blocks)
             stage = nn.Sequential(*blocks)
             self.add_module(name, stage)
             self.stages.append(stage)
@@ -379,7 +450,7 @@ def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     blocks_per_stage = blocks_in_stages(depth)
     basic = depth in BASIC_BLOCK_DEPTHS
     if basic:
-        check_basic_options(depth, options)
+        _check_basic_options(depth, options)
     if options.RES5_DILATION not in (1, 2):
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2; got {options.RES5_DILATION}")
     unknown = [name for name in out_features if name not in ("stem", *STAGE_NAMES)]

@@ -18,11 +18,10 @@ from detectron2.layers import ShapeSpec, batched_nms, cat
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import put_scalar
 
-from .._focal_loss import sum_of_focal_losses
 from ..anchor_generator import DefaultAnchorGenerator
 from ..backbone import Backbone
 from ..box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
-from .dense_detector import DenseDetector
+from .dense_detector import DenseDetector, sum_of_focal_losses
 from .retinanet import RetinaNetHead
 
 __all__ = ["FCOS", "FCOSHead"]

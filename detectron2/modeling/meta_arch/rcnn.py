@@ -11,7 +11,6 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import move_device_like
-from detectron2.modeling._training_pictures import side_by_side
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import MaskFormat, check_mask_format, detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -19,8 +18,9 @@ from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image
 
-from ._inputs import normalized_batch, required_entry
+from ._training_pictures import side_by_side
 from .build import META_ARCH_REGISTRY
+from .inputs import normalized_batch, required_entry
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 

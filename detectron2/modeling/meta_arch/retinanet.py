@@ -17,13 +17,12 @@ from detectron2.layers import CycleBatchNormList, ShapeSpec, batched_nms, get_no
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
 
-from .._focal_loss import sum_of_focal_losses
 from ..anchor_generator import build_anchor_generator
 from ..backbone import Backbone, build_backbone
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 from ..matcher import Matcher
 from .build import META_ARCH_REGISTRY
-from .dense_detector import DenseDetector, permute_to_N_HWA_K
+from .dense_detector import DenseDetector, permute_to_N_HWA_K, sum_of_focal_losses
 
 __all__ = ["RetinaNet", "RetinaNetHead", "permute_to_N_HWA_K"]
 

@@ -21,11 +21,9 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage, has_event_storage, put_scalar
 
 from . import fast_rcnn
-from ._base import feature_list, pooler_from_config
-from ._sampling import mean_count
 from .box_head import build_box_head
 from .fast_rcnn import FastRCNNOutputLayers
-from .roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from .roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, feature_list, mean_count, pooler_from_config
 
 __all__ = ["CascadeROIHeads"]
 

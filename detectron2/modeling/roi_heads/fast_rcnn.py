@@ -4,7 +4,7 @@
 (4: `(x1, y1, x2, y2)`; 5: rotated). Boxes are in pixels of the network's input image. Class index `K` is background.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,21 +13,77 @@ from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import has_event_storage, put_scalar
 from detectron2.utils.registry import locate
 
-from ._box_losses import box_regression_loss, draw_fed_loss_classes, gather_targets
-from ._fast_rcnn_outputs import FastRCNNOutputs
-from ._numerics import best_after_nms, full_precision
+from .numerics import best_after_nms, full_precision
 
-__all__ = [
-    "FastRCNNOutputLayers",
-    "FastRCNNOutputs",
-    "fast_rcnn_inference",
-    "fast_rcnn_inference_single_image",
-]
+__all__ = ["FastRCNNOutputLayers", "FastRCNNOutputs", "fast_rcnn_inference", "fast_rcnn_inference_single_image"]
+
+
+def gather_targets(
+    proposals: Sequence[Instances], scores: torch.Tensor, box_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels `Tensor[R]`, proposal boxes `Tensor[R, B]` and matched boxes `Tensor[R, B]` of all images.
+
+    An image without ground truth has no `gt_boxes`; its own proposals stand in, and no loss reads them.
+    """
+    if not proposals:
+        no_boxes = scores.new_zeros(0, box_dim)
+        return torch.zeros(0, dtype=torch.int64, device=scores.device), no_boxes, no_boxes
+    boxes = cat([x.proposal_boxes.tensor for x in proposals])
+    assert not boxes.requires_grad, "proposal boxes must be detached before the second stage"
+    matched = cat([(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals])
+    return cat([x.gt_classes for x in proposals]), boxes, matched
+
+
+def box_regression_loss(
+    proposal_boxes: torch.Tensor,
+    gt_boxes: torch.Tensor,
+    pred_deltas: torch.Tensor,
+    gt_classes: torch.Tensor,
+    *,
+    num_classes: int,
+    box2box_transform: Any,
+    loss_type: str,
+    smooth_l1_beta: float,
+) -> torch.Tensor:
+    """Box loss summed over the foreground, divided by the number of all regions; see `FastRCNNOutputLayers`."""
+    box_dim = proposal_boxes.shape[1]
+    foreground = nonzero_tuple((gt_classes >= 0) & (gt_classes < num_classes))[0]
+    if pred_deltas.shape[1] == box_dim:
+        deltas = pred_deltas[foreground]
+    else:
+        deltas = pred_deltas.view(-1, num_classes, box_dim)[foreground, gt_classes[foreground]]
+    loss = _dense_box_regression_loss(
+        [proposal_boxes[foreground]],
+        box2box_transform,
+        [deltas.unsqueeze(0)],
+        [gt_boxes[foreground]],
+        torch.ones(1, deltas.shape[0], dtype=torch.bool, device=deltas.device),
+        box_reg_loss_type=loss_type,
+        smooth_l1_beta=smooth_l1_beta,
+    )
+    return loss / max(gt_classes.numel(), 1)
+
+
+def draw_fed_loss_classes(
+    gt_classes: torch.Tensor, num_drawn: int, num_classes: int, weight: torch.Tensor
+) -> torch.Tensor:
+    """The distinct labels of `gt_classes`, filled up to `num_drawn` with absent classes drawn in ratio of `weight`."""
+    present = gt_classes.unique()
+    missing = num_drawn - present.numel()
+    if missing <= 0:
+        return present
+    chance = torch.zeros(num_classes + 1, dtype=torch.float32, device=gt_classes.device)
+    chance[:num_classes] = weight
+    chance[present] = 0
+    drawable = int(torch.count_nonzero(chance))
+    if drawable == 0:
+        return present
+    return torch.cat([present, torch.multinomial(chance, min(missing, drawable), replacement=False)])
 
 
 def fast_rcnn_inference(
@@ -80,19 +136,44 @@ def fast_rcnn_inference_single_image(
     Returns:
         The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
     """
+    return detections_of_image(Boxes, boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image)
+
+
+def detections_of_image(
+    box_type: type[Boxes] | type[RotatedBoxes],
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, torch.Tensor]:
+    """Turn the scored boxes of one image, upright or rotated, into detections.
+
+    Args:
+        box_type: `Boxes` for 4 numbers per box, `RotatedBoxes` for 5.
+        boxes: `Tensor[R, K * B]` or `Tensor[R, B]`.
+        scores: `Tensor[R, K + 1]`.
+        image_shape: `(height, width)` in pixels.
+        score_thresh: only scores above this are kept.
+        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
+        topk_per_image: the largest number of detections; negative for all.
+
+    Returns:
+        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
+    """
     usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = scores[:, :-1]
-    candidates = (scores > score_thresh) & usable[:, None]
-    rows, classes = nonzero_tuple(candidates)
+    rows, classes = nonzero_tuple((scores > score_thresh) & usable[:, None])
     # Pick first and clip after: with K classes about one box in K is a candidate.
-    per_class = boxes.unflatten(1, (-1, 4))
-    picked = Boxes(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
+    per_class = boxes.unflatten(1, (-1, 5 if box_type is RotatedBoxes else 4))
+    picked = box_type(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
     picked.clip(image_shape)
     picked_scores = scores[rows, classes]
 
     keep = best_after_nms(picked.tensor, picked_scores, classes, nms_thresh, topk_per_image)
     result = Instances(image_shape)
-    result.pred_boxes = Boxes(picked.tensor[keep])
+    result.pred_boxes = box_type(picked.tensor[keep])
     result.scores = picked_scores[keep]
     result.pred_classes = classes[keep]
     return result, rows[keep]
@@ -321,7 +402,7 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             Detections of each image, and the region that each came from.
         """
-        return fast_rcnn_inference(
+        return self._detections(
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
             [x.image_size for x in proposals],
@@ -329,6 +410,10 @@ class FastRCNNOutputLayers(nn.Module):
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
+
+    def _detections(self, *arguments: Any) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Call the function that turns scored boxes into detections; rotated boxes have their own."""
+        return fast_rcnn_inference(*arguments)
 
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -412,3 +497,88 @@ class FastRCNNOutputLayers(nn.Module):
             ),
             "fed_loss_num_classes": box.FED_LOSS_NUM_CLASSES,
         }
+
+
+class FastRCNNOutputs:
+    """What a box predictor answered, together with the proposals that it was asked about.
+
+    Kept for code written against it; new code overrides methods of `FastRCNNOutputLayers`.
+
+    Args:
+        box2box_transform: how deltas move a box.
+        pred_class_logits: `Tensor[R, K + 1]`.
+        pred_proposal_deltas: `Tensor[R, K * B]` or `Tensor[R, B]`.
+        proposals: regions of each image with `proposal_boxes`; for the losses also `gt_classes` and `gt_boxes`.
+        smooth_l1_beta: where the smooth L1 loss turns from quadratic to linear.
+        box_reg_loss_type: as in `FastRCNNOutputLayers`.
+    """
+
+    def __init__(
+        self,
+        box2box_transform: Any,
+        pred_class_logits: torch.Tensor,
+        pred_proposal_deltas: torch.Tensor,
+        proposals: list[Instances],
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+    ):
+        self.box2box_transform = box2box_transform
+        self.pred_class_logits = pred_class_logits
+        self.pred_proposal_deltas = pred_proposal_deltas
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_reg_loss_type = box_reg_loss_type
+        self.num_preds_per_image = [len(x) for x in proposals]
+        self.image_shapes = [x.image_size for x in proposals]
+
+        box_type = type(proposals[0].proposal_boxes) if proposals else Boxes
+        box_dim = len(box2box_transform.weights)
+        if proposals and proposals[0].has("gt_classes"):
+            self.gt_classes, boxes, matched = gather_targets(proposals, pred_class_logits, box_dim)
+            self.gt_boxes = box_type(matched)
+        else:
+            boxes = torch.cat([pred_class_logits.new_zeros(0, box_dim), *(x.proposal_boxes.tensor for x in proposals)])
+        self.proposals = box_type(boxes)
+
+    def softmax_cross_entropy_loss(self) -> torch.Tensor:
+        """Mean cross entropy of the class logits; statistics go to the open event storage."""
+        _log_classification_stats(self.pred_class_logits, self.gt_classes)
+        return cross_entropy(self.pred_class_logits, self.gt_classes, reduction="mean")
+
+    def box_reg_loss(self) -> torch.Tensor:
+        """Box loss; see `FastRCNNOutputLayers.box_reg_loss`."""
+        return box_regression_loss(
+            self.proposals.tensor,
+            self.gt_boxes.tensor,
+            self.pred_proposal_deltas,
+            self.gt_classes,
+            num_classes=self.pred_class_logits.shape[1] - 1,
+            box2box_transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        """`{"loss_cls": scalar, "loss_box_reg": scalar}`."""
+        return {"loss_cls": self.softmax_cross_entropy_loss(), "loss_box_reg": self.box_reg_loss()}
+
+    def predict_boxes(self) -> tuple[torch.Tensor, ...]:
+        """Refined boxes, for each image `Tensor[Ri, K * B]` or `Tensor[Ri, B]`."""
+        boxes = self.box2box_transform.apply_deltas(self.pred_proposal_deltas, self.proposals.tensor)
+        return boxes.split(self.num_preds_per_image)
+
+    def predict_probs(self) -> tuple[torch.Tensor, ...]:
+        """Class probabilities, for each image `Tensor[Ri, K + 1]`."""
+        return F.softmax(self.pred_class_logits, dim=-1).split(self.num_preds_per_image)
+
+    def inference(
+        self, score_thresh: float, nms_thresh: float, topk_per_image: int
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Detections; see `fast_rcnn_inference` for the arguments and the result."""
+        return fast_rcnn_inference(
+            list(self.predict_boxes()),
+            list(self.predict_probs()),
+            self.image_shapes,
+            score_thresh,
+            nms_thresh,
+            topk_per_image,
+        )

@@ -17,7 +17,7 @@ from detectron2.structures import Instances, heatmaps_to_keypoints
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry, lookup
 
-from ._numerics import full_precision
+from .numerics import full_precision
 
 __all__ = [
     "ROI_KEYPOINT_HEAD_REGISTRY",

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_scalar
 from detectron2.utils.registry import Registry, lookup
 
-from ._numerics import full_precision, select_class
+from .numerics import full_precision, select_class
 
 __all__ = [
     "ROI_MASK_HEAD_REGISTRY",

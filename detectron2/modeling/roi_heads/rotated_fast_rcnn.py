@@ -11,15 +11,12 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, nonzero_tuple
-from detectron2.layers.nms import greedy_nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransformRotated
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated
 
-from ._base import pooler_from_config
-from .box_head import build_box_head
-from .fast_rcnn import FastRCNNOutputLayers
+from .fast_rcnn import FastRCNNOutputLayers, detections_of_image
 from .roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 
 __all__ = [
@@ -81,20 +78,7 @@ def fast_rcnn_inference_single_image_rotated(
     Returns:
         The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
     """
-    usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-    scores = scores[:, :-1]
-    rows, classes = nonzero_tuple((scores > score_thresh) & usable[:, None])
-    per_class = boxes.unflatten(1, (-1, 5))
-    picked = RotatedBoxes(per_class[rows, classes] if per_class.shape[1] > 1 else per_class[rows, 0])
-    picked.clip(image_shape)
-    picked_scores = scores[rows, classes]
-
-    keep = greedy_nms(picked.tensor, picked_scores, nms_thresh, classes, limit=topk_per_image)
-    result = Instances(image_shape)
-    result.pred_boxes = picked[keep]
-    result.scores = picked_scores[keep]
-    result.pred_classes = classes[keep]
-    return result, rows[keep]
+    return detections_of_image(RotatedBoxes, boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image)
 
 
 class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -118,26 +102,8 @@ class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
                 "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
             )
 
-    def inference(
-        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
-    ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """Detections of each image from what `forward` returned; see `fast_rcnn_inference_rotated` for the result.
-
-        Args:
-            predictions: what `forward` returned for all regions of the batch.
-            proposals: for each image its regions with `proposal_boxes`.
-
-        Returns:
-            Detections of each image, and the region that each came from.
-        """
-        return fast_rcnn_inference_rotated(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            [x.image_size for x in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
+    def _detections(self, *arguments: Any) -> tuple[list[Instances], list[torch.Tensor]]:
+        return fast_rcnn_inference_rotated(*arguments)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -192,18 +158,14 @@ class RROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Constructor arguments of the box branch; meant to be overridden, the dictionary to be edited."""
-        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         pooler_type = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE
         if pooler_type != "ROIAlignRotated":
             raise ValueError(
                 f"RROIHeads pools rotated boxes, which {pooler_type!r} cannot; set MODEL.ROI_BOX_HEAD.POOLER_TYPE to "
                 "'ROIAlignRotated'"
             )
-        box_pooler, pooled = pooler_from_config(cfg.MODEL.ROI_BOX_HEAD, in_features, input_shape)
-        box_head = build_box_head(cfg, pooled)
-        return {
-            "box_in_features": in_features,
-            "box_pooler": box_pooler,
-            "box_head": box_head,
-            "box_predictor": RotatedFastRCNNOutputLayers(cfg, box_head.output_shape),
-        }
+        return super()._init_box_head(cfg, input_shape)
+
+    @classmethod
+    def _build_box_predictor(cls, cfg: CfgNode, input_shape: Any) -> nn.Module:
+        return RotatedFastRCNNOutputLayers(cfg, input_shape)

@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone._resnet_parts import BASIC_BLOCK_DEPTHS, STAGE_NAMES, Norm, blocks_in_stages, conv
-from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, DeformBottleneckBlock, ResNet
+from detectron2.modeling.backbone.resnet import (
+    BASIC_BLOCK_DEPTHS,
+    STAGE_NAMES,
+    BasicStem,
+    BottleneckBlock,
+    DeformBottleneckBlock,
+    Norm,
+    ResNet,
+    blocks_in_stages,
+    conv,
+)
 
 __all__ = ["DeepLabStem", "build_resnet_deeplab_backbone"]
 

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from ._head_parts import (
+from .head_parts import (
     Norm,
     PixelClassifier,
     aspp,

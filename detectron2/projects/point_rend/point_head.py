@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.layers.weight_init import c2_msra_fill
-from detectron2.modeling.roi_heads._numerics import full_precision, select_class
+from detectron2.modeling.roi_heads.numerics import full_precision, select_class
 from detectron2.structures import Instances
 from detectron2.utils.events import has_event_storage, put_scalar
 from detectron2.utils.registry import Registry, lookup

@@ -16,8 +16,7 @@ from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import lookup
 
-from ._subdivision import subdivide
-from .point_features import get_uncertain_point_coords_with_randomness, point_sample
+from .point_features import get_uncertain_point_coords_with_randomness, point_sample, subdivide
 from .point_head import build_point_head
 
 __all__ = ["PointRendSemSegHead", "calculate_uncertainty"]

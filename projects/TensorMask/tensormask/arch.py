@@ -15,11 +15,10 @@ from torch import nn
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms, cat, paste_masks_in_image
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
-from detectron2.modeling._focal_loss import sum_of_focal_losses
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
-from detectron2.modeling.meta_arch._inputs import required_entry
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.roi_heads._matched_masks import take_matched
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, sum_of_focal_losses
+from detectron2.modeling.meta_arch.inputs import required_entry
+from detectron2.modeling.roi_heads.matched_masks import take_matched
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import put_scalar
 

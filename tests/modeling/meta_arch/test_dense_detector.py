@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.modeling._training_pictures import image_to_rgb
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch._training_pictures import image_to_rgb
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, _top_k, permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage

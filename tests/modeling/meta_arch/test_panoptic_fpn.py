@@ -12,8 +12,13 @@ from torch import nn
 
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, build_model
 from detectron2.modeling.meta_arch import panoptic_fpn
-from detectron2.modeling.meta_arch._panoptic_merge import _claim, _claim_on_cpu, _claim_on_device, _pasted
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.modeling.meta_arch.panoptic_fpn import (
+    _claim,
+    _claim_on_cpu,
+    _claim_on_device,
+    _pasted,
+    combine_semantic_and_instance_outputs,
+)
 from detectron2.modeling.postprocessing import paste_predicted_masks
 from detectron2.structures import Boxes, Instances, ROIMasks
 

@@ -12,7 +12,6 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, GeneralizedRCNN, ProposalNetwork, build_model, detector_postprocess
 from detectron2.modeling.meta_arch import rcnn
-from detectron2.modeling.meta_arch._inputs import normalized_batch
 from detectron2.modeling.postprocessing import paste_predicted_masks
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -323,20 +322,6 @@ def test_postprocessing_is_looked_up_in_the_module(monkeypatch, model, rcnn_batc
     with torch.no_grad():
         model.eval()(rcnn_batch())
     assert sizes == [(64, 96), (48, 80)]
-
-
-@pytest.mark.parametrize(("device", "non_blocking"), [("cpu", False), ("meta", True)])
-def test_a_copy_towards_the_cpu_is_waited_for(device, non_blocking, monkeypatch):
-    asked, move = [], torch.Tensor.to
-
-    def record(self, *args, **kwargs):
-        asked.append(kwargs["non_blocking"])
-        return move(self, *args, **kwargs)
-
-    mean = torch.ones(3, 1, 1, device=device)
-    monkeypatch.setattr(torch.Tensor, "to", record)
-    batch = normalized_batch([{"image": torch.zeros(3, 4, 5)}], mean, mean)
-    assert asked == [non_blocking] and batch.tensor.shape == (1, 3, 4, 5)
 
 
 # --- formats of masks -------------------------------------------------------------------------------------------------

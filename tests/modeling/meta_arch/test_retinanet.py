@@ -10,12 +10,12 @@ from torch import nn
 
 from detectron2.config import get_cfg
 from detectron2.layers import CycleBatchNormList, ShapeSpec
-from detectron2.modeling._focal_loss import sum_of_focal_losses
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.meta_arch.dense_detector import sum_of_focal_losses
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import _numerics, fast_rcnn
+from detectron2.modeling.roi_heads import fast_rcnn, numerics
 from detectron2.modeling.roi_heads.fast_rcnn import (
     FastRCNNOutputLayers,
     FastRCNNOutputs,
@@ -66,7 +66,7 @@ def random_case(rows, classes, agnostic, seed):
 @pytest.mark.parametrize("rows", [0, 1, 40])
 @pytest.mark.parametrize("small_set", [4096, 8])
 def test_inference_follows_the_rule(monkeypatch, rows, agnostic, topk, small_set):
-    monkeypatch.setattr(_numerics, "_SMALL_SET", small_set)  # 8: the search through growing prefixes
+    monkeypatch.setattr(numerics, "_SMALL_SET", small_set)  # 8: the search through growing prefixes
     boxes, scores = random_case(rows, 4, agnostic, seed=rows)
     expected = slow_inference(boxes, scores, (45, 50), 0.15, 0.4, topk)
     result, index = fast_rcnn_inference_single_image(

@@ -19,7 +19,7 @@ from detectron2.modeling.roi_heads import (
     build_roi_heads,
     select_foreground_proposals,
 )
-from detectron2.modeling.roi_heads._matched_masks import MatchedBitMasks
+from detectron2.modeling.roi_heads.matched_masks import MatchedBitMasks
 from detectron2.modeling.roi_heads.roi_heads import (
     ROI_HEADS_REGISTRY,
     add_ground_truth_to_proposals,

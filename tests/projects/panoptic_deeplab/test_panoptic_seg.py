@@ -19,7 +19,7 @@ from detectron2.projects.panoptic_deeplab import (
     add_panoptic_deeplab_config,
     build_ins_embed_branch,
 )
-from detectron2.projects.panoptic_deeplab._instances import instances_of_panoptic
+from detectron2.projects.panoptic_deeplab.post_processing import instances_of_panoptic
 
 SIZES_HW = [(64, 96), (48, 80)]
 K = 4

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_mask_head
-from detectron2.projects.point_rend import _point_mask_head
-from detectron2.projects.point_rend._subdivision import subdivide
+from detectron2.projects.point_rend import mask_head as mask_head_module
 from detectron2.projects.point_rend.mask_head import calculate_uncertainty
+from detectron2.projects.point_rend.point_features import subdivide
 from detectron2.structures import BitMasks, Boxes, Instances
 
 KINDS = ["standard", "implicit"]
@@ -122,7 +122,7 @@ def test_groups_of_regions_change_nothing(tiny_config, kind, monkeypatch):
         calls = []
         predict = head._predict
         monkeypatch.setattr(head, "_predict", lambda *args: calls.append(len(args[2])) or predict(*args))
-        monkeypatch.setattr(_point_mask_head, "_GROUP_NUMBERS", 36 * 8 * 3)
+        monkeypatch.setattr(mask_head_module, "_GROUP_NUMBERS", 36 * 8 * 3)
         parts = [x.pred_masks for x in head(maps, found)]
     assert calls == [3, 3, 1]
     for a, b in zip(whole, parts, strict=True):

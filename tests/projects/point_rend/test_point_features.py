@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.modeling.roi_heads._matched_masks import MatchedBitMasks
+from detectron2.modeling.roi_heads.matched_masks import MatchedBitMasks
 from detectron2.projects.point_rend.point_features import (
     generate_regular_grid_point_coords,
     get_point_coords_wrt_image,

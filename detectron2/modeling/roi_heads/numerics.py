@@ -6,6 +6,7 @@
 import torch
 
 from detectron2.layers import batched_nms
+from detectron2.layers.nms import greedy_nms
 
 __all__ = ["best_after_nms", "full_precision", "select_class"]
 
@@ -29,23 +30,36 @@ def select_class(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def best_after_nms(
-    boxes_xyxy: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int
 ) -> torch.Tensor:
-    """Indices of the best `limit` boxes (all when negative) left by non-maximum suppression within each class.
+    """Return the indices of the best boxes that non-maximum suppression within each class keeps.
 
     The suppression is greedy from the best score down, so what survives among the best `m` boxes does not depend on
     the others. A large set is therefore searched in a growing prefix until that holds enough survivors: the answer
     is the same, without comparing a million boxes to keep a hundred.
+
+    Args:
+        boxes: `Tensor[R, 4]`, `(x1, y1, x2, y2)`, or rotated, `Tensor[R, 5]`,
+            `(x_center, y_center, width, height, angle)`.
+        scores: `Tensor[R]`.
+        classes: `Tensor[R]`.
+        iou_thresh: of two boxes of one class that overlap by more than this, the one with the lower score goes.
+        limit: the largest number of indices to return; negative for all.
+
+    Returns:
+        Indices, best first.
     """
+    if boxes.shape[1] == 5:
+        return greedy_nms(boxes, scores, iou_thresh, classes, limit=limit)
     total = scores.shape[0]
     if limit < 0 or total <= _SMALL_SET:
-        keep = batched_nms(boxes_xyxy, scores, classes, iou_thresh)
+        keep = batched_nms(boxes, scores, classes, iou_thresh)
         return keep if limit < 0 else keep[:limit]
     order = torch.sort(scores, descending=True, stable=True).indices
     size = max(_SMALL_SET, 8 * limit)
     while True:
         prefix = order[:size]
-        keep = batched_nms(boxes_xyxy[prefix], scores[prefix], classes[prefix], iou_thresh)
+        keep = batched_nms(boxes[prefix], scores[prefix], classes[prefix], iou_thresh)
         if keep.shape[0] >= limit or size >= total:
             return prefix[keep[:limit]]
         size *= 4

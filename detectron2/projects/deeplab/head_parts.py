@@ -19,6 +19,21 @@ from detectron2.modeling.meta_arch.semantic_seg import semantic_loss
 
 from .loss import DeepLabCE
 
+__all__ = [
+    "PixelClassifier",
+    "aspp",
+    "branch",
+    "build_loss",
+    "conv_norm_relu",
+    "fuse_block",
+    "labelled_pixel_loss",
+    "predictor",
+    "projection",
+    "separable_5x5",
+    "sorted_by_stride",
+    "train_crop_hw",
+]
+
 Norm = str | Callable[[int], nn.Module]
 """A norm as :func:`detectron2.layers.get_norm` takes it; "" for none."""
 
