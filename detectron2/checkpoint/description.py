@@ -17,11 +17,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from detectron2.checkpoint._advice import what_is_beside
-from detectron2.checkpoint._read import file_format, read_torch_file
-from detectron2.checkpoint._training_state import DESCRIPTION
-from detectron2.checkpoint._weights_file import read_header
+from detectron2.checkpoint.files import file_format, read_header, read_torch_file
+from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
-from detectron2.config._lazy_yaml import load_lazy_yaml
+from detectron2.config.lazy_text import load_lazy_yaml
 from detectron2.utils.file_io import PathManager
 
 if TYPE_CHECKING:

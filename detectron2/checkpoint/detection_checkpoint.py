@@ -19,16 +19,17 @@ from detectron2.checkpoint._advice import (
     what_is_beside,
 )
 from detectron2.checkpoint._prefixes import without_wrappers
-from detectron2.checkpoint._read import (
+from detectron2.checkpoint._report import LoadReport, check_same_architecture
+from detectron2.checkpoint._torchvision_names import resnet_from_torchvision
+from detectron2.checkpoint.c2_model_loading import match_by_ends
+from detectron2.checkpoint.files import (
     as_checkpoint,
     file_format,
     read_pickle_file,
     read_safetensors_file,
     read_torch_file,
 )
-from detectron2.checkpoint._report import LoadReport, check_same_architecture
-from detectron2.checkpoint._torchvision_names import resnet_from_torchvision
-from detectron2.checkpoint._training_state import (
+from detectron2.checkpoint.training_state import (
     DESCRIPTION,
     describe_again,
     read_beside,
@@ -36,7 +37,6 @@ from detectron2.checkpoint._training_state import (
     save_in_two_files,
     state_file,
 )
-from detectron2.checkpoint.c2_model_loading import match_by_ends
 from detectron2.utils import comm
 from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError

@@ -18,10 +18,10 @@ from torch import nn
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer, read_description
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.config._merge import iter_leaves
-from detectron2.config._project_keys import adders_of
-from detectron2.config._trusted_calls import refuse_foreign_calls
+from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
+from detectron2.config.project_keys import adders_of
+from detectron2.config.trusted_calls import refuse_foreign_calls
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.modeling import build_model

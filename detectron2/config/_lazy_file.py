@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ._lazy_yaml import load_lazy_yaml
+from .lazy_text import load_lazy_yaml
 
 __all__ = ["load_file", "select_keys"]
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detectron2.utils.registry import locate
 
-from ._merge import nearest
+from .merge import nearest
 from .optional_keys import OPTIONAL_KEYS
 
 __all__ = ["apply_overrides"]

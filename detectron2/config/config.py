@@ -11,9 +11,15 @@ from fvcore.common.config import BASE_KEY
 from fvcore.common.config import CfgNode as _FvcoreNode
 
 from ._configurable import configurable
-from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
-from ._merge import iter_leaves, merge_config, merge_pairs
-from ._yaml import load_yaml
+from .merge import (
+    ConfigError,
+    ConfigTypeError,
+    UnknownConfigKeyError,
+    iter_leaves,
+    merge_config,
+    merge_pairs,
+)
+from .safe_yaml import load_yaml
 
 __all__ = [
     "CfgNode",

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 
 from detectron2.utils.registry import _convert_target_to_string
 
-from ._lazy_dump import save_yaml, to_python
 from ._lazy_file import load_file, select_keys
 from ._overrides import apply_overrides as _apply_overrides
+from .lazy_text import save_yaml, to_python
 
 __all__ = ["LazyCall", "LazyConfig"]
 

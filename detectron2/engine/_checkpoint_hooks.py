@@ -14,8 +14,8 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpoint
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint._training_state import remove_orphans
-from detectron2.config._merge import nearest
+from detectron2.checkpoint.training_state import remove_orphans
+from detectron2.config.merge import nearest
 from detectron2.engine._ema import WeightAverage
 from detectron2.engine._sharding import ShardedCheckpointer
 from detectron2.engine._trainer_base import HookBase

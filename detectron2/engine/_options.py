@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint._weights_file import require_safetensors
+from detectron2.checkpoint.files import require_safetensors
 from detectron2.config import CfgNode
-from detectron2.config._merge import nearest
+from detectron2.config.merge import nearest
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 
 logger = logging.getLogger("detectron2.engine.lazy")

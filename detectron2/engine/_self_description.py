@@ -11,8 +11,7 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
 from detectron2.checkpoint.description import dataset_metadata, installed_versions
 from detectron2.config import CfgNode
-from detectron2.config._lazy_dump import to_yaml
-from detectron2.config._lazy_yaml import load_lazy_yaml
+from detectron2.config.lazy_text import load_lazy_yaml, to_yaml
 from detectron2.engine._trainer_base import HookBase, TrainerBase
 from detectron2.utils.wrappers import unwrap_model
 

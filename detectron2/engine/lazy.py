@@ -15,7 +15,7 @@ from torch import nn
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
-from detectron2.config._lazy_dump import to_yaml
+from detectron2.config.lazy_text import to_yaml
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine._divergence import DivergencePolicy

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detectron2.checkpoint._read import read_torch_file
+from detectron2.checkpoint.files import read_torch_file
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine._batch_file import from_plain
 from detectron2.engine._divergence import first_nonfinite

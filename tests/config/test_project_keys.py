@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from detectron2.config import CfgNode, ConfigError, UnknownConfigKeyError, get_cfg
-from detectron2.config._merge import iter_leaves
-from detectron2.config._project_keys import PROJECT_FOLDERS, PROJECT_KEYS, adders_of
+from detectron2.config.merge import iter_leaves
+from detectron2.config.project_keys import PROJECT_FOLDERS, PROJECT_KEYS, adders_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

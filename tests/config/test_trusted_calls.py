@@ -8,9 +8,8 @@ import detectron2.data.transforms as T
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.config._lazy_dump import to_yaml
-from detectron2.config._lazy_yaml import load_lazy_yaml
-from detectron2.config._trusted_calls import ForeignCallError, refuse_foreign_calls
+from detectron2.config.lazy_text import load_lazy_yaml, to_yaml
+from detectron2.config.trusted_calls import ForeignCallError, refuse_foreign_calls
 from detectron2.engine import shard_model
 from detectron2.layers import ShapeSpec
 
@@ -85,7 +84,7 @@ LOCATE = "detectron2.utils.registry.locate"
         {"_target_": {"_target_": LOCATE, "name": "os.system"}, "command": "true"},
         {"_target_": "torch.nn.Linear", "in_features": [{"a": {"_target_": LOCATE, "name": "posix.system"}}]},
         {
-            "_target_": "detectron2.config._lazy_objects.make_partial",
+            "_target_": "detectron2.config.lazy_text.make_partial",
             "func": {"_target_": LOCATE, "name": "os.system"},
             "args": [],
             "keywords": {"_target_": "builtins.dict"},

@@ -187,7 +187,7 @@ def test_a_checkpointer_of_another_kind(cfg):
 def test_lazy(shapes, tmp_path):
     from detectron2.config import LazyCall as L
     from detectron2.config import LazyConfig, instantiate
-    from detectron2.config._trusted_calls import refuse_foreign_calls
+    from detectron2.config.trusted_calls import refuse_foreign_calls
     from detectron2.engine import lazy_train
     from tests.cli.conftest import LAZY
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from detectron2.utils.registry import _convert_target_to_string, locate
 
-from ._lazy_objects import make_partial, missing_object
+from .lazy_text import make_partial, missing_object
 
 __all__ = ["ForeignCallError", "refuse_foreign_calls"]
 
@@ -34,7 +34,7 @@ _PACKAGES = (
 # Builds what another library's config says, which is another matter.
 _EXCEPTIONS = ("detectron2.modeling.mmdet_wrapper",)
 _CONTAINERS = ("builtins.dict", "builtins.list", "builtins.tuple")
-_SHARD_MODEL = ("detectron2.engine.shard_model", "detectron2.engine._sharding.shard_model")
+_SHARD_MODEL = tuple(f"detectron2.engine.{name}shard_model" for name in ("", "_sharding.", "sharding."))
 
 
 class ForeignCallError(ValueError):

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from detectron2.checkpoint._read import read_torch_file
-from detectron2.checkpoint._weights_file import read_header, write_weights
+from detectron2.checkpoint.files import read_header, read_torch_file, write_weights
 from detectron2.utils.file_io import atomic_write
 
 __all__ = ["DESCRIPTION", "describe_again", "read_beside", "remove_orphans", "save_in_two_files", "state_file"]
@@ -143,7 +142,7 @@ def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> N
         manager: the path manager.
     """
     if path.endswith(".safetensors"):
-        from detectron2.checkpoint._weights_file import read_weights
+        from detectron2.checkpoint.files import read_weights
 
         weights, texts = read_weights(path)
         write_weights(path, weights, {**texts, DESCRIPTION: json.dumps(description)}, manager)

@@ -1,10 +1,18 @@
-"""From a file on disk to the dictionary in it, by what the file is and not by its name."""
+"""Reading and writing the files of checkpoints; a file is read by what it is and not by its name.
 
+Three formats: `torch` (written by `torch.save`), `pickle` (the published weights), and `safetensors`
+(https://github.com/huggingface/safetensors): eight bytes with the length of the header; the header, JSON with the type,
+shape and place of each tensor; and the tensors. No format runs code from the file.
+"""
+
+import importlib.util
+import json
 import os
 import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from detectron2.checkpoint._weights_file import read_weights, require_safetensors
+from detectron2.utils.file_io import atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
 from detectron2.utils.safe_pickle import numpy_globals, read_pickle, resolve_stand_ins
 
-__all__ = ["as_checkpoint", "file_format", "read_pickle_file", "read_safetensors_file", "read_torch_file"]
+__all__ = [
+    "as_checkpoint",
+    "file_format",
+    "read_header",
+    "read_pickle_file",
+    "read_safetensors_file",
+    "read_torch_file",
+    "read_weights",
+    "require_safetensors",
+    "write_weights",
+]
 
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -202,3 +220,123 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
             f"'state_dict'. The keys are {sorted(map(str, data))[:10]}."
         )
     return {"model": data}
+
+
+# --------------------------------------------------------------------------------------------------------- safetensors
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_VERSIONS = "module_versions"
+
+
+def require_safetensors(wanted_for: str) -> None:
+    """Check that such files can be read back.
+
+    Args:
+        wanted_for: who wants it, for the message.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    if importlib.util.find_spec("safetensors") is None:
+        raise ImportError(f"{wanted_for} needs the package safetensors: pip install safetensors")
+
+
+def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mapping[str, str], manager: Any) -> None:
+    """Write a state dict; the file appears under its name only when it is complete.
+
+    A tensor with several names is written once for each.
+
+    Args:
+        path: the file.
+        weights: on any device; one at a time is copied to the CPU.
+        header: texts to keep in the header.
+        manager: the path manager.
+
+    Raises:
+        TypeError: something in ``weights`` is no tensor, or of a type that the format does not know.
+    """
+    texts = {"format": "pt", **header}
+    versions = getattr(weights, "_metadata", None)
+    if versions is not None:
+        texts[_VERSIONS] = json.dumps(versions)
+    entries: dict[str, Any] = {"__metadata__": texts}
+    # Wide types first, so that every tensor begins at a multiple of its element's size.
+    names = sorted(weights, key=lambda name: (-_checked(name, weights[name]).element_size(), name))
+    end = 0
+    for name in names:
+        tensor = weights[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic_write(path, "wb", manager) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in names:
+            flat = weights[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _checked(name: str, value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.dtype not in _TYPES:
+        what = f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} in the state dict is {what}, which .safetensors cannot hold; save as .pth instead.")
+    return value
+
+
+def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read all tensors onto the CPU.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        The state dict, and the texts in the header.
+
+    Raises:
+        ImportError: the package safetensors is missing.
+        safetensors.SafetensorError: the file is damaged.
+    """
+    require_safetensors(f"Reading {path}")
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device="cpu") as file:
+        texts = dict(file.metadata() or {})
+        weights: dict[str, torch.Tensor] = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+    versions = texts.pop(_VERSIONS, None)
+    if versions is not None:
+        # as in torch.nn.Module.state_dict
+        weights._metadata = OrderedDict(json.loads(versions))  # type: ignore[attr-defined]
+    return weights, texts
+
+
+def read_header(path: str) -> dict[str, str]:
+    """Read the texts in the header, and no tensor.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        The texts; none where the file is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > os.path.getsize(path):
+                return {}
+            texts = json.loads(file.read(length)).get("__metadata__", {})
+    except (struct.error, ValueError, AttributeError):
+        return {}
+    return texts if isinstance(texts, dict) else {}

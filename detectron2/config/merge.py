@@ -10,13 +10,38 @@ from typing import Any
 
 from yacs.config import CfgNode as YacsNode
 
-from ._errors import ConfigError, ConfigTypeError, UnknownConfigKeyError
-from ._project_keys import PROJECT_FOLDERS, adders_of
-from .optional_keys import OPTIONAL_KEYS
+from detectron2.config.optional_keys import OPTIONAL_KEYS
+from detectron2.config.project_keys import PROJECT_FOLDERS, adders_of
 
-__all__ = ["iter_leaves", "merge_config", "merge_pairs", "nearest"]
+__all__ = [
+    "ConfigError",
+    "ConfigTypeError",
+    "UnknownConfigKeyError",
+    "iter_leaves",
+    "merge_config",
+    "merge_pairs",
+    "nearest",
+]
 
 _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
+
+
+class UnknownConfigKeyError(KeyError, AssertionError):
+    """A file, a list or another config names a key that does not exist.
+
+    Both base classes are there because yacs raises the one for files and the other for command lines.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # KeyError would print the quoted repr
+
+
+class ConfigTypeError(ValueError):
+    """A value does not have the type of the default that it would replace."""
+
+
+class ConfigError(UnknownConfigKeyError, ConfigTypeError):
+    """Unknown keys and wrong types in one merge."""
 
 
 def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
