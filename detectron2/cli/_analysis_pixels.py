@@ -17,9 +17,9 @@ from detectron2.cli._analysis_run import Source
 from detectron2.cli._figures import Chart, Names, draw_chart
 from detectron2.cli._html import table, write_page
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation._analysis_pixels import read_label_maps, read_panoptic
-from detectron2.evaluation._panoptic_quality import rgb_to_id_map
 from detectron2.evaluation.analysis import SegmentAnalysis, analyze_panoptic, analyze_sem_seg
+from detectron2.evaluation.analysis.pixels import read_label_maps, read_panoptic
+from detectron2.evaluation.panoptic_evaluation import rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.visualization.visualizer import Visualizer
 

@@ -10,7 +10,7 @@ import yaml
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_dict
-from detectron2.evaluation._analysis_inputs import TASKS, read_json
+from detectron2.evaluation.analysis.inputs import TASKS, read_json
 
 __all__ = ["Source", "find_sources", "open_data", "tasks_of"]
 

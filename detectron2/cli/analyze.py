@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from detectron2.cli._analysis_pictures import draw_worst, remove_old_pictures
 from detectron2.cli._analysis_pixels import analyze_pixels
 from detectron2.cli._analysis_run import Source, find_sources, open_data, tasks_of
 from detectron2.cli._common import add_dataset_arguments, register_datasets
-from detectron2.evaluation._analysis_inputs import TASKS, read_found, read_truth
-from detectron2.evaluation._analysis_scores import without_nan
 from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, analyze_detections, compare_detections
+from detectron2.evaluation.analysis.inputs import TASKS, read_found, read_truth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +184,7 @@ def _write_files(
 ) -> None:
     content: dict[str, Any] = {"predictions": source.file, "data": source.data, **analysis.to_dict()}
     if comparison is not None and earlier is not None:
-        content["comparison"] = {"first": earlier.file, "seed": seed, **without_nan(asdict(comparison))}
+        content["comparison"] = {"first": earlier.file, "seed": seed, **comparison.to_dict()}
     write_metrics(folder / "metrics.json", content)
     rows = [class_row(scores, analysis) for scores in [*analysis.per_class, analysis.overall]]
     write_csv(folder / "per_class.csv", class_columns(analysis), rows)

@@ -30,7 +30,7 @@ from detectron2.engine._made_up_predictions import made_up_instances, made_up_pa
 from detectron2.engine._random_states import random_states_kept
 from detectron2.engine._sharding import is_sharded
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.evaluation._mask_format import lean_masks
+from detectron2.evaluation.evaluator import lean_masks
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from detectron2.utils.wrappers import unwrap_model

@@ -20,14 +20,16 @@ from PIL import Image
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.layers.mask_ops import paste_masks_in_boxes
+from detectron2.layers.run_lengths import decode_part
+from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from ._mask_format import whole_masks
 from .evaluator import DatasetEvaluator
 
-__all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
+__all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator", "whole_masks"]
 
 # What a model may predict, in the order of its labels; the metrics want the ids.
 _IDS_OF_LABELS = [category["id"] for category in CITYSCAPES_CATEGORIES]
@@ -268,3 +270,28 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
             "iIoU_sup": "averageScoreInstCategories",
         }
         return OrderedDict(sem_seg={name: 100 * float(results[key]) for name, key in source.items()})
+
+
+def whole_masks(instances: Instances) -> Iterator[np.ndarray]:
+    """The masks of instances on the CPU, in whatever form they are, one whole mask after the other.
+
+    Args:
+        instances: with ``pred_masks`` (``ROIMasks``, with ``pred_boxes``, are pasted at the threshold 0.5) or
+            ``pred_masks_rle``.
+
+    Returns:
+        Arrays (height, width) that are not zero where the object is.
+    """
+    if not instances.has("pred_masks"):
+        return _uncropped(map(decode_part, instances.pred_masks_rle), instances)
+    masks = instances.pred_masks
+    if isinstance(masks, ROIMasks):
+        return _uncropped(paste_masks_in_boxes(masks.tensor, instances.pred_boxes, instances.image_size), instances)
+    return (mask.numpy() for mask in getattr(masks, "tensor", masks))
+
+
+def _uncropped(parts: Iterator[tuple[np.ndarray, tuple[int, int]]], instances: Instances) -> Iterator[np.ndarray]:
+    for bits, (x, y) in parts:
+        mask = np.zeros(instances.image_size, np.bool_)
+        mask[y : y + bits.shape[0], x : x + bits.shape[1]] = bits
+        yield mask

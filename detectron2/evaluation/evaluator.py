@@ -13,15 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detectron2.utils.comm import get_world_size, is_main_process
 
-from ._mask_format import lean_masks
-from ._silence import Silence
+from ._coco_diagnosis import score_histogram
 
-__all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
+__all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset", "lean_masks"]
 
 logger = logging.getLogger(__name__)
 
@@ -353,4 +354,201 @@ def _run_loop(model, data_loader, evaluator, call, total, silence):
     logger.info(
         f"Inference took {elapsed} for {done} batches ({watch.images_per_second():.1f} images/s); "
         f"{watch.breakdown(done)}"
+    )
+
+
+_METHODS_WITH_OUTPUTS = ("__call__", "forward", "inference", "_postprocess", "_inference_one_image")
+
+
+@contextlib.contextmanager
+def lean_masks(model: Any, evaluator: Any) -> Iterator[None]:
+    """Within a ``with`` block, have a model give masks in the form that an evaluator prefers.
+
+    Nothing changes for a model that was told to give other than whole masks, that is compiled as a whole, or of whose
+    class it is not known that nobody reads whole masks on the way; nor where evaluators do not agree on a form.
+
+    Args:
+        model: an ``nn.Module``, perhaps in a wrapper for several processes; anything else is left alone.
+        evaluator: a ``DatasetEvaluator``.
+    """
+    while isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
+    chosen = preferred_format(evaluator)
+    if chosen == "full" or not _can_choose(model) or model.mask_format != "full":
+        yield
+        return
+    model.mask_format = chosen
+    try:
+        yield
+    finally:
+        model.mask_format = "full"
+
+
+def preferred_format(evaluator: Any) -> str:
+    """The form of masks that an evaluator, or all of several, can take, the preferred one first; "full" if in doubt."""
+    accepted = [formats for member in _members(evaluator) if (formats := _accepted(member))]
+    if not accepted:
+        return "roi" if _members(evaluator) else "full"  # nobody looks at them, so they need not be pasted
+    common = [kind for kind in accepted[0] if all(kind in formats for formats in accepted)]
+    return common[0] if common else "full"
+
+
+def _members(evaluator: Any) -> list[Any]:
+    """The evaluators behind one, as far as it just hands on what it gets."""
+    if isinstance(evaluator, DatasetEvaluators) and type(evaluator).process is DatasetEvaluators.process:
+        return [part for member in evaluator._evaluators for part in _members(member)]
+    return [evaluator]
+
+
+def _accepted(evaluator: Any) -> tuple[str, ...]:
+    """The forms of masks that ``process`` takes; where a subclass defines it without saying so, whole ones only."""
+    own = "mask_formats" in getattr(evaluator, "__dict__", ())
+    if own or _is_declared_for(type(evaluator), "mask_formats", ("process",)):
+        return tuple(evaluator.mask_formats)
+    return ("full",)
+
+
+def _can_choose(model: Any) -> bool:
+    if not isinstance(model, nn.Module) or getattr(model, "_compiled_call_impl", None) is not None:
+        return False
+    return _is_declared_for(type(model), "mask_format", _METHODS_WITH_OUTPUTS)
+
+
+def _is_declared_for(kind: type, attribute: str, methods: tuple[str, ...]) -> bool:
+    """Whether the class that declares an attribute is, or derives from, those that define the methods."""
+    for ancestor in kind.__mro__:
+        if attribute in vars(ancestor):
+            return True
+        if any(method in vars(ancestor) for method in methods):
+            return False
+    return False
+
+
+_KEYS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST, MODEL.RETINANET.SCORE_THRESH_TEST"
+
+
+class Silence:
+    """Whether a model found nothing on any image; it looks at outputs until there is something.
+
+    Args:
+        model: what is asked for reasons; of a function none are known but the outputs.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._images = 0
+        self._lasts = True
+        self._inputs: Any = None  # the first batch, to be asked again
+
+    def look(self, inputs: Any, outputs: Any) -> None:
+        """Take in one batch; outputs in another than the documented form end the watch."""
+        if not self._lasts:
+            return
+        if not isinstance(outputs, list) or not all(_is_empty(output) for output in outputs):
+            self._lasts, self._inputs = False, None
+            return
+        if self._inputs is None:
+            self._inputs = inputs
+        self._images += len(outputs)
+
+    def explain(self) -> str | None:
+        """Say that nothing was found, and why, as far as it can be told.
+
+        It runs the model once more, in the mode in which it is, without its score threshold.
+
+        Returns:
+            None where something was found, or no image was seen.
+        """
+        if not self._lasts or not self._images:
+            return None
+        sentences = [f"The model found nothing on any of {self._images} images."]
+        if isinstance(self._model, nn.Module):
+            sentences += _explain_model(self._model, self._inputs)
+        return " ".join(sentences)
+
+
+def _explain_model(model: nn.Module, inputs: Any) -> list[str]:
+    from detectron2.utils.wrappers import unwrap_model
+
+    model = unwrap_model(model)  # no other process takes part
+    # Also while its weights are together for the evaluation: asking for its state would split them again.
+    if hasattr(model, "set_reshard_after_forward") or any(hasattr(p, "full_tensor") for p in model.parameters()):
+        return [explain_weights(model)]  # of a sharded one nothing can be seen alone
+    found = (_explain_scores(model, inputs), _explain_values(model), explain_weights(model))
+    return [sentence for sentence in found if sentence]
+
+
+def _is_empty(output: Any) -> bool:
+    """Whether an output says that there is nothing; semantic segmentation and proposals always say something."""
+    if not isinstance(output, dict) or not {"instances", "panoptic_seg"} & set(output):
+        return False
+    if "instances" in output and len(output["instances"]):
+        return False
+    panoptic = output.get("panoptic_seg", (None, []))
+    # without a list of segments the map would have to be read
+    return panoptic[1] is not None and not len(panoptic[1])
+
+
+def _explain_scores(model: nn.Module, inputs: Any) -> str | None:
+    """How the scores of a batch lie below the threshold, or None where the model has none."""
+    thresholds = sorted({m.test_score_thresh for m in _with_threshold(model)})
+    if not thresholds:
+        return None
+    try:
+        with _without_threshold(model), torch.no_grad():
+            outputs = model(inputs)
+    except RuntimeError as e:  # of memory there may be too little for so many objects
+        return f"(What it finds below its score threshold cannot be seen: {e})"
+    scores = [o["instances"].scores.float().cpu().numpy() for o in outputs if "instances" in o]
+    scores = np.concatenate([np.zeros(0), *scores])
+    limits = ", ".join(f"{t:g}" for t in thresholds)
+    if not scores.size:
+        return f"Even without the score threshold ({limits}) nothing is found on the first batch."
+    return (
+        f"On the first batch the highest score is {scores.max():.3g}; the threshold is {limits} ({_KEYS}). Scores "
+        f"without it: {score_histogram(scores)}."
+    )
+
+
+def _with_threshold(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if isinstance(getattr(m, "test_score_thresh", None), float | int)]
+
+
+@contextlib.contextmanager
+def _without_threshold(model: nn.Module) -> Iterator[None]:
+    parts = [(part, part.test_score_thresh) for part in _with_threshold(model)]
+    try:
+        for part, _ in parts:
+            part.test_score_thresh = 0.0
+        yield
+    finally:
+        for part, threshold in parts:
+            part.test_score_thresh = threshold
+
+
+def _explain_values(model: nn.Module) -> str | None:
+    """Name the tensors of a model that are not numbers any more."""
+    wrong = [
+        name
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if not wrong:
+        return None
+    return f"{len(wrong)} of its tensors hold NaN or infinite values, such as {wrong[0]}: training has diverged."
+
+
+def explain_weights(model: nn.Module) -> str:
+    """Say how much of a model came from a file; the checkpointer leaves a record on what it fills."""
+    # Test-time augmentation is a model around a model.
+    record = getattr(model, "_weights_record", None) or getattr(getattr(model, "model", None), "_weights_record", None)
+    if record is None:
+        return "No checkpoint was loaded into it: without training it is random."
+    share, source = record["loaded"] / max(1, record["total"]), record["source"]
+    if share >= 1:
+        return f"All of its weights were loaded from {source}."
+    # rounded down: 100 % means all
+    return (
+        f"Of its weights {int(1000 * share) / 10:.1f}% were loaded from {source}, the rest began with random values "
+        "(see the checkpointer's table in the log)."
     )

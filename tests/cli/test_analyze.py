@@ -16,7 +16,7 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
-from detectron2.evaluation._panoptic_quality import id_map_to_rgb
+from detectron2.evaluation.panoptic_evaluation import id_map_to_rgb
 from tests.cli.conftest import run_once
 
 CHARTS = {"classes", "precision_recall", "f1", "errors", "confusion", "parts", "calibration"}

@@ -7,7 +7,7 @@ from torch import nn
 import detectron2.evaluation.evaluator as evaluator_module
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
-from detectron2.evaluation._silence import explain_weights
+from detectron2.evaluation.evaluator import explain_weights
 from detectron2.structures import Instances
 
 

@@ -19,7 +19,8 @@ from detectron2.evaluation import (
     SemSegEvaluator,
     inference_on_dataset,
 )
-from detectron2.evaluation._mask_format import preferred_format, whole_masks
+from detectron2.evaluation.cityscapes_evaluation import whole_masks
+from detectron2.evaluation.evaluator import preferred_format
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.modeling.postprocessing import paste_predicted_masks
 from detectron2.structures import Boxes, Instances, ROIMasks
@@ -204,7 +205,7 @@ def test_a_model_compiled_as_a_whole_is_left_alone():
 
 @pytest.mark.parametrize("kind", [GeneralizedRCNN, PanopticFPN, GeneralizedRCNNWithTTA])
 def test_models_that_can_choose(kind):
-    from detectron2.evaluation._mask_format import _can_choose
+    from detectron2.evaluation.evaluator import _can_choose
 
     model = object.__new__(kind)
     nn.Module.__init__(model)

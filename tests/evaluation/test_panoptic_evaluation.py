@@ -12,7 +12,7 @@ from PIL import Image
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.evaluation import panoptic_evaluation as module
-from detectron2.evaluation._panoptic_quality import (
+from detectron2.evaluation.panoptic_evaluation import (
     COUNTS,
     id_map_to_rgb,
     match_segments,

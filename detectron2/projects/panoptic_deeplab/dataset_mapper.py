@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.evaluation._panoptic_quality import rgb_to_id_map
+from detectron2.evaluation.panoptic_evaluation import rgb_to_id_map
 
 from .target_generator import PanopticDeepLabTargetGenerator
 

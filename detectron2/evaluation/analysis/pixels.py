@@ -1,6 +1,6 @@
-"""What a model of labels for pixels does well and badly: semantic and panoptic segmentation, from saved predictions.
+"""What a model of pixel labels does well and badly: semantic and panoptic segmentation, from saved predictions.
 
-Letters: ``K`` classes. All scores lie between 0 and 1; what is not defined, such as the IoU of a class that does not
+Letters: `K` classes. All scores lie between 0 and 1; what is not defined, such as the IoU of a class that does not
 occur, is NaN.
 """
 
@@ -14,12 +14,20 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.panoptic_evaluation import COCOPanopticEvaluator, rgb_to_id_map
+from detectron2.evaluation.sem_seg_evaluation import SemSegEvaluator, _confusion, load_image_into_numpy_array
 
-from ._analysis_inputs import read_json
-from ._analysis_scores import without_nan
-from ._panoptic_quality import rgb_to_id_map
-from .panoptic_evaluation import COCOPanopticEvaluator
-from .sem_seg_evaluation import SemSegEvaluator, _confusion, load_image_into_numpy_array
+from ._scores import without_nan
+from .inputs import read_json
+
+__all__ = [
+    "SegmentAnalysis",
+    "SegmentScores",
+    "analyze_panoptic",
+    "analyze_sem_seg",
+    "read_label_maps",
+    "read_panoptic",
+]
 
 _QUALITIES = ("PQ", "SQ", "RQ")
 

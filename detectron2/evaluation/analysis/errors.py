@@ -1,6 +1,12 @@
-"""Types of errors, and which class is taken for which, for :mod:`detectron2.evaluation.analysis`.
+"""Types of errors, and which class is taken for which.
 
-Letters: ``D`` detections, ``G`` annotated objects, ``K`` classes, ``N`` pairs of a detection and an object.
+Letters: `D` detections, `G` annotated objects, `K` classes, `N` pairs of a detection and an object.
+
+`hotcoco.COCOeval.tide_errors` gives the same counts and the same AP won for all classes together
+(tests/evaluation/analysis/test_against_hotcoco.py); it does not say which detection has which error, which the pictures
+show, nor the errors of each class. `hotcoco.COCOeval.confusion_matrix` lets detections choose by falling score, and so
+counts a detection of the wrong class before a better placed one of the right class; here pairs are formed by falling
+overlap.
 """
 
 import math
@@ -8,10 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._analysis_inputs import Found, Truth
-from ._analysis_matching import Matches
-from ._analysis_overlaps import Overlaps
-from ._analysis_scores import mean_defined, precision_curve
+from ._matching import Matches, Overlaps
+from ._scores import mean_defined, precision_curve
+from .inputs import Found, Truth
+
+__all__ = [
+    "BACKGROUND_IOU",
+    "ERROR_NAMES",
+    "ErrorType",
+    "Errors",
+    "count_confusion",
+    "count_errors",
+    "find_errors",
+]
 
 BACKGROUND_IOU = 0.1
 ERROR_NAMES = ("classification", "localization", "both", "duplicate", "background", "missed")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
-from detectron2.evaluation._panoptic_quality import id_map_to_rgb
 from detectron2.evaluation.analysis import analyze_panoptic, analyze_sem_seg
+from detectron2.evaluation.panoptic_evaluation import id_map_to_rgb
 
 TRUE = [np.array([[0, 0, 1, 1], [0, 0, 255, 255]]), np.array([[1, 1, 1, 1], [1, 1, 1, 1]])]
 PREDICTED = [np.array([[0, 1, 1, 1], [0, 0, 0, 2]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detectron2.evaluation._analysis_inputs import read_found, read_truth
-from detectron2.evaluation._analysis_overlaps import find_overlaps
 from detectron2.evaluation.analysis import analyze_detections, compare_detections
+from detectron2.evaluation.analysis._matching import find_overlaps
+from detectron2.evaluation.analysis.inputs import read_found, read_truth
 
 
 def random_case(seed, images=8, classes=3, keypoints=0, is_lvis=False):
