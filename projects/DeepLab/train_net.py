@@ -12,14 +12,12 @@ from typing import Any
 import torch
 
 import detectron2.data.transforms as T
-import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
+from detectron2.engine import DefaultTrainer
 from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
+from detectron2.projects.training import launch_script, train_or_evaluate
 
 
 def build_sem_seg_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
@@ -50,42 +48,10 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config from file and command line, then logging, seed and output folder."""
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
 def main(args: argparse.Namespace) -> Any:
     """Body of each process."""
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    return train_or_evaluate(args, add_deeplab_config, trainer=Trainer)
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    arguments = parser.parse_args()
-    if not arguments.config_file:
-        parser.error("--config-file is needed")
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_script(main)

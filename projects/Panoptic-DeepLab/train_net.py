@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper, add_panoptic_deeplab_config
+from detectron2.projects.training import launch_script, train_or_evaluate
 from detectron2.solver import build_optimizer, get_default_optimizer_params, maybe_add_gradient_clipping
 
 
@@ -61,42 +60,10 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config from file and command line, then logging, seed and output folder."""
-    cfg = get_cfg()
-    add_panoptic_deeplab_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
 def main(args: argparse.Namespace) -> Any:
     """Body of each process."""
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    return train_or_evaluate(args, add_panoptic_deeplab_config, trainer=Trainer)
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    arguments = parser.parse_args()
-    if not arguments.config_file:
-        parser.error("--config-file is needed")
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_script(main)

@@ -124,7 +124,7 @@ def find_top_rpn_proposals(
     those that survive non-maximum suppression within their level; of these the `post_nms_topk` best over all levels.
 
     Args:
-        proposals: for each level the decoded boxes `Tensor[N, R_i, 4]`.
+        proposals: for each level the decoded boxes `Tensor[N, R_i, 4]`, or `Tensor[N, R_i, 5]` of rotated boxes.
         pred_objectness_logits: for each level `Tensor[N, R_i]`.
         image_sizes: `(height, width)` of each image.
         nms_thresh: IoU above which the lower of two boxes goes.
@@ -140,7 +140,7 @@ def find_top_rpn_proposals(
         FloatingPointError: in training, when boxes or logits are not finite.
     """
     logits, indices = _top_candidates(pred_objectness_logits, pre_nms_topk)
-    boxes = [b.gather(1, i[..., None].expand(-1, -1, 4)) for b, i in zip(proposals, indices, strict=True)]
+    boxes = [b.gather(1, i[..., None].expand(-1, -1, b.shape[2])) for b, i in zip(proposals, indices, strict=True)]
     return _proposals_from_candidates(boxes, logits, image_sizes, nms_thresh, post_nms_topk, min_box_size, training)
 
 

@@ -17,7 +17,7 @@ from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated
 
 from ..box_regression import Box2BoxTransformRotated
 from .build import PROPOSAL_GENERATOR_REGISTRY
-from .proposal_utils import _proposals_from_candidates, _top_candidates
+from .proposal_utils import find_top_rpn_proposals
 from .rpn import RPN
 
 __all__ = ["RRPN", "find_top_rrpn_proposals"]
@@ -55,9 +55,16 @@ def find_top_rrpn_proposals(
     Raises:
         FloatingPointError: in training, when boxes or logits are not finite.
     """
-    logits, indices = _top_candidates(pred_objectness_logits, pre_nms_topk)
-    boxes = [b.gather(1, i[..., None].expand(-1, -1, 5)) for b, i in zip(proposals, indices, strict=True)]
-    return _proposals_from_candidates(boxes, logits, image_sizes, nms_thresh, post_nms_topk, min_box_size, training)
+    return find_top_rpn_proposals(
+        proposals,
+        pred_objectness_logits,
+        image_sizes,
+        nms_thresh,
+        pre_nms_topk,
+        post_nms_topk,
+        min_box_size,
+        training,
+    )
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
