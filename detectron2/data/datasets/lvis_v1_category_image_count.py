@@ -1,4 +1,4 @@
-"""For every LVIS v1 category, in how many training images it occurs (used by the federated loss)."""
+"""For each LVIS v1 category, the number of training images that contain it (used by the federated loss)."""
 
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
