@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import detectron2.utils.comm as comm
-from detectron2.utils._object_exchange import tracked
+from detectron2.distributed.exchange import tracked
 from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import log_first_n
 

@@ -1,4 +1,4 @@
-"""Start a training function in one or many processes, on one or many machines."""
+"""Start a training function in one or more processes, on one or more machines."""
 
 import os
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from detectron2.engine import _rendezvous
-from detectron2.engine._layout import Layout, find_layout
-from detectron2.engine._layout import find_free_port as _find_free_port  # noqa: F401  # projects import it from here
-from detectron2.utils._supervise import run_processes
+from detectron2.distributed import rendezvous
+from detectron2.distributed.launching import run_processes
+from detectron2.distributed.layout import Layout, find_layout
+from detectron2.distributed.layout import find_free_port as _find_free_port  # noqa: F401  # projects import it from here
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
@@ -28,37 +28,37 @@ def launch(
     args: tuple = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> Any:
-    """Call ``main_func(*args)`` in ``num_gpus_per_machine`` processes on each of ``num_machines`` machines.
+    """Call `main_func(*args)` in `num_gpus_per_machine` processes on each of `num_machines` machines.
 
-    With one process in all, the function is called directly and its result returned.  Otherwise this call has to be
-    made once on every machine; it spawns the processes, which talk over NCCL when they have a GPU each and over Gloo
-    (CPU training) when the machine has no GPU.  When one of them fails, the others are ended and its error is raised.
+    A single process calls the function directly and returns its result. Otherwise call `launch` once on every machine:
+    it spawns the processes, which communicate over NCCL if the machine has GPUs and over gloo (CPU training) if it has
+    none. When one process fails, the others are ended and its error is raised.
 
-    Where torchrun, or ``srun`` with one task for each GPU, has started the processes already, this process joins them
-    and calls the function directly; leave the numbers at 1 then.  Under ``srun`` with one task on each machine, only
-    ``num_gpus_per_machine`` is needed.
+    If torchrun, or `srun` with one task per GPU, has started the processes already, this process joins them and calls
+    the function directly; leave the numbers at 1 then. Under `srun` with one task per machine, only
+    `num_gpus_per_machine` is needed.
 
-    At the start, processes wait 60 seconds for each other, or as many as the environment variable
-    ``DETECTRON2_MEETING_TIMEOUT`` says.
+    At the start, processes wait 60 seconds for each other. The environment variable `DETECTRON2_MEETING_TIMEOUT` sets
+    another number of seconds.
 
     Args:
-        main_func: must be importable by name where processes are spawned.
-        num_gpus_per_machine: processes on this machine.
-        num_machines: the number of machines.
-        machine_rank: which of them this one is, from 0.
-        dist_url: where the processes meet, for example ``tcp://10.0.0.1:8686`` (of machine 0, reachable by all), or
-            ``"auto"`` for a free port of this machine, which is the default for a single machine.
-        args: passed to ``main_func``.
+        main_func: function to call; spawned processes must be able to import it by name.
+        num_gpus_per_machine: number of processes on each machine.
+        num_machines: number of machines.
+        machine_rank: index of this machine, from 0.
+        dist_url: address of machine 0 where the processes meet, for example `tcp://10.0.0.1:8686`, or `"auto"` for a
+            free port of this machine, the default for a single machine.
+        args: arguments of `main_func`.
         timeout: how long a process waits for the others in training and evaluation.
 
     Returns:
-        The result of ``main_func`` when it runs in this process, else ``None``.
+        The result of `main_func` if it runs in this process, else None.
 
     Raises:
         ValueError: the arguments contradict each other or the environment, or ask for more GPUs than there are.
         ProcessRaisedException: a process of this machine failed; the message has its rank and its traceback.
-        ProcessExitedException: a process of this machine died, for example killed by the system.
-        RuntimeError: the processes could not meet; the message names the missing ranks.
+        ProcessExitedException: a process of this machine ended without an exception, for example killed by the system.
+        RuntimeError: some processes did not come; the message names the missing ranks.
     """
     if dist.is_available() and dist.is_initialized() and num_machines * num_gpus_per_machine == 1:
         return main_func(*args)  # the caller has made the process group
@@ -68,7 +68,7 @@ def launch(
     if layout.rank is not None:
         return _run_in_group(layout, main_func, args, timeout)
     _check_device_count(layout.local_size)
-    layout, store = _open_meeting_place(layout)
+    layout, store = _open_store(layout)
     try:
         first_rank = layout.machine_rank * layout.local_size
         run_processes(_spawned, layout.local_size, first_rank, (layout, main_func, args, timeout))
@@ -80,15 +80,15 @@ def launch(
 def _check_device_count(wanted: int) -> None:
     available = torch.cuda.device_count()
     if 0 < available < wanted:
-        raise ValueError(f"{wanted} processes with a GPU each were asked for, but this machine has {available} GPU(s).")
+        raise ValueError(f"Expected a GPU for each of {wanted} processes, but this machine has {available} GPU(s).")
 
 
-def _open_meeting_place(layout: Layout) -> tuple[Layout, Any]:
-    """Listen here, before any process starts, if this is the machine where they meet: the port cannot be lost."""
+def _open_store(layout: Layout) -> tuple[Layout, Any]:
+    """Open the store before any process starts if the processes meet on this machine, so that the port stays ours."""
     url = "tcp://127.0.0.1:0" if layout.dist_url == "auto" else layout.dist_url
     if layout.machine_rank != 0 or not url.startswith("tcp://"):
         return replace(layout, dist_url=url, store_is_up=True), None
-    store = _rendezvous.host_store(url)
+    store = rendezvous.host_store(url)
     if layout.dist_url == "auto":
         url = f"tcp://127.0.0.1:{store.port}"
     return replace(layout, dist_url=url, store_is_up=True), store
@@ -97,30 +97,30 @@ def _open_meeting_place(layout: Layout) -> tuple[Layout, Any]:
 def _spawned(local_rank: int, layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> None:
     """Body of one spawned process."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        # Each process would else use every core, and they would slow each other down.
+        # Otherwise each process uses every core, and they slow each other down.
         torch.set_num_threads(max(1, _usable_cores() // layout.local_size))
     _run_in_group(layout.of_child(local_rank), main_func, args, timeout)
 
 
 def _usable_cores() -> int:
-    """-> the cores that this process may use, which a batch system or a container may have limited."""
+    """Return the number of cores that this process may use, which a batch system or a container may limit."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> Any:
-    """Take a GPU, meet the others, call the function."""
+    """Choose a GPU, join the other processes, and call the function."""
     if torch.cuda.is_available():
-        # SLURM may show each task its own GPU only.
+        # Under SLURM, a task may see only its own GPU.
         torch.cuda.set_device((layout.local_rank or 0) % torch.cuda.device_count())
-    _rendezvous.join(layout, timeout)
+    rendezvous.join(layout, timeout)
     try:
         result = main_func(*args)
     except BaseException as e:
-        # The group is left as it is: to destroy it could mean to wait for the others.
+        # The group is not destroyed, because that may wait for the other processes.
         add_note = getattr(e, "add_note", None)  # since Python 3.11
         if add_note is not None:
             add_note(f"This was rank {layout.rank} of {layout.world_size} (machine {layout.machine_rank}).")
         raise
-    _rendezvous.leave()
+    rendezvous.leave()
     return result

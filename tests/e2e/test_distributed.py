@@ -18,13 +18,13 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.distributed.launching import run_processes
 from detectron2.engine import DefaultTrainer, ShardedCheckpointer, create_ddp_model, launch, lazy_train, shard_model
 from detectron2.engine.launch import _find_free_port
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling.backbone import ViT
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils import comm
-from detectron2.utils._supervise import run_processes
 from detectron2.utils.env import seed_all_rng
 from tests.e2e.conftest import _tiny_config
 

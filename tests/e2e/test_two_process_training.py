@@ -24,7 +24,6 @@ from detectron2.engine._divergence import DivergencePolicy
 from detectron2.engine._random_states import RandomStates
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils import comm
-from detectron2.utils._supervise import _Crew
 from detectron2.utils.env import seed_all_rng
 from tests.e2e.conftest import _tiny_config
 
@@ -353,9 +352,3 @@ def test_with_compressed_gradients_training_is_nearly_the_same(runs, run, tolera
     whole, compressed = (_weights_of(runs[0] / name)["linear.weight"] for name in ("lazy_two", run))
     torch.testing.assert_close(compressed, whole, rtol=tolerance, atol=tolerance)
     assert not torch.equal(compressed, whole)
-
-
-def test_the_supervisor_does_not_wait_when_all_have_just_ended():
-    crew = _Crew(0)
-    crew._wait()
-    assert crew.failure is None and not crew.steps

@@ -72,7 +72,6 @@ def test_nothing_unsafe_is_called():
     # What these read was written by the same program, in this process or in one beside it.
     allowed = {
         "detectron2/data/common.py",
-        "detectron2/utils/_object_exchange.py",
         "detectron2/utils/serialize.py",
         "detectron2/config/_lazy_file.py",  # a LazyConfig file is a program
     }

@@ -1,4 +1,4 @@
-"""Where a process stands among all processes, from arguments or from what torchrun and SLURM say in the environment.
+"""The processes of a run, found from arguments or from the environment that torchrun and SLURM provide.
 
 A *machine* runs several processes, and ranks are numbered machine by machine.
 """
@@ -10,24 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+__all__ = ["Layout", "find_free_port", "find_layout", "first_host", "host_and_port"]
+
 _TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a run, and which one this is.
+    """The number of processes of a run and the position of this process.
 
     Attributes:
         world_size: processes over all machines.
         local_size: processes on this machine.
         num_machines: the number of machines.
         machine_rank: which machine this is, from 0.
-        rank: this process among all; None where the processes of this machine are still to be started from this one.
-        local_rank: this process among those of its machine; None likewise.
-        dist_url: where the processes meet, for example ``tcp://10.0.0.1:8686``; ``"auto"`` for a free local port.
-        started_by: ``"arguments"``, ``"torchrun"`` or ``"SLURM"``: who decided all this.
-        generation: tells the attempts of a run that torchrun starts again from one another.
-        store_is_up: whether the one who started the processes keeps the meeting place, instead of rank 0.
+        rank: index of this process among all; None if this process has yet to start those of its machine.
+        local_rank: index of this process among those of its machine; None in the same case.
+        dist_url: where the processes meet, for example `tcp://10.0.0.1:8686`; `"auto"` for a free local port.
+        started_by: source of these values: `"arguments"`, `"torchrun"` or `"SLURM"`.
+        generation: distinguishes the attempts of a run that torchrun restarts.
+        store_is_up: whether the launcher holds the store where the processes meet, instead of rank 0.
     """
 
     world_size: int
@@ -42,7 +44,7 @@ class Layout:
     store_is_up: bool = False
 
     def of_child(self, local_rank: int) -> "Layout":
-        """The layout as one process of this machine sees it."""
+        """Return the layout of one process of this machine."""
         return replace(self, rank=self.machine_rank * self.local_size + local_rank, local_rank=local_rank)
 
 
@@ -53,25 +55,25 @@ def find_layout(
     dist_url: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Layout:
-    """Find out how many processes there are and which one this is.
+    """Find the number of processes and the position of this process.
 
-    Under torchrun, and under ``srun`` with one task for each GPU, the processes exist already and the environment
-    says which one this is.  Under ``srun`` with one task on each machine, it says which machine this is.  Otherwise the
-    arguments say it.  Arguments that are left at 1 never contradict the environment.
+    Under torchrun, and under `srun` with one task per GPU, the processes exist already and the environment holds the
+    rank. Under `srun` with one task per machine, it holds the machine. Otherwise the arguments decide. Arguments that
+    are left at 1 never contradict the environment.
 
     Args:
         num_gpus_per_machine: processes on each machine.
         num_machines: the number of machines.
-        machine_rank: which of them this is.
-        dist_url: where the processes meet; None or ``"auto"`` leaves it to the environment, or, with one machine,
-            to a free local port.
+        machine_rank: index of this machine.
+        dist_url: address where the processes meet; None or `"auto"` takes it from the environment or, with one machine,
+            a free local port.
         environ: the environment variables.
 
     Returns:
         The layout.
 
     Raises:
-        ValueError: the arguments contradict each other or the environment, or no meeting place is known.
+        ValueError: the arguments contradict each other or the environment, or the address is missing.
     """
     asked = (num_gpus_per_machine, num_machines, machine_rank)
     if num_machines * num_gpus_per_machine < 1:
@@ -89,7 +91,7 @@ def find_layout(
         return replace(found, dist_url=url) if url and found.started_by == "SLURM" else found
     if url is None and num_machines > 1:
         raise ValueError(
-            f"With {num_machines} machines, dist_url must name machine 0, as tcp://10.0.0.1:8686 does; "
+            f"With {num_machines} machines, dist_url must name machine 0, for example tcp://10.0.0.1:8686; "
             f"got {dist_url!r}."
         )
     return Layout(
@@ -122,7 +124,7 @@ def _from_torchrun(environ: Mapping[str, str]) -> Layout | None:
 
 
 def _from_slurm(environ: Mapping[str, str], num_gpus_per_machine: int, url: str | None) -> Layout | None:
-    # These exist in a step (srun) only: in a batch script, which is one process, the number of tasks is a plan.
+    # These exist only in a step (srun). In a batch script, which is one process, the number of tasks is a plan.
     if "SLURM_STEP_NUM_TASKS" not in environ or "SLURM_PROCID" not in environ:
         return None
     tasks = _integer(environ, "SLURM_STEP_NUM_TASKS")
@@ -162,7 +164,7 @@ def _integer(environ: Mapping[str, str], key: str) -> int:
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """-> ``[4, 4, 3]`` for ``"4(x2),3"``."""
+    """Parse the tasks of each node: `"4(x2),3"` gives `[4, 4, 3]`."""
     sizes: list[int] = []
     for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         sizes += [int(number)] * int(times or 1)
@@ -170,14 +172,14 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def _slurm_url(environ: Mapping[str, str]) -> str:
-    """-> a port of the first machine, on which all tasks agree since it follows from the job's number."""
+    """Return an address on the first machine, with a port that all tasks derive from the number of the job."""
     job = _integer(environ, "SLURM_JOB_ID")
     host = environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
     return _tcp_url(host, int(environ.get("MASTER_PORT") or 20000 + job % 10000))
 
 
 def first_host(nodes: str) -> str:
-    """-> ``"gpu01"`` for SLURM's list ``"gpu[01-04,07],cpu3"``."""
+    """Return the first host of a SLURM list: `"gpu[01-04,07],cpu3"` gives `"gpu01"`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group() if first else nodes)
 
@@ -194,14 +196,24 @@ def _check_agreement(found: Layout, num_gpus: int, num_machines: int, machine_ra
     ):
         return
     raise ValueError(
-        f"{found.started_by} says that there are {found.num_machines} machine(s) with {found.local_size} process(es) "
-        f"and that this is machine {found.machine_rank}; the arguments ask for {num_machines} x {num_gpus} and say "
+        f"{found.started_by} started {found.num_machines} machine(s) with {found.local_size} process(es), and this is "
+        f"machine {found.machine_rank}; the arguments ask for {num_machines} x {num_gpus} and say "
         f"machine {machine_rank}. Leave out --num-gpus, --num-machines and --machine-rank under {found.started_by}."
     )
 
 
 def host_and_port(dist_url: str) -> tuple[str, int]:
-    """-> the parts of ``tcp://host:port``; ``ValueError`` for another form."""
+    """Split an address of the form `tcp://host:port`.
+
+    Args:
+        dist_url: the address.
+
+    Returns:
+        Host and port.
+
+    Raises:
+        ValueError: the address has another form.
+    """
     url = urlsplit(dist_url)
     try:
         host, port = url.hostname, url.port
@@ -213,7 +225,7 @@ def host_and_port(dist_url: str) -> tuple[str, int]:
 
 
 def find_free_port() -> int:
-    """-> a port that is free now (another program may take it before it is used)."""
+    """Return a port that is free now. Another program may take it before it is used."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -1,7 +1,6 @@
-"""How processes meet: one store that all reach, a roll call, then the process group.
+"""How processes meet: they connect to one store, sign in, and create the process group.
 
-The roll call comes first, with a short time limit, since the errors of a process group that does not come about do not
-say who is missing.
+They sign in first, with a short time limit, because the errors of `init_process_group` do not name the missing ranks.
 """
 
 import json
@@ -13,12 +12,14 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed as dist
 
-from detectron2.engine._layout import Layout, host_and_port
+from detectron2.distributed.layout import Layout, host_and_port
 from detectron2.utils import comm
+
+__all__ = ["host_store", "join", "leave", "meeting_timeout"]
 
 
 def meeting_timeout() -> timedelta:
-    """How long processes wait for each other at the start: 60 seconds, or ``DETECTRON2_MEETING_TIMEOUT`` seconds."""
+    """Return how long processes wait for each other at the start, from `DETECTRON2_MEETING_TIMEOUT`."""
     text = os.environ.get("DETECTRON2_MEETING_TIMEOUT", "60")
     try:
         return timedelta(seconds=float(text))
@@ -27,13 +28,13 @@ def meeting_timeout() -> timedelta:
 
 
 def host_store(dist_url: str) -> dist.TCPStore:
-    """Open the meeting place in this process.
+    """Open the store where processes meet.
 
     Args:
-        dist_url: ``tcp://host:port``; port 0 takes a free one, which is ``.port`` of the result.
+        dist_url: `tcp://host:port`; port 0 takes a free port, which is the attribute `port` of the result.
 
     Returns:
-        The store; it lives as long as the result.
+        The store, which is open as long as this object exists.
 
     Raises:
         RuntimeError: the port is in use.
@@ -44,24 +45,24 @@ def host_store(dist_url: str) -> dist.TCPStore:
         return dist.TCPStore(host, port, is_master=True, timeout=meeting_timeout(), wait_for_workers=False)
     except RuntimeError as e:
         raise RuntimeError(
-            f"Cannot listen at {dist_url} on {socket.gethostname()}: is another run using port {port}, or is this not "
-            f"the machine that the address names? Choose another port, or 'auto' on a single machine. ({e})"
+            f"Cannot listen at {dist_url} on {socket.gethostname()}: is another run using port {port}, or does the "
+            f"address name another machine? Choose another port, or 'auto' on a single machine. ({e})"
         ) from e
 
 
 def join(layout: Layout, timeout: timedelta) -> None:
-    """Meet the other processes, and create the process group and that of this machine.
+    """Wait for the other processes, then create their process group and the group of this machine.
 
     Args:
-        layout: of this process.
-        timeout: how long collectives wait, later.
+        layout: layout of this process.
+        timeout: time limit of collective operations.
 
     Raises:
-        RuntimeError: the others are not there; names the missing ranks.
+        RuntimeError: some processes did not come; the message names the missing ranks.
     """
     patience = meeting_timeout()
     store = dist.PrefixStore(f"detectron2/{layout.generation}", _open_store(layout, patience))
-    local_sizes = _call_the_roll(store, layout, patience)
+    local_sizes = _sign_in(store, layout, patience)
     has_gpu = torch.cuda.is_available()
     dist.init_process_group(
         backend="nccl" if has_gpu else "gloo",
@@ -72,11 +73,11 @@ def join(layout: Layout, timeout: timedelta) -> None:
     )
     if len(local_sizes) == 1:  # else comm reads the local rank from the environment
         comm.create_local_process_group(layout.local_size, timeout)
-    comm.synchronize()  # so that nobody runs ahead while others still start
+    comm.synchronize()  # no process runs ahead while others still start
 
 
 def leave() -> None:
-    """Undo :func:`join`."""
+    """Undo `join`."""
     comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()
 
@@ -93,7 +94,7 @@ def _open_store(layout: Layout, patience: timedelta) -> dist.Store:
     except RuntimeError as e:
         raise RuntimeError(
             f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
-            f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and nobody answered. "
+            f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and got no answer. "
             f"{_unknown(host)}Rank 0 is missing: check that machine 0 was started, that the address is its own, and "
             "that no firewall closes the port. "
             f"(DETECTRON2_MEETING_TIMEOUT sets another number of seconds.) ({e})"
@@ -101,7 +102,7 @@ def _open_store(layout: Layout, patience: timedelta) -> dist.Store:
 
 
 def _unknown(host: str) -> str:
-    """-> a sentence if the name of a machine means nothing here."""
+    """Return a sentence for the message if this machine cannot resolve the name of the host."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
@@ -109,8 +110,8 @@ def _unknown(host: str) -> str:
     return ""
 
 
-def _call_the_roll(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]:
-    """Sign in and wait for all ranks; -> the numbers of processes per machine that occur."""
+def _sign_in(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]:
+    """Sign in, wait for all ranks, and return the distinct numbers of processes per machine."""
     own = {
         "host": socket.gethostname(),
         "world_size": layout.world_size,
@@ -120,7 +121,7 @@ def _call_the_roll(store: dist.Store, layout: Layout, patience: timedelta) -> se
     if store.add(f"count/{layout.rank}", 1) > 1:
         other = _read(store, layout.rank or 0)
         raise RuntimeError(
-            f"Two processes say that they are rank {layout.rank} of {layout.world_size}, at {layout.dist_url}: this "
+            f"Two processes claim to be rank {layout.rank} of {layout.world_size}, at {layout.dist_url}: this "
             f"one on {own['host']} and one on {other.get('host', 'another machine')}. Give every machine a "
             "--machine-rank of its own, from 0, and every run a port of its own."
         )
@@ -129,7 +130,7 @@ def _call_the_roll(store: dist.Store, layout: Layout, patience: timedelta) -> se
     try:
         store.wait([f"rank/{rank}" for rank in ranks], patience)
     except RuntimeError as e:
-        raise RuntimeError(_who_is_missing(store, layout, patience)) from e
+        raise RuntimeError(_missing_ranks_message(store, layout, patience)) from e
     entries = [_read(store, rank) for rank in ranks]
     for rank, entry in enumerate(entries):
         if entry["world_size"] != layout.world_size:
@@ -145,14 +146,14 @@ def _read(store: dist.Store, rank: int) -> dict:
     return json.loads(store.get(f"rank/{rank}")) if store.check([f"rank/{rank}"]) else {}
 
 
-def _who_is_missing(store: dist.Store, layout: Layout, patience: timedelta) -> str:
+def _missing_ranks_message(store: dist.Store, layout: Layout, patience: timedelta) -> str:
     start = (
         f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
         f"{patience.total_seconds():g} seconds at {layout.dist_url} for the others."
     )
     try:
         missing = [rank for rank in range(layout.world_size) if not store.check([f"rank/{rank}"])]
-    except RuntimeError:  # the process that holds the store gave up first
+    except RuntimeError:  # the process that holds the store has given up
         return f"{start} Not all came; the error of rank 0 says which are missing."
     machines = sorted({rank // layout.local_size for rank in missing})
     named = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
