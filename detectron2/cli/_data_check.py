@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from detectron2.cli._common import dataset_names, find_config_file, load_config
 from detectron2.cli._data_sources import Source, open_data, open_source, register
 from detectron2.config import CfgNode
-from detectron2.data._coco_fixing import fix
-from detectron2.data._findings import MAX_EXAMPLES, Finding
-from detectron2.data._format_coco import content_to_dicts, write_content
 from detectron2.data.build import _num_classes, _num_labels
+from detectron2.data.checks.findings import MAX_EXAMPLES, Finding
+from detectron2.data.checks.fixing import fix
+from detectron2.data.formats.coco import content_to_dicts, write_content
 from detectron2.data.validation import DatasetReport, compare_classes, inspect_dataset_dicts
 
 __all__ = ["run"]

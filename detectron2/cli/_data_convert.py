@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from detectron2.cli._data_sources import open_data, register
-from detectron2.data._annotation_checks import structure_findings
-from detectron2.data._findings import AnnotationTable
-from detectron2.data._format_coco import content_to_dicts, renamed_images, write_coco, write_content
-from detectron2.data._format_voc import write_voc
-from detectron2.data._format_yolo import write_yolo
-from detectron2.data._formats import AnnotatedImages, folder_written_whole, place_images
+from detectron2.data.checks.annotations import structure_findings
+from detectron2.data.checks.findings import AnnotationTable
+from detectron2.data.formats.annotated_images import AnnotatedImages, folder_written_whole, place_images
+from detectron2.data.formats.coco import content_to_dicts, renamed_images, write_coco, write_content
+from detectron2.data.formats.voc import write_voc
+from detectron2.data.formats.yolo import write_yolo
 from detectron2.data.validation import DatasetError
 
 __all__ = ["run"]

@@ -10,14 +10,13 @@ from typing import Any
 
 from detectron2.cli._common import register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data._findings import Finding
-from detectron2.data._format_coco import content_to_dicts, read_coco
-from detectron2.data._format_voc import read_voc
-from detectron2.data._format_yolo import read_yolo
-from detectron2.data._formats import AnnotatedImages, guess_format
+from detectron2.data.checks.findings import Finding
 from detectron2.data.datasets import convert_to_coco_dict, load_coco_json
-from detectron2.data.datasets._keypoint_metadata import keypoint_metadata
 from detectron2.data.datasets.builtin import is_builtin
+from detectron2.data.formats.annotated_images import AnnotatedImages, guess_format
+from detectron2.data.formats.coco import content_to_dicts, keypoint_metadata, read_coco
+from detectron2.data.formats.voc import read_voc
+from detectron2.data.formats.yolo import read_yolo
 
 __all__ = ["Source", "open_data", "open_source", "register", "registered"]
 

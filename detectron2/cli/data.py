@@ -9,7 +9,7 @@ import argparse
 
 from detectron2.cli import _data_check, _data_convert, _data_show
 from detectron2.cli._common import add_dataset_arguments
-from detectron2.data._formats import FORMATS
+from detectron2.data.formats.annotated_images import FORMATS
 
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "

@@ -79,7 +79,7 @@ def _as_bitmap(annotation: dict[str, Any], index: int | None = None) -> np.ndarr
 def _decode_rle(rle: Any) -> np.ndarray:
     import pycocotools.mask as mask_util
 
-    from detectron2.data.datasets._run_lengths import is_compressed, run_length_totals, run_lengths
+    from detectron2.data.formats.run_lengths import is_compressed, run_length_totals, run_lengths
 
     counts, (height, width) = rle["counts"], rle["size"]
     if isinstance(counts, (list, tuple)):  # not compressed

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._annotation_checks import (
+from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.data.checks.annotations import (
     box_findings,
     classify_boxes,
     keypoint_findings,
@@ -21,15 +22,14 @@ from detectron2.data._annotation_checks import (
     record_findings,
     structure_findings,
 )
-from detectron2.data._dataset_report import EMPTY, FULL_CHECK_LIMIT, DatasetReport, inspect_dataset_dicts
-from detectron2.data._duplicate_checks import duplicate_annotations, image_id_findings
-from detectron2.data._file_checks import file_findings, nameless_findings
-from detectron2.data._findings import AnnotationTable, Case, Finding
-from detectron2.data._label_map_checks import label_map_findings, number_of_categories, segment_findings
-from detectron2.data._mask_checks import flat_polygon_findings, mask_findings
-from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._reading import paused_gc
+from detectron2.data.checks.duplicates import duplicate_annotations, image_id_findings
+from detectron2.data.checks.files import file_findings, nameless_findings
+from detectron2.data.checks.findings import AnnotationTable, Case, Finding
+from detectron2.data.checks.label_maps import label_map_findings, number_of_categories, segment_findings
+from detectron2.data.checks.masks import flat_polygon_findings, mask_findings
+from detectron2.data.checks.report import EMPTY, FULL_CHECK_LIMIT, DatasetReport, inspect_dataset_dicts
 from detectron2.data.datasets.builtin import is_builtin
+from detectron2.data.formats.reading import paused_gc
 
 __all__ = [
     "DatasetError",

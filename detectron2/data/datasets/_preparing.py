@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from detectron2.data.datasets._coco_synsets import COCO_ID_OF_SYNSET
-from detectron2.data.datasets._reading import read_json, shorten
 from detectron2.data.datasets.builtin import dataset_root
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.formats.reading import read_json, shorten
 from detectron2.utils.file_io import atomic_write
 
 __all__ = [

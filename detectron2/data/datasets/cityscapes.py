@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.datasets._reading import AnnotationFileError, read_json, shorten, timed
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.data.formats.reading import AnnotationFileError, read_json, shorten, timed
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager

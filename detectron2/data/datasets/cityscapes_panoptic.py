@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.data.datasets._reading import read_json, shorten
+from detectron2.data.formats.reading import read_json, shorten
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["load_cityscapes_panoptic"]

@@ -5,18 +5,25 @@ files they are indices of pixels, in a dataset dict they are continuous coordina
 ``[i, i + 1]``.
 """
 
+import datetime
 import functools
+import hashlib
+import io
+import json
 import logging
+import math
 import os
+import pickle
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from iopath.common.file_io import file_lock
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._coco_annotations import AnnotationConverter, check_annotation_ids
-from detectron2.data.datasets._coco_images import image_records
-from detectron2.data.datasets._coco_writing import convert_to_coco_dict, convert_to_coco_json
-from detectron2.data.datasets._keypoint_metadata import keypoint_metadata
-from detectron2.data.datasets._reading import (
+from detectron2.data.formats.coco import AnnotationConverter, check_annotation_ids, image_records, keypoint_metadata
+from detectron2.data.formats.reading import (
     AnnotationFileError,
     checked_id,
     checked_objects,
@@ -28,11 +35,16 @@ from detectron2.data.datasets._reading import (
     shorten,
     timed,
 )
-from detectron2.utils.file_io import PathManager
+from detectron2.data.formats.run_lengths import encode_mask, run_lengths
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager, atomic_write
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]
 
 logger = logging.getLogger(__name__)
+
+_IMAGE_KEYS = ("image_id", "file_name", "height", "width")
+_ANNOTATION_KEYS = ("bbox", "category_id", "iscrowd", "segmentation", "keypoints", "num_keypoints")
 
 
 def load_coco_json(
@@ -192,3 +204,273 @@ def register_coco_instances(
             raise TypeError(f"{label} of dataset '{name}' is a path, not {path!r}.")
     DatasetCatalog.register(name, functools.partial(load_coco_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
+    """Convert a registered data set to the COCO format: boxes, masks, keypoints, categories.
+
+    Labels become the category ids that the metadata's ``thing_dataset_id_to_contiguous_id`` came from, if it has
+    that; keypoints become indices of pixels again (0.5 less); boxes of any kind become ``(x, y, width, height)``, and
+    rotated ones ``(x_center, y_center, width, height, angle)``, rounded to a thousandth of a pixel; masks become run
+    lengths.  Annotations are numbered from 1.
+
+    Args:
+        dataset_name: name in the catalogs; the metadata must have ``thing_classes``.
+
+    Returns:
+        what the JSON file is to hold. There is no key "annotations" if no image has any: evaluation takes that as
+        a test set whose ground truth is not public.
+
+    Raises:
+        ValueError: an image or annotation lacks something, has an unknown label, or an image id occurs twice.
+        TypeError: a segmentation is of no kind that is known.
+    """
+    return _convert(dataset_name, DatasetCatalog.get(dataset_name))
+
+
+def _convert(dataset_name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    category_of = _category_ids(dataset_name)
+    classes = MetadataCatalog.get(dataset_name).thing_classes
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    logger.info("Converting dataset '%s' to the COCO format ...", dataset_name)
+    with paused_gc():
+        for index, record in enumerate(records):
+            images.append(_coco_image(dataset_name, record, index))
+            for number, annotation in enumerate(record.get("annotations", [])):
+                try:
+                    annotations.append(_coco_annotation(annotation, record, category_of))
+                except (KeyError, ValueError, TypeError) as e:
+                    what = f"there is no {e}" if isinstance(e, KeyError) else str(e)
+                    kind = TypeError if isinstance(e, TypeError) else ValueError
+                    raise kind(
+                        f"Dataset '{dataset_name}': annotation {number} of image id {images[-1]['id']} "
+                        f"('{record['file_name']}') cannot be written in the COCO format: {what}"
+                    ) from e
+                annotations[-1]["id"] = len(annotations)
+                annotations[-1]["image_id"] = images[-1]["id"]
+    if len({image["id"] for image in images}) != len(images):
+        duplicates = find_duplicates(image["id"] for image in images)
+        raise ValueError(
+            f"Dataset '{dataset_name}': several images have the same 'image_id': {shorten(duplicates)}. Evaluation "
+            "could not tell them apart; give each image its own id."
+        )
+    logger.info("Converted %d images with %d annotations.", len(images), len(annotations))
+    result = {
+        "info": {
+            "date_created": str(datetime.datetime.now()),
+            "description": f"Dataset '{dataset_name}', converted to the COCO format by detectron2.",
+        },
+        "images": images,
+        "categories": [{"id": category_of[label], "name": name} for label, name in enumerate(classes)],
+        "licenses": None,
+    }
+    if annotations:
+        result["annotations"] = annotations
+    return result
+
+
+def _category_ids(dataset_name: str) -> dict[int, Any]:
+    """Return the category id of each label."""
+    metadata = MetadataCatalog.get(dataset_name)
+    classes, ids = metadata.thing_classes, metadata.get("thing_dataset_id_to_contiguous_id")
+    if ids is None:
+        return {label: label for label in range(len(classes))}
+    category_of = {label: category_id for category_id, label in ids.items()}
+    without = [name for label, name in enumerate(classes) if label not in category_of]
+    if without:
+        raise ValueError(
+            f"Dataset '{dataset_name}': in the metadata, thing_dataset_id_to_contiguous_id has no id for these of the "
+            f"thing_classes: {shorten(without)}."
+        )
+    return category_of
+
+
+def _coco_image(dataset_name: str, record: dict[str, Any], index: int) -> dict[str, Any]:
+    missing = [key for key in ("file_name", "height", "width") if record.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"Dataset '{dataset_name}': image {index} has no {', '.join(map(repr, missing))}, which the COCO format "
+            f"needs; it has: {shorten(record)}."
+        )
+    return {
+        "id": _plain(record.get("image_id", index)),
+        "width": int(record["width"]),
+        "height": int(record["height"]),
+        "file_name": str(record["file_name"]),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn a number of NumPy or torch into one that JSON can hold."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, (int, str)):
+        return value
+    raise TypeError(f"The 'image_id' of an image is a number or a string, not {value!r}.")
+
+
+def _coco_annotation(annotation: dict[str, Any], record: dict[str, Any], category_of: dict[int, Any]) -> dict[str, Any]:
+    """Convert one annotation of an image; ``id`` and ``image_id`` are still to be filled in."""
+    box = _coco_box(annotation, record)
+    segmentation = annotation.get("segmentation")
+    result: dict[str, Any] = {}
+    if segmentation is not None and len(segmentation):
+        result["segmentation"], area = _coco_segmentation(segmentation, record)
+    else:
+        area = box[2] * box[3]
+    keypoints = annotation.get("keypoints")
+    if keypoints is not None:
+        result["keypoints"], counted = _coco_keypoints(keypoints)
+        result["num_keypoints"] = int(annotation.get("num_keypoints", counted))
+    label = int(annotation["category_id"])
+    if label not in category_of:
+        raise ValueError(f"category_id {label} is not the label of a class; there are {len(category_of)} classes.")
+    return {
+        "id": 0,
+        "image_id": 0,
+        "bbox": [round(v, 3) for v in box],
+        "area": float(area),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "category_id": category_of[label],
+        **result,
+    }
+
+
+def _coco_box(annotation: dict[str, Any], record: dict[str, Any]) -> list[float]:
+    """Return ``(x, y, width, height)``, or ``(x_center, y_center, width, height, angle)`` of a rotated box."""
+    box = [float(v) for v in annotation["bbox"]]
+    mode = BoxMode(annotation["bbox_mode"])
+    if len(box) not in (4, 5):
+        raise ValueError(f"a box has 4 numbers, or 5 if it is rotated, not {len(box)}: {box}.")
+    if (len(box) == 5) != (mode == BoxMode.XYWHA_ABS):
+        raise ValueError(f"'bbox' has {len(box)} numbers, which does not go with its 'bbox_mode' {mode.name}: {box}.")
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"'bbox' has numbers that are not finite: {box}.")
+    if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
+        height, width = int(record["height"]), int(record["width"])
+        box = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
+        mode = BoxMode.XYXY_ABS if mode == BoxMode.XYXY_REL else BoxMode.XYWH_ABS
+    if mode == BoxMode.XYXY_ABS:
+        return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    return box
+
+
+def _coco_keypoints(keypoints: Any) -> tuple[list[float], int]:
+    """Return keypoints as indices of pixels, and how many are labelled."""
+    flat = np.asarray(keypoints, dtype=np.float64).reshape(-1)
+    if flat.size % 3:
+        raise ValueError(f"'keypoints' must be three numbers for each keypoint, not {flat.size} in all.")
+    moved = (flat - 0.5).tolist()
+    visible = [int(v) if v == int(v) else v for v in flat[2::3].tolist()]
+    moved[2::3] = visible
+    return moved, sum(v > 0 for v in visible)
+
+
+def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, float]:
+    """Return polygons or run lengths that JSON can hold, and their area in square pixels."""
+    if isinstance(segmentation, (list, tuple)):
+        polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
+        return [p.tolist() for p in polygons], sum(_polygon_area(p) for p in polygons)
+    size_hw = (int(record["height"]), int(record["width"]))
+    if hasattr(segmentation, "shape"):  # a mask of NumPy or torch
+        mask = np.asarray(segmentation)
+        if mask.shape != size_hw:
+            raise ValueError(f"the mask has shape {mask.shape}, but the image has (height, width) {size_hw}.")
+        segmentation = encode_mask(mask)
+    if not isinstance(segmentation, dict):
+        raise TypeError(
+            "a segmentation is a list of polygons, a dict of run lengths, or a mask, not "
+            f"{type(segmentation).__name__}."
+        )
+    import pycocotools.mask as mask_util
+
+    counts = segmentation["counts"]
+    if isinstance(counts, (list, tuple)):
+        segmentation = run_lengths({"size": [int(v) for v in segmentation["size"]], "counts": list(counts)})
+        counts = segmentation["counts"]
+    area = float(mask_util.area(cast(Any, segmentation)))
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(v) for v in segmentation["size"]], "counts": text}, area
+
+
+def _polygon_area(polygon: np.ndarray) -> float:
+    """Area of ``[x1, y1, ..., xn, yn]`` by the shoelace formula."""
+    x, y = polygon[0::2], polygon[1::2]
+    return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
+    """Convert a registered data set to a file in the COCO format.
+
+    Args:
+        dataset_name: name in the catalogs.
+        output_file: path of the JSON file to write. It appears under this name when it is complete, and processes that
+            share it wait for each other.
+        allow_cached: keep the file if it exists already. One that this function wrote is written anew if the data set
+            has changed since; any other is kept, with a warning.
+    """
+    folder = os.path.dirname(output_file)
+    if folder:
+        PathManager.mkdirs(folder)
+    with file_lock(output_file):
+        records = None
+        if allow_cached and PathManager.exists(output_file):
+            written_from = _fingerprint_in(output_file)
+            if written_from is None:
+                logger.warning(
+                    "Using the existing annotation file '%s', which may be older than dataset '%s'. If the data set "
+                    "has changed since, delete that file.",
+                    *(output_file, dataset_name),
+                )
+                return
+            records = DatasetCatalog.get(dataset_name)
+            if written_from == _fingerprint(dataset_name, records):
+                logger.info("Using the existing annotation file '%s', made from the same data.", output_file)
+                return
+            logger.warning(
+                "Dataset '%s' has changed since '%s' was converted from it; converting it anew.",
+                dataset_name,
+                output_file,
+            )
+        records = DatasetCatalog.get(dataset_name) if records is None else records
+        content = _convert(dataset_name, records)
+        content["info"]["fingerprint"] = _fingerprint(dataset_name, records)
+        logger.info("Writing annotations in the COCO format to '%s' ...", output_file)
+        with atomic_write(output_file, "w") as f:
+            # In one go: json.dump() to a file takes the slow encoder, several times slower.
+            f.write(json.dumps(content))
+
+
+def _fingerprint(dataset_name: str, records: list[dict[str, Any]]) -> str:
+    """Make a short text that differs where anything differs that the conversion reads."""
+    metadata = MetadataCatalog.get(dataset_name)
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=4)
+    pickler.fast = True  # equal values give equal bytes, whether or not they are the same object
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    pickler.dump((list(metadata.thing_classes), None if ids is None else list(ids.items())))
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        pickler.dump([record.get(key) for key in _IMAGE_KEYS])
+        for annotation in record.get("annotations", ()):
+            # As an integer: the way an enumeration is pickled is slow and differs between versions of Python.
+            pickler.dump(int(annotation.get("bbox_mode", -1)))
+            pickler.dump([annotation.get(key) for key in _ANNOTATION_KEYS])
+        if stream.tell() > 1 << 20:
+            digest.update(stream.getbuffer())
+            stream.seek(0)
+            stream.truncate()
+    digest.update(stream.getbuffer())
+    return digest.hexdigest()
+
+
+def _fingerprint_in(file: str) -> str | None:
+    """Return the fingerprint in a file of :func:`convert_to_coco_json`; None in other files."""
+    with PathManager.open(file, "rb") as f:
+        found = re.match(rb'\{"info": \{[^{}]*"fingerprint": "([0-9a-f]{32})"\}', cast(bytes, f.read(4096)))
+    return found.group(1).decode() if found else None

@@ -12,18 +12,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._coco_images import checked_file_name, checked_size
-from detectron2.data.datasets._reading import (
+from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
+from detectron2.data.formats.reading import (
     AnnotationFileError,
+    checked_file_name,
     checked_id,
     checked_objects,
+    checked_size,
     describe,
     paused_gc,
     read_json,
     shorten,
     timed,
 )
-from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 
 __all__ = [
     "load_coco_panoptic_json",

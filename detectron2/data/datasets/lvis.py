@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._coco_annotations import AnnotationConverter
-from detectron2.data.datasets._coco_images import checked_file_name, image_records
-from detectron2.data.datasets._reading import (
+from detectron2.data.datasets.builtin_meta import _get_coco_instances_meta
+from detectron2.data.datasets.coco import _set_class_metadata
+from detectron2.data.formats.coco import AnnotationConverter, image_records
+from detectron2.data.formats.reading import (
     AnnotationFileError,
+    checked_file_name,
     checked_objects,
     group_by_image,
     is_polygon,
@@ -18,8 +20,6 @@ from detectron2.data.datasets._reading import (
     read_json,
     timed,
 )
-from detectron2.data.datasets.builtin_meta import _get_coco_instances_meta
-from detectron2.data.datasets.coco import _set_class_metadata
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 

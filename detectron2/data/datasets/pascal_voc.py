@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets._coco_images import checked_file_name, checked_size
-from detectron2.data.datasets._reading import AnnotationFileError, timed
+from detectron2.data.formats.reading import AnnotationFileError, checked_file_name, checked_size, timed
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detectron2.data.datasets._reading import read_json
 from detectron2.data.datasets.builtin import dataset_root
+from detectron2.data.formats.reading import read_json
 from detectron2.utils.file_io import atomic_write
 
 

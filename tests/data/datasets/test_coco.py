@@ -390,19 +390,6 @@ class TestLoad:
         with pytest.raises(ValueError, match=f"^{tmp_path}/a.json: .*{message}"):
             load_coco_json(tmp_path / "a.json", "/images")
 
-    def test_run_length_totals(self):
-        from pycocotools import mask as mask_util
-
-        from detectron2.data.datasets._run_lengths import is_compressed, run_length_totals
-
-        rng = np.random.default_rng(0)
-        masks = [rng.random(rng.integers(1, 40, 2)) < rng.random() for _ in range(200)] + [np.zeros((3000, 2000), bool)]
-        texts = [mask_util.encode(np.asfortranarray(m, np.uint8))["counts"].decode() for m in masks]
-        assert all(map(is_compressed, texts)) and not is_compressed(b"53")
-        assert run_length_totals([]).tolist() == []
-        assert run_length_totals(texts).tolist() == [m.size for m in masks]
-        assert run_length_totals(texts * 200).tolist() == [m.size for m in masks] * 200  # in several chunks
-
     def test_errors_can_be_pickled(self, write):
         import pickle
 

@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from detectron2.data._findings import Case, Finding, quantity
-from detectron2.data._formats import (
+from detectron2.data.checks.findings import Case, Finding, quantity
+from detectron2.data.formats.annotated_images import (
     AnnotatedImages,
     fill_sizes,
     findings_of,

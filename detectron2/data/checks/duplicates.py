@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._findings import MAX_CASES, AnnotationTable, Case, Finding, quantity
+from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, quantity
 
 __all__ = [
     "annotation_id_findings",

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from detectron2.data.datasets._run_lengths import run_lengths
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "AnnotationFileError",
+    "checked_file_name",
     "checked_id",
     "checked_objects",
+    "checked_size",
     "describe",
     "find_duplicates",
     "group_by_image",
@@ -26,7 +27,6 @@ __all__ = [
     "is_polygon",
     "paused_gc",
     "read_json",
-    "run_lengths",
     "shorten",
     "timed",
 ]
@@ -209,6 +209,58 @@ def checked_id(value: Any, file: Any, where: str, key: str = "id") -> int | str:
         return value
     raise AnnotationFileError(
         file, where, f"'{key}' must be a whole number (of 64 bits) or a string, not {describe(value)}."
+    )
+
+
+def checked_file_name(name: Any, file: Any, where: str, key: str = "file_name") -> str:
+    """Return a name that a file may have.
+
+    Args:
+        name: the value in the annotation file.
+        file: that file, for messages.
+        where: the place in it, for messages.
+        key: its name there, for messages.
+
+    Returns:
+        the name.
+
+    Raises:
+        ValueError: it is something else than a string, empty, or has characters that no file name has.
+    """
+    if not isinstance(name, str) or not name:
+        what = "empty" if name == "" else describe(name)
+        raise AnnotationFileError(file, where, f"'{key}' must be a path, not {what}.")
+    if "\0" in name or not name.isascii():
+        try:
+            if "\0" in os.fsdecode(os.fsencode(name)):
+                raise ValueError("embedded null character")
+        except ValueError as e:
+            raise AnnotationFileError(file, where, f"'{key}' is {name!r}, which no file can be called: {e}.") from e
+    return name
+
+
+def checked_size(value: Any, file: Any, where: str, key: str, hint: str = "") -> int:
+    """Return a height or a width in pixels: an integer (also where the file writes 640.0).
+
+    Args:
+        value: the value in the annotation file.
+        file: that file, for messages.
+        where: the place in it, for messages.
+        key: "height" or "width".
+        hint: what else to say in the message.
+
+    Returns:
+        the size.
+
+    Raises:
+        ValueError: it is not a positive integer, or larger than images can be.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is int and 0 < value < 2**31:
+        return value
+    raise AnnotationFileError(
+        file, where, f"'{key}' must be a positive whole number of pixels, not {describe(value)}.{hint}"
     )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.data._findings import MAX_CASES, Case, Finding, Level, quantity
-from detectron2.data.datasets._reading import image_size_hw
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, quantity
+from detectron2.data.formats.reading import image_size_hw
 
 __all__ = [
     "FORMATS",

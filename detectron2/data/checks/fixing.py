@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._file_checks import file_problems
-from detectron2.data._format_coco import CocoReader
-from detectron2.data._formats import AnnotatedImages, read_images_hw
-from detectron2.data._mask_checks import polygon_areas
-from detectron2.data.datasets._reading import is_polygon
+from detectron2.data.checks.files import file_problems
+from detectron2.data.checks.masks import polygon_areas
+from detectron2.data.formats.annotated_images import AnnotatedImages, read_images_hw
+from detectron2.data.formats.coco import CocoReader
+from detectron2.data.formats.reading import is_polygon
 
 __all__ = ["fix"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.data._file_checks import file_findings
-from detectron2.data._findings import MAX_CASES, Case, Finding, quantity
-from detectron2.data.datasets._reading import image_size_hw
+from detectron2.data.checks.files import file_findings
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
 from detectron2.data.detection_utils import read_image
+from detectron2.data.formats.reading import image_size_hw
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["label_map_findings", "number_of_categories", "segment_findings"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.data._findings import MAX_CASES, Case, Finding, quantity
-from detectron2.data.datasets._reading import image_size_hw
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
+from detectron2.data.formats.reading import image_size_hw
 
 __all__ = ["file_findings", "file_problems", "nameless_findings"]
 

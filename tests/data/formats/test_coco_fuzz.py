@@ -16,8 +16,8 @@ from PIL import Image
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import convert_to_coco_dict, load_coco_json, load_voc_instances
-from detectron2.data.datasets._reading import AnnotationFileError
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+from detectron2.data.formats.reading import AnnotationFileError
 from detectron2.data.validation import DatasetError, validate_dataset_dicts
 
 HEIGHT, WIDTH = 8, 10

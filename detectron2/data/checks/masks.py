@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._findings import AnnotationTable, Finding, Level, quantity
-from detectron2.data.datasets._reading import is_polygon
-from detectron2.data.datasets._run_lengths import is_compressed, run_length_totals
+from detectron2.data.checks.findings import AnnotationTable, Finding, Level, quantity
+from detectron2.data.formats.reading import is_polygon
+from detectron2.data.formats.run_lengths import is_compressed, run_length_totals
 
 __all__ = [
     "flat_polygon_findings",

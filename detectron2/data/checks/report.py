@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._annotation_checks import (
+from detectron2.data.checks.annotations import (
     box_findings,
     classify_boxes,
     keypoint_findings,
@@ -18,7 +18,7 @@ from detectron2.data._annotation_checks import (
     structure_findings,
     usable,
 )
-from detectron2.data._duplicate_checks import (
+from detectron2.data.checks.duplicates import (
     annotation_id_findings,
     class_name_findings,
     duplicate_annotations,
@@ -27,11 +27,11 @@ from detectron2.data._duplicate_checks import (
     near_duplicates,
     without_annotations,
 )
-from detectron2.data._file_checks import file_findings
-from detectron2.data._findings import AnnotationTable, Finding, Level
-from detectron2.data._label_map_checks import label_map_findings, segment_findings
-from detectron2.data._mask_checks import flat_polygon_findings, malformed_masks, mask_findings, self_intersections
-from detectron2.data.datasets._reading import paused_gc
+from detectron2.data.checks.files import file_findings
+from detectron2.data.checks.findings import AnnotationTable, Finding, Level
+from detectron2.data.checks.label_maps import label_map_findings, segment_findings
+from detectron2.data.checks.masks import flat_polygon_findings, malformed_masks, mask_findings, self_intersections
+from detectron2.data.formats.reading import paused_gc
 
 __all__ = ["EMPTY", "FULL_CHECK_LIMIT", "DatasetReport", "inspect_dataset_dicts"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from detectron2.data._findings import Case, Finding, quantity
-from detectron2.data._formats import (
+from detectron2.data.checks.findings import Case, Finding, quantity
+from detectron2.data.formats.annotated_images import (
     IMAGE_SUFFIXES,
     AnnotatedImages,
     fill_sizes,
@@ -320,7 +320,7 @@ def _outlines(mask: dict[str, Any], size_hw: tuple[int, int]) -> list[np.ndarray
     import contourpy
     import pycocotools.mask
 
-    from detectron2.data.datasets._reading import run_lengths
+    from detectron2.data.formats.run_lengths import run_lengths
 
     mask_util: Any = pycocotools.mask  # its type hints leave out some forms
     pixels = mask_util.decode(run_lengths(mask) if isinstance(mask["counts"], list) else mask)

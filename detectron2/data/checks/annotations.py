@@ -1,7 +1,7 @@
 """Checks of labels, boxes and keypoints: each is one expression on arrays of all annotations.
 
-``M`` annotations, as in :class:`~detectron2.data._findings.AnnotationTable`. Boxes are ``(x1, y1, x2, y2)`` in absolute
-pixels, continuous coordinates.
+Boxes are `(x1, y1, x2, y2)` in absolute pixels, continuous coordinates. `M` is the number of annotations of an
+`AnnotationTable`.
 """
 
 import reprlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data._findings import MAX_CASES, AnnotationTable, Case, Finding, Level, quantity
+from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, Level, quantity
 from detectron2.structures import BoxMode
 
 __all__ = [

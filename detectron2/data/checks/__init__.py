@@ -1,0 +1,1 @@
+"""Checks of data sets: each looks at dataset dicts and returns findings."""

@@ -1,0 +1,106 @@
+"""A COCO file is read with its mistakes; `tests/data/datasets/test_coco.py` has those that stop the loading."""
+
+import json
+
+import pytest
+
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.formats.coco import content_to_dicts, guess_image_root, keypoint_metadata, read_coco
+from detectron2.structures import BoxMode
+
+IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**content):
+        path = tmp_path / "val.json"
+        path.write_text(json.dumps({"images": [IMAGE], "categories": CATEGORIES, **content}))
+        return path
+
+    return write
+
+
+def annotation(**changes):
+    return {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], **changes}
+
+
+def test_empty(write):
+    data = read_coco(write(images=[]))
+    assert data.splits == {"val": []} and content_to_dicts(data) == ([], ["cat", "dog"], [])
+
+
+def test_same_as_loading(write):
+    segmentation = [[1, 2, 4, 2, 4, 6]]
+    path = write(annotations=[annotation(segmentation=segmentation, iscrowd=0, keypoints=[1, 2, 2])])
+    dicts, names, findings = content_to_dicts(read_coco(path, ""))
+    assert (names, findings) == (["cat", "dog"], [])
+    assert dicts == load_coco_json(path, "", "test_formats_coco", ["id"])
+    assert dicts[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"images": [IMAGE, {"id": 2}]}, "image-incomplete"),
+        ({"images": [IMAGE, IMAGE]}, "image-id-twice"),
+        ({"images": [{**IMAGE, "height": 0}]}, "image-size"),
+        ({"annotations": [{"id": 1}]}, "no-image_id"),
+        ({"annotations": [annotation(category_id=4)]}, "category-unknown"),
+        ({"annotations": [annotation(ignore=1)]}, "annotation-ignore"),
+        ({"annotations": [annotation(bbox=[1, 2])]}, "annotation-unusable"),
+        ({"annotations": [annotation(segmentation={"size": [20, 30], "counts": "0"})]}, "annotation-unusable"),
+        ({"annotations": [annotation(segmentation={"size": [20, 30], "counts": [5]})]}, "annotation-unusable"),
+        ({"categories": [{"id": 1}]}, "category-incomplete"),
+        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "category-twice"),
+        ({"categories": [*CATEGORIES, {"id": "3", "name": "bird"}]}, "category-ids-mixed"),
+    ],
+)
+def test_what_is_an_error_stops_loading(write, changes, kind):
+    path = write(**changes)
+    _, _, findings = content_to_dicts(read_coco(path, ""))
+    assert [(f.kind, f.level, f.count) for f in findings] == [(kind, "error", 1)]
+    with pytest.raises(ValueError):
+        load_coco_json(path, "", "test_formats_coco")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "left"),
+    [
+        ({"annotations": [annotation(image_id=9)]}, "annotation-orphan", 0),
+        ({"annotations": [annotation(segmentation=[[1, 2, 3, 4]])]}, "polygon-points", 0),
+        ({"annotations": [annotation(segmentation=[[1, 2], [0, 0, 1, 1, 0, 1]])]}, "polygon-points", 1),
+    ],
+)
+def test_what_is_a_warning_is_loaded(write, changes, kind, left):
+    path = write(**changes)
+    dicts, _, findings = content_to_dicts(read_coco(path, ""))
+    assert [(f.kind, f.level) for f in findings] == [(kind, "warning")]
+    assert dicts == load_coco_json(path, "", "test_formats_coco", ["id"]) and len(dicts[0]["annotations"]) == left
+
+
+def test_lists_that_are_none(write):
+    data = read_coco(write(annotations={}, images=[IMAGE, 3]))
+    assert [f.kind for f in data.findings] == ["format", "format"] and data.content["images"] == [IMAGE]
+
+
+def test_panoptic_files_are_refused(write):
+    with pytest.raises(ValueError, match="register_coco_panoptic"):
+        read_coco(write(annotations=[{"segments_info": []}]))
+
+
+def test_guess_image_root(tmp_path):
+    (tmp_path / "images" / "val").mkdir(parents=True)
+    (tmp_path / "images" / "val" / "a.jpg").touch()
+    file = tmp_path / "annotations" / "instances_val.json"
+    assert guess_image_root(file, [IMAGE]) == str(tmp_path / "images" / "val")
+    assert guess_image_root(file, []) == str(file.parent)
+
+
+def test_keypoint_metadata():
+    names = ["nose", "left_eye", "right_eye"]
+    found = keypoint_metadata([{"keypoints": names, "skeleton": [[1, 2], [1, 9]]}, {}])
+    assert found["keypoint_names"] == names and found["keypoint_flip_map"] == [("left_eye", "right_eye")]
+    assert [rule[:2] for rule in found["keypoint_connection_rules"]] == [("nose", "left_eye")]
+    assert keypoint_metadata([]) == keypoint_metadata([{"keypoints": ["a"]}, {"keypoints": ["b"]}]) == {}
