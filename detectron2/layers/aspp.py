@@ -35,6 +35,12 @@ class ASPP(nn.Module):
 
     Raises:
         ValueError: there are not exactly three dilations.
+
+    Example:
+        >>> from detectron2.layers import ASPP
+        >>> aspp = ASPP(64, 32, dilations=(6, 12, 18), norm="GN", activation=torch.relu)
+        >>> aspp(torch.rand(2, 64, 24, 32)).shape
+        torch.Size([2, 32, 24, 32])
     """
 
     def __init__(

@@ -25,6 +25,12 @@ class FrozenBatchNorm2d(nn.Module):
     Args:
         num_features: number of channels.
         eps: added to the variance.
+
+    Example:
+        >>> from detectron2.layers import FrozenBatchNorm2d
+        >>> norm = FrozenBatchNorm2d(3)
+        >>> list(norm.parameters()), sorted(norm.state_dict())
+        ([], ['bias', 'running_mean', 'running_var', 'weight'])
     """
 
     # Version of the state dict: 1 had no statistics, 2 normalised without eps, 3 is described above.
@@ -94,6 +100,12 @@ class FrozenBatchNorm2d(nn.Module):
 
         Returns:
             A new module when `module` is a batch norm, else `module`.
+
+        Example:
+            >>> from detectron2.layers import FrozenBatchNorm2d
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+            >>> FrozenBatchNorm2d.convert_frozen_batchnorm(model)[1]
+            FrozenBatchNorm2d(num_features=8, eps=1e-05)
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return cls._from_batch_norm(module)
@@ -145,6 +157,12 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
 
     Raises:
         ValueError: `stats_mode` is neither.
+
+    Example:
+        >>> from detectron2.layers import NaiveSyncBatchNorm
+        >>> norm = NaiveSyncBatchNorm(8, stats_mode="N")  # without other processes an ordinary BatchNorm2d
+        >>> norm(torch.rand(2, 8, 5, 7)).shape
+        torch.Size([2, 8, 5, 7])
     """
 
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any):
@@ -201,6 +219,12 @@ class CycleBatchNormList(nn.ModuleList):
         length: number of inputs in a cycle.
         bn_class: the batch norm; it is built with `affine=False`.
         **kwargs: arguments of `bn_class`; `affine` decides about the shared transform.
+
+    Example:
+        >>> from detectron2.layers import CycleBatchNormList
+        >>> norm = CycleBatchNormList(2, num_features=8)  # one for each of two feature levels
+        >>> [norm(level).shape for level in (torch.rand(1, 8, 32, 32), torch.rand(1, 8, 16, 16))]
+        [torch.Size([1, 8, 32, 32]), torch.Size([1, 8, 16, 16])]
     """
 
     def __init__(self, length: int, bn_class: Callable[..., Any] = nn.BatchNorm2d, **kwargs: Any):
@@ -232,6 +256,11 @@ class LayerNorm(nn.Module):
     Args:
         normalized_shape: number of channels.
         eps: added to the variance.
+
+    Example:
+        >>> from detectron2.layers import LayerNorm
+        >>> LayerNorm(8)(torch.rand(2, 8, 5, 7)).shape
+        torch.Size([2, 8, 5, 7])
     """
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6):
@@ -300,6 +329,13 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
 
     Raises:
         ValueError: no normalization has that name.
+
+    Example:
+        >>> from detectron2.layers import get_norm
+        >>> get_norm("GN", 256).num_groups
+        32
+        >>> get_norm("", 256) is None
+        True
     """
     if norm is None or norm == "":
         return None

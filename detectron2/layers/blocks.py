@@ -19,6 +19,16 @@ class CNNBlockBase(nn.Module):
         in_channels: channels that `forward` expects.
         out_channels: channels that `forward` returns.
         stride: factor by which height and width shrink.
+
+    Example:
+        >>> from detectron2.layers import CNNBlockBase
+        >>> class Block(CNNBlockBase):
+        ...     def __init__(self):
+        ...         super().__init__(in_channels=3, out_channels=8, stride=2)
+        ...         self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        ...
+        >>> any(p.requires_grad for p in Block().freeze().parameters())
+        False
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -50,6 +60,12 @@ class DepthwiseSeparableConv2d(nn.Module):
         activation1: function applied after `norm1`.
         norm2: normalization after the 1 x 1 convolution.
         activation2: function applied after `norm2`.
+
+    Example:
+        >>> from detectron2.layers import DepthwiseSeparableConv2d
+        >>> conv = DepthwiseSeparableConv2d(16, 32, norm1="BN", norm2="BN")
+        >>> conv(torch.rand(2, 16, 20, 30)).shape
+        torch.Size([2, 32, 20, 30])
     """
 
     def __init__(

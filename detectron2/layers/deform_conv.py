@@ -46,6 +46,14 @@ def deform_conv(
 
     Raises:
         ValueError: the shapes do not fit one another.
+
+    Example:
+        >>> from detectron2.layers import deform_conv
+        >>> features, weight = torch.rand(1, 4, 10, 12), torch.rand(8, 4, 3, 3)
+        >>> offset = torch.zeros(1, 2 * 9, 10, 12)  # y and x for each of nine samples
+        >>> out = deform_conv(features, offset, weight, padding=1)
+        >>> torch.allclose(out, nn.functional.conv2d(features, weight, padding=1), atol=1e-4)
+        True
     """
     del im2col_step
     return _convolve(input, offset, None, weight, None, stride, padding, dilation, groups, deformable_groups)
@@ -82,6 +90,13 @@ def modulated_deform_conv(
 
     Raises:
         ValueError: the shapes do not fit one another.
+
+    Example:
+        >>> from detectron2.layers import modulated_deform_conv
+        >>> features, weight = torch.rand(1, 4, 10, 12), torch.rand(8, 4, 3, 3)
+        >>> offset, mask = torch.zeros(1, 2 * 9, 10, 12), torch.ones(1, 9, 10, 12)
+        >>> modulated_deform_conv(features, offset, mask, weight, padding=1).shape
+        torch.Size([1, 8, 10, 12])
     """
     return _convolve(input, offset, mask, weight, bias, stride, padding, dilation, groups, deformable_groups)
 
@@ -203,6 +218,12 @@ class DeformConv(_DeformableConvolution):
 
     Raises:
         ValueError: `bias` is true, or `groups` does not divide the channels.
+
+    Example:
+        >>> from detectron2.layers import DeformConv
+        >>> conv = DeformConv(4, 8, kernel_size=3, padding=1)
+        >>> conv(torch.rand(1, 4, 10, 12), offset=torch.zeros(1, 18, 10, 12)).shape
+        torch.Size([1, 8, 10, 12])
     """
 
     def __init__(
@@ -269,6 +290,13 @@ class ModulatedDeformConv(_DeformableConvolution):
 
     Raises:
         ValueError: `groups` does not divide the channels.
+
+    Example:
+        >>> from detectron2.layers import ModulatedDeformConv
+        >>> conv = ModulatedDeformConv(4, 8, kernel_size=3, padding=1)
+        >>> offset, mask = torch.zeros(1, 18, 10, 12), torch.ones(1, 9, 10, 12)
+        >>> conv(torch.rand(1, 4, 10, 12), offset, mask).shape
+        torch.Size([1, 8, 10, 12])
     """
 
     def __init__(

@@ -21,6 +21,12 @@ def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
 
     Returns:
         The loss: `(N,)` for `"none"`, else a scalar.
+
+    Example:
+        >>> from detectron2.layers import diou_loss
+        >>> targets = torch.tensor([[0.0, 0, 10, 10]])
+        >>> diou_loss(targets, targets), diou_loss(targets + 10, targets)
+        (tensor([0.]), tensor([1.2500]))
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     return _reduce(1 - iou + distance, reduction)
@@ -37,6 +43,12 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
 
     Returns:
         The loss: `(N,)` for `"none"`, else a scalar.
+
+    Example:
+        >>> from detectron2.layers import ciou_loss
+        >>> targets = torch.tensor([[0.0, 0, 10, 10]])
+        >>> ciou_loss(torch.tensor([[0.0, 0, 10, 5]]), targets)
+        tensor([0.5345])
     """
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     shape = (4 / math.pi**2) * (_aspect_angle(boxes2) - _aspect_angle(boxes1)) ** 2

@@ -60,6 +60,13 @@ def paste_masks_in_image(
     Raises:
         ValueError: the shapes do not fit one another.
         MemoryError: the result does not fit into the memory of the machine.
+
+    Example:
+        >>> from detectron2.layers import paste_masks_in_image
+        >>> boxes = torch.tensor([[10.0, 20, 50, 60]])
+        >>> pasted = paste_masks_in_image(torch.ones(1, 28, 28), boxes, (100, 120))
+        >>> pasted.shape, pasted.dtype, pasted.sum()
+        (torch.Size([1, 100, 120]), torch.bool, tensor(1600))
     """
     xyxy = _checked_xyxy(masks, boxes)
     height, width = (int(s) for s in image_shape)
@@ -93,6 +100,11 @@ def paste_masks_as_rle(
 
     Raises:
         ValueError: the shapes do not fit one another, or the threshold is not positive.
+
+    Example:
+        >>> from detectron2.layers import paste_masks_as_rle
+        >>> paste_masks_as_rle(torch.ones(1, 28, 28), torch.tensor([[3.0, 1, 4, 3]]), (10, 5))
+        [{'size': [10, 5], 'counts': 'o02a0'}]
     """
     masks, xyxy = _checked_on_cpu("paste_masks_as_rle", masks, boxes, threshold)
     height, width = (int(s) for s in image_shape)
@@ -127,6 +139,13 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: the masks have another shape.
+
+    Example:
+        >>> from detectron2.layers import encode_masks
+        >>> masks = torch.zeros(1, 100, 120)
+        >>> masks[0, 20:60, 10:50] = 1
+        >>> encode_masks(masks)[0]["size"]
+        [100, 120]
     """
     if masks.dim() != 3:
         raise ValueError(f"encode_masks expects masks (N, H, W), got {tuple(masks.shape)}.")
@@ -158,6 +177,12 @@ def paste_masks_in_boxes(
 
     Raises:
         ValueError: the shapes do not fit one another, or the threshold is not positive.
+
+    Example:
+        >>> from detectron2.layers import paste_masks_in_boxes
+        >>> parts = paste_masks_in_boxes(torch.ones(1, 28, 28), torch.tensor([[10.0, 20, 50, 60]]), (100, 120))
+        >>> [(part.shape, corner_xy) for part, corner_xy in parts]
+        [((42, 42), (9, 19))]
     """
     masks, xyxy = _checked_on_cpu("paste_masks_in_boxes", masks, boxes, threshold)
     return _bits_in_boxes(masks, xyxy, int(image_shape[0]), int(image_shape[1]), threshold)
@@ -376,6 +401,11 @@ def paste_mask_in_image_old(
 
     Returns:
         uint8 `(img_h, img_w)`.
+
+    Example:
+        >>> from detectron2.layers.mask_ops import paste_mask_in_image_old
+        >>> paste_mask_in_image_old(torch.ones(28, 28), torch.tensor([10.0, 20, 50, 60]), 100, 120, 0.5).shape
+        torch.Size([100, 120])
     """
     from PIL import Image
 

@@ -34,6 +34,13 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
 
     Raises:
         ValueError: `boxes` is not `(N, 4)`.
+
+    Example:
+        >>> from detectron2.layers import batched_nms
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10]])
+        >>> scores, classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1])
+        >>> batched_nms(boxes, scores, classes, iou_threshold=0.5)
+        tensor([0, 2])
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
@@ -86,6 +93,12 @@ def nms_rotated(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float)
 
     Raises:
         ValueError: `boxes` is not `(N, 5)`, or `scores` is not `(N,)`.
+
+    Example:
+        >>> from detectron2.layers import nms_rotated
+        >>> boxes = torch.tensor([[5.0, 5, 8, 2, 0], [5, 5, 8, 2, 180], [5, 5, 8, 2, 90]])
+        >>> nms_rotated(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)
+        tensor([0, 2])
     """
     _check_rotated("nms_rotated", boxes, scores)
     return greedy_nms(boxes, scores, iou_threshold)
@@ -107,6 +120,13 @@ def batched_nms_rotated(
 
     Raises:
         ValueError: `boxes` is not `(N, 5)`, or `scores` or `idxs` is not `(N,)`.
+
+    Example:
+        >>> from detectron2.layers import batched_nms_rotated
+        >>> boxes = torch.tensor([[5.0, 5, 8, 2, 0], [5, 5, 8, 2, 180], [5, 5, 8, 2, 0]])
+        >>> scores, classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1])
+        >>> batched_nms_rotated(boxes, scores, classes, iou_threshold=0.5)
+        tensor([0, 2])
     """
     _check_rotated("batched_nms_rotated", boxes, scores, idxs)
     return greedy_nms(boxes, scores, iou_threshold, groups=idxs)
@@ -144,6 +164,12 @@ def greedy_nms(
 
     Returns:
         int64 indices of the kept boxes, by decreasing score; of equal scores the first one wins.
+
+    Example:
+        >>> from detectron2.layers.nms import greedy_nms
+        >>> boxes = torch.tensor([[5.0, 5, 8, 2, 0], [5, 5, 8, 2, 5], [50, 50, 8, 2, 0], [90, 90, 8, 2, 0]])
+        >>> greedy_nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), iou_threshold=0.5, limit=2)
+        tensor([0, 2])
     """
     device = boxes.device
     order = scores.to(torch.promote_types(scores.dtype, torch.float32)).argsort(descending=True, stable=True)

@@ -22,6 +22,13 @@ class ROIAlign(nn.Module):
         spatial_scale: feature cells per unit of the region coordinates; 1/16 for a map of stride 16.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
         aligned: whether to take the half pixel into account.
+
+    Example:
+        >>> from detectron2.layers import ROIAlign
+        >>> pooler = ROIAlign((7, 7), spatial_scale=1 / 16, sampling_ratio=0)
+        >>> rois = torch.tensor([[0.0, 32, 32, 128, 96]])  # image 0, (x1, y1, x2, y2)
+        >>> pooler(torch.rand(1, 256, 20, 30), rois).shape
+        torch.Size([1, 256, 7, 7])
     """
 
     def __init__(

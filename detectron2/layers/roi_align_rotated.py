@@ -46,6 +46,14 @@ def roi_align_rotated(
 
     Raises:
         ValueError: `rois` is not `(R, 6)`, or `input` not `(N, C, H, W)`.
+
+    Example:
+        >>> from detectron2.layers import roi_align_rotated
+        >>> features = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> upright, upside_down = [0.0, 2, 2, 4, 4, 0], [0.0, 2, 2, 4, 4, 180]
+        >>> roi_align_rotated(features, torch.tensor([upright, upside_down]), 2, 1.0, sampling_ratio=2).flatten(1)
+        tensor([[ 2.5000,  4.5000, 10.5000, 12.5000],
+                [12.5000, 10.5000,  4.5000,  2.5000]])
     """
     if rois.dim() != 2 or rois.shape[1] != 6:
         raise ValueError(
@@ -74,6 +82,13 @@ class ROIAlignRotated(nn.Module):
         output_size: size of each result, `(height, width)`, or one number for both.
         spatial_scale: feature cells per unit of the region coordinates; 1/16 for a map of stride 16.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
+
+    Example:
+        >>> from detectron2.layers import ROIAlignRotated
+        >>> pooler = ROIAlignRotated((7, 7), spatial_scale=1 / 16, sampling_ratio=0)
+        >>> rois = torch.tensor([[0.0, 80, 64, 96, 64, 30]])  # image 0, (x_center, y_center, width, height, angle)
+        >>> pooler(torch.rand(1, 256, 20, 30), rois).shape
+        torch.Size([1, 256, 7, 7])
     """
 
     def __init__(self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int):

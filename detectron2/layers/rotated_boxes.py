@@ -208,6 +208,12 @@ def pairwise_iou_rotated(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Te
 
     Raises:
         ValueError: the boxes are not of five columns.
+
+    Example:
+        >>> from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+        >>> boxes = torch.tensor([[5.0, 5, 4, 2, 0], [5, 5, 4, 2, 180], [5, 5, 4, 2, 90]])
+        >>> pairwise_iou_rotated(boxes[:1], boxes)
+        tensor([[1.0000, 1.0000, 0.3333]])
     """
     for boxes in (boxes1, boxes2):
         if boxes.dim() != 2 or boxes.shape[1] != 5:

@@ -28,6 +28,11 @@ def changes(crop: np.ndarray, corner_xy: tuple[int, int], height: int) -> np.nda
 
     Returns:
         int64, ascending. Runs end with their column: one that goes on at the top of the next is two.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import changes
+        >>> changes(np.ones((2, 1), bool), corner_xy=(3, 1), height=10)  # column 3 begins at pixel 30
+        array([31, 33])
     """
     columns = np.zeros((crop.shape[1], crop.shape[0] + 2), np.bool_)  # with a pixel outside at both ends
     columns[:, 1:-1] = crop.T
@@ -44,6 +49,12 @@ def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
 
     Returns:
         int64, at least one number; their sum is the number of pixels.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import changes, run_lengths
+        >>> begins = changes(np.ones((2, 1), bool), corner_xy=(3, 1), height=10)
+        >>> run_lengths([begins], pixels=50)
+        array([31,  2, 17])
     """
     found = np.concatenate([np.zeros(0, np.int64), *begins])
     # A run that reaches the bottom goes on at the top of the next column: no change there.
@@ -55,7 +66,22 @@ def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
 
 
 def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The smallest part of a mask `(H, W)` with all that is not zero, a view, and its first column and row."""
+    """Cut out the smallest part of a mask that holds all its nonzero pixels.
+
+    Args:
+        mask: array `(H, W)`.
+
+    Returns:
+        A view of the part `(h, w)`, and the column and row of its first pixel.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import crop_to_content
+        >>> mask = np.zeros((10, 12), bool)
+        >>> mask[4:6, 7:10] = True
+        >>> part, corner_xy = crop_to_content(mask)
+        >>> part.shape, corner_xy
+        ((2, 3), (7, 4))
+    """
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return mask[:0, :0], (0, 0)
@@ -66,7 +92,19 @@ def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def compress(counts: Iterable[np.ndarray]) -> list[str]:
-    """The text of the run lengths of each mask; those of a few masks are in memory at a time."""
+    """Write run lengths as COCO's text; only a few masks are in memory at a time.
+
+    Args:
+        counts: run lengths of each mask, as `run_lengths` returns them.
+
+    Returns:
+        One text for each mask.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import compress
+        >>> compress([np.array([31, 2, 17])])
+        ['o02a0']
+    """
     texts: list[str] = []
     waiting: list[np.ndarray] = []
     numbers = 0
@@ -114,6 +152,12 @@ def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
 
     Raises:
         ValueError: the counts are not those of an image of this size.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import decode_part
+        >>> decode_part({"size": [10, 5], "counts": [31, 2, 17]})
+        (array([[ True],
+               [ True]]), (3, 1))
     """
     height, width = (int(v) for v in rle["size"])
     counts = rle["counts"]

@@ -16,6 +16,11 @@ class ShapeSpec:
         height: rows of the tensor.
         width: columns of the tensor.
         stride: pixels of the network's input per cell of this tensor.
+
+    Example:
+        >>> from detectron2.layers import ShapeSpec
+        >>> ShapeSpec(channels=256, stride=16)
+        ShapeSpec(channels=256, height=None, width=None, stride=16)
     """
 
     channels: int | None = None

@@ -46,6 +46,14 @@ class Conv2d(nn.Conv2d):
     Args:
         *args: positional arguments of `torch.nn.Conv2d`.
         **kwargs: keyword arguments of `torch.nn.Conv2d`, and `norm` and `activation`.
+
+    Example:
+        >>> from detectron2.layers import Conv2d, get_norm
+        >>> conv = Conv2d(3, 8, 3, padding=1, bias=False, norm=get_norm("BN", 8), activation=torch.relu)
+        >>> conv(torch.rand(2, 3, 10, 12)).shape
+        torch.Size([2, 8, 10, 12])
+        >>> [name for name, _ in conv.named_parameters()]
+        ['weight', 'norm.weight', 'norm.bias']
     """
 
     norm: Callable[[torch.Tensor], torch.Tensor] | None
@@ -85,14 +93,43 @@ class _NewEmptyTensorOp(torch.autograd.Function):
 
 
 def cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """Concatenate like `torch.cat`, but return the only tensor of a one-element list itself, without a copy."""
+    """Concatenate like `torch.cat`, but return the only tensor of a one-element list itself, without a copy.
+
+    Args:
+        tensors: list or tuple of tensors.
+        dim: dimension along which they are joined.
+
+    Returns:
+        The joined tensor.
+
+    Example:
+        >>> from detectron2.layers import cat
+        >>> cat([torch.zeros(2, 4), torch.zeros(3, 4)]).shape
+        torch.Size([5, 4])
+        >>> only = torch.zeros(2, 4)
+        >>> cat([only]) is only
+        True
+    """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"cat expects a list or tuple of tensors, got {type(tensors).__name__}.")
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Indices of the nonzero elements, one tensor per dimension; a scalar counts as a vector of one element."""
+    """Indices of the nonzero elements, one tensor per dimension; a scalar counts as a vector of one element.
+
+    Args:
+        x: tensor of any shape.
+
+    Returns:
+        One int64 vector for each dimension.
+
+    Example:
+        >>> from detectron2.layers import nonzero_tuple
+        >>> rows, columns = nonzero_tuple(torch.tensor([[0, 1], [1, 0]]))
+        >>> rows, columns
+        (tensor([0, 1]), tensor([1, 0]))
+    """
     return (x.unsqueeze(0) if x.dim() == 0 else x).nonzero(as_tuple=True)
 
 
@@ -104,6 +141,12 @@ def empty_input_loss_func_wrapper(loss_func: Callable[..., torch.Tensor]) -> Cal
 
     Returns:
         A function with the same signature.  Its zero is connected to `input`, so `backward()` works.
+
+    Example:
+        >>> from detectron2.layers import empty_input_loss_func_wrapper
+        >>> smooth_l1 = empty_input_loss_func_wrapper(nn.functional.smooth_l1_loss)
+        >>> smooth_l1(torch.zeros(0, 4), torch.zeros(0, 4))
+        tensor(0.)
     """
 
     @functools.wraps(loss_func)
@@ -129,6 +172,11 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
 
     Returns:
         int64 vector, as long as `x`.
+
+    Example:
+        >>> from detectron2.layers import shapes_to_tensor
+        >>> shapes_to_tensor([480, 640])
+        tensor([480, 640])
     """
     if any(isinstance(v, torch.Tensor) for v in x):
         parts = [v if isinstance(v, torch.Tensor) else torch.as_tensor(v) for v in x]
@@ -138,10 +186,39 @@ def shapes_to_tensor(x: Sequence[Any], device: torch.device | str | None = None)
 
 
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
-    """Move `src` to the device of `dst`."""
+    """Move `src` to the device of `dst`.
+
+    Args:
+        src: tensor to move.
+        dst: tensor on the wanted device.
+
+    Returns:
+        `src` on the device of `dst`.
+
+    Example:
+        >>> from detectron2.layers import move_device_like
+        >>> move_device_like(torch.zeros(2), torch.zeros(3)).device
+        device(type='cpu')
+    """
     return src.to(dst.device)
 
 
 def disable_torch_compiler(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep `torch.compile` out of a function; usable as a decorator."""
+    """Keep `torch.compile` out of a function; usable as a decorator.
+
+    Args:
+        func: the function.
+
+    Returns:
+        The same function, which always runs eagerly.
+
+    Example:
+        >>> from detectron2.layers import disable_torch_compiler
+        >>> @disable_torch_compiler
+        ... def count(x):
+        ...     return int((x > 0).sum())
+        ...
+        >>> count(torch.tensor([1, -1, 2]))
+        2
+    """
     return torch.compiler.disable(func)

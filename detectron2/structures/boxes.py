@@ -34,6 +34,11 @@ class BoxMode(IntEnum):
     """How the numbers of a box are to be read.
 
     Absolute modes are in pixels; relative modes are fractions of the image's width and height.
+
+    Example:
+        >>> from detectron2.structures import BoxMode
+        >>> BoxMode.XYWH_ABS, int(BoxMode.XYWH_ABS)
+        (<BoxMode.XYWH_ABS: 1>, 1)
     """
 
     XYXY_ABS = 0
@@ -69,6 +74,13 @@ class BoxMode(IntEnum):
         Raises:
             TypeError: `box` is something else.
             ValueError: it has not the number of columns of `from_mode`, or the modes cannot be converted.
+
+        Example:
+            >>> from detectron2.structures import BoxMode
+            >>> BoxMode.convert([10, 20, 30, 40], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+            [10, 20, 40, 60]
+            >>> BoxMode.convert(torch.tensor([[50.0, 50, 40, 20, 90]]), BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+            tensor([[40., 30., 60., 70.]])
         """
         if from_mode == to_mode:
             return box
@@ -175,6 +187,17 @@ class Boxes:
 
     Raises:
         ValueError: the shape is not `(N, 4)`.
+
+    Example:
+        >>> from detectron2.structures import Boxes
+        >>> boxes = Boxes([[10, 20, 50, 60], [0, 0, 200, 20]])
+        >>> len(boxes), boxes.area()
+        (2, tensor([1600., 4000.]))
+        >>> boxes.clip((100, 120))  # height, width of the image
+        >>> boxes[1]
+        Boxes(tensor([[  0.,   0., 120.,  20.]]))
+        >>> boxes[boxes.area() < 2000]
+        Boxes(tensor([[10., 20., 50., 60.]]))
     """
 
     tensor: torch.Tensor
@@ -252,6 +275,11 @@ class Boxes:
 
         Returns:
             bool `(N,)`.
+
+        Example:
+            >>> from detectron2.structures import Boxes
+            >>> Boxes([[10, 20, 50, 60], [-5, 0, 90, 20]]).inside_box((100, 100))
+            tensor([ True, False])
         """
         height, width = box_size
         x1, y1, x2, y2 = self.tensor.unbind(1)
@@ -314,19 +342,61 @@ def _pairwise_intersection(xyxy1: torch.Tensor, xyxy2: torch.Tensor) -> torch.Te
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
-    """Area of the intersection of every pair, `(N, M)`, in square pixels."""
+    """Area of the intersection of every pair, `(N, M)`, in square pixels.
+
+    Args:
+        boxes1: `N` boxes.
+        boxes2: `M` boxes.
+
+    Returns:
+        float32 `(N, M)`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, pairwise_intersection
+        >>> pairwise_intersection(Boxes([[0, 0, 10, 10]]), Boxes([[5, 5, 15, 15], [20, 20, 30, 30]]))
+        tensor([[25.,  0.]])
+    """
     return _pairwise_intersection(boxes1.tensor, boxes2.tensor)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
-    """Intersection over union of every pair, `(N, M)`; 0 where boxes do not overlap, even where both are empty."""
+    """Intersection over union of every pair, `(N, M)`; 0 where boxes do not overlap, even where both are empty.
+
+    Args:
+        boxes1: `N` boxes.
+        boxes2: `M` boxes.
+
+    Returns:
+        float32 `(N, M)`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, pairwise_iou
+        >>> truth = Boxes([[0, 0, 10, 10], [20, 20, 30, 30]])
+        >>> predicted = Boxes([[0, 0, 10, 5], [20, 20, 30, 30], [50, 50, 60, 60]])
+        >>> pairwise_iou(truth, predicted)
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.0000, 1.0000, 0.0000]])
+    """
     inter = _pairwise_intersection(boxes1.tensor, boxes2.tensor)
     union = (_area(boxes1.tensor)[:, None] + _area(boxes2.tensor)).sub_(inter)
     return inter.div_(union).nan_to_num_(nan=0.0)  # 0 / 0: two boxes without area
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
-    """Intersection of every pair over the area of the second box, `(N, M)`; 0 where they do not overlap."""
+    """Intersection of every pair over the area of the second box, `(N, M)`; 0 where they do not overlap.
+
+    Args:
+        boxes1: `N` boxes.
+        boxes2: `M` boxes, by the area of which the intersections are divided.
+
+    Returns:
+        float32 `(N, M)`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, pairwise_ioa
+        >>> pairwise_ioa(Boxes([[0, 0, 100, 100]]), Boxes([[90, 0, 110, 10], [10, 10, 20, 20]]))
+        tensor([[0.5000, 1.0000]])
+    """
     inter = _pairwise_intersection(boxes1.tensor, boxes2.tensor)
     return inter.div_(_area(boxes2.tensor)).nan_to_num_(nan=0.0)  # 0 / 0: the second box has no area
 
@@ -340,6 +410,13 @@ def pairwise_point_box_distance(points: torch.Tensor, boxes: Boxes) -> torch.Ten
 
     Returns:
         `(N, M, 4)`, to the left, upper, right and lower side.
+
+    Example:
+        >>> from detectron2.structures import Boxes, pairwise_point_box_distance
+        >>> points = torch.tensor([[3.0, 4.0], [12.0, 5.0]])
+        >>> pairwise_point_box_distance(points, Boxes([[0, 0, 10, 10]]))[:, 0]  # left, upper, right, lower
+        tensor([[ 3.,  4.,  7.,  6.],
+                [12.,  5., -2.,  5.]])
     """
     x, y = points[:, :, None].unbind(1)
     x1, y1, x2, y2 = boxes.tensor.unbind(1)
@@ -358,6 +435,12 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
 
     Raises:
         ValueError: the lengths differ.
+
+    Example:
+        >>> from detectron2.structures import Boxes, matched_pairwise_iou
+        >>> boxes = Boxes([[0, 0, 10, 10], [20, 20, 30, 30]])
+        >>> matched_pairwise_iou(boxes, Boxes([[0, 0, 10, 5], [40, 40, 50, 50]]))
+        tensor([0.5000, 0.0000])
     """
     if len(boxes1) != len(boxes2):
         raise ValueError(f"matched_pairwise_iou expects lists of one length, got {len(boxes1)} and {len(boxes2)}.")

@@ -24,6 +24,16 @@ class ImageList:
     Attributes:
         tensor: as above.
         image_sizes: as above.
+
+    Example:
+        >>> from detectron2.structures import ImageList
+        >>> images = ImageList.from_tensors([torch.zeros(3, 480, 640), torch.zeros(3, 500, 333)], size_divisibility=32)
+        >>> images.tensor.shape
+        torch.Size([2, 3, 512, 640])
+        >>> images.image_sizes
+        [(480, 640), (500, 333)]
+        >>> images[1].shape
+        torch.Size([3, 500, 333])
     """
 
     def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):
@@ -85,6 +95,12 @@ class ImageList:
         Raises:
             ValueError: there are no images, they differ in other dimensions, or one is larger than `square_size`.
             TypeError: `tensors` is not a list or tuple of tensors.
+
+        Example:
+            >>> from detectron2.structures import ImageList
+            >>> image = torch.zeros(3, 480, 640)
+            >>> ImageList.from_tensors([image], padding_constraints={"square_size": 1024}).tensor.shape
+            torch.Size([1, 3, 1024, 1024])
         """
         _check_images(tensors)
         # Read from shape, not size(): exporters record shapes.

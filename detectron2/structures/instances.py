@@ -26,6 +26,17 @@ class Instances:
     Args:
         image_size: `(height, width)` of the image that the fields refer to, in pixels.
         **kwargs: fields.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> instances = Instances((480, 640))
+        >>> instances.pred_boxes = Boxes([[10, 20, 50, 60], [0, 0, 200, 20]])
+        >>> instances.scores = torch.tensor([0.97, 0.42])
+        >>> len(instances), "pred_masks" in instances
+        (2, False)
+        >>> confident = instances[instances.scores > 0.5]
+        >>> len(confident), confident.pred_boxes
+        (1, Boxes(tensor([[10., 20., 50., 60.]])))
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
@@ -188,6 +199,13 @@ class Instances:
             ValueError: there is nothing to concatenate, or the image sizes or fields differ, or a field is of a type
                 that cannot be concatenated.
             TypeError: there is something else than instances in the list.
+
+        Example:
+            >>> from detectron2.structures import Instances
+            >>> first = Instances((480, 640), scores=torch.tensor([0.9]))
+            >>> second = Instances((480, 640), scores=torch.tensor([0.6, 0.5]))
+            >>> Instances.cat([first, second]).scores
+            tensor([0.9000, 0.6000, 0.5000])
         """
         for entry in instance_lists:
             if not isinstance(entry, Instances):

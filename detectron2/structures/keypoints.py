@@ -32,6 +32,15 @@ class Keypoints:
 
     Raises:
         ValueError: the shape is not `(N, K, 3)`.
+
+    Example:
+        >>> from detectron2.structures import Keypoints
+        >>> keypoints = Keypoints([[[12.0, 30.0, 2], [0.0, 0.0, 0]]])
+        >>> keypoints
+        Keypoints(num_instances=1, num_keypoints=2)
+        >>> cells, valid = keypoints.to_heatmap(torch.tensor([[10.0, 20.0, 20.0, 40.0]]), heatmap_size=10)
+        >>> cells, valid
+        (tensor([[52,  0]]), tensor([[1, 0]]))
     """
 
     def __init__(self, keypoints: torch.Tensor | np.ndarray | list[list[float]]):
@@ -147,6 +156,13 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
         `(N, K, 4)` of `(x, y, logit, score)`.  The position is the centre of a cell of the enlarged map; the score
         is the probability of the peak under a softmax over the `S x S` logits, so that it does not depend on the
         size of the region.
+
+    Example:
+        >>> from detectron2.structures import heatmaps_to_keypoints
+        >>> maps = torch.zeros(1, 1, 5, 5)
+        >>> maps[0, 0, 1, 3] = 10.0
+        >>> heatmaps_to_keypoints(maps, torch.tensor([[100.0, 200.0, 105.0, 205.0]]))[0, 0, :2]
+        tensor([103.5000, 201.5000])
     """
     maps = maps.detach().float()
     n, k = maps.shape[:2]

@@ -44,6 +44,19 @@ class BitMasks:
 
     Raises:
         ValueError: the shape is not `(N, H, W)`.
+
+    Example:
+        >>> from detectron2.structures import BitMasks
+        >>> bitmaps = torch.zeros(2, 100, 120)
+        >>> bitmaps[0, 20:40, 30:60] = 1
+        >>> masks = BitMasks(bitmaps)
+        >>> masks
+        BitMasks(num_instances=2, image_size=(100, 120))
+        >>> masks.nonempty()
+        tensor([ True, False])
+        >>> masks.get_bounding_boxes()
+        Boxes(tensor([[30., 20., 60., 40.],
+                [ 0.,  0.,  0.,  0.]]))
     """
 
     def __init__(self, tensor: torch.Tensor | np.ndarray):
@@ -108,6 +121,12 @@ class BitMasks:
 
         Returns:
             One bitmap for each instance.
+
+        Example:
+            >>> from detectron2.structures import BitMasks
+            >>> polygons = [[np.array([10.0, 10, 30, 10, 30, 20])]]
+            >>> BitMasks.from_polygon_masks(polygons, 100, 120).tensor.sum()
+            tensor(100)
         """
         polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         out = np.zeros((len(polygons), height, width), dtype=bool)
@@ -149,6 +168,14 @@ class BitMasks:
 
         Raises:
             ValueError: there are not as many boxes as masks.
+
+        Example:
+            >>> from detectron2.structures import BitMasks
+            >>> bitmaps = torch.zeros(1, 8, 8)
+            >>> bitmaps[0, :4] = 1
+            >>> BitMasks(bitmaps).crop_and_resize(torch.tensor([[0.0, 2, 8, 6]]), mask_size=2)
+            tensor([[[ True,  True],
+                     [False, False]]])
         """
         _expect_one_box_each(boxes, len(self))
         if len(self) == 0:
@@ -201,6 +228,18 @@ class PolygonMasks:
     Raises:
         TypeError: `polygons` is something else, for example bitmaps or RLE.
         ValueError: a polygon has fewer than three corners, or a number without a partner.
+
+    Example:
+        >>> from detectron2.structures import PolygonMasks
+        >>> square, triangle = [10.0, 10, 30, 10, 30, 30, 10, 30], [50.0, 10, 60, 10, 60, 20]
+        >>> masks = PolygonMasks([[square], [triangle]])
+        >>> masks.area()
+        tensor([400.,  50.])
+        >>> masks.get_bounding_boxes()
+        Boxes(tensor([[10., 10., 30., 30.],
+                [50., 10., 60., 20.]]))
+        >>> masks.crop_and_resize(torch.tensor([[10.0, 10, 50, 30], [50, 10, 60, 20]]), mask_size=28).shape
+        torch.Size([2, 28, 28])
     """
 
     def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]):
@@ -335,6 +374,12 @@ class ROIMasks:
 
     Raises:
         ValueError: the shape is not `(N, h, w)`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, ROIMasks
+        >>> masks = ROIMasks(torch.ones(1, 28, 28))
+        >>> masks.to_bitmasks(Boxes([[10, 20, 50, 60]]), 100, 120).tensor.sum()
+        tensor(1600)
     """
 
     def __init__(self, tensor: torch.Tensor):
@@ -412,6 +457,11 @@ def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
 
     Returns:
         The area.
+
+    Example:
+        >>> from detectron2.structures.masks import polygon_area
+        >>> polygon_area(np.array([0.0, 4, 4, 0]), np.array([0.0, 0, 3, 3]))
+        12.0
     """
     return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
@@ -426,6 +476,14 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
 
     Returns:
         bool `(height, width)`.
+
+    Example:
+        >>> from detectron2.structures import polygons_to_bitmask
+        >>> polygons_to_bitmask([np.array([1.0, 1, 4, 1, 4, 3, 1, 3])], 4, 5).astype(int)
+        array([[0, 0, 0, 0, 0],
+               [0, 1, 1, 1, 0],
+               [0, 1, 1, 1, 0],
+               [0, 0, 0, 0, 0]])
     """
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
@@ -467,6 +525,15 @@ def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarra
 
     Returns:
         bool `(mask_size, mask_size)`.
+
+    Example:
+        >>> from detectron2.structures.masks import rasterize_polygons_within_box
+        >>> left_half = np.array([10.0, 10, 20, 10, 20, 30, 10, 30])
+        >>> rasterize_polygons_within_box([left_half], np.array([10.0, 10, 30, 30]), mask_size=4).int()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 0, 0]], dtype=torch.int32)
     """
     return torch.from_numpy(polygons_to_bitmask(_relative_to_box(polygons, box, mask_size), mask_size, mask_size))
 

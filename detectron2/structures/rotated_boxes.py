@@ -39,6 +39,17 @@ class RotatedBoxes(Boxes):
 
     Raises:
         ValueError: the shape is not `(N, 5)`.
+
+    Example:
+        >>> from detectron2.structures import RotatedBoxes
+        >>> boxes = RotatedBoxes([[50, 50, 40, 20, 30], [10, 10, 8, 4, 450]])
+        >>> boxes.area()
+        tensor([800.,  32.])
+        >>> boxes.normalize_angles()
+        >>> boxes[1]
+        RotatedBoxes(tensor([[10., 10.,  8.,  4., 90.]]))
+        >>> boxes.inside_box((100, 100))
+        tensor([True, True])
     """
 
     def __init__(self, tensor: torch.Tensor):
@@ -208,5 +219,11 @@ def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> torch.Tensor:
 
     Returns:
         float32 `(N, M)`; 0 where boxes do not overlap.
+
+    Example:
+        >>> from detectron2.structures import RotatedBoxes, pairwise_iou_rotated
+        >>> boxes = RotatedBoxes([[5, 5, 4, 2, 0]])
+        >>> pairwise_iou_rotated(boxes, RotatedBoxes([[5, 5, 4, 2, 180], [5, 5, 4, 2, 90]]))
+        tensor([[1.0000, 0.3333]])
     """
     return pairwise_iou_rotated(boxes1.tensor, boxes2.tensor)

@@ -31,6 +31,18 @@ class BaseTracker:
 
     Args:
         **kwargs: not used; subclasses have arguments.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import BaseTracker
+        >>> class Counter(BaseTracker):
+        ...     def update(self, predictions):
+        ...         predictions.ID = list(range(self._id_count, self._id_count + len(predictions)))
+        ...         self._id_count += len(predictions)
+        ...         return predictions
+        ...
+        >>> Counter().update(Instances((480, 640), pred_boxes=Boxes([[0, 0, 9, 9], [5, 5, 20, 20]]))).ID
+        [0, 1]
     """
 
     @configurable
@@ -73,6 +85,17 @@ class OverlapTracker(BaseTracker):
         min_instance_period: a lost object is given up unless it was seen in more frames than this.
         track_iou_threshold: boxes of two frames can be the same object when their IoU is at least this.
         **kwargs: passed on to `BaseTracker`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import BBoxIOUTracker
+        >>> tracker = BBoxIOUTracker(video_height=480, video_width=640, max_lost_frame_count=2, min_instance_period=0)
+        >>> frame = Instances((480, 640), pred_boxes=Boxes([[10, 10, 60, 60]]))
+        >>> tracker.update(frame).ID
+        [0]
+        >>> empty = Instances((480, 640), pred_boxes=Boxes([]))
+        >>> tracker.update(empty).lost_frame_count  # kept at its last box
+        [1]
     """
 
     @configurable
@@ -182,7 +205,24 @@ class OverlapTracker(BaseTracker):
 
 
 def overlaps_of(instances: Instances, prev_instances: Instances) -> torch.Tensor:
-    """IoU of every box of a frame with every box of the frame before, `Tensor[N, M]`."""
+    """IoU of every box of a frame with every box of the frame before.
+
+    Args:
+        instances: `N` instances of a frame.
+        prev_instances: `M` instances of the frame before.
+
+    Returns:
+        `Tensor[N, M]`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking.base_tracker import overlaps_of
+        >>> before = Instances((480, 640), pred_boxes=Boxes([[0, 0, 10, 10]]))
+        >>> now = Instances((480, 640), pred_boxes=Boxes([[0, 0, 10, 5], [50, 50, 60, 60]]))
+        >>> overlaps_of(now, before)
+        tensor([[0.5000],
+                [0.0000]])
+    """
     is_rotated = isinstance(instances.pred_boxes, RotatedBoxes)
     iou = pairwise_iou_rotated if is_rotated else pairwise_iou
     return iou(instances.pred_boxes, prev_instances.pred_boxes)
@@ -223,6 +263,14 @@ def build_tracker_head(cfg: CfgNode) -> BaseTracker:
 
     Raises:
         KeyError: there is no such node or no such tracker, or it lacks the size of the video.
+
+    Example:
+        >>> from detectron2.config import CfgNode, get_cfg
+        >>> from detectron2.tracking import build_tracker_head
+        >>> cfg = get_cfg()
+        >>> cfg.TRACKER_HEADS = CfgNode({"TRACKER_NAME": "BBoxIOUTracker", "VIDEO_HEIGHT": 480, "VIDEO_WIDTH": 640})
+        >>> type(build_tracker_head(cfg)).__name__
+        'BBoxIOUTracker'
     """
     if "TRACKER_HEADS" not in cfg or "TRACKER_NAME" not in cfg.TRACKER_HEADS:
         known = sorted(name for name, _ in TRACKER_HEADS_REGISTRY)

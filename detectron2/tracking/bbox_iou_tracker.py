@@ -16,6 +16,17 @@ class BBoxIOUTracker(OverlapTracker):
     Using Image Information", AVSS 2017, without their filter by score).
 
     Arguments are those of `OverlapTracker`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import BBoxIOUTracker
+        >>> tracker = BBoxIOUTracker(video_height=480, video_width=640)
+        >>> first = Instances((480, 640), pred_boxes=Boxes([[10, 10, 60, 60], [300, 200, 400, 320]]))
+        >>> tracker.update(first).ID
+        [0, 1]
+        >>> second = Instances((480, 640), pred_boxes=Boxes([[305, 200, 405, 320], [12, 10, 62, 60]]))
+        >>> tracker.update(second).ID
+        [1, 0]
     """
 
     def _match(self, instances: Instances, prev_instances: Instances) -> list[tuple[int, int]]:

@@ -16,6 +16,20 @@ class BaseHungarianTracker(OverlapTracker):
     """Matches the boxes of two frames so that the sum of costs is least (Kuhn, 1955); a subclass gives the costs.
 
     Arguments are those of `OverlapTracker`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import BaseHungarianTracker
+        >>> class NearestCenters(BaseHungarianTracker):
+        ...     def build_cost_matrix(self, instances, prev_instances):
+        ...         centers, before = instances.pred_boxes.get_centers(), prev_instances.pred_boxes.get_centers()
+        ...         return torch.cdist(centers, before).numpy()
+        ...
+        >>> tracker = NearestCenters(video_height=480, video_width=640)
+        >>> tracker.update(Instances((480, 640), pred_boxes=Boxes([[0, 0, 10, 10], [50, 50, 60, 60]]))).ID
+        [0, 1]
+        >>> tracker.update(Instances((480, 640), pred_boxes=Boxes([[65, 50, 75, 60]]))).ID
+        [1]
     """
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
@@ -59,6 +73,12 @@ def linear_sum_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: the cost is no matrix, or not finite.
+
+    Example:
+        >>> from detectron2.tracking.hungarian_tracker import linear_sum_assignment
+        >>> rows, columns = linear_sum_assignment(np.array([[4, 1, 4], [2, 0, 5]]))
+        >>> rows.tolist(), columns.tolist()
+        ([0, 1], [1, 0])
     """
     cost = np.asarray(cost, dtype=np.float64)
     if cost.ndim != 2 or not np.isfinite(cost).all():

@@ -15,6 +15,17 @@ class IOUWeightedHungarianBBoxIOUTracker(VanillaHungarianBBoxIOUTracker):
     """Matches boxes whose IoU reaches the threshold so that the sum of the IoU of all pairs is largest.
 
     Arguments are those of `OverlapTracker`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import IOUWeightedHungarianBBoxIOUTracker
+        >>> tracker = IOUWeightedHungarianBBoxIOUTracker(video_height=480, video_width=640)
+        >>> first = Instances((480, 640), pred_boxes=Boxes([[10, 10, 60, 60], [300, 200, 400, 320]]))
+        >>> tracker.update(first).ID
+        [0, 1]
+        >>> second = Instances((480, 640), pred_boxes=Boxes([[305, 200, 405, 320], [12, 10, 62, 60]]))
+        >>> tracker.update(second).ID
+        [1, 0]
     """
 
     def assign_cost_matrix_values(self, cost_matrix: np.ndarray, bbox_pairs: list[dict[str, Any]]) -> np.ndarray:

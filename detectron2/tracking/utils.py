@@ -27,6 +27,14 @@ def create_prediction_pairs(
 
     Raises:
         ValueError: `iou_all` has another shape.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import create_prediction_pairs
+        >>> before = Instances((480, 640), pred_boxes=Boxes([[0, 0, 10, 10]]), ID=[7], ID_period=[3])
+        >>> now = Instances((480, 640), pred_boxes=Boxes([[0, 0, 10, 8]]))
+        >>> create_prediction_pairs(now, before, np.array([[0.8]]))
+        [{'idx': 0, 'prev_idx': 0, 'prev_id': 7, 'IoU': 0.8, 'prev_period': 3}]
     """
     overlaps = np.asarray(iou_all.detach().cpu() if isinstance(iou_all, torch.Tensor) else iou_all)
     expected = (len(instances), len(prev_instances))

@@ -18,6 +18,17 @@ class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
     """Matches as many boxes as possible whose IoU reaches the threshold; how far beyond does not count.
 
     Arguments are those of `OverlapTracker`.
+
+    Example:
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.tracking import VanillaHungarianBBoxIOUTracker
+        >>> tracker = VanillaHungarianBBoxIOUTracker(video_height=480, video_width=640)
+        >>> first = Instances((480, 640), pred_boxes=Boxes([[10, 10, 60, 60], [300, 200, 400, 320]]))
+        >>> tracker.update(first).ID
+        [0, 1]
+        >>> second = Instances((480, 640), pred_boxes=Boxes([[305, 200, 405, 320], [12, 10, 62, 60]]))
+        >>> tracker.update(second).ID
+        [1, 0]
     """
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:

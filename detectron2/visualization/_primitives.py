@@ -24,7 +24,14 @@ def scaled_padding(font_size: float) -> float:
 
 
 class DrawsPrimitives:
-    """Methods that each draw one shape on `output` and return it."""
+    """Methods that each draw one shape on `output` and return it.
+
+    Example:
+        >>> from detectron2.visualization import Visualizer
+        >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+        >>> visualizer.draw_box((10, 10, 40, 40), alpha=1.0, edge_color="r").get_image()[10, 25].tolist()
+        [255, 0, 0]
+    """
 
     output: VisImage
     metadata: Any
@@ -52,6 +59,11 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> drawn = visualizer.draw_text("cat", (40, 10), color="w", font_size=12)
         """
         size = (self._default_font_size if font_size is None else font_size) * self.output.scale
         self.output.draw_text(
@@ -106,6 +118,11 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> drawn = visualizer.draw_rotated_box_with_label((40, 30, 30, 10, 45), label="ship")
         """
         center_x, center_y, width, height, degrees = (float(value) for value in rotated_box)
         angle = np.deg2rad(degrees)
@@ -140,6 +157,12 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> visualizer.draw_circle((40, 30), color="r").get_image()[30, 40].tolist()
+            [255, 0, 0]
         """
         self.output.draw_disc([float(value) for value in circle_coord], float(radius), to_rgba(color))
         return self.output
@@ -163,6 +186,11 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> drawn = visualizer.draw_line([10, 70, 70], [10, 10, 50], color="b", linestyle="--")
         """
         if len(x_data) != len(y_data):
             raise ValueError(f"A line needs as many x as y, got {len(x_data)} and {len(y_data)}.")
@@ -182,6 +210,13 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> triangle = [[10, 50], [70, 50], [40, 10]]
+            >>> visualizer.draw_polygon(triangle, color="lime", alpha=1.0).get_image()[40, 40].tolist()
+            [0, 255, 0]
         """
         rings = [np.asarray(segment, dtype=float).reshape(-1, 2)]
         self._draw_region(rings, color, edge_color, alpha)
@@ -209,6 +244,14 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> mask = np.zeros((60, 80), bool)
+            >>> mask[20:40, 30:60] = True
+            >>> visualizer.draw_binary_mask(mask, color="blue", alpha=1.0).get_image()[30, 45].tolist()
+            [0, 0, 255]
         """
         color = class_color(0) if color is None else to_rgb(color)
         mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
@@ -231,6 +274,12 @@ class DrawsPrimitives:
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> visualizer.draw_soft_mask(np.full((60, 80), 0.5), color="red", alpha=1.0).get_image()[30, 40].tolist()
+            [127, 0, 0]
         """
         color = class_color(0) if color is None else to_rgb(color)
         overlay = np.empty((*soft_mask.shape, 4), dtype=np.uint8)

@@ -34,6 +34,15 @@ class VisImage:
     Args:
         img: RGB image (height, width, 3), values from 0 to 255.
         scale: size of the result relative to the image.
+
+    Example:
+        >>> from detectron2.visualization import VisImage
+        >>> canvas = VisImage(np.zeros((60, 80, 3), np.uint8), scale=2)
+        >>> canvas.draw_disc((40, 30), radius=10, face=(1, 0, 0, 1))
+        >>> picture = canvas.get_image()
+        >>> picture.shape, picture[60, 80].tolist()
+        ((120, 160, 3), [255, 0, 0])
+        >>> canvas.save("disc.png")
     """
 
     def __init__(self, img: np.ndarray, scale: float = 1.0):

@@ -22,7 +22,14 @@ _READABLE_LUMINANCE = 0.72
 
 @unique
 class ColorMode(Enum):
-    """Styles of drawing instances."""
+    """Styles of drawing instances.
+
+    Example:
+        >>> from detectron2.visualization import ColorMode, Visualizer
+        >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8), instance_mode=ColorMode.IMAGE_BW)
+        >>> [mode.name for mode in ColorMode]
+        ['IMAGE', 'SEGMENTATION', 'IMAGE_BW']
+    """
 
     IMAGE = 0
     """Every instance has a colour of its own; masks are translucent."""
@@ -33,12 +40,37 @@ class ColorMode(Enum):
 
 
 def to_rgb(color: Any) -> tuple[float, float, float]:
-    """Any colour that matplotlib understands, as an RGB triple from 0 to 1."""
+    """Convert any colour that matplotlib understands to RGB.
+
+    Args:
+        color: a name, a hex string, or numbers from 0 to 1.
+
+    Returns:
+        RGB from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import to_rgb
+        >>> to_rgb("red"), to_rgb("#0000ff")
+        ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    """
     return to_rgba(color)[:3]
 
 
 def to_rgba(color: Any, alpha: float | None = None) -> tuple[float, float, float, float]:
-    """Any colour that matplotlib understands, as RGBA from 0 to 1; `alpha` replaces the opacity."""
+    """Convert any colour that matplotlib understands to RGBA.
+
+    Args:
+        color: a name, a hex string, or numbers from 0 to 1.
+        alpha: opacity that replaces the one of the colour; None to keep it.
+
+    Returns:
+        RGBA from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import to_rgba
+        >>> to_rgba("red", alpha=0.5)
+        (1.0, 0.0, 0.0, 0.5)
+    """
     from matplotlib import colors
 
     return colors.to_rgba(tuple(color) if isinstance(color, np.ndarray) else color, alpha)
@@ -53,6 +85,13 @@ def class_color(index: int, given: Sequence[Sequence[int]] | None = None) -> tup
 
     Returns:
         RGB from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import class_color
+        >>> class_color(1, given=[(220, 20, 60), (0, 255, 0)])
+        (0.0, 1.0, 0.0)
+        >>> [round(channel * 255) for channel in class_color(0)]
+        [0, 120, 210]
     """
     if given is not None and index < len(given):
         red, green, blue = (float(channel) / 255 for channel in given[index][:3])
@@ -73,6 +112,12 @@ def instance_colors(
 
     Returns:
         RGB triples from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import instance_colors
+        >>> colors = instance_colors([17, 17, 0])  # two instances of one class
+        >>> len(set(colors))
+        3
     """
     seen: dict[int, int] = {}
     colors = []
@@ -96,6 +141,11 @@ def change_brightness(color: Any, factor: float) -> tuple[float, float, float]:
 
     Returns:
         RGB from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import change_brightness
+        >>> change_brightness("red", -0.5)
+        (0.5, 0.0, 0.0)
     """
     if not -1.0 <= factor <= 1.0:
         raise ValueError(f"The brightness factor must lie in [-1, 1], got {factor}.")
@@ -104,7 +154,19 @@ def change_brightness(color: Any, factor: float) -> tuple[float, float, float]:
 
 
 def readable_on_dark(color: Any) -> tuple[float, float, float]:
-    """The colour mixed with as much white as text on a dark ground needs."""
+    """Mix a colour with as much white as text on a dark ground needs.
+
+    Args:
+        color: any colour that matplotlib understands.
+
+    Returns:
+        RGB from 0 to 1.
+
+    Example:
+        >>> from detectron2.visualization.colors import readable_on_dark
+        >>> [round(channel, 2) for channel in readable_on_dark("blue")]
+        [0.7, 0.7, 1.0]
+    """
     rgb = np.array(to_rgb(color))
     luminance = float(rgb @ [0.2126, 0.7152, 0.0722])
     white = max(0.0, (_READABLE_LUMINANCE - luminance) / (1 - luminance)) if luminance < 1 else 0.0

@@ -45,6 +45,14 @@ class LabelPlacer:
 
     Args:
         size_wh: width and height of the image.
+
+    Example:
+        >>> from detectron2.visualization.labels import LabelPlacer
+        >>> placer = LabelPlacer((100, 100))
+        >>> placer.place((30, 10), [(5, 5), (50, 50)])
+        (5.0, 5.0)
+        >>> placer.place((30, 10), [(5, 5), (50, 50)])  # the first place is taken
+        (50.0, 50.0)
     """
 
     def __init__(self, size_wh: tuple[float, float]):

@@ -15,7 +15,20 @@ __all__ = ["GenericMask", "mask_regions", "ring_area", "union_of_masks"]
 
 
 def ring_area(ring: np.ndarray) -> float:
-    """Area of a closed ring in square pixels (shoelace formula), with a sign for its direction."""
+    """Area of a closed ring in square pixels by the shoelace formula, with a sign for its direction.
+
+    Args:
+        ring: corners `(points, 2)`.
+
+    Returns:
+        The area, positive for rings that run clockwise on the screen.
+
+    Example:
+        >>> from detectron2.visualization.masks import ring_area
+        >>> square = np.array([[0, 0], [4, 0], [4, 4], [0, 4]])
+        >>> ring_area(square), ring_area(square[::-1])
+        (16.0, -16.0)
+    """
     x, y = ring[:, 0] - ring[:1, 0], ring[:, 1] - ring[:1, 1]
     return 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
 
@@ -28,6 +41,15 @@ def mask_regions(mask: np.ndarray) -> list[list[np.ndarray]]:
 
     Returns:
         for each region the rings of its outline and of its holes, the outline first.
+
+    Example:
+        >>> from detectron2.visualization.masks import mask_regions
+        >>> mask = np.zeros((10, 12), bool)
+        >>> mask[1:9, 1:9] = True
+        >>> mask[3:5, 3:5] = False
+        >>> regions = mask_regions(mask)
+        >>> len(regions), len(regions[0])  # one region with an outline and a hole
+        (1, 2)
     """
     crop, corner_xy = crop_to_content(np.asarray(mask))
     return _outlines(crop != 0, corner_xy)
@@ -70,6 +92,16 @@ class GenericMask:
             (height, width).
         height: of the image in pixels.
         width: of the image in pixels.
+
+    Example:
+        >>> from detectron2.visualization import GenericMask
+        >>> mask = GenericMask([[10, 20, 50, 20, 50, 60, 10, 60]], height=100, width=120)
+        >>> mask.area(), mask.bbox().tolist()
+        (1600, [10.0, 20.0, 50.0, 60.0])
+        >>> mask.mask.shape, mask.has_holes
+        ((100, 120), False)
+        >>> mask.rle["size"]
+        [100, 120]
     """
 
     def __init__(self, mask_or_polygons: Any, height: int, width: int):
@@ -222,7 +254,22 @@ class GenericMask:
 
 
 def union_of_masks(masks: Iterable[GenericMask], height: int, width: int) -> np.ndarray:
-    """The pixels (height, width) that belong to any object; no more than one mask is whole at a time."""
+    """Pixels that belong to any object; no more than one whole mask is in memory at a time.
+
+    Args:
+        masks: the masks.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+
+    Returns:
+        bool `(height, width)`.
+
+    Example:
+        >>> from detectron2.visualization.masks import GenericMask, union_of_masks
+        >>> masks = [GenericMask([[x, 0, x + 10, 0, x + 10, 10, x, 10]], 20, 40) for x in (0, 5)]
+        >>> int(union_of_masks(masks, 20, 40).sum())
+        150
+    """
     covered = np.zeros((height, width), np.bool_)
     for mask in masks:
         mask.paint(covered, True)

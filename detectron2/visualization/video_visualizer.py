@@ -44,6 +44,19 @@ class VideoVisualizer:
     Args:
         metadata: names and colours of the classes.
         instance_mode: IMAGE or IMAGE_BW.
+
+    Example:
+        >>> from detectron2.data import Metadata
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.visualization import VideoVisualizer
+        >>> video = VideoVisualizer(Metadata(thing_classes=["cat"]))
+        >>> for x in (20, 25, 30):  # one object, in one colour
+        ...     frame = np.zeros((120, 160, 3), np.uint8)
+        ...     found = Instances((120, 160), pred_boxes=Boxes([[x, 30, x + 70, 100]]), pred_classes=torch.tensor([0]))
+        ...     picture = video.draw_instance_predictions(frame, found).get_image()
+        ...
+        >>> picture.shape
+        (120, 160, 3)
     """
 
     def __init__(self, metadata: Any, instance_mode: ColorMode = ColorMode.IMAGE):

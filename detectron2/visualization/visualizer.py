@@ -42,6 +42,19 @@ class Visualizer(DrawsPrimitives):
         metadata: names and colours of the classes, as in `detectron2.data.MetadataCatalog`.
         scale: size of the picture relative to the image.
         instance_mode: style of instances.
+
+    Example:
+        >>> from detectron2.data import Metadata
+        >>> from detectron2.structures import Boxes, Instances
+        >>> from detectron2.visualization import Visualizer
+        >>> image = np.full((120, 160, 3), 128, np.uint8)
+        >>> predictions = Instances((120, 160), pred_boxes=Boxes([[20, 30, 90, 100]]))
+        >>> predictions.scores, predictions.pred_classes = torch.tensor([0.97]), torch.tensor([0])
+        >>> visualizer = Visualizer(image, Metadata(thing_classes=["cat"]), scale=2)
+        >>> drawn = visualizer.draw_instance_predictions(predictions)
+        >>> drawn.get_image().shape
+        (240, 320, 3)
+        >>> drawn.save("cat.png")
     """
 
     def __init__(
@@ -111,6 +124,15 @@ class Visualizer(DrawsPrimitives):
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.data import Metadata
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8), Metadata(stuff_classes=["sky", "grass"]))
+            >>> classes = np.zeros((60, 80), int)
+            >>> classes[30:] = 1
+            >>> visualizer.draw_sem_seg(classes).get_image().shape
+            (60, 80, 3)
         """
         labels_map = np.asarray(_as_array(sem_seg))
         labels, areas = np.unique(labels_map, return_counts=True)
@@ -145,6 +167,17 @@ class Visualizer(DrawsPrimitives):
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.data import Metadata
+            >>> from detectron2.visualization import Visualizer
+            >>> metadata = Metadata(thing_classes=["cat"], stuff_classes=["grass"])
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8), metadata)
+            >>> segments = np.ones((60, 80), int)
+            >>> segments[20:40, 30:50] = 2
+            >>> grass, cat = {"id": 1, "category_id": 0, "isthing": False}, {"id": 2, "category_id": 0, "isthing": True}
+            >>> visualizer.draw_panoptic_seg(segments, [grass, cat]).get_image().shape
+            (60, 80, 3)
         """
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
         if self._instance_mode == ColorMode.IMAGE_BW:
@@ -188,6 +221,14 @@ class Visualizer(DrawsPrimitives):
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.structures import BoxMode
+            >>> from detectron2.visualization import Visualizer
+            >>> cat = {"bbox": [10, 10, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> visualizer.draw_dataset_dict({"annotations": [cat]}).get_image().shape
+            (60, 80, 3)
         """
         annotations = dic.get("annotations")
         if annotations:
@@ -248,6 +289,15 @@ class Visualizer(DrawsPrimitives):
 
         Returns:
             `output`.
+
+        Example:
+            >>> from detectron2.visualization import Visualizer
+            >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
+            >>> drawn = visualizer.overlay_instances(
+            ...     boxes=np.array([[10, 20, 50, 50]]), labels=["cat"], assigned_colors=["orange"]
+            ... )
+            >>> drawn.get_image().shape
+            (60, 80, 3)
         """
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
