@@ -1,4 +1,4 @@
-"""Names of weights without what training wrappers put in front of them (``module.``, ``model.``, ``_orig_mod.``, …)."""
+"""Names of weights without what training wrappers put in front of them (`module.`, `model.`, `_orig_mod.`, …)."""
 
 import re
 from collections import OrderedDict

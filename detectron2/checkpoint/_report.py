@@ -103,7 +103,7 @@ class LoadReport:
 
     @classmethod
     def of(cls, model: nn.Module, incompatible: Any, covers: Callable[[str], bool] | None = None) -> "LoadReport":
-        """Summarize what ``_load_model`` returned.
+        """Summarize what `_load_model` returned.
 
         Args:
             model: the model.
@@ -262,7 +262,7 @@ def _class_numbers(resized: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]
 
 
 def _grouped(keys: Iterable[str]) -> list[str]:
-    """``a.weight`` and ``a.bias`` become ``a.{bias, weight}``."""
+    """`a.weight` and `a.bias` become `a.{bias, weight}`."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for key in keys:
         head, _, tail = key.rpartition(".")

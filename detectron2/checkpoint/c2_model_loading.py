@@ -1,7 +1,7 @@
 """Matching the names of older weights to those of a model.
 
 Two steps: Caffe2 (Detectron 1) names are rewritten to the ends of our names, and the ends are matched to full names,
-so that ``res2.0.conv1.weight`` of a backbone finds ``backbone.bottom_up.res2.0.conv1.weight`` of a detector.
+so that `res2.0.conv1.weight` of a backbone finds `backbone.bottom_up.res2.0.conv1.weight` of a detector.
 """
 
 import logging
@@ -70,7 +70,7 @@ def _rewrite(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def convert_basic_c2_names(original_keys: Iterable[str]) -> list[str]:
-    """Rewrite Caffe2 blob names of a backbone, such as ``res2_0_branch2a_w`` to ``res2.0.conv1.weight``.
+    """Rewrite Caffe2 blob names of a backbone, such as `res2_0_branch2a_w` to `res2.0.conv1.weight`.
 
     Args:
         original_keys: the names.
@@ -189,7 +189,7 @@ class Matching:
         """Whether a tensor of the model lies in the part that the checkpoint is of.
 
         That part begins where names of the checkpoint are attached, and holds the children that the checkpoint knows:
-        with ``res2.0.conv1.weight`` at ``backbone.bottom_up.``, all of ``backbone.bottom_up.res2``.
+        with `res2.0.conv1.weight` at `backbone.bottom_up.`, all of `backbone.bottom_up.res2`.
         """
         return any(name.startswith(module) for module in self._modules)
 
@@ -202,7 +202,7 @@ class Matching:
 def match_by_ends(
     model_state_dict: Mapping[str, torch.Tensor], ckpt_state_dict: Mapping[str, torch.Tensor], c2_conversion: bool
 ) -> Matching:
-    """Find the place of each weight by the end of the model's names; see :func:`align_and_update_state_dicts`."""
+    """Find the place of each weight by the end of the model's names; see `align_and_update_state_dicts`."""
     weights: Mapping[str, Any] = ckpt_state_dict
     origin = {key: key for key in weights}
     if c2_conversion:

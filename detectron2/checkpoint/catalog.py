@@ -1,4 +1,4 @@
-"""Short names for the pre-trained backbones of the first Detectron: ``catalog://ImageNetPretrained/FAIR/R-50-GN``."""
+"""Short names for the pre-trained backbones of the first Detectron: `catalog://ImageNetPretrained/FAIR/R-50-GN`."""
 
 from typing import IO, Any
 
@@ -28,7 +28,7 @@ class ModelCatalog:
         """The URL of a model.
 
         Args:
-            name: what follows ``catalog://``, such as ``"ImageNetPretrained/MSRA/R-50"``.
+            name: what follows `catalog://`, such as `"ImageNetPretrained/MSRA/R-50"`.
 
         Returns:
             Its URL.
@@ -44,7 +44,7 @@ class ModelCatalog:
 
 
 class ModelCatalogHandler(PathHandler):
-    """Resolves ``catalog://`` paths through :class:`ModelCatalog`."""
+    """Resolves `catalog://` paths through `ModelCatalog`."""
 
     PREFIX = "catalog://"
 

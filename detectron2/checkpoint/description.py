@@ -1,7 +1,7 @@
 """What a checkpoint says about itself, so that its weights can be used without anything else.
 
-The description lies under the key ``description`` of a ``.pth`` file, beside ``model``, or in the header of a
-``.safetensors`` file; it is made of plain containers, numbers and texts.
+The description lies under the key `description` of a `.pth` file, beside `model`, or in the header of a
+`.safetensors` file; it is made of plain containers, numbers and texts.
 """
 
 import dataclasses
@@ -50,14 +50,14 @@ class CheckpointDescription:
 
     Args:
         config: the config of the training as YAML text, without the place of its output.
-        config_kind: ``"yaml"`` for a ``CfgNode``, ``"lazy"`` for a LazyConfig.
-        metadata: names and colours of classes and keypoints, as in :class:`~detectron2.data.Metadata`.
-        image_format: colour order of the images that the model expects, such as ``"BGR"``.
+        config_kind: `"yaml"` for a `CfgNode`, `"lazy"` for a LazyConfig.
+        metadata: names and colours of classes and keypoints, as in `detectron2.data.Metadata`.
+        image_format: colour order of the images that the model expects, such as `"BGR"`.
         pixel_mean: subtracted from each channel.
         pixel_std: each channel is divided by it.
         versions: name of a package -> its version in the training.
         iteration: the last iteration that was done, from 0.
-        metrics: flat names, such as ``"bbox/AP"`` -> results of the last evaluation, as far as they are numbers.
+        metrics: flat names, such as `"bbox/AP"` -> results of the last evaluation, as far as they are numbers.
         metrics_iteration: after which iteration that was.
         is_average: whether the weights are the moving average of the weights in training.
         metrics_of_average: whether that average was evaluated, and not the weights.
@@ -84,7 +84,7 @@ class CheckpointDescription:
 
     @classmethod
     def from_plain(cls, plain: Any, source: str) -> "CheckpointDescription":
-        """Read what :meth:`to_plain` returned; entries of later versions are left out.
+        """Read what `to_plain` returned; entries of later versions are left out.
 
         Args:
             plain: the description in a file.
@@ -115,9 +115,9 @@ class CheckpointDescription:
         """Read the config.
 
         Returns:
-            A ``CfgNode``, which has the keys of projects that the training had as well, or an omegaconf ``DictConfig``.
+            A `CfgNode`, which has the keys of projects that the training had as well, or an omegaconf `DictConfig`.
             The latter describes calls, and whoever wrote the file chose which: check them before instantiating it, as
-            ``detectron2 predict`` does.
+            `detectron2 predict` does.
 
         Raises:
             ValueError: there is no config, or it cannot be read.
@@ -147,7 +147,7 @@ def read_description(path: str) -> CheckpointDescription | None:
         path: path or URL of a file.
 
     Returns:
-        The description; ``None`` where the file has none, as those of other programs.
+        The description; `None` where the file has none, as those of other programs.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -60,26 +60,26 @@ _UNFITTING_STATE = (
 class DetectionCheckpointer(Checkpointer):
     """Saves and loads models together with optimizers, schedules and other training state.
 
-    It reads ``.pth`` files (of ``torch.save``), ``.pkl`` files (the published model zoo, Detectron 1 and Caffe2) and
-    ``.safetensors``, from paths, URLs, ``detectron2://`` and ``catalog://``; only data is read, code in a file is
+    It reads `.pth` files (of `torch.save`), `.pkl` files (the published model zoo, Detectron 1 and Caffe2) and
+    `.safetensors`, from paths, URLs, `detectron2://` and `catalog://`; only data is read, code in a file is
     refused. Names of older models are converted. In distributed training the file need only be on the machine of
-    rank 0. ``path?matching_heuristics=True`` matches weights by the ends of their names; prefixes of wrappers
-    (``module.``, ``model.``, ``_orig_mod.``, …) do not matter.
+    rank 0. `path?matching_heuristics=True` matches weights by the ends of their names; prefixes of wrappers
+    (`module.`, `model.`, `_orig_mod.`, …) do not matter.
 
     What was loaded and what was not is written to the log in one table, as a warning unless only the classes differ
-    or the file is of a part of the model. :meth:`load_for_inference` accepts neither.
+    or the file is of a part of the model. `load_for_inference` accepts neither.
 
     Args:
         model: the model; a wrapper for parallel training is taken off.
         save_dir: where checkpoints are saved and looked for.
         save_to_disk: whether this process saves; by default only rank 0 does.
-        **checkpointables: objects with ``state_dict()`` and ``load_state_dict()``, saved and loaded along.
+        **checkpointables: objects with `state_dict()` and `load_state_dict()`, saved and loaded along.
 
     Attributes:
-        file_format: ``"pth"``, or ``"safetensors"``: then the weights go to a file of their own, which needs no pickle
-            and is read by other programs, and the rest to ``<name>.state.pt`` beside it.
+        file_format: `"pth"`, or `"safetensors"`: then the weights go to a file of their own, which needs no pickle
+            and is read by other programs, and the rest to `<name>.state.pt` beside it.
         describe: makes the description that is saved along, see
-            :class:`~detectron2.checkpoint.CheckpointDescription`; trainers set it.
+            `detectron2.checkpoint.CheckpointDescription`; trainers set it.
     """
 
     FILE_FORMATS: ClassVar[tuple[str, ...]] = ("pth", "safetensors")
@@ -116,30 +116,30 @@ class DetectionCheckpointer(Checkpointer):
         self._wants_state = True
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save everything to ``<save_dir>/<name>.pth``, which then counts as the last checkpoint.
+        """Save everything to `<save_dir>/<name>.pth`, which then counts as the last checkpoint.
 
-        The file appears under its name only when it is complete.  With the other :attr:`file_format` there are two.
+        The file appears under its name only when it is complete. With the other `file_format` there are two.
 
         Args:
             name: file name without folder and extension.
-            **kwargs: further data to save, returned by :meth:`load`.
+            **kwargs: further data to save, returned by `load`.
         """
         basename = self.save_aside(name, **kwargs)
         if basename:
             self.tag_last_checkpoint(basename)
 
     def save_aside(self, name: str, **kwargs: Any) -> str | None:
-        """Save like :meth:`save`, without a change to which checkpoint counts as the last one.
+        """Save like `save`, without a change to which checkpoint counts as the last one.
 
         Args:
             name: file name without folder and extension.
             **kwargs: further data to save.
 
         Returns:
-            The name of the file; ``None`` where this process does not save.
+            The name of the file; `None` where this process does not save.
 
         Raises:
-            ValueError: ``name`` has a folder, or :attr:`file_format` is unknown.
+            ValueError: `name` has a folder, or `file_format` is unknown.
         """
         if not self.save_dir or not self.save_to_disk:
             return None
@@ -163,7 +163,7 @@ class DetectionCheckpointer(Checkpointer):
         return basename
 
     def file_name(self, name: str) -> str:
-        """-> the file that a checkpoint of this name has: the name with the ending of :attr:`file_format`."""
+        """-> the file that a checkpoint of this name has: the name with the ending of `file_format`."""
         if self.file_format not in self.FILE_FORMATS:
             raise ValueError(f"A checkpoint is saved as one of {self.FILE_FORMATS}, not as {self.file_format!r}.")
         return f"{name}.{self.file_format}"
@@ -172,8 +172,8 @@ class DetectionCheckpointer(Checkpointer):
         """Bring the description in a checkpoint that was saved before up to date.
 
         Args:
-            name: of the checkpoint; nothing is done where there is no such file, or no :attr:`describe`.
-            **changes: entries that differ from what :attr:`describe` returns.
+            name: of the checkpoint; nothing is done where there is no such file, or no `describe`.
+            **changes: entries that differ from what `describe` returns.
         """
         path = os.path.join(self.save_dir, self.file_name(name))
         if self.describe is None or not self.save_dir or not self.save_to_disk or not os.path.isfile(path):
@@ -181,7 +181,7 @@ class DetectionCheckpointer(Checkpointer):
         describe_again(path, {**self.describe(), **changes}, self.path_manager)
 
     def remove_leftovers(self) -> None:
-        """Remove what a process that was killed while it saved left in :attr:`save_dir`."""
+        """Remove what a process that was killed while it saved left in `save_dir`."""
         if not self.save_to_disk or not os.path.isdir(self.save_dir):
             return
         for entry in os.listdir(self.save_dir):
@@ -193,7 +193,7 @@ class DetectionCheckpointer(Checkpointer):
         """Remember which file to resume from.
 
         Args:
-            last_filename_basename: name of a file in ``save_dir``.
+            last_filename_basename: name of a file in `save_dir`.
         """
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w", self.path_manager) as file:
             file.write(last_filename_basename)
@@ -206,7 +206,7 @@ class DetectionCheckpointer(Checkpointer):
             checkpointables: names of those to load; all when None.
 
         Returns:
-            What else the file holds, for instance ``iteration``.
+            What else the file holds, for instance `iteration`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -239,12 +239,12 @@ class DetectionCheckpointer(Checkpointer):
     def load_for_inference(self, path: str, *, resume: bool = False) -> dict[str, Any]:
         """Load all weights of a model that is to predict; training state is left alone.
 
-        Training may start from a part of a model or with other classes, and :meth:`load` then writes to the log what
+        Training may start from a part of a model or with other classes, and `load` then writes to the log what
         was left out. Predictions of a model that is in part random mean nothing: here that is an error.
 
         Args:
-            path: as for :meth:`load`. When it is empty nothing is loaded, with a warning.
-            resume: take the last checkpoint in ``save_dir`` instead, if there is one.
+            path: as for `load`. When it is empty nothing is loaded, with a warning.
+            resume: take the last checkpoint in `save_dir` instead, if there is one.
 
         Returns:
             What else the file holds.
@@ -265,7 +265,7 @@ class DetectionCheckpointer(Checkpointer):
             self._must_be_complete = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continue from the last checkpoint in ``save_dir``, with everything, or load weights alone.
+        """Continue from the last checkpoint in `save_dir`, with everything, or load weights alone.
 
         Args:
             path: the weights to load where nothing is resumed.
@@ -299,7 +299,7 @@ class DetectionCheckpointer(Checkpointer):
             self._is_resuming = False
 
     def get_all_checkpoint_files(self) -> list[str]:
-        """Paths of the ``.pth`` and ``.safetensors`` files in ``save_dir``."""
+        """Paths of the `.pth` and `.safetensors` files in `save_dir`."""
         if not self.path_manager.isdir(self.save_dir):
             return []
         paths = [os.path.join(self.save_dir, name) for name in self.path_manager.ls(self.save_dir)]
@@ -367,7 +367,7 @@ class DetectionCheckpointer(Checkpointer):
         return checkpoint
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """The content of a local file as a dictionary with the key ``model``. Subclasses may add formats."""
+        """The content of a local file as a dictionary with the key `model`. Subclasses may add formats."""
         kind = file_format(filename)
         if kind == "safetensors":
             weights, texts = read_safetensors_file(filename)
@@ -376,11 +376,11 @@ class DetectionCheckpointer(Checkpointer):
         return as_checkpoint(data, filename, is_pickle=kind == "pickle")
 
     def _torch_load(self, f: str) -> Any:
-        """Read a file of ``torch.save``."""
+        """Read a file of `torch.save`."""
         return read_torch_file(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        """Load ``checkpoint.pop("model")``; returns missing, unexpected and resized names."""
+        """Load `checkpoint.pop("model")`; returns missing, unexpected and resized names."""
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
         model_state = self.model.state_dict()

@@ -56,7 +56,7 @@ _BROKEN_PICKLE = (
 
 
 def file_format(path: str) -> str:
-    """``"torch"`` (written by torch.save), ``"safetensors"`` or ``"pickle"``."""
+    """`"torch"` (written by torch.save), `"safetensors"` or `"pickle"`."""
     if path.endswith(".safetensors"):
         return "safetensors"
     with open(path, "rb") as file:
@@ -85,7 +85,7 @@ def _unreadable(path: str, error: BaseException) -> ValueError:
 
 @contextmanager
 def _numpy_stand_ins() -> Iterator[None]:
-    """Let ``torch.load`` use our stand-ins for NumPy, also where the program has declared NumPy's own names safe."""
+    """Let `torch.load` use our stand-ins for NumPy, also where the program has declared NumPy's own names safe."""
     declared = torch.serialization.get_safe_globals()
     table = numpy_globals()
     others: list[Any] = [
@@ -104,7 +104,7 @@ def _numpy_stand_ins() -> Iterator[None]:
 
 
 def read_torch_file(path: str, mmap: bool = False) -> Any:
-    """Read a file of ``torch.save`` onto the CPU.
+    """Read a file of `torch.save` onto the CPU.
 
     Args:
         path: a local file.
@@ -140,7 +140,7 @@ def _is_torchscript(path: str) -> bool:
 
 
 def _refused_by_torch(message: str) -> str | None:
-    """What ``torch.load`` did not want to create, from its error; None when the file is damaged rather than unsafe."""
+    """What `torch.load` did not want to create, from its error; None when the file is damaged rather than unsafe."""
     # Errors of our stand-ins come back inside the text of a new one.
     found = re.search(r"GLOBAL (\S+)|(numpy\..*: only .* are read)|(numpy array of .*)|(numpy\.ndarray of .*)", message)
     if found is not None:
@@ -171,7 +171,7 @@ def read_pickle_file(path: str) -> Any:
 
 
 def read_safetensors_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a ``.safetensors`` file: the state dict, and the texts in its header."""
+    """Read a `.safetensors` file: the state dict, and the texts in its header."""
     require_safetensors(f"Reading {path}")
     from safetensors import SafetensorError
 
@@ -182,7 +182,7 @@ def read_safetensors_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
-    """Bring the layouts that are found in the wild to ``{"model": state_dict, ...}``.
+    """Bring the layouts that are found in the wild to `{"model": state_dict, ...}`.
 
     Args:
         data: what the file holds.
@@ -190,7 +190,7 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
         is_pickle: whether it is a plain pickle; one of nothing but arrays is then a Caffe2 file.
 
     Returns:
-        A dictionary with ``model``, and ``matching_heuristics`` where names are only the ends of the model's names.
+        A dictionary with `model`, and `matching_heuristics` where names are only the ends of the model's names.
 
     Raises:
         ValueError: it is none of the known layouts.
@@ -266,7 +266,7 @@ def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mappin
         manager: the path manager.
 
     Raises:
-        TypeError: something in ``weights`` is no tensor, or of a type that the format does not know.
+        TypeError: something in `weights` is no tensor, or of a type that the format does not know.
     """
     texts = {"format": "pt", **header}
     versions = getattr(weights, "_metadata", None)

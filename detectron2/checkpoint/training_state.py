@@ -1,7 +1,7 @@
 """A checkpoint in two files: weights that everybody can read, and beside them what only continuing a training needs.
 
-``model_0000999.safetensors`` has the name of its second file, ``model_0000999.state.pt``, in its header, and both have
-the same number.  The second file is written first, under a name that no file of weights refers to, so that whenever
+`model_0000999.safetensors` has the name of its second file, `model_0000999.state.pt`, in its header, and both have
+the same number. The second file is written first, under a name that no file of weights refers to, so that whenever
 the process dies the weights on disk have their own state beside them, or none was promised.
 """
 
@@ -32,9 +32,9 @@ def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: 
     Args:
         folder: where to.
         name: of the files, without endings.
-        data: what a ``.pth`` file would hold.
+        data: what a `.pth` file would hold.
 
-            ``model`` and the description, and numbers and texts, go to the first file; everything else to the second,
+            `model` and the description, and numbers and texts, go to the first file; everything else to the second,
             which is left out where there is nothing else.
         manager: the path manager.
 
@@ -75,7 +75,7 @@ def _is_simple(value: Any) -> bool:
 
 
 def state_file(path: str) -> str | None:
-    """-> the file that a file of weights names as its second one; ``None`` where it names none.
+    """-> the file that a file of weights names as its second one; `None` where it names none.
 
     Args:
         path: a local file of weights.

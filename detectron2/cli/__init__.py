@@ -1,6 +1,6 @@
-"""The command line: ``detectron2 demo | train | eval | predict | data | analyze | plot | env``.
+"""The command line: `detectron2 demo | train | eval | predict | data | analyze | plot | env`.
 
-Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called.
+Each command is a module with `add_arguments(parser)` and `run(args)`; it is imported only when it is called.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C, 141 where
-        the reader of the output has gone, as ``head`` does.
+        the reader of the output has gone, as `head` does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="detectron2", description="Object detection and segmentation on PyTorch.")

@@ -95,7 +95,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def register_datasets(args: argparse.Namespace) -> None:
-    """Do what :func:`add_dataset_arguments` promised; every process of a training has to."""
+    """Do what `add_dataset_arguments` promised; every process of a training has to."""
     if args.classes and not args.voc:
         raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
     for module in args.imports:
@@ -133,7 +133,7 @@ def find_config_file(path: str) -> str:
     """Find a config.
 
     Args:
-        path: a file, or a name in the model zoo such as ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``.
+        path: a file, or a name in the model zoo such as `COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml`.
 
     Returns:
         The path of the file.
@@ -153,12 +153,12 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
     """Read a config file of either kind and apply changes.
 
     Args:
-        path: what :func:`find_config_file` returned.
-        opts: ``KEY VALUE`` pairs (YAML) or ``path.key=value`` (LazyConfig).
+        path: what `find_config_file` returned.
+        opts: `KEY VALUE` pairs (YAML) or `path.key=value` (LazyConfig).
         output_dir: replaces the output folder of the config.
 
     Returns:
-        A frozen ``CfgNode``, or an omegaconf ``DictConfig``.  Its device is the CPU where it says "cuda", which is the
+        A frozen `CfgNode`, or an omegaconf `DictConfig`. Its device is the CPU where it says "cuda", which is the
         default, and there is none.
 
     Raises:
@@ -183,12 +183,12 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
     """Load the config given, the one in the checkpoint, or the one that training left beside the weights.
 
     Args:
-        args: ``config_file``, ``weights`` and ``imports`` of the command line.
-        opts: changes to it, as for :func:`load_config`.
-        output_dir: as for :func:`load_config`.
+        args: `config_file`, `weights` and `imports` of the command line.
+        opts: changes to it, as for `load_config`.
+        output_dir: as for `load_config`.
 
     Returns:
-        What :func:`load_config` returns.
+        What `load_config` returns.
 
     Raises:
         ValueError: there is none, or it asks for calls that weights have no business to make.
@@ -216,12 +216,12 @@ def _load_described_config(weights: str, opts: list[str], trusted: list[str], ou
 
     Args:
         weights: a checkpoint.
-        opts: changes to it, as for :func:`load_config`.
+        opts: changes to it, as for `load_config`.
         trusted: packages of the user's own that a LazyConfig may call.
-        output_dir: as for :func:`load_config`.
+        output_dir: as for `load_config`.
 
     Returns:
-        What :func:`load_config` returns; ``None`` where the file has none.
+        What `load_config` returns; `None` where the file has none.
 
     Raises:
         ValueError: the config asks for calls that weights have no business to make.
@@ -268,7 +268,7 @@ def _add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
 
 
 def _is_lazy(path: str) -> bool:
-    """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as ``config.yaml``."""
+    """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as `config.yaml`."""
     if path.endswith(".py"):
         return True
     with PathManager.open(path, "r") as f:  # the keys of the other kind are in capitals
@@ -286,11 +286,11 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     """Build a model for inference from a config of either kind.
 
     Args:
-        cfg: what :func:`load_config` returned.
+        cfg: what `load_config` returned.
         weights: a checkpoint; empty: the one that the config names.
 
     Returns:
-        The model in evaluation mode, and the mapper that turns ``{"file_name": path}`` into its input.
+        The model in evaluation mode, and the mapper that turns `{"file_name": path}` into its input.
 
     Raises:
         ValueError: there are no weights; predictions of random ones would be noise.
@@ -320,8 +320,8 @@ def dataset_names(cfg: Any, split: str) -> list[str]:
     """Look up the data sets of a config of either kind.
 
     Args:
-        cfg: what :func:`load_config` returned.
-        split: ``"train"`` or ``"test"``.
+        cfg: what `load_config` returned.
+        split: `"train"` or `"test"`.
 
     Returns:
         Their names.
@@ -333,10 +333,10 @@ def dataset_names(cfg: Any, split: str) -> list[str]:
 
 
 def save_metadata(cfg: Any) -> None:
-    """Write the class names of the training data beside the checkpoints, where ``detectron2 predict`` looks for them.
+    """Write the class names of the training data beside the checkpoints, where `detectron2 predict` looks for them.
 
     Args:
-        cfg: what :func:`load_config` returned.  A data set whose class names are not known yet is loaded for them.
+        cfg: what `load_config` returned. A data set whose class names are not known yet is loaded for them.
     """
     output = Path(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
     names = dataset_names(cfg, "train")

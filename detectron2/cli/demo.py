@@ -1,7 +1,7 @@
-"""``detectron2 demo``: the main job in one command, on data that it draws itself.
+"""`detectron2 demo`: the main job in one command, on data that it draws itself.
 
 Generates a data set, trains a small Mask R-CNN on it, evaluates boxes and masks on images that it has not seen, draws
-predictions beside the truth, and writes everything into one ``report.html``.
+predictions beside the truth, and writes everything into one `report.html`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _MADE_FOLDERS = ("pictures", "inference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 demo``."""
+    """Options of `detectron2 demo`."""
     parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run instead of starting clean")
     parser.add_argument("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
@@ -144,7 +144,7 @@ class _DemoTrainer(DefaultTrainer):
         return optimizer(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     def build_writers(self) -> list[EventWriter]:
-        """-> the progress line, and ``metrics.json``."""
+        """-> the progress line, and `metrics.json`."""
         return [
             _ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
             JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),

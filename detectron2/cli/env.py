@@ -1,4 +1,4 @@
-"""``detectron2 env``: versions and devices, for bug reports."""
+"""`detectron2 env`: versions and devices, for bug reports."""
 
 import argparse
 import sys

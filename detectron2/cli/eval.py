@@ -1,4 +1,4 @@
-"""``detectron2 eval``: evaluate a trained model on the test sets of its config.
+"""`detectron2 eval`: evaluate a trained model on the test sets of its config.
 
 detectron2 eval --weights output/model_final.pth
 detectron2 eval --config-file COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml --weights FILE --analyze
@@ -33,7 +33,7 @@ from detectron2.utils.registry import locate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 eval``."""
+    """Options of `detectron2 eval`."""
     add_config_arguments(parser, required=False)
     add_dataset_arguments(parser)
     parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and write ``results.json``."""
+    """Evaluate and write `results.json`."""
     register_datasets(args)
     beside = "" if "://" in args.weights else os.path.dirname(args.weights)
     output = args.output or os.path.join(beside, "eval")

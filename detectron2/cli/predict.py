@@ -1,4 +1,4 @@
-"""``detectron2 predict``: run a trained model on images, write pictures and a JSON file.
+"""`detectron2 predict`: run a trained model on images, write pictures and a JSON file.
 
 detectron2 predict --weights output/demo/model_final.pth a.jpg b.png folder/ --output predictions
 
@@ -36,7 +36,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 predict``."""
+    """Options of `detectron2 predict`."""
     add_config_arguments(
         parser, required=False, words="image", words_help="images, or folders of images; then, if you like, "
     )

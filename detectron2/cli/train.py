@@ -1,4 +1,4 @@
-"""``detectron2 train``: train the model of a config.
+"""`detectron2 train`: train the model of a config.
 
 detectron2 train --config-file configs/VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yaml \\
     --voc bccd_train data/bccd trainval --voc bccd_test data/bccd test --classes RBC,WBC,Platelets
@@ -22,7 +22,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 train``."""
+    """Options of `detectron2 train`."""
     add_config_arguments(parser)
     add_dataset_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="output folder; default: the one of the config")

@@ -1,11 +1,11 @@
 """The two config systems: YAML files over a table of defaults, and lazy configs written in Python.
 
-``get_cfg()`` returns a :class:`CfgNode` with the defaults, into which YAML files are merged. :class:`LazyConfig` loads
-Python files that describe objects by :class:`LazyCall`; :func:`instantiate` builds them.
+`get_cfg()` returns a `CfgNode` with the defaults, into which YAML files are merged. `LazyConfig` loads
+Python files that describe objects with `LazyCall`; `instantiate` builds them.
 """
 
-from .compat import downgrade_config, upgrade_config
-from .config import (
+from detectron2.config.compat import downgrade_config, upgrade_config
+from detectron2.config.config import (
     CfgNode,
     ConfigError,
     ConfigTypeError,
@@ -15,8 +15,8 @@ from .config import (
     global_cfg,
     set_global_cfg,
 )
-from .instantiate import dump_dataclass, instantiate
-from .lazy import LazyCall, LazyConfig
+from detectron2.config.instantiate import dump_dataclass, instantiate
+from detectron2.config.lazy import LazyCall, LazyConfig
 
 __all__ = [
     "CfgNode",

@@ -1,15 +1,15 @@
 """Translating configs between versions of the key schema.
 
-Version 1 renamed the RPN head's key; version 2 renamed many. A file of an old version is partial, and its missing keys
-mean the defaults. So the current config is *downgraded* (the old names get its values), the file is merged into that,
-and the result is *upgraded*.
+Version 1 renamed the key of the RPN head; version 2 renamed many keys. A file of an old version sets only some keys. So
+the current config is *downgraded* (its values get the old names), the file is merged into it, and the result is
+*upgraded*.
 """
 
 import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .config import CfgNode
+from fvcore.common.config import CfgNode
 
 __all__ = ["downgrade_config", "guess_version", "upgrade_config"]
 
@@ -41,7 +41,7 @@ _RENAMED: dict[int, dict[str, str]] = {
     },
 }
 
-# Version 1 described the anchors of the RPN and of RetinaNet apart; the meta-architecture says which ones count.
+# Version 1 described the anchors of the RPN and of RetinaNet separately; the meta-architecture decides which apply.
 _RPN_ANCHORS = {
     f"{_RPN}.ANCHOR_SIZES": f"{_ANCHORS}.SIZES",
     f"{_RPN}.ANCHOR_ASPECT_RATIOS": f"{_ANCHORS}.ASPECT_RATIOS",
@@ -67,6 +67,10 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
 
     Raises:
         ValueError: if the config is newer than that, or has no version.
+
+    Example:
+        >>> upgrade_config(CfgNode({"VERSION": 1, "MODEL": {"WEIGHT": "a.pkl"}})).MODEL.WEIGHTS
+        'a.pkl'
     """
     target = _LATEST if to_version is None else to_version
     start = _version(cfg)
@@ -85,8 +89,7 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
 def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
     """Translate a config to an older version.
 
-    The purpose is to merge an old, partial file into the result: it has every key that such a file may name, with the
-    values of ``cfg``.
+    An old file can be merged into the result, which has every key that the file may set, with the values of `cfg`.
 
     Args:
         cfg: the config; it is not changed.
@@ -97,6 +100,10 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
 
     Raises:
         ValueError: if the config is older than that, or has no version.
+
+    Example:
+        >>> downgrade_config(CfgNode({"VERSION": 2, "MODEL": {"WEIGHTS": "a.pkl"}}), to_version=1).MODEL.WEIGHT
+        'a.pkl'
     """
     start = _version(cfg)
     if not 0 <= to_version <= start:
@@ -112,15 +119,15 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
 
 
 def guess_version(cfg: CfgNode, filename: str, known: Mapping[str, Any] | None = None) -> int:
-    """Tell the version of a partial config without ``VERSION`` from the keys in it.
+    """Guess the version of a partial config without `VERSION` from its keys.
 
     Args:
         cfg: the content of a file.
         filename: its name, for the error.
-        known: the config it will be merged into: names that exist there say nothing about the age.
+        known: the config that it will be merged into; names that exist there do not show the version.
 
     Returns:
-        The number of the version, the newest if nothing speaks against it.
+        The number of the version; the newest if there are no old names.
 
     Raises:
         ValueError: if the file mixes names of several versions.
@@ -151,7 +158,7 @@ def _version(cfg: CfgNode) -> int:
 
 
 def _find(cfg: Mapping[str, Any], name: str) -> tuple[Any, str] | None:
-    """Return the group that holds ``name`` and the last part of ``name``, or None if there is none."""
+    """Return the group that holds `name` and the last part of `name`, or None if there is none."""
     *groups, key = name.split(".")
     node: Any = cfg
     for group in groups:
@@ -160,7 +167,7 @@ def _find(cfg: Mapping[str, Any], name: str) -> tuple[Any, str] | None:
 
 
 def _group(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
-    """As :func:`_find`, but make the groups on the way."""
+    """Return the group of `name` and its last part; missing groups are created."""
     *groups, key = name.split(".")
     node = cfg
     for group in groups:
@@ -169,7 +176,7 @@ def _group(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
 
 
 def _move(cfg: CfgNode, source: str, target: str) -> None:
-    """Rename a key, and drop the groups that this empties; a config without the key stays as it is."""
+    """Rename a key and remove groups that become empty; a config without the key stays as it is."""
     found = _find(cfg, source)
     if found is None:
         return

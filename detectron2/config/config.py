@@ -1,25 +1,16 @@
-"""``CfgNode``, the config of the YAML system, and the functions around the default one."""
+"""The default config, the global one, and `configurable`, which builds objects from a config or from arguments."""
 
-import copy
-import logging
-import os
-from ast import literal_eval
-from collections.abc import Mapping
-from typing import IO, Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fvcore.common.config import BASE_KEY
-from fvcore.common.config import CfgNode as _FvcoreNode
+from omegaconf import DictConfig
+from yacs.config import CfgNode as YacsNode
 
-from ._configurable import configurable
-from .merge import (
-    ConfigError,
-    ConfigTypeError,
-    UnknownConfigKeyError,
-    iter_leaves,
-    merge_config,
-    merge_pairs,
-)
-from .safe_yaml import load_yaml
+import detectron2.config.defaults as defaults
+from detectron2.config.merge import ConfigError, ConfigTypeError, UnknownConfigKeyError
+from detectron2.config.node import CfgNode
 
 __all__ = [
     "CfgNode",
@@ -32,234 +23,157 @@ __all__ = [
     "set_global_cfg",
 ]
 
-logger = logging.getLogger(__name__)
-
-
-class CfgNode(_FvcoreNode):
-    """A tree of settings with attribute access, e.g. ``cfg.MODEL.RPN.NMS_THRESH``.
-
-    Differs from :class:`fvcore.common.config.CfgNode` in this: files are read without running code, whatever
-    ``allow_unsafe`` says; files of an older ``VERSION`` are translated; merging reports all problems at once, with the
-    file and the nearest known key, and changes nothing if there are any; an int is accepted where a float is expected.
-    """
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
-        from detectron2.utils.file_io import PathManager
-
-        return PathManager.open(filename, "r")
-
-    @classmethod
-    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Read a YAML file together with the files that its ``_BASE_`` key names.
-
-        Args:
-            filename: the path or address of the file. ``_BASE_`` is one path or a list of them, each relative to this
-                file, absolute, an address, or starting with ``~``; later ones win, and the file itself wins over all.
-            allow_unsafe: has no effect; kept for callers of fvcore's method.
-
-        Returns:
-            The merged content, as plain dictionaries and values.
-
-        Raises:
-            ValueError: if a file is not valid YAML, asks to run code, or is its own base.
-        """
-        return cls._load_chain(str(filename), ())
-
-    @classmethod
-    def _load_chain(cls, filename: str, opened: tuple[str, ...]) -> dict[str, Any]:
-        """Read ``filename`` and its bases; ``opened`` are the files that led here."""
-        if filename in opened:
-            raise ValueError(f"The {BASE_KEY} keys of these files form a circle: {' -> '.join((*opened, filename))}.")
-        with cls._open_cfg(filename) as file:
-            content = load_yaml(file, filename)
-        if content is None:
-            content = {}
-        if not isinstance(content, dict):
-            raise ValueError(f"{filename} should hold keys and values, but holds a {type(content).__name__}.")
-        bases = content.pop(BASE_KEY, [])
-        merged: dict[str, Any] = {}
-        for base in bases if isinstance(bases, list) else [bases]:
-            path = _resolve_base(base, filename)
-            _overlay(cls._load_chain(path, (*opened, filename)), merged, path)
-        _overlay(content, merged, filename)
-        return merged
-
-    @classmethod
-    def _load_cfg_from_yaml_str(cls, str_obj: str) -> "CfgNode":
-        return cls(load_yaml(str_obj))
-
-    @classmethod
-    def _decode_cfg_value(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return value if isinstance(value, cls) else cls(value)
-        if not isinstance(value, str):
-            return value
-        try:
-            return literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return value  # text
-
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
-        """Overwrite values by those of a YAML file and its bases.
-
-        A file of an older version, by its ``VERSION`` or by the keys in it, is translated.
-
-        Args:
-            cfg_filename: the path or address of the file.
-            allow_unsafe: has no effect; kept for callers of fvcore's method.
-
-        Raises:
-            KeyError: if the file has unknown keys.
-            ValueError: if values have a wrong type, or the file is not valid.
-        """
-        from .compat import downgrade_config, guess_version, upgrade_config
-
-        filename = str(cfg_filename)
-        content = self.load_yaml_with_base(filename)
-        _check_leaves(content, filename)
-        loaded = type(self)(content)
-        current = self.get("VERSION")
-        if current is None:
-            merge_config(loaded, self, filename)
-            return
-        version = loaded.get("VERSION")
-        if version is None:
-            version = guess_version(loaded, filename, known=self)
-        if version > current:
-            raise ValueError(f"{filename} has VERSION {version}, newer than the {current} of this config.")
-        if version == current:
-            merge_config(loaded, self, filename)
-            return
-        logger.warning("%s is of config version %s and is translated to version %s.", filename, version, current)
-        old = downgrade_config(self, to_version=version)
-        merge_config(loaded, old, filename)
-        upgraded = upgrade_config(old)
-        self.clear()
-        self.update(upgraded)
-
-    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
-        """Overwrite values by those of another config, which may be partial.
-
-        Args:
-            cfg_other: a CfgNode.
-
-        Raises:
-            KeyError: if it has unknown keys (and new ones are not allowed).
-            ValueError: if values have a wrong type.
-        """
-        _refuse_base(cfg_other)
-        merge_config(cfg_other, self)  # type: ignore[arg-type]  # other mappings get a TypeError with advice
-
-    def merge_from_list(self, cfg_list: list[Any]) -> None:
-        """Overwrite values by ``[key, value, key, value, ...]``, as from a command line.
-
-        Args:
-            cfg_list: full names of keys and their values; text is read as a Python literal where possible.
-
-        Raises:
-            KeyError: if a key does not exist.
-            ValueError: if a value has a wrong type, or the list has an odd length.
-        """
-        _refuse_base([key for key in cfg_list[0::2] if isinstance(key, str)])
-        merge_pairs(cfg_list, self)
-
-    def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Return the config as YAML text, which :meth:`merge_from_file` reads back.
-
-        Args:
-            *args: positional arguments of ``yaml.safe_dump``.
-            **kwargs: keyword arguments of ``yaml.safe_dump``.
-
-        Returns:
-            The text, with tuples written as lists.
-        """
-        return _FvcoreNode.dump(_unshared(self), *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"The config has no key {name!r} here; it has: {', '.join(map(str, self))}") from None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CfgNode":
-        clone = type(self).__new__(type(self))
-        memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        for key, value in self.items():
-            clone[key] = copy.deepcopy(value, memo)
-        return clone
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which no two places hold the same list: YAML would write ``&id001`` and ``*id001`` for them.
-
-    Tuples become lists, because all empty tuples are one object.
-    """
-    if isinstance(value, CfgNode):
-        clone = copy.copy(value)
-        for key, item in value.items():
-            dict.__setitem__(clone, key, _unshared(item))
-        return clone
-    if isinstance(value, (list, tuple)):
-        return [_unshared(item) for item in value]
-    return value
-
-
-def _refuse_base(keys: Any) -> None:
-    if BASE_KEY in keys:
-        raise ValueError(f"{BASE_KEY} has a meaning in files only: merge the file that it names first.")
-
-
-def _resolve_base(base: Any, filename: str) -> str:
-    if not isinstance(base, str):
-        raise ValueError(f"{BASE_KEY} in {filename} should be a file name or a list of them, but is {base!r}.")
-    base = os.path.expanduser(base)
-    if "://" in base or os.path.isabs(base):
-        return base
-    joined = os.path.join(os.path.dirname(filename), base)
-    return joined if "://" in joined else os.path.normpath(joined)
-
-
-def _overlay(upper: dict[str, Any], lower: dict[str, Any], filename: str, prefix: str = "") -> None:
-    """Write ``upper``, read from ``filename``, over ``lower`` key by key."""
-    for key, value in upper.items():
-        if isinstance(value, dict) and key in lower:
-            if not isinstance(lower[key], dict):
-                raise ValueError(f"{filename}: {prefix}{key} is a group of keys here, but a value in the base.")
-            _overlay(value, lower[key], filename, f"{prefix}{key}.")
-        else:
-            lower[key] = value
-
-
-def _check_leaves(content: dict[str, Any], filename: str) -> None:
-    """Refuse values that a config cannot hold, e.g. the dates that YAML makes of ``2024-01-31``."""
-    bad = [
-        f"{path} is a {type(value).__name__} ({value!r})"
-        for path, value in iter_leaves(content)
-        if value is not None and type(value) not in (bool, int, float, str, list, tuple)
-    ]
-    if bad:
-        raise ConfigTypeError(f"{filename}: {'; '.join(bad)}. Put quotes around what is meant as text.")
-
-
 global_cfg = CfgNode()
 
 
 def get_cfg() -> CfgNode:
-    """Return a fresh copy of the default config."""
-    from .defaults import _C
+    """Return a fresh copy of the default config.
 
-    return _C.clone()
+    Returns:
+        The copy, which is not frozen.
+
+    Example:
+        >>> cfg = get_cfg()
+        >>> cfg.merge_from_list(["SOLVER.BASE_LR", 0.02])
+        >>> cfg.SOLVER.BASE_LR
+        0.02
+    """
+    return defaults._C.clone()
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Let ``detectron2.config.global_cfg`` hold the keys of ``cfg``.
+    """Let `detectron2.config.global_cfg` hold the keys of `cfg`.
 
-    Meant for quick experiments: afterwards the values are at hand everywhere without passing the config along.
+    For quick experiments: the values can then be read anywhere without passing the config along.
 
     Args:
-        cfg: the config whose keys are to be reached; its groups are shared, not copied.
+        cfg: the config with the keys; its groups are shared, not copied.
     """
     global_cfg.clear()
     global_cfg.update(cfg)
+
+
+def configurable(
+    init_func: Callable[..., Any] | None = None, *, from_config: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Let a class or function be called with a config in place of its arguments.
+
+    A class with a decorated `__init__` has a classmethod `from_config`, which turns a config into arguments. For any
+    other function, the decorator gets `from_config`.
+
+    A call uses a config if its first argument, or the argument named `cfg`, is a `CfgNode` or an omegaconf
+    `DictConfig`. Further arguments go to `from_config` if it accepts them, and otherwise overwrite what it returns.
+
+    Args:
+        init_func: the `__init__` to decorate.
+        from_config: turns a config into a dictionary of arguments; its first parameter must be named `cfg`.
+
+    Returns:
+        The decorated function, or the decorator if no function is given.
+
+    Raises:
+        TypeError: if the decorated function, or `from_config`, does not have the form above.
+
+    Example:
+        >>> class Head:
+        ...     @configurable
+        ...     def __init__(self, num_classes, width=256):
+        ...         self.size = (num_classes, width)
+        ...
+        ...     @classmethod
+        ...     def from_config(cls, cfg):
+        ...         return {"num_classes": cfg.NUM_CLASSES}
+        >>> cfg = CfgNode({"NUM_CLASSES": 3})
+        >>> Head(num_classes=5).size, Head(cfg).size, Head(cfg, width=64).size
+        ((5, 256), (3, 256), (3, 64))
+        >>> configurable(from_config=lambda cfg: {"x": cfg.NUM_CLASSES})(lambda x: x + 1)(cfg)
+        4
+    """
+    if init_func is not None:
+        if not inspect.isfunction(init_func) or init_func.__name__ != "__init__" or from_config is not None:
+            raise TypeError(
+                "Write @configurable on a method __init__ of a class that has a classmethod from_config, "
+                "or @configurable(from_config=...) on a function."
+            )
+        return _wrap_init(init_func)
+    if from_config is None:
+        return configurable  # @configurable()
+    if not inspect.isfunction(from_config) and not inspect.ismethod(from_config):
+        raise TypeError(f"from_config must be a function, but got {type(from_config).__name__}.")
+    _check_from_config(from_config, "the function given as from_config")
+    return functools.partial(_wrap_function, from_config=from_config)
+
+
+def _wrap_init(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not _has_config(args, kwargs):
+            init(self, *args, **kwargs)
+            return
+        owner = type(self)
+        from_config = getattr(owner, "from_config", None)
+        if from_config is None:
+            raise TypeError(f"{owner.__name__} was called with a config, so it needs a classmethod from_config(cfg).")
+        if not inspect.ismethod(from_config):
+            raise TypeError(f"{owner.__name__}.from_config must be a classmethod.")
+        _check_from_config(from_config, f"{owner.__name__}.from_config")
+        init(self, **_explicit_arguments(from_config, args, kwargs, init, owner.__name__))
+
+    return wrapped
+
+
+def _wrap_function(func: Callable[..., Any], from_config: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not _has_config(args, kwargs):
+            return func(*args, **kwargs)
+        return func(**_explicit_arguments(from_config, args, kwargs, func, func.__name__))
+
+    wrapped.from_config = from_config  # type: ignore[attr-defined]  # published attribute of a function
+    return wrapped
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, YacsNode | DictConfig)
+
+
+def _has_config(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    # A config of another kind named "cfg" is an ordinary argument.
+    return bool(args and _is_config(args[0])) or _is_config(kwargs.get("cfg"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(func)
+
+
+def _check_from_config(from_config: Callable[..., Any], name: str) -> None:
+    signature = _signature(from_config)
+    if next(iter(signature.parameters), None) != "cfg":
+        raise TypeError(f"The first parameter of {name} must be named 'cfg', but it takes {signature}.")
+
+
+def _explicit_arguments(
+    from_config: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    target: Callable[..., Any],
+    name: str,
+) -> dict[str, Any]:
+    """Translate a call with a config into keyword arguments of `target`."""
+    accepted = _signature(from_config).parameters
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in accepted.values()):
+        extra: dict[str, Any] = {}  # from_config accepts everything
+    else:
+        extra = {k: kwargs[k] for k in kwargs if k not in accepted}
+    result = from_config(*args, **{k: v for k, v in kwargs.items() if k not in extra})
+    if not isinstance(result, Mapping):
+        raise TypeError(f"from_config of {name} must return a dictionary of arguments, but returned {result!r}.")
+    arguments = {**result, **extra}
+    parameters = _signature(target).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        unknown = [k for k in arguments if k not in parameters]
+        if unknown:
+            known = [k for k in parameters if k != "self"]
+            raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {', '.join(known)}.")
+    return arguments

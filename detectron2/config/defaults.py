@@ -1,14 +1,14 @@
 """Every key of the YAML config system, with its default value.
 
-``get_cfg()`` hands out clones of ``_C``. Projects may extend ``_C`` itself when they are imported, so it stays unfrozen
+`get_cfg()` hands out clones of `_C`. Projects may extend `_C` itself when they are imported, so it stays unfrozen
 and is looked up by name each time.
 
-Conventions: ``*_TRAIN`` and ``*_TEST`` mark keys that matter in one mode only; boxes are ``(x1, y1, x2, y2)`` in
-absolute pixels of the network input; ``(dx, dy, dw, dh)`` are box deltas; a list with one entry per feature map may
+Conventions: `*_TRAIN` and `*_TEST` mark keys that matter in one mode only; boxes are `(x1, y1, x2, y2)` in
+absolute pixels of the network input; `(dx, dy, dw, dh)` are box deltas; a list with one entry per feature map may
 have a single entry instead, which then serves all of them.
 """
 
-from .config import CfgNode
+from detectron2.config.node import CfgNode
 
 __all__: list[str] = []
 

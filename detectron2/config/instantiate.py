@@ -1,7 +1,7 @@
-"""Building the objects that a lazy config describes.
+"""Build the objects that a lazy config describes.
 
-A dictionary with a ``_target_`` describes a call: the target is a callable or its dotted name, and the other keys are
-its arguments, which may again describe calls.
+A dictionary with `_target_` describes a call: the target is a callable or its dotted name, and the other keys are its
+arguments, which may describe calls too.
 """
 
 import dataclasses
@@ -18,16 +18,21 @@ _TARGET = "_target_"
 
 
 def dump_dataclass(obj: Any) -> dict[str, Any]:
-    """Describe a dataclass object by a dictionary that :func:`instantiate` turns into an equal object.
+    """Describe a dataclass object by a dictionary that `instantiate` turns into an equal object.
 
     Args:
         obj: an instance of a dataclass; fields that are dataclasses, also in lists, are described likewise.
 
     Returns:
-        A dictionary with the ``_target_`` and every field.
+        A dictionary with the `_target_` and every field.
 
     Raises:
         TypeError: if it is not an instance of a dataclass.
+
+    Example:
+        >>> from detectron2.layers import ShapeSpec
+        >>> dump_dataclass(ShapeSpec(channels=3))["_target_"]
+        'detectron2.layers.ShapeSpec'
     """
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise TypeError(f"dump_dataclass() takes an instance of a dataclass, but got {obj!r}.")
@@ -49,16 +54,20 @@ def instantiate(cfg: Any) -> Any:
     """Build what a lazy config describes.
 
     Args:
-        cfg: a dictionary (or omegaconf config) with ``_target_`` is called; a list is built item by item, and comes
-            back as a plain list; anything else, also a dictionary without ``_target_``, comes back as it is.
+        cfg: a dictionary or an omegaconf config with `_target_`, or a list of these.
 
     Returns:
-        The object.
+        The object, or a plain list of objects. Anything else, such as a dictionary without `_target_`, is returned
+        unchanged.
 
     Raises:
         TypeError: if a target is not callable.
         ImportError: if a target does not exist.
-        Exception: whatever a target raises, with a note that names the place in the config.
+        Exception: any error of a target, with a note that names the place in the config.
+
+    Example:
+        >>> instantiate({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})
+        Linear(in_features=2, out_features=3, bias=True)
     """
     return _build(cfg, "")
 
@@ -79,7 +88,7 @@ def _call(cfg: Mapping[Any, Any], path: str) -> Any:
     try:
         return target(**arguments)
     except Exception as e:
-        # Once per level, innermost first: together the notes are the way from the failing call to the root.
+        # One note per level, innermost first: together they lead from the failing call to the root.
         _add_note(e, f"while building {_name(target)!r}, described at {_where(path)} of the config")
         raise
 
@@ -109,6 +118,6 @@ def _name(target: Any) -> str:
 
 
 def _add_note(error: BaseException, note: str) -> None:
-    # BaseException.add_note() is there from Python 3.11 on; before, the traceback alone has to do.
+    # BaseException.add_note() exists since Python 3.11.
     if hasattr(error, "add_note"):
         error.add_note(note)  # type: ignore[attr-defined]

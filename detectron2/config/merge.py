@@ -1,6 +1,6 @@
-"""Merging configs: find every problem first, report them together, and leave the target untouched if there is one.
+"""Merge configs: report all problems together, and change nothing if there are any.
 
-A *path* is the full name of a key, such as ``MODEL.RPN.NMS_THRESH``.
+A *path* is the full name of a key, such as `MODEL.RPN.NMS_THRESH`.
 """
 
 import copy
@@ -29,7 +29,7 @@ _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 class UnknownConfigKeyError(KeyError, AssertionError):
     """A file, a list or another config names a key that does not exist.
 
-    Both base classes are there because yacs raises the one for files and the other for command lines.
+    It derives from both classes because yacs raises a `KeyError` for files and an `AssertionError` for lists.
     """
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class UnknownConfigKeyError(KeyError, AssertionError):
 
 
 class ConfigTypeError(ValueError):
-    """A value does not have the type of the default that it would replace."""
+    """A value has another type than the default that it would replace."""
 
 
 class ConfigError(UnknownConfigKeyError, ConfigTypeError):
@@ -45,7 +45,19 @@ class ConfigError(UnknownConfigKeyError, ConfigTypeError):
 
 
 def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ``(path, value)`` of everything in ``node`` that is not itself a mapping."""
+    """Yield `(path, value)` for every value that is not itself a mapping.
+
+    Args:
+        node: a config, or nested dictionaries.
+        prefix: the beginning of every path.
+
+    Yields:
+        The full name and the value of one key.
+
+    Example:
+        >>> list(iter_leaves({"LR": 0.1, "MODEL": {"DEPTH": 50}}))
+        [('LR', 0.1), ('MODEL.DEPTH', 50)]
+    """
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from iter_leaves(value, f"{prefix}{key}.")
@@ -54,14 +66,26 @@ def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the entry of ``known`` that looks most like ``name``, or None if none does."""
+    """Return the known name that is most similar to a given one.
+
+    Args:
+        name: the name to look up.
+        known: the known names.
+
+    Returns:
+        One of `known`, or None if none is similar.
+
+    Example:
+        >>> nearest("SOLVER.BASE_LT", ["SOLVER.BASE_LR", "MODEL.WEIGHTS"])
+        'SOLVER.BASE_LR'
+    """
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
     return by_lower[close[0]] if close else None
 
 
 def _nearest_path(path: str, root: YacsNode) -> str | None:
-    """The known key that ``path`` was most likely meant to be: the same last name elsewhere, or a similar spelling."""
+    """Return the known key that `path` most likely means: one of similar spelling, or of the same last name."""
     known = [leaf for leaf, _ in iter_leaves(root)]
     known += [leaf for leaf in OPTIONAL_KEYS if "." not in leaf or leaf.partition(".")[0] in root]
     last = path.rpartition(".")[2]
@@ -76,7 +100,7 @@ def _how_to_add(adder: str, paths: Sequence[str]) -> str:
 
 
 class _Transaction:
-    """Writes into a config tree that can be taken back, and the problems met on the way."""
+    """Writes into a config tree that can be undone, and the problems found meanwhile."""
 
     def __init__(self, root: YacsNode, source: str | None):
         self.root = root
@@ -90,7 +114,7 @@ class _Transaction:
         node[key] = value
 
     def is_retired(self, path: str) -> bool:
-        """True for a deprecated key, which is dropped; a renamed key is an error that names the new one."""
+        """Return True for a deprecated key, which is ignored; raise an error with the new name for a renamed key."""
         if self.root.key_is_deprecated(path):
             return True
         if self.root.key_is_renamed(path):
@@ -102,13 +126,13 @@ class _Transaction:
         self.unknown[path] = (f": did you mean {guess!r}?" if guess else "") + hint
 
     def _describe_unknown(self) -> tuple[list[str], str]:
-        """-> a line for each unknown key, and what to do about all of them."""
+        """Return a line for each unknown key, and advice about all of them."""
         adders = adders_of(list(self.unknown))
         of_projects = {path for paths in adders.values() for path in paths}
         lines = [f"unknown key {path!r}" + ("" if path in of_projects else hint) for path, hint in self.unknown.items()]
         advice = [_how_to_add(name, paths) for name, paths in adders.items()]
         if self.unknown.keys() - of_projects:
-            advice.append("New keys have to be added to the config first (cfg.NAME = value).")
+            advice.append("Add new keys to the config before the merge (cfg.NAME = value).")
         return lines, "\n".join(advice)
 
     def report_type(self, path: str, old: Any, new: Any) -> None:
@@ -128,8 +152,8 @@ class _Transaction:
         """Raise one error for all problems.
 
         Raises:
-            UnknownConfigKeyError: if there were unknown keys only.
-            ConfigTypeError: if there were values of a wrong type only.
+            UnknownConfigKeyError: if there were only unknown keys.
+            ConfigTypeError: if there were only values of a wrong type.
             ConfigError: if there were both.
         """
         if not self.unknown and not self.wrong_type:
@@ -161,7 +185,7 @@ _MISFIT = object()
 
 
 def _fit(new: Any, old: Any) -> Any:
-    """Convert ``new`` to the type of ``old`` where nothing is lost, else return ``_MISFIT``.
+    """Convert `new` to the type of `old` where nothing is lost, else return `_MISFIT`.
 
     yacs' rules (equal types; None on either side; list <-> tuple) and one more: an int is accepted for a float.
     """
@@ -179,12 +203,12 @@ def _fit(new: Any, old: Any) -> Any:
 
 
 def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
-    """Write ``raw`` over the existing ``node[key]``, or report that its type is wrong."""
+    """Write `raw` over the existing `node[key]`, or report that its type is wrong."""
     old = node[key]
     value = node._decode_cfg_value(raw)
     fitted = _fit(value, old)
     if fitted is _MISFIT and type(old) is str and type(raw) is str:
-        fitted = raw  # text that happens to look like a number or a list is still text
+        fitted = raw  # text that looks like a number or a list is still text
     if fitted is _MISFIT:
         work.report_type(path, old, value)
     else:
@@ -192,7 +216,7 @@ def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -
 
 
 def _add_optional(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
-    """Write a key of ``OPTIONAL_KEYS`` into ``node``, or report that its type is wrong."""
+    """Write a key of `OPTIONAL_KEYS` into `node`, or report that its type is wrong."""
     example = OPTIONAL_KEYS[path]
     value = node._decode_cfg_value(raw)
     fitted = _fit(value, example)
@@ -227,17 +251,17 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
 
 
 def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) -> None:
-    """Overwrite the values of ``target`` by those of ``source``, all or nothing.
+    """Overwrite the values of `target` with those of `source`, all or none.
 
     Args:
-        source: what to take.
-        target: what to change.
-        origin: the file that ``source`` was read from, for messages.
+        source: the new values.
+        target: the config to change.
+        origin: the file of `source`, for messages.
 
     Raises:
-        UnknownConfigKeyError: if keys of ``source`` do not exist in ``target`` (and new ones are not allowed there).
-        ConfigTypeError: if values have another type than those in ``target``.
-        TypeError: if ``source`` is not a config node.
+        UnknownConfigKeyError: if keys of `source` do not exist in `target` (and new ones are not allowed there).
+        ConfigTypeError: if values have another type than those in `target`.
+        TypeError: if `source` is not a config node.
     """
     if not isinstance(source, YacsNode):
         raise TypeError(f"Expected a CfgNode to merge from, but got {type(source).__name__}; use CfgNode({{...}}).")
@@ -246,11 +270,11 @@ def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) 
 
 
 def merge_pairs(pairs: Sequence[Any], target: YacsNode) -> None:
-    """Overwrite values of ``target`` by ``[path, value, path, value, ...]``, all or nothing.
+    """Overwrite values of `target` with `[path, value, path, value, ...]`, all or none.
 
     Args:
-        pairs: paths and values alternately; values that are text are read as Python literals where possible.
-        target: what to change.
+        pairs: alternating paths and values; text values are read as Python literals where possible.
+        target: the config to change.
 
     Raises:
         UnknownConfigKeyError: if a path does not exist.
@@ -261,7 +285,7 @@ def merge_pairs(pairs: Sequence[Any], target: YacsNode) -> None:
         hint = ""
         if any(isinstance(p, str) and "=" in p for p in pairs[::2]):
             hint = " Write 'KEY value' with a space, not 'KEY=value'."
-        raise ValueError(f"Expected key and value alternately, but got {len(pairs)} items: {list(pairs)}.{hint}")
+        raise ValueError(f"Expected pairs of key and value, but got {len(pairs)} items: {list(pairs)}.{hint}")
     with _Transaction(target, None) as work:
         for path, raw in zip(pairs[0::2], pairs[1::2], strict=True):
             _merge_one(str(path), raw, target, work)

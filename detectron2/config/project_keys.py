@@ -1,6 +1,6 @@
-"""Which function adds which keys to a config: keys of models that come with the library but not with its defaults.
+"""The functions that add keys to a config, for models that come with the library but whose keys are not defaults.
 
-Names alone, since a config knows nothing of the models that are built from it.
+The table holds names only, because the config package does not import models.
 """
 
 from collections.abc import Sequence
@@ -52,31 +52,35 @@ PROJECT_KEYS: dict[str, tuple[str, ...]] = {
     "tensormask.add_tensormask_config": ("MODEL.TENSOR_MASK",),
     "tridentnet.add_tridentnet_config": ("MODEL.TRIDENT",),
 }
-"""Dotted name of a function that takes a config -> the keys, or groups of keys, that it adds."""
+"""Maps the dotted name of a function that takes a config to the keys, or groups of keys, that it adds."""
 
 PROJECT_FOLDERS = {
     "point_sup": "projects/PointSup",
     "tensormask": "projects/TensorMask",
     "tridentnet": "projects/TridentNet",
 }
-"""Where packages lie that are not installed with the library."""
+"""The folders of packages that are not installed with the library."""
 
 
 def adders_of(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Find the functions that would have added keys.
+    """Find the functions that add missing keys.
 
     Args:
         paths: full names of keys that a config lacks.
 
     Returns:
-        Dotted name of a function -> those of ``paths`` that it adds: as few functions as possible, the one with the
-        most keys first.  Keys of no function are left out.
+        The dotted names of as few functions as possible, each with the keys in `paths` that it adds; the function with
+        the most keys comes first. Keys that no function adds are left out.
+
+    Example:
+        >>> adders_of(["MODEL.POINT_HEAD.NUM_FC", "SOLVER.TYPO"])
+        {'detectron2.projects.point_rend.add_pointrend_config': ['MODEL.POINT_HEAD.NUM_FC']}
     """
     left = list(paths)
     found: dict[str, list[str]] = {}
     while True:
         covered = {name: [path for path in left if _is_within(path, keys)] for name, keys in PROJECT_KEYS.items()}
-        name = max(covered, key=lambda n: len(covered[n]))  # of equal ones the first, which adds less
+        name = max(covered, key=lambda n: len(covered[n]))  # the first of equals, which adds fewer keys
         if not covered[name]:
             return found
         found[name] = covered[name]

@@ -77,14 +77,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 class ExpressionError(ValueError):
-    """The text is not an expression that :func:`evaluate` understands."""
+    """The text is not an expression that `evaluate` accepts."""
 
 
 def evaluate(text: str) -> Any:
     """Compute the value of an arithmetic or list expression.
 
     Args:
-        text: a Python expression, e.g. ``"[32 * x for x in range(1, 5)]"``.
+        text: a Python expression, e.g. `"[32 * x for x in range(1, 5)]"`.
 
     Returns:
         A number, text, None, or a list or tuple of these.
@@ -92,6 +92,10 @@ def evaluate(text: str) -> Any:
     Raises:
         ExpressionError: if it is not valid, uses anything but numbers, text, lists, tuples, comprehensions and a few
             functions of numbers, or is too large.
+
+    Example:
+        >>> evaluate("[[x, x * 2] for x in range(1, 3)]")
+        [[1, 2], [2, 4]]
     """
     if not isinstance(text, str):
         raise ExpressionError(f"expected text, but got {type(text).__name__} {text!r}")
@@ -107,7 +111,7 @@ def evaluate(text: str) -> Any:
 
 
 class _Evaluator:
-    """Walks a syntax tree; ``names`` holds the variables of the comprehensions around a node."""
+    """Walks a syntax tree; `names` holds the variables of the comprehensions around a node."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -121,7 +125,7 @@ class _Evaluator:
             raise ExpressionError(f"{ast.unparse(node)!r} ({type(node).__name__}) is not allowed here")
         result = handler(node, names)
         if isinstance(result, list | tuple):
-            self._steps += len(result)  # what makes many long lists takes many steps
+            self._steps += len(result)  # many long lists count as many steps
         return result
 
     def _Constant(self, node: ast.Constant, _: Mapping[str, Any]) -> Any:
@@ -193,7 +197,7 @@ class _Evaluator:
     _GeneratorExp = _ListComp
 
     def _bindings(self, generators: list[ast.comprehension], names: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """Yield the variables for every turn of nested ``for ... in ... if ...`` clauses."""
+        """Yield the variables for every turn of nested `for ... in ... if ...` clauses."""
         if not generators:
             yield names
             return
@@ -215,7 +219,7 @@ def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
 
 
 def _check_operands(node: ast.BinOp, left: Any, right: Any) -> None:
-    """Refuse what would take much time or memory, or format text, before it is computed."""
+    """Refuse operations that format text, or take too much time or memory, before they are computed."""
     if isinstance(left, int | float) and isinstance(right, int | float):
         is_integer_power = isinstance(node.op, ast.Pow) and isinstance(left, int) and isinstance(right, int)
         if is_integer_power and int(left).bit_length() * max(int(right), 0) > _MAX_BITS:
@@ -249,14 +253,14 @@ _FastSafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeL
 
 
 class UnsafeYamlError(yaml.constructor.ConstructorError, ValueError):
-    """The file asks for something that would run code."""
+    """The file has a tag that would run code."""
 
 
 class SafeConfigLoader(_FastSafeLoader):
-    """Builds plain values only: numbers, text, lists, tuples and dictionaries."""
+    """Builds only plain values: numbers, text, lists, tuples and dictionaries."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a dictionary, and log keys that are given twice, of which the last one counts."""
+        """Build a dictionary, and log keys that occur twice; the last one counts."""
         seen: set[Any] = set()
         for key_node, _ in getattr(node, "value", ()):
             if isinstance(key_node, yaml.ScalarNode):
@@ -272,7 +276,7 @@ def _refuse(node: yaml.Node, why: str) -> UnsafeYamlError:
 
 
 def _construct_eval(loader: SafeConfigLoader, node: yaml.Node) -> Any:
-    # [text]: the positional arguments of the call. Locals or keywords have no place here.
+    # [text]: the positional arguments of the call; locals and keywords are refused.
     arguments = loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else None
     if arguments is None or len(arguments) != 1:
         raise _refuse(node, "expected !!python/object/apply:eval with one expression in a list")
@@ -291,7 +295,7 @@ def _construct_refused(loader: SafeConfigLoader, suffix: str, node: yaml.Node) -
     raise _refuse(
         node,
         f"the tag !!python/{suffix} would run code and is not supported: {shown}\n"
-        "Only !!python/tuple and !!python/object/apply:eval with a list expression are. Write the value itself.",
+        "Only !!python/tuple and !!python/object/apply:eval with a list expression are. Write the value instead.",
     )
 
 
@@ -305,7 +309,7 @@ SafeConfigLoader.add_multi_constructor(_PYTHON, _construct_refused)
 
 
 class _NamedText(io.StringIO):
-    """Text with the name that error messages and logs show."""
+    """Text with a name for error messages and logs."""
 
     name = ""
 
@@ -319,11 +323,15 @@ def load_yaml(stream: str | IO[Any], source: str = "the text", loader: Callable[
         loader: the class of the YAML loader.
 
     Returns:
-        The value of the document, None if it is empty.
+        The value of the document; None if it is empty.
 
     Raises:
         UnsafeYamlError: if it contains a tag that would run code, or an expression that is not supported.
         ValueError: if it is not valid YAML.
+
+    Example:
+        >>> load_yaml('SIZES: !!python/object/apply:eval ["[2 ** x for x in range(5, 8)]"]')
+        {'SIZES': [32, 64, 128]}
     """
     text = _NamedText(stream if isinstance(stream, str) else stream.read())
     text.name = source

@@ -1,7 +1,7 @@
-"""Refusing calls that a config out of a file of weights has no business to make.
+"""Refuse calls of unknown functions in a config that comes with a file of weights.
 
-A LazyConfig describes calls by dotted names, and so could any program be described.  Who passes a config file asks for
-it to be run; who passes weights does not.
+A LazyConfig describes calls by dotted names, so it can describe any program. A user who passes a config file asks to
+run it; a user who passes weights does not.
 """
 
 import functools
@@ -10,9 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from detectron2.config.lazy_text import make_partial, missing_object
 from detectron2.utils.registry import _convert_target_to_string, locate
-
-from .lazy_text import make_partial, missing_object
 
 __all__ = ["ForeignCallError", "refuse_foreign_calls"]
 
@@ -31,18 +30,18 @@ _PACKAGES = (
     "torchvision.models",
     "torchvision.ops",
 )
-# Builds what another library's config says, which is another matter.
+# Builds whatever the config of another library describes.
 _EXCEPTIONS = ("detectron2.modeling.mmdet_wrapper",)
 _CONTAINERS = ("builtins.dict", "builtins.list", "builtins.tuple")
 _SHARD_MODEL = tuple(f"detectron2.engine.{name}shard_model" for name in ("", "_sharding.", "sharding."))
 
 
 class ForeignCallError(ValueError):
-    """A config asks for something that is neither of this library nor declared as trusted."""
+    """A config describes a call of something that is neither part of this library nor trusted."""
 
 
 def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> None:
-    """Check the calls that instantiating a config would make, without making one.
+    """Check the calls that instantiating a config would make, without making any.
 
     Args:
         cfg: a part of a LazyConfig.
@@ -50,8 +49,15 @@ def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> 
         trusted: names of further packages or modules whose classes and functions may be called.
 
     Raises:
-        ForeignCallError: one of them is neither part of this library's models and transforms, nor of PyTorch's layers,
+        ForeignCallError: if a call is neither one of this library's models and transforms, nor of PyTorch's layers,
             nor trusted.
+
+    Example:
+        >>> refuse_foreign_calls({"_target_": "torch.nn.ReLU"}, "a.pth")
+        >>> refuse_foreign_calls({"_target_": "os.system", "command": "ls"}, "a.pth")
+        Traceback (most recent call last):
+        ...
+        detectron2.config.trusted_calls.ForeignCallError: The config in a.pth wants to call os.system, ...
     """
     packages = (*_PACKAGES, *trusted)
     plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
@@ -59,9 +65,9 @@ def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> 
         if not _is_allowed(name, packages):
             package = name.partition(".")[0]
             raise ForeignCallError(
-                f"The config in {source} wants to call {name}, which is no part of this library's models. Nothing was "
-                f"called. If it is yours, or you trust it, name its package (--import {package}), or give the config "
-                "itself (--config-file)."
+                f"The config in {source} wants to call {name}, which is not part of this library's models. Nothing was "
+                f"called. If it is yours, or you trust it, name its package (--import {package}) or pass the config "
+                "file (--config-file)."
             )
 
 
@@ -83,15 +89,15 @@ def _name_of_target(target: Any, source: str) -> str:
         target = target.get("name")
     if not isinstance(target, str):
         raise ForeignCallError(
-            f"The config in {source} computes what it calls ({target!r}), which cannot be checked. If you trust it, "
-            "give the config itself (--config-file)."
+            f"The config in {source} computes the target of a call ({target!r}), which cannot be checked. "
+            "If you trust it, pass the config file (--config-file)."
         )
     return target
 
 
 @functools.cache
-def _of_this_module() -> frozenset[str]:
-    """Names of what descriptions of objects are made of; neither does anything by itself."""
+def _describing_functions() -> frozenset[str]:
+    """Return the names of the functions that describe objects; none of them has an effect by itself."""
     objects = (locate, make_partial, missing_object)
     names = {_convert_target_to_string(x) for x in objects} | {f"{x.__module__}.{x.__qualname__}" for x in objects}
     return frozenset(names)
@@ -102,12 +108,12 @@ def _is_locate(target: Any) -> bool:
 
 
 def _is_allowed(name: str, packages: tuple[str, ...]) -> bool:
-    if name in _CONTAINERS or name in _SHARD_MODEL or name in _of_this_module():
+    if name in _CONTAINERS or name in _SHARD_MODEL or name in _describing_functions():
         return True
-    # First the text: importing a module runs it.
+    # Check the text first: importing a module runs it.
     if not _is_within(name, tuple(package.partition(".")[0] for package in packages)):
         return False
-    # Then the object: a name may lead to anything that a module has imported, and counts by where it was defined.
+    # Then check where the object was defined: its name may belong to a module that only imported it.
     found = locate(name)
     module = str(getattr(found, "__module__", None))
     return _is_within(module, packages) and not _is_within(module, _EXCEPTIONS)

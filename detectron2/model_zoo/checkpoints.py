@@ -1,6 +1,6 @@
 """Where the trained weights of the model zoo are kept.
 
-A model is named as its config file, without the ending: ``COCO-Detection/faster_rcnn_R_50_FPN_1x``.
+A model is named as its config file, without the ending: `COCO-Detection/faster_rcnn_R_50_FPN_1x`.
 """
 
 import difflib
@@ -122,7 +122,7 @@ def nearest_weights(path: str) -> str:
     """A sentence for an error, with the published weights whose names are most like one that does not exist.
 
     Args:
-        path: a ``detectron2://`` path or an address.
+        path: a `detectron2://` path or an address.
 
     Returns:
         The sentence; empty when nothing is like it.

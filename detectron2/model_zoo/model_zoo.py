@@ -1,7 +1,7 @@
 """Look up configs and trained models of the model zoo by the name of the config file.
 
-Names are relative to the folder of configs and end in ``.yaml`` or ``.py``, e.g.
-``"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"``.
+Names are relative to the folder of configs and end in `.yaml` or `.py`, e.g.
+`"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"`.
 """
 
 import difflib
@@ -29,7 +29,7 @@ def get_checkpoint_url(config_path: str) -> str:
         config_path: the name of the config file.
 
     Returns:
-        An ``https://`` address.
+        An `https://` address.
 
     Raises:
         NotInModelZooError: if there are no trained weights for it.
@@ -72,7 +72,7 @@ def get_config(config_path: str, trained: bool = False) -> Any:
             (mostly a backbone trained on ImageNet).
 
     Returns:
-        A :class:`CfgNode` for a YAML file, an omegaconf ``DictConfig`` for a Python file.
+        A `CfgNode` for a YAML file, an omegaconf `DictConfig` for a Python file.
 
     Raises:
         NotInModelZooError: if there is no such config, or no trained weights for it.
@@ -99,7 +99,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
 
     Args:
         config_path: the name of the config file.
-        trained: as for :func:`get_config`.
+        trained: as for `get_config`.
         device: where to put the model. Without, the device of the config, or the CPU on machines without CUDA.
 
     Returns:

@@ -15,7 +15,7 @@ Clipper = Callable[[Any], None]
 
 
 class GradientClipType(Enum):
-    """What ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` may say."""
+    """What `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may say."""
 
     VALUE = "value"
     NORM = "norm"
@@ -48,7 +48,7 @@ class ClipByValue:
 class ClipEachByNorm:
     """Scales the gradient of every parameter, by itself, down to a norm.
 
-    This is ``torch.nn.utils.clip_grad_norm_`` called per parameter, in a handful of kernels for all of them.
+    This is `torch.nn.utils.clip_grad_norm_` called per parameter, in a handful of kernels for all of them.
 
     Args:
         limit: greatest norm.

@@ -20,14 +20,14 @@ _BEFORE_ALL = (".patch_embed", ".pos_embed", ".absolute_pos_embed")
 
 
 def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
-    """Factors for ``lr_factor_func`` of :func:`detectron2.solver.get_default_optimizer_params`.
+    """Factors for `lr_factor_func` of `detectron2.solver.get_default_optimizer_params`.
 
-    With ``n`` layers, layer ``i`` gets ``rate ** (n - i)``; patches, positions or the stem get one factor more, and
+    With `n` layers, layer `i` gets `rate ** (n - i)`; patches, positions or the stem get one factor more, and
     what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer, or
     a stage of a ResNet or RegNet.
 
     Args:
-        model: its attribute ``backbone`` holds one of those backbones, by itself or below a pyramid.
+        model: its attribute `backbone` holds one of those backbones, by itself or below a pyramid.
         rate: factor from one layer to the one below it, in (0, 1].
 
     Returns:

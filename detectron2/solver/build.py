@@ -55,7 +55,7 @@ _NORMALIZATION_LAYERS = tuple(
 
 
 def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
-    """The clipper that a ``SOLVER.CLIP_GRADIENTS`` node describes: a function of one parameter or of several."""
+    """The clipper that a `SOLVER.CLIP_GRADIENTS` node describes: a function of one parameter or of several."""
     kind = GradientClipType(cfg.CLIP_TYPE)
     if kind is GradientClipType.VALUE:
         return ClipByValue(cfg.CLIP_VALUE)
@@ -65,7 +65,7 @@ def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimizer]) -> Any:
-    """Make an optimizer clip gradients before each step, where ``SOLVER.CLIP_GRADIENTS.ENABLED`` asks for it.
+    """Make an optimizer clip gradients before each step, where `SOLVER.CLIP_GRADIENTS.ENABLED` asks for it.
 
     Args:
         cfg: the whole config.
@@ -100,10 +100,10 @@ _OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[CfgNode], dict[str, Any]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """An optimizer over the trainable parameters, as the ``SOLVER`` node describes it; SGD with momentum by default.
+    """An optimizer over the trainable parameters, as the `SOLVER` node describes it; SGD with momentum by default.
 
-    Keys that the default config does not have: ``OPTIMIZER`` ("SGD", "Adam", "AdamW", in any case), ``BETAS`` of the
-    latter two, ``FUSED`` (the update of all parameters in one kernel), ``LAYER_DECAY`` (factor on the learning rate
+    Keys that the default config does not have: `OPTIMIZER` ("SGD", "Adam", "AdamW", in any case), `BETAS` of the
+    latter two, `FUSED` (the update of all parameters in one kernel), `LAYER_DECAY` (factor on the learning rate
     from one layer of the backbone to the layer below it).
 
     Args:
@@ -114,7 +114,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         The optimizer; it clips gradients where the config says so.
 
     Raises:
-        ValueError: the optimizer is unknown, or the backbone's layers are unknown where ``LAYER_DECAY`` needs them.
+        ValueError: the optimizer is unknown, or the backbone's layers are unknown where `LAYER_DECAY` needs them.
     """
     solver = cfg.SOLVER
     name = solver.get("OPTIMIZER", "SGD")
@@ -149,9 +149,9 @@ def get_default_optimizer_params(
 ) -> list[dict[str, Any]]:
     """Parameter groups of a model, with other settings for normalization layers, biases or named parameters.
 
-    With nothing overridden this equals ``model.parameters()``. Frozen parameters are left out and shared ones occur
-    once. Later rules win: first the defaults, then ``weight_decay_norm``, then ``lr_factor_func``, then the names
-    (``bias_lr_factor`` and ``weight_decay_bias`` are the name ``bias``).
+    With nothing overridden this equals `model.parameters()`. Frozen parameters are left out and shared ones occur
+    once. Later rules win: first the defaults, then `weight_decay_norm`, then `lr_factor_func`, then the names
+    (`bias_lr_factor` and `weight_decay_bias` are the name `bias`).
 
     Example:
         >>> torch.optim.SGD(get_default_optimizer_params(model, weight_decay_norm=0), lr=0.01, weight_decay=1e-4)
@@ -161,17 +161,17 @@ def get_default_optimizer_params(
         base_lr: learning rate of every group; the optimizer's when None.
         weight_decay: weight decay of every group; the optimizer's when None.
         weight_decay_norm: weight decay of the parameters of normalization layers.
-        bias_lr_factor: factor on the rate of parameters named ``bias``; needs ``base_lr`` unless it is 1.
-        weight_decay_bias: weight decay of parameters named ``bias``.
+        bias_lr_factor: factor on the rate of parameters named `bias`; needs `base_lr` unless it is 1.
+        weight_decay_bias: weight decay of parameters named `bias`.
         overrides: from the last part of a parameter's name to its settings, for instance
-            ``{"relative_position_bias_table": {"weight_decay": 0.0}}``.
-        lr_factor_func: from a parameter's full name to a factor on its rate (layer-wise decay); needs ``base_lr``.
+            `{"relative_position_bias_table": {"weight_decay": 0.0}}`.
+        lr_factor_func: from a parameter's full name to a factor on its rate (layer-wise decay); needs `base_lr`.
 
     Returns:
         Groups for an optimizer, those with equal settings merged.
 
     Raises:
-        ValueError: ``base_lr`` is missing where a factor needs it, or ``bias`` is overridden twice.
+        ValueError: `base_lr` is missing where a factor needs it, or `bias` is overridden twice.
     """
     by_name = dict(overrides or {})
     bias = _bias_settings(base_lr, bias_lr_factor, weight_decay_bias)
@@ -217,7 +217,7 @@ def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]
     """Merge parameter groups with equal settings, so that the optimizer updates them together.
 
     Args:
-        params: groups, each with ``"params"`` and any settings.
+        params: groups, each with `"params"` and any settings.
 
     Returns:
         The merged groups, in the order of their first occurrence.
@@ -265,7 +265,7 @@ _SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, with the warmup of the config.
+    """The schedule that `SOLVER.LR_SCHEDULER_NAME` names, with the warmup of the config.
 
     Args:
         cfg: the whole config.

@@ -1,7 +1,7 @@
 """Learning rates as functions of training progress.
 
-A fvcore ``ParamScheduler`` maps progress (0 at the first iteration, 1 behind the last) to a factor;
-:class:`LRMultiplier` applies the factor to an optimizer. ``WarmupMultiStepLR`` and ``WarmupCosineLR`` are the older
+A fvcore `ParamScheduler` maps progress (0 at the first iteration, 1 behind the last) to a factor;
+`LRMultiplier` applies the factor to an optimizer. `WarmupMultiStepLR` and `WarmupCosineLR` are the older
 classes that count iterations themselves.
 """
 
@@ -31,11 +31,11 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
     Args:
         scheduler: the schedule to warm up.
-        warmup_factor: value at the very start, relative to the first value of ``scheduler``.
+        warmup_factor: value at the very start, relative to the first value of `scheduler`.
         warmup_length: part of the training that the warmup takes, in [0, 1].
-        warmup_method: ``"linear"`` rises steadily to the value that ``scheduler`` continues with; ``"constant"`` stays
+        warmup_method: `"linear"` rises steadily to the value that `scheduler` continues with; `"constant"` stays
             at the starting value and then jumps.
-        rescale_interval: squeeze ``scheduler`` into the rest of the training; otherwise its beginning is replaced.
+        rescale_interval: squeeze `scheduler` into the rest of the training; otherwise its beginning is replaced.
 
     Raises:
         ValueError: the method is unknown or the length is outside [0, 1].
@@ -82,8 +82,8 @@ class LRMultiplier(LRScheduler):
         last_iter: index of the last finished iteration; -1 to begin.
 
     Raises:
-        TypeError: ``multiplier`` is not a ``ParamScheduler``, for instance a PyTorch scheduler.
-        ValueError: ``max_iter`` is not positive.
+        TypeError: `multiplier` is not a `ParamScheduler`, for instance a PyTorch scheduler.
+        ValueError: `max_iter` is not positive.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class WarmupMultiStepLR(LRScheduler):
         gamma: factor of each drop.
         warmup_factor: factor at the first iteration.
         warmup_iters: iterations of warmup.
-        warmup_method: ``"linear"`` or ``"constant"``.
+        warmup_method: `"linear"` or `"constant"`.
         last_epoch: index of the last finished iteration; -1 to begin.
 
     Raises:
@@ -162,7 +162,7 @@ class WarmupCosineLR(LRScheduler):
         max_iters: number of iterations of the whole training.
         warmup_factor: factor at the first iteration.
         warmup_iters: iterations of warmup.
-        warmup_method: ``"linear"`` or ``"constant"``.
+        warmup_method: `"linear"` or `"constant"`.
         last_epoch: index of the last finished iteration; -1 to begin.
     """
 
@@ -191,7 +191,7 @@ class WarmupCosineLR(LRScheduler):
 
 
 def _get_warmup_factor_at_iter(method: str, iter: int, warmup_iters: int, warmup_factor: float) -> float:
-    """Factor of the warmup at an iteration: 1 from ``warmup_iters`` on."""
+    """Factor of the warmup at an iteration: 1 from `warmup_iters` on."""
     if iter >= warmup_iters:
         return 1.0
     if method == "constant":

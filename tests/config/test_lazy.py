@@ -36,7 +36,7 @@ def test_lazy_call_describes_a_call():
 
 
 def test_lazy_call_takes_named_arguments_only():
-    with pytest.raises(TypeError, match=r"LazyCall\(Counter\) takes named arguments only.*: 1, 'x'"):
+    with pytest.raises(TypeError, match=r"LazyCall\(Counter\) takes only named arguments.* 1, 'x'"):
         L(collections.Counter)(1, "x")
 
 
@@ -183,7 +183,7 @@ def test_load_rel(write):
     assert cfg.a.x == cfg.b.a.x == 4
     with pytest.raises(FileNotFoundError):
         LazyConfig.load_rel("not_here.py")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not from a file"):
         eval("LazyConfig.load_rel('x.py')")
 
 

@@ -112,7 +112,7 @@ def test_the_nearest_key_may_have_the_same_name_elsewhere():
 
 @pytest.mark.parametrize("pairs", [["A"], ["A=1"], ["A", "1", "F"]])
 def test_a_list_of_odd_length_is_refused(pairs):
-    with pytest.raises(ValueError, match="alternately"):
+    with pytest.raises(ValueError, match="pairs of key and value"):
         small().merge_from_list(pairs)
 
 

@@ -1,0 +1,234 @@
+"""`CfgNode`, the config of the YAML system: a tree of settings, read from files and merged."""
+
+import copy
+import logging
+import os
+from ast import literal_eval
+from collections.abc import Mapping
+from typing import IO, Any
+
+from fvcore.common.config import BASE_KEY
+from fvcore.common.config import CfgNode as _FvcoreNode
+
+from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
+from detectron2.config.merge import ConfigTypeError, iter_leaves, merge_config, merge_pairs
+from detectron2.config.safe_yaml import load_yaml
+
+__all__ = ["CfgNode"]
+
+logger = logging.getLogger(__name__)
+
+
+class CfgNode(_FvcoreNode):
+    """A tree of settings with attribute access, e.g. `cfg.MODEL.RPN.NMS_THRESH`.
+
+    The differences from `fvcore.common.config.CfgNode`: files are read without running code, even with `allow_unsafe`;
+    files of an older `VERSION` are translated; a merge reports all problems at once, with the file and the nearest
+    known key, and then changes nothing; an int is accepted where a float is expected.
+
+    Example:
+        >>> cfg = CfgNode({"LR": 0.1, "MODEL": {"DEPTH": 50}})
+        >>> cfg.merge_from_list(["MODEL.DEPTH", "101"])
+        >>> print(cfg.dump())
+        LR: 0.1
+        MODEL:
+          DEPTH: 101
+        <BLANKLINE>
+    """
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
+        from detectron2.utils.file_io import PathManager
+
+        return PathManager.open(filename, "r")
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Read a YAML file and the files that its `_BASE_` key names.
+
+        Args:
+            filename: the path or address of the file. `_BASE_` is one path or a list of paths, each relative to this
+                file, absolute, an address, or starting with `~`. Later bases win, and the file itself wins over all.
+            allow_unsafe: has no effect; kept for callers of fvcore's method.
+
+        Returns:
+            The merged content, as plain dictionaries and values.
+
+        Raises:
+            ValueError: if a file is not valid YAML, asks to run code, or is its own base.
+        """
+        return cls._load_chain(str(filename), ())
+
+    @classmethod
+    def _load_chain(cls, filename: str, opened: tuple[str, ...]) -> dict[str, Any]:
+        """Read `filename` and its bases; `opened` lists the files that name it as a base."""
+        if filename in opened:
+            raise ValueError(f"The {BASE_KEY} keys of these files form a circle: {' -> '.join((*opened, filename))}.")
+        with cls._open_cfg(filename) as file:
+            content = load_yaml(file, filename)
+        if content is None:
+            content = {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{filename} should hold keys and values, but holds a {type(content).__name__}.")
+        bases = content.pop(BASE_KEY, [])
+        merged: dict[str, Any] = {}
+        for base in bases if isinstance(bases, list) else [bases]:
+            path = _resolve_base(base, filename)
+            _overlay(cls._load_chain(path, (*opened, filename)), merged, path)
+        _overlay(content, merged, filename)
+        return merged
+
+    @classmethod
+    def _load_cfg_from_yaml_str(cls, str_obj: str) -> "CfgNode":
+        return cls(load_yaml(str_obj))
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value if isinstance(value, cls) else cls(value)
+        if not isinstance(value, str):
+            return value
+        try:
+            return literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return value  # text
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
+        """Overwrite values by those of a YAML file and its bases.
+
+        A file of an older version, by its `VERSION` or by the keys in it, is translated.
+
+        Args:
+            cfg_filename: the path or address of the file.
+            allow_unsafe: has no effect; kept for callers of fvcore's method.
+
+        Raises:
+            KeyError: if the file has unknown keys.
+            ValueError: if values have a wrong type, or the file is not valid YAML.
+        """
+        filename = str(cfg_filename)
+        content = self.load_yaml_with_base(filename)
+        _check_leaves(content, filename)
+        loaded = type(self)(content)
+        current = self.get("VERSION")
+        if current is None:
+            merge_config(loaded, self, filename)
+            return
+        version = loaded.get("VERSION")
+        if version is None:
+            version = guess_version(loaded, filename, known=self)
+        if version > current:
+            raise ValueError(f"{filename} has VERSION {version}, newer than the {current} of this config.")
+        if version == current:
+            merge_config(loaded, self, filename)
+            return
+        logger.warning("%s is of config version %s and is translated to version %s.", filename, version, current)
+        old = downgrade_config(self, to_version=version)
+        merge_config(loaded, old, filename)
+        upgraded = upgrade_config(old)
+        self.clear()
+        self.update(upgraded)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Overwrite values by those of another config, which may be partial.
+
+        Args:
+            cfg_other: a CfgNode.
+
+        Raises:
+            KeyError: if it has unknown keys (and new ones are not allowed).
+            ValueError: if values have a wrong type.
+        """
+        _refuse_base(cfg_other)
+        merge_config(cfg_other, self)  # type: ignore[arg-type]  # other mappings get a TypeError with advice
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """Overwrite values by `[key, value, key, value, ...]`, as from a command line.
+
+        Args:
+            cfg_list: full names of keys and their values; text is read as a Python literal where possible.
+
+        Raises:
+            KeyError: if a key does not exist.
+            ValueError: if a value has a wrong type, or the list has an odd length.
+        """
+        _refuse_base([key for key in cfg_list[0::2] if isinstance(key, str)])
+        merge_pairs(cfg_list, self)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Return the config as YAML text that `merge_from_file` can read.
+
+        Args:
+            *args: positional arguments of `yaml.safe_dump`.
+            **kwargs: keyword arguments of `yaml.safe_dump`.
+
+        Returns:
+            The text, with tuples written as lists.
+        """
+        return _FvcoreNode.dump(_unshared(self), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"The config has no key {name!r} here; it has: {', '.join(map(str, self))}") from None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CfgNode":
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for key, value in self.items():
+            clone[key] = copy.deepcopy(value, memo)
+        return clone
+
+
+def _unshared(value: Any) -> Any:
+    """Return a copy in which every list occurs once; YAML writes `&id001` and `*id001` for repeated ones.
+
+    Tuples become lists, because all empty tuples are the same object.
+    """
+    if isinstance(value, CfgNode):
+        clone = copy.copy(value)
+        for key, item in value.items():
+            dict.__setitem__(clone, key, _unshared(item))
+        return clone
+    if isinstance(value, (list, tuple)):
+        return [_unshared(item) for item in value]
+    return value
+
+
+def _refuse_base(keys: Any) -> None:
+    if BASE_KEY in keys:
+        raise ValueError(f"{BASE_KEY} is allowed only in files: merge the file that it names first.")
+
+
+def _resolve_base(base: Any, filename: str) -> str:
+    if not isinstance(base, str):
+        raise ValueError(f"{BASE_KEY} in {filename} should be a file name or a list of them, but is {base!r}.")
+    base = os.path.expanduser(base)
+    if "://" in base or os.path.isabs(base):
+        return base
+    joined = os.path.join(os.path.dirname(filename), base)
+    return joined if "://" in joined else os.path.normpath(joined)
+
+
+def _overlay(upper: dict[str, Any], lower: dict[str, Any], filename: str, prefix: str = "") -> None:
+    """Write `upper`, read from `filename`, over `lower` key by key."""
+    for key, value in upper.items():
+        if isinstance(value, dict) and key in lower:
+            if not isinstance(lower[key], dict):
+                raise ValueError(f"{filename}: {prefix}{key} is a group of keys here, but a value in the base.")
+            _overlay(value, lower[key], filename, f"{prefix}{key}.")
+        else:
+            lower[key] = value
+
+
+def _check_leaves(content: dict[str, Any], filename: str) -> None:
+    """Refuse values that a config cannot hold, e.g. the dates that YAML makes of `2024-01-31`."""
+    bad = [
+        f"{path} is a {type(value).__name__} ({value!r})"
+        for path, value in iter_leaves(content)
+        if value is not None and type(value) not in (bool, int, float, str, list, tuple)
+    ]
+    if bad:
+        raise ConfigTypeError(f"{filename}: {'; '.join(bad)}. Put quotes around text.")
