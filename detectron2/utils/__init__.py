@@ -1,6 +1,6 @@
-"""What every other layer may lean on: registries, statistics, communication, logging, files.
+"""Utilities for all other layers: registries, statistics, communication, logging, files.
 
-Import the module that you need (``from detectron2.utils import comm``); nothing is imported here.
+Import the module that you need, for example `from detectron2.utils import comm`.
 """
 
 __all__: list[str] = []

@@ -1,15 +1,18 @@
-"""One file from the network into the cache: resumed where it was cut, checked, and moved into place when complete.
+"""Download one file into the cache: resume it, verify it, and move it into place when it is complete.
 
-Beside a cached file ``name`` there may be, while it is on its way,
+While the file `name` is being downloaded, these files are in the same folder:
 
-- ``name.part``: what has arrived;
-- ``name.part.json``: which version of the file that is (``ETag``, ``Last-Modified``), without which nothing is resumed;
-- ``name.lock``: held by the process that downloads; an empty file that stays.
+- `name.part`: the bytes that have arrived;
+- `name.part.json`: the version of the file (`ETag`, `Last-Modified`); a download resumes only if it is known;
+- `name.lock`: held by the process that downloads; an empty file that stays.
 """
 
+import base64
+import binascii
 import errno
 import hashlib
 import http.client
+import json
 import logging
 import os
 import re
@@ -28,17 +31,6 @@ from urllib.parse import urlsplit
 
 from iopath.common.file_io import file_lock
 
-from detectron2.utils._download_version import (
-    TryAgain,
-    announced_digests,
-    check_digests,
-    discard,
-    read_version,
-    size,
-    version,
-    write_version,
-)
-
 __all__ = ["DownloadError", "cache_folder", "cached_path", "fetch", "is_offline", "url_exists"]
 
 logger = logging.getLogger(__name__)
@@ -49,19 +41,19 @@ BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 REPORT_INTERVAL = 10.0  # seconds between two lines of the log
 _CHUNK = 1 << 20
 _LONGEST_NAME = 240  # file systems allow 255 bytes; endings such as ".part.json" are added
-# Its files lie where other programs that share the cache look for them; those of other hosts in a folder of the host,
-# so that two hosts may serve different files under one path.
+# Its files are where other programs that share the cache look for them. Those of other hosts are in a folder of the
+# host, so that two hosts may serve different files under one path.
 _HOST_OF_PUBLISHED_WEIGHTS = "dl.fbaipublicfiles.com"
 
 
 class DownloadError(OSError):
-    """A remote file could not be had.
+    """A remote file could not be downloaded.
 
     Args:
         message: what happened and what to do.
-        url: the address that was tried.
-        cached: where the file would be kept.
-        status: the HTTP status where a server refused; else None.
+        url: address of the file.
+        cached: path of the file in the cache.
+        status: HTTP status with which the server refused; None for other causes.
     """
 
     def __init__(self, message: str, url: str = "", cached: str = "", status: int | None = None):
@@ -69,36 +61,36 @@ class DownloadError(OSError):
         self.url, self.cached, self.status = url, cached, status
 
 
-# ------------------------------------------------------------------------------------------------------------ the cache
+# The cache
 
 
 def is_offline() -> bool:
-    """Whether ``DETECTRON2_OFFLINE`` forbids the network."""
+    """Return whether `DETECTRON2_OFFLINE` forbids the network."""
     return os.environ.get("DETECTRON2_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def cache_folder(cache_dir: str | None = None) -> str:
-    """The folder of downloaded files.
+    """Return the folder of downloaded files.
 
     Args:
-        cache_dir: the folder, if it is not to be the usual one.
+        cache_dir: another folder than the usual one.
 
     Returns:
-        ``cache_dir``, else ``$DETECTRON2_CACHE``, else ``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``.
+        `cache_dir`, else `$DETECTRON2_CACHE`, else `$FVCORE_CACHE`, else `~/.torch/iopath_cache`.
     """
     folder = cache_dir or os.environ.get("DETECTRON2_CACHE") or os.environ.get("FVCORE_CACHE")
     return os.path.expanduser(folder or "~/.torch/iopath_cache")
 
 
 def cached_path(url: str, folder: str) -> str:
-    """Where the file at an address is kept.
+    """Return the path of a remote file in the cache.
 
     Args:
-        url: the address.
-        folder: of the cache.
+        url: address of the file.
+        folder: folder of the cache.
 
     Returns:
-        A path inside that folder that no other address shares.
+        A path inside that folder, different for each address.
     """
     parts = urlsplit(url)
     segments = [segment for segment in parts.path.split("/") if segment not in ("", ".", "..")] or ["index"]
@@ -112,43 +104,43 @@ def cached_path(url: str, folder: str) -> str:
 
 
 def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digits: str | None = None) -> str:
-    """Download a file unless the cache has it.
+    """Download a file unless it is in the cache.
 
     Args:
-        url: an ``http(s)://`` or ``ftp://`` address.
-        force: download it anew.
-        cache_dir: the cache; by default the one of :func:`cache_folder`.
-        name_digits: hexadecimal digits in the file's name with which one of its digests may begin. Which one is not
-            documented, so that there is a warning and no error when none does.
+        url: an `http(s)://` or `ftp://` address.
+        force: download the file even if it is in the cache.
+        cache_dir: the cache; by default that of `cache_folder`.
+        name_digits: hexadecimal digits in the file's name with which one of its digests should begin. It is not
+            documented which one, so a mismatch is a warning and not an error.
 
     Returns:
         The local path.
 
     Raises:
-        DownloadError: it could not be downloaded; what has arrived is kept and continued the next time.
+        DownloadError: the file could not be downloaded; the next attempt continues with the bytes that arrived.
     """
     target = cached_path(url, cache_folder(cache_dir))
     if os.path.isfile(target) and not force:
         return target
     if is_offline():
         raise DownloadError(
-            f"{url} is not in the cache, and DETECTRON2_OFFLINE is set, so that nothing is downloaded. It was looked "
-            f"for at {target}. On a machine with network: curl -L --create-dirs -o {os.path.basename(target)!r} "
-            f"{url!r}; then copy the file to that path, or let DETECTRON2_CACHE point to a folder that has it, or "
-            "give the path of a local copy in the place of the address.",
+            f"{url} is not in the cache ({target} does not exist) and DETECTRON2_OFFLINE forbids downloads. On a "
+            f"machine with network, run curl -L --create-dirs -o {os.path.basename(target)!r} {url!r}; then copy the "
+            "file to that path, set DETECTRON2_CACHE to a folder that has it, or replace the address by the path of a "
+            "local copy.",
             url,
             target,
         )
     target = cached_path(url, _writable(cache_folder(cache_dir)))
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with _only_one_process(url, target):
-        if force or not os.path.isfile(target):  # another process may have had it meanwhile
+        if force or not os.path.isfile(target):  # another process may have downloaded it
             _download(url, target, name_digits)
     return target
 
 
 def _writable(folder: str) -> str:
-    """The folder, or one for temporary files where this user may not write."""
+    """Return the folder, or a temporary one if this user may not write there."""
     try:
         os.makedirs(folder, exist_ok=True)
         if os.access(folder, os.W_OK):
@@ -158,7 +150,7 @@ def _writable(folder: str) -> str:
         reason = str(error)
     other = os.path.join(tempfile.gettempdir(), "iopath_cache")
     logger.warning(
-        "Downloads go to %s, because %s cannot be written to (%s). Set DETECTRON2_CACHE to a folder of yours.",
+        "Downloads go to %s, because %s cannot be written to (%s). Set DETECTRON2_CACHE to a folder of your own.",
         other,
         folder,
         reason,
@@ -180,7 +172,7 @@ def _only_one_process(url: str, target: str) -> Iterator[None]:
     except portalocker.LockException as error:
         raise DownloadError(
             f"{url}: another process has held {target}.lock for {LOCK_TIMEOUT / 60:.0f} minutes. End it, or delete "
-            "that file if there is no such process.",
+            "that file if no such process exists.",
             url,
             target,
         ) from error
@@ -190,42 +182,42 @@ def _only_one_process(url: str, target: str) -> Iterator[None]:
         lock.release()
 
 
-# --------------------------------------------------------------------------------------------------------- the download
+# The download
 
 
 def _download(url: str, target: str, name_digits: str | None) -> None:
-    """Fetch in as many attempts as it takes; the count starts again whenever an attempt brought something."""
+    """Fetch a file in several attempts. The count restarts after each attempt that brought new bytes."""
     failures, spoilt = 0, False
-    most = size(f"{target}.part")
+    most = _size(f"{target}.part")
     while True:
         try:
             announced = _attempt(url, target)
-            check_digests(url, f"{target}.part", announced, name_digits)
+            _check_digests(url, f"{target}.part", announced, name_digits)
             break
-        except TryAgain as error:
+        except _TryAgain as error:
             if error.from_start:
-                discard(target)
+                _discard(target)
                 if spoilt:
                     raise _error(url, target, f"{error}, twice") from error
                 spoilt = True
                 continue
-            failures = 0 if size(f"{target}.part") > most else failures + 1
-            most = max(most, size(f"{target}.part"))
+            failures = 0 if _size(f"{target}.part") > most else failures + 1
+            most = max(most, _size(f"{target}.part"))
             if failures > len(BACKOFF):
                 raise _error(url, target, f"{error}; gave up after {failures} attempts") from error
             delay = BACKOFF[max(failures, 1) - 1]
             logger.warning("%s: %s. Trying again in %.0f s.", url, error, delay)
             time.sleep(delay)
     os.replace(f"{target}.part", target)
-    discard(target)
+    _discard(target)
 
 
 def _attempt(url: str, target: str) -> dict[str, str]:
-    """Fetch what is missing in one request; returns the digests that the server announces, by algorithm."""
+    """Fetch the missing bytes in one request, and return the digests that the server announces by algorithm."""
     part = f"{target}.part"
-    offset, known = size(part), read_version(target)
+    offset, known = _size(part), _read_version(target)
     headers = {"User-Agent": "detectron2", "Accept-Encoding": "identity"}
-    # What has arrived is continued only if it can be told whether it is of the file that is there now.
+    # Resume only if the server can tell whether these bytes belong to the current file.
     if offset and known:
         headers["Range"] = f"bytes={offset}-"
         validator = known.get("etag", "")
@@ -236,25 +228,27 @@ def _attempt(url: str, target: str) -> dict[str, str]:
             resumed = _continues(response, offset, known)
             if not resumed:
                 offset = 0
-            total = _total_size(response, offset)
+            length = response.headers.get("Content-Length", "")
+            total = offset + int(length) if length.isdecimal() else None
             _check_kind(url, target, response)
-            _check_space(url, target, None if total is None else total - offset)
+            if total is not None and shutil.disk_usage(os.path.dirname(target)).free < total - offset:
+                raise _error(url, target, _disk_full(target, total - offset))
             logger.info("%s %s to %s", "Continuing" if resumed else "Downloading", url, target)
             with open(part, "ab" if resumed else "wb") as file:
-                if not resumed:  # after the file was emptied: a version never belongs to older bytes
-                    write_version(target, response.headers)
+                if not resumed:  # after the file was emptied, so that the version belongs to its bytes
+                    _write_version(target, response.headers)
                 _copy(response, file, os.path.basename(target), offset, total)
                 file.flush()
                 os.fsync(file.fileno())
-            announced = announced_digests(response.headers)
+            announced = _announced_digests(response.headers)
     except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
-        raise TryAgain(f"the connection broke ({error or type(error).__name__})") from error
+        raise _TryAgain(f"the connection broke ({error or type(error).__name__})") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise _error(url, target, _disk_full(target)) from error
         raise
-    if total is not None and size(part) != total:
-        raise TryAgain(f"{size(part):,} of {total:,} bytes came", from_start=size(part) > total)
+    if total is not None and _size(part) != total:
+        raise _TryAgain(f"{_size(part):,} of {total:,} bytes came", from_start=_size(part) > total)
     return announced
 
 
@@ -264,14 +258,14 @@ def _open(url: str, target: str, headers: dict[str, str]) -> Iterator[Any]:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # what is here is longer than the file
-                raise TryAgain("the server has no such range", from_start=True) from error
+            if error.code == 416:  # more bytes are here than the file has
+                raise _TryAgain("the server has no such range", from_start=True) from error
             if error.code in (408, 425, 429) or error.code >= 500:
-                raise TryAgain(f"the server answered {error.code} {error.reason}") from error
+                raise _TryAgain(f"the server answered {error.code} {error.reason}") from error
             raise _error(url, target, f"the server answered {error.code} {error.reason}", error.code) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, (TimeoutError, ConnectionResetError, ConnectionAbortedError)):
-            raise TryAgain(f"no answer ({error.reason})") from error
+            raise _TryAgain(f"no answer ({error.reason})") from error
         hint = "; check the network, and whether it needs a proxy (HTTPS_PROXY)"
         what = "the name of the host is not known" if isinstance(error.reason, socket.gaierror) else "no connection"
         raise _error(url, target, f"{what} ({error.reason}){hint}") from error
@@ -280,27 +274,22 @@ def _open(url: str, target: str, headers: dict[str, str]) -> Iterator[Any]:
 
 
 def _continues(response: Any, offset: int, known: Mapping[str, str]) -> bool:
-    """Whether the answer is the rest of what has arrived."""
+    """Return whether the answer continues the partial file."""
     if getattr(response, "status", 200) != 206:
         return False
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    same = all(known.get(key, value) == value for key, value in version(response.headers).items())
+    same = all(known.get(key, value) == value for key, value in _version(response.headers).items())
     if found is None or int(found[1]) != offset or not same:
-        raise TryAgain("the file on the server has changed", from_start=True)
+        raise _TryAgain("the file on the server has changed", from_start=True)
     return True
 
 
-def _total_size(response: Any, offset: int) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return offset + int(length) if length.isdecimal() else None
-
-
 def _check_kind(url: str, target: str, response: Any) -> None:
-    """Refuse a web page, as proxies with a login and file hosts send it in the place of the file."""
+    """Refuse a web page, which login proxies and file hosts send instead of the file."""
     ending = os.path.splitext(urlsplit(url).path)[1].lower()
     is_page = response.headers.get_content_type() == "text/html" and "Content-Type" in response.headers
     if is_page and ending in (".pkl", ".pth", ".pyth", ".pt", ".safetensors", ".bin", ".json", ".zip"):
-        raise _error(url, target, f"a web page came in the place of the file (from {response.geturl()})")
+        raise _error(url, target, f"a web page came instead of the file (from {response.geturl()})")
 
 
 def _copy(response: Any, file: BinaryIO, name: str, done: int, total: int | None) -> None:
@@ -312,7 +301,7 @@ def _copy(response: Any, file: BinaryIO, name: str, done: int, total: int | None
 
 @contextmanager
 def _progress(name: str, done: int, total: int | None) -> Iterator[Any]:
-    """A function to call with each number of new bytes: draws a bar on a terminal, else writes to the log."""
+    """Yield a function to call with each number of new bytes. It draws a bar on a terminal and otherwise logs."""
     if sys.stderr is not None and sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -332,30 +321,117 @@ def _progress(name: str, done: int, total: int | None) -> Iterator[Any]:
     yield advance
 
 
-# ------------------------------------------------------------------------------------------------------------- messages
+# The partial file
 
 
-def _check_space(url: str, target: str, needed: int | None) -> None:
-    if needed is not None and shutil.disk_usage(os.path.dirname(target)).free < needed:
-        raise _error(url, target, _disk_full(target, needed))
+class _TryAgain(Exception):
+    """An attempt failed for a reason that may pass; `from_start` tells to discard the partial file."""
+
+    def __init__(self, reason: str, from_start: bool = False):
+        super().__init__(reason)
+        self.from_start = from_start
+
+
+def _version(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that identify the version of a remote file."""
+    pairs = {"etag": headers.get("ETag"), "modified": headers.get("Last-Modified")}
+    return {key: value for key, value in pairs.items() if value}
+
+
+def _write_version(target: str, headers: Mapping[str, str]) -> None:
+    with open(f"{target}.part.json", "w", encoding="utf-8") as file:
+        json.dump(_version(headers), file)
+
+
+def _read_version(target: str) -> dict[str, str]:
+    """Return the version of the partial file; empty if it is not known."""
+    try:
+        with open(f"{target}.part.json", encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _discard(target: str) -> None:
+    for path in (f"{target}.part", f"{target}.part.json"):
+        if os.path.exists(path):
+            os.remove(path)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def _announced_digests(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of the whole file that a server announces, as hexadecimal digits.
+
+    Sources: RFC 9530 (`Repr-Digest`), RFC 1864 (`Content-MD5`, which covers only the part in a partial answer), and the
+    `ETag` of Amazon S3, which is the MD5 of files that were uploaded in one piece without a customer key.
+    """
+    found: dict[str, str] = {}
+    stated = re.search(r"sha-256=:([A-Za-z0-9+/=]+):", headers.get("Repr-Digest", ""))
+    if stated:
+        found["sha256"] = stated[1]
+    if headers.get("Content-MD5") and not headers.get("Content-Range"):
+        found["md5"] = headers["Content-MD5"]
+    try:
+        found = {name: base64.b64decode(value, validate=True).hex() for name, value in found.items()}
+    except binascii.Error:
+        return {}
+    etag = headers.get("ETag", "").strip('"').lower()
+    own_key = "kms" in headers.get("x-amz-server-side-encryption", "")
+    if headers.get("Server") == "AmazonS3" and re.fullmatch(r"[0-9a-f]{32}", etag) and not own_key:
+        found["md5"] = etag
+    return found
+
+
+def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digits: str | None) -> None:
+    if not announced and not name_digits:
+        return
+    algorithms = ("md5", "sha1", "sha256") if name_digits else tuple(announced)
+    digests = {algorithm: hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms}
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+    found = {algorithm: digest.hexdigest() for algorithm, digest in digests.items()}
+    for algorithm, expected in announced.items():
+        if found[algorithm] != expected:
+            raise _TryAgain(
+                f"the {algorithm} of the downloaded file is {found[algorithm]}, but the server announced {expected}",
+                from_start=True,
+            )
+    if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):
+        logger.warning(
+            "%s is complete (%d bytes), but none of its digests begins with the %s in its name: md5 %s, sha1 %s, "
+            "sha256 %s. If it does not load or gives bad results, it is not the published file.",
+            url,
+            _size(path),
+            name_digits,
+            found["md5"],
+            found["sha1"],
+            found["sha256"],
+        )
+
+
+# Messages
 
 
 def _disk_full(target: str, needed: int | None = None) -> str:
     folder = os.path.dirname(target)
-    free = shutil.disk_usage(folder).free / 1e6
-    wanted = "" if needed is None else f", {needed / 1e6:.1f} MB are needed"
+    wanted = "" if needed is None else f" and {needed / 1e6:.1f} MB are needed"
     return (
-        f"the disk is full: {free:.1f} MB are free at {folder}{wanted}. Make room, or set DETECTRON2_CACHE to a folder "
-        "on another disk"
+        f"the disk is full: {shutil.disk_usage(folder).free / 1e6:.1f} MB are free at {folder}{wanted}. Free some "
+        "space, or set DETECTRON2_CACHE to a folder on another disk"
     )
 
 
 def _error(url: str, target: str, reason: str, status: int | None = None) -> DownloadError:
-    kept = size(f"{target}.part")
-    rest = f" The {kept:,} bytes that came are kept, and the next attempt continues them." if kept else ""
+    kept = _size(f"{target}.part")
+    rest = f" The next attempt continues after the {kept:,} bytes that arrived." if kept else ""
     return DownloadError(
-        f"{url} could not be downloaded: {reason}. It would be kept at {target}; a copy that you put there by other "
-        f"means is used.{rest}",
+        f"{url} could not be downloaded: {reason}. You can also put a copy of the file at {target}.{rest}",
         url,
         target,
         status,
@@ -363,14 +439,14 @@ def _error(url: str, target: str, reason: str, status: int | None = None) -> Dow
 
 
 def url_exists(url: str, cache_dir: str | None = None) -> bool:
-    """Whether the cache or the server has a file.
+    """Return whether the cache or the server has a file.
 
     Args:
-        url: the address.
-        cache_dir: as for :func:`fetch`.
+        url: address of the file.
+        cache_dir: as for `fetch`.
 
     Returns:
-        False as well when the server cannot be reached.
+        False also if the server cannot be reached.
     """
     if os.path.isfile(cached_path(url, cache_folder(cache_dir))):
         return True

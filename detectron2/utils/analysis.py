@@ -1,6 +1,6 @@
-"""Counting the operations, activations and parameters of a model.
+"""Count the operations, activations and parameters of a model.
 
-The counters are fvcore's; here they learn to call models that take ``list[dict]`` and return ``Instances``.
+The counters are those of fvcore, extended to models that take `list[dict]` and return `Instances`.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TracingAdapter":  # it is here because it was here; what it needs is not loaded for anything else
+    if name == "TracingAdapter":  # a published name of this module, imported only on use
         from detectron2.export.flatten import TracingAdapter
 
         return TracingAdapter
@@ -65,17 +65,17 @@ _IGNORED_OPS = (
 
 
 def _shape(value: Any) -> list[int]:
-    """The shape of a value of a traced graph."""
+    """Return the shape of a value of a traced graph."""
     return value.type().sizes()
 
 
 def _attention_scores(inputs: list[Any]) -> int:
-    """Number of pairs of a query and a key, in all heads: queries (..., L, D), keys (..., S, D)."""
+    """Count the pairs of a query and a key in all heads, for queries (..., L, D) and keys (..., S, D)."""
     return math.prod(_shape(inputs[0])[:-1]) * _shape(inputs[1])[-2]
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of the two matrix products that fused attention does: scores, and their sums of values."""
+    """Count the operations of the two matrix products in fused attention: the scores and the weighted values."""
     return _attention_scores(inputs) * (_shape(inputs[0])[-1] + _shape(inputs[2])[-1])
 
 
@@ -87,7 +87,7 @@ _ATTENTION = "aten::scaled_dot_product_attention"
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:
-    """All tensors in an output: in containers, in the fields of instances, inside boxes and masks."""
+    """Return all tensors in an output: in containers, in fields of instances, in boxes and masks."""
     found: list[torch.Tensor] = []
     todo = [value]
     while todo:
@@ -106,7 +106,7 @@ def _tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 class _TensorsInTensorsOut(nn.Module):
-    """A model as a function of tensors, which is what tracing can follow.
+    """Presents a model as a function of tensors, as tracing requires.
 
     Args:
         model: the model.
@@ -122,7 +122,7 @@ class _TensorsInTensorsOut(nn.Module):
         self.flattened_inputs = tuple(leaves[index] for index in self._where)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the model with tensors in the places where its inputs had some."""
+        """Call the model with these tensors in the places of the original ones."""
         leaves = list(self._constants)
         for index, tensor in zip(self._where, tensors, strict=True):
             leaves[index] = tensor
@@ -131,14 +131,14 @@ class _TensorsInTensorsOut(nn.Module):
 
 
 class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
-    """fvcore's ``FlopCountAnalysis`` for models that take and return anything. One multiply-add counts as one.
+    """fvcore's `FlopCountAnalysis` for models that take and return anything. One multiply-add counts as one.
 
     The numbers depend on the inputs, through image sizes and the number of proposals and detections: average over
-    several. Modules are named below ``model``.
+    several. Modules are named below `model`.
 
     Args:
         model: the model; put it into evaluation mode to count inference.
-        inputs: its argument, such as ``list[dict]``, or a tuple of its arguments.
+        inputs: its argument, such as `list[dict]`, or a tuple of its arguments.
     """
 
     def __init__(self, model: nn.Module, inputs: Any):
@@ -157,11 +157,11 @@ def _in_giga(counts: dict[str, Any]) -> defaultdict[str, float]:
 
 
 def flop_count_operators(model: nn.Module, inputs: list[dict[str, Any]]) -> defaultdict[str, float]:
-    """Multiply-adds of one inference by operator; see :class:`FlopCountAnalysis` for more.
+    """Count the multiply-adds of one inference by operator; see `FlopCountAnalysis` for more.
 
     Args:
-        model: a model that takes ``list[dict]``.
-        inputs: its input; only ``"image"`` is used. Average over several, since the counts depend on the content.
+        model: a model that takes `list[dict]`.
+        inputs: its input; only `"image"` is used. Average over several, since the counts depend on the content.
 
     Returns:
         Operator to billions of operations.
@@ -178,12 +178,12 @@ def flop_count_operators(model: nn.Module, inputs: list[dict[str, Any]]) -> defa
 def activation_count_operators(
     model: nn.Module, inputs: list[dict[str, Any]], **kwargs: Any
 ) -> defaultdict[str, float]:
-    """Elements that convolutions and matrix products of one inference output, by operator.
+    """Count the output elements of convolutions and matrix products in one inference by operator.
 
     Args:
-        model: a model that takes ``list[dict]``.
-        inputs: its input; only ``"image"`` is used. Average over several, since the counts depend on the content.
-        **kwargs: ``supported_ops``, handles that replace or extend fvcore's.
+        model: a model that takes `list[dict]`.
+        inputs: its input; only `"image"` is used. Average over several, since the counts depend on the content.
+        **kwargs: `supported_ops`, handles that replace or extend fvcore's.
 
     Returns:
         Operator to millions of elements.
@@ -206,19 +206,19 @@ def activation_count_operators(
 
 
 def parameter_count(model: nn.Module) -> defaultdict[str, int]:
-    """Number of elements of every parameter, and of all parameters in every module.
+    """Count the elements of each parameter and of each module.
 
     Args:
         model: any module.
 
     Returns:
-        Name to count; the name ``""`` is the whole model.
+        Name to count; the name `""` is the whole model.
     """
     return _fvcore_parameter_count(model)
 
 
 def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
-    """The counts of :func:`parameter_count` as a table.
+    """Return the counts of `parameter_count` as a table.
 
     Args:
         model: any module.
@@ -231,7 +231,7 @@ def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
 
 
 def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
-    """Names of trainable parameters that receive no gradient, for which distributed training would wait forever.
+    """Find the trainable parameters that receive no gradient; distributed training would wait for them forever.
 
     The gradients that the model holds are cleared.
 

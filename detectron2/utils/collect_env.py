@@ -1,4 +1,4 @@
-"""A description of the machine and the installed software, to paste into a problem report.
+"""Describe the machine and the installed software for a problem report.
 
 usage:  python -m detectron2.utils.collect_env
 """
@@ -57,30 +57,30 @@ def _version(distribution: str) -> str | None:
 
 
 def get_env_module() -> tuple[str, str]:
-    """(name, value) of the variable that names a module to run at start-up."""
+    """Return name and value of the variable that names a module to run at start-up."""
     name = "DETECTRON2_ENV_MODULE"
     return name, os.environ.get(name, "<not set>")
 
 
 def collect_torch_env() -> str:
-    """PyTorch's own report on itself, the compiler and the drivers."""
+    """Return the report of PyTorch on itself, the compiler and the drivers."""
     try:
         from torch.utils.collect_env import get_pretty_env_info
 
         return get_pretty_env_info()
-    except Exception as error:  # it runs a dozen programs, any of which may be odd on some machine
+    except Exception as error:  # it runs a dozen programs, and any of them may fail
         return f"torch.utils.collect_env failed: {error!r}"
 
 
 def detect_compute_compatibility(CUDA_HOME: str | None, so_file: str) -> str:
-    """The GPU architectures that a compiled library holds, as ``cuobjdump`` lists them.
+    """Return the GPU architectures in a compiled library, as listed by `cuobjdump`.
 
     Args:
         CUDA_HOME: folder of the CUDA toolkit.
         so_file: the library.
 
     Returns:
-        Architectures such as ``"8.0, 9.0"``, or why they are not known.
+        Architectures such as `"8.0, 9.0"`, or the reason why they are not known.
     """
     import re
     import subprocess
@@ -97,7 +97,7 @@ def detect_compute_compatibility(CUDA_HOME: str | None, so_file: str) -> str:
 
 
 def test_nccl_ops() -> str:
-    """Whether NCCL can reduce over the GPUs of this machine, in words."""
+    """Report whether NCCL can reduce over the GPUs of this machine."""
     import torch.cuda.nccl as nccl
     import torch.distributed as dist
 
@@ -153,12 +153,12 @@ def _variables() -> list[tuple[str, str]]:
 def _carefully(section: Callable[[], list[tuple[str, Any]]]) -> list[tuple[str, Any]]:
     try:
         return section()
-    except Exception as error:  # a report on a broken installation must still come out
+    except Exception as error:  # a broken installation still gets a report
         return [(section.__name__.strip("_"), f"<not available: {error!r}>")]
 
 
 def collect_env_info() -> str:
-    """A table of versions, devices and variables, followed by PyTorch's own build settings. Never raises."""
+    """Return a table of versions, devices and variables, followed by the build settings of PyTorch. Never raises."""
     from tabulate import tabulate
 
     rows = [*_carefully(_software), *_carefully(_devices), *_carefully(_variables)]

@@ -1,4 +1,4 @@
-"""A palette of distinct colours, and colours drawn from it.
+"""A palette of distinct colours, and random colours from it.
 
 The palette was made by farthest-point sampling in CIELAB among colours of medium lightness and clear hue (no greys), so
 its first colours differ most, and any prefix of it is a good palette by itself.
@@ -22,7 +22,7 @@ _PALETTE = np.array([tuple(bytes.fromhex(color)) for color in _HEX.split()], dty
 
 
 def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """The whole palette.
+    """Return the whole palette.
 
     Args:
         rgb: the order of the channels: RGB, or BGR by default.
@@ -38,7 +38,7 @@ def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 
 def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """One colour of the palette, drawn by numpy's global generator.
+    """Draw one colour of the palette with the global generator of NumPy.
 
     Args:
         rgb: RGB, or BGR by default.
@@ -51,10 +51,10 @@ def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """`N` different colours of the palette in random order.
+    """Draw `N` different colours of the palette.
 
     Args:
-        N: how many; at most the size of the palette.
+        N: number of colours, at most the size of the palette.
         rgb: RGB, or BGR by default.
         maximum: the value of full intensity, 255 or 1.
 

@@ -1,4 +1,4 @@
-"""Stand-ins for things whose optional dependency is not installed."""
+"""Stand-ins for classes and functions that need a missing optional dependency."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -13,11 +13,11 @@ def _explain(name: str, dependency: str | Iterable[str], message: str) -> str:
 
 
 def create_dummy_class(klass: str, dependency: str | Iterable[str], message: str = "") -> type:
-    """A class in the place of one whose dependency is missing: any use of it raises ``ImportError``.
+    """Create a class that raises `ImportError` on any use, in place of one that needs a missing dependency.
 
     Args:
-        klass: its name.
-        dependency: what is missing.
+        klass: name of the class.
+        dependency: name of the missing dependency.
         message: added to the error, for instance how to install it.
 
     Returns:
@@ -36,11 +36,11 @@ def create_dummy_class(klass: str, dependency: str | Iterable[str], message: str
 
 
 def create_dummy_func(func: str, dependency: str | Iterable[str], message: str = "") -> Callable[..., NoReturn]:
-    """A function in the place of one whose dependency is missing: calling it raises ``ImportError``.
+    """Create a function that raises `ImportError` when called, in place of one that needs a missing dependency.
 
     Args:
-        func: its name.
-        dependency: what is missing.
+        func: name of the function.
+        dependency: name of the missing dependency.
         message: added to the error, for instance how to install it.
 
     Returns:

@@ -23,7 +23,7 @@ def seed_all_rng(seed: int | None = None) -> None:
     """Seed the generators of Python, NumPy and PyTorch.
 
     Args:
-        seed: the seed; drawn from the operating system and logged when None.
+        seed: the seed; if None, it is drawn from the operating system and logged.
     """
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
@@ -35,7 +35,7 @@ def seed_all_rng(seed: int | None = None) -> None:
 
 
 def _import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
-    """Run a Python file as a module, and optionally let later ``import`` statements find it."""
+    """Run a Python file as a module, and optionally let later `import` statements find it."""
     spec = importlib.util.spec_from_file_location(module_name, file_path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{os.fspath(file_path)!r} cannot be imported as a Python module; is it a .py file?")
@@ -52,13 +52,13 @@ def _import_file(module_name: str, file_path: str | os.PathLike, make_importable
 
 
 def setup_environment() -> None:
-    """Run the user's own set-up module, named by the variable ``DETECTRON2_ENV_MODULE``; once per process.
+    """Run the set-up module that `DETECTRON2_ENV_MODULE` names, once per process.
 
-    The variable holds a dotted module name or the path of a ``.py`` file; the module must define
-    ``setup_environment()``.
+    The variable holds a dotted module name or the path of a `.py` file; the module must define
+    `setup_environment()`.
 
     Raises:
-        AttributeError: the module defines no ``setup_environment``.
+        AttributeError: the module defines no `setup_environment`.
     """
     custom = os.environ.get("DETECTRON2_ENV_MODULE")
     if not custom or custom in _DONE:
@@ -79,14 +79,14 @@ _DONE: set[str] = set()
 def fixup_module_metadata(
     module_name: str, namespace: MutableMapping[str, Any], keys: Iterable[str] | None = None
 ) -> None:
-    """Make classes and functions report the public module that re-exports them as their home.
+    """Set the module of re-exported classes and functions to the public module.
 
-    Documentation and pickles then name ``package.Thing`` and not ``package._impl.Thing``.
+    Documentation and pickles then name `package.Thing` and not `package._impl.Thing`.
 
     Args:
         module_name: the public module.
-        namespace: its ``globals()``.
-        keys: which names to treat; all public ones when None.
+        namespace: its `globals()`.
+        keys: names to change; all public names if None.
     """
     todo = [(key, namespace[key]) for key in (list(namespace) if keys is None else keys) if not key.startswith("_")]
     done: set[int] = set()
@@ -99,14 +99,14 @@ def fixup_module_metadata(
             obj.__module__ = module_name
             obj.__name__ = qualname.rpartition(".")[2]
             obj.__qualname__ = qualname
-        except (AttributeError, TypeError):  # built-in objects do not let themselves be renamed
+        except (AttributeError, TypeError):  # built-in objects cannot be changed
             continue
         if isinstance(obj, type):
             todo.extend((f"{qualname}.{name}", member) for name, member in vars(obj).items())
 
 
 def _is_implementation_detail_of(obj: Any, module_name: str) -> bool:
-    """Whether a class or function was defined in the module or in one below it."""
+    """Return whether a class or function was defined in the module or in one below it."""
     home = getattr(obj, "__module__", None)
     named = isinstance(getattr(obj, "__qualname__", None), str)
     return named and isinstance(home, str) and (home == module_name or home.startswith(module_name + "."))

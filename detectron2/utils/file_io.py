@@ -1,8 +1,8 @@
-"""Opening files wherever they are: local paths, ``http(s)://`` and ``detectron2://`` (the published weights).
+"""Open files at any address: local paths, `http(s)://` and `detectron2://` (the published weights).
 
-Remote files are downloaded once and then served from the cache: ``$DETECTRON2_CACHE``, else ``$FVCORE_CACHE``, else
-``~/.torch/iopath_cache``. A download that is cut continues where it was, appears under its name when it is complete,
-and is made by one process while the others wait. ``DETECTRON2_OFFLINE=1`` forbids all use of the network.
+Remote files are downloaded once and then served from the cache: `$DETECTRON2_CACHE`, else `$FVCORE_CACHE`, else
+`~/.torch/iopath_cache`. An interrupted download resumes, gets its name when it is complete, and is made by one
+process while the others wait. `DETECTRON2_OFFLINE=1` forbids any use of the network.
 """
 
 import os
@@ -29,13 +29,13 @@ __all__ = [
     "atomic_write",
 ]
 
-# Published weights carry the first digits of a digest: "model_final_f10217.pkl". A run of decimals is more often a
-# number of iterations, and one of letters a word.
+# Names of published weights end in the first digits of a digest, such as "model_final_f10217.pkl". Decimal digits only
+# are rather a number of iterations, and letters only a word.
 _NAME_WITH_DIGEST = re.compile(r"_(?=[a-f]*\d)(?=\d*[a-f])([0-9a-f]{6}|[0-9a-f]{32})\.\w+$")
 
 
 class HTTPURLHandler(_IopathHTTPURLHandler):
-    """Downloads ``http://``, ``https://`` and ``ftp://`` files into the cache folder."""
+    """Downloads `http://`, `https://` and `ftp://` files into the cache folder."""
 
     def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
@@ -54,14 +54,14 @@ class HTTPURLHandler(_IopathHTTPURLHandler):
 
 
 class OneDrivePathHandler(_IopathOneDrivePathHandler):
-    """Downloads short addresses of OneDrive, ``https://1drv.ms/u/s!...``."""
+    """Downloads short addresses of OneDrive, `https://1drv.ms/u/s!...`."""
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return PathManager.get_local_path(self.create_one_drive_direct_download(path), force=force, **kwargs)
 
 
 class Detectron2Handler(PathHandler):
-    """Resolves ``detectron2://X`` to the file ``X`` among the published model-zoo weights."""
+    """Resolves `detectron2://X` to the file `X` among the published model-zoo weights."""
 
     PREFIX = "detectron2://"
     S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -103,14 +103,14 @@ PathManager: PathManagerBase = _new_path_manager()
 def atomic_write(
     path: str | os.PathLike, mode: str = "wb", manager: PathManagerBase | None = None
 ) -> Iterator[IO[Any]]:
-    """Write a file so that its name only ever leads to a complete one.
+    """Write a file that appears under its name only when it is complete.
 
-    A local file is written under a temporary name in the same folder and moved over the target when the block ends
-    well; when it raises, the old file stays as it was. Paths of other schemes are opened directly.
+    A local file is written under a temporary name in the same folder and moved over the target at the
+    end of the block. If the block raises, the old file is unchanged. Paths of other schemes are opened directly.
 
     Args:
         path: where to write; its folder is created.
-        mode: ``"wb"`` or ``"w"`` (UTF-8).
+        mode: `"wb"` or `"w"` (UTF-8).
         manager: the path manager; ours by default.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Setting up readable logs, logging a message only now and then, and small tables."""
+"""Set up logs, limit how often a message is logged, and format small tables."""
 
 import atexit
 import functools
@@ -26,7 +26,7 @@ class _Formatter(logging.Formatter):
     Args:
         color: write ANSI colours.
         root_name: the name of the logger that is set up.
-        short_name: what to show in its place.
+        short_name: name to show instead.
     """
 
     def __init__(self, color: bool, root_name: str, short_name: str):
@@ -50,7 +50,7 @@ class _Formatter(logging.Formatter):
 
 
 def _shows_color(stream: Any) -> bool:
-    """Whether ANSI colours are wanted there: in terminals and notebooks, or as NO_COLOR and FORCE_COLOR say."""
+    """Return whether to use ANSI colours: in terminals and notebooks, or as NO_COLOR and FORCE_COLOR say."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -66,7 +66,7 @@ def _paint(text: str, color: str) -> str:
 
 @functools.cache
 def _open_log(path: str) -> IO[Any]:
-    """One stream per file, however many loggers write to it; lines reach the disk at once where that is cheap."""
+    """Open a log file once for all loggers that write to it, line buffered where that is cheap."""
     is_local = "://" not in path
     stream: Any = PathManager.open(path, "a", buffering=1 if is_local else -1)
     atexit.register(stream.close)
@@ -80,7 +80,7 @@ def _log_file_name(output: str | os.PathLike, rank: int) -> str:
 
 
 def _add_handler(logger: logging.Logger, target: str, stream: Any, formatter: logging.Formatter) -> None:
-    """Attach a handler for `target`, or only renew the format of the one that is there."""
+    """Attach a handler for `target`, or update the format of the existing one."""
     for handler in logger.handlers:
         if getattr(handler, "detectron2_target", None) == target:
             handler.setFormatter(formatter)
@@ -101,18 +101,18 @@ def setup_logger(
     abbrev_name: str | None = None,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Let a logger write to the terminal (rank 0) and to a file (every rank). Calling it again adds nothing twice.
+    """Let a logger write to the terminal (rank 0) and to a file (every rank). Repeated calls add no second handler.
 
     Args:
-        output: a folder, for ``log.txt`` in it, or a file name that ends in ``.txt`` or ``.log``; None for no file.
-            Other ranks append ``.rank<N>`` to the name.
+        output: a folder, for `log.txt` in it, or a file name that ends in `.txt` or `.log`; None for no file.
+            Other ranks append `.rank<N>` to the name.
         distributed_rank: rank of this process.
         color: colour lines in terminals and notebooks (the variables NO_COLOR and FORCE_COLOR count); files and pipes
             are plain.
         name: name of the logger, usually that of a top-level package. Its level becomes DEBUG and it no longer
             propagates to the root logger.
-        abbrev_name: shown in place of ``name``; ``""`` shows only what follows it. By default ``detectron2`` is
-            shortened to ``d2``.
+        abbrev_name: shown in place of `name`; `""` shows only what follows it. By default `detectron2` is
+            shortened to `d2`.
         configure_stdout: write to the terminal; False leaves it to the caller.
 
     Returns:
@@ -135,7 +135,7 @@ def setup_logger(
 
 
 def _caller() -> tuple[str, tuple[str, int, str]]:
-    """(module, (file, line, function)) of the first frame outside this module."""
+    """Return (module, (file, line, function)) of the first frame outside this module."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
@@ -153,23 +153,22 @@ _LAST_LOGGED: dict[Any, float] = {}
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
 ) -> None:
-    """Log a message only the first ``n`` times.
+    """Log a message only the first `n` times.
 
     Args:
         lvl: logging level.
         msg: the message.
-        n: how often.
+        n: number of times.
         name: name of the logger; the caller's module by default.
-        key: what counts as the same: the line that calls (``"caller"``), the text (``"message"``), or both together as
-            a tuple.
+        key: what identifies a message: the calling line (`"caller"`), the text (`"message"`), or both as a tuple.
 
     Raises:
-        ValueError: ``key`` holds another word.
+        ValueError: `key` has another value.
     """
     module, place = _caller()
     parts = (key,) if isinstance(key, str) else tuple(key)
     if not parts or any(part not in ("caller", "message") for part in parts):
-        raise ValueError(f"key must be 'caller', 'message' or a tuple of them, but is {key!r}.")
+        raise ValueError(f"key must be 'caller', 'message' or a tuple of them, got {key!r}.")
     identity = ("first", *(place if part == "caller" else msg for part in parts))
     _TIMES_SEEN[identity] += 1
     if _TIMES_SEEN[identity] <= n:
@@ -177,7 +176,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log a message at the first and then at every ``n``-th call from the same line.
+    """Log a message at the first and then at every `n`-th call from the same line.
 
     Args:
         lvl: logging level.
@@ -193,7 +192,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log a message at most once in ``n`` seconds per calling line.
+    """Log a message at most once in `n` seconds per calling line.
 
     Args:
         lvl: logging level.
@@ -231,5 +230,5 @@ def create_small_table(small_dict: Mapping[str, Any]) -> str:
 
 
 def _log_api_usage(identifier: str) -> None:
-    """Tell PyTorch's own (opt-in, by default absent) usage logger that a component was built."""
+    """Report the construction of a component to the usage logger of PyTorch, which is off by default."""
     torch._C._log_api_usage_once("detectron2." + identifier)

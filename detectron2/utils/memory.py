@@ -1,4 +1,4 @@
-"""Surviving a full accelerator: free the cache, then fall back to the CPU."""
+"""Retry when accelerator memory is full: free the cache, then use the CPU."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def _ignore_torch_cuda_oom() -> Iterator[None]:
-    """Swallow out-of-memory errors of the accelerator, and only those."""
+    """Ignore out-of-memory errors of the accelerator, and no other errors."""
     try:
         yield
     except RuntimeError as error:
@@ -31,18 +31,18 @@ def _ignore_torch_cuda_oom() -> Iterator[None]:
 
 
 def _to_cpu(value: Any) -> Any:
-    """Move a tensor-like argument on an accelerator to the CPU; leave everything else alone."""
+    """Move a tensor-like argument from an accelerator to the CPU; return anything else unchanged."""
     device = getattr(value, "device", None)
     on_accelerator = device is not None and getattr(device, "type", "cpu") != "cpu"
     return value.to(device="cpu") if on_accelerator and hasattr(value, "to") else value
 
 
 def retry_if_cuda_oom(func: Callable[..., _R]) -> Callable[..., _R]:
-    """Make a function try again when the accelerator runs out of memory.
+    """Make a function retry when the accelerator runs out of memory.
 
-    The second try follows ``torch.cuda.empty_cache()``; the third converts the arguments to CPU tensors, so the result
-    may lie on the CPU and the caller has to move it back where that matters. Only direct arguments with ``.device`` and
-    ``.to`` are converted, not tensors inside containers.
+    The second try follows `torch.cuda.empty_cache()`; the third converts the arguments to CPU tensors, so the result
+    may be on the CPU, and the caller must move it back if necessary. Only direct arguments with `.device` and
+    `.to` are converted, not tensors inside containers.
 
     Args:
         func: a callable without side effects; it may run up to three times.
@@ -62,7 +62,7 @@ def retry_if_cuda_oom(func: Callable[..., _R]) -> Callable[..., _R]:
             return func(*args, **kwargs)
 
         logging.getLogger(__name__).info(
-            "%s ran out of accelerator memory twice; it is run on the CPU.", getattr(func, "__qualname__", func)
+            "%s ran out of accelerator memory twice; running it on the CPU.", getattr(func, "__qualname__", func)
         )
         return func(*(_to_cpu(a) for a in args), **{k: _to_cpu(v) for k, v in kwargs.items()})
 

@@ -1,6 +1,6 @@
-"""Names to objects, and objects to names: registries of building blocks and dotted import paths.
+"""Find objects by name: registries of building blocks, and dotted import paths.
 
-``Registry`` is fvcore's own class, so that ``isinstance`` and subclasses from other projects agree with ours.
+`Registry` is the class of fvcore, so `isinstance` and subclasses in other projects agree with ours.
 """
 
 import difflib
@@ -13,18 +13,18 @@ __all__ = ["Registry", "locate", "lookup"]
 
 
 def lookup(registry: Registry, name: str, key: str) -> Any:
-    """The object that a config names.
+    """Return the registered object that a config names.
 
     Args:
-        registry: where it is registered.
-        name: its name.
-        key: the config key that the name comes from.
+        registry: registry of the object.
+        name: name of the object.
+        key: config key that holds the name.
 
     Returns:
         The object.
 
     Raises:
-        KeyError: nothing of that name is registered; the message has the config key and similar names.
+        KeyError: the name is not registered; the message has the config key and similar names.
     """
     if name in registry:
         return registry.get(name)
@@ -47,7 +47,7 @@ def locate(name: str) -> Any:
     """Import the object that a dotted path names.
 
     Args:
-        name: a path such as ``"torch.optim.SGD"`` or ``"package.module.Class.method"``.
+        name: a path such as `"torch.optim.SGD"` or `"package.module.Class.method"`.
 
     Returns:
         The object: a module, class, function or any other attribute.
@@ -66,20 +66,20 @@ def locate(name: str) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-                continue  # this prefix is no module: the rest must be attributes of a shorter one
+                continue  # this prefix is not a module, so the rest are attributes of a shorter one
             raise ImportError(f"Cannot import {name!r}: module {module_name!r} needs {error.name!r}.") from error
         try:
             return _follow(module, parts[depth:])
         except AttributeError as error:
             raise ImportError(f"Cannot import {name!r}: {error}. Check the spelling of the last part.") from error
-    raise ImportError(f"Cannot import {name!r}: there is no module named {parts[0]!r}.")
+    raise ImportError(f"Cannot import {name!r}: module {parts[0]!r} does not exist.")
 
 
 def _convert_target_to_string(t: Any) -> str:
-    """The shortest dotted path that leads back to a class or function.
+    """Return the shortest dotted path to a class or function.
 
-    ``package.sub._impl.Thing`` becomes ``package.sub.Thing`` where that names the same object, so that files which
-    store the path survive a move of the implementation.
+    `package.sub._impl.Thing` becomes `package.sub.Thing` if that names the same object, so that stored paths stay
+    valid when the implementation moves.
     """
     module, qualname = t.__module__, t.__qualname__
     parts = module.split(".")

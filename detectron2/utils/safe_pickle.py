@@ -1,4 +1,4 @@
-"""Reading pickles that hold arrays, tensors and plain containers, and nothing else.
+"""Read pickles that hold only arrays, tensors and plain containers.
 
 A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
 runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
@@ -22,7 +22,7 @@ __all__ = ["UnsafePickleError", "load_plain_pickle", "numpy_globals", "read_pick
 
 
 class UnsafePickleError(ValueError, pickle.UnpicklingError):
-    """A file wants to create an object that is not on the list of harmless ones. Nothing of it was run."""
+    """A pickle refers to an object that is not on the list of harmless ones. No code of it was run."""
 
 
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
@@ -32,7 +32,7 @@ class _Dtype:
     """Stands for a NumPy dtype while a pickle is read.
 
     Args:
-        code: its code, such as ``f4``.
+        code: its code, such as `f4`.
         align: ignored.
         copy: ignored.
     """
@@ -66,7 +66,7 @@ def _array(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
 
 
 class _Array:
-    """Stands for a NumPy array until its state has come and been checked."""
+    """Stands for a NumPy array until its state has been read and checked."""
 
     value: np.ndarray
 
@@ -94,13 +94,13 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
-    if encoding not in ("latin1", "latin-1"):  # what pickle itself uses for bytes; other codecs may do anything
+    if encoding not in ("latin1", "latin-1"):  # the codec of bytes in pickles; other codecs may run anything
         raise UnsafePickleError(f"_codecs.encode to {encoding!r}.")
     return str(text).encode("latin1")
 
 
 def numpy_globals() -> dict[str, Any]:
-    """Full names of what pickled NumPy objects refer to, and what we put in their place."""
+    """Return the full names in pickles of NumPy objects, each with the function to call instead."""
     table: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype}
     for package in ("numpy.core", "numpy._core"):
         table[f"{package}.multiarray._reconstruct"] = _reconstruct
@@ -110,7 +110,7 @@ def numpy_globals() -> dict[str, Any]:
 
 
 def _load_storage(data: Any) -> Any:
-    """The storage of a tensor that was pickled without ``torch.save``."""
+    """Load the storage of a tensor that was pickled without `torch.save`."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -136,7 +136,7 @@ def _pickle_globals() -> dict[str, Any]:
 
 
 def _trusted_by_user() -> dict[str, Any]:
-    """What the program itself declared safe with ``torch.serialization.add_safe_globals``."""
+    """Return what the program declared safe with `torch.serialization.add_safe_globals`."""
     table = {}
     for entry in torch.serialization.get_safe_globals():
         obj, name = entry if isinstance(entry, tuple) else (entry, f"{entry.__module__}.{entry.__qualname__}")
@@ -180,12 +180,12 @@ class _Unpickler(_PurePythonUnpickler):
 def load_plain_pickle(
     file: IO[bytes], *, name: str | os.PathLike[str], extra: Mapping[str, Callable[..., Any]] | None = None
 ) -> Any:
-    """:func:`read_pickle` with messages that name the file. Files written by Python 2 are read as well.
+    """Read a pickle like `read_pickle`, with messages that name the file. Files of Python 2 are read as well.
 
     Args:
         file: open for reading in binary mode.
         name: the file's name.
-        extra: as in :func:`read_pickle`.
+        extra: as in `read_pickle`.
 
     Returns:
         What the pickle holds, with bytes of Python 2 as text.
@@ -198,7 +198,7 @@ def load_plain_pickle(
         return read_pickle(file, extra)
     except UnsafePickleError as e:
         raise UnsafePickleError(
-            f"'{name}' was not loaded: it holds {e}, where only numbers, strings, containers and arrays are "
+            f"'{name}' was not loaded: it holds {e}, but only numbers, strings, containers and arrays are "
             "allowed, because anything else could run code. Write the file again with plain data."
         ) from None
     except (
@@ -219,13 +219,13 @@ def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None 
         The object.
 
     Raises:
-        UnsafePickleError: the pickle refers to anything else; the text is the name of that.
+        UnsafePickleError: the pickle refers to anything else; the text is its name.
     """
     return resolve_stand_ins(_Unpickler(file, extra).load())
 
 
 def resolve_stand_ins(root: Any) -> Any:
-    """Put the arrays and dtypes in the place of their stand-ins, everywhere in nested containers."""
+    """Replace the stand-ins in nested containers by arrays and dtypes."""
     done: set[int] = set()
 
     def resolve(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sending closures and locally defined functions to other processes."""
+"""Send closures and locally defined functions to other processes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class PicklableWrapper:
     of one program (data-loading workers): the bytes must never come from an untrusted source.
 
     Args:
-        obj: the object to carry; a wrapper is unwrapped first.
+        obj: the object to wrap; a wrapper is unwrapped first.
     """
 
     def __init__(self, obj: Any):

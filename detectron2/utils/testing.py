@@ -1,4 +1,4 @@
-"""Helpers for tests of detection code. They know results by their interface (``get_fields()``, ``.tensor``)."""
+"""Helpers for tests of detection code. They rely only on the interface of results (`get_fields()`, `.tensor`)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ __all__ = ["assert_instances_allclose", "random_boxes"]
 
 
 def _as_comparable(value: Any) -> Any:
-    """The tensor inside boxes, masks and key points; other values as they are."""
+    """Return the tensor inside boxes, masks and keypoints; other values unchanged."""
     inner = getattr(value, "tensor", None)
     return inner if isinstance(inner, torch.Tensor) else value
 
@@ -16,17 +16,17 @@ def _as_comparable(value: Any) -> Any:
 def assert_instances_allclose(
     input: Any, other: Any, *, rtol: float = 1e-5, msg: str = "", size_as_tensor: bool = False
 ) -> None:
-    """Assert that two ``Instances`` agree: image size, fields, and values within a tolerance.
+    """Assert that two `Instances` agree: image size, fields, and values within a tolerance.
 
     Args:
         input: the result.
-        other: what is expected.
+        other: the expected result.
         rtol: tolerance of floating-point fields, relative to the mean magnitude of the expected field.
-        msg: put before the error.
+        msg: prefix of the error.
         size_as_tensor: whether the image sizes are tensors.
 
     Raises:
-        AssertionError: they differ; the text names the field.
+        AssertionError: the two differ; the message names the field.
     """
     prefix = f"{msg}: " if msg else ""
     sizes = (input.image_size, other.image_size)
@@ -62,15 +62,15 @@ def _assert_field_close(what: str, have: Any, want: Any, rtol: float) -> None:
 
 
 def random_boxes(num_boxes: int, max_coord: float = 100, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Random valid boxes.
+    """Make random valid boxes.
 
     Args:
         num_boxes: N.
-        max_coord: bound of all coordinates.
-        device: where they are made.
+        max_coord: upper bound of all coordinates.
+        device: device of the boxes.
 
     Returns:
-        ``Tensor[N, 4]``, (x1, y1, x2, y2) in [0, ``max_coord``], each side at least a hundredth of it.
+        `Tensor[N, 4]`, (x1, y1, x2, y2) in [0, `max_coord`], each side at least a hundredth of it.
     """
     corners = torch.rand(num_boxes, 4, device=device) * (max_coord * 0.5)
     corners = corners.clamp(min=max_coord * 0.01)

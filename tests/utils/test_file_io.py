@@ -224,7 +224,7 @@ def test_a_cut_download_continues(server, tmp_path, validators, log):
 
 def test_another_process_continues(server, tmp_path):
     server.cuts = [1000, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"gave up after 3 attempts.*1,000 bytes that came are kept"):
+    with pytest.raises(DownloadError, match=r"gave up after 3 attempts.*after the 1,000 bytes that arrived"):
         PathManager.get_local_path(WEIGHTS)
     assert kept(tmp_path) == ["weights.pkl.part", "weights.pkl.part.json"]
     assert content_of(PathManager.get_local_path(WEIGHTS)) == CONTENT
