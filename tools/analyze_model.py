@@ -33,7 +33,7 @@ logger = logging.getLogger("detectron2")
 
 
 def build(cfg: Any, load_weights: bool) -> nn.Module:
-    """-> the model in evaluation mode."""
+    """Build the model, in evaluation mode."""
     if isinstance(cfg, CfgNode):
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
     else:
@@ -63,7 +63,7 @@ def inputs(cfg: Any, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]
 
 
 def fixed_size_hw(cfg: Any) -> tuple[int, int]:
-    """-> height and width of a square: INPUT.CROP.SIZE where that is in pixels, else the shorter side when testing."""
+    """Height and width of a square: INPUT.CROP.SIZE where that is in pixels, else the shorter side when testing."""
     if not isinstance(cfg, CfgNode):
         raise ValueError("--use-fixed-input-size reads a YAML config; use --random-input HEIGHT WIDTH.")
     side = cfg.INPUT.CROP.SIZE[0] if cfg.INPUT.CROP.TYPE.startswith("absolute") else cfg.INPUT.MIN_SIZE_TEST
@@ -72,7 +72,7 @@ def fixed_size_hw(cfg: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def count_flops(cfg: Any, args: argparse.Namespace) -> float:
-    """-> billions of operations for an image on average."""
+    """Count the operations for an image, on average, in billions."""
     model = build(cfg, load_weights=True)
     counts: Counter[str] = Counter()
     totals: list[float] = []
@@ -84,7 +84,7 @@ def count_flops(cfg: Any, args: argparse.Namespace) -> float:
         counts += analysis.by_operator()
         totals.append(analysis.total() / 1e9)
     if analysis is None:
-        raise ValueError("There are no images to count on.")
+        raise ValueError("No images to count on: the data set is empty.")
     logger.info("Operations of the last image:\n%s", flop_count_table(analysis))
     _log_operators("operations", {name: count / 1e9 / len(totals) for name, count in counts.items()}, "billion")
     logger.info("Total: %.1f +- %.1f billion operations (%d images)", np.mean(totals), np.std(totals), len(totals))
@@ -92,7 +92,7 @@ def count_flops(cfg: Any, args: argparse.Namespace) -> float:
 
 
 def count_activations(cfg: Any, args: argparse.Namespace) -> float:
-    """-> millions of activations for an image on average."""
+    """Count the activations for an image, on average, in millions."""
     model = build(cfg, load_weights=True)
     counts: Counter[str] = Counter()
     totals: list[float] = []
@@ -101,7 +101,7 @@ def count_activations(cfg: Any, args: argparse.Namespace) -> float:
         counts += Counter(found)
         totals.append(sum(found.values()))
     if not totals:
-        raise ValueError("There are no images to count on.")
+        raise ValueError("No images to count on: the data set is empty.")
     _log_operators("activations", {name: count / len(totals) for name, count in counts.items()}, "million")
     logger.info("Total: %.1f +- %.1f million activations (%d images)", np.mean(totals), np.std(totals), len(totals))
     return float(np.mean(totals))

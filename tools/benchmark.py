@@ -50,7 +50,7 @@ CACHED_BATCHES = 100
 
 
 def batch_size(cfg: Any) -> int:
-    """-> images in a training batch of all processes."""
+    """Number of images in a training batch over all processes."""
     return cfg.SOLVER.IMS_PER_BATCH if isinstance(cfg, CfgNode) else cfg.dataloader.train.total_batch_size
 
 
@@ -63,7 +63,7 @@ def build(cfg: Any) -> nn.Module:
 
 
 def benchmark_data(cfg: Any, num_iter: int) -> float:
-    """-> seconds per batch of the whole loader."""
+    """Measure the seconds per batch of the whole loader."""
     average, _ = iter_benchmark(iter(train_loader(cfg)), num_iter, warmup=10, max_time_seconds=300)
     images = batch_size(cfg) / comm.get_world_size()
     logger.info("%.4f seconds per batch, %.1f images per second in this process", average, images / max(average, 1e-9))
@@ -121,7 +121,7 @@ def benchmark_train(cfg: Any, num_iter: int) -> None:
 
 @torch.no_grad()
 def benchmark_eval(cfg: Any, num_iter: int) -> float:
-    """-> seconds per batch of inference on cached batches, after the first ones."""
+    """Measure the seconds per batch of inference on cached batches, after the first ones."""
     if isinstance(cfg, CfgNode):
         loader, weights = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg.MODEL.WEIGHTS
     else:

@@ -32,7 +32,7 @@ LOG_PERIOD = 20
 
 
 def import_lightning() -> Any:
-    """-> the package; it is not among our dependencies."""
+    """Import the package, which is not among our dependencies."""
     try:
         import lightning.pytorch as lightning
     except ImportError as e:
@@ -41,7 +41,7 @@ def import_lightning() -> Any:
 
 
 def make_training_module(cfg: CfgNode) -> Any:
-    """-> a LightningModule: model, losses, optimizer, evaluation."""
+    """Make a LightningModule: model, losses, optimizer, evaluation."""
     lightning = import_lightning()
 
     class TrainingModule(lightning.LightningModule):
@@ -107,7 +107,7 @@ def make_training_module(cfg: CfgNode) -> Any:
 
 
 def make_data_module(cfg: CfgNode) -> Any:
-    """-> a LightningDataModule: the loaders of the config."""
+    """Make a LightningDataModule: the loaders of the config."""
     lightning = import_lightning()
 
     class DataModule(lightning.LightningDataModule):

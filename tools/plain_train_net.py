@@ -47,7 +47,7 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     scheduler = build_lr_scheduler(cfg, optimizer)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    # MODEL.WEIGHTS may be of another run, whose iteration is not ours
+    # MODEL.WEIGHTS may come from another run: its iteration does not apply here
     start = loaded.get("iteration", -1) + 1 if resume and checkpointer.has_checkpoint() else 0
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)

@@ -42,7 +42,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-        """-> results as of `test`, of the model with test-time augmentation; every name ends in "_TTA"."""
+        """Return the results of `test` with test-time augmentation; every name ends in "_TTA"."""
         inner = getattr(model, "module", model)  # inside DistributedDataParallel
         with_tta = SemanticSegmentorWithTTA if isinstance(inner, SemanticSegmentor) else GeneralizedRCNNWithTTA
         names, folder = cfg.DATASETS.TEST, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")

@@ -100,7 +100,7 @@ def labels_of_categories(metadata: Metadata) -> dict[int, int]:
     if mapping is not None:
         return dict(mapping)
     count = len(metadata.get("thing_classes") or ())
-    if metadata.get("evaluator_type") == "lvis":  # whose ids begin with 1
+    if metadata.get("evaluator_type") == "lvis":  # ids begin with 1
         return {label + 1: label for label in range(count)}
     # a data set without category ids of its own is evaluated with its labels
     return {label: label for label in range(count)}
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", default="coco_2017_val", help="a registered data set, or a JSON in COCO format")
     parser.add_argument("--images", help="folder of the images of a JSON; default: the folder of the file")
     parser.add_argument("--conf-threshold", default=0.5, type=float, help="lower scores are not drawn; default: 0.5")
-    parser.add_argument("--num", type=int, help="draw so many images, evenly spaced; default: all")
+    parser.add_argument("--num", type=int, help="number of images to draw, evenly spaced; default: all")
     args = parser.parse_args(argv)
     setup_logger(name="detectron2")
 

@@ -21,7 +21,7 @@ ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 ANCHOR_GENERATOR_REGISTRY.__doc__ = """
 Anchor generators by name.
 
-An entry is called as `entry(cfg, input_shape)`, where `input_shape` lists the :class:`ShapeSpec` of every feature map,
+An entry is called as `entry(cfg, input_shape)`, where `input_shape` lists the `ShapeSpec` of every feature map,
 and returns a module that maps a list of feature maps to a list of boxes.
 """
 
@@ -130,7 +130,7 @@ class DefaultAnchorGenerator(nn.Module):
 
     @property
     def num_cell_anchors(self) -> list[int]:
-        """Same as :attr:`num_anchors`."""
+        """Same as `num_anchors`."""
         return self.num_anchors
 
     @property
@@ -237,7 +237,7 @@ class RotatedAnchorGenerator(nn.Module):
 
     @property
     def num_cell_anchors(self) -> list[int]:
-        """Same as :attr:`num_anchors`."""
+        """Same as `num_anchors`."""
         return self.num_anchors
 
     @property

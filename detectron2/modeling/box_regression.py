@@ -69,7 +69,7 @@ class Box2BoxTransform:
 
     Args:
         weights: `(wx, wy, ww, wh)`. Fast R-CNN chose them so that deltas have unit variance.
-        scale_clamp: largest `dw` and `dh` (after removal of the weight) that :meth:`apply_deltas` honours.
+        scale_clamp: largest `dw` and `dh` (after removal of the weight) that `apply_deltas` honours.
     """
 
     def __init__(self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
@@ -84,7 +84,7 @@ class Box2BoxTransform:
             target_boxes: `Tensor[R, 4]`, for instance matched ground truth.
 
         Returns:
-            What :meth:`apply_deltas` turns back into the targets, unless the clamp cuts it.
+            What `apply_deltas` turns back into the targets, unless the clamp cuts it.
         """
         _check_pair(src_boxes, target_boxes)
         src_center, src_wh = _center_and_size(src_boxes)
@@ -122,13 +122,13 @@ class Box2BoxTransform:
 
 
 class Box2BoxTransformRotated:
-    """The encoding of Rotated R-CNN: that of :class:`Box2BoxTransform`, and the turn `da = wa (a' - a)` in radians.
+    """The encoding of Rotated R-CNN: that of `Box2BoxTransform`, and the turn `da = wa (a' - a)` in radians.
 
     Boxes are `(x_center, y_center, width, height, angle)`; their angles are in degrees, counter-clockwise.
 
     Args:
         weights: `(wx, wy, ww, wh, wa)`.
-        scale_clamp: largest `dw` and `dh` (after removal of the weight) that :meth:`apply_deltas` honours.
+        scale_clamp: largest `dw` and `dh` (after removal of the weight) that `apply_deltas` honours.
     """
 
     def __init__(self, weights: tuple[float, float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
@@ -149,7 +149,7 @@ class Box2BoxTransformRotated:
             target_boxes: `Tensor[R, 5]`, for instance matched ground truth.
 
         Returns:
-            What :meth:`apply_deltas` turns back into the targets, unless the clamp cuts it. Of the two ways to turn
+            What `apply_deltas` turns back into the targets, unless the clamp cuts it. Of the two ways to turn
             the shorter one is taken.
         """
         _check_pair(src_boxes, target_boxes)

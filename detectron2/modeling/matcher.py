@@ -22,7 +22,7 @@ class Matcher:
         thresholds: positive numbers in ascending order.
         labels: one more than thresholds, each of -1 (ignore), 0 (negative) and 1 (positive).
         allow_low_quality_matches: also label 1 the best predictions of each ground truth, however low their quality;
-            see :meth:`set_low_quality_matches_`.
+            see `set_low_quality_matches_`.
     """
 
     def __init__(self, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality_matches: bool = False):

@@ -48,7 +48,7 @@ def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> torch.Tensor:
         box_lists: for each image its boxes.
 
     Returns:
-        The regions as :class:`detectron2.layers.ROIAlign` takes them.
+        The regions as `detectron2.layers.ROIAlign` takes them.
     """
     boxes = cat([b.tensor for b in box_lists])
     image_index = cat([torch.full_like(b.tensor[:, :1], i) for i, b in enumerate(box_lists)])
@@ -87,7 +87,7 @@ def _merge_levels(groups: Sequence[torch.Tensor], pooled: Sequence[torch.Tensor]
 
 
 class _MergeLevels(torch.autograd.Function):
-    """:func:`_merge_levels` with the backward pass it should have: each level takes its rows of the gradient.
+    """`_merge_levels` with the backward pass it should have: each level takes its rows of the gradient.
 
     Autograd's own, through in-place writes or through indexing, copies the whole gradient once for each level: 175 ms
     against 62 ms, forward and backward, for 1024 regions of 256 x 7 x 7 on one CPU thread.

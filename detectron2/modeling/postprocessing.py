@@ -16,11 +16,11 @@ from detectron2.structures import Instances, ROIMasks
 __all__ = ["MaskFormat", "check_mask_format", "detector_postprocess", "paste_predicted_masks", "sem_seg_postprocess"]
 
 MaskFormat = Literal["full", "rle", "roi"]
-"""How masks come out of a model: see :func:`detector_postprocess`."""
+"""How masks come out of a model: see `detector_postprocess`."""
 
 
 def check_mask_format(mask_format: str) -> MaskFormat:
-    """Return a format of masks, or raise ValueError where there is no such format."""
+    """Return `mask_format`, or raise a ValueError if it is unknown."""
     if mask_format not in get_args(MaskFormat):
         raise ValueError(f"mask_format is one of {get_args(MaskFormat)}, not {mask_format!r}")
     return mask_format  # pyright: ignore[reportReturnType]  # it is one of them
@@ -56,7 +56,7 @@ def detector_postprocess(
         New instances of size `(output_height, output_width)`: boxes clipped to it, those without area dropped.
 
     Raises:
-        ValueError: there are no boxes, or the format is not known.
+        ValueError: boxes are missing, or the format is unknown.
     """
     check_mask_format(mask_format)
     scale_x, scale_y = output_width / results.image_size[1], output_height / results.image_size[0]
@@ -86,7 +86,7 @@ def detector_postprocess(
 def paste_predicted_masks(
     results: Instances, mask_format: MaskFormat = "full", mask_threshold: float = 0.5, boxes_name: str = "pred_boxes"
 ) -> Instances:
-    """Bring masks that are known inside boxes into another format, as :func:`detector_postprocess` does.
+    """Bring masks that are known inside boxes into another format, as `detector_postprocess` does.
 
     Args:
         results: detections of one image with `pred_masks`, `ROIMasks`; others are returned as they are.

@@ -88,7 +88,7 @@ class DatasetMapperTTA:
 
 
 class _ModelWithTTA(nn.Module):
-    """A model called on augmented copies, a few at a time, whose predictions a subclass merges."""
+    """Run a model on augmented copies, a few at a time; subclasses merge the predictions."""
 
     def __init__(
         self, cfg: CfgNode, model: nn.Module, tta_mapper: Callable[[dict], list[dict]] | None, batch_size: int
@@ -117,7 +117,7 @@ class _ModelWithTTA(nn.Module):
         return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
 
     def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:
-        """Predict on one image, whose input has "image", "height" and "width"."""
+        """Predict on one image; its input has "image", "height" and "width"."""
         raise NotImplementedError(f"{type(self).__name__} must define _inference_one_image(input)")
 
     def _with_image(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -386,7 +386,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         return average_keypoints(torch.from_numpy(restored).to(found.device))
 
     def _keypoint_order_after_flip(self) -> Sequence[int]:
-        """For each keypoint the one whose place it takes in a mirrored image."""
+        """For each keypoint, the index of its counterpart in a mirrored image."""
         if self.keypoint_hflip_indices is None:
             try:
                 self.keypoint_hflip_indices = utils.create_keypoint_hflip_indices(self.cfg.DATASETS.TRAIN)
@@ -478,8 +478,8 @@ def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:
 def inference_on_known_boxes(model: Any) -> Callable[..., list[Instances]]:
     """A detector's `inference(inputs, detected_instances, do_postprocess)`.
 
-    That of a `PanopticFPN` knows no detected instances; the one of its base class, which does, leaves the semantic head
-    alone.
+    `PanopticFPN.inference` takes no detected instances. `GeneralizedRCNN.inference` does, and does not run the semantic
+    head.
     """
     if isinstance(model, PanopticFPN) and type(model).inference is PanopticFPN.inference:
         return partial(GeneralizedRCNN.inference, model)
@@ -501,7 +501,7 @@ def semantic_scores(
         yield sem_seg_postprocess(of_image, size_hw, *output_hw)
 
 
-# A box whose score is nothing at all is none: the padding of some custom heads, for example.
+# Boxes with a lower score are padding, which some custom heads return.
 _MIN_SCORE = 1e-8
 
 
@@ -513,7 +513,7 @@ def best_boxes(
     nms_thresh: float,
     limit: int,
 ) -> Instances:
-    """The best boxes that non-maximum suppression within each class leaves over.
+    """Return the best boxes that non-maximum suppression within each class keeps.
 
     Args:
         boxes: `Tensor[B, 4]` or, rotated, `Tensor[B, 5]`.
@@ -521,7 +521,7 @@ def best_boxes(
         classes: `Tensor[B]`.
         image_size_hw: `(height, width)`, to which boxes are clipped.
         nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better stays.
-        limit: at most so many; all when negative.
+        limit: the largest number of boxes to keep; negative for all.
 
     Returns:
         Detections with `pred_boxes`, `scores` and `pred_classes`, best first.

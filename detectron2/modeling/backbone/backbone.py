@@ -16,7 +16,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
     """Base class of feature extractors.
 
     A subclass fills `_out_features` (the names it returns), `_out_feature_channels` and `_out_feature_strides`
-    (name to number), or overrides :meth:`output_shape`.
+    (name to number), or overrides `output_shape`.
     """
 
     _out_features: list[str]
@@ -37,14 +37,14 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Further demands on the padded input, as :meth:`ImageList.from_tensors` takes them.
+        """Further demands on the padded input, as `ImageList.from_tensors` takes them.
 
         Known keys are `size_divisibility` and `square_size` (pixels; images are padded to a square of this side).
         """
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every feature map that :meth:`forward` returns, in the same order."""
+        """Channels and stride of every feature map that `forward` returns, in the same order."""
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features

@@ -13,8 +13,8 @@ BACKBONE_REGISTRY = Registry("BACKBONE")
 BACKBONE_REGISTRY.__doc__ = """
 Backbones by name.
 
-An entry is called as `entry(cfg, input_shape)`, where `input_shape` is the :class:`ShapeSpec` of the input image, and
-returns a :class:`Backbone`.
+An entry is called as `entry(cfg, input_shape)`, where `input_shape` is the `ShapeSpec` of the input image, and
+returns a `Backbone`.
 """
 
 
@@ -29,7 +29,7 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
         The backbone, on the CPU.
 
     Raises:
-        TypeError: the registered entry returned something that is not a :class:`Backbone`.
+        TypeError: the registered entry returned something that is not a `Backbone`.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

@@ -33,7 +33,7 @@ class FPN(Backbone):
         bottom_up: the backbone below; its maps named by `in_features` enter the pyramid.
         in_features: names of those maps, from high to low resolution, each with twice the stride of the one before.
         out_channels: channels of every level of the pyramid.
-        norm: norm of the lateral and output convolutions, as :func:`detectron2.layers.get_norm` takes it.
+        norm: norm of the lateral and output convolutions, as `detectron2.layers.get_norm` takes it.
         top_block: makes further, coarser levels. It has the attributes `num_levels` (how many it adds) and
             `in_feature` (the map it starts from, of the bottom-up network or of the pyramid).
         fuse_type: "sum" adds the lateral to the top-down map; "avg" takes the mean of the two.
@@ -109,7 +109,7 @@ class FPN(Backbone):
 
         Args:
             x: whatever the bottom-up network takes, usually images `Tensor[N, 3, H, W]` whose height and width are
-                multiples of :attr:`size_divisibility`.
+                multiples of `size_divisibility`.
 
         Returns:
             From "p2" (say) to the coarsest level a `Tensor[N, out_channels, H / stride, W / stride]`.
@@ -217,7 +217,7 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with a feature pyramid and :class:`LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
+    """Build a ResNet with a feature pyramid and `LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     coarsest = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride
     return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(f"p{coarsest.bit_length() - 1}"))
@@ -225,7 +225,7 @@ def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with a feature pyramid and :class:`LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
+    """Build a ResNet with a feature pyramid and `LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

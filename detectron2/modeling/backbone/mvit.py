@@ -174,18 +174,18 @@ class MultiScaleBlock(nn.Module):
         dim_out: channels of the output.
         num_heads: attention heads.
         mlp_ratio: channels between the two linear layers, as a multiple of `dim_out`.
-        qkv_bias: see :class:`MultiScaleAttention`.
+        qkv_bias: see `MultiScaleAttention`.
         drop_path: probability of leaving out a residual, for one image.
         norm_layer: makes a norm from a number of channels.
         act_layer: makes the activation between the two linear layers.
         qkv_pool_kernel: `(height, width)` of the kernels that pool.
         stride_q: factor by which the map becomes smaller.
         stride_kv: step of pooling keys and values.
-        residual_pooling: see :class:`MultiScaleAttention`.
-        window_size: see :class:`MultiScaleAttention`.
-        use_rel_pos: see :class:`MultiScaleAttention`.
-        rel_pos_zero_init: see :class:`MultiScaleAttention`.
-        input_size: see :class:`MultiScaleAttention`.
+        residual_pooling: see `MultiScaleAttention`.
+        window_size: see `MultiScaleAttention`.
+        use_rel_pos: see `MultiScaleAttention`.
+        rel_pos_zero_init: see `MultiScaleAttention`.
+        input_size: see `MultiScaleAttention`.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ _drop_path = drop_path  # the block has an argument of this name
 
 
 class _BlockPlan(NamedTuple):
-    """What tells the blocks of a network apart; the names are arguments of :class:`MultiScaleBlock`."""
+    """What tells the blocks of a network apart; the names are arguments of `MultiScaleBlock`."""
 
     dim: int
     dim_out: int
@@ -322,7 +322,7 @@ class MViT(Backbone):
         qkv_pool_kernel: `(height, width)` of the kernels that pool.
         adaptive_kv_stride: step of pooling keys and values in the first stage; it halves from stage to stage.
         adaptive_window_size: side of a window in the first stage, in tokens; it halves from stage to stage.
-        residual_pooling: see :class:`MultiScaleAttention`.
+        residual_pooling: see `MultiScaleAttention`.
         mlp_ratio: hidden channels of a block's linear layers, as a multiple of its channels.
         qkv_bias: whether queries, keys and values have a bias.
         drop_path_rate: probability of leaving out a residual of the last block; it grows linearly from 0 at the first.

@@ -35,7 +35,7 @@ __all__ = [
 
 
 Norm = str | Callable[[int], nn.Module] | None
-"""A norm as :func:`detectron2.layers.get_norm` takes it."""
+"""A norm as `detectron2.layers.get_norm` takes it."""
 Activation = Callable[[], nn.Module]
 """Makes an activation."""
 
@@ -76,15 +76,15 @@ class SqueezeExcitation(nn.Module):
 
 
 class BasicTransform(nn.Module):
-    """The branch of :class:`ResBasicBlock`: two 3x3 convolutions.
+    """The branch of `ResBasicBlock`: two 3x3 convolutions.
 
     Args:
         w_in: channels of the input.
         w_out: channels of the output.
         stride: stride of the first convolution.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activation.
-        params: not used here; see :class:`ResBottleneckBlock`.
+        params: not used here; see `ResBottleneckBlock`.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class BasicTransform(nn.Module):
 
 
 class BottleneckTransform(nn.Module):
-    """The branch of :class:`ResBottleneckBlock`: 1x1, grouped 3x3 and 1x1 convolutions.
+    """The branch of `ResBottleneckBlock`: 1x1, grouped 3x3 and 1x1 convolutions.
 
     Args:
         w_in: channels of the input.
         w_out: channels of the output.
         stride: stride of the 3x3 convolution.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activations.
-        params: see :class:`ResBottleneckBlock`.
+        params: see `ResBottleneckBlock`.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class SimpleStem(_Stem):
     Args:
         w_in: channels of the image.
         w_out: channels of the output.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activation.
     """
 
@@ -191,7 +191,7 @@ class ResStemCifar(_Stem):
     Args:
         w_in: channels of the image.
         w_out: channels of the output.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activation.
     """
 
@@ -205,7 +205,7 @@ class ResStem(_Stem):
     Args:
         w_in: channels of the image.
         w_out: channels of the output.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activation.
     """
 
@@ -225,9 +225,9 @@ class VanillaBlock(CNNBlockBase):
         w_in: channels of the input.
         w_out: channels of the output.
         stride: stride of the first convolution.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activations.
-        params: not used here; see :class:`ResBottleneckBlock`.
+        params: not used here; see `ResBottleneckBlock`.
     """
 
     def __init__(
@@ -289,9 +289,9 @@ class ResBasicBlock(_ShortcutBlock):
         w_in: channels of the input.
         w_out: channels of the output.
         stride: stride of the block.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activations.
-        params: not used here; see :class:`ResBottleneckBlock`.
+        params: not used here; see `ResBottleneckBlock`.
     """
 
     transform_class = BasicTransform
@@ -304,7 +304,7 @@ class ResBottleneckBlock(_ShortcutBlock):
         w_in: channels of the input.
         w_out: channels of the output.
         stride: stride of the block.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activations.
         params: `bottleneck_ratio`, the width of the 3x3 convolution relative to `w_out`; `group_width`, channels of
             each of its groups; `se_ratio`, the width of squeeze-and-excitation relative to `w_in`, 0 for none.
@@ -321,10 +321,10 @@ class AnyStage(nn.Sequential):
         w_out: channels of the output of every block.
         stride: stride of the first block.
         d: number of blocks.
-        block_class: makes a block, called like :class:`ResBottleneckBlock`.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        block_class: makes a block, called like `ResBottleneckBlock`.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         activation_class: makes the activations.
-        params: see :class:`ResBottleneckBlock`.
+        params: see `ResBottleneckBlock`.
     """
 
     def __init__(
@@ -350,9 +350,9 @@ class AnyNet(Backbone):
     Stages behind the last one that `out_features` asks for are left out, so that no parameter goes unused.
 
     Args:
-        stem_class: makes the stem, called like :class:`SimpleStem`.
+        stem_class: makes the stem, called like `SimpleStem`.
         stem_width: channels of the stem.
-        block_class: makes a block, called like :class:`ResBottleneckBlock`.
+        block_class: makes a block, called like `ResBottleneckBlock`.
         depths: number of blocks of each stage.
         widths: channels of each stage.
         group_widths: channels of a group in each stage.
@@ -360,8 +360,8 @@ class AnyNet(Backbone):
         bottleneck_ratios: width of the 3x3 convolutions of each stage relative to its width.
         se_ratio: width of squeeze-and-excitation relative to a block's input; 0 for none.
         activation_class: makes the activations; None for ReLU.
-        freeze_at: number of parts to fix, see :meth:`freeze`.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        freeze_at: number of parts to fix, see `freeze`.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         out_features: names of the outputs: "stem", "s1", "s2" …; by default the last stage.
     """
 
@@ -448,9 +448,9 @@ class RegNet(AnyNet):
     These widths are rounded to powers of `w_m` times `w_0`, and blocks of equal width make a stage.
 
     Args:
-        stem_class: makes the stem, called like :class:`SimpleStem`.
+        stem_class: makes the stem, called like `SimpleStem`.
         stem_width: channels of the stem.
-        block_class: makes a block, called like :class:`ResBottleneckBlock`.
+        block_class: makes a block, called like `ResBottleneckBlock`.
         depth: number of blocks of all stages.
         w_a: slope of the widths.
         w_0: width of the first block; a multiple of 8.
@@ -460,8 +460,8 @@ class RegNet(AnyNet):
         bottleneck_ratio: width of the 3x3 convolutions relative to that of their stage.
         se_ratio: width of squeeze-and-excitation relative to a block's input; 0 for none.
         activation_class: makes the activations; None for ReLU.
-        freeze_at: number of parts to fix, see :meth:`freeze`.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        freeze_at: number of parts to fix, see `freeze`.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         out_features: names of the outputs: "stem", "s1", "s2" …; by default the last stage.
     """
 

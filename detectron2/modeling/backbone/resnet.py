@@ -34,7 +34,7 @@ __all__ = [
 
 
 Norm = str | Callable[[int], nn.Module] | None
-"""A norm as :func:`detectron2.layers.get_norm` takes it."""
+"""A norm as `detectron2.layers.get_norm` takes it."""
 
 _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BASIC_BLOCK_DEPTHS = (18, 34)
@@ -83,7 +83,7 @@ def _stage_names(stages) -> list[str]:
 def blocks_in_stages(depth: int) -> tuple[int, ...]:
     """Return the number of blocks in each stage of the standard network with `depth` layers."""
     if depth not in _BLOCKS_PER_STAGE:
-        raise ValueError(f"there is no standard ResNet of depth {depth}; choose one of {sorted(_BLOCKS_PER_STAGE)}")
+        raise ValueError(f"unknown ResNet depth {depth}; choose one of {sorted(_BLOCKS_PER_STAGE)}")
     return _BLOCKS_PER_STAGE[depth]
 
 
@@ -109,7 +109,7 @@ def _check_basic_options(depth: int, options) -> None:
 
 
 ResNetBlockBase = CNNBlockBase
-"""Former name of :class:`detectron2.layers.CNNBlockBase`."""
+"""Former name of `detectron2.layers.CNNBlockBase`."""
 
 
 class BasicBlock(ResidualBlock):
@@ -119,7 +119,7 @@ class BasicBlock(ResidualBlock):
         in_channels: channels of the input.
         out_channels: channels of the output.
         stride: stride of the first 3x3 convolution and of the shortcut.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN"):
@@ -140,7 +140,7 @@ class BottleneckBlock(ResidualBlock):
         bottleneck_channels: channels of the 3x3 convolution, over all groups.
         stride: stride of the block.
         num_groups: groups of the 3x3 convolution; more than 1 makes a ResNeXt block.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         stride_in_1x1: stride in the first 1x1 convolution (the original MSRA networks) and not in the 3x3 one.
         dilation: dilation of the 3x3 convolution.
     """
@@ -188,7 +188,7 @@ class DeformBottleneckBlock(ResidualBlock):
         bottleneck_channels: channels of the 3x3 convolution, over all groups.
         stride: stride of the block.
         num_groups: groups of the 3x3 convolution.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         stride_in_1x1: stride in the first 1x1 convolution and not in the 3x3 one.
         dilation: dilation of the 3x3 convolution.
         deform_modulated: also predict a weight for every sampling point.
@@ -250,7 +250,7 @@ class BasicStem(CNNBlockBase):
     Args:
         in_channels: channels of the image.
         out_channels: channels of the output.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN"):
@@ -269,10 +269,10 @@ class ResNet(Backbone):
 
     Args:
         stem: the first layers; has the attributes `out_channels`, `stride` and the method `freeze()`.
-        stages: for each stage its blocks, in order; see :meth:`make_stage`.
+        stages: for each stage its blocks, in order; see `make_stage`.
         num_classes: when given, a linear classifier is put on the globally pooled last stage.
         out_features: names of the outputs to return, of "stem", "res2" …, "linear"; by default the last layer.
-        freeze_at: how many stages to freeze, see :meth:`freeze`.
+        freeze_at: how many stages to freeze, see `freeze`.
     """
 
     def __init__(
@@ -405,12 +405,12 @@ class ResNet(Backbone):
 
         Args:
             depth: 18, 34, 50, 101 or 152.
-            block_class: the class of the blocks; by default :class:`BasicBlock` for 18 and 34, :class:`BottleneckBlock`
+            block_class: the class of the blocks; by default `BasicBlock` for 18 and 34, `BottleneckBlock`
                 otherwise. For depths of 50 and more it must take `bottleneck_channels`.
-            **kwargs: further arguments of :meth:`make_stage`, other than strides and channels.
+            **kwargs: further arguments of `make_stage`, other than strides and channels.
 
         Returns:
-            The blocks of `res2` to `res5`, ready for :class:`ResNet`.
+            The blocks of `res2` to `res5`, ready for `ResNet`.
         """
         blocks_per_stage = blocks_in_stages(depth)
         basic = depth in BASIC_BLOCK_DEPTHS
@@ -436,7 +436,7 @@ def make_stage(
     out_channels: int,
     **kwargs,
 ) -> list[CNNBlockBase]:
-    """Do what :meth:`ResNet.make_stage` does; `first_stride` is the old way to give the first block its stride."""
+    """Do what `ResNet.make_stage` does; `first_stride` is the old way to give the first block its stride."""
     if first_stride is not None:
         kwargs["stride_per_block"] = [first_stride] + [1] * (num_blocks - 1)
     return ResNet.make_stage(block_class, num_blocks, in_channels=in_channels, out_channels=out_channels, **kwargs)
@@ -444,7 +444,7 @@ def make_stage(
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """Build the :class:`ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe."""
+    """Build the `ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe."""
     options = cfg.MODEL.RESNETS
     norm, depth, out_features = options.NORM, options.DEPTH, options.OUT_FEATURES
     blocks_per_stage = blocks_in_stages(depth)

@@ -47,7 +47,7 @@ def _shift_mask(windows_hw: tuple[int, int], side: int, shift: int, like: torch.
         like: gives dtype and device.
 
     Returns:
-        `Tensor[G, 1, T, T]` of zeros and :data:`_APART`.
+        `Tensor[G, 1, T, T]` of zeros and `_APART`.
     """
     came_around = torch.arange(side, device=like.device) >= side - shift
     differ = (came_around[:, None] != came_around).to(like.dtype) * _APART
@@ -134,8 +134,8 @@ class SwinTransformerBlock(nn.Module):
         window_size: side of a window.
         shift_size: tokens by which the windows are shifted down and to the right; 0 shifts nothing.
         mlp_ratio: channels between the two linear layers, as a multiple of `dim`.
-        qkv_bias: see :class:`WindowAttention`.
-        qk_scale: see :class:`WindowAttention`.
+        qkv_bias: see `WindowAttention`.
+        qk_scale: see `WindowAttention`.
         drop_rate: probability of dropping an element of an output.
         attn_drop_rate: probability of dropping a weight of attention.
         drop_path_rate: probability of leaving out a residual, for one image.
@@ -172,7 +172,7 @@ class SwinTransformerBlock(nn.Module):
 
         Args:
             x: map of tokens, `Tensor[N, H, W, C]`.
-            mask: for shifted windows, see :class:`WindowAttention`.
+            mask: for shifted windows, see `WindowAttention`.
 
         Returns:
             The same shape.

@@ -49,7 +49,7 @@ def window_partition(x: torch.Tensor, window_size: int) -> tuple[torch.Tensor, t
 def window_unpartition(
     windows: torch.Tensor, window_size: int, pad_hw: tuple[int, int], hw: tuple[int, int]
 ) -> torch.Tensor:
-    """Put windows together again, and take the padding away: the inverse of :func:`window_partition`.
+    """Put windows together again, and take the padding away: the inverse of `window_partition`.
 
     Args:
         windows: `Tensor[N * windows, S, S, C]`.
@@ -124,7 +124,7 @@ def add_decomposed_rel_pos(
     Args:
         attn: logits `Tensor[B, q_h * q_w, k_h * k_w]`.
         q: queries `Tensor[B, q_h * q_w, D]`, not scaled.
-        rel_pos_h: table for vertical distances, `Tensor[L_h, D]`, as :func:`get_rel_pos` takes it.
+        rel_pos_h: table for vertical distances, `Tensor[L_h, D]`, as `get_rel_pos` takes it.
         rel_pos_w: table for horizontal distances, `Tensor[L_w, D]`.
         q_size: `(q_h, q_w)`.
         k_size: `(k_h, k_w)`.
@@ -149,7 +149,7 @@ def decomposed_attention(
 ) -> torch.Tensor:
     """Attend to values by content and by distance.
 
-    The same as `softmax(add_decomposed_rel_pos(scale * q @ k.T, q, ...)) @ v` (see :func:`add_decomposed_rel_pos`) but
+    The same as `softmax(add_decomposed_rel_pos(scale * q @ k.T, q, ...)) @ v` (see `add_decomposed_rel_pos`) but
     for rounding, in less time and memory; `benchmarks/bench_attention.py` measures both.
 
     Args:
@@ -157,7 +157,7 @@ def decomposed_attention(
         k: keys `Tensor[B, k_h * k_w, D]`.
         v: values `Tensor[B, k_h * k_w, D]`.
         scale: factor of the products of queries and keys; the terms for distances are not scaled.
-        rel_pos_h: table for vertical distances, `Tensor[L_h, D]`, as :func:`get_rel_pos` takes it.
+        rel_pos_h: table for vertical distances, `Tensor[L_h, D]`, as `get_rel_pos` takes it.
         rel_pos_w: table for horizontal distances, `Tensor[L_w, D]`.
         q_size: `(q_h, q_w)`.
         k_size: `(k_h, k_w)`.

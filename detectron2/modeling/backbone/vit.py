@@ -1,7 +1,7 @@
 """Plain vision transformers as detection backbones (ViTDet).
 
 Li, Mao, Girshick, He, "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv:2203.16527: a
-:class:`ViT` with one map at one stride, in most blocks attention within windows, and a :class:`SimpleFeaturePyramid`
+`ViT` with one map at one stride, in most blocks attention within windows, and a `SimpleFeaturePyramid`
 that makes all levels from its last map.
 
 Maps of tokens have their channels last inside the transformer, `Tensor[N, H, W, C]`, and first outside of it.
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         num_heads: attention heads, each of `dim / num_heads` channels.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         use_rel_pos: whether logits depend on the distance between query and key, by learned tables for rows and
-            columns (:func:`detectron2.modeling.backbone.utils.add_decomposed_rel_pos`).
+            columns (`detectron2.modeling.backbone.utils.add_decomposed_rel_pos`).
         rel_pos_zero_init: whether these tables start at zero, as fits pretrained weights that come without them, or
             at random.
         input_size: `(H, W)` of the map for which the tables are made. Maps of other sizes resize them.
@@ -99,7 +99,7 @@ class ResBottleneckBlock(CNNBlockBase):
         in_channels: channels of the input.
         out_channels: channels of the output, as many as `in_channels`.
         bottleneck_channels: channels of the 3 x 3 convolution in the middle.
-        norm: after every convolution, as :func:`detectron2.layers.get_norm` takes it.
+        norm: after every convolution, as `detectron2.layers.get_norm` takes it.
         act_layer: makes the activations, after the first two.
     """
 
@@ -153,7 +153,7 @@ class Block(nn.Module):
         use_rel_pos: whether attention uses relative positions.
         rel_pos_zero_init: whether their tables start at zero.
         window_size: side of the windows within which attention works, in tokens; 0 for the whole map.
-        use_residual_block: whether a :class:`ResBottleneckBlock` follows.
+        use_residual_block: whether a `ResBottleneckBlock` follows.
         input_size: `(H, W)` of the maps for which the tables of relative positions are made.
     """
 
@@ -335,7 +335,7 @@ class SimpleFeaturePyramid(Backbone):
             each half of the one before.
         top_block: makes further, coarser levels. It has the attributes `num_levels` (how many it adds) and
             `in_feature` (the map it starts from, of the backbone or of the pyramid).
-        norm: norm of all layers, as :func:`detectron2.layers.get_norm` takes it.
+        norm: norm of all layers, as `detectron2.layers.get_norm` takes it.
         square_pad: when positive, inputs are padded to squares of this side, in pixels.
 
     Raises:
@@ -397,7 +397,7 @@ class SimpleFeaturePyramid(Backbone):
 
         Args:
             x: images `Tensor[N, C, height, width]`, in pixels, with sides that are multiples of
-                :attr:`size_divisibility`.
+                `size_divisibility`.
 
         Returns:
             From "p2" (say) to the coarsest level a `Tensor[N, out_channels, height / stride, width / stride]`.
@@ -443,7 +443,7 @@ def get_vit_lr_decay_rate(name: str, lr_decay_rate: float = 1.0, num_layers: int
     """Tell by which factor to reduce the learning rate of a parameter, the more the nearer it is to the image.
 
     Clark et al., "ELECTRA", arXiv:2003.10555: layer-wise decay. Meant as `lr_factor_func` of
-    :func:`detectron2.solver.get_default_optimizer_params`, for a model whose attribute `backbone` holds a ViT.
+    `detectron2.solver.get_default_optimizer_params`, for a model whose attribute `backbone` holds a ViT.
 
     Args:
         name: of the parameter, in the whole model.

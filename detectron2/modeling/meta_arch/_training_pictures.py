@@ -37,7 +37,7 @@ def side_by_side(image: torch.Tensor, input_format: str | None, gt_boxes: Boxes,
 
     Args:
         image: `Tensor[C, H, W]`, not normalised.
-        input_format: see :func:`image_to_rgb`.
+        input_format: see `image_to_rgb`.
         gt_boxes: in pixels of this image.
         pred_boxes: in pixels of this image.
 

@@ -48,7 +48,7 @@ def _top_k_of_few(scores: torch.Tensor, k: int) -> torch.Tensor:
 class DenseDetector(nn.Module):
     """Base of one-stage detectors: normalises images, runs backbone and head, and rescales the results.
 
-    A subclass implements :meth:`forward_training` and :meth:`forward_inference`.
+    A subclass implements `forward_training` and `forward_inference`.
 
     Args:
         backbone: extracts features.
@@ -59,7 +59,7 @@ class DenseDetector(nn.Module):
     """
 
     box2box_transform: Any
-    """Decodes boxes; set by subclasses that use :meth:`_decode_per_level_predictions`."""
+    """Decodes boxes; set by subclasses that use `_decode_per_level_predictions`."""
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
     vis_period: int = 0
@@ -144,7 +144,7 @@ class DenseDetector(nn.Module):
     def _transpose_dense_predictions(
         self, predictions: Sequence[list[torch.Tensor]], dims_per_anchor: list[int]
     ) -> list[list[torch.Tensor]]:
-        """Bring every kind of prediction into the order of anchors, see :func:`permute_to_N_HWA_K`."""
+        """Bring every kind of prediction into the order of anchors, see `permute_to_N_HWA_K`."""
         return [
             [permute_to_N_HWA_K(level, dim) for level in levels]
             for levels, dim in zip(predictions, dims_per_anchor, strict=True)
@@ -214,7 +214,7 @@ class DenseDetector(nn.Module):
         image_size: tuple[int, int],
         activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Instances:
-        """Join what :meth:`_decode_per_level_predictions` keeps of each level."""
+        """Join what `_decode_per_level_predictions` keeps of each level."""
         return Instances.cat(
             [
                 self._decode_per_level_predictions(a, s, d, score_thresh, topk_candidates, image_size, activation)
@@ -226,7 +226,7 @@ class DenseDetector(nn.Module):
         """Record a picture of the first image: its ground truth beside its up to 20 best detections.
 
         Args:
-            batched_inputs: the input of :meth:`forward`.
+            batched_inputs: the input of `forward`.
             results: for each image the detections, in the frame of the network input.
         """
         if len(batched_inputs) != len(results):

@@ -35,11 +35,11 @@ class FCOS(DenseDetector):
 
     Args:
         backbone: extracts features.
-        head: predicts logits, distances and centre-ness of each level, see :class:`FCOSHead`.
+        head: predicts logits, distances and centre-ness of each level, see `FCOSHead`.
         head_in_features: names of the feature maps for the head, finest first; by default all of the backbone's.
         box2box_transform: turns distances and locations into boxes and back; by default distances are in strides.
         num_classes: `K`, without background.
-        center_sampling_radius: locations within so many strides of an object's centre are its positives.
+        center_sampling_radius: locations within this many strides of an object's centre are its positives.
         focal_loss_alpha: weight of positives in the focal loss; of negatives it is one minus this.
         focal_loss_gamma: how strongly the focal loss plays down what is classified well already.
         test_score_thresh: in inference only scores above this are considered. A score is the geometric mean of the
@@ -87,7 +87,7 @@ class FCOS(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
 
     def forward_training(self, images: ImageList, features, predictions, gt_instances: list[Instances]):
-        """Compute the dictionary of losses, see :meth:`losses`."""
+        """Compute the dictionary of losses, see `losses`."""
         logits, deltas, centerness = self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -190,9 +190,9 @@ class FCOS(DenseDetector):
         Args:
             anchors: the locations of each level.
             pred_logits: for each level `Tensor[N, R_i, K]`.
-            gt_labels: as :meth:`label_anchors` returns them.
+            gt_labels: as `label_anchors` returns them.
             pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`, distances to the sides.
-            gt_boxes: as :meth:`label_anchors` returns them.
+            gt_boxes: as `label_anchors` returns them.
             pred_centerness: for each level the logits `Tensor[N, R_i, 1]`.
 
         Returns:
@@ -298,12 +298,12 @@ def _share_of_nearer_side(before: torch.Tensor, after: torch.Tensor) -> torch.Te
 
 
 class FCOSHead(RetinaNetHead):
-    """The towers of :class:`RetinaNetHead` with one prediction per location, and centre-ness beside the box.
+    """The towers of `RetinaNetHead` with one prediction per location, and centre-ness beside the box.
 
     Args:
         input_shape: the shape of each feature map.
         conv_dims: channels of the convolutions of a tower.
-        **kwargs: further arguments of :class:`RetinaNetHead`: `num_classes`, `norm`, `prior_prob`.
+        **kwargs: further arguments of `RetinaNetHead`: `num_classes`, `norm`, `prior_prob`.
     """
 
     def __init__(self, *, input_shape: list[ShapeSpec], conv_dims: list[int], **kwargs: Any):

@@ -309,7 +309,7 @@ def _claim_on_device(
     for mask in masks:
         free = mask & (owner == 0)
         area, left = mask.sum(), free.sum()
-        # In double precision, like the division of the numbers themselves; without pixels it is NaN, which is no "<=".
+        # In double precision, like the division of Python numbers; without pixels it is NaN and "<=" is false.
         won = ((area - left).double() / area.double() <= threshold) & (left > 0)
         winners = winners + won
         owner = torch.where(free & won, winners, owner)

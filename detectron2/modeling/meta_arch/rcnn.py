@@ -24,7 +24,7 @@ from .inputs import normalized_batch, required_entry
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
-# So many of the best proposals are drawn by visualize_training.
+# Number of proposals that visualize_training draws.
 _MAX_DRAWN_PROPOSALS = 20
 
 
@@ -78,7 +78,7 @@ class _DetectorBase(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNN(_DetectorBase):
-    """Any detector of three parts: features of the whole image, proposals of regions, predictions for each region.
+    """A detector of three parts: features of the whole image, proposals of regions, predictions for each region.
 
     Args:
         backbone: image to feature maps.
@@ -87,7 +87,7 @@ class GeneralizedRCNN(_DetectorBase):
         pixel_mean: one value for each channel, subtracted from the image.
         pixel_std: one value for each channel, by which the image is divided.
         input_format: what the channels mean ("BGR", "RGB", ...), needed only to draw.
-        vis_period: draw proposals every so many iterations of training; 0 for never.
+        vis_period: number of training iterations between pictures of proposals; 0 for never.
         mask_format: how `detector_postprocess` gives masks: "full", "rle" or "roi". The attribute of this name may be
             changed at any time.
     """

@@ -35,7 +35,7 @@ class RetinaNet(DenseDetector):
 
     Args:
         backbone: extracts features.
-        head: predicts logits and box deltas of each level, see :class:`RetinaNetHead`.
+        head: predicts logits and box deltas of each level, see `RetinaNetHead`.
         head_in_features: names of the feature maps for the head.
         anchor_generator: makes the anchors of each level.
         box2box_transform: turns deltas and anchors into boxes and back.
@@ -96,7 +96,7 @@ class RetinaNet(DenseDetector):
         self.input_format = input_format
 
     def forward_training(self, images: ImageList, features, predictions, gt_instances: list[Instances]):
-        """Compute the dictionary of losses, see :meth:`losses`."""
+        """Compute the dictionary of losses, see `losses`."""
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -115,9 +115,9 @@ class RetinaNet(DenseDetector):
         Args:
             anchors: the anchors of each level.
             pred_logits: for each level `Tensor[N, R_i, K]`.
-            gt_labels: as :meth:`label_anchors` returns them.
+            gt_labels: as `label_anchors` returns them.
             pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
-            gt_boxes: as :meth:`label_anchors` returns them.
+            gt_boxes: as `label_anchors` returns them.
 
         Returns:
             The scalars `loss_cls` and `loss_box_reg`.
@@ -290,7 +290,7 @@ class RetinaNetHead(nn.Module):
         num_classes: `K`.
         num_anchors: `A`, the same for every level.
         conv_dims: channels of the convolutions of a tower.
-        norm: norm of these convolutions, as :func:`detectron2.layers.get_norm` takes it. With "BN" or "SyncBN" each
+        norm: norm of these convolutions, as `detectron2.layers.get_norm` takes it. With "BN" or "SyncBN" each
             level has statistics of its own.
         prior_prob: probability that an untrained head gives to every class; keeps the many negatives from swamping the
             first iterations.

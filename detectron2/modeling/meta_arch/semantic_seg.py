@@ -50,7 +50,7 @@ def padded_label_maps(
     Raises:
         KeyError: an input has no "sem_seg".
         TypeError: a label map holds no integers.
-        ValueError: a label map has another size than its image, or a label that is no class.
+        ValueError: a label map has another size than its image, or a label outside the classes.
     """
     maps = []
     for i, item in enumerate(batched_inputs):
@@ -76,7 +76,7 @@ def padded_label_maps(
 
 
 def _check_labels(labels: torch.Tensor, num_classes: int, ignore_value: int, where: str) -> None:
-    """Refuse labels that are no class, which on an accelerator would end in an assertion without words."""
+    """Raise on labels outside the classes, which on an accelerator would end in an assertion without a message."""
     values = labels.numpy()
     # Negative labels are huge when read without sign: one comparison instead of two.
     unsigned = values.view(f"u{values.itemsize}")
@@ -87,8 +87,8 @@ def _check_labels(labels: torch.Tensor, num_classes: int, ignore_value: int, whe
         return
     wrong = values[(unsigned >= num_classes) & (values != ignore_value)]
     raise ValueError(
-        f"the label map of {where} has the label {int(wrong[0])} ({wrong.size} pixels have a label that is no "
-        f"class); expected 0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}), or "
+        f"the label map of {where} has the label {int(wrong[0])} ({wrong.size} pixels have a label outside "
+        f"the classes); expected 0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}), or "
         f"{ignore_value} for pixels without a label (MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
     )
 
@@ -295,7 +295,7 @@ class SemSegFPNHead(nn.Module):
         """
         logits = F.interpolate(
             predictions.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
-        )  # in half precision the sum over so many pixels would lose most of its digits
+        )  # in half precision the sum over all pixels would lose most of its digits
         return {"loss_sem_seg": semantic_loss(logits, targets, self.ignore_value) * self.loss_weight}
 
     @classmethod

@@ -65,7 +65,7 @@ def _proposals_from_candidates(
         training: raise on numbers that are not finite, which inference drops.
 
     Returns:
-        What :func:`find_top_rpn_proposals` returns.
+        What `find_top_rpn_proposals` returns.
     """
     level = cat([torch.full((b.shape[1],), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)])
     all_boxes = cat(boxes, dim=1)

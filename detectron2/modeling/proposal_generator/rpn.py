@@ -32,7 +32,7 @@ RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
 RPN_HEAD_REGISTRY.__doc__ = """
 Heads of region proposal networks by name.
 
-An entry is called as `entry(cfg, input_shape)`, where `input_shape` lists the :class:`ShapeSpec` of every feature map,
+An entry is called as `entry(cfg, input_shape)`, where `input_shape` lists the `ShapeSpec` of every feature map,
 and returns a module that maps feature maps to objectness logits and anchor deltas.
 """
 
@@ -117,7 +117,7 @@ class RPN(nn.Module):
 
     Args:
         in_features: names of the feature maps to use.
-        head: predicts logits and deltas, see :class:`StandardRPNHead`.
+        head: predicts logits and deltas, see `StandardRPNHead`.
         anchor_generator: makes the anchors of each level.
         anchor_matcher: labels anchors by their IoU with ground truth.
         box2box_transform: turns deltas and anchors into boxes and back.
@@ -263,9 +263,9 @@ class RPN(nn.Module):
         Args:
             anchors: the anchors of each level.
             pred_objectness_logits: for each level `Tensor[N, R_i]`.
-            gt_labels: as :meth:`label_and_sample_anchors` returns them.
+            gt_labels: as `label_and_sample_anchors` returns them.
             pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
-            gt_boxes: as :meth:`label_and_sample_anchors` returns them.
+            gt_boxes: as `label_and_sample_anchors` returns them.
 
         Returns:
             The scalars `loss_rpn_cls` and `loss_rpn_loc`.
@@ -310,7 +310,7 @@ class RPN(nn.Module):
             image_sizes: `(height, width)` of each image.
 
         Returns:
-            What :func:`find_top_rpn_proposals` returns.
+            What `find_top_rpn_proposals` returns.
         """
         with torch.no_grad():
             logits, indices = _top_candidates(pred_objectness_logits, self.pre_nms_topk[self.training])

@@ -75,8 +75,8 @@ class RRPN(RPN):
     `Box2BoxTransformRotated`.
 
     Args:
-        *args: see :class:`RPN`.
-        **kwargs: see :class:`RPN`.
+        *args: see `RPN`.
+        **kwargs: see `RPN`.
     """
 
     @configurable
@@ -90,7 +90,7 @@ class RRPN(RPN):
             )
 
     def _overlaps(self, gt_boxes: RotatedBoxes, anchors: RotatedBoxes) -> torch.Tensor:
-        """IoU of the regions that boxes cover, whatever way they point; see :meth:`RPN.label_and_sample_anchors`."""
+        """IoU of the regions that boxes cover, whatever way they point; see `RPN.label_and_sample_anchors`."""
         return pairwise_iou_rotated(gt_boxes, anchors)
 
     @classmethod

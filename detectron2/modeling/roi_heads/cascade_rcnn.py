@@ -29,7 +29,7 @@ __all__ = ["CascadeROIHeads"]
 
 
 class _ScaleGradient(Function):
-    """The identity, whose gradient is multiplied by `scale`."""
+    """The identity in the forward pass; the backward pass multiplies the gradient by `scale`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
@@ -160,7 +160,7 @@ class CascadeROIHeads(StandardROIHeads):
                 if self.training:
                     proposals = self._match_and_label_boxes(proposals, stage, targets or [])
             predictions = self._run_stage(maps, proposals, stage)
-            if not self.training or stage + 1 < self.num_cascade_stages:  # nobody trains on the last boxes
+            if not self.training or stage + 1 < self.num_cascade_stages:  # the last boxes are not used in training
                 boxes = self.box_predictor[stage].predict_boxes(predictions, proposals)
             outputs.append((self.box_predictor[stage], predictions, proposals))
         return self._losses_of_stages(outputs) if self.training else self._merge_stages(outputs, boxes, image_sizes)

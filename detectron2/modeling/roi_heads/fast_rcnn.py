@@ -102,7 +102,7 @@ def fast_rcnn_inference(
         image_shapes: `(height, width)` of each image in pixels, to which the boxes are clipped.
         score_thresh: only scores above this are kept.
         nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better is kept.
-        topk_per_image: at most so many detections, the best ones; all of them when negative.
+        topk_per_image: the largest number of detections, the best ones; negative for all.
 
     Returns:
         For each image its detections with `pred_boxes`, `scores` and `pred_classes`, best first; and for each image
@@ -131,7 +131,7 @@ def fast_rcnn_inference_single_image(
         image_shape: `(height, width)` in pixels.
         score_thresh: only scores above this are kept.
         nms_thresh: IoU above which the worse of two boxes of one class is dropped.
-        topk_per_image: at most so many detections; all of them when negative.
+        topk_per_image: the largest number of detections; negative for all.
 
     Returns:
         The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
@@ -206,7 +206,7 @@ class FastRCNNOutputLayers(nn.Module):
         num_classes: number of foreground classes `K`.
         test_score_thresh: in inference only scores above this are kept.
         test_nms_thresh: IoU above which the worse of two detections of one class is dropped.
-        test_topk_per_image: at most so many detections per image.
+        test_topk_per_image: the largest number of detections per image.
         cls_agnostic_bbox_reg: one box per region instead of one for each class.
         smooth_l1_beta: where the smooth L1 loss turns from quadratic to linear; 0 is the L1 loss.
         box_reg_loss_type: "smooth_l1", "giou", "diou" or "ciou".

@@ -78,10 +78,10 @@ def mask_rcnn_loss(pred_mask_logits: torch.Tensor, instances: list[Instances], v
         pred_mask_logits: `Tensor[R, K, M, M]`, or `Tensor[R, 1, M, M]` when masks do not depend on the class.
         instances: foreground regions of each image, `R` in all, with `proposal_boxes`, `gt_classes` and `gt_masks`.
             The fields may be absent on images without regions.
-        vis_period: put predictions and targets into the storage every so many iterations; 0 for never.
+        vis_period: number of iterations between pictures of predictions and targets; 0 for never.
 
     Returns:
-        A scalar; zero, but still connected to the predictions, when there is no region.
+        A scalar; zero, but still connected to the predictions, without regions.
     """
     side = pred_mask_logits.shape[-1]
     if pred_mask_logits.shape[-2] != side:
@@ -122,7 +122,7 @@ class BaseMaskRCNNHead(nn.Module):
 
     Args:
         loss_weight: factor of the loss.
-        vis_period: put masks into the event storage every so many iterations; 0 for never.
+        vis_period: number of iterations between pictures of masks in the event storage; 0 for never.
     """
 
     @configurable

@@ -56,8 +56,8 @@ def mean_count(counts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _check_labels(targets: Sequence[Instances], num_classes: int) -> None:
     """Raise a ValueError when a ground truth label lies outside `[0, num_classes)`.
 
-    Without it such a label is trained as background, or fails far from here. Labels on an accelerator are not looked
-    at: to read them would make every step wait; the data loader's validation looks at them before training.
+    Such a label would otherwise be trained as background, or fail later with an unclear error. Labels on an accelerator
+    are not checked, because reading them would make every step wait; the data loader checks them before training.
     """
     for i, per_image in enumerate(targets):
         if not per_image.has("gt_classes"):
@@ -70,7 +70,7 @@ def _check_labels(targets: Sequence[Instances], num_classes: int) -> None:
             bad = low if low < 0 else high
             raise ValueError(
                 f"image {i} of the batch has the label {bad}, but the model has {num_classes} classes, "
-                f"whose labels are 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of classes "
+                f"so labels must be 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of classes "
                 "of the data set, or correct the annotation"
             )
 
@@ -280,7 +280,7 @@ class ROIHeads(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(images, features, proposals, targets)")
 
     def _labelled(self, proposals: list[Instances], targets: list[Instances] | None) -> list[Instances]:
-        """`label_and_sample_proposals` with a clear error when there is no ground truth."""
+        """`label_and_sample_proposals` with a clear error without ground truth."""
         if targets is None:
             raise ValueError(
                 f"{type(self).__name__} is in training mode but got no ground truth (targets); "

@@ -43,7 +43,7 @@ def fast_rcnn_inference_rotated(
         image_shapes: `(height, width)` of each image in pixels, to which nearly upright boxes are clipped.
         score_thresh: only scores above this are kept.
         nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better is kept.
-        topk_per_image: at most so many detections, the best ones; all of them when negative.
+        topk_per_image: the largest number of detections, the best ones; negative for all.
 
     Returns:
         For each image its detections with `pred_boxes` (`RotatedBoxes`), `scores` and `pred_classes`, best first; and
@@ -73,7 +73,7 @@ def fast_rcnn_inference_single_image_rotated(
         image_shape: `(height, width)` in pixels.
         score_thresh: only scores above this are kept.
         nms_thresh: IoU above which the worse of two boxes of one class is dropped.
-        topk_per_image: at most so many detections; all of them when negative.
+        topk_per_image: the largest number of detections; negative for all.
 
     Returns:
         The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
@@ -116,7 +116,7 @@ class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class RROIHeads(StandardROIHeads):
-    """A box head for rotated boxes, as in Rotated Faster R-CNN. There are no masks or keypoints.
+    """A box head for rotated boxes, as in Rotated Faster R-CNN. It predicts neither masks nor keypoints.
 
     Args:
         box_in_features: names of the feature maps that the box head pools from.

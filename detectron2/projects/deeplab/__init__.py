@@ -1,8 +1,8 @@
 """DeepLab: semantic segmentation with dilated convolutions.
 
 DeepLabv3 (Chen et al., https://arxiv.org/abs/1706.05587) and DeepLabv3+ (Chen et al.,
-https://arxiv.org/abs/1802.02611). Importing this package registers the backbone ``build_resnet_deeplab_backbone`` and
-the heads ``DeepLabV3Head`` and ``DeepLabV3PlusHead``; :func:`add_deeplab_config` adds their config keys.
+https://arxiv.org/abs/1802.02611). Importing this package registers the backbone `build_resnet_deeplab_backbone` and
+the heads `DeepLabV3Head` and `DeepLabV3PlusHead`; `add_deeplab_config` adds their config keys.
 """
 
 from .build_solver import build_lr_scheduler

@@ -12,10 +12,10 @@ __all__ = ["build_lr_scheduler"]
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names: ``WarmupPolyLR`` or one of the standard ones.
+    """The schedule that `SOLVER.LR_SCHEDULER_NAME` names: `WarmupPolyLR` or one of the standard ones.
 
     Args:
-        cfg: the whole config, for ``WarmupPolyLR`` with the keys of :func:`add_deeplab_config`.
+        cfg: the whole config, for `WarmupPolyLR` with the keys of `add_deeplab_config`.
         optimizer: the optimizer whose rates it sets; step it once per iteration.
 
     Returns:

@@ -9,7 +9,7 @@ def add_deeplab_config(cfg: CfgNode) -> None:
     """Add the keys of DeepLab, with their defaults, to a config.
 
     Args:
-        cfg: the config to change, usually fresh from ``get_cfg()``.
+        cfg: the config to change, usually fresh from `get_cfg()`.
     """
     # A schedule of the name "WarmupPolyLR": (1 - progress) ** power, not below the ending, relative to BASE_LR.
     cfg.SOLVER.POLY_LR_POWER = 0.9

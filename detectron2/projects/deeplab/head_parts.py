@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Norm = str | Callable[[int], nn.Module]
-"""A norm as :func:`detectron2.layers.get_norm` takes it; "" for none."""
+"""A norm as `detectron2.layers.get_norm` takes it; "" for none."""
 
 _HARD_PIXELS = 0.2  # the part of pixels that the published models average over
 

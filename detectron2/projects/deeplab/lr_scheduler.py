@@ -19,13 +19,13 @@ class WarmupPolyLR(LRScheduler):
         max_iters: number of iterations of the whole training.
         warmup_factor: factor at the first iteration.
         warmup_iters: iterations of warmup.
-        warmup_method: ``"linear"`` or ``"constant"``.
+        warmup_method: `"linear"` or `"constant"`.
         last_epoch: index of the last finished iteration; -1 to begin.
         power: the exponent.
         constant_ending: lowest factor; 0 for none.
 
     Raises:
-        ValueError: ``max_iters`` is not positive.
+        ValueError: `max_iters` is not positive.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class DeepLabStem(CNNBlockBase):
     Args:
         in_channels: channels of the image.
         out_channels: channels of the output, twice those of the first two convolutions.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 128, norm: Norm = "BN"):
@@ -58,10 +58,10 @@ _STEMS: dict[str, type[BasicStem] | type[DeepLabStem]] = {"basic": BasicStem, "d
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the dilated :class:`ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
+    """Build the dilated `ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
 
     Args:
-        cfg: the whole config, with the keys of :func:`add_deeplab_config`.
+        cfg: the whole config, with the keys of `add_deeplab_config`.
         input_shape: channels of the image.
 
     Returns:

@@ -46,7 +46,7 @@ class DeepLabV3Head(PixelClassifier):
         train_size: `(height, width)` of the training crops in pixels: the average in ASPP is then taken over a window
             of that size, also in inference. None averages the whole map.
         loss_weight: factor of the loss.
-        loss_type: "cross_entropy" or "hard_pixel_mining" (:class:`DeepLabCE` over a fifth of the pixels).
+        loss_type: "cross_entropy" or "hard_pixel_mining" (`DeepLabCE` over a fifth of the pixels).
         ignore_value: label of pixels without a loss.
         use_depthwise_separable_conv: whether the 3x3 branches are depthwise separable.
     """
@@ -141,9 +141,9 @@ class DeepLabV3PlusHead(PixelClassifier):
         decoder_channels: channels after joining each map, finest first; the last number is for ASPP.
         common_stride: stride of the finest map in pixels.
         norm: norm of the convolutions, as `detectron2.layers.get_norm` takes it.
-        train_size: as in :class:`DeepLabV3Head`.
+        train_size: as in `DeepLabV3Head`.
         loss_weight: factor of the loss.
-        loss_type: "cross_entropy" or "hard_pixel_mining" (:class:`DeepLabCE` over a fifth of the pixels).
+        loss_type: "cross_entropy" or "hard_pixel_mining" (`DeepLabCE` over a fifth of the pixels).
         ignore_value: label of pixels without a loss.
         num_classes: K. None leaves the classifier out, and the head is only a decoder: `layers` then returns its
             features.

@@ -1,8 +1,8 @@
 """Panoptic-DeepLab: bottom-up panoptic segmentation (Cheng et al., https://arxiv.org/abs/1911.10194).
 
 Every pixel gets a class and the offset to the centre of its instance; pixels are then grouped around the peaks of a
-heatmap of centres. Importing this package registers the architecture ``PanopticDeepLab`` and its two heads;
-:func:`add_panoptic_deeplab_config` adds their config keys.
+heatmap of centres. Importing this package registers the architecture `PanopticDeepLab` and its two heads;
+`add_panoptic_deeplab_config` adds their config keys.
 """
 
 from .config import add_panoptic_deeplab_config

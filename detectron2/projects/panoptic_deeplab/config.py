@@ -10,7 +10,7 @@ def add_panoptic_deeplab_config(cfg: CfgNode) -> None:
     """Add the keys of Panoptic-DeepLab, and those of DeepLab, with their defaults to a config.
 
     Args:
-        cfg: the config to change, usually fresh from ``get_cfg()``.
+        cfg: the config to change, usually fresh from `get_cfg()`.
     """
     add_deeplab_config(cfg)
     # What the training targets are made like, see PanopticDeepLabTargetGenerator.

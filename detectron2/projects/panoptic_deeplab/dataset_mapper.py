@@ -28,7 +28,7 @@ class PanopticDeeplabDatasetMapper:
     """Read image and panoptic map of a dataset dict, augment them together, and make the targets.
 
     The result has all other entries of the dataset dict, "image" (`Tensor[C, H, W]`, uint8), and the targets of
-    :class:`PanopticDeepLabTargetGenerator`. The input dict is not changed.
+    `PanopticDeepLabTargetGenerator`. The input dict is not changed.
 
     Args:
         augmentations: augmentations or transforms, applied in order.

@@ -58,7 +58,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
         loss_top_k: part of the pixels that count as hard.
         ignore_value: label of pixels without a loss.
         num_classes: K.
-        **kwargs: further arguments of :class:`DeepLabV3PlusHead`.
+        **kwargs: further arguments of `DeepLabV3PlusHead`.
     """
 
     @configurable
@@ -117,7 +117,7 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
         head_channels: channels that the two last layers see.
         center_loss_weight: factor of the loss of the heatmap.
         offset_loss_weight: factor of the loss of the offsets.
-        **kwargs: further arguments of :class:`DeepLabV3PlusHead`.
+        **kwargs: further arguments of `DeepLabV3PlusHead`.
     """
 
     @configurable
@@ -250,8 +250,8 @@ class PanopticDeepLab(_DetectorBase):
 
     Args:
         backbone: image to feature maps.
-        sem_seg_head: feature maps to class scores, see :class:`PanopticDeepLabSemSegHead`.
-        ins_embed_head: feature maps to centres and offsets, see :class:`PanopticDeepLabInsEmbedHead`.
+        sem_seg_head: feature maps to class scores, see `PanopticDeepLabSemSegHead`.
+        ins_embed_head: feature maps to centres and offsets, see `PanopticDeepLabInsEmbedHead`.
         metadata: of the data set: `thing_dataset_id_to_contiguous_id`, whose values are the labels of things, and
             `label_divisor`, the factor between a label and the ids of its segments.
         pixel_mean: one value for each channel, subtracted from the image.
@@ -305,7 +305,7 @@ class PanopticDeepLab(_DetectorBase):
 
         Args:
             batched_inputs: one dictionary for each image with "image", `Tensor[C, H_i, W_i]`; in training what
-                :class:`PanopticDeepLabTargetGenerator` makes, of which the weight of pixels may be missing; in
+                `PanopticDeepLabTargetGenerator` makes, of which the weight of pixels may be missing; in
                 inference optionally "height" and "width", the size of the results in pixels.
 
         Returns:

@@ -36,7 +36,7 @@ def find_instance_center(
         center_heatmap: `Tensor[1, H, W]`.
         threshold: only higher values are peaks.
         nms_kernel: side in pixels, odd, of the square in which a peak is the highest value.
-        top_k: keep so many of the highest peaks; None for all.
+        top_k: number of highest peaks to keep; None for all.
 
     Returns:
         `Tensor[K, 2]` int64, the peaks in the order of rows, then columns.
@@ -69,7 +69,7 @@ def group_pixels(center_points: torch.Tensor, offsets: torch.Tensor) -> torch.Te
         int64 `Tensor[1, H, W]` of 1, 2 … K, in the order of the centres.
 
     Raises:
-        ValueError: there is no centre.
+        ValueError: `centers` is empty.
     """
     _expect_map("offsets", offsets, 2)
     if len(center_points) == 0:
@@ -115,9 +115,9 @@ def get_instance_segmentation(
         offsets: `Tensor[2, H, W]`.
         thing_seg: `Tensor[1, H, W]`, nonzero for pixels of things; None to tell from `thing_ids`.
         thing_ids: labels of things.
-        threshold: see :func:`find_instance_center`.
-        nms_kernel: see :func:`find_instance_center`.
-        top_k: see :func:`find_instance_center`.
+        threshold: see `find_instance_center`.
+        nms_kernel: see `find_instance_center`.
+        top_k: see `find_instance_center`.
 
     Returns:
         int64 `Tensor[1, H, W]` of 1, 2 … K, 0 for pixels of stuff; and the centres, `Tensor[1, K, 2]`.
@@ -211,7 +211,7 @@ def get_panoptic_segmentation(
         foreground_mask: `Tensor[1, H, W]`, nonzero for pixels of things; by default those with a thing's label.
 
     Returns:
-        int64 `Tensor[1, H, W]`, see :func:`merge_semantic_and_instance`; and the centres, `Tensor[1, K, 2]`.
+        int64 `Tensor[1, H, W]`, see `merge_semantic_and_instance`; and the centres, `Tensor[1, K, 2]`.
 
     Raises:
         ValueError: a map has another shape.

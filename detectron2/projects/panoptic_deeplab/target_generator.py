@@ -60,7 +60,7 @@ class PanopticDeepLabTargetGenerator:
             * "sem_seg_weights" `Tensor[H, W]`, "center_weights" and "offset_weights" `Tensor[1, H, W]`, float32.
 
         Raises:
-            ValueError: two segments have one id, or the map is no `(H, W)` array.
+            ValueError: two segments have one id, or the map is not an `(H, W)` array.
         """
         if panoptic.ndim != 2:
             raise ValueError(f"the panoptic map must be of shape (height, width), got {panoptic.shape}")

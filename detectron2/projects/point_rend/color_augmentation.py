@@ -68,7 +68,7 @@ class ColorAugSSDTransform(Transform):
         contrast_high: greatest factor of all values.
         saturation_low: least factor of the saturation.
         saturation_high: greatest factor of the saturation.
-        hue_delta: the hue is turned by at most so many of the 180 steps of a circle (2 degrees each).
+        hue_delta: the hue is turned by at most this many of the 180 steps of a circle (2 degrees each).
     """
 
     def __init__(

@@ -179,7 +179,7 @@ class PointRendMaskHead(PointMaskHead):
         importance_sample_ratio: share of them that are the least certain candidates.
         subdivision_steps: how often the resolution is doubled in inference.
         subdivision_num_points: points of a region that are predicted at each of these steps.
-        vis_period: put coarse masks into the event storage every so many iterations; 0 for never.
+        vis_period: number of iterations between pictures of coarse masks in the event storage; 0 for never.
     """
 
     @configurable
@@ -299,7 +299,7 @@ class PointRendMaskHead(PointMaskHead):
 class ImplicitPointRendMaskHead(PointMaskHead):
     """Predicts the parameters of a small network for each region, which then predicts its points (arXiv:2104.06404).
 
-    There is no coarse mask: the network is first asked on a regular grid of `subdivision_num_points` points.
+    Instead of predicting a coarse mask, the network is first evaluated on a regular grid of `subdivision_num_points` points.
 
     Args:
         parameter_head: from features `Tensor[R, C, S, S]` of whole regions to the parameters of the point head.
@@ -312,7 +312,7 @@ class ImplicitPointRendMaskHead(PointMaskHead):
         subdivision_steps: how often the resolution is doubled in inference.
         subdivision_num_points: points of a region that are predicted at each of these steps; a square number.
         parameters_l2_weight: weight of the mean square of the predicted parameters in the loss.
-        vis_period: not used, there are no coarse masks to see.
+        vis_period: not used, because the head predicts no coarse masks.
     """
 
     @configurable
@@ -345,7 +345,7 @@ class ImplicitPointRendMaskHead(PointMaskHead):
         if self.mask_point_subdivision_init_resolution**2 != subdivision_num_points:
             raise ValueError(
                 "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS must be a square number, because the first prediction is "
-                f"made on a square grid of so many points; got {subdivision_num_points}"
+                f"made on a square grid of this many points; got {subdivision_num_points}"
             )
         self.regularizer = parameters_l2_weight
         self.point_head = point_head

@@ -56,7 +56,7 @@ def roi_mask_point_loss(
             that the sum is divided by, so that a region with few labelled points does not weigh more than others.
 
     Returns:
-        A scalar; zero, but still connected to the predictions, when there is no region or no point.
+        A scalar; zero, but still connected to the predictions, without regions or points.
     """
     if mask_logits.numel() == 0:
         return mask_logits.sum() * 0

@@ -29,7 +29,7 @@ def mask_rcnn_point_loss(pred_mask_logits: torch.Tensor, instances: list[Instanc
             `gt_point_labels`.
 
     Returns:
-        A scalar; zero, but still connected to the predictions, when there is no region or no point.
+        A scalar; zero, but still connected to the predictions, without regions or points.
     """
     coords, labels = get_point_coords_from_point_annotation(instances)
     if labels.numel() == 0:

@@ -4,8 +4,8 @@
 python projects/PointSup/tools/prepare_coco_point_annotations_without_masks.py 10
 python projects/PointSup/tools/prepare_coco_point_annotations_without_masks.py 10 --input in.json --output out.json
 
-For each object so many points are drawn evenly from its box; a point is labelled 1 if it lies on the object's mask and
-0 if not, as an annotator would who is shown the box and the point (Pointly-Supervised Instance Segmentation,
+The points of each object are drawn evenly from its box; a point is labelled 1 if it lies on the object's mask and
+0 if not, as an annotator would who sees the box and the point (Pointly-Supervised Instance Segmentation,
 https://arxiv.org/abs/2104.06404, section 3.1). By default it reads coco/annotations/instances_train2017.json below
 $DETECTRON2_DATASETS and writes instances_train2017_n<points>_v1_without_masks.json beside it.
 """

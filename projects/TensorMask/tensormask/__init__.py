@@ -1,7 +1,7 @@
 """TensorMask: dense sliding-window instance segmentation (Chen et al., https://arxiv.org/abs/1903.12174).
 
-Importing this package registers the architecture ``TensorMask`` and its anchor generator;
-:func:`add_tensormask_config` adds their config keys.
+Importing this package registers the architecture `TensorMask` and its anchor generator;
+`add_tensormask_config` adds their config keys.
 """
 
 from .anchor_generator import TensorMaskAnchorGenerator

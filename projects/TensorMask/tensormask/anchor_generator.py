@@ -49,7 +49,7 @@ class TensorMaskAnchorGenerator(DefaultAnchorGenerator):
             features: one `Tensor[N, C, H, W]` for each level; only their sizes matter.
 
         Returns:
-            As :meth:`grid_anchors_with_unit_lengths_and_indexes`, the windows as boxes.
+            As `grid_anchors_with_unit_lengths_and_indexes`, the windows as boxes.
         """
         if len(features) != self.num_features:
             raise ValueError(f"anchor generator made for {self.num_features} feature maps; got {len(features)}")

@@ -34,9 +34,9 @@ class TensorMask(DenseDetector):
 
     Args:
         backbone: extracts features.
-        head: predicts logits, deltas and masks, see :class:`TensorMaskHead`.
+        head: predicts logits, deltas and masks, see `TensorMaskHead`.
         head_in_features: names of the feature maps for the head, the finest first.
-        anchor_generator: makes the windows, see :class:`TensorMaskAnchorGenerator`.
+        anchor_generator: makes the windows, see `TensorMaskAnchorGenerator`.
         min_window_size: side of the smallest window in pixels; it is assigned to all smaller objects too.
         box2box_transform: turns deltas and windows into boxes and back.
         num_classes: `K`, without background.
@@ -162,7 +162,7 @@ class TensorMask(DenseDetector):
 
     @torch.no_grad()
     def assign(self, windows: Boxes, unit_lengths: torch.Tensor, gt: Instances) -> torch.Tensor:
-        """Assign objects of one image to windows, see :func:`assign_windows`; int64 `Tensor[R]`, -1 for none."""
+        """Assign objects of one image to windows, see `assign_windows`; int64 `Tensor[R]`, -1 for none."""
         return assign_windows(gt.gt_boxes.tensor, windows.tensor, unit_lengths, self.min_window_size)
 
     def _mask_loss(
@@ -253,7 +253,7 @@ class TensorMask(DenseDetector):
             image_size: `(height, width)`.
 
         Returns:
-            As :meth:`forward_inference`.
+            As `forward_inference`.
         """
         flat = box_cls.flatten()
         # The sigmoid is monotonic, so it is enough to apply it to what passes.

@@ -19,7 +19,7 @@ def assign_windows(
     """Assign an object to each window that fits it, and it alone.
 
     A window fits an object that it contains (containment), whose longer side is at least half the window's, give or
-    take a unit, or for which there is no smaller window (scale), and whose centre is within one unit of the window's
+    take a unit, or is the smallest window (scale), and whose centre is within one unit of the window's
     (centrality). A window that fits several objects gets none (uniqueness).
 
     Args:

@@ -9,7 +9,7 @@ def add_tensormask_config(cfg: CfgNode) -> None:
     """Add the keys of TensorMask, with their defaults, to a config.
 
     Args:
-        cfg: the config to change, usually fresh from ``get_cfg()``.
+        cfg: the config to change, usually fresh from `get_cfg()`.
     """
     cfg.MODEL.TENSOR_MASK = CfgNode(
         {

@@ -24,7 +24,7 @@ class TensorMaskHead(nn.Module):
     """Three towers of 3x3 convolutions, for classes, boxes and masks; the same weights for all levels.
 
     Masks in their windows are as large as whole feature maps, and only those of objects are ever looked at. So
-    :meth:`forward` returns the features that masks are made from, and :meth:`masks_at` makes those that are wanted.
+    `forward` returns the features that masks are made from, and `masks_at` makes those that are wanted.
 
     Args:
         input_shape: stride and channels of each feature map.
@@ -96,7 +96,7 @@ class TensorMaskHead(nn.Module):
 
         Returns:
             For each level the logits `Tensor[N, A * K, H_i, W_i]`, the deltas `Tensor[N, A * 4, H_i, W_i]`, and the
-            features for :meth:`masks_at`; None in place of the last without masks.
+            features for `masks_at`; None in place of the last without masks.
         """
         logits = [self.cls_score(self.cls_subnet(x)) for x in features]
         deltas = [self.bbox_pred(self.bbox_subnet(x)) for x in features]
@@ -132,7 +132,7 @@ class TensorMaskHead(nn.Module):
         """Predict the masks of some windows of one kind.
 
         Args:
-            mask_features: as :meth:`forward` returns them.
+            mask_features: as `forward` returns them.
             level: the level of the windows.
             anchor: their number in the cell.
             images: int64 `Tensor[P]`, the image of each.
@@ -140,7 +140,7 @@ class TensorMaskHead(nn.Module):
             columns: int64 `Tensor[P]`, its column.
 
         Returns:
-            Logits `Tensor[P, S, S]` where S is :meth:`mask_side`. The mask spans the window evenly.
+            Logits `Tensor[P, S, S]` where S is `mask_side`. The mask spans the window evenly.
         """
         aligned = getattr(self, _mask_layer(anchor))(mask_features[level]).float()
         if self.aligned_on:

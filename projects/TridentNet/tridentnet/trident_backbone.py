@@ -26,7 +26,7 @@ class TridentBottleneckBlock(BottleneckBlock):
         bottleneck_channels: channels of the 3x3 convolution, over all groups.
         stride: stride of the block.
         num_groups: groups of the 3x3 convolution.
-        norm: a norm as :func:`detectron2.layers.get_norm` takes it.
+        norm: a norm as `detectron2.layers.get_norm` takes it.
         stride_in_1x1: stride in the first 1x1 convolution and not in the 3x3 one.
         num_branch: number of branches.
         dilations: dilation of each branch.
@@ -109,9 +109,9 @@ def make_trident_stage(block_class: type[CNNBlockBase], num_blocks: int, **kwarg
     """Make the blocks of a stage, the last of which concatenates the branches along the batch.
 
     Args:
-        block_class: :class:`TridentBottleneckBlock` or a class like it.
+        block_class: `TridentBottleneckBlock` or a class like it.
         num_blocks: how many.
-        **kwargs: further arguments of :meth:`ResNet.make_stage`.
+        **kwargs: further arguments of `ResNet.make_stage`.
 
     Returns:
         The blocks, in order.

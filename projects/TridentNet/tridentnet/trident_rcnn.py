@@ -28,7 +28,7 @@ def merge_branch_instances(
             images, then those of the second, and so on.
         num_branch: `B`; 1 returns the results as they are.
         nms_thresh: IoU above which the worse of two detections of one class goes.
-        topk_per_image: at most so many detections of an image are kept, the best; all when negative.
+        topk_per_image: the largest number of detections of an image, the best ones; negative for all.
 
     Returns:
         `N` results, best first.
@@ -116,15 +116,15 @@ class _BranchHeads(ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class TridentRes5ROIHeads(_BranchHeads, Res5ROIHeads):
-    """:class:`Res5ROIHeads` on branches.
+    """`Res5ROIHeads` on branches.
 
-    Its arguments are those of :class:`Res5ROIHeads`, and `num_branch` and `test_branch_idx` as in `TridentRPN`.
+    Its arguments are those of `Res5ROIHeads`, and `num_branch` and `test_branch_idx` as in `TridentRPN`.
     """
 
 
 @ROI_HEADS_REGISTRY.register()
 class TridentStandardROIHeads(_BranchHeads, StandardROIHeads):
-    """:class:`StandardROIHeads` on branches.
+    """`StandardROIHeads` on branches.
 
-    Its arguments are those of :class:`StandardROIHeads`, and `num_branch` and `test_branch_idx` as in `TridentRPN`.
+    Its arguments are those of `StandardROIHeads`, and `num_branch` and `test_branch_idx` as in `TridentRPN`.
     """

@@ -20,7 +20,7 @@ class TridentRPN(RPN):
     Args:
         num_branch: number of branches.
         test_branch_idx: the branch that runs in inference; -1 for all.
-        **kwargs: arguments of :class:`detectron2.modeling.proposal_generator.RPN`.
+        **kwargs: arguments of `detectron2.modeling.proposal_generator.RPN`.
     """
 
     @configurable
@@ -35,7 +35,7 @@ class TridentRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Label the anchors of each image once for each branch, see :meth:`RPN.label_and_sample_anchors`."""
+        """Label the anchors of each image once for each branch, see `RPN.label_and_sample_anchors`."""
         return super().label_and_sample_anchors(anchors, gt_instances * self._copies())
 
     def predict_proposals(
@@ -45,7 +45,7 @@ class TridentRPN(RPN):
         pred_anchor_deltas: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Propose regions for each image once for each branch, see :meth:`RPN.predict_proposals`."""
+        """Propose regions for each image once for each branch, see `RPN.predict_proposals`."""
         sizes = list(image_sizes) * self._copies()
         return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, sizes)
 

@@ -77,7 +77,7 @@ def anchors_of(model, height, width):
 
 
 def slow_matches(boxes, height, width, radius=1.5):
-    """-> for each location, levels one after the other, the index of its box or -1, by the words of the paper."""
+    """For each location, levels one after the other, the index of its box or -1, by the words of the paper."""
     result = []
     for level, stride in enumerate(STRIDES):
         low = 0 if level == 0 else 4 * stride
@@ -169,7 +169,7 @@ def test_centerness_by_hand():
 
 
 def slow_losses(logits, deltas, centerness, label, strides, center, gt):
-    """-> focal, GIoU and centre-ness loss of one image, summed; every location has the same box."""
+    """Focal, GIoU and centre-ness loss of one image, summed; every location has the same box."""
     focal = sum(
         -0.25 * (1 - p) ** 2 * math.log(p) if k == t else -0.75 * p**2 * math.log(1 - p)
         for row, t in zip(logits.sigmoid().tolist(), label, strict=True)

@@ -105,7 +105,7 @@ def swap_align2nat(x: torch.Tensor, lambda_val: float, pad_val: float = _OUTSIDE
         `Tensor[N, λ V * λ V, ceil(H / λ), ceil(W / λ)]`.
 
     Raises:
-        ValueError: the channels are no square, or `λ` is no positive integer.
+        ValueError: the number of channels is not a square, or `λ` is not a positive integer.
     """
     if x.dim() != 4:
         raise ValueError(f"swap_align2nat takes maps (N, V * V, H, W); got shape {tuple(x.shape)}")
@@ -153,7 +153,7 @@ def swap_align2nat_at(
 
 
 class SwapAlign2Nat(nn.Module):
-    """:func:`swap_align2nat` as a layer.
+    """`swap_align2nat` as a layer.
 
     Args:
         lambda_val: `λ`.
