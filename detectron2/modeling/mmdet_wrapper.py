@@ -1,8 +1,9 @@
 """Adapters that put backbones and detectors of MMDetection 2 into models and training loops of this package.
 
 MMDetection is not a dependency: it is imported when a model is built from a config of its own, and for the class of
-ground truth masks. A module that is built already needs only the methods that are called here: `init_weights` (optional);
-for detectors either `forward_train` and `simple_test`, or `forward` with `return_loss`, as in MMDetection 2.
+ground truth masks. A module that is built already needs only the methods that are called here: `init_weights`
+(optional); for detectors either `forward_train` and `simple_test`, or `forward` with `return_loss`, as in MMDetection
+2.
 
 `N` images, `C` channels, `H` and `W` height and width in pixels, `D` detections, `K` classes. Boxes are
 `(x1, y1, x2, y2)` in pixels.

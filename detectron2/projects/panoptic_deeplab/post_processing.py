@@ -69,7 +69,7 @@ def group_pixels(center_points: torch.Tensor, offsets: torch.Tensor) -> torch.Te
         int64 `Tensor[1, H, W]` of 1, 2 … K, in the order of the centres.
 
     Raises:
-        ValueError: `centers` is empty.
+        ValueError: `center_points` is empty.
     """
     _expect_map("offsets", offsets, 2)
     if len(center_points) == 0:

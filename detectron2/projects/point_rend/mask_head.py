@@ -299,7 +299,8 @@ class PointRendMaskHead(PointMaskHead):
 class ImplicitPointRendMaskHead(PointMaskHead):
     """Predicts the parameters of a small network for each region, which then predicts its points (arXiv:2104.06404).
 
-    Instead of predicting a coarse mask, the network is first evaluated on a regular grid of `subdivision_num_points` points.
+    It predicts no coarse mask. The small network is first evaluated on a regular grid of `subdivision_num_points`
+    points.
 
     Args:
         parameter_head: from features `Tensor[R, C, S, S]` of whole regions to the parameters of the point head.

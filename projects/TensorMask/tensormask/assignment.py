@@ -18,9 +18,9 @@ def assign_windows(
 ) -> torch.Tensor:
     """Assign an object to each window that fits it, and it alone.
 
-    A window fits an object that it contains (containment), whose longer side is at least half the window's, give or
-    take a unit, or is the smallest window (scale), and whose centre is within one unit of the window's
-    (centrality). A window that fits several objects gets none (uniqueness).
+    A window fits an object under three conditions. It contains the object (containment). The object's longer side is
+    at least half the window's, give or take a unit, unless no smaller window exists (scale). The two centres are within
+    one unit of each other (centrality). A window that fits several objects gets none (uniqueness).
 
     Args:
         gt_boxes: `Tensor[M, 4]`.
