@@ -1,4 +1,4 @@
-"""Structured inputs and outputs as tuples of tensors, which is all that a traced function may take and return.
+"""Structured inputs and outputs as tuples of tensors: all that a traced function can take and return.
 
 An object is taken apart into its leaves, from left to right, and a `Schema`, which puts others of the same kind
 together again. A leaf is a tensor, or anything that has no parts.
@@ -83,7 +83,7 @@ def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
 
 
 def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
-    """-> class of an object, its parts, and what belongs to its structure; no class for a leaf."""
+    """Return the class of an object, its parts, and what belongs to its structure; no class for a leaf."""
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return type(value), value, ()
     if isinstance(value, Mapping):
@@ -111,7 +111,7 @@ def _join(kind: type, parts: list[Any], fixed: tuple[Any, ...]) -> Any:
 
 
 def _as_tensor(size_hw: Any) -> torch.Tensor:
-    """-> height and width as a leaf, so that a traced function may return others for another image."""
+    """Make height and width a leaf, so that a traced function may return others for another image."""
     if any(isinstance(x, torch.Tensor) for x in size_hw):
         return torch.stack([torch.as_tensor(x) for x in size_hw])
     return torch.as_tensor(size_hw)
@@ -135,7 +135,7 @@ class TracingAdapter(nn.Module):
         model: any module; a wrapper for several processes is taken off.
         inputs: what the model is called with: one argument, or a tuple of them. Their leaves have to be tensors.
         inference_func: called with the model and the arguments, returns what is wanted; default: the model's outputs.
-        allow_non_tensor: leave out leaves of inputs and outputs that are no tensors. Then there are no schemas, and
+        allow_non_tensor: leave out leaves of inputs and outputs that are not tensors. Then there are no schemas, and
             the adapter takes these very inputs only: enough to count operations, say.
 
     Attributes:
@@ -144,7 +144,7 @@ class TracingAdapter(nn.Module):
         outputs_schema: the same for outputs; None before the first call, and with `allow_non_tensor`.
 
     Raises:
-        ValueError: a leaf of the inputs is no tensor.
+        ValueError: a leaf of the inputs is not a tensor.
     """
 
     flattened_inputs: tuple[torch.Tensor, ...]
@@ -224,7 +224,7 @@ def _check_leaves(leaves: Sequence[Any], name: str, value: Any) -> None:
 
 
 def _path_to(value: Any, wanted: Any) -> str:
-    """-> where a leaf is in an object, such as `[0]['height']`."""
+    """Say where a leaf is in an object, such as `[0]['height']`."""
     kind, parts, fixed = _split(value)
     if kind is None:
         return "" if value is wanted else "?"

@@ -16,7 +16,7 @@ __all__ = ["CycleBatchNormList", "FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBat
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalization whose statistics and affine parameters never change.
+    """Batch normalization with statistics and affine parameters that never change.
 
     Computes `(x - running_mean) / sqrt(running_var + eps) * weight + bias`.  All four are buffers and start as the
     identity.  Checkpoints that hold only `weight` and `bias` (with the statistics already folded in) load as well:
@@ -238,7 +238,7 @@ class CycleBatchNormList(nn.ModuleList):
         self._pos = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `(N, C, H, W)` with the statistics whose turn it is."""
+        """Normalise `(N, C, H, W)` with the next of the layers, in turn."""
         out = self[self._pos](x)
         self._pos = (self._pos + 1) % len(self)
         if hasattr(self, "weight"):

@@ -71,7 +71,7 @@ def modulated_deform_conv(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> torch.Tensor:
-    """Deformable convolution whose samples are also weighted (https://arxiv.org/abs/1811.11168).
+    """Deformable convolution with a weight for each sample (https://arxiv.org/abs/1811.11168).
 
     Args:
         input: `(N, C, H, W)`.

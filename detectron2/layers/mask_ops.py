@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Bytes that one pass on an accelerator may take for intermediate results.
 _PASS_BYTES = 1 << 30
-# Bytes of a result from which on it is announced.
+# A warning announces results of at least this many bytes.
 _LARGE_RESULT_BYTES = 4 << 30
 # On the CPU: masks, and bytes of interpolation weights, that are worked out together; pixels computed at a time.
 _MASKS_PER_PART = 32
@@ -173,7 +173,7 @@ def paste_masks_in_boxes(
 
     Returns:
         For each mask a bool array (a box and a pixel beyond, as far as it is in the image), and column and row of the
-        image where its first pixel is. Outside of the array is no pixel of the object.
+        image where its first pixel is. No pixel of the object lies outside of the array.
 
     Raises:
         ValueError: the shapes do not fit one another, or the threshold is not positive.

@@ -160,7 +160,7 @@ def greedy_nms(
         scores: `(N,)`.
         iou_threshold: a box goes when its IoU with a kept one is greater than this.
         groups: integers `(N,)`; boxes of different groups never suppress one another. None: all are of one group.
-        limit: stop when so many are kept; negative: keep all that survive.
+        limit: number of kept boxes at which to stop; negative to keep all that survive.
 
     Returns:
         int64 indices of the kept boxes, by decreasing score; of equal scores the first one wins.

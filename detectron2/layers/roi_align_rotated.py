@@ -21,7 +21,7 @@ from torch import nn
 
 __all__ = ["ROIAlignRotated", "roi_align_rotated"]
 
-# Bins are pooled in portions of about so many samples.
+# Bins are pooled in portions of about this many samples.
 _SAMPLES_AT_ONCE = 1 << 18
 
 
@@ -69,7 +69,7 @@ def roi_align_rotated(
 
 
 class ROIAlignRotated(nn.Module):
-    """RoIAlign whose grid of samples is turned with the region.
+    """RoIAlign with a grid of samples that turns with the region.
 
     Row 0 of the result lies along the side that is the upper one before the box is turned, so a box and the same box
     turned by 180 degrees give results that are upside down to each other.  A continuous coordinate `c` lies between
@@ -131,7 +131,7 @@ def _portions(samples_per_bin: torch.Tensor, bins_per_roi: int, fixed: int) -> l
     Args:
         samples_per_bin: int64 `(R,)`.
         bins_per_roi: bins of a region.
-        fixed: samples per bin if it is the same for all, so that nobody needs to look at the tensor; otherwise 0.
+        fixed: samples per bin if it is the same for all, which saves a look at the tensor; otherwise 0.
 
     Returns:
         The runs, in order.

@@ -60,7 +60,7 @@ class BoxMode(IntEnum):
         Python numbers, arrays and tensors. A list of four numbers never becomes a tensor.
 
         A rotated box becomes the smallest axis-aligned box around it; an axis-aligned box becomes a rotated one of
-        angle 0.  Absolute and relative modes cannot be converted into each other, for want of an image size.
+        angle 0.  Absolute and relative modes cannot be converted into each other: that needs the size of the image.
 
         Args:
             box: one box, a list or tuple of 4 or 5 numbers; or boxes, an array or tensor `(..., 4)` or `(..., 5)`.
@@ -73,7 +73,7 @@ class BoxMode(IntEnum):
 
         Raises:
             TypeError: `box` is something else.
-            ValueError: it has not the number of columns of `from_mode`, or the modes cannot be converted.
+            ValueError: the number of columns is not that of `from_mode`, or the modes cannot be converted.
 
         Example:
             >>> from detectron2.structures import BoxMode

@@ -21,7 +21,7 @@ class Instances:
     A field is set and read as an attribute (`instances.gt_boxes = Boxes(...)`), or with `set` and `get`;
     it is a tensor, a list, or a structure such as `Boxes`, with one entry per instance.  `len(instances)` is the
     number of instances, `"gt_masks" in instances` asks for a field, and `instances[instances.scores > 0.9]` selects
-    instances in all fields at once.  Attributes that begin with an underscore are no fields.
+    instances in all fields at once.  Attributes that begin with an underscore are not fields.
 
     Args:
         image_size: `(height, width)` of the image that the fields refer to, in pixels.
@@ -149,7 +149,7 @@ class Instances:
             The selected instances (an integer selects one, as a list of one); for a name, the field.
 
         Raises:
-            IndexError: an integer is out of range, or a bool vector has not one entry per instance.
+            IndexError: an integer is out of range, or a bool vector does not have one entry per instance.
         """
         if isinstance(item, str):
             return self.get(item)

@@ -292,7 +292,7 @@ class PolygonMasks:
             The selected masks, sharing the arrays.
 
         Raises:
-            IndexError: an index is out of range, or is no number.
+            IndexError: an index is out of range, or is not a number.
         """
         if isinstance(item, (int, np.integer)):
             return PolygonMasks._of_checked([self.polygons[item]])
@@ -348,7 +348,7 @@ class PolygonMasks:
 
         Raises:
             ValueError: the list is empty.
-            TypeError: it holds something else than masks, or no polygon masks at all.
+            TypeError: it holds something else than masks, or no `PolygonMasks`.
         """
         _expect_all(polymasks_list, PolygonMasks, BitMasks)
         if any(isinstance(masks, BitMasks) for masks in polymasks_list):
@@ -423,7 +423,7 @@ class ROIMasks:
             boxes: the region of each mask: `Boxes` or `(N, 4)`, `(x1, y1, x2, y2)`.
             height: height of the image.
             width: width of the image.
-            threshold: value from which on a pixel belongs to the object, in [0, 1].
+            threshold: least value of a pixel that belongs to the object, in [0, 1].
 
         Returns:
             One bitmap for each mask.
@@ -659,13 +659,13 @@ def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _expect_one_box_each(boxes: torch.Tensor, n: int) -> None:
-    """Refuse boxes that are not as many as the masks."""
+    """Raise an error unless there is one box for each mask."""
     if len(boxes) != n:
         raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes and {n} masks.")
 
 
 def _expect_all(masks: Sequence[Any], kind: type, *others: type) -> Any:
-    """Refuse a list that is empty, holds other things, or no `kind`; -> the first `kind` in it."""
+    """Return the first `kind` in a list; refuse a list that is empty, holds other things, or has no `kind`."""
     if len(masks) == 0:
         raise ValueError(f"{kind.__name__}.cat needs at least one {kind.__name__}.")
     for entry in masks:

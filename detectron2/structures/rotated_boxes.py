@@ -82,14 +82,14 @@ class RotatedBoxes(Boxes):
     def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
         """Limit nearly upright boxes to the image, and normalise all angles.
 
-        Other boxes stay as they are: cut off at the border they would be no rectangles, and shrunk to fit they would
+        Other boxes stay as they are: cut off at the border they would not be rectangles, and shrunk to fit they would
         lose what they are to cover.  Pooling copes with what lies outside.
 
         This object changes; the tensor it was made of does not.
 
         Args:
             box_size: `(height, width)` of the image.
-            clip_angle_threshold: in degrees; boxes are clipped whose normalised angle is no further from 0 than this.
+            clip_angle_threshold: in degrees; boxes with a normalised angle of at most this, either way, are clipped.
                 They are treated as upright and keep their angle.
         """
         height, width = box_size

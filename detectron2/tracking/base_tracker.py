@@ -262,7 +262,7 @@ def build_tracker_head(cfg: CfgNode) -> BaseTracker:
         A new tracker.
 
     Raises:
-        KeyError: there is no such node or no such tracker, or it lacks the size of the video.
+        KeyError: the node or the tracker does not exist, or the node lacks the size of the video.
 
     Example:
         >>> from detectron2.config import CfgNode, get_cfg

@@ -72,7 +72,7 @@ def linear_sum_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         Rows, ascending, and the column of each, both int64 `(min(R, C),)`.
 
     Raises:
-        ValueError: the cost is no matrix, or not finite.
+        ValueError: the cost is not a matrix, or not finite.
 
     Example:
         >>> from detectron2.tracking.hungarian_tracker import linear_sum_assignment

@@ -12,7 +12,7 @@ __all__ = ["IOUWeightedHungarianBBoxIOUTracker"]
 
 @TRACKER_HEADS_REGISTRY.register()
 class IOUWeightedHungarianBBoxIOUTracker(VanillaHungarianBBoxIOUTracker):
-    """Matches boxes whose IoU reaches the threshold so that the sum of the IoU of all pairs is largest.
+    """Matches boxes with an IoU of at least the threshold so that the sum of the IoU of all pairs is largest.
 
     Arguments are those of `OverlapTracker`.
 

@@ -15,7 +15,7 @@ __all__ = ["VanillaHungarianBBoxIOUTracker"]
 
 @TRACKER_HEADS_REGISTRY.register()
 class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
-    """Matches as many boxes as possible whose IoU reaches the threshold; how far beyond does not count.
+    """Matches as many boxes as possible with an IoU of at least the threshold; a higher IoU does not count more.
 
     Arguments are those of `OverlapTracker`.
 

@@ -464,10 +464,10 @@ def _as_array(values: Any) -> Any:
 
 
 def _common_length(**columns: Any) -> int:
-    """The number of instances, which all that is given must agree on."""
+    """Return the number of instances; raise an error if the columns differ in length."""
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"Instances must have as many of each; got {lengths}.")
+        raise ValueError(f"Expected the same number of each for all instances, got {lengths}.")
     return next(iter(lengths.values()), 0)
 
 
