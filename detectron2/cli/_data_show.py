@@ -15,9 +15,9 @@ from detectron2.cli._common import find_config_file, load_config
 from detectron2.cli._data_sources import Source, open_source, register, registered
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetMapper, Metadata, MultiImageMapper
-from detectron2.data._images import viewable_rgb
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.formats.annotated_images import flat_names
+from detectron2.data.images import viewable_rgb
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer

@@ -26,8 +26,8 @@ from detectron2.cli._common import (
     register_datasets,
     write_json,
 )
-from detectron2.data._images import viewable_rgb
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.images import viewable_rgb
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer

@@ -75,7 +75,7 @@ def filter_images_with_few_keypoints(dataset_dicts: DatasetDicts, min_keypoints_
 
 
 def _flat(keypoints: Any) -> Any:
-    """Keypoints as one sequence of numbers, also where they are written as ``(K, 3)``."""
+    """Keypoints as one sequence of numbers, also where they are written as `(K, 3)`."""
     is_flat = isinstance(keypoints, (list, tuple)) and not (keypoints and isinstance(keypoints[0], (list, tuple)))
     return keypoints if is_flat else np.ravel(keypoints)
 
@@ -91,19 +91,19 @@ def load_proposals_into_dataset(dataset_dicts: DatasetDicts, proposal_file: str)
     The file is a pickled dict of plain data:
 
     - "ids": image ids, int or str;
-    - "boxes": for each id an array ``(N, 4)``;
-    - "objectness_logits": for each id an array ``(N,)``;
-    - "bbox_mode": how the boxes are written, ``BoxMode.XYXY_ABS`` if absent.
+    - "boxes": for each id an array `(N, 4)`;
+    - "objectness_logits": for each id an array `(N,)`;
+    - "bbox_mode": how the boxes are written, `BoxMode.XYXY_ABS` if absent.
 
     Older files call "ids" "indexes", and "objectness_logits" "scores".
 
     Args:
-        dataset_dicts: the data set; each image receives ``proposal_boxes, proposal_objectness_logits,
-            proposal_bbox_mode``, best first.
+        dataset_dicts: the data set; each image receives `proposal_boxes, proposal_objectness_logits,
+            proposal_bbox_mode`, best first.
         proposal_file: path of the file.
 
     Returns:
-        ``dataset_dicts``.
+        `dataset_dicts`.
 
     Raises:
         ValueError: the file holds other things than these, or lacks an image.
@@ -143,7 +143,7 @@ def print_instances_class_histogram(dataset_dicts: DatasetDicts, class_names: Se
         class_names: names of the classes; the position is the label.
 
     Raises:
-        ValueError: a label is outside ``[0, len(class_names))``.
+        ValueError: a label is outside `[0, len(class_names))`.
     """
     from tabulate import tabulate
 
@@ -189,7 +189,7 @@ def get_detection_dataset_dicts(
         min_keypoints: leave out images with fewer visible keypoints; 0 leaves none out.
         proposal_files: a file with precomputed proposals for each data set.
         check_consistency: whether to require that all have the same classes.
-        validate: called with each data set and ``name=...``; checks it and returns what to use of it.
+        validate: called with each data set and `name=...`; checks it and returns what to use of it.
 
     Returns:
         a list of dicts in the standard format; or a torch data set, if that is what the names stand for.
@@ -212,7 +212,7 @@ def load_dataset_dicts(
     *,
     validate: Callable[..., DatasetDicts] | None = None,
 ) -> tuple[Any, list[int] | None]:
-    """-> what :func:`get_detection_dataset_dicts` returns, and how many elements of it are of each data set, in order.
+    """Return what `get_detection_dataset_dicts` returns, and how many elements of it are of each data set, in order.
 
     The numbers are None for torch data sets.
     """

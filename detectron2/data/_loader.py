@@ -1,9 +1,9 @@
 """Loaders that know how far they got, that watch their workers, and say what to do when one of them dies.
 
-A training stream is the sequence of samples that a sampler and a seed determine.  Each sample has a place in it, and
-its random numbers (augmentations) depend on seed and place only.  For indexed data sets the number of workers
-therefore changes nothing: neither the order of batches, nor which samples they hold, nor how these are augmented.  The
-same holds for a stream that is continued at some batch.  What is outside of this:
+A training stream is the sequence of samples that a sampler and a seed determine. Each sample has a place in it, and
+its random numbers (augmentations) depend on seed and place only. For indexed data sets the number of workers
+therefore changes nothing: neither the order of batches, nor which samples they hold, nor how these are augmented. The
+same holds for a stream that is continued at some batch. What is outside of this:
 
 - iterable data sets, whose order is their own: it depends on the number of workers, and they start at the beginning;
 - generators of random numbers that a mapper keeps to itself;
@@ -41,7 +41,7 @@ _REPORT_MEMORY_AFTER = 50  # batches of the torch loader: then workers have touc
 
 
 def usable_workers(wanted: int) -> int:
-    """-> how many workers to start: no more than there are cores. The default, 4, would slow a small machine down."""
+    """Return how many workers to start: at most one per core. The default, 4, would slow a small machine down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted > cores:
         logger.info(
@@ -210,7 +210,7 @@ class _Positioned:
         raise NotImplementedError
 
     def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
-        """-> where in the stream of samples this batch begins."""
+        """Return where in the stream of samples this batch begins."""
         raise NotImplementedError
 
     def set_position(self, num_batches: int) -> None:
@@ -242,7 +242,7 @@ class _Positioned:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next iteration continue the stream of a loader whose :meth:`state_dict` this is.
+        """Let the next iteration continue the stream of a loader whose `state_dict` this is.
 
         Data set, sampler and batch size have to be the same for the stream to be exactly the same; the numbers of
         workers and of ranks may differ. With another batch size, as many samples are passed over.
@@ -345,7 +345,7 @@ class GroupedBatchLoader(_Positioned, AspectRatioGroupedDataset):
 
 
 def _orientation_of(dataset: Any) -> Callable[[int], bool] | None:
-    """-> a function that tells whether an element is wider than high; None if that is unknown without loading it."""
+    """Return a function that tells whether an element is wider than high; None if only loading it can tell."""
     records = dataset._dataset if isinstance(dataset, MapDataset) else dataset
     if not isinstance(records, (DatasetFromList, list, tuple)) or len(records) == 0:
         return None

@@ -1,7 +1,7 @@
 """How much memory processes use, as Linux counts it.
 
-Sizes are in bytes: ``rss``, all pages of a process that are in memory; ``pss``, the same with each shared page divided
-by the number of processes that share it, so that a sum over processes counts every page once; ``uss``, the pages that
+Sizes are in bytes: `rss`, all pages of a process that are in memory; `pss`, the same with each shared page divided
+by the number of processes that share it, so that a sum over processes counts every page once; `uss`, the pages that
 no other process shares, which is what another worker costs.
 """
 
@@ -41,7 +41,7 @@ def process_memory(pid: int | str = "self") -> ProcessMemory | None:
 
 
 def system_memory() -> tuple[int, int] | None:
-    """-> memory that programs can still have, and all memory of the machine; None if this is not Linux."""
+    """Return memory that programs can still have, and all memory of the machine; None if this is not Linux."""
     try:
         sizes = _read_sizes("/proc/meminfo")
         return sizes["MemAvailable"], sizes["MemTotal"]
@@ -71,7 +71,7 @@ def describe_workers(pids: Sequence[int]) -> str | None:
 
 
 def mib(size: float) -> str:
-    """-> a size in bytes as text."""
+    """Return a size in bytes as text."""
     return f"{size / 2**20:.0f} MiB"
 
 

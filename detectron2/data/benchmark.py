@@ -67,16 +67,16 @@ class DataLoaderBenchmark:
         max_time_seconds: float = 90,
         **kwargs: Any,
     ) -> None:
-        """Take the arguments of :func:`~detectron2.data.build_detection_train_loader`.
+        """Take the arguments of `detectron2.data.build_detection_train_loader`.
 
         Args:
             dataset: a list of dicts, or an indexed torch data set.
             mapper: turns an element into a sample.
-            sampler: gives indices; :class:`TrainingSampler` by default.
+            sampler: gives indices; `TrainingSampler` by default.
             total_batch_size: number of samples of a batch on all ranks together.
             num_workers: number of processes that load data, on each rank.
             max_time_seconds: upper bound for the time of each measurement.
-            **kwargs: further arguments of :func:`~detectron2.data.build.build_batch_data_loader`.
+            **kwargs: further arguments of `detectron2.data.build.build_batch_data_loader`.
         """
         self.dataset = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
         self.mapper = mapper

@@ -1,14 +1,15 @@
 """From the name of a data set to batches: load, check and filter it, then sample, map and batch it.
 
-With a seed (``SEED`` in a config), an indexed data set is always gone through in the same order with the same
-augmentations, with any number of workers; ``loader.state_dict()`` and ``loader.load_state_dict()`` continue a training
-stream exactly where it was, ``loader.set_position(num_batches)`` at any batch. See :mod:`detectron2.data._loader` for
+With a seed (`SEED` in a config), an indexed data set is always gone through in the same order with the same
+augmentations, with any number of workers; `loader.state_dict()` and `loader.load_state_dict()` continue a training
+stream exactly where it was, `loader.set_position(num_batches)` at any batch. See `detectron2.data._loader` for
 what this does not cover.
 """
 
 import functools
 import logging
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,12 +27,17 @@ from detectron2.data._dataset_dicts import (
     print_instances_class_histogram,
 )
 from detectron2.data._loader import BatchLoader, GroupedBatchLoader, GuardedLoader, _TrainStream, usable_workers
-from detectron2.data._train_sampler import sampler_from_config
 from detectron2.data.catalog import MetadataCatalog
 from detectron2.data.common import DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.dataset_mapper import DatasetMapper
 from detectron2.data.multi_image import MultiImageMapper
-from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.data.samplers import (
+    InferenceSampler,
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+    WeightedTrainingSampler,
+)
 from detectron2.data.validation import validate_dataset_dicts
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -90,8 +96,8 @@ def build_batch_data_loader(
     """Make a loader that yields this rank's share of each batch, a list of samples.
 
     Args:
-        dataset: indexed, or iterable (then ``sampler`` must be None). An iterable one has to yield a different share of
-            the elements on each rank and in each worker; :class:`~detectron2.data.ShardedIterableDataset` does that
+        dataset: indexed, or iterable (then `sampler` must be None). An iterable one has to yield a different share of
+            the elements on each rank and in each worker; `detectron2.data.ShardedIterableDataset` does that
             for one that does not.
         sampler: gives indices; normally endless.
         total_batch_size: number of samples of a batch on all ranks together.
@@ -101,17 +107,17 @@ def build_batch_data_loader(
             there are cores. It changes neither order nor content of the batches of an indexed data set.
         collate_fn: makes a batch of a list of samples; by default the list is the batch.
         drop_last: whether to leave out a last batch that is not full.
-        single_gpu_batch_size: number of samples of a batch on each rank; overrides ``total_batch_size``.
+        single_gpu_batch_size: number of samples of a batch on each rank; overrides `total_batch_size`.
         prefetch_factor: number of batches that each worker prepares in advance.
         persistent_workers: whether workers stay alive when the data set has been gone through.
         pin_memory: whether to copy tensors to page-locked memory. That is one more copy of each image, which pays only
             if the training step copies to the GPU without waiting.
         seed: seed of the random numbers that samples are loaded with (augmentations). None takes the sampler's, or
             draws one from torch's global generator.
-        **kwargs: further arguments of ``torch.utils.data.DataLoader``.
+        **kwargs: further arguments of `torch.utils.data.DataLoader`.
 
     Returns:
-        an iterable of batches, with ``state_dict()``, ``load_state_dict(state)`` and ``set_position(num_batches)`` to
+        an iterable of batches, with `state_dict()`, `load_state_dict(state)` and `set_position(num_batches)` to
         continue the stream of another run.
 
     Raises:
@@ -280,28 +286,28 @@ def build_detection_train_loader(
     on_bad_image: str = "stop",
     **kwargs: Any,
 ) -> Any:
-    """Make an endless loader of training batches; with ``cfg`` in place of ``dataset``, from a config.
+    """Make an endless loader of training batches; with `cfg` in place of `dataset`, from a config.
 
-    From a config, the data sets of ``DATASETS.TRAIN`` are checked first: see
-    :func:`~detectron2.data.validation.validate_dataset_dicts`. With a mapper of your own, findings are warnings.
+    From a config, the data sets of `DATASETS.TRAIN` are checked first: see
+    `detectron2.data.validation.validate_dataset_dicts`. With a mapper of your own, findings are warnings.
 
     Args:
         dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
-            share of the elements on each rank and in each worker: see :class:`~detectron2.data.ShardedIterableDataset`.
+            share of the elements on each rank and in each worker: see `detectron2.data.ShardedIterableDataset`.
         mapper: turns an element of the data set into a sample for the model; None as its result skips the element.
-        sampler: gives indices; :class:`TrainingSampler` by default. Must be None for an iterable data set.
+        sampler: gives indices; `TrainingSampler` by default. Must be None for an iterable data set.
         total_batch_size: number of samples of a batch on all ranks together.
         aspect_ratio_grouping: whether to put only wide or only high images into a batch; the elements then need
             "width" and "height".
         num_workers: number of processes that load data, on each rank.
         collate_fn: makes a batch of a list of samples; by default the list is the batch.
         on_bad_image: what happens when an image cannot be read: "stop" raises the error; "skip" takes another image,
-            names the bad one in the log and counts (``DATALOADER.ON_BAD_IMAGE``).
-        **kwargs: further arguments of :func:`build_batch_data_loader`.
+            names the bad one in the log and counts (`DATALOADER.ON_BAD_IMAGE`).
+        **kwargs: further arguments of `build_batch_data_loader`.
 
     Returns:
-        an iterable; each batch is a list of ``total_batch_size / number of ranks`` samples. It can be positioned: see
-        :func:`build_batch_data_loader`.
+        an iterable; each batch is a list of `total_batch_size / number of ranks` samples. It can be positioned: see
+        `build_batch_data_loader`.
 
     Raises:
         DatasetError: from a config, if a data set has mistakes.
@@ -376,13 +382,13 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> torchdata.DataLoader:
-    """Make a loader that goes through a data set once; with ``(cfg, dataset_name)``, from a config.
+    """Make a loader that goes through a data set once; with `(cfg, dataset_name)`, from a config.
 
     Args:
         dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
-            share of the elements on each rank and in each worker: see :class:`~detectron2.data.ShardedIterableDataset`.
+            share of the elements on each rank and in each worker: see `detectron2.data.ShardedIterableDataset`.
         mapper: turns an element of the data set into a sample for the model.
-        sampler: gives indices; :class:`InferenceSampler` by default, which shares all samples among the ranks. Must be
+        sampler: gives indices; `InferenceSampler` by default, which shares all samples among the ranks. Must be
             None for an iterable data set.
         batch_size: number of samples of a batch on each rank. Evaluation is usually reported with 1.
         num_workers: number of processes that load data, on each rank; no more are started than there are cores.
@@ -409,3 +415,142 @@ def build_detection_test_loader(
         num_workers=usable_workers(num_workers),
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
     )
+
+
+# Messages come from the public module.
+logger = logging.getLogger("detectron2.data.build")
+
+_MAX_CLASSES = 100  # rows of a table
+
+
+def sampler_from_config(
+    cfg: CfgNode, dataset: Any, sizes: Sequence[int] | None = None, class_names: Sequence[str] | None = None
+) -> Any:
+    """Make the sampler `DATALOADER.SAMPLER_TRAIN`.
+
+    Args:
+        cfg: the config.
+        dataset: the images of all data sets `DATASETS.TRAIN`, one behind the other.
+        sizes: number of images of each of them; None if that is not known.
+        class_names: names of the classes, for a table of how often they are drawn.
+
+    Returns:
+        the sampler.
+
+    Raises:
+        ValueError: there is no such sampler, or keys that it needs are not set or contradict each other.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    logger.info("Using training sampler %s.", name)
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dataset))
+    if name == "RandomSubsetTrainingSampler":
+        return RandomSubsetTrainingSampler(len(dataset), _subset_ratio(cfg))
+    if name == "RepeatFactorTrainingSampler":
+        sampler = RepeatFactorTrainingSampler(_category_factors(cfg, dataset))
+    elif name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        factors = _category_factors(cfg, dataset) if name == "WeightedCategoryTrainingSampler" else None
+        sampler = _weighted(cfg, sizes, factors)
+    else:
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are 'TrainingSampler', 'RepeatFactorTrainingSampler', "
+            "'RandomSubsetTrainingSampler', 'WeightedTrainingSampler' and 'WeightedCategoryTrainingSampler'. For "
+            "another one, pass sampler=... to build_detection_train_loader."
+        )
+    if logger.isEnabledFor(logging.INFO) and isinstance(dataset, list):
+        names = list(cfg.DATASETS.TRAIN) if sizes is not None else ["all"]
+        table = distribution_table(dataset, sampler.repeat_factors, names, sizes or [len(dataset)], class_names)
+        logger.info("What %s draws in an epoch, on average:\n%s", name, table)
+    return sampler
+
+
+def _subset_ratio(cfg: CfgNode) -> float:
+    ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO")
+    if ratio is None:
+        logger.warning(
+            "DATALOADER.RANDOM_SUBSET_RATIO is not set, so RandomSubsetTrainingSampler takes the whole data set; 0.1 "
+            "would take a tenth of it."
+        )
+    return 1.0 if ratio is None else ratio
+
+
+def _category_factors(cfg: CfgNode, dataset: Any) -> torch.Tensor:
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.get("REPEAT_SQRT", True)
+    )
+
+
+def _weighted(cfg: CfgNode, sizes: Sequence[int] | None, factors: torch.Tensor | None) -> RepeatFactorTrainingSampler:
+    """Weight the data sets by shares of all samples (DATASET_WEIGHTS) or by repetition (TRAIN_REPEAT_FACTOR)."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    weights = cfg.DATALOADER.get("DATASET_WEIGHTS") or ()
+    repeats = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR") or ()
+    if bool(weights) == bool(repeats):
+        raise ValueError(
+            f"{name} needs one of two keys, and {'both are' if weights else 'none is'} set: DATALOADER.DATASET_WEIGHTS "
+            "is a number for each of DATASETS.TRAIN, in proportion to which they are drawn; "
+            "DATASETS.TRAIN_REPEAT_FACTOR is a list of (name, how often each image comes in an epoch)."
+        )
+    if sizes is None:
+        raise ValueError(
+            f"{name} has to know which image is of which data set: it works for registered data sets of dicts "
+            "(DATASETS.TRAIN), not with dataset=... or with torch data sets. Pass sampler=WeightedTrainingSampler(...)."
+        )
+    if weights:
+        return WeightedTrainingSampler(sizes, weights, image_factors=factors)
+    of_dataset = {str(name): float(factor) for name, factor in repeats}
+    unknown = sorted(of_dataset.keys() - set(cfg.DATASETS.TRAIN))
+    if unknown:
+        raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, which DATASETS.TRAIN does not.")
+    of_image = torch.repeat_interleave(
+        torch.tensor([of_dataset.get(name, 1.0) for name in cfg.DATASETS.TRAIN]), torch.tensor(list(sizes))
+    )
+    return RepeatFactorTrainingSampler(of_image if factors is None else of_image * factors)
+
+
+def distribution_table(
+    dicts: list[dict[str, Any]],
+    factors: torch.Tensor,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    class_names: Sequence[str] | None,
+) -> str:
+    """Show how often images of each data set, and with objects of each class, are drawn.
+
+    Args:
+        dicts: the images of all data sets, one behind the other; `N` of them.
+        factors: `Tensor[N]`, how often each image comes in an epoch, on average.
+        names: names of the data sets.
+        sizes: number of images of each.
+        class_names: names of the classes; None leaves them out.
+
+    Returns:
+        a table.
+    """
+    from tabulate import tabulate
+
+    expected: list[float] = factors.double().tolist()
+    num_images, num_drawn = len(expected), sum(expected)
+
+    def row(name: str, images: int, drawn: float) -> list[str]:
+        times = f"{drawn / images:.2f}" if images else "-"
+        return [name, str(images), f"{images / num_images:.1%}", f"{drawn:.0f}", f"{drawn / num_drawn:.1%}", times]
+
+    drawn_of = [float(part.double().sum()) for part in factors.split(list(sizes))]
+    rows = [row(f"dataset {name}", n, drawn) for name, n, drawn in zip(names, sizes, drawn_of, strict=True)]
+    if class_names is not None and all("annotations" in d for d in dicts):
+        images: Counter[int] = Counter()
+        drawn: Counter[int] = Counter()
+        for record, times in zip(dicts, expected, strict=True):
+            for category in {a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)}:
+                images[category] += 1
+                drawn[category] += times  # type: ignore[assignment]  # a counter of floats
+        by_number = sorted(range(len(class_names)), key=lambda category: images[category])
+        shown = set(by_number if len(by_number) <= _MAX_CLASSES else by_number[: _MAX_CLASSES // 2])
+        shown.update(by_number[-(_MAX_CLASSES // 2) :])
+        rows += [row(f"class {class_names[c]}", images[c], drawn[c]) for c in sorted(shown)]
+        if len(shown) < len(by_number):
+            rows.append([f"({len(by_number) - len(shown)} classes between the rarest and the most frequent)"])
+    rows.append(row("all", num_images, num_drawn))
+    headers = ["images of, or with", "images", "share", "drawn", "share", "times each"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", colalign=("left", *["right"] * 5), disable_numparse=True)

@@ -1,7 +1,7 @@
 """Two global tables: how to load a data set by its name, and what is known about it.
 
-``DatasetCatalog`` maps a name to a function that returns the data set's ``list[dict]``; ``MetadataCatalog`` maps a name
-to a :class:`Metadata` (class names, colours, paths ...).  Both only remember: nothing is read before it is asked for.
+`DatasetCatalog` maps a name to a function that returns the data set's `list[dict]`; `MetadataCatalog` maps a name
+to a `Metadata` (class names, colours, paths ...). Both only remember: nothing is read before it is asked for.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _SHORT.maxstring = _SHORT.maxother = 300
 class CatalogConflictError(ValueError, AssertionError):
     """A name or a metadata key is already taken by something else.
 
-    It is an ``AssertionError`` too, since code written for the published system catches that.
+    It is an `AssertionError` too, since code written for the published system catches that.
     """
 
 
@@ -62,7 +62,7 @@ def _cell_values(function: types.FunctionType) -> list[Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """``a == b`` for values of any kind; arrays and other values without a truth value are equal only if identical."""
+    """`a == b` for values of any kind; arrays and other values without a truth value are equal only if identical."""
     if a is b:
         return True
     try:
@@ -110,7 +110,7 @@ def _describe_loader(func: Any) -> str:
 class _DatasetCatalog(UserDict):
     """Names of data sets, and for each the function that loads it.
 
-    The function takes nothing and returns a ``list[dict]`` (or a ``torch.utils.data.Dataset``), the same each time.
+    The function takes nothing and returns a `list[dict]` (or a `torch.utils.data.Dataset`), the same each time.
     """
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
@@ -119,11 +119,11 @@ class _DatasetCatalog(UserDict):
         Registering the same function again under the same name changes nothing.
 
         Args:
-            name: the name, e.g. ``"balloon_train"``.
+            name: the name, e.g. `"balloon_train"`.
             func: a function without arguments that returns the data set.
 
         Raises:
-            TypeError: ``func`` cannot be called.
+            TypeError: `func` cannot be called.
             ValueError: the name belongs to another function.
         """
         if not callable(func):
@@ -164,7 +164,7 @@ class _DatasetCatalog(UserDict):
         return list(self.data)
 
     def remove(self, name: str) -> None:
-        """Forget a data set; its metadata stays (see ``MetadataCatalog.remove``)."""
+        """Forget a data set; its metadata stays (see `MetadataCatalog.remove`)."""
         if name not in self.data:
             raise UnknownDatasetError(self._unknown(name))
         del self.data[name]
@@ -294,7 +294,7 @@ class Metadata(types.SimpleNamespace):
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all keys and values, ``name`` included, as a new dictionary (the values are not copied)."""
+        """Return all keys and values, `name` included, as a new dictionary (the values are not copied)."""
         return {**self._suggestions(), **{k: v for k, v in self.__dict__.items() if k != "_suggested"}}
 
     def set(self, **kwargs: Any) -> "Metadata":
@@ -316,13 +316,13 @@ class Metadata(types.SimpleNamespace):
         return self.__dict__.get("_suggested", {})
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key, or ``default`` where it is not set."""
+        """Return the value of a key, or `default` where it is not set."""
         known = self.as_dict()
         return known.get(key if key in known else _RENAMED_KEYS.get(key, key), default)
 
 
 class _MetadataCatalog(UserDict):
-    """Names of data sets, and for each its :class:`Metadata`, made at the first request and the same ever after."""
+    """Names of data sets, and for each its `Metadata`, made at the first request and the same ever after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -351,7 +351,7 @@ class _MetadataCatalog(UserDict):
         return self.data[name]
 
     def register_lazy(self, name: str, factory: Callable[[], Mapping[str, Any]]) -> None:
-        """Have the metadata of a data set filled in at the first ``get(name)``.
+        """Have the metadata of a data set filled in at the first `get(name)`.
 
         Args:
             name: name of the data set.

@@ -11,25 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from detectron2.structures import Boxes, BoxMode, Instances, Keypoints
+
 from . import transforms as T
-from ._annotations import (
-    annotations_to_instances,
-    annotations_to_instances_rotated,
-    filter_empty_instances,
-    get_bbox,
-    transform_instance_annotations,
-    transform_keypoint_annotations,
-    transform_proposals,
-    transform_rotated_annotation,
-)
+from ._segmentations import describe_annotation, masks_of_annotations, transform_segmentation
+from .catalog import MetadataCatalog, MissingMetadataError
 
 # Projects import these private names from here, hence the redundant aliases.
-from ._images import _EXIF_ORIENT as _EXIF_ORIENT
-from ._images import _M_RGB2YUV as _M_RGB2YUV
-from ._images import _M_YUV2RGB as _M_YUV2RGB
-from ._images import _apply_exif_orientation as _apply_exif_orientation
-from ._images import convert_image_to_rgb, convert_PIL_to_numpy, read_image
-from .catalog import MetadataCatalog, MissingMetadataError
+from .images import _EXIF_ORIENT as _EXIF_ORIENT
+from .images import _M_RGB2YUV as _M_RGB2YUV
+from .images import _M_YUV2RGB as _M_YUV2RGB
+from .images import _apply_exif_orientation as _apply_exif_orientation
+from .images import convert_image_to_rgb, convert_PIL_to_numpy, read_image
 
 __all__ = [
     "SizeMismatchError",
@@ -228,3 +221,319 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
 
 # Name of earlier versions that projects still use.
 build_transform_gen = build_augmentation
+
+
+Transforms = T.Transform | Sequence[T.Transform]
+
+
+def _as_one(transforms: Transforms) -> Any:
+    return T.TransformList(list(transforms)) if isinstance(transforms, (tuple, list)) else transforms
+
+
+def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
+    """The box of an annotation in absolute coordinates.
+
+    Args:
+        annotation: one annotation, with "bbox" and "bbox_mode".
+
+    Returns:
+        `(x1, y1, x2, y2)`, a new float64 array.
+
+    Raises:
+        KeyError: if one of them is missing.
+    """
+    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
+    if missing:
+        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
+    bbox, mode = annotation["bbox"], annotation["bbox_mode"]
+    if mode == BoxMode.XYXY_ABS:
+        return np.array(bbox, dtype=np.float64)
+    if mode == BoxMode.XYWH_ABS:
+        x, y, w, h = bbox
+        return np.array([x, y, x + w, y + h], dtype=np.float64)
+    return np.asarray(BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS), dtype=np.float64)
+
+
+def boxes_of(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """The boxes `(N, 4)` of annotations, as `get_bbox` gives each: in one step where all have the same usual mode."""
+    mode = annotations[0].get("bbox_mode") if annotations else None
+    if mode is BoxMode.XYXY_ABS or mode is BoxMode.XYWH_ABS:
+        boxes = [a["bbox"] for a in annotations if "bbox" in a and a.get("bbox_mode") is mode]
+        if len(boxes) == len(annotations) and all(len(box) == 4 for box in boxes):
+            together = np.array(boxes, dtype=np.float64)
+            if mode is BoxMode.XYWH_ABS:
+                together[:, 2:] += together[:, :2]
+            return together
+    return np.array([get_bbox(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+
+
+def transform_proposals(
+    dataset_dict: dict[str, Any],
+    image_shape: tuple[int, int],
+    transforms: T.Transform,
+    *,
+    proposal_topk: int,
+    min_box_size: float = 0,
+) -> None:
+    """Transform the precomputed proposals of an image, if it has any.
+
+    Changes the dict in place: takes "proposal_boxes", "proposal_objectness_logits" and "proposal_bbox_mode" out, and
+    puts "proposals" in: `Instances` with `proposal_boxes` and `objectness_logits`, clipped to the image.
+
+    Args:
+        dataset_dict: one image of the data set. Its proposals are sorted by descending score.
+        image_shape: `(height, width)` of the transformed image.
+        transforms: what was done to the image.
+        proposal_topk: how many to keep.
+        min_box_size: proposals whose width or height in pixels does not exceed this are removed.
+    """
+    if "proposal_boxes" not in dataset_dict:
+        return
+    mode = dataset_dict.pop("proposal_bbox_mode", BoxMode.XYXY_ABS)
+    raw = np.array(dataset_dict.pop("proposal_boxes"))
+    boxes = Boxes(_as_one(transforms).apply_box(BoxMode.convert(raw, mode, BoxMode.XYXY_ABS)))
+    logits = torch.as_tensor(np.asarray(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32))
+    boxes.clip(image_shape)
+    keep = boxes.nonempty(threshold=min_box_size)
+    proposals = Instances(image_shape)
+    proposals.proposal_boxes = boxes[keep][:proposal_topk]
+    proposals.objectness_logits = logits[keep][:proposal_topk]
+    dataset_dict["proposals"] = proposals
+
+
+def transform_instance_annotations(
+    annotation: dict[str, Any],
+    transforms: Transforms,
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Transform box, segmentation and keypoints of one instance.
+
+    The box goes through `apply_box` and is clipped to the image, polygons through `apply_polygons`, masks (bitmaps, or
+    from RLE) through `apply_segmentation`, keypoints through `apply_coords`.
+
+    Args:
+        annotation: one annotation of a dataset dict; it is changed in place (the arrays in it are not).
+        transforms: what was done to the image.
+        image_size: `(height, width)` of the transformed image.
+        keypoint_hflip_indices: see `create_keypoint_hflip_indices`.
+
+    Returns:
+        The same dict. "bbox" is a float64 array of mode `XYXY_ABS`; "segmentation" a list of `(2P,)` arrays, or an
+        uint8 `(H, W)` mask if it was a mask; "keypoints" `(K, 3)`.
+
+    Raises:
+        KeyError: if the annotation has no box.
+        ValueError: if the segmentation is neither polygons nor a mask, or the keypoints do not fit the flip indices.
+    """
+    transform = _as_one(transforms)
+    h, w = image_size
+    bbox = transform.apply_box(get_bbox(annotation)[None])[0]
+    annotation["bbox"] = np.minimum(bbox.clip(min=0), (w, h, w, h))
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    if "segmentation" in annotation:
+        annotation["segmentation"] = transform_segmentation(annotation, transform, (h, w))
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transform, image_size, keypoint_hflip_indices
+        )
+    return annotation
+
+
+def transform_keypoint_annotations(
+    keypoints: Sequence[float] | np.ndarray,
+    transforms: Transforms,
+    image_size: tuple[int, int],
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Transform the keypoints of one instance.
+
+    A keypoint that ends outside the image is marked as not labelled. After an odd number of horizontal flips, left and
+    right keypoints change places.
+
+    Args:
+        keypoints: `[x1, y1, v1, ..., xK, yK, vK]` or `(K, 3)`; `v` is COCO's visibility (0: not labelled).
+        transforms: what was done to the image.
+        image_size: `(height, width)` of the transformed image.
+        keypoint_hflip_indices: see `create_keypoint_hflip_indices`.
+
+    Returns:
+        `(K, 3)` float64. Where `v` is 0 and the image was flipped, all three numbers are 0.
+
+    Raises:
+        ValueError: if the number of keypoints differs from that of the flip indices, or if there are none and the
+            image was flipped.
+    """
+    transform = _as_one(transforms)
+    keypoints = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+    if keypoint_hflip_indices is not None and len(keypoints) != len(keypoint_hflip_indices):
+        raise ValueError(
+            f"an annotation has {len(keypoints)} keypoints, but the data set has {len(keypoint_hflip_indices)} "
+            f"keypoint_names; every annotation must list all of them (with v = 0 where one is not labelled)"
+        )
+    xy = transform.apply_coords(keypoints[:, :2].copy())
+    h, w = image_size
+    inside = ((xy >= 0) & (xy <= (w, h))).all(axis=1)
+    keypoints[:, :2] = xy
+    keypoints[~inside, 2] = 0
+
+    applied = transform.transforms if isinstance(transform, T.TransformList) else [transform]
+    if sum(isinstance(t, T.HFlipTransform) for t in applied) % 2 == 1:
+        if keypoint_hflip_indices is None:
+            raise ValueError(
+                "keypoints of an image that is flipped need keypoint_hflip_indices: set keypoint_names and "
+                "keypoint_flip_map in the metadata of the data set and use create_keypoint_hflip_indices, "
+                "or set INPUT.RANDOM_FLIP to 'none'"
+            )
+        keypoints = keypoints[np.asarray(keypoint_hflip_indices), :]
+        # COCO's convention for keypoints that are not labelled.
+        keypoints[keypoints[:, 2] == 0] = 0
+    return keypoints
+
+
+def annotations_to_instances(
+    annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """Gather transformed annotations of one image into `Instances`.
+
+    Args:
+        annos: annotations, each after `transform_instance_annotations`.
+        image_size: `(height, width)` of the transformed image.
+        mask_format: "polygon" or "bitmask": what `gt_masks` shall be. If not all masks of the image are polygons,
+            they become bitmaps nevertheless: the opposite cannot be done without loss.
+
+    Returns:
+        `Instances` with `gt_boxes`, `gt_classes`, and `gt_masks` and `gt_keypoints` if the annotations have them.
+
+    Raises:
+        ValueError: if a segmentation is malformed, or only some annotations have one.
+    """
+    if mask_format not in ("polygon", "bitmask"):
+        raise ValueError(f'mask_format (INPUT.MASK_FORMAT) must be "polygon" or "bitmask", got {mask_format!r}')
+    target = Instances(image_size)
+    target.gt_boxes = Boxes(torch.from_numpy(boxes_of(annos).astype(np.float32)))
+    target.gt_classes = _classes(annos)
+    if _all_or_none_have("segmentation", annos):
+        target.gt_masks = masks_of_annotations(annos, image_size, mask_format)
+    if _all_or_none_have("keypoints", annos):
+        target.gt_keypoints = _keypoints(annos)
+    return target
+
+
+def _classes(annos: list[dict[str, Any]]) -> torch.Tensor:
+    for i, anno in enumerate(annos):
+        if "category_id" not in anno:
+            raise KeyError(f"{describe_annotation(anno, i)} has no 'category_id'")
+    return torch.from_numpy(np.array([int(a["category_id"]) for a in annos], dtype=np.int64))
+
+
+def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
+    lacking = [i for i, a in enumerate(annos) if key not in a]
+    if lacking and len(lacking) < len(annos):
+        raise ValueError(
+            f"{describe_annotation(annos[lacking[0]], lacking[0])} has no {key!r} where others of the same image have; "
+            f"add it to all annotations or remove it from all"
+        )
+    return bool(annos) and not lacking
+
+
+def _keypoints(annos: list[dict[str, Any]]) -> Keypoints:
+    points = [np.asarray(a["keypoints"], dtype=np.float64).reshape(-1, 3) for a in annos]
+    for i, (anno, one) in enumerate(zip(annos, points, strict=True)):
+        if len(one) != len(points[0]):
+            raise ValueError(
+                f"{describe_annotation(anno, i)} has {len(one)} keypoints where the first one of the image has "
+                f"{len(points[0])}; all annotations must list the same keypoints"
+            )
+    return Keypoints(np.stack(points))
+
+
+def transform_rotated_annotation(annotation: dict[str, Any], transforms: Transforms) -> dict[str, Any]:
+    """Transform the box of one instance as a rotated box.
+
+    Args:
+        annotation: one annotation of a dataset dict, with a box of any absolute mode; it is changed in place.
+        transforms: what was done to the image.
+
+    Returns:
+        The same dict. "bbox" is a float64 array `(center_x, center_y, width, height, angle)` of mode `XYWHA_ABS`, not
+        clipped to the image; what else is in the dict is not transformed.
+
+    Raises:
+        KeyError: if the annotation has no box.
+    """
+    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
+    if missing:
+        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
+    bbox = np.array(annotation["bbox"], dtype=np.float64)
+    bbox = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWHA_ABS)
+    annotation["bbox"] = _as_one(transforms).apply_rotated_box(np.array(bbox)[None])[0]
+    annotation["bbox_mode"] = BoxMode.XYWHA_ABS
+    return annotation
+
+
+def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tuple[int, int]) -> Instances:
+    """Gather annotations with rotated boxes of one image into `Instances`.
+
+    Args:
+        annos: annotations whose "bbox" is `(center_x, center_y, width, height, angle)`, mode `XYWHA_ABS`, already
+            transformed.
+        image_size: `(height, width)` of the transformed image.
+
+    Returns:
+        `Instances` with `gt_boxes` (`RotatedBoxes`, nearly horizontal ones clipped to the image) and `gt_classes`.
+    """
+    from detectron2.structures import RotatedBoxes
+
+    boxes = np.array([a["bbox"] for a in annos], dtype=np.float32).reshape(-1, 5)
+    target = Instances(image_size)
+    target.gt_boxes = RotatedBoxes(torch.from_numpy(boxes))
+    target.gt_boxes.clip(image_size)
+    target.gt_classes = _classes(annos)
+    return target
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Instances | tuple[Instances, torch.Tensor]:
+    """Remove instances of which nothing is left, for example after a crop.
+
+    Args:
+        instances: with `gt_boxes`, perhaps `gt_masks`.
+        by_box: remove those with empty boxes.
+        by_mask: remove those with empty masks.
+        box_threshold: a box is empty if its width or height in pixels does not exceed this.
+        return_mask: also return which were kept.
+
+    Returns:
+        The instances that are not empty; with `return_mask` also a boolean tensor of `N` elements.
+
+    Raises:
+        ValueError: if neither boxes nor masks shall be looked at.
+    """
+    if not by_box and not by_mask:
+        raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")
+    keep = None
+    if by_box:
+        keep = _has_size(instances.gt_boxes, box_threshold)
+    if by_mask and instances.has("gt_masks"):
+        has_mask = instances.gt_masks.nonempty()
+        keep = has_mask if keep is None else keep & has_mask
+    if keep is None:
+        keep = torch.ones(len(instances), dtype=torch.bool)
+    if not all(keep.tolist()):  # the usual case needs no copy of all masks
+        instances = instances[keep]
+    return (instances, keep) if return_mask else instances
+
+
+def _has_size(boxes: Any, threshold: float) -> torch.Tensor:
+    """What `boxes.nonempty` gives. For the few boxes of an image NumPy takes less time than PyTorch."""
+    if type(boxes) is not Boxes or not boxes.tensor.is_cpu or boxes.tensor.requires_grad:
+        return boxes.nonempty(threshold=threshold)
+    x1, y1, x2, y2 = boxes.tensor.numpy().T
+    return torch.from_numpy((x2 - x1 > threshold) & (y2 - y1 > threshold))

@@ -7,8 +7,8 @@ mapper made it, and return one. `MultiImageMapper` wraps a mapper and applies th
     mapper = MultiImageMapper(mapper, [CopyPaste()])
     loader = build_detection_train_loader(cfg, mapper=mapper)
 
-and in a LazyConfig file ``dataloader.train.mapper = L(MultiImageMapper)(mapper=dataloader.train.mapper,
-augmentations=[L(CopyPaste)()])``.
+and in a LazyConfig file `dataloader.train.mapper = L(MultiImageMapper)(mapper=dataloader.train.mapper,
+augmentations=[L(CopyPaste)()])`.
 
 Letters: `N` instances, `H`, `W` height and width of an image in pixels, `C` channels. Random numbers come from
 `numpy.random`, seeded per data-loader worker.

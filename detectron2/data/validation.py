@@ -1,7 +1,7 @@
 """Finding the mistakes of a data set before training starts, rather than as a crash or a NaN hours later.
 
 Annotations (crowd regions aside, which training leaves out) of all images are gathered into arrays, and each check is
-one expression on those.  All findings are raised together, each with file, annotation, value and cure.
+one expression on those. All findings are raised together, each with file, annotation, value and cure.
 """
 
 import logging
@@ -92,7 +92,7 @@ def validate_dataset_dicts(
     """Check a data set, and raise one error that lists everything that is wrong with it.
 
     Boxes without area, with numbers that are not finite, or wholly outside their image are errors. In the built-in
-    data sets, which are known to have a few, and where ``MetadataCatalog.get(name).degenerate_boxes == "drop"``, such
+    data sets, which are known to have a few, and where `MetadataCatalog.get(name).degenerate_boxes == "drop"`, such
     annotations are left out with a warning instead. Boxes that are partly outside are clipped in mapping, and only
     counted here; annotations and image ids that are there twice, and polygons without area, are warned of.
 
@@ -103,7 +103,7 @@ def validate_dataset_dicts(
         num_classes_key: the config key that sets it, for the message.
         num_keypoints: number of keypoints of the model; None leaves keypoints unchecked.
         mask_format: "polygon" or "bitmask" if the model is trained on masks; None leaves masks unchecked.
-        num_labels: number of classes of semantic segmentation (``MODEL.SEM_SEG_HEAD.NUM_CLASSES``); None leaves the
+        num_labels: number of classes of semantic segmentation (`MODEL.SEM_SEG_HEAD.NUM_CLASSES`); None leaves the
             upper end of the labels in label maps unchecked.
         ignore_label: label of the pixels that do not count.
         check_files: whether to look for the files of images and label maps, and compare their size with what the data
@@ -112,7 +112,7 @@ def validate_dataset_dicts(
         check_annotations: whether to check annotations, and what is in label maps.
         max_files: check all files if there are no more than this many, else so many, evenly spaced.
         skips_bad_images: whether the loader takes another image in place of one that cannot be read
-            (``DATALOADER.ON_BAD_IMAGE: "skip"``); then files that are missing or damaged are only warned of.
+            (`DATALOADER.ON_BAD_IMAGE: "skip"`); then files that are missing or damaged are only warned of.
         raise_on_error: whether to raise, or only to log a warning.
 
     Returns:
@@ -285,7 +285,7 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
 
 
 def _class_names(name: str) -> list[str] | None:
-    """-> the class names of a data set, which is loaded if they are not known; None if it has none."""
+    """Return the class names of a data set, which is loaded if they are not known; None if it has none."""
     if MetadataCatalog.get(name).get("thing_classes") is None:
         try:
             DatasetCatalog.get(name)  # data sets in COCO format learn their class names by being loaded

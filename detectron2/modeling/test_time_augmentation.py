@@ -21,7 +21,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.dataset_mapper import _to_chw_tensor
-from detectron2.data.transforms._pixels import through_pil
+from detectron2.data.transforms.pixels import through_pil
 from detectron2.modeling.roi_heads.numerics import best_after_nms
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog
-from detectron2.data._train_sampler import distribution_table
 from detectron2.data.build import (
     _train_loader_from_config,
     build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
+    distribution_table,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,

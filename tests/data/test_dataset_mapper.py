@@ -12,7 +12,7 @@ import detectron2.data.transforms as T
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
-from detectron2.data._annotation_batches import transform_annotations
+from detectron2.data.dataset_mapper import transform_annotations
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes
 
 H, W = 40, 60

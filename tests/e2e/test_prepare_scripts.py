@@ -10,7 +10,7 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
-from detectron2.data.datasets._coco_synsets import COCO_ID_OF_SYNSET
+from detectron2.data.datasets._preparing import COCO_ID_OF_SYNSET
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 H, W = 6, 8

@@ -1,4 +1,4 @@
-"""What the scripts in ``datasets/`` do to downloaded annotations: other labels, other categories, small subsets.
+"""What the scripts in `datasets/` do to downloaded annotations: other labels, other categories, small subsets.
 
 The first part changes what is in memory, the second reads and writes files, the third is the command line that the
 scripts have in common.
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.datasets._coco_synsets import COCO_ID_OF_SYNSET
 from detectron2.data.datasets.builtin import dataset_root
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.formats.reading import read_json, shorten
@@ -36,6 +35,90 @@ __all__ = [
     "write_stuff_labels",
 ]
 
+COCO_ID_OF_SYNSET = {
+    "person.n.01": 1,
+    "bicycle.n.01": 2,
+    "car.n.01": 3,
+    "motorcycle.n.01": 4,
+    "airplane.n.01": 5,
+    "bus.n.01": 6,
+    "train.n.01": 7,
+    "truck.n.01": 8,
+    "boat.n.01": 9,
+    "traffic_light.n.01": 10,
+    "fireplug.n.01": 11,  # fire hydrant
+    "stop_sign.n.01": 13,
+    "parking_meter.n.01": 14,
+    "bench.n.01": 15,
+    "bird.n.01": 16,
+    "cat.n.01": 17,
+    "dog.n.01": 18,
+    "horse.n.01": 19,
+    "sheep.n.01": 20,
+    "beef.n.01": 21,  # cow
+    "elephant.n.01": 22,
+    "bear.n.01": 23,
+    "zebra.n.01": 24,
+    "giraffe.n.01": 25,
+    "backpack.n.01": 27,
+    "umbrella.n.01": 28,
+    "bag.n.04": 31,  # handbag
+    "necktie.n.01": 32,  # tie
+    "bag.n.06": 33,  # suitcase
+    "frisbee.n.01": 34,
+    "ski.n.01": 35,  # skis
+    "snowboard.n.01": 36,
+    "ball.n.06": 37,  # sports ball
+    "kite.n.03": 38,
+    "baseball_bat.n.01": 39,
+    "baseball_glove.n.01": 40,
+    "skateboard.n.01": 41,
+    "surfboard.n.01": 42,
+    "tennis_racket.n.01": 43,
+    "bottle.n.01": 44,
+    "wineglass.n.01": 46,  # wine glass
+    "cup.n.01": 47,
+    "fork.n.01": 48,
+    "knife.n.01": 49,
+    "spoon.n.01": 50,
+    "bowl.n.03": 51,
+    "banana.n.02": 52,
+    "apple.n.01": 53,
+    "sandwich.n.01": 54,
+    "orange.n.01": 55,
+    "broccoli.n.01": 56,
+    "carrot.n.01": 57,
+    "frank.n.02": 58,  # hot dog
+    "pizza.n.01": 59,
+    "doughnut.n.02": 60,  # donut
+    "cake.n.03": 61,
+    "chair.n.01": 62,
+    "sofa.n.01": 63,  # couch
+    "pot.n.04": 64,  # potted plant
+    "bed.n.01": 65,
+    "dining_table.n.01": 67,
+    "toilet.n.02": 70,
+    "television_receiver.n.01": 72,  # tv
+    "laptop.n.01": 73,
+    "mouse.n.04": 74,
+    "remote_control.n.01": 75,  # remote
+    "computer_keyboard.n.01": 76,  # keyboard
+    "cellular_telephone.n.01": 77,  # cell phone
+    "microwave.n.02": 78,
+    "oven.n.01": 79,
+    "toaster.n.02": 80,
+    "sink.n.01": 81,
+    "electric_refrigerator.n.01": 82,  # refrigerator
+    "book.n.01": 84,
+    "clock.n.01": 85,
+    "vase.n.01": 86,
+    "scissors.n.01": 87,
+    "teddy.n.01": 88,  # teddy bear
+    "hand_blower.n.01": 89,  # hair drier
+    "toothbrush.n.01": 90,
+}
+
+
 _NO_LABEL = 255
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -54,11 +137,11 @@ def stuff_labels(panoptic_rgb: np.ndarray, category_of_segment: Mapping[int, int
     """Semantic labels for Panoptic FPN (Kirillov et al., arXiv:1901.02446) from COCO's panoptic annotation.
 
     Args:
-        panoptic_rgb: uint8 ``(H, W, 3)``; the segment of a pixel is ``R + 256 * G + 65536 * B``.
+        panoptic_rgb: uint8 `(H, W, 3)`; the segment of a pixel is `R + 256 * G + 65536 * B`.
         category_of_segment: COCO's category of each segment.
 
     Returns:
-        uint8 ``(H, W)``: 0 for all things, 1 to 53 for stuff, 255 where there is no segment.
+        uint8 `(H, W)`: 0 for all things, 1 to 53 for stuff, 255 where there is no segment.
 
     Raises:
         ValueError: a category is none of COCO's panoptic ones, or the shape is another.
@@ -125,10 +208,10 @@ def ade20k_labels(raw: np.ndarray) -> np.ndarray:
     """Labels from 0 on of the ADE20k scene parsing benchmark, where 0 stands for "other" and classes count from 1.
 
     Args:
-        raw: uint8 ``(H, W)``, values 0 to 150.
+        raw: uint8 `(H, W)`, values 0 to 150.
 
     Returns:
-        uint8 ``(H, W)``: 0 to 149, and 255 for "other".
+        uint8 `(H, W)`: 0 to 149, and 255 for "other".
 
     Raises:
         ValueError: the image is another kind of annotation.
@@ -196,7 +279,7 @@ def write_json(content: Mapping[str, Any], path: str) -> None:
 
 
 def separated_stuff_tasks(panoptic_json: str, png_dir: str, output_dir: str) -> list[tuple[Any, ...]]:
-    """One task for :func:`write_stuff_labels` for each image of a panoptic file.
+    """One task for `write_stuff_labels` for each image of a panoptic file.
 
     Args:
         panoptic_json: the annotation file.
@@ -226,13 +309,13 @@ def separated_stuff_tasks(panoptic_json: str, png_dir: str, output_dir: str) -> 
 
 
 def write_stuff_labels(task: tuple[str, str, Mapping[int, int]]) -> None:
-    """Convert one panoptic PNG: ``(path, where to write, category of each segment)``."""
+    """Convert one panoptic PNG: `(path, where to write, category of each segment)`."""
     path, output, category_of_segment = task
     _convert_image(path, output, lambda pixels: stuff_labels(pixels, category_of_segment))
 
 
 def write_ade20k_labels(task: tuple[str, str]) -> None:
-    """Convert one annotation of ADE20k: ``(path, where to write)``."""
+    """Convert one annotation of ADE20k: `(path, where to write)`."""
     _convert_image(*task, ade20k_labels)
 
 
@@ -258,7 +341,7 @@ def convert_files(
         convert: does one of them; a function of a module.
         tasks: what it is called with: tuples whose second entry is the file that it writes.
         title: what to write beside the bar.
-        options: of :func:`script_parser`.
+        options: of `script_parser`.
     """
     from tqdm import tqdm
 

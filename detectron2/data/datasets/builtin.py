@@ -1,7 +1,7 @@
 """The data sets that are registered from the start.
 
-Their files are looked for below the folder named by the environment variable ``DETECTRON2_DATASETS`` (default:
-``datasets`` in the working directory).  The variable is read when a data set or its metadata is first asked for, so
+Their files are looked for below the folder named by the environment variable `DETECTRON2_DATASETS` (default:
+`datasets` in the working directory). The variable is read when a data set or its metadata is first asked for, so
 importing this module touches neither the folder nor the tables of classes.
 """
 
@@ -90,8 +90,8 @@ _ADE20K = {"ade20k_sem_seg_train": "training", "ade20k_sem_seg_val": "validation
 class _Entry:
     """One data set.
 
-    ``paths`` are metadata keys with paths below the data folder, ``values`` other keys, ``tables`` makes the tables of
-    classes, and ``load`` gets all of these, with the paths completed and ``name`` added.
+    `paths` are metadata keys with paths below the data folder, `values` other keys, `tables` makes the tables of
+    classes, and `load` gets all of these, with the paths completed and `name` added.
     """
 
     load: Callable[[Mapping[str, Any]], list[dict[str, Any]]]

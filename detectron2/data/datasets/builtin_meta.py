@@ -1,12 +1,12 @@
 """Names, ids and colours of the classes of the built-in data sets: COCO, its person keypoints, and Cityscapes.
 
-``id`` is the category's id in the data set's own files, ``color`` is ``[R, G, B]`` in [0, 255], ``isthing`` tells
-countable things (1) from stuff (0).  Colours and ids are those of the COCO panoptic task and of the Cityscapes labels.
+`id` is the category's id in the data set's own files, `color` is `[R, G, B]` in [0, 255], `isthing` tells
+countable things (1) from stuff (0). Colours and ids are those of the COCO panoptic task and of the Cityscapes labels.
 """
 
+import json
+from pathlib import Path
 from typing import Any
-
-from detectron2.data.datasets._ade20k_categories import ADE20K_SEM_SEG_CATEGORIES
 
 __all__ = [
     "ADE20K_SEM_SEG_CATEGORIES",
@@ -16,6 +16,12 @@ __all__ = [
     "COCO_PERSON_KEYPOINT_NAMES",
     "KEYPOINT_CONNECTION_RULES",
 ]
+
+# The 150 classes of ADE20K scene parsing; the position in the list is the label. One name, "window ", ends with a space
+# in the official list, and so in checkpoints and result files.
+ADE20K_SEM_SEG_CATEGORIES: list[str] = json.loads(
+    Path(__file__).with_name("ade20k_categories.json").read_text(encoding="utf-8")
+)
 
 # First the 80 things, then the 53 kinds of stuff of the panoptic task, each in the order of the ids.
 COCO_CATEGORIES = [
@@ -293,7 +299,7 @@ def _get_builtin_metadata(dataset_name: str) -> dict[str, Any]:
             "cityscapes_panoptic", "ade20k_sem_seg".
 
     Returns:
-        keys and values for :class:`~detectron2.data.Metadata`.
+        keys and values for `detectron2.data.Metadata`.
 
     Raises:
         KeyError: the family is not known.

@@ -1,7 +1,7 @@
 """Cityscapes, for instance segmentation and for semantic segmentation.
 
-Files come in a folder per city: ``<image_dir>/<city>/<frame>_leftImg8bit.png`` and
-``<gt_dir>/<city>/<frame>_gtFine_{polygons.json, instanceIds.png, labelTrainIds.png}``.
+Files come in a folder per city: `<image_dir>/<city>/<frame>_leftImg8bit.png` and
+`<gt_dir>/<city>/<frame>_gtFine_{polygons.json, instanceIds.png, labelTrainIds.png}`.
 """
 
 import functools
@@ -28,7 +28,7 @@ _LABEL_OF_ID = {c["id"]: i for i, c in enumerate(c for c in CITYSCAPES_CATEGORIE
 
 
 def _frames(image_dir: str | os.PathLike[str], gt_dir: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return ``(image file, first part of the names of its annotation files)`` of all frames, in a fixed order."""
+    """Return `(image file, first part of the names of its annotation files)` of all frames, in a fixed order."""
     image_dir, gt_dir = os.fspath(image_dir), os.fspath(gt_dir)
     if not PathManager.isdir(image_dir):
         raise FileNotFoundError(f"There is no folder '{image_dir}' with the cities of Cityscapes.")
@@ -58,7 +58,7 @@ def load_cityscapes_instances(
         to_polygons: give masks as polygons (from images of ids this needs OpenCV) rather than run lengths.
 
     Returns:
-        one dict per image in the standard format; boxes are ``(x1, y1, x2, y2)``.
+        one dict per image in the standard format; boxes are `(x1, y1, x2, y2)`.
 
     Raises:
         FileNotFoundError: a folder or an annotation file is missing.
@@ -87,7 +87,7 @@ def load_cityscapes_semantic(image_dir: str | os.PathLike[str], gt_dir: str | os
         gt_dir: folder of the annotations, e.g. "~/cityscapes/gtFine/train".
 
     Returns:
-        one dict per image, with ``sem_seg_file_name``.
+        one dict per image, with `sem_seg_file_name`.
 
     Raises:
         FileNotFoundError: the label images have not been made yet.

@@ -25,10 +25,10 @@ def load_cityscapes_panoptic(
         image_dir: folder of the images, e.g. "~/cityscapes/leftImg8bit/train".
         gt_dir: folder of the panoptic PNG files, e.g. "~/cityscapes/gtFine/cityscapes_panoptic_train".
         gt_json: the panoptic annotation file, e.g. "~/cityscapes/gtFine/cityscapes_panoptic_train.json".
-        meta: has ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``.
+        meta: has `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
 
     Returns:
-        one dict per image with ``file_name, image_id, sem_seg_file_name, pan_seg_file_name, segments_info``.
+        one dict per image with `file_name, image_id, sem_seg_file_name, pan_seg_file_name, segments_info`.
 
     Raises:
         FileNotFoundError: the annotation file or the images of the semantic labels have not been made yet.

@@ -33,7 +33,7 @@ def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str,
         name: the name to register, e.g. "lvis_v1_train".
         metadata: further metadata of the data set; may be empty.
         json_file: the annotation file.
-        image_root: folder that contains the folders ``train2017``, ``val2017`` ... of COCO's images.
+        image_root: folder that contains the folders `train2017`, `val2017` ... of COCO's images.
     """
     DatasetCatalog.register(name, functools.partial(load_lvis_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
@@ -46,7 +46,7 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
         dataset_name: a name that contains "v0.5", "v1" or "cocofied" (then the classes are COCO's).
 
     Returns:
-        ``thing_classes``, and ``class_image_count`` where it is known.
+        `thing_classes`, and `class_image_count` where it is known.
 
     Raises:
         ValueError: the name tells none of these versions.
@@ -83,13 +83,13 @@ def load_lvis_json(
 
     Args:
         json_file: the annotation file.
-        image_root: folder that contains the folders ``train2017``, ``val2017`` ... of COCO's images.
-        dataset_name: name of the data set, e.g. "lvis_v1_train"; if given, its metadata receives ``thing_classes``.
+        image_root: folder that contains the folders `train2017`, `val2017` ... of COCO's images.
+        dataset_name: name of the data set, e.g. "lvis_v1_train"; if given, its metadata receives `thing_classes`.
         extra_annotation_keys: further keys of each annotation to hand through as they are.
 
     Returns:
         one dict per image in the standard format, in the order of the image ids, with
-        ``not_exhaustive_category_ids`` and ``neg_category_ids`` as in the file (ids of LVIS, which count from 1).
+        `not_exhaustive_category_ids` and `neg_category_ids` as in the file (ids of LVIS, which count from 1).
 
     Raises:
         FileNotFoundError: the annotation file is missing.

@@ -1,8 +1,8 @@
 """The 1203 categories of LVIS v1, in the order of their ids (1 to 1203).
 
-Each row of `lvis_v1_categories.tsv` has a name and the number of training images that contain the category.  The
+Each row of `lvis_v1_categories.tsv` has a name and the number of training images that contain the category. The
 frequency group of a category follows from that number: rare (`"r"`) up to 10 images, common (`"c"`) up to 100,
-frequent (`"f"`) above.  Source: Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", and the
+frequent (`"f"`) above. Source: Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", and the
 data set's own tables.
 """
 

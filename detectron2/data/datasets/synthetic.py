@@ -1,8 +1,8 @@
 """A data set that is drawn, not downloaded: coloured shapes that occlude each other on textured backgrounds.
 
 It has what makes real instance segmentation hard in small (texture, occlusion, scale, rotation, concave outlines), so a
-detector that learns it works, and nothing has to be fetched.  Annotations are in COCO format; polygons and boxes
-describe the visible part of an object.  The same arguments give the same files, byte for byte.
+detector that learns it works, and nothing has to be fetched. Annotations are in COCO format; polygons and boxes
+describe the visible part of an object. The same arguments give the same files, byte for byte.
 """
 
 import colorsys
@@ -33,15 +33,15 @@ def generate_shapes_dataset(
     """Draw images and write them with their annotations.
 
     Args:
-        output_dir: gets ``images/*.png`` and ``annotations.json``; it is made if necessary.
+        output_dir: gets `images/*.png` and `annotations.json`; it is made if necessary.
         num_images: how many images.
         size_hw: height and width of each image in pixels.
         max_objects: each image holds between 1 and this many objects.
         seed: another seed gives other images.
 
     Returns:
-        The path of the annotation file, in COCO format: boxes ``(x, y, width, height)`` in absolute pixels, category
-        ids counted from 1 in the order of :data:`SHAPE_CLASSES`.
+        The path of the annotation file, in COCO format: boxes `(x, y, width, height)` in absolute pixels, category
+        ids counted from 1 in the order of `SHAPE_CLASSES`.
 
     Raises:
         ValueError: a number is out of range.
@@ -77,8 +77,8 @@ def generate_shapes_dataset(
 def _draw_scene(
     rng: np.random.Generator, size_hw: tuple[int, int], max_objects: int
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray, np.ndarray | None]]]:
-    """-> uint8 RGB pixels ``(H, W, 3)``, and for each object its class, visible mask ``(H, W)`` and, where nothing
-    covers it, its exact outline ``(n, 2)`` as ``(x, y)``.
+    """Return uint8 RGB pixels `(H, W, 3)`, and for each object its class, visible mask `(H, W)` and, where nothing
+    covers it, its exact outline `(n, 2)` as `(x, y)`.
     """
     canvas = _texture(rng, size_hw, contrast=55.0, colour=rng.uniform(60, 195, 3))
     objects: list[tuple[int, np.ndarray, np.ndarray | None]] = []
@@ -107,14 +107,14 @@ def _draw_scene(
 
 
 def _colour(rng: np.random.Generator, category: int) -> np.ndarray:
-    """-> the RGB colour of an object: like fruit, most objects of a class have about the same hue, but not all."""
+    """Return the RGB colour of an object: like fruit, most objects of a class have about the same hue, but not all."""
     typical = rng.uniform() < _TYPICAL_COLOUR
     hue = category / len(SHAPE_CLASSES) + rng.normal(0, 0.03) if typical else rng.uniform()
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.5, 1.0), rng.uniform(130, 240)))
 
 
 def _texture(rng: np.random.Generator, size_hw: tuple[int, int], contrast: float, colour: np.ndarray) -> np.ndarray:
-    """-> float RGB ``(H, W, 3)``: a colour with clouds (noise at several scales) and stripes on it."""
+    """Return float RGB `(H, W, 3)`: a colour with clouds (noise at several scales) and stripes on it."""
     h, w = size_hw
     out = np.broadcast_to(colour, (h, w, 3)).copy()
     for cells in (3, 7, 16):
@@ -140,7 +140,7 @@ def _place(rng: np.random.Generator, outline: np.ndarray, size_hw: tuple[int, in
 
 
 def _coverage(outline: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """-> the share of each pixel that a polygon covers, float ``(H, W)`` in [0, 1]."""
+    """Return the share of each pixel that a polygon covers, float `(H, W)` in [0, 1]."""
     h, w = size_hw
     big = Image.new("L", (w * _SUPERSAMPLING, h * _SUPERSAMPLING))
     # PIL's coordinates name pixel centres, ours are continuous: hence the half pixel.
@@ -152,7 +152,7 @@ def _coverage(outline: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def _annotation(
     annotation_id: int, image_id: int, category: int, visible: np.ndarray, outline: np.ndarray | None
 ) -> dict:
-    """-> the COCO annotation of the visible part of one object."""
+    """Return the COCO annotation of the visible part of one object."""
     polygons = [outline] if outline is not None else _contours(visible)
     corners = np.concatenate(polygons)
     low, high = corners.min(0), corners.max(0)
@@ -168,7 +168,7 @@ def _annotation(
 
 
 def _contours(mask: np.ndarray) -> list[np.ndarray]:
-    """-> outlines ``(n, 2)`` as ``(x, y)`` in continuous coordinates of the parts of a mask.
+    """Return outlines `(n, 2)` as `(x, y)` in continuous coordinates of the parts of a mask.
 
     Specks are left out, and so are holes, which polygons in COCO format cannot express.
     """
@@ -184,13 +184,13 @@ def _contours(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _signed_area(polygon: np.ndarray) -> float:
-    """-> the area by the shoelace formula; its sign tells the direction."""
+    """Return the area by the shoelace formula; its sign tells the direction."""
     x, y = polygon.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _regular(radii: list[float], start: float = -np.pi / 2) -> np.ndarray:
-    """-> a closed outline with the given radii at equal angles."""
+    """Return a closed outline with the given radii at equal angles."""
     angles = start + np.arange(len(radii)) * 2 * np.pi / len(radii)
     return np.stack([np.cos(angles), np.sin(angles)], 1) * np.array(radii)[:, None]
 

@@ -1,8 +1,8 @@
 """Samplers that agree across ranks without talking: each rank draws the same sequence and keeps its own share.
 
-Rank ``r`` of ``world_size`` keeps the elements ``r, r + world_size, r + 2 * world_size ...`` of a shared sequence.
+Rank `r` of `world_size` keeps the elements `r, r + world_size, r + 2 * world_size ...` of a shared sequence.
 
-``state_dict()`` of a training sampler holds what determines this sequence: its seeds.  How far a training got is the
+`state_dict()` of a training sampler holds what determines this sequence: its seeds. How far a training got is the
 loader's to know, since workers ask for samples in advance.
 """
 
@@ -55,7 +55,7 @@ class _EndlessSampler(Sampler):
         """Take over the seeds of another sampler; takes effect when iteration starts.
 
         Args:
-            state_dict: what :meth:`state_dict` returned.
+            state_dict: what `state_dict` returned.
         """
         self._seed = int(state_dict["seed"])
 
@@ -77,7 +77,7 @@ class _EndlessSampler(Sampler):
 
 
 class TrainingSampler(_EndlessSampler):
-    """An endless stream of indices: ``shuffle(range(size)) + shuffle(range(size)) + ...``, shared among the ranks."""
+    """An endless stream of indices: `shuffle(range(size)) + shuffle(range(size)) + ...`, shared among the ranks."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         """Make the sampler.
@@ -96,7 +96,7 @@ class TrainingSampler(_EndlessSampler):
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
-    """Like :class:`TrainingSampler`, on a random part of the data set that is drawn once."""
+    """Like `TrainingSampler`, on a random part of the data set that is drawn once."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         """Take over the seeds of another sampler, and draw its subset; takes effect when iteration starts.
 
         Args:
-            state_dict: what :meth:`state_dict` returned.
+            state_dict: what `state_dict` returned.
         """
         super().load_state_dict(state_dict)
         self._draw_subset(int(state_dict["seed_subset"]))
@@ -151,7 +151,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):
-    """Like :class:`TrainingSampler`, but each sample comes as often as its repeat factor says, on average.
+    """Like `TrainingSampler`, but each sample comes as often as its repeat factor says, on average.
 
     The fraction of a factor is rounded up or down at random, anew in each epoch; with a factor below 1, a sample comes
     in some epochs only.
@@ -163,8 +163,8 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         """Make the sampler.
 
         Args:
-            repeat_factors: ``Tensor[N]``, how often each of the ``N`` samples comes in an epoch; all ones is the same
-                as :class:`TrainingSampler`.
+            repeat_factors: `Tensor[N]`, how often each of the `N` samples comes in an epoch; all ones is the same
+                as `TrainingSampler`.
             shuffle: whether each epoch has its own random order.
             seed: seed of shuffle and rounding, the same on all ranks; None draws one and shares it.
 
@@ -188,16 +188,16 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     ) -> torch.Tensor:
         """Compute one repeat factor per image from how rare its rarest category is.
 
-        With ``f(c)`` the part of all images that contain category ``c``, a category repeats
-        ``r(c) = max(1, sqrt(t / f(c)))`` times and an image ``max r(c)`` over its categories.
+        With `f(c)` the part of all images that contain category `c`, a category repeats
+        `r(c) = max(1, sqrt(t / f(c)))` times and an image `max r(c)` over its categories.
 
         Args:
             dataset_dicts: the data set, with annotations.
-            repeat_thresh: ``t``: categories rarer than this part of the images are repeated.
-            sqrt: whether to take the square root; without it, ``r(c) = max(1, t / f(c))``.
+            repeat_thresh: `t`: categories rarer than this part of the images are repeated.
+            sqrt: whether to take the square root; without it, `r(c) = max(1, t / f(c))`.
 
         Returns:
-            ``Tensor[N]``, the repeat factor of each image; 1 where it has no annotations.
+            `Tensor[N]`, the repeat factor of each image; 1 where it has no annotations.
         """
         categories = [{a["category_id"] for a in d["annotations"]} for d in dataset_dicts]
         images_with = Counter(itertools.chain.from_iterable(categories))

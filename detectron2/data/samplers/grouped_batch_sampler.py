@@ -10,7 +10,7 @@ __all__ = ["GroupedBatchSampler"]
 class GroupedBatchSampler(BatchSampler):
     """Yield batches of indices of one group each, in an order close to that of the underlying sampler.
 
-    A batch is given out as soon as its group has enough indices.  Indices that do not fill a batch at the end are
+    A batch is given out as soon as its group has enough indices. Indices that do not fill a batch at the end are
     dropped, which is of no account with an endless sampler.
     """
 

@@ -11,11 +11,11 @@ __all__ = ["WeightedTrainingSampler"]
 
 
 class WeightedTrainingSampler(RepeatFactorTrainingSampler):
-    """Like :class:`TrainingSampler`, but each data set has a share of the samples that does not depend on its size.
+    """Like `TrainingSampler`, but each data set has a share of the samples that does not depend on its size.
 
     An epoch has as many samples as there are images, on average. Images of a small data set with a large weight are
     repeated in it, and of a large one with a small weight a part is drawn, another one in each epoch: within a data
-    set all images come equally often, up to rounding, or as often as ``image_factors`` say in proportion.
+    set all images come equally often, up to rounding, or as often as `image_factors` say in proportion.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class WeightedTrainingSampler(RepeatFactorTrainingSampler):
             sizes: number of images of each data set, in the order in which they stand one behind the other.
             weights: weight of each data set: a data set with twice the weight is sampled twice as often. 0 leaves one
                 out.
-            image_factors: ``Tensor[N]``, how often each of the ``N`` images comes in proportion to the others of its
-                data set, e.g. from :meth:`repeat_factors_from_category_frequency`; None for equally often.
+            image_factors: `Tensor[N]`, how often each of the `N` images comes in proportion to the others of its
+                data set, e.g. from `repeat_factors_from_category_frequency`; None for equally often.
             shuffle: whether each epoch has its own random order.
             seed: seed of shuffle and choice, the same on all ranks; None draws one and shares it.
 
@@ -45,7 +45,7 @@ class WeightedTrainingSampler(RepeatFactorTrainingSampler):
 
 
 def _factors(sizes: Sequence[int], weights: Sequence[float], image_factors: torch.Tensor | None) -> torch.Tensor:
-    """-> how often each image comes in an epoch, ``Tensor[N]``."""
+    """Return how often each image comes in an epoch, `Tensor[N]`."""
     if len(sizes) != len(weights):
         raise ValueError(f"There are {len(weights)} weights (DATALOADER.DATASET_WEIGHTS) for {len(sizes)} data sets.")
     if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:

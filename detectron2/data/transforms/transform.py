@@ -26,7 +26,7 @@ from fvcore.transforms.transform import (
 )
 from PIL import Image
 
-from . import _pixels, _rotated_boxes
+from . import _rotated_boxes, pixels
 from ._polygons import clip_polygon
 from ._rotated_boxes import HFlip_rotated_box, Resize_rotated_box, VFlip_rotated_box
 
@@ -127,7 +127,7 @@ class ExtentTransform(Transform):
                 fillcolor=color,
             )
 
-        return _pixels.through_pil(img, operate)
+        return pixels.through_pil(img, operate)
 
 
 class ResizeTransform(Transform):
@@ -157,7 +157,7 @@ class ResizeTransform(Transform):
         if img.ndim == 4:
             return np.stack([self.apply_image(one, interp) for one in img])
         _check_size(self, img, self.h, self.w)
-        return _pixels.resize(img, int(self.new_h), int(self.new_w), self.interp if interp is None else interp)
+        return pixels.resize(img, int(self.new_h), int(self.new_w), self.interp if interp is None else interp)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map `(H, W)` without mixing labels."""
@@ -206,7 +206,7 @@ class RotationTransform(Transform):
         self.expand = expand
         self.image_center = np.array((w / 2, h / 2))
         self.center = self.image_center if center is None else center
-        self.interp = _pixels.INTER_LINEAR if interp is None else interp
+        self.interp = pixels.INTER_LINEAR if interp is None else interp
         self.abs_cos, self.abs_sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
         self.bound_w, self.bound_h = w, h
         if expand:
@@ -221,11 +221,11 @@ class RotationTransform(Transform):
             return img
         _check_size(self, img, self.h, self.w)
         interp = self.interp if interp is None else interp
-        return _pixels.warp_affine(img, self.rm_coords, (self.bound_h, self.bound_w), interp)
+        return pixels.warp_affine(img, self.rm_coords, (self.bound_h, self.bound_w), interp)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Rotate a label map `(H, W)` without mixing labels."""
-        return self.apply_image(segmentation, interp=_pixels.INTER_NEAREST)
+        return self.apply_image(segmentation, interp=pixels.INTER_NEAREST)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Rotate points `(N, 2)`; the result is float64."""

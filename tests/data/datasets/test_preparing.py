@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detectron2.data.datasets import _preparing as preparing
-from detectron2.data.datasets._coco_synsets import COCO_ID_OF_SYNSET
+from detectron2.data.datasets._preparing import COCO_ID_OF_SYNSET
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
 OPTIONS = argparse.Namespace(processes=1, skip_existing=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 import detectron2.data.transforms as T
-from detectron2.data.transforms import _pixels
+from detectron2.data.transforms import pixels
 from detectron2.data.transforms import transform as transform_module
 
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def area(polygon):
 
 @pytest.fixture
 def no_opencv(monkeypatch):
-    monkeypatch.setattr(_pixels, "opencv", lambda: None)
+    monkeypatch.setattr(pixels, "opencv", lambda: None)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_expanded_canvas_holds_the_rotated_image(h, w, angle):
 @pytest.fixture(params=[True, False], ids=["vector instructions", "Pillow"])
 def byte_kernel(request, monkeypatch):
     """With PyTorch's kernel for bytes, and as it is on processors for which there is none."""
-    monkeypatch.setattr(_pixels, "_has_byte_kernel", lambda: request.param)
+    monkeypatch.setattr(pixels, "_has_byte_kernel", lambda: request.param)
     return request.param
 
 
@@ -187,7 +187,7 @@ def test_the_kernel_for_bytes_is_within_one_grey_level_of_pillow(h, w, new_h, ne
     img = np.random.default_rng(seed).integers(0, 256, (h, w, channels)).astype(np.uint8)
     mode = {1: "L", 3: "RGB", 4: "RGBX"}[channels]
     pil = Image.frombuffer(mode, (w, h), img, "raw", mode, 0, 1).resize((new_w, new_h), Image.Resampling.BILINEAR)
-    assert_within_one_grey_level(_pixels._resize_bytes(img, new_h, new_w), np.asarray(pil).reshape(new_h, new_w, -1))
+    assert_within_one_grey_level(pixels._resize_bytes(img, new_h, new_w), np.asarray(pil).reshape(new_h, new_w, -1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -319,7 +319,7 @@ def test_extent_cannot_be_inverted():
 @pytest.mark.parametrize("with_opencv", [True, False])
 def test_quarter_turns_are_counter_clockwise_and_exact(angle, turns, dtype, with_opencv, monkeypatch):
     if not with_opencv:
-        monkeypatch.setattr(_pixels, "opencv", lambda: None)
+        monkeypatch.setattr(pixels, "opencv", lambda: None)
     labels = image(7, 12, None, dtype)
     transform = T.RotationTransform(7, 12, angle)
     np.testing.assert_array_equal(transform.apply_segmentation(labels), np.rot90(labels, turns))
@@ -335,7 +335,7 @@ def test_rotation_without_opencv_equals_that_with_it(angle, expand, monkeypatch)
     transform = T.RotationTransform(48, 66, angle, expand=expand, center=(20, 31))
     with_opencv = transform.apply_image(smooth)
     labels_with_opencv = transform.apply_segmentation(smooth[:, :, 0])
-    monkeypatch.setattr(_pixels, "opencv", lambda: None)
+    monkeypatch.setattr(pixels, "opencv", lambda: None)
     without = transform.apply_image(smooth)
     assert with_opencv.shape == without.shape == (transform.bound_h, transform.bound_w, 3)
     # OpenCV places samples on a grid of 1/32 pixel.
@@ -349,7 +349,7 @@ def test_rotation_without_opencv_equals_that_with_it(angle, expand, monkeypatch)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
 def test_rotation_keeps_type_and_dimensions(channels, dtype, with_opencv, monkeypatch):
     if not with_opencv:
-        monkeypatch.setattr(_pixels, "opencv", lambda: None)
+        monkeypatch.setattr(pixels, "opencv", lambda: None)
     img = image(9, 12, channels, dtype)
     out = T.RotationTransform(9, 12, 45).apply_image(img)
     assert out.dtype == dtype

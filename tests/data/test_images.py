@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps
 
 import detectron2.data.transforms as T
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper, _images
+from detectron2.data import DatasetMapper, images
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
@@ -32,7 +32,7 @@ def smooth():
 @pytest.fixture(params=["opencv", "pillow"])
 def jpeg_decoder(request, monkeypatch):
     if request.param == "pillow":
-        monkeypatch.setattr(_images, "opencv", lambda: None)
+        monkeypatch.setattr(images, "opencv", lambda: None)
     else:
         pytest.importorskip("cv2")
     return request.param
@@ -309,7 +309,7 @@ def test_many_channels_through_the_mapper(tmp_path, channels, dtype):
     ids=["grey", "two", "five", "16 bits", "float", "flat", "empty"],
 )
 def test_pictures_to_look_at(image, expected):
-    got = _images.viewable_rgb(image)
+    got = images.viewable_rgb(image)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
 

@@ -4,7 +4,7 @@ Pillow reads them, whatever it knows; arrays that NumPy saved (`.npy`, `.npz`) h
 channels of 16 bits. Where OpenCV is installed, it decodes the usual JPEG files: it writes the channels in the order BGR
 by itself, and into an array. (The decoder of torchvision is slower, and deprecated.)
 
-Letters: `H`, `W` height and width in pixels, `C` channels. The public names are those of `detection_utils`.
+Letters: `H`, `W` height and width in pixels, `C` channels. `detection_utils` has these names too, as published.
 """
 
 import logging
@@ -19,7 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
-from .transforms._pixels import opencv
+from .transforms.pixels import opencv
+
+__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "viewable_rgb"]
 
 logger = logging.getLogger(__name__)
 

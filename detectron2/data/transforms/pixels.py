@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+__all__ = ["INTER_CUBIC", "INTER_LINEAR", "INTER_NEAREST", "opencv", "resize", "through_pil", "warp_affine"]
+
 PilOperation = Callable[[Image.Image], Image.Image]
 
 _TORCH_MODE = {
