@@ -284,7 +284,7 @@ def test_writers(config):
 
 def test_unknown_writer(config):
     config.train.writers = ["paper"]
-    with pytest.raises(ValueError, match=r"no writers named \['paper'\]; choose among \['csv', "):
+    with pytest.raises(ValueError, match=r"Unknown writers \['paper'\]. Choose from \['csv', "):
         lazy_train(config)
 
 
