@@ -1,7 +1,6 @@
 """Training loops, hooks, the default trainer and predictor, and the launcher for several processes."""
 
 from detectron2.engine import hooks
-from detectron2.engine._sharding import ShardedCheckpointer, shard_model
 from detectron2.engine.defaults import (
     DefaultPredictor,
     DefaultTrainer,
@@ -29,6 +28,7 @@ from detectron2.engine.hooks import (
 )
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.engine.lazy import lazy_test, lazy_train
+from detectron2.engine.sharding import ShardedCheckpointer, shard_model
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Training and evaluation from a LazyConfig, whose sections are instantiated one by one.
 
-A config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader.{train,test,evaluator}`` and ``train``, whose
-keys are those of ``configs/common/train.py``.
+A config has `model`, `optimizer`, `lr_multiplier`, `dataloader.{train,test,evaluator}` and `train`, whose
+keys are those of `configs/common/train.py`.
 """
 
 import copy
@@ -17,18 +17,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.config.lazy_text import to_yaml
 from detectron2.data.validation import validate_class_names
-from detectron2.engine import hooks
-from detectron2.engine._divergence import DivergencePolicy
-from detectron2.engine._epochs import iterations_per_epoch
-from detectron2.engine._evaluator_trial import try_lazy_evaluator
-from detectron2.engine._options import TrainOptions
-from detectron2.engine._options_applied import ModelHooks, build_checkpointer, prepare_model
-from detectron2.engine._random_states import RandomStates
-from detectron2.engine._self_description import FinalDescription, SelfDescription, lazy_config
-from detectron2.engine._setup import create_ddp_model, default_writers
-from detectron2.engine._sharding import is_sharded
-from detectron2.engine._summary import RunSummary
-from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
+from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config
+from detectron2.engine.defaults import default_writers, iterations_per_epoch
+from detectron2.engine.divergence import DivergencePolicy
+from detectron2.engine.evaluator_trial import try_lazy_evaluator
+from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
+from detectron2.engine.model_preparation import create_ddp_model, prepare_model
+from detectron2.engine.options import TrainOptions
+from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils.events import EventWriter, make_writers
 
@@ -40,13 +36,13 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 
     Args:
         cfg: see the module's description.
-        resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
+        resume: continue from the last checkpoint in `train.output_dir`, if there is one.
 
     Returns:
         The trained model, wrapped for data parallelism where there are several processes.
 
     Raises:
-        ValueError: the checkpoint is already at ``train.max_iter``.
+        ValueError: the checkpoint is already at `train.max_iter`.
     """
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
@@ -92,37 +88,34 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 
 def _hooks(
     cfg: DictConfig, options: TrainOptions, trainer: SimpleTrainer, checkpointer: DetectionCheckpointer, max_iter: int
-) -> list[hooks.HookBase | None]:
-    model, is_main = trainer.model, comm.is_main_process()
-    more = ModelHooks(options, model, checkpointer, cfg.train.eval_period, lambda: _validation_loader(cfg))
-    images = _images_per_iteration(cfg, options)
+) -> list[HookBase | None]:
+    model, images = trainer.model, _images_per_iteration(cfg, options)
     periods = dict(cfg.train.checkpointer)
     if "checkpoints_to_keep" in cfg.train:
         periods["max_to_keep"] = options.checkpoints_to_keep or None
-    return [
-        hooks.StopOnSignal(checkpointer),
-        RandomStates(model, cfg.train.checkpointer.period),
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        *more.after_schedule,
-        hooks.PeriodicCheckpointer(checkpointer, **periods) if is_main or is_sharded(model) else None,
-        *more.before_evaluation,
-        hooks.EvalHook(cfg.train.eval_period, more.evaluation_of(lambda: lazy_test(cfg, model))),
-        *more.after_evaluation,
-        hooks.PeriodicWriter(_writers(cfg, max_iter, images), cfg.train.log_period) if is_main else None,
-        FinalDescription(checkpointer),
-        RunSummary(images),
-    ]
+    hooks = default_hooks(
+        options,
+        model,
+        checkpointer,
+        checkpoint_periods=periods,
+        eval_period=cfg.train.eval_period,
+        evaluate=lambda: lazy_test(cfg, model),
+        build_validation_loader=lambda: _validation_loader(cfg),
+        build_writers=lambda: _writers(cfg, max_iter, images),
+        log_period=cfg.train.log_period,
+        scheduler=instantiate(cfg.lr_multiplier),
+    )
+    return with_outer_hooks(hooks, model, checkpointer, cfg.train.checkpointer.period, images)
 
 
 def _images_per_iteration(cfg: DictConfig, options: TrainOptions) -> int | None:
-    """Images in one step of the optimizer over all processes; ``None`` where the loader is made in another way."""
+    """Images in one step of the optimizer over all processes; `None` where the loader is made in another way."""
     batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     return None if batch_size is None else batch_size * options.accumulation_steps
 
 
 def _writers(cfg: DictConfig, max_iter: int, images: int | None) -> list[EventWriter]:
-    """The writers that ``train.writers`` names, or the usual ones."""
+    """The writers that `train.writers` names, or the usual ones."""
     if "writers" in cfg.train:
         return make_writers(cfg.train.writers, cfg.train.output_dir, max_iter, images, cfg)
     return default_writers(cfg.train.output_dir, max_iter, images)
@@ -145,15 +138,15 @@ def _image_format(cfg: DictConfig) -> str | None:
 
 
 def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -> DictConfig:
-    """Give ``train.max_iter`` and the steps of the schedule the values that the numbers of epochs mean.
+    """Give `train.max_iter` and the steps of the schedule the values that the numbers of epochs mean.
 
     Args:
         cfg: is not changed.
-        options: its ``max_epochs`` and ``step_epochs``.
+        options: its `max_epochs` and `step_epochs`.
         loader: the training data.
 
     Returns:
-        ``cfg`` itself where nothing is given in epochs.
+        `cfg` itself where nothing is given in epochs.
 
     Raises:
         ValueError: the schedule has no steps, or not so many.
@@ -178,7 +171,7 @@ def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -
 
 
 def _find_call(node: Any, name: str) -> Any:
-    """-> the first description of a call of a class of this name; ``None`` where there is none."""
+    """-> the first description of a call of a class of this name; `None` where there is none."""
     if not OmegaConf.is_dict(node):
         return None
     target = node.get("_target_")
@@ -188,7 +181,7 @@ def _find_call(node: Any, name: str) -> Any:
 
 
 def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
-    """The data sets of a loader that is made as in ``configs/common/data``; none where it is made in another way."""
+    """The data sets of a loader that is made as in `configs/common/data`; none where it is made in another way."""
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
     if names is None:
         return []
@@ -199,11 +192,11 @@ def lazy_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluate a model on the test data of a LazyConfig.
 
     Args:
-        cfg: reads ``dataloader.test`` and ``dataloader.evaluator``.
+        cfg: reads `dataloader.test` and `dataloader.evaluator`.
         model: put into evaluation mode for the time being.
 
     Returns:
-        ``{task: {metric: value}}``; empty where the config has no evaluator, and on all but the main process.
+        `{task: {metric: value}}`; empty where the config has no evaluator, and on all but the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}

@@ -16,9 +16,8 @@ from torch import nn
 
 from detectron2.checkpoint.files import read_torch_file
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.engine._batch_file import from_plain
-from detectron2.engine._divergence import first_nonfinite
-from detectron2.engine._random_states import random_states_kept, set_random_states
+from detectron2.engine.divergence import first_nonfinite, from_plain
+from detectron2.engine.random_states import random_states_kept, set_random_states
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -29,13 +28,13 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
     """Compute the losses of a saved step again, with the weights and random numbers of then.
 
     Args:
-        path: a file ``nonfinite_*.pth``.
+        path: a file `nonfinite_*.pth`.
         model: the model; default: the one that the config in the file describes.
         device: where to compute.
 
     Returns:
         The losses (of the last batch, where the step had several), and a sentence about the first tensor that is not
-        finite; ``None`` if there is none.
+        finite; `None` if there is none.
 
     Raises:
         ValueError: the file is of another kind, or holds no config and no model is given.

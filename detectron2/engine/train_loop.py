@@ -1,11 +1,14 @@
-"""The training loop: an iterative trainer that calls hooks, and the common single-optimizer step.
+"""The training loop: an iterative trainer that calls hooks, and the usual step with one optimizer.
 
-One iteration is ``before_step -> run_step -> after_step``.  What happens besides the optimisation itself (schedules,
-checkpoints, evaluation, logging) lives in hooks, so the loop stays short enough to be read at a glance.
+One iteration is `before_step -> run_step -> after_step`. Everything beside the optimization (schedules, checkpoints,
+evaluation, logging) happens in hooks, which keeps the loop short.
 """
 
 import contextlib
+import itertools
+import logging
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,32 +16,230 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectron2.engine._divergence import DivergencePolicy
-from detectron2.engine._random_states import start_iteration
-from detectron2.engine._step_losses import record_losses
-from detectron2.engine._trainer_base import HookBase, TrainerBase
-from detectron2.utils.events import get_event_storage
+from detectron2.engine.divergence import DivergencePolicy
+from detectron2.engine.random_states import random_states_kept
+from detectron2.engine.step_losses import record_losses
+from detectron2.utils.events import EventStorage, get_event_storage
 
 __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
 
+logger = logging.getLogger(__name__)
 
-class SimpleTrainer(TrainerBase):
-    """One model, one data source, one optimizer, the sum of the losses.
 
-    Args:
-        model: takes what ``data_loader`` yields and returns a dict of losses, or one loss tensor.  It is put into
-            training mode.
-        data_loader: an iterable; one element is one batch.
-        optimizer: steps the parameters of ``model``.
-        gather_metric_period: record the losses, averaged over all processes, every so many iterations.  Recording does
-            not wait for the device: numbers stay there until a writer asks for them.
-        zero_grad_before_forward: clear the gradients before the forward pass (least memory) instead of before backward.
-        async_write_metrics: changes nothing: no way of recording waits for the device.
+class HookBase:
+    """Base class of what happens during training beside the step; register hooks with `TrainerBase.register_hooks`.
+
+    The trainer calls the methods in this order::
+
+        hook.before_train()
+        for trainer.iter in range(start_iter, max_iter):
+            hook.before_step()
+            trainer.run_step()        # calls hook.after_backward() between backward and the optimizer's step
+            hook.after_step()
+        hook.after_train()
+
+    `self.trainer` gives access to the model, the iteration and, with `DefaultTrainer`, the config. Work that takes time
+    belongs in `after_step`, because timers measure from `before_step` to `after_step`.
+    """
+
+    trainer: "TrainerBase" = None  # type: ignore[assignment]
+    """The trainer (a weak reference), set when the hook is registered."""
+
+    def before_train(self) -> None:
+        """Called once before the first iteration."""
+
+    def after_train(self) -> None:
+        """Called once after the last iteration, also when training stops by an exception."""
+
+    def before_step(self) -> None:
+        """Called before each iteration."""
+
+    def after_backward(self) -> None:
+        """Called between the backward pass and the optimizer's step."""
+
+    def after_step(self) -> None:
+        """Called after each iteration."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold to resume this hook; nothing by default."""
+        return {}
+
+
+class TrainerBase:
+    """A loop with hooks; a subclass defines one iteration in `run_step`.
 
     Attributes:
-        accumulation_steps: batches whose gradients are averaged for one step of the optimizer: ``k`` small batches in
-            place of one that is ``k`` times as large.
-        divergence: what happens when a loss is not finite.
+        iter: the current iteration, counted from 0.
+        start_iter: the first iteration of this run, larger than 0 after a resume.
+        max_iter: the number of iterations, one more than the last.
+        storage: the `EventStorage` that is open while training runs.
+    """
+
+    stop_requested: bool = False
+    """Whether training ends after this iteration; hooks then skip what takes long."""
+    is_evaluating: bool = False
+    """Whether a hook is evaluating the model, which it leaves unchanged."""
+    _stop_with: BaseException | None = None
+
+    def __init__(self) -> None:
+        self._hooks: list[HookBase] = []
+        self.iter: int = 0
+        self.start_iter: int = 0
+        self.max_iter: int = 0
+        self.storage: EventStorage = None  # type: ignore[assignment]
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Append hooks; they run in the order of registration.
+
+        Args:
+            hooks: the hooks; entries that are `None` are skipped.
+
+        Raises:
+            TypeError: an entry is not a `HookBase`.
+        """
+        kept = [h for h in hooks if h is not None]
+        for hook in kept:
+            if not isinstance(hook, HookBase):
+                raise TypeError(f"Expected a HookBase, got {type(hook).__name__}: {hook!r}")
+            hook.trainer = weakref.proxy(self)  # a strong reference would be a cycle trainer <-> hook
+        self._hooks.extend(kept)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations `start_iter <= iter < max_iter`.
+
+        `after_train` of every hook runs also when an iteration raises, so that logs and files are closed.
+
+        Args:
+            start_iter: the first iteration.
+            max_iter: one more than the last iteration.
+        """
+        logger.info("Starting training from iteration %d", start_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        self.stop_requested, self._stop_with = False, None
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self._run(start_iter, max_iter)
+            except BaseException as e:
+                if isinstance(e, Exception):
+                    logger.exception("Training stopped by an exception in iteration %d:", self.iter)
+                try:
+                    self.after_train()
+                except Exception:  # the first exception is the one to raise
+                    logger.exception("After that, a hook failed in after_train:")
+                raise
+            self.after_train()
+
+    def _run(self, start_iter: int, max_iter: int) -> None:
+        self.before_train()
+        if not self.stop_requested:
+            for self.iter in range(start_iter, max_iter):
+                self.before_step()
+                self.run_step()
+                self.after_step()
+                if self.stop_requested:
+                    if self._stop_with is None:
+                        self.max_iter = self.iter + 1
+                    break
+        elif self._stop_with is None:
+            self.max_iter = start_iter
+        if self._stop_with is not None:
+            raise self._stop_with
+        # In after_train, `iter == max_iter` if and only if training is complete.
+        self.iter = max(start_iter, self.max_iter)
+
+    def request_stop(self, stop_with: BaseException | None = None) -> None:
+        """End training after the current iteration, or before the first one if called in `before_train`.
+
+        In distributed training, every process must call it in the same iteration.
+
+        Args:
+            stop_with: an exception for `train` to raise. By default training counts as complete, and `max_iter`
+                becomes the number of completed iterations.
+        """
+        self.stop_requested, self._stop_with = True, stop_with
+
+    def before_train(self) -> None:
+        """Call `before_train` of every hook."""
+        for hook in self._hooks:
+            hook.before_train()
+
+    def after_train(self) -> None:
+        """Call `after_train` of every hook, also after one of them fails."""
+        self.storage.iter = self.iter
+        failure: BaseException | None = None
+        for hook in self._hooks:
+            try:
+                hook.after_train()
+            except BaseException as e:
+                logger.error("%s failed in after_train: %s: %s", type(hook).__name__, type(e).__name__, e)
+                failure = failure or e
+        if failure is not None:
+            raise failure
+
+    def before_step(self) -> None:
+        """Move the storage to the current iteration and call `before_step` of every hook."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.before_step()
+
+    def after_backward(self) -> None:
+        """Call `after_backward` of every hook."""
+        for hook in self._hooks:
+            hook.after_backward()
+
+    def after_step(self) -> None:
+        """Call `after_step` of every hook."""
+        for hook in self._hooks:
+            hook.after_step()
+
+    def run_step(self) -> None:
+        """Run one iteration; a subclass implements it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement run_step()")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the iteration and the state of every hook that has one, by the class name of the hook."""
+        state: dict[str, Any] = {"iteration": self.iter}
+        hooks: dict[str, Any] = {}
+        for hook in self._hooks:
+            if not (hook_state := hook.state_dict()):
+                continue
+            name = type(hook).__qualname__
+            if name in hooks:
+                logger.warning("Two hooks of type %s keep state; only the first one is saved.", name)
+                continue
+            hooks[name] = hook_state
+        if hooks:
+            state["hooks"] = hooks
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; states of hooks that are not registered are skipped."""
+        self.iter = state_dict["iteration"]
+        for name, hook_state in state_dict.get("hooks", {}).items():
+            hook = next((h for h in self._hooks if type(h).__qualname__ == name), None)
+            if hook is None:
+                logger.warning("The checkpoint holds state of the hook %s, which is not registered; skipped.", name)
+            else:
+                hook.load_state_dict(hook_state)  # type: ignore[attr-defined]
+
+
+class SimpleTrainer(TrainerBase):
+    """Train one model with one data source and one optimizer on the sum of its losses.
+
+    Args:
+        model: takes what `data_loader` yields and returns a dict of losses, or one loss tensor. It is put into
+            training mode.
+        data_loader: an iterable; one element is one batch.
+        optimizer: steps the parameters of `model`.
+        gather_metric_period: iterations between two records of the losses, averaged over all processes. Recording does
+            not wait for the device: the numbers stay there until a writer reads them.
+        zero_grad_before_forward: clear the gradients before the forward pass (least memory) instead of before backward.
+        async_write_metrics: has no effect, because recording never waits for the device.
+
+    Attributes:
+        accumulation_steps: number of batches whose gradients are averaged for one step of the optimizer.
+        divergence: decides what happens when a loss is not finite.
     """
 
     accumulation_steps: int = 1
@@ -65,9 +266,9 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def _data_loader_iter(self) -> Iterator:
-        """The running iterator; made on first use, because that starts the worker processes."""
+        """The running iterator, created on first use because that starts the worker processes."""
         if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = start_iteration(self.data_loader)
+            self._data_loader_iter_obj = _start_iteration(self.data_loader)
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
@@ -81,17 +282,17 @@ class SimpleTrainer(TrainerBase):
         self.data_loader = data_loader_builder()
 
     def _next_batch(self) -> tuple[Any, float]:
-        """-> the next batch, and the seconds it was waited for."""
+        """Return the next batch and the seconds spent waiting for it."""
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         return data, time.perf_counter() - start
 
     def run_step(self) -> None:
-        """Forward, backward, hooks, step.
+        """Run forward, backward, hooks and the step of the optimizer.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message says which, in which iteration, on which images, and
-                what in the model was not finite first.
+            FloatingPointError: a loss is not finite; the message names the loss, the iteration, the images, and the
+                first tensor in the model that is not finite.
         """
         self._check_training_mode()
         batches: list[Any] = []
@@ -108,13 +309,13 @@ class SimpleTrainer(TrainerBase):
             self._update()
 
     def _compute_gradients(self, batches: list[Any]) -> tuple[dict[str, Any], float]:
-        """Forward and backward of all batches of this step.
+        """Run forward and backward on all batches of this step.
 
         Args:
-            batches: gets the batches.
+            batches: a list to which the batches are appended.
 
         Returns:
-            The losses, averaged over the batches, and the seconds the data were waited for.
+            The losses, averaged over the batches, and the seconds spent waiting for data.
         """
         count = self.accumulation_steps
         if self.zero_grad_before_forward:
@@ -145,7 +346,7 @@ class SimpleTrainer(TrainerBase):
         return mean, data_time
 
     def _no_reduction(self) -> contextlib.AbstractContextManager:
-        """Gradients stay in this process, until those of the last batch of the step are averaged with the others."""
+        """Keep gradients in this process until the last batch of the step."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -158,7 +359,7 @@ class SimpleTrainer(TrainerBase):
         self.optimizer.step()
 
     def _skip_update(self) -> None:
-        """Leave the weights as they are: a loss was not finite."""
+        """Leave the weights unchanged, because a loss is not finite."""
 
     def _check_training_mode(self) -> None:
         if not self.model.training:
@@ -176,31 +377,31 @@ class SimpleTrainer(TrainerBase):
     def write_metrics(
         loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int | None = None, prefix: str = ""
     ) -> None:
-        """Average losses over the processes and put them, their sum and the data time into the current storage.
+        """Record the losses averaged over all processes, their sum and the data time in the current storage.
 
-        All processes have to call it.  Losses on a GPU are not waited for: they are read when a writer asks.
+        All processes must call it. It does not wait for losses on a GPU: they are read when a writer asks.
 
         Args:
-            loss_dict: name -> scalar tensor.
-            data_time: seconds spent waiting for the batch; the slowest process counts.
-            cur_iter: the iteration they belong to; default: that of the storage.
-            prefix: put before the name of the sum, ``total_loss``.
+            loss_dict: maps names to scalar tensors.
+            data_time: seconds spent waiting for the batch; the largest value of all processes is recorded.
+            cur_iter: iteration of the losses; default: that of the storage.
+            prefix: prefix of the name of the sum, `total_loss`.
 
         Raises:
-            FloatingPointError: the sum is not finite in some process; on a GPU a later call raises it, when the number
+            FloatingPointError: the sum is not finite in some process. On a GPU a later call raises it, when the number
                 has arrived.
         """
         record_losses(loss_dict, data_time, cur_iter, prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the loop, of the optimizer, and of the data loader where it knows how far it got."""
+        """Return the state of the loop, the optimizer and, if it has one, the data loader."""
         state = {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
         if hasattr(self.data_loader, "state_dict"):
             state["data_loader"] = self.data_loader.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the loop, the optimizer and the place in the data."""
+        """Restore the loop, the optimizer and the position in the data."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if state_dict.get("data_loader") and hasattr(self.data_loader, "load_state_dict"):
@@ -209,20 +410,20 @@ class SimpleTrainer(TrainerBase):
 
 
 class AMPTrainer(SimpleTrainer):
-    """:class:`SimpleTrainer` with automatic mixed precision.
+    """`SimpleTrainer` with automatic mixed precision.
 
-    On CUDA the default is float16 with a gradient scaler; on the CPU, which has no fast float16, bfloat16 without.
+    The default is float16 with a gradient scaler on CUDA, and bfloat16 without one on the CPU.
 
     Args:
-        model: as in :class:`SimpleTrainer`.
-        data_loader: as in :class:`SimpleTrainer`.
-        optimizer: as in :class:`SimpleTrainer`.
-        grad_scaler: scales the loss so that float16 gradients do not underflow; default: a new one where needed.
-        gather_metric_period: as in :class:`SimpleTrainer`.
-        zero_grad_before_forward: as in :class:`SimpleTrainer`.
+        model: as in `SimpleTrainer`.
+        data_loader: as in `SimpleTrainer`.
+        optimizer: as in `SimpleTrainer`.
+        grad_scaler: scales the loss so that float16 gradients do not underflow; default: a new scaler if needed.
+        gather_metric_period: as in `SimpleTrainer`.
+        zero_grad_before_forward: as in `SimpleTrainer`.
         precision: the autocast type; default: by device.
-        log_grad_scaler: record the scale as ``grad_scaler``.
-        async_write_metrics: as in :class:`SimpleTrainer`.
+        log_grad_scaler: record the scale as `grad_scaler`.
+        async_write_metrics: as in `SimpleTrainer`.
     """
 
     def __init__(
@@ -268,18 +469,18 @@ class AMPTrainer(SimpleTrainer):
             self.grad_scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the loop, the optimizer and the scaler."""
+        """Return the state of the loop, the optimizer and the scaler."""
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore loop, optimizer and scaler; a checkpoint of a run without mixed precision has no scaler."""
+        """Restore the loop, the optimizer and, if the checkpoint has one, the scaler."""
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def _total_loss(loss_dict: Any) -> torch.Tensor:
-    """The sum of a model's losses; ``TypeError`` where they are none, mostly since it ran in evaluation mode."""
+    """Return the sum of the losses; raise `TypeError` if the output is not losses, as in evaluation mode."""
     if isinstance(loss_dict, torch.Tensor):
         return loss_dict
     if not isinstance(loss_dict, Mapping) or not loss_dict:
@@ -288,3 +489,16 @@ def _total_loss(loss_dict: Any) -> torch.Tensor:
             f"got {type(loss_dict).__name__} of length {len(loss_dict) if hasattr(loss_dict, '__len__') else '?'}."
         )
     return sum(loss_dict.values())  # type: ignore[return-value]
+
+
+def _start_iteration(loader: Iterable) -> Iterator:
+    """Return `iter(loader)`; a loader that can be positioned leaves the random number generators unchanged.
+
+    PyTorch draws a number when it starts workers, which a resumed run does once more than an uninterrupted one.
+    """
+    iterator = iter(loader)
+    if not hasattr(loader, "set_position"):
+        return iterator
+    with random_states_kept():  # generators start their workers with the first batch
+        first = list(itertools.islice(iterator, 1))
+    return itertools.chain(first, iterator)

@@ -16,7 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks, lazy_train
-from detectron2.engine._random_states import RandomStates
+from detectron2.engine.hooks.random_states import RandomStates
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils.env import seed_all_rng
 from tests.engine.conftest import loggers_restored, restore_logging
@@ -313,7 +313,7 @@ def resumed(cfg, tmp_path):
 def test_nothing_was_changed(resumed, capsys):
     assert resumed().start_iter == 2
     log = capsys.readouterr().out
-    assert "which is continued:\n  SOLVER.MAX_ITER: 2 -> 3\n" in log
+    assert "resumed training:\n  SOLVER.MAX_ITER: 2 -> 3\n" in log
     assert "WARNING" not in log.partition("Loading from")[2]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from detectron2.checkpoint import DetectionCheckpointer, read_description
 from detectron2.engine import DefaultTrainer, hooks, launch
-from detectron2.engine._sharding import is_sharded, whole_weights
+from detectron2.engine.sharding import is_sharded, whole_weights
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tests.e2e.conftest import _tiny_config

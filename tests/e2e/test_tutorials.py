@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from detectron2 import cli
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine._options import _KEYS
+from detectron2.engine.options import TrainOptions
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -114,7 +115,7 @@ def test_table_of_keys(training):
     ]
     assert all(len(row) == 4 and row[3] for row in rows)
     assert {row[0].strip("`"): ast.literal_eval(row[2].strip("`")) for row in rows} == OPTIONAL_KEYS
-    lazy = {key: f"`train.{name}`" for name, key in _KEYS.items()} | ELSEWHERE
+    lazy = {row.metadata["key"]: f"`train.{row.name}`" for row in fields(TrainOptions)} | ELSEWHERE
     assert {row[0].strip("`"): row[1] for row in rows} == lazy
 
 

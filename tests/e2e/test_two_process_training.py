@@ -20,8 +20,8 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks, launch, lazy_train
-from detectron2.engine._divergence import DivergencePolicy
-from detectron2.engine._random_states import RandomStates
+from detectron2.engine.divergence import DivergencePolicy
+from detectron2.engine.hooks.random_states import RandomStates
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng

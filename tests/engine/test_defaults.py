@@ -27,10 +27,10 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
-from detectron2.engine._random_states import RandomStates
-from detectron2.engine._self_description import FinalDescription
-from detectron2.engine._summary import RunSummary
 from detectron2.engine.defaults import _try_get_key
+from detectron2.engine.hooks.checkpoints import FinalDescription
+from detectron2.engine.hooks.random_states import RandomStates
+from detectron2.engine.hooks.run_summary import RunSummary
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -438,7 +438,7 @@ class TestTest:
 
     def test_wrong_number_of_evaluators(self, toy_cfg):
         toy_cfg.DATASETS.TEST = ("a", "b")
-        with pytest.raises(ValueError, match=r"2 test data sets \(a, b\) need as many evaluators; got 1"):
+        with pytest.raises(ValueError, match=r"2 test data sets \(a, b\), got 1"):
             ToyTrainer.test(toy_cfg, Toy(), Constant({}))
 
     def test_data_set_without_evaluator(self, toy_cfg, caplog):

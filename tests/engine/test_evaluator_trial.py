@@ -21,9 +21,8 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks, lazy_train
-from detectron2.engine import _evaluator_trial as module
-from detectron2.engine._evaluator_trial import try_lazy_evaluator
-from detectron2.engine._made_up_predictions import made_up_instances, made_up_panoptic, number_of_classes
+from detectron2.engine import evaluator_trial as module
+from detectron2.engine.evaluator_trial import made_up_instances, made_up_panoptic, number_of_classes, try_lazy_evaluator
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks, RotatedBoxes
 from detectron2.utils.events import get_event_storage, put_scalar

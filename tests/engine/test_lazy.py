@@ -1,6 +1,7 @@
 """Training and evaluation from LazyConfig files, with a model of one weight."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.engine import lazy, lazy_test, lazy_train
-from detectron2.engine._options import _KEYS, _OTHER_TRAIN_KEYS
+from detectron2.engine.hooks import order
+from detectron2.engine.options import _OTHER_TRAIN_KEYS, TrainOptions
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import WarmupParamScheduler
 
@@ -172,10 +174,11 @@ def test_keys_of_ones_own(config, caplog):
 
 
 def test_every_key_can_be_given_on_the_command_line(config):
-    for key in ("ddp.bf16_compression", *_KEYS, *_OTHER_TRAIN_KEYS):
+    options = [row.name for row in fields(TrainOptions)]
+    for key in ("ddp.bf16_compression", *options, *_OTHER_TRAIN_KEYS):
         LazyConfig.apply_overrides(config, [f"train.{key}=1"])
     text = Path(model_zoo.get_config_file("common/train.py")).read_text()
-    assert [key for key in (*_KEYS, *_OTHER_TRAIN_KEYS) if key not in text] == []
+    assert [key for key in (*options, *_OTHER_TRAIN_KEYS) if key not in text] == []
 
 
 class Sized(list):
@@ -293,7 +296,7 @@ def test_batch_size_is_known(config, monkeypatch, steps, expected):
     config.dataloader.train = L(batches)(total_batch_size=6)
     config.train.accumulation_steps = steps
     given = []
-    monkeypatch.setattr(lazy, "RunSummary", lambda images: given.append(images))
+    monkeypatch.setattr(order, "RunSummary", lambda images, notes: given.append(images))
     monkeypatch.setattr(lazy, "default_writers", lambda _, max_iter, images: given.append((max_iter, images)) or [])
     lazy_train(config)
     assert given == [(4, expected), expected]
@@ -301,6 +304,6 @@ def test_batch_size_is_known(config, monkeypatch, steps, expected):
 
 def test_batch_size_is_unknown(config, monkeypatch):
     given = []
-    monkeypatch.setattr(lazy, "RunSummary", lambda images: given.append(images))
+    monkeypatch.setattr(order, "RunSummary", lambda images, notes: given.append(images))
     lazy_train(config)
     assert given == [None]

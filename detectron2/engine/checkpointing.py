@@ -1,0 +1,178 @@
+"""The checkpoints of trainers, and the description of the training that each contains.
+
+See `detectron2.checkpoint.CheckpointDescription` for its content.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
+from detectron2.checkpoint.description import dataset_metadata, installed_versions
+from detectron2.config import CfgNode
+from detectron2.config.lazy_text import load_lazy_yaml, to_yaml
+from detectron2.engine.options import TrainOptions
+from detectron2.engine.sharding import ShardedCheckpointer, is_sharded
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils.wrappers import unwrap_model
+
+__all__ = ["SelfDescription", "build_checkpointer", "lazy_config", "yaml_config"]
+
+logger = logging.getLogger("detectron2.engine.defaults")
+
+_SHOWN_DIFFERENCES = 20  # between configs
+_DEFAULT_FOLDER = "./output"  # written in place of the real folder, which exists on this machine only
+
+
+def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, trainer: Any) -> DetectionCheckpointer:
+    """Build the checkpointer for a model, sharded or not.
+
+    Args:
+        model: the model in training.
+        folder: folder of the checkpoints.
+        options: the options of the training.
+        trainer: the trainer; its state is saved as well.
+    """
+    checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
+    checkpointer = checkpointer_type(model, folder, trainer=trainer)
+    checkpointer.file_format = options.checkpoint_format
+    return checkpointer
+
+
+class SelfDescription:
+    """Describe the state of a training; called when a checkpoint is saved.
+
+    Args:
+        trainer: has the iteration, the hooks and the newest metrics.
+        model: the model in training.
+        read_config: returns the config as text, and its kind; called once, when needed.
+        dataset_names: names of the training data sets.
+        image_format: colour order of the images that the model expects.
+        has_average: whether the moving average of the weights is evaluated.
+    """
+
+    def __init__(
+        self,
+        trainer: TrainerBase,
+        model: nn.Module,
+        read_config: Callable[[], tuple[str, str]],
+        dataset_names: list[str],
+        image_format: str | None,
+        has_average: bool = False,
+    ) -> None:
+        # A proxy avoids the cycle trainer -> checkpointer -> this, which would hold GPU memory.
+        self._trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
+        self._model = unwrap_model(model)
+        self._read_config = read_config
+        self._dataset_names = dataset_names
+        self._image_format = image_format
+        self._has_average = has_average
+        self._config: tuple[str, str] | None = None
+        self._former: CheckpointDescription | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the description, as plain containers."""
+        if self._config is None:
+            self._config = self._read_config()
+        text, kind = self._config
+        metrics, at = self._metrics()
+        return CheckpointDescription(
+            config=text,
+            config_kind=kind,
+            metadata=dataset_metadata(self._dataset_names),
+            image_format=self._image_format,
+            pixel_mean=_channels(self._model, "pixel_mean"),
+            pixel_std=_channels(self._model, "pixel_std"),
+            versions=installed_versions(),
+            # After training, the iteration of the trainer is one more than the last.
+            iteration=min(self._trainer.iter, max(self._trainer.max_iter - 1, 0)),
+            metrics=metrics,
+            metrics_iteration=at,
+            metrics_of_average=self._has_average and bool(metrics),
+        ).to_plain()
+
+    def go_on_from(self, checkpoint: Mapping[str, Any], source: str) -> None:
+        """Keep the metrics from before a resume until there are newer ones, and log how the config differs.
+
+        Args:
+            checkpoint: what loading the checkpoint returned.
+            source: the file.
+        """
+        if "description" not in checkpoint:
+            return
+        self._former = CheckpointDescription.from_plain(checkpoint["description"], source)
+        if self._config is None:
+            self._config = self._read_config()
+        if comm.is_main_process():
+            differences = list(_differences(self._former.config, self._config[0]))
+            if differences:
+                more = (
+                    f"\n  and {len(differences) - _SHOWN_DIFFERENCES} more"
+                    if len(differences) > _SHOWN_DIFFERENCES
+                    else ""
+                )
+                logger.info(
+                    "The config differs from that of the resumed training:\n  %s%s",
+                    *("\n  ".join(differences[:_SHOWN_DIFFERENCES]), more),
+                )
+
+    def _metrics(self) -> tuple[dict[str, float], int | None]:
+        """Return the metrics of the last evaluation, and its iteration."""
+        metrics: dict[str, float] = {}
+        last: int | None = None
+        for hook in self._trainer._hooks:
+            at = getattr(hook, "latest_iter", None)
+            if at is not None and hook.latest_results:  # type: ignore[attr-defined]
+                metrics |= hook.latest_results  # type: ignore[attr-defined]
+                last = max(at, last or 0)
+        if self._trainer.storage is not None:
+            for name, (value, at) in self._trainer.storage.latest().items():
+                if name.startswith("validation/"):
+                    metrics[name] = value
+                    last = max(at, last or 0)
+        if last is None and self._former is not None:
+            return self._former.metrics, self._former.metrics_iteration
+        return metrics, last
+
+
+def _differences(former: str, current: str) -> Iterator[str]:
+    """Yield a line for each value that differs between two configs in text form."""
+    try:
+        before, after = (_leaves(load_lazy_yaml(text, "a config")) for text in (former, current))
+    except ValueError:  # another version may have written an unreadable config
+        return
+    for path in sorted(before.keys() | after.keys()):
+        old, new = (repr(side[path]) if path in side else "not there" for side in (before, after))
+        if old != new:
+            yield f"{path}: {old} -> {new}"
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    return {p: v for k, part in value.items() for p, v in _leaves(part, f"{path}.{k}" if path else str(k)).items()}
+
+
+def _channels(model: nn.Module, name: str) -> list[float] | None:
+    """Return the values that a model has for its channels."""
+    value = getattr(model, name, None)
+    return None if value is None or not hasattr(value, "flatten") else value.detach().flatten().tolist()
+
+
+def yaml_config(cfg: CfgNode) -> tuple[str, str]:
+    """Return a config as text, and its kind."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = _DEFAULT_FOLDER
+    return cfg.dump(), "yaml"
+
+
+def lazy_config(cfg: Any) -> tuple[str, str]:
+    """Return a LazyConfig as text, and its kind; a placeholder stands for what has no text form."""
+    cfg = cfg.copy()
+    cfg.train = {**cfg.train, "output_dir": _DEFAULT_FOLDER}
+    return to_yaml(cfg)[0], "lazy"

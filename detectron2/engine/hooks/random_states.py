@@ -1,0 +1,92 @@
+"""A hook that saves the states of the random number generators, which an exact resume needs."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.engine.random_states import random_states, set_random_states
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils.wrappers import unwrap_model
+
+__all__ = ["RandomStates"]
+
+logger = logging.getLogger(__name__)
+
+
+class RandomStates(HookBase):
+    """Save and restore the random number generators of all processes, and buffers outside the model's state dict.
+
+    Both are needed to resume exactly. Such a buffer is, for example, a running average of the number of objects.
+
+    Register this hook before all others: the restored state is then in place when the first iteration begins.
+
+    Args:
+        model: the model in training.
+        period: iterations between two checkpoints; the processes exchange their states then.
+    """
+
+    def __init__(self, model: nn.Module, period: int) -> None:
+        self._model = unwrap_model(model)
+        self._period = period
+        self._of_ranks: list[dict[str, Any]] | None = None
+        self._to_restore: Mapping[str, Any] | None = None
+        self._buffers_at_start: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def before_train(self) -> None:
+        """Record the present buffers, and restore those of the checkpoint."""
+        self._buffers_at_start = {name: (b, b._version) for name, b in _hidden_buffers(self._model)}
+        for name, value in (self._to_restore or {}).get("buffers", {}).items():
+            path, _, last = name.rpartition(".")
+            module = self._model.get_submodule(path)
+            device = next((p.device for p in self._model.parameters()), value.device)
+            module.register_buffer(last, value.to(device), persistent=False)
+
+    def before_step(self) -> None:
+        """Restore the generators in the first iteration."""
+        if self._to_restore is None:
+            return
+        ranks, self._to_restore = self._to_restore["ranks"], None
+        if len(ranks) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint is from %d processes, but %d are running: random numbers differ from the former run.",
+                *(len(ranks), comm.get_world_size()),
+            )
+            return
+        set_random_states(ranks[comm.get_rank()])
+
+    def after_step(self) -> None:
+        """Send the states of all processes to the main one, which saves them."""
+        if comm.get_world_size() == 1:
+            return
+        next_iter = self.trainer.iter + 1
+        is_last = next_iter == self.trainer.max_iter
+        if is_last or self.trainer.stop_requested or (self._period > 0 and next_iter % self._period == 0):
+            self._of_ranks = comm.gather(random_states())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the generators of all processes, and the buffers that changed."""
+        alone = comm.get_world_size() == 1
+        ranks = [random_states()] if alone else [random_states(), *(self._of_ranks or [])[1:]]
+        buffers = {
+            name: value.detach().clone()
+            for name, value in _hidden_buffers(self._model)
+            if (old := self._buffers_at_start.get(name)) is None or old[0] is not value or old[1] != value._version
+        }
+        return {"ranks": ranks, "buffers": buffers}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep the states, to be restored when training starts."""
+        self._to_restore = state_dict
+
+
+def _hidden_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and value of the buffers that are not in the state dict."""
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            value = module._buffers.get(name)
+            if value is not None:
+                yield f"{path}.{name}" if path else name, value

@@ -1,0 +1,177 @@
+"""Prepare a model for training: freeze, compile and split it as the options say, and wrap it for several processes."""
+
+import contextlib
+import fnmatch
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import detectron2.utils.comm as comm
+from detectron2.engine.options import TrainOptions
+from detectron2.engine.sharding import is_sharded, shard_model
+from detectron2.layers import FrozenBatchNorm2d
+
+__all__ = [
+    "compile_parts",
+    "create_ddp_model",
+    "freeze_by_pattern",
+    "parameter_table",
+    "prepare_model",
+    "uncompiled",
+]
+
+logger = logging.getLogger("detectron2.engine.defaults")
+
+# Each is compiled to one graph. The code between them (sampling, matching, selection) has other sizes in each step and
+# would be compiled again and again.
+_PARTS = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head")
+
+
+def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
+    """Freeze, change the memory format, compile and shard a model in place, before the optimizer is built.
+
+    Args:
+        model: the model, on the device of this process.
+        options: the options of the training.
+
+    Returns:
+        `model`.
+    """
+    if options.freeze:
+        freeze_by_pattern(model, options.freeze)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        compile_parts(model)
+    if options.shard_model and not is_sharded(model):
+        shard_model(model)
+    return model
+
+
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, bf16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap a model for data-parallel training if there is more than one process.
+
+    Args:
+        model: the model, on the device of this process.
+        fp16_compression: send gradients as float16, which halves the traffic; very large ones become infinite.
+        bf16_compression: send gradients as bfloat16, which halves the traffic and has the range of float32, but fewer
+            digits.
+        **kwargs: arguments of `torch.nn.parallel.DistributedDataParallel`.
+
+    Returns:
+        The wrapped model, or ``model`` itself when there is one process or the model is sharded.
+
+    Raises:
+        ValueError: both compressions are set.
+    """
+    if fp16_compression and bf16_compression:
+        raise ValueError("Set fp16_compression or bf16_compression, not both.")
+    if comm.get_world_size() == 1 or is_sharded(model):
+        return model
+    device = next(model.parameters()).device
+    if "device_ids" not in kwargs and device.type == "cuda":
+        kwargs["device_ids"] = [device]
+    known = inspect.signature(DistributedDataParallel).parameters
+    if "broadcast_buffers" in kwargs and "forward_sync_buffers" in known:
+        kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")  # its name since PyTorch 2.15
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression or bf16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        hook = default_hooks.fp16_compress_hook if fp16_compression else default_hooks.bf16_compress_hook
+        ddp.register_comm_hook(state=None, hook=hook)
+    return ddp
+
+
+def freeze_by_pattern(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters with matching names, and the statistics of batch norm layers among them.
+
+    Args:
+        model: the model, changed in place: matching parameters require no gradient. If all parameters of a batch norm
+            layer match, `FrozenBatchNorm2d` replaces the layer.
+        patterns: patterns as for file names: `backbone.*`, `*.norm.*`, `roi_heads.box_head.fc?.weight`. A name without
+            wildcards selects the parameter, or all parameters of the module, with that name.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        found = {n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(pattern + ".")}
+        if not found:
+            groups = ", ".join(sorted({".".join(n.split(".")[:2]) for n in names}))
+            raise ValueError(f"SOLVER.FREEZE: no parameter matches {pattern!r}. Their names begin with: {groups}.")
+        frozen |= found
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not path:
+            continue
+        own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        if own and all(name in frozen for name in own):
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
+    logger.info("Frozen and trainable parameters:\n%s", parameter_table(model))
+
+
+def parameter_table(model: nn.Module, depth: int = 2) -> str:
+    """Return a table of the numbers of frozen and trainable parameters.
+
+    Args:
+        model: the model; weights of `FrozenBatchNorm2d` count as frozen.
+        depth: number of leading parts of a name that make a row.
+    """
+    counts: dict[str, list[int]] = {}
+
+    def count(name: str, numel: int, is_trainable: bool) -> None:
+        row = counts.setdefault(".".join(name.split(".")[:depth]), [0, 0])
+        row[is_trainable] += numel
+
+    for name, parameter in model.named_parameters():
+        count(name, parameter.numel(), parameter.requires_grad)
+    for path, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for name in ("weight", "bias"):
+                count(f"{path}.{name}", getattr(module, name).numel(), False)
+    rows = [[name, frozen, trainable] for name, (frozen, trainable) in counts.items()]
+    rows.append(["all", sum(r[1] for r in rows), sum(r[2] for r in rows)])
+    return tabulate(rows, headers=["parameters", "frozen", "trainable"], tablefmt="pipe")
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile the backbone and the heads in place; classes, attributes and names of weights stay the same.
+
+    Args:
+        model: the model; one without these parts is compiled as a whole.
+    """
+    modules = dict(model.named_modules())
+    parts: list[nn.Module] = []
+    for name in _PARTS:
+        part = modules.get(name)
+        if part is not None:
+            parts += list(part) if isinstance(part, nn.ModuleList) else [part]
+    for part in parts or [model]:
+        part.compile()
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run a model without compilation within a `with` block, for example with hooks or in another mode."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call

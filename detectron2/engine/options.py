@@ -1,0 +1,152 @@
+"""The options of the training loop beside the published config keys: one table for configs of both kinds.
+
+A trainer reads the table once, from its config, and hands the options on.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.files import require_safetensors
+from detectron2.config import CfgNode
+from detectron2.config.merge import nearest
+from detectron2.config.optional_keys import OPTIONAL_KEYS
+
+__all__ = ["TrainOptions", "get_key"]
+
+logger = logging.getLogger("detectron2.engine.lazy")
+
+_FORMATS = DetectionCheckpointer.FILE_FORMATS
+
+
+def _option(key: str, must_be: str = "", is_valid: Callable[[Any], bool] | None = None) -> Any:
+    """Make a row of the table; the default, and what the option means, are in `detectron2.config.optional_keys`."""
+    return field(default=OPTIONAL_KEYS[key], metadata={"key": key, "must_be": must_be, "is_valid": is_valid})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of the training loop; with the defaults, training is as published.
+
+    Each row has the name of the option, which is its key in the section `train` of a LazyConfig, its type, its key in a
+    YAML config, and what a value must fulfil.
+
+    Raises:
+        ValueError: an option has an invalid value, or lacks another one.
+        ImportError: an option needs a package that is not installed.
+    """
+
+    accumulation_steps: int = _option("SOLVER.ACCUMULATION_STEPS", "at least 1", lambda n: n >= 1)
+    ema_decay: float = _option("SOLVER.EMA_DECAY", "in [0, 1), for example 0.9998", lambda d: 0.0 <= d < 1.0)
+    max_epochs: float = _option("SOLVER.MAX_EPOCHS")
+    step_epochs: tuple[float, ...] = _option("SOLVER.STEP_EPOCHS")
+    freeze: tuple[str, ...] = _option("SOLVER.FREEZE")
+    checkpoints_to_keep: int = _option("SOLVER.CHECKPOINTS_TO_KEEP")
+    checkpoint_format: str = _option("SOLVER.CHECKPOINT_FORMAT", f"one of {', '.join(_FORMATS)}", _FORMATS.__contains__)
+    on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS", '"stop" or "skip"', ("stop", "skip").__contains__)
+    max_skipped_in_a_row: int = _option("TRAIN.MAX_SKIPPED_IN_A_ROW", "at least 1", lambda n: n >= 1)
+    compile: bool = _option("TRAIN.COMPILE")
+    channels_last: bool = _option("TRAIN.CHANNELS_LAST")
+    shard_model: bool = _option("TRAIN.SHARD_MODEL")
+    validation_loss_period: int = _option("TEST.VALIDATION_LOSS_PERIOD")
+    best_metric: str = _option("TEST.BEST_METRIC")
+    best_mode: str = _option("TEST.BEST_MODE", '"max" or "min"', ("max", "min").__contains__)
+    early_stopping_patience: int = _option("TEST.EARLY_STOPPING_PATIENCE")
+    try_evaluator: bool = _option("TEST.TRY_EVALUATOR")
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for row in fields(self):
+            value, is_valid = getattr(self, row.name), row.metadata["is_valid"]
+            if is_valid is not None and not is_valid(value):
+                key = f"{row.metadata['key']} (train.{row.name})"
+                raise ValueError(f"{key} must be {row.metadata['must_be']}, but is {value!r}.")
+        if self.checkpoint_format == "safetensors":
+            require_safetensors("SOLVER.CHECKPOINT_FORMAT (train.checkpoint_format) 'safetensors'")
+        if self.step_epochs and not self.max_epochs:
+            raise ValueError(
+                "SOLVER.STEP_EPOCHS (train.step_epochs) needs SOLVER.MAX_EPOCHS (train.max_epochs): give the whole "
+                "schedule in epochs, or all of it in iterations."
+            )
+        if self.early_stopping_patience and not self.best_metric:
+            raise ValueError(
+                "TEST.EARLY_STOPPING_PATIENCE (train.early_stopping_patience) needs the metric that should improve: "
+                "set TEST.BEST_METRIC (train.best_metric), for example to 'bbox/AP'."
+            )
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode) -> "TrainOptions":
+        """Read the options from a YAML config; a key that is not set has its default."""
+        return cls(**{row.name: get_key(cfg, row.metadata["key"], default=row.default) for row in fields(cls)})
+
+    @classmethod
+    def from_lazy(cls, train: Any) -> "TrainOptions":
+        """Read the options from the section `train` of a LazyConfig.
+
+        Args:
+            train: the section; keys that training does not read cause a warning.
+
+        Raises:
+            ValueError: a key is probably misspelt.
+        """
+        _check_train_keys(train, [row.name for row in fields(cls)])
+        found: dict[str, Any] = {row.name: train[row.name] for row in fields(cls) if row.name in train}
+        for name in found.keys() & {"freeze", "step_epochs"}:
+            found[name] = (found[name],) if isinstance(found[name], str | float | int) else tuple(found[name])
+        return cls(**found)
+
+
+def get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
+    """Return the value of the first dotted key that a config has.
+
+    Args:
+        cfg: a `CfgNode` or an omegaconf config.
+        *keys: for example `"OUTPUT_DIR"` and `"train.output_dir"`.
+        default: the value where the config has none of the keys.
+    """
+    for key in keys:
+        value = cfg
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                break
+            value = value[part]
+        else:
+            return value
+    return default
+
+
+# Further keys of `train`, which lazy_train and default_setup read.
+_OTHER_TRAIN_KEYS = (
+    "output_dir",
+    "init_checkpoint",
+    "max_iter",
+    "amp",
+    "ddp",
+    "checkpointer",
+    "eval_period",
+    "log_period",
+    "device",
+    "seed",
+    "deterministic",
+    "cudnn_benchmark",
+    "writers",
+)
+_GROUPS = {"amp": ("enabled",), "checkpointer": ("period", "max_to_keep", "file_prefix")}
+
+
+def _check_train_keys(train: Any, options: list[str]) -> None:
+    """Reject a key that resembles a known one; warn of other unknown keys, which the config may use itself."""
+    known = [*options, *_OTHER_TRAIN_KEYS]
+    unknown = [(f"train.{key}", key, known) for key in train if key not in known]
+    for group, keys in _GROUPS.items():
+        inner = train.get(group)
+        if isinstance(inner, Mapping):
+            unknown += [(f"train.{group}.{key}", key, list(keys)) for key in inner if key not in keys]
+    near = {path: guess for path, key, names in unknown if (guess := nearest(str(key), names))}
+    if near:
+        lines = [f"{path}: did you mean {path.rpartition('.')[0]}.{guess}?" for path, guess in near.items()]
+        raise ValueError(f"lazy_train does not know {'; '.join(lines)}")
+    if unknown:
+        logger.warning("lazy_train does not read %s.", ", ".join(path for path, *_ in unknown))

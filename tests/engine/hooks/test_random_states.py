@@ -1,0 +1,41 @@
+"""The hook that saves states of generators; `tests/e2e/test_resume.py` has whole runs."""
+
+import torch
+from torch import nn
+
+from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks.random_states import RandomStates
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        self.seen += 1
+        return {"loss": (self.w - torch.rand(1)).square().sum()}
+
+
+def trainer():
+    model = Noisy()
+    t = SimpleTrainer(model, [None] * 10, torch.optim.SGD(model.parameters(), lr=0.1))
+    t.register_hooks([RandomStates(model, period=0)])
+    return t
+
+
+def test_a_resumed_run_continues_with_numbers_and_buffers():
+    t = trainer()
+    t.train(0, 2)
+    state, weights = t.state_dict(), t.model.state_dict()
+    expected = torch.rand(1)
+    resumed = trainer()
+    resumed.model.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    torch.manual_seed(5)
+    drawn = []
+    resumed._hooks[0].before_train()
+    resumed._hooks[0].before_step()
+    drawn.append(torch.rand(1))
+    assert drawn == [expected] and resumed.model.seen.item() == 2

@@ -1,0 +1,54 @@
+"""The one table of training options."""
+
+from dataclasses import fields
+
+import pytest
+
+from detectron2.config import get_cfg
+from detectron2.config.optional_keys import OPTIONAL_KEYS
+from detectron2.engine.options import TrainOptions, get_key
+
+
+def test_defaults_are_the_published_behaviour():
+    assert TrainOptions.from_cfg(get_cfg()) == TrainOptions() == TrainOptions.from_lazy({})
+
+
+@pytest.mark.parametrize("row", fields(TrainOptions), ids=lambda row: row.name)
+def test_yaml_and_lazy_names_agree(row):
+    key, value = row.metadata["key"], {"checkpoint_format": "pth", "on_nonfinite_loss": "skip", "best_mode": "min"}
+    last = key.rpartition(".")[2]
+    assert row.default == OPTIONAL_KEYS[key] and last.lower() == row.name
+    cfg = get_cfg()
+    wanted = value.get(row.name, row.default)
+    cfg.merge_from_list([key, wanted])
+    assert getattr(TrainOptions.from_cfg(cfg), row.name) == wanted
+    assert TrainOptions.from_lazy({row.name: wanted}) == TrainOptions.from_cfg(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"accumulation_steps": 0}, "must be at least 1"),
+        ({"ema_decay": 1.0}, "must be in"),
+        ({"best_mode": "most"}, '"max" or "min"'),
+        ({"checkpoint_format": "zip"}, "one of"),
+        ({"on_nonfinite_loss": "hope"}, '"stop" or "skip"'),
+        ({"max_skipped_in_a_row": 0}, "at least 1"),
+        ({"step_epochs": (1.0,)}, "needs SOLVER.MAX_EPOCHS"),
+        ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),
+    ],
+)
+def test_checks(options, match):
+    with pytest.raises(ValueError, match=match):
+        TrainOptions(**options)
+
+
+def test_misspelt_key():
+    with pytest.raises(ValueError, match=r"did you mean train\.ema_decay"):
+        TrainOptions.from_lazy({"ema_decy": 0.5})
+
+
+def test_get_key():
+    cfg = get_cfg()
+    assert get_key(cfg, "train.output_dir", "OUTPUT_DIR") == cfg.OUTPUT_DIR
+    assert get_key({}, "a.b", default=3) == 3
