@@ -287,7 +287,7 @@ def test_writers(config):
 
 def test_unknown_writer(config):
     config.train.writers = ["paper"]
-    with pytest.raises(ValueError, match=r"Unknown writers \['paper'\]. Choose from \['csv', "):
+    with pytest.raises(ValueError, match=r"\['paper'\].*'csv'"):
         lazy_train(config)
 
 

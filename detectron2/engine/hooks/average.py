@@ -17,6 +17,8 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils.file_io import atomic_write
 from detectron2.utils.wrappers import unwrap_model
 
+__all__ = ["WeightAverage"]
+
 logger = logging.getLogger("detectron2.engine.hooks")
 
 _Place = tuple[Mapping[str, torch.Tensor | None], str]

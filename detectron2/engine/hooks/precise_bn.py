@@ -11,6 +11,8 @@ from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventStorage
 
+__all__ = ["PreciseBN"]
+
 logger = logging.getLogger(__name__)
 
 

@@ -13,6 +13,8 @@ from detectron2.utils.file_io import PathManager
 if TYPE_CHECKING:
     from detectron2.engine.train_loop import TrainerBase
 
+__all__ = ["AutogradProfiler", "TorchMemoryStats", "TorchProfiler"]
+
 logger = logging.getLogger(__name__)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import detectron2.utils.comm as comm
 from detectron2.engine.train_loop import HookBase
 
+__all__ = ["StopOnSignal", "command_to_continue"]
+
 logger = logging.getLogger("detectron2.engine.hooks")
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))

@@ -16,6 +16,8 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventStorage
 from detectron2.utils.wrappers import unwrap_model
 
+__all__ = ["ValidationLoss", "undisturbed"]
+
 logger = logging.getLogger("detectron2.engine.hooks")
 
 _SEED = 20151208  # any: the same anchors and regions are drawn each time, so that values can be compared
