@@ -36,6 +36,9 @@ def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, tra
         folder: folder of the checkpoints.
         options: the options of the training.
         trainer: the trainer; its state is saved as well.
+
+    Returns:
+        The checkpointer.
     """
     checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
     checkpointer = checkpointer_type(model, folder, trainer=trainer)

@@ -672,6 +672,9 @@ def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
         loader: a loader of `detectron2.data.build_detection_train_loader`.
         accumulation_steps: batches in one iteration.
 
+    Returns:
+        The number of iterations.
+
     Raises:
         ValueError: the loader does not know the size of its data set.
     """

@@ -130,6 +130,9 @@ def parameter_table(model: nn.Module, depth: int = 2) -> str:
     Args:
         model: the model; weights of `FrozenBatchNorm2d` count as frozen.
         depth: number of leading parts of a name that make a row.
+
+    Returns:
+        The table, as text.
     """
     counts: dict[str, list[int]] = {}
 

@@ -88,6 +88,9 @@ class TrainOptions:
         Args:
             train: the section; keys that training does not read cause a warning.
 
+        Returns:
+            The options.
+
         Raises:
             ValueError: a key is probably misspelt.
         """
@@ -105,6 +108,9 @@ def get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
         cfg: a `CfgNode` or an omegaconf config.
         *keys: for example `"OUTPUT_DIR"` and `"train.output_dir"`.
         default: the value where the config has none of the keys.
+
+    Returns:
+        The value, or `default`.
     """
     for key in keys:
         value = cfg

@@ -154,6 +154,9 @@ class LossWatch:
     def totals(self) -> list[float]:
         """Return the sum of the losses in each process.
 
+        Returns:
+            One number for each process.
+
         Raises:
             LossNotFinite: see `raise_for_failure`.
         """
