@@ -1,15 +1,136 @@
-"""The charts of ``detectron2 analyze``; ``K`` classes."""
+"""The charts of `detectron2 analyze`: each is drawn once, for a PNG file and for the page; `K` classes."""
 
+import functools
+import html
+import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detectron2.cli._figures import INK, Chart, Names, draw_chart
+from detectron2.cli._html import inline_svg
 from detectron2.evaluation.analysis import Comparison, DetectionAnalysis
+from detectron2.utils.file_io import atomic_write
 
-__all__ = ["draw_charts", "draw_confusion", "draw_named_bars"]
+INK, LINE, PAGE = "#222223", "#b0b0b1", "#fefefd"  # as no other colour, so that a page can put its own in their place
+_FONT = "DejaVu Sans"
+_STYLE: dict[Any, Any] = {
+    "font.family": _FONT,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "legend.facecolor": PAGE,
+    "legend.edgecolor": LINE,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "detectron2",
+}
+_MOST_LETTERS = 28
+_UNKNOWN = "□"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Args:
+        file: the PNG.
+        element: the same as HTML.
+    """
+
+    file: Path
+    element: str
+
+
+def draw_chart(
+    draw: Callable[[Any], None], size_wh: tuple[float, float], path: Path, label: str, names: "Names"
+) -> Chart:
+    """Draw a figure with one panel.
+
+    Args:
+        draw: is given the axes.
+        size_wh: in inches.
+        path: the PNG to write.
+        label: what it shows, for those who do not see it.
+        names: those that are drawn.
+
+    Returns:
+        The chart.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    svg = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size_wh, dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure.add_subplot())
+        with atomic_write(path, "wb") as f:
+            figure.savefig(f, format="png", facecolor="white")
+        figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    text = names.restore(svg.getvalue())
+    for color, role in ((INK, "currentColor"), (LINE, "var(--line)"), (PAGE, "var(--page)")):
+        text = text.replace(color, role)
+    return Chart(path, inline_svg(text, path.stem, label))
+
+
+class Names:
+    """Names of classes as labels: of one line, not too long, and of letters that the font has.
+
+    Others are drawn as boxes, behind which is the number of the class; in a page the names are as they are.
+
+    Args:
+        names: of all classes, in their order.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        known = _letters()
+        self._short = {name: _shortened(name) for name in names}
+        self._plain: dict[str, str] = {}
+        for number, (name, text) in enumerate(self._short.items(), 1):
+            shown = "".join(c if ord(c) in known else _UNKNOWN for c in text)
+            self._plain[name] = shown if shown == text else f"{shown} #{number}"
+
+    def plain(self, name: str) -> str:
+        """Return a name as a label in a picture."""
+        return self._plain[name]
+
+    def __getitem__(self, name: str) -> str:
+        """Return a name as a label of a chart, where it must not be taken for a formula."""
+        text = self._plain[name]
+        text = f" {text}" if text.startswith("_") else text  # others are left out of legends
+        return text.replace("$", r"\$")
+
+    def restore(self, svg: str) -> str:
+        """Return a drawing with the letters that could not be measured."""
+        for name, shown in self._plain.items():
+            if shown != self._short[name]:
+                for space in ("", " "):
+                    old, new = (html.escape(text) for text in (shown, self._short[name]))
+                    svg = svg.replace(f">{space}{old}<", f">{space}{new}<")
+        return svg
+
+
+def _shortened(name: str) -> str:
+    text = " ".join(name.encode("utf-8", "replace").decode("utf-8").split()) or "(no name)"
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Return the code points of matplotlib's own font."""
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
+
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _MANY_CLASSES = 10  # more have no colours that can be told apart
@@ -56,7 +177,7 @@ def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, fold
 
 
 def _describe(title: str, analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
-    """-> what a chart says, in words."""
+    """Return what a chart says, in words."""
     overall = analysis.overall
     known = sorted((s for s in analysis.per_class if s.num_objects), key=lambda s: -s.ap)
     says = ""
@@ -163,7 +284,7 @@ def _draw_f1(axes: Any, analysis: DetectionAnalysis) -> None:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """-> at most so many points of a curve, the ends among them."""
+    """Return at most so many points of a curve, the ends among them."""
     if len(x) <= count:
         return x, y
     chosen = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int))
@@ -182,7 +303,7 @@ def _draw_errors(axes: Any, analysis: DetectionAnalysis) -> None:
 def _confusion_chart(
     counts: np.ndarray, classes: Sequence[str], names: Names
 ) -> tuple[str, tuple[float, float], _Draw]:
-    """-> file name, size in inches, and function."""
+    """Return file name, size in inches, and function."""
     chosen, note = np.arange(len(classes)), ""
     if len(classes) > _MOST_CONFUSED + 1:  # the background is always shown
         wrong = counts[:-1, :-1] - np.diag(counts.diagonal()[:-1])

@@ -1,4 +1,4 @@
-"""Pictures of ``detectron2 analyze``: the truth (left) beside the predictions (right) of images with many errors."""
+"""Pictures of `detectron2 analyze`: the truth (left) beside the predictions (right) of images with many errors."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.cli._figures import Names
+from detectron2.cli._analysis_charts import Names
 from detectron2.cli._html import figure
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
@@ -39,7 +39,7 @@ def draw_worst(
 
     Args:
         analysis: of the results.
-        api: the ground truth, a pycocotools ``COCO``.
+        api: the ground truth, a pycocotools `COCO`.
         results: predictions in COCO's result format.
         roots: folders in which images may lie.
         count: how many.
@@ -78,14 +78,14 @@ def draw_worst(
 
 
 def _file_name(image: dict[str, Any]) -> str:
-    """-> the name, which LVIS leaves to the address: the folder of the split and the file in it."""
+    """Return the name, which LVIS leaves to the address: the folder of the split and the file in it."""
     if "file_name" not in image and "coco_url" in image:
         return "/".join(str(image["coco_url"]).split("/")[-2:])
     return str(image.get("file_name", image["id"]))
 
 
 def _by_image(entries: Iterable[dict[str, Any]], wanted: set[Any]) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """-> the entries of some images, with their places."""
+    """Return the entries of some images, with their places."""
     grouped: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for place, entry in enumerate(entries):
         if entry["image_id"] in wanted:
@@ -97,7 +97,7 @@ _Style = tuple[str, tuple[float, float, float]]
 
 
 def _true_style(place: int, entry: dict[str, Any], names: dict[Any, str], analysis: DetectionAnalysis) -> _Style:
-    """-> label and colour of an annotation. Words say what colours say, for those who do not see the difference."""
+    """Return label and colour of an annotation. Words say what colours say, for those who do not see the difference."""
     name = names[entry["category_id"]]
     if analysis.is_ignored[place]:
         return f"{name} (not counted)", _GREY
@@ -105,7 +105,7 @@ def _true_style(place: int, entry: dict[str, Any], names: dict[Any, str], analys
 
 
 def _found_style(place: int, entry: dict[str, Any], names: dict[Any, str], analysis: DetectionAnalysis) -> _Style:
-    """-> label and colour of a detection."""
+    """Return label and colour of a detection."""
     label = f"{names[entry['category_id']]} {entry['score']:.0%}"
     if analysis.is_right[place]:
         return label, _GREEN
@@ -115,7 +115,7 @@ def _found_style(place: int, entry: dict[str, Any], names: dict[Any, str], analy
 
 
 def _skeleton(categories: Sequence[dict[str, Any]]) -> Metadata:
-    """-> which keypoints are joined, as far as the ground truth says so."""
+    """Return which keypoints are joined, as far as the ground truth says so."""
     metadata = Metadata().set(name="analysis")
     for category in categories:
         if category.get("keypoints"):
@@ -147,7 +147,7 @@ def read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
 
 
 def picture_scale(pixels: np.ndarray) -> float:
-    """-> the size of a picture relative to the image: small ones larger, so that labels do not cover the objects."""
+    """Return the size of a picture relative to the image: small ones larger, so that labels do not cover the objects."""
     longest = max(pixels.shape[:2])
     return min(max(_LEAST_SIDE, longest), _MOST_SIDE) / longest
 
@@ -155,7 +155,7 @@ def picture_scale(pixels: np.ndarray) -> float:
 def _draw(
     pixels: np.ndarray, entries: Sequence[tuple[_Style, dict[str, Any]]], iou_type: str, metadata: Metadata
 ) -> np.ndarray:
-    """-> the image with annotations or detections on it."""
+    """Return the image with annotations or detections on it."""
     visualizer = Visualizer(pixels, metadata, scale=picture_scale(pixels))
     if not entries:
         return visualizer.get_output().get_image()
@@ -176,7 +176,7 @@ def _draw(
 
 
 def _box_xywh(entry: dict[str, Any]) -> list[float]:
-    """-> the box, or where a detection has only keypoints what they fill."""
+    """Return the box, or where a detection has only keypoints what they fill."""
     if "bbox" in entry:
         return entry["bbox"][:4]
     xy = np.array(entry["keypoints"], float).reshape(-1, 3)[:, :2]

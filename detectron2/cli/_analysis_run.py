@@ -1,4 +1,4 @@
-"""Finding what ``detectron2 analyze`` is to look at: predictions in a file or in a run's folder, and their data."""
+"""Finding what `detectron2 analyze` is to look at: predictions in a file or in a run's folder, and their data."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Source:
 
     Args:
         file: where they are.
-        kind: ``"instances"``, ``"sem_seg"`` or ``"panoptic_seg"``.
+        kind: `"instances"`, `"sem_seg"` or `"panoptic_seg"`.
         content: of the file; None where it is read by who needs it.
         data: name or file of the ground truth.
         sigmas: of keypoints, as the run's config says; empty for those of COCO's persons.
@@ -94,7 +94,7 @@ def _kind_of(content: Any, path: str) -> str:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """-> the config of the run that a folder of predictions belongs to, as plain as it is; empty if there is none."""
+    """Return the config of the run that a folder of predictions belongs to, as plain as it is; empty if there is none."""
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / "config.yaml").is_file():
             try:
@@ -111,7 +111,7 @@ def _sigmas(config: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
-    """-> the test data set of a run: registered, or as the evaluator has left it beside the predictions."""
+    """Return the test data set of a run: registered, or as the evaluator has left it beside the predictions."""
     names = _test_names(config)
     if not names:
         raise ValueError(f"What do the predictions in {path} belong to? No config beside them says; give --data.")

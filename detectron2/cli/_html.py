@@ -64,7 +64,7 @@ _MANY_ROWS = 30
 
 
 def picture(path: Path, alt: str | None = None) -> str:
-    """-> an image element that holds the PNG file; its text for those who do not see it is ``alt`` or the name."""
+    """Return an image element that holds the PNG file; its text for those who do not see it is `alt` or the name."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(alt or path.stem)}" src="data:image/png;base64,{data}">'
 

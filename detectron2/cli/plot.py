@@ -1,22 +1,28 @@
-"""``detectron2 plot``: draw the curves of one or several training runs, as a picture and a page.
+"""`detectron2 plot`: draw the curves of one or several training runs, as a picture and a page.
 
 detectron2 plot output
 detectron2 plot output/a output/b --metrics total_loss "bbox/AP*" --smooth 10 --output comparison
 """
 
 import argparse
+import fnmatch
 import html
+import json
+import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from detectron2.cli._curves import choose_metrics, draw_curves, read_run, value_table
+import numpy as np
+
 from detectron2.cli._html import picture, write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 plot``."""
+    """Options of `detectron2 plot`."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
     parser.add_argument(
         "--metrics",
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """-> for each run the part of its path in which it differs from the others."""
+    """Return for each run the part of its path in which it differs from the others."""
     folders = [path.parent if path.name.endswith(".json") else path for path in map(Path.absolute, paths)]
     if len(set(folders)) < len(folders):  # several files in one folder
         return [str(path) for path in paths]
@@ -60,3 +66,242 @@ def _names(paths: Sequence[Path]) -> list[str]:
         return [folders[0].name]
     shared = os.path.commonpath([folder.parent for folder in folders])
     return [os.path.relpath(folder, shared) for folder in folders]
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+# Of what is shown when nobody chooses: the main number of every task.
+_HEADLINES = ("AP", "AP50", "AR@1000", "mIoU", "PQ", "mAP")
+_NOT_BY_DEFAULT = ("eta_seconds", "data_time", "time", "grad_scaler", "iteration")
+_VALIDATION = "validation/"
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        name: shown in legends.
+        file: where the numbers come from.
+        curves: by name of the scalar.
+    """
+
+    name: str
+    file: Path
+    curves: dict[str, Curve]
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read `metrics.json`.
+
+    What a run that was killed has left behind is tolerated: a last line that is cut off. Where iterations were repeated
+    after a resume, the newer numbers count.
+
+    Args:
+        path: the file, or the folder that holds it.
+        name: for legends.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line in the middle of the file is not a record, or there are no records.
+    """
+    file = path / "metrics.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give the output folder of a run, or its metrics.json.")
+    points: dict[str, dict[int, float]] = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _parse(line)
+        if record is None:
+            if number == len(lines):
+                sys.stderr.write(f"{file}: line {number} is incomplete and left out.\n")
+                continue
+            raise ValueError(f"{file}, line {number} is not a record of training: {line[:60]!r}")
+        iteration = int(record.pop("iteration"))
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.setdefault(key, {})[iteration] = float(value)
+    if not points:
+        raise ValueError(f"{file} has no records.")
+    return Run(name, file, {key: _as_curve(values) for key, values in points.items()})
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Return the record of a line, or None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("iteration"), (int, float))
+    return record if is_record else None
+
+
+def _as_curve(values: dict[int, float]) -> Curve:
+    iterations = sorted(values)
+    return np.array(iterations, float), np.array([values[i] for i in iterations], float)
+
+
+def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None) -> list[str]:
+    """Names of the scalars to show, in the order in which they are shown.
+
+    Args:
+        runs: what there is.
+        patterns: names, or patterns such as `"bbox/*"`; None for losses, learning rate and main metrics.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: a pattern fits nothing.
+    """
+    known = sorted({name for run in runs for name in run.curves}, key=_rank)
+    if patterns is None:
+        return [name for name in known if _is_shown_by_default(name)] or known
+    chosen = {pattern: fnmatch.filter(known, pattern) for pattern in patterns}
+    missing = [pattern for pattern, names in chosen.items() if not names]
+    if missing:
+        raise ValueError(f"No metric fits {', '.join(missing)}. There are: {', '.join(known)}.")
+    return list(dict.fromkeys(name for names in chosen.values() for name in names))
+
+
+def _is_shown_by_default(name: str) -> bool:
+    if name in _NOT_BY_DEFAULT:
+        return False
+    return "loss" in name or name == "lr" or name.rpartition("/")[2] in _HEADLINES
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Sorts the total loss first, then losses, validation, metrics, learning rate, and the rest."""
+    is_validation = "val" in name.lower()
+    kinds = [name == "total_loss", "loss" in name and not is_validation, is_validation, "/" in name, name == "lr"]
+    return (next((i for i, fits in enumerate(kinds) if fits), len(kinds)), name)
+
+
+def smooth(curve: Curve, window: int) -> np.ndarray:
+    """Mean over the neighbours of each point.
+
+    Args:
+        curve: the points.
+        window: number of points; fewer at both ends. 1 changes nothing.
+
+    Returns:
+        The values. Points that are not finite stay so, and are left out of their neighbours' means.
+    """
+    values = curve[1]
+    if not len(values):
+        return values
+    is_finite = np.isfinite(values)
+    kernel = np.ones(max(min(window, 2 * len(values) - 1), 1))
+    total = _centred_sum(np.where(is_finite, values, 0.0), kernel)
+    count = _centred_sum(is_finite.astype(float), kernel)
+    return np.where(is_finite, total / np.maximum(count, 1.0), values)
+
+
+def _centred_sum(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    before = (len(kernel) - 1) // 2
+    return np.convolve(values, kernel)[before : before + len(values)]
+
+
+def panels(metrics: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Say what is drawn together: a loss, and the same loss on other data.
+
+    Args:
+        metrics: names.
+
+    Returns:
+        For each panel the name that it is called by, and the name of the validation loss that belongs to it, if any.
+    """
+    partners = {name: f"{_VALIDATION}{name}" for name in metrics if f"{_VALIDATION}{name}" in metrics}
+    return [(name, partners.get(name)) for name in metrics if name not in partners.values()]
+
+
+def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: Path) -> None:
+    """Draw a panel for each metric, a line for each run; validation losses are dashed lines beside those of training.
+
+    Args:
+        runs: at least one.
+        metrics: at least one name.
+        window: of `smooth`, for what is recorded often; the unsmoothed line stays visible, in pale.
+        path: the PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    shown = panels(metrics)
+    columns = min(len(shown), _COLUMNS)
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3 * len(runs)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    last = max(float(run.curves[m][0][-1]) for run in runs for m in metrics if m in run.curves)
+    for place, (metric, partner) in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        for index, run in enumerate(runs):
+            often = max(len(curve[0]) for curve in run.curves.values()) / 2
+            for name, style in ((metric, "-"), (partner, "--")):
+                if name is not None and name in run.curves:
+                    curve = run.curves[name]
+                    is_smoothed = name != "lr" and len(curve[0]) > max(window, often)
+                    _draw_line(axes, curve, window if is_smoothed else 1, f"C{index % 10}", style)
+        axes.set_title(metric, fontsize=10)
+        axes.set_xlabel("iteration", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_xlim(-0.02 * max(last, 1.0), 1.02 * max(last, 1.0))  # panels below each other compare
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(alpha=0.3)
+    handles = [Line2D([], [], color=f"C{i % 10}", label=run.name) for i, run in enumerate(runs)]
+    if any(partner for _, partner in shown):
+        handles.append(Line2D([], [], color="0.4", linestyle="--", label="dashed: validation"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), columns), fontsize="small")
+    figure.savefig(path)
+
+
+def _draw_line(axes: Any, curve: Curve, window: int, color: str, style: str) -> None:
+    iterations, values = curve
+    if window > 1:
+        axes.plot(iterations, values, color=color, alpha=0.25, linewidth=0.9, linestyle=style)
+        axes.plot(iterations, smooth(curve, window), color=color, linewidth=1.6, linestyle=style)
+        return
+    few = len(iterations) <= 30  # evaluations: each is a point of its own
+    marker = "o" if few else None
+    axes.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3, linestyle=style)
+
+
+def value_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:
+    """An HTML table: for each metric and run the last value, and the least and the greatest with their iterations.
+
+    Args:
+        runs: columns.
+        metrics: rows.
+
+    Returns:
+        The element.
+    """
+    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+    lines = []
+    for metric in metrics:
+        cells = "".join(f"<td>{_cell(run.curves.get(metric))}</td>" for run in runs)
+        lines.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def _cell(curve: Curve | None) -> str:
+    if curve is None:
+        return "-"
+    iterations, values = curve
+    text = f"{values[-1]:.4g}"
+    finite = np.flatnonzero(np.isfinite(values))
+    if len(finite) > 1:
+        low, high = finite[values[finite].argmin()], finite[values[finite].argmax()]
+        text += (
+            f" <small>(least {values[low]:.4g} at {iterations[low]:.0f}, "
+            f"greatest {values[high]:.4g} at {iterations[high]:.0f})</small>"
+        )
+    return text

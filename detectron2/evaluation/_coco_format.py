@@ -1,6 +1,6 @@
 """Conversions between model outputs, COCO result dictionaries and COCO data sets, for `coco_evaluation`.
 
-Boxes in COCO files are ``(x, y, width, height)`` in absolute pixels.
+Boxes in COCO files are `(x, y, width, height)` in absolute pixels.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict
     """Turn one image's predictions into a list of COCO result dictionaries.
 
     Args:
-        instances: predictions on the CPU with ``pred_boxes`` (x1, y1, x2, y2), ``scores``, ``pred_classes``, and
-            optionally masks (``pred_masks`` (N, height, width), ``pred_masks`` as ROIMasks, which are pasted at the
-            threshold 0.5, or ``pred_masks_rle``) and ``pred_keypoints`` (N, K, 3), in absolute pixels of the original
+        instances: predictions on the CPU with `pred_boxes` (x1, y1, x2, y2), `scores`, `pred_classes`, and
+            optionally masks (`pred_masks` (N, height, width), `pred_masks` as ROIMasks, which are pasted at the
+            threshold 0.5, or `pred_masks_rle`) and `pred_keypoints` (N, K, 3), in absolute pixels of the original
             image, continuous coordinates.
-        img_id: written to ``image_id`` of every entry.
+        img_id: written to `image_id` of every entry.
 
     Returns:
-        one dictionary per instance; ``category_id`` is still the contiguous id of the model.
+        one dictionary per instance; `category_id` is still the contiguous id of the model.
     """
     return list(instances_to_table(instances, img_id))
 
 
 def instances_to_table(instances: Instances, img_id: int | str) -> ResultTable:
-    """The results of :func:`instances_to_coco_json` as columns."""
+    """The results of `instances_to_coco_json` as columns."""
     count = len(instances)
     boxes = _to_array(instances.pred_boxes.tensor)
     if boxes.shape[1] == 4:
@@ -92,7 +92,7 @@ def load_coco_api(json_file: str) -> COCO:
 
 
 def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
-    """Fill in ``info``, ``licenses``, ``iscrowd``, and usable annotation ids, in place."""
+    """Fill in `info`, `licenses`, `iscrowd`, and usable annotation ids, in place."""
     for key in ("images", "categories"):
         if key not in dataset:
             raise ValueError(f"{origin} is not a COCO annotation file: it has no {key!r} list.")
@@ -112,7 +112,7 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
 
 
 def _complete_areas(api: Any) -> None:
-    """Fill in missing ``area`` (pixels; decides small, medium or large) and ``bbox`` from the mask."""
+    """Fill in missing `area` (pixels; decides small, medium or large) and `bbox` from the mask."""
     for annotation in api.dataset.get("annotations", []):
         if "area" in annotation and "bbox" in annotation:
             continue

@@ -1,6 +1,6 @@
 """Scores of COCO results against COCO ground truth, for `coco_evaluation`.
 
-Letters: ``T`` IoU thresholds, ``R`` recall thresholds, ``K`` classes, ``A`` area ranges, ``M`` detection limits.
+Letters: `T` IoU thresholds, `R` recall thresholds, `K` classes, `A` area ranges, `M` detection limits.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ AREA_RANGES = {
 
 
 class COCOevalMaxDets(COCOeval):
-    """COCO evaluation whose AP honours ``params.maxDets``, where COCO's own summary insists on 100 per image.
+    """COCO evaluation whose AP honours `params.maxDets`, where COCO's own summary insists on 100 per image.
 
-    The AP numbers use the largest limit in ``params.maxDets``, the recall numbers each limit in turn. Keypoints are
+    The AP numbers use the largest limit in `params.maxDets`, the recall numbers each limit in turn. Keypoints are
     summarised as COCO does.
     """
 
     def summarize(self) -> None:
-        """Fill ``stats`` with the twelve numbers of the box and mask protocol, and log them."""
+        """Fill `stats` with the twelve numbers of the box and mask protocol, and log them."""
         if self.params.iouType == "keypoints":
             super().summarize()
             return
@@ -85,7 +85,7 @@ def _choose_evaluator(iou_type: str, limits: Sequence[int], fast: bool) -> type[
 
 
 def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
-    """The three limits of detections per image: ``[1, 10, 100]``, or with another limit for AP in the last place.
+    """The three limits of detections per image: `[1, 10, 100]`, or with another limit for AP in the last place.
 
     Args:
         max_dets_per_image: None, the limit for AP, or all three limits in increasing order.
@@ -157,14 +157,14 @@ def _evaluate_predictions_on_coco(
     Args:
         coco_gt: ground truth.
         coco_results: at least one result dictionary, with the category ids of the data set.
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
         kpt_oks_sigmas: falloff of each keypoint; empty for those of COCO's persons.
         use_fast_impl: compute with hotcoco, else with pycocotools.
         img_ids: evaluate on these images; None for all.
-        max_dets_per_image: limits of detections per image; None for ``[1, 10, 100]``. Not used for keypoints.
+        max_dets_per_image: limits of detections per image; None for `[1, 10, 100]`. Not used for keypoints.
 
     Returns:
-        an evaluator with ``stats``, ``eval["precision"]`` of shape (T, R, K, A, M), and ``params``.
+        an evaluator with `stats`, `eval["precision"]` of shape (T, R, K, A, M), and `params`.
     """
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
@@ -255,16 +255,16 @@ def _evaluate_box_proposals(
     """Recall of box proposals; much faster than the full COCO protocol, and class-agnostic.
 
     Args:
-        dataset_predictions: per image ``image_id`` and ``proposals`` with ``proposal_boxes`` (x1, y1, x2, y2) in
-            absolute pixels and ``objectness_logits``.
+        dataset_predictions: per image `image_id` and `proposals` with `proposal_boxes` (x1, y1, x2, y2) in
+            absolute pixels and `objectness_logits`.
         coco_api: ground truth; crowd regions are left out.
         thresholds: IoU thresholds; None for 0.50:0.05:0.95.
-        area: a name in ``AREA_RANGES``.
+        area: a name in `AREA_RANGES`.
         limit: use this many of the highest-scoring proposals of each image; None for all.
 
     Returns:
-        ``ar`` (mean recall over the thresholds), ``recalls``, ``thresholds``, ``gt_overlaps`` (the matched IoU of
-        each object, ascending) and ``num_pos``.
+        `ar` (mean recall over the thresholds), `recalls`, `thresholds`, `gt_overlaps` (the matched IoU of
+        each object, ascending) and `num_pos`.
     """
     if area not in AREA_RANGES:
         raise ValueError(f"Unknown area range {area!r}; choose from {list(AREA_RANGES)}.")

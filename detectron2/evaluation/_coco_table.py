@@ -1,8 +1,8 @@
 """COCO results kept as columns: numbers in arrays, masks as the bytes of their run lengths.
 
 A result as a dictionary takes about a kilobyte, as a row of these columns about fifty bytes and its run lengths.
-Letters: ``N`` results, ``K`` keypoints. Boxes are ``(x, y, width, height)`` in absolute pixels, or rotated boxes as
-predicted; an image is ``image_id``, whatever its type.
+Letters: `N` results, `K` keypoints. Boxes are `(x, y, width, height)` in absolute pixels, or rotated boxes as
+predicted; an image is `image_id`, whatever its type.
 """
 
 import json
@@ -35,19 +35,19 @@ _ROWS_AT_ONCE = 4096
 class ResultTable(Sequence[dict[str, Any]]):
     """Behaves like the list of the result dictionaries, each of which is made when it is asked for.
 
-    To change a dictionary changes nothing here; ``list(table)`` gives dictionaries to keep. Pickles and copies are such
+    To change a dictionary changes nothing here; `list(table)` gives dictionaries to keep. Pickles and copies are such
     lists.
 
     Args:
         image_ids: the images that the results are on.
-        image_index: int64 ``(N,)``, indices into ``image_ids``.
-        category_ids: int64 ``(N,)``.
-        boxes: ``(N, 4)``, or ``(N, 5)`` for rotated boxes.
-        scores: ``(N,)``.
-        size_hw: int32 ``(N, 2)``, height and width of the masks; None without masks.
+        image_index: int64 `(N,)`, indices into `image_ids`.
+        category_ids: int64 `(N,)`.
+        boxes: `(N, 4)`, or `(N, 5)` for rotated boxes.
+        scores: `(N,)`.
+        size_hw: int32 `(N, 2)`, height and width of the masks; None without masks.
         counts: uint8, the compressed run lengths of all masks one after the other.
-        counts_ends: int64 ``(N,)``, where those of each mask end in ``counts``; they begin where the one before ends.
-        keypoints: ``(N, 3K)``; None without keypoints.
+        counts_ends: int64 `(N,)`, where those of each mask end in `counts`; they begin where the one before ends.
+        keypoints: `(N, 3K)`; None without keypoints.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         return list, (list(self),)
 
     def rle_dicts(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
-        """The masks as ``{"size": [height, width], "counts": text}``."""
+        """The masks as `{"size": [height, width], "counts": text}`."""
         if self.size_hw is None or self.counts is None or self.counts_ends is None:
             raise ValueError("These results have no masks.")
         stop = len(self) if stop is None else stop
@@ -142,7 +142,7 @@ class ResultTable(Sequence[dict[str, Any]]):
 
 
 def run_length_columns(rles: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The columns of compressed run lengths, for the arguments of :class:`ResultTable`."""
+    """The columns of compressed run lengths, for the arguments of `ResultTable`."""
     counts = [_as_bytes(rle) for rle in rles]
     return {
         "size_hw": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
@@ -203,7 +203,7 @@ def join_results(predictions: Sequence[dict[str, Any]]) -> "ResultTable | list[d
     """The results of all images, whose categories may be replaced: the predictions stay as they are.
 
     Args:
-        predictions: for each image a dictionary with its results in ``"instances"``.
+        predictions: for each image a dictionary with its results in `"instances"`.
 
     Returns:
         A table where all results come in tables of the same columns, otherwise a list of dictionaries.
@@ -237,7 +237,7 @@ def pack_predictions(predictions: list[dict[str, Any]]) -> Any:
 
 
 def unpack_predictions(packed: Any) -> list[dict[str, Any]]:
-    """The predictions of :func:`pack_predictions`; the tables of the images are parts of the arrays, not copies."""
+    """The predictions of `pack_predictions`; the tables of the images are parts of the arrays, not copies."""
     if isinstance(packed, list):
         return packed
     if isinstance(packed, dict):
@@ -278,7 +278,7 @@ def _unpack_proposals(packed: dict[str, Any]) -> list[dict[str, Any]]:
 def compact(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same predictions, with the numbers of all images in common arrays where their tables allow it.
 
-    :func:`join_results` then copies nothing more. Give the argument up, or it keeps what was joined alive.
+    `join_results` then copies nothing more. Give the argument up, or it keeps what was joined alive.
     """
     return unpack_predictions(pack_predictions(predictions))
 
@@ -323,9 +323,9 @@ def write_results(file: Any, coco_results: "ResultTable | list[dict[str, Any]]")
 
 
 def write_predictions(file: Any, predictions: list[dict[str, Any]]) -> None:
-    """Write a file for ``torch.load``: the list of predictions, their results as lists of dictionaries.
+    """Write a file for `torch.load`: the list of predictions, their results as lists of dictionaries.
 
-    ``torch.save`` would need all dictionaries and their text, twice, at once. Here the elements of the list are pickled
+    `torch.save` would need all dictionaries and their text, twice, at once. Here the elements of the list are pickled
     one after the other, each of which reuses the places of the memo; readers notice nothing.
 
     Args:

@@ -71,17 +71,17 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Build the evaluator, or the evaluators, that fit a data set.
 
-    The metadata's ``evaluator_type`` decides; a data set without one gets what its entries have ground truth for:
-    average precision for ``annotations``, semantic segmentation for ``sem_seg_file_name``. A model of rotated boxes, or
+    The metadata's `evaluator_type` decides; a data set without one gets what its entries have ground truth for:
+    average precision for `annotations`, semantic segmentation for `sem_seg_file_name`. A model of rotated boxes, or
     annotations of them, get the evaluator of these.
 
     Args:
         dataset_name: a registered data set.
-        output_dir: folder for predictions; None to write nothing, or with ``cfg`` for ``OUTPUT_DIR/inference`` and, in
-            it, a folder of each data set where ``DATASETS.TEST`` names several. A config in this place is taken as
-            ``cfg``.
+        output_dir: folder for predictions; None to write nothing, or with `cfg` for `OUTPUT_DIR/inference` and, in
+            it, a folder of each data set where `DATASETS.TEST` names several. A config in this place is taken as
+            `cfg`.
         distributed: gather the predictions of all processes.
-        cfg: supplies ``OUTPUT_DIR``, ``DATASETS.TEST`` and ``TEST.KEYPOINT_OKS_SIGMAS``, and tells whether boxes are
+        cfg: supplies `OUTPUT_DIR`, `DATASETS.TEST` and `TEST.KEYPOINT_OKS_SIGMAS`, and tells whether boxes are
             rotated.
 
     Returns:

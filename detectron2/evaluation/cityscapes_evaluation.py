@@ -68,10 +68,10 @@ class CityscapesEvaluator(DatasetEvaluator):
     """What the evaluators of Cityscapes share: the folder for predictions, and pairing these with the ground truth.
 
     All processes must call it, and they must see the same folder for temporary files: one machine only. The main
-    process computes the metrics. Images are known by their file names, ``<city>_<sequence>_<frame>_leftImg8bit.png``.
+    process computes the metrics. Images are known by their file names, `<city>_<sequence>_<frame>_leftImg8bit.png`.
 
     Args:
-        dataset_name: a data set with ``gt_dir`` in its metadata, a folder of ground truth like Cityscapes' gtFine/val.
+        dataset_name: a data set with `gt_dir` in its metadata, a folder of ground truth like Cityscapes' gtFine/val.
     """
 
     _module_name = ""
@@ -121,7 +121,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         return self._evaluate(is_whole=True)
 
     def evaluate_part(self):
-        """Score the images that there are files of, where :meth:`evaluate` wants all of the split."""
+        """Score the images that there are files of, where `evaluate` wants all of the split."""
         return self._evaluate(is_whole=False)
 
     def _evaluate(self, is_whole: bool) -> "OrderedDict[str, dict[str, float]] | None":
@@ -173,7 +173,7 @@ class CityscapesEvaluator(DatasetEvaluator):
 
 
 def _frame(file_name: str) -> str:
-    """``<city>_<sequence>_<frame>``, by which the files of an image are found."""
+    """`<city>_<sequence>_<frame>`, by which the files of an image are found."""
     return "_".join(file_name.split("_")[:3])
 
 
@@ -181,7 +181,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
     """AP of instance masks by Cityscapes' rules. It runs on one machine only, and all processes must call it.
 
     Args:
-        dataset_name: a data set with ``gt_dir`` and ``thing_classes`` in its metadata; these are names of Cityscapes,
+        dataset_name: a data set with `gt_dir` and `thing_classes` in its metadata; these are names of Cityscapes,
             in a panoptic data set also of stuff.
     """
 
@@ -204,8 +204,8 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
         """Write the masks of one batch.
 
         Args:
-            inputs: a list of dictionaries with ``file_name``.
-            outputs: a list of dictionaries with ``instances`` in the frame of the original image; without it nothing
+            inputs: a list of dictionaries with `file_name`.
+            outputs: a list of dictionaries with `instances` in the frame of the original image; without it nothing
                 was found.
         """
         for input_, output in zip(inputs, outputs, strict=True):
@@ -239,7 +239,7 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
     """IoU of labels by Cityscapes' rules. It runs on one machine only, and all processes must call it.
 
     Args:
-        dataset_name: a data set with ``gt_dir`` in its metadata; its labels are Cityscapes' train ids.
+        dataset_name: a data set with `gt_dir` in its metadata; its labels are Cityscapes' train ids.
     """
 
     mask_formats = ()
@@ -252,8 +252,8 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
         """Write the label maps of one batch.
 
         Args:
-            inputs: a list of dictionaries with ``file_name``.
-            outputs: a list of dictionaries with ``sem_seg``, scores (classes, height, width) of the original image.
+            inputs: a list of dictionaries with `file_name`.
+            outputs: a list of dictionaries with `sem_seg`, scores (classes, height, width) of the original image.
         """
         id_of_label = np.full(256, _NOT_EVALUATED, dtype=np.uint8)
         id_of_label[: len(_IDS_OF_LABELS)] = _IDS_OF_LABELS
@@ -276,8 +276,8 @@ def whole_masks(instances: Instances) -> Iterator[np.ndarray]:
     """The masks of instances on the CPU, in whatever form they are, one whole mask after the other.
 
     Args:
-        instances: with ``pred_masks`` (``ROIMasks``, with ``pred_boxes``, are pasted at the threshold 0.5) or
-            ``pred_masks_rle``.
+        instances: with `pred_masks` (`ROIMasks`, with `pred_boxes`, are pasted at the threshold 0.5) or
+            `pred_masks_rle`.
 
     Returns:
         Arrays (height, width) that are not zero where the object is.

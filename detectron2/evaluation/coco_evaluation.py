@@ -49,23 +49,23 @@ _PROPOSAL_AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
 class COCOEvaluator(DatasetEvaluator):
     """COCO's AP for boxes, masks and keypoints, and AR for proposals, in percent (NaN where undefined).
 
-    The data set needs no COCO file: without ``json_file`` in its metadata it is converted to one.
+    The data set needs no COCO file: without `json_file` in its metadata it is converted to one.
 
-    Masks may come in each format of :func:`~detectron2.modeling.postprocessing.detector_postprocess`. What is kept of
+    Masks may come in each format of `detectron2.modeling.postprocessing.detector_postprocess`. What is kept of
     them are run lengths, a few hundred bytes each.
 
     Args:
         dataset_name: a registered data set.
-        tasks: any of ``"bbox"``, ``"segm"``, ``"keypoints"``; None to take those that the predictions contain.
+        tasks: any of `"bbox"`, `"segm"`, `"keypoints"`; None to take those that the predictions contain.
         distributed: collect the predictions of all processes in the main one, which evaluates; otherwise each
             process evaluates its own.
-        output_dir: folder for ``instances_predictions.pth`` (the predictions, for ``torch.load``),
-            ``coco_instances_results.json`` (COCO's result format) and the converted data set; None to write nothing.
+        output_dir: folder for `instances_predictions.pth` (the predictions, for `torch.load`),
+            `coco_instances_results.json` (COCO's result format) and the converted data set; None to write nothing.
         max_dets_per_image: how many detections of an image count for AP: a number, or the list of the limits of COCO's
-            summary, ``[1, 10, 100]`` by default. Keypoints keep COCO's 20.
+            summary, `[1, 10, 100]` by default. Keypoints keep COCO's 20.
         use_fast_impl: compute with hotcoco; False for pycocotools, much slower and with the same numbers.
         kpt_oks_sigmas: falloff of each keypoint in OKS, http://cocodataset.org/#keypoints-eval; empty for COCO's 17.
-        allow_cached_coco: reuse a converted data set that is already in ``output_dir``.
+        allow_cached_coco: reuse a converted data set that is already in `output_dir`.
     """
 
     mask_formats = ("rle", "roi", "full")
@@ -126,13 +126,13 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any):
         """Keep one batch of predictions as COCO results: boxes as numbers, masks as RLE.
 
-        ``_predictions`` gets a dictionary with ``image_id`` and ``instances`` for each image; the latter reads like the
-        list of :func:`instances_to_coco_json`.
+        `_predictions` gets a dictionary with `image_id` and `instances` for each image; the latter reads like the
+        list of `instances_to_coco_json`.
 
         Args:
-            inputs: the inputs of the model, a list of dictionaries with ``image_id``.
-            outputs: a list of dictionaries with ``instances`` (:class:`~detectron2.structures.Instances` in the frame
-                of the original image) or ``proposals``.
+            inputs: the inputs of the model, a list of dictionaries with `image_id`.
+            outputs: a list of dictionaries with `instances` (`detectron2.structures.Instances` in the frame
+                of the original image) or `proposals`.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
@@ -152,7 +152,7 @@ class COCOEvaluator(DatasetEvaluator):
             img_ids: evaluate on these images; None for all of the data set.
 
         Returns:
-            ``{task: {metric: percent}}`` with a task ``box_proposals`` for proposals; empty on all processes but the
+            `{task: {metric: percent}}` with a task `box_proposals` for proposals; empty on all processes but the
             main one.
         """
         self._predictions = predictions = compact(self._predictions)
@@ -190,7 +190,7 @@ class COCOEvaluator(DatasetEvaluator):
         return sorted(tasks)
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
-        """Score instances task by task into ``self._results``."""
+        """Score instances task by task into `self._results`."""
         # Copies, since their categories change below: evaluating a second time starts from the same predictions.
         coco_results = join_results(predictions)
         tasks = self._tasks or self._tasks_from_predictions(
@@ -291,7 +291,7 @@ class COCOEvaluator(DatasetEvaluator):
         )
 
     def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
-        """Score proposals into ``self._results["box_proposals"]`` as AR with 100 and 1000 proposals an image."""
+        """Score proposals into `self._results["box_proposals"]` as AR with 100 and 1000 proposals an image."""
         if self._output_dir:
             proposals = {
                 "boxes": [p["proposals"].proposal_boxes.tensor.numpy() for p in predictions],
@@ -320,9 +320,9 @@ class COCOEvaluator(DatasetEvaluator):
         """Name the summary numbers of a finished evaluation, and add the AP of each class.
 
         Args:
-            coco_eval: an evaluator with ``stats`` and ``eval``; None when there were no predictions.
+            coco_eval: an evaluator with `stats` and `eval`; None when there were no predictions.
             iou_type: the task.
-            class_names: names in the order of the category ids; with two or more, ``AP-<name>`` is added for each.
+            class_names: names in the order of the category ids; with two or more, `AP-<name>` is added for each.
 
         Returns:
             percentages, NaN where undefined.

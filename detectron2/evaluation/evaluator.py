@@ -35,12 +35,12 @@ _ERASE_LINE = "\r\x1b[K"
 class DatasetEvaluator:
     """Accumulates what it needs of each (input, output) pair, then computes metrics.
 
-    A round is ``reset()``, any number of ``process()`` calls, one ``evaluate()``.
+    A round is `reset()`, any number of `process()` calls, one `evaluate()`.
 
     Attributes:
-        mask_formats: in which forms ``process()`` takes masks (see
-            :func:`~detectron2.modeling.postprocessing.detector_postprocess`), the preferred one first; empty if it does
-            not look at them. :func:`inference_on_dataset` asks the model for it. A subclass that defines ``process()``
+        mask_formats: in which forms `process()` takes masks (see
+            `detectron2.modeling.postprocessing.detector_postprocess`), the preferred one first; empty if it does
+            not look at them. `inference_on_dataset` asks the model for it. A subclass that defines `process()`
             gets whole masks, unless it says otherwise.
     """
 
@@ -61,7 +61,7 @@ class DatasetEvaluator:
         """Compute the metrics of the round.
 
         Returns:
-            a dictionary ``{task: {metric: number}}`` on the main process, for example ``{"bbox": {"AP50": 80.0}}``;
+            a dictionary `{task: {metric: number}}` on the main process, for example `{"bbox": {"AP50": 80.0}}`;
             on other processes it may be empty or None.
         """
         return None
@@ -69,7 +69,7 @@ class DatasetEvaluator:
     def evaluate_part(self) -> Mapping[str, Any] | None:
         """Compute the metrics though only some images were processed, to see that it can be done.
 
-        Training does so before its first iteration. To be overridden where :meth:`evaluate` insists on all images.
+        Training does so before its first iteration. To be overridden where `evaluate` insists on all images.
         """
         return self.evaluate()
 
@@ -107,7 +107,7 @@ class DatasetEvaluators(DatasetEvaluator):
         return self._merged(lambda member: member.evaluate())
 
     def evaluate_part(self):
-        """As :meth:`evaluate`, with what the members can tell of some images."""
+        """As `evaluate`, with what the members can tell of some images."""
         return self._merged(lambda member: getattr(member, "evaluate_part", member.evaluate)())
 
     def _merged(self, results_of: Callable[[DatasetEvaluator], Mapping[str, Any] | None]) -> "OrderedDict[str, Any]":
@@ -128,7 +128,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextlib.contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode for the duration of a ``with`` block, and restore its mode whatever happens."""
+    """Put `model` in evaluation mode for the duration of a `with` block, and restore its mode whatever happens."""
     was_training = model.training
     model.eval()
     try:
@@ -167,7 +167,7 @@ class _Stopwatch:
         return self.images / seconds if seconds > 0 else 0.0
 
     def measured(self, done: int) -> int:
-        """Number of iterations since the last restart when ``done`` are complete."""
+        """Number of iterations since the last restart when `done` are complete."""
         return done - self.warmup if done > self.warmup else done
 
     def breakdown(self, done: int) -> str:
@@ -245,7 +245,7 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
     callbacks: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
-    """Run ``model`` on every batch of ``data_loader``, evaluate the outputs, and log how long each part took.
+    """Run `model` on every batch of `data_loader`, evaluate the outputs, and log how long each part took.
 
     Progress (images per second of this process, remaining time) is a line at the bottom of a terminal, where the log of
     this module is on at INFO and standard error is a terminal; otherwise it is logged every few seconds. When something
@@ -256,18 +256,18 @@ def inference_on_dataset(
     whole masks are a hundred times as large as the image.
 
     Args:
-        model: takes a batch, returns its outputs. An ``nn.Module`` is switched to evaluation mode for the loop and
+        model: takes a batch, returns its outputs. An `nn.Module` is switched to evaluation mode for the loop and
             back afterwards, also when the loop fails.
         data_loader: yields batches; it must have a length.
         evaluator: one evaluator, several, or None to measure the speed alone.
-        callbacks: functions without arguments to call ``on_start`` and ``on_end`` of the loop and
-            ``before_inference`` and ``after_inference`` of each batch.
+        callbacks: functions without arguments to call `on_start` and `on_end` of the loop and
+            `before_inference` and `after_inference` of each batch.
 
     Returns:
-        what ``evaluator.evaluate()`` returns, an empty dictionary in place of None.
+        what `evaluator.evaluate()` returns, an empty dictionary in place of None.
 
     Raises:
-        TypeError: ``data_loader`` has no length.
+        TypeError: `data_loader` has no length.
     """
     call = _checked_callbacks(callbacks)
     evaluator = _as_evaluator(evaluator)
@@ -362,14 +362,14 @@ _METHODS_WITH_OUTPUTS = ("__call__", "forward", "inference", "_postprocess", "_i
 
 @contextlib.contextmanager
 def lean_masks(model: Any, evaluator: Any) -> Iterator[None]:
-    """Within a ``with`` block, have a model give masks in the form that an evaluator prefers.
+    """Within a `with` block, have a model give masks in the form that an evaluator prefers.
 
     Nothing changes for a model that was told to give other than whole masks, that is compiled as a whole, or of whose
     class it is not known that nobody reads whole masks on the way; nor where evaluators do not agree on a form.
 
     Args:
-        model: an ``nn.Module``, perhaps in a wrapper for several processes; anything else is left alone.
-        evaluator: a ``DatasetEvaluator``.
+        model: an `nn.Module`, perhaps in a wrapper for several processes; anything else is left alone.
+        evaluator: a `DatasetEvaluator`.
     """
     while isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
@@ -401,7 +401,7 @@ def _members(evaluator: Any) -> list[Any]:
 
 
 def _accepted(evaluator: Any) -> tuple[str, ...]:
-    """The forms of masks that ``process`` takes; where a subclass defines it without saying so, whole ones only."""
+    """The forms of masks that `process` takes; where a subclass defines it without saying so, whole ones only."""
     own = "mask_formats" in getattr(evaluator, "__dict__", ())
     if own or _is_declared_for(type(evaluator), "mask_formats", ("process",)):
         return tuple(evaluator.mask_formats)

@@ -1,7 +1,7 @@
-"""A COCO evaluator with the interface of ``pycocotools.cocoeval.COCOeval`` whose work is done by hotcoco.
+"""A COCO evaluator with the interface of `pycocotools.cocoeval.COCOeval` whose work is done by hotcoco.
 
 The numbers are those of pycocotools; matching and accumulation run in parallel compiled code. Letters of the shapes:
-``T`` IoU thresholds, ``R`` recall thresholds, ``K`` classes, ``A`` area ranges, ``M`` limits of detections per image.
+`T` IoU thresholds, `R` recall thresholds, `K` classes, `A` area ranges, `M` limits of detections per image.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _PARAMETERS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "
 def _to_hotcoco(dataset: Any, numbers: "dict[Any, int] | None" = None) -> hotcoco.COCO:
     """A hotcoco data set with the same content; a pycocotools data set is read as it is now, edits included.
 
-    ``numbers`` replaces image ids that hotcoco does not take: an id may be any text (a file name, for instance), while
+    `numbers` replaces image ids that hotcoco does not take: an id may be any text (a file name, for instance), while
     hotcoco wants integers from 0.
     """
     if isinstance(dataset, hotcoco.COCO):
@@ -38,12 +38,12 @@ def takes_image_ids(dataset: Any) -> bool:
 
 
 class COCOeval_opt(COCOeval):
-    """Drop-in for ``COCOeval``: ``evaluate()``, ``accumulate()``, ``summarize()``, then ``stats`` and ``eval``.
+    """Drop-in for `COCOeval`: `evaluate()`, `accumulate()`, `summarize()`, then `stats` and `eval`.
 
     Args:
-        cocoGt: ground truth, a pycocotools or hotcoco ``COCO``.
+        cocoGt: ground truth, a pycocotools or hotcoco `COCO`.
         cocoDt: detections, of either kind.
-        iouType: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iouType: `"bbox"`, `"segm"` or `"keypoints"`.
     """
 
     def __init__(self, cocoGt: Any = None, cocoDt: Any = None, iouType: Any = "segm"):
@@ -112,13 +112,13 @@ class COCOeval_opt(COCOeval):
         pass
 
     def accumulate(self, p: Any = None) -> None:
-        """Compute ``eval["precision"]`` (T, R, K, A, M), ``eval["scores"]`` and ``eval["recall"]`` (T, K, A, M).
+        """Compute `eval["precision"]` (T, R, K, A, M), `eval["scores"]` and `eval["recall"]` (T, K, A, M).
 
         Args:
-            p: must be None or ``self.params``: the parameters are fixed when ``evaluate()`` runs.
+            p: must be None or `self.params`: the parameters are fixed when `evaluate()` runs.
 
         Raises:
-            RuntimeError: ``evaluate()`` has not run.
+            RuntimeError: `evaluate()` has not run.
             ValueError: other parameters were given.
         """
         if self._engine is None:

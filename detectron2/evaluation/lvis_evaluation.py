@@ -1,8 +1,8 @@
 """Average precision by the LVIS protocol (Gupta et al., https://arxiv.org/abs/1908.03195, section 2).
 
 An image is searched for some categories only: those with an annotation, and those known not to be there
-(``neg_category_ids``); detections of others do not count. Where not every object of a category is annotated
-(``not_exhaustive_category_ids``), a detection without an object is no mistake.
+(`neg_category_ids`); detections of others do not count. Where not every object of a category is annotated
+(`not_exhaustive_category_ids`), a detection without an object is no mistake.
 """
 
 import logging
@@ -37,12 +37,12 @@ class LVISEvaluator(COCOEvaluator):
     """LVIS's AP for boxes and masks, and AR for proposals, in percent (NaN where undefined).
 
     Args:
-        dataset_name: a data set with ``json_file``, an annotation file in the LVIS format, in its metadata.
-        tasks: ``"bbox"`` or ``"segm"`` or both; None to take those that the predictions contain.
+        dataset_name: a data set with `json_file`, an annotation file in the LVIS format, in its metadata.
+        tasks: `"bbox"` or `"segm"` or both; None to take those that the predictions contain.
         distributed: collect the predictions of all processes in the main one, which evaluates; otherwise each
             process evaluates its own.
-        output_dir: folder for ``instances_predictions.pth`` (the predictions, for ``torch.load``) and
-            ``lvis_instances_results.json`` (LVIS's result format); None to write nothing.
+        output_dir: folder for `instances_predictions.pth` (the predictions, for `torch.load`) and
+            `lvis_instances_results.json` (LVIS's result format); None to write nothing.
         max_dets_per_image: how many detections of an image count, over all categories; None for LVIS's 300.
     """
 
@@ -78,7 +78,7 @@ class LVISEvaluator(COCOEvaluator):
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
-        """Score instances task by task into ``self._results``."""
+        """Score instances task by task into `self._results`."""
         # copies: categories are replaced, and the predictions may be evaluated again
         results = join_results(predictions)
         # all rows of a table have the same fields
@@ -137,16 +137,16 @@ def _evaluate_predictions_on_lvis(
     """Score results in LVIS's format.
 
     Args:
-        lvis_gt: ground truth: a ``hotcoco.COCO``, or an object whose ``dataset`` is the content of an LVIS file.
+        lvis_gt: ground truth: a `hotcoco.COCO`, or an object whose `dataset` is the content of an LVIS file.
         lvis_results: result dictionaries with the category ids of the data set.
-        iou_type: ``"bbox"`` or ``"segm"``.
+        iou_type: `"bbox"` or `"segm"`.
         max_dets_per_image: detections of an image that count, over all categories; None for 300.
         class_names: not used; AP of each class is not part of the protocol.
         img_ids: evaluate on these images; None for all.
 
     Returns:
-        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, and of rare, common and frequent categories ``APr``,
-        ``APc``, ``APf``, in percent; NaN where undefined.
+        `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, and of rare, common and frequent categories `APr`,
+        `APc`, `APf`, in percent; NaN where undefined.
     """
     if iou_type not in _TASKS:
         raise ValueError(f"LVIS is evaluated for {list(_TASKS)}, not {iou_type!r}.")
@@ -171,8 +171,8 @@ def _evaluate_predictions_on_lvis(
 def _summary(evaluator: hotcoco.COCOeval, truth: hotcoco.COCO) -> dict[str, float]:
     """AP of a finished evaluation in percent, over all categories and over those of each frequency.
 
-    The means are over the defined entries of the table of precisions (T, R, K, A, 1): ``T`` IoU thresholds, ``R``
-    recalls, ``K`` categories, ``A`` area ranges.
+    The means are over the defined entries of the table of precisions (T, R, K, A, 1): `T` IoU thresholds, `R`
+    recalls, `K` categories, `A` area ranges.
     """
     params: Any = evaluator.params
     precision: Any = (evaluator.eval or {})["precision"]

@@ -36,9 +36,9 @@ class COCOPanopticEvaluator(DatasetEvaluator):
     All processes must call it, because it gathers their counts. Images without a prediction count as missed.
 
     Args:
-        dataset_name: a data set with ``panoptic_json`` and ``panoptic_root`` in its metadata.
-        output_dir: folder for the predictions in COCO's format: ``predictions.json`` and the PNG files in
-            ``predictions``; None to write nothing.
+        dataset_name: a data set with `panoptic_json` and `panoptic_root` in its metadata.
+        output_dir: folder for the predictions in COCO's format: `predictions.json` and the PNG files in
+            `predictions`; None to write nothing.
     """
 
     mask_formats = ()
@@ -67,9 +67,9 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Compare one batch with the ground truth.
 
         Args:
-            inputs: a list of dictionaries with ``image_id`` and ``file_name``.
-            outputs: a list of dictionaries with ``panoptic_seg``: a map of segment ids (height, width) of the original
-                image and a list of segments, or None in its place when ids are ``label * label_divisor + number``.
+            inputs: a list of dictionaries with `image_id` and `file_name`.
+            outputs: a list of dictionaries with `panoptic_seg`: a map of segment ids (height, width) of the original
+                image and a list of segments, or None in its place when ids are `label * label_divisor + number`.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             if "panoptic_seg" not in output:
@@ -87,7 +87,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 self._predictions.append(_as_prediction(input_, ids, segments))
 
     def _segments_of_labels(self, labels: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Ids and segments of a map of ``label * label_divisor + number``, with -1 for void."""
+        """Ids and segments of a map of `label * label_divisor + number`, with -1 for void."""
         divisor = self._metadata.get("label_divisor")
         if divisor is None:
             raise ValueError(
@@ -103,7 +103,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         return labels + 1, segments  # 0 is void in the files
 
     def _convert_category_id(self, segment_info: Mapping[str, Any]) -> dict[str, Any]:
-        """A segment with the category id of the data set in place of the model's; without ``isthing`` it has it."""
+        """A segment with the category id of the data set in place of the model's; without `isthing` it has it."""
         segment = dict(segment_info)
         is_thing, category = segment.pop("isthing", None), segment["category_id"]
         if is_thing is None:
@@ -148,8 +148,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Compute the metrics.
 
         Returns:
-            ``{"panoptic_seg": {...}}`` in percent on the main process, with ``PQ``, ``SQ``, ``RQ``, and the same with
-            ``_th`` for things and ``_st`` for stuff; empty on others and when there is nothing to score.
+            `{"panoptic_seg": {...}}` in percent on the main process, with `PQ`, `SQ`, `RQ`, and the same with
+            `_th` for things and `_st` for stuff; empty on others and when there is nothing to score.
         """
         comm.synchronize()
         gathered = comm.gather((self._counts, self._predictions), dst=0)
@@ -247,7 +247,7 @@ def _read_panoptic_json(json_file: str) -> dict[str, Any]:
 
 
 def _as_prediction(input_: Mapping[str, Any], ids: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
-    """An annotation in the COCO panoptic format, with its PNG file as ``png_string``.
+    """An annotation in the COCO panoptic format, with its PNG file as `png_string`.
 
     The format knows no id in the PNG without a segment and no segment without a pixel.
     """
@@ -274,7 +274,7 @@ _MAX_ID = 256**3
 
 
 def rgb_to_id_map(colors: np.ndarray) -> np.ndarray:
-    """Segment ids (height, width) from a picture (height, width, 3) that holds ``R + 256 G + 256**2 B``."""
+    """Segment ids (height, width) from a picture (height, width, 3) that holds `R + 256 G + 256**2 B`."""
     if colors.ndim != 3 or colors.shape[2] < 3:
         raise ValueError(
             f"a panoptic PNG has three channels that encode segment ids; this one has shape {colors.shape}"
@@ -284,7 +284,7 @@ def rgb_to_id_map(colors: np.ndarray) -> np.ndarray:
 
 
 def id_map_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`rgb_to_id_map`."""
+    """The inverse of `rgb_to_id_map`."""
     if ids.size and not 0 <= ids.min() <= ids.max() < _MAX_ID:
         raise ValueError(
             f"segment ids from {ids.min()} to {ids.max()} do not fit a PNG, which takes 0 to {_MAX_ID - 1}"
@@ -328,7 +328,7 @@ def match_segments(
         row_of_category: row of the result for each category.
 
     Returns:
-        array (K, 4), the columns as in ``COUNTS``.
+        array (K, 4), the columns as in `COUNTS`.
     """
     truth = {segment["id"]: segment for segment in truth_segments}
     predicted = {segment["id"]: segment for segment in predicted_segments if segment["id"] != 0}
@@ -387,8 +387,8 @@ def quality(counts: np.ndarray) -> dict[str, float]:
         counts: array (categories, 4).
 
     Returns:
-        ``PQ``, ``SQ`` (mean IoU of matches), ``RQ`` (F1 of finding segments), 0 to 1, NaN where no category occurs; and
-        ``categories``, how many do.
+        `PQ`, `SQ` (mean IoU of matches), `RQ` (F1 of finding segments), 0 to 1, NaN where no category occurs; and
+        `categories`, how many do.
     """
     iou_sum, tp, fp, fn = counts.T
     occurs = tp + fp + fn > 0

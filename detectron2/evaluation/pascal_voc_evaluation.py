@@ -1,6 +1,6 @@
 """Average precision by the Pascal VOC protocol (https://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf).
 
-Boxes are ``(xmin, ymin, xmax, ymax)`` in VOC's convention: one-based indices of pixels, both ends included.
+Boxes are `(xmin, ymin, xmax, ymax)` in VOC's convention: one-based indices of pixels, both ends included.
 """
 
 import logging
@@ -25,7 +25,7 @@ _THRESHOLDS_PERCENT = range(50, 100, 5)
 
 
 class _Objects(NamedTuple):
-    """Ground truth of one class: ``image`` (index of the image), ``box_xyxy`` (G, 4), ``difficult`` (G,)."""
+    """Ground truth of one class: `image` (index of the image), `box_xyxy` (G, 4), `difficult` (G,)."""
 
     image: np.ndarray
     box_xyxy: np.ndarray
@@ -33,7 +33,7 @@ class _Objects(NamedTuple):
 
 
 class _Detections(NamedTuple):
-    """Detections of one class, the highest score first: ``image`` (D,), ``box_xyxy`` (D, 4)."""
+    """Detections of one class, the highest score first: `image` (D,), `box_xyxy` (D, 4)."""
 
     image: np.ndarray
     box_xyxy: np.ndarray
@@ -46,8 +46,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
     call it, because it gathers their predictions.
 
     Args:
-        dataset_name: a data set whose metadata has ``dirname`` (the folder with ``Annotations`` and ``ImageSets``),
-            ``split``, ``year`` (2007: AP by eleven points; 2012: area under the curve) and ``thing_classes``.
+        dataset_name: a data set whose metadata has `dirname` (the folder with `Annotations` and `ImageSets`),
+            `split`, `year` (2007: AP by eleven points; 2012: area under the curve) and `thing_classes`.
     """
 
     mask_formats = ()
@@ -80,8 +80,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """Keep the boxes of one batch.
 
         Args:
-            inputs: a list of dictionaries with ``image_id``, the name of the annotation file without its suffix.
-            outputs: a list of dictionaries with ``instances`` in the frame of the original image.
+            inputs: a list of dictionaries with `image_id`, the name of the annotation file without its suffix.
+            outputs: a list of dictionaries with `instances` in the frame of the original image.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(self._cpu_device)
@@ -104,7 +104,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """Score the predictions.
 
         Returns:
-            ``{"bbox": {"AP", "AP50", "AP75"}}`` in percent on the main process, None on others. Classes without any
+            `{"bbox": {"AP", "AP50", "AP75"}}` in percent on the main process, None on others. Classes without any
             ground truth are left out of the averages.
         """
         gathered = comm.gather(_pack(self._predictions), dst=0)
@@ -169,7 +169,7 @@ def _pack(predictions: dict[int, list[tuple[str, np.ndarray]]]) -> tuple[list[st
 
 
 def _unpack(names: list[str], table: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Class, image and rows of each entry of :func:`_pack`, in their order."""
+    """Class, image and rows of each entry of `_pack`, in their order."""
     parts = np.split(rows, np.cumsum(table[:-1, 2])) if len(table) else []
     for (class_id, image, _), part in zip(table.tolist(), parts, strict=True):
         yield class_id, names[image], part
@@ -190,7 +190,7 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
         filename: path of the XML file.
 
     Returns:
-        dictionaries with ``name``, ``pose``, ``truncated``, ``difficult`` and ``bbox`` (xmin, ymin, xmax, ymax).
+        dictionaries with `name`, `pose`, `truncated`, `difficult` and `bbox` (xmin, ymin, xmax, ymax).
     """
     with PathManager.open(filename) as f:
         root = ET.parse(f).getroot()

@@ -1,7 +1,7 @@
 """Average precision of rotated boxes by the COCO protocol.
 
-A rotated box is ``(x_center, y_center, width, height, angle)`` in absolute pixels, the angle in degrees,
-counter-clockwise. Only the overlap counts: a box turned by 180 degrees is as good. ``D`` detections, ``G`` objects.
+A rotated box is `(x_center, y_center, width, height, angle)` in absolute pixels, the angle in degrees,
+counter-clockwise. Only the overlap counts: a box turned by 180 degrees is as good. `D` detections, `G` objects.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ __all__ = ["RotatedCOCOEvaluator", "RotatedCOCOeval"]
 
 
 def _as_rotated(box: Sequence[float]) -> Sequence[float]:
-    """A box of a COCO file, ``(x, y, width, height)`` or rotated, as a rotated one."""
+    """A box of a COCO file, `(x, y, width, height)` or rotated, as a rotated one."""
     return box if len(box) == 5 else BoxMode.convert(list(box), BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
 
 
@@ -80,7 +80,7 @@ class RotatedCOCOeval(COCOevalMaxDets):
 
 
 class _FastRotatedCOCOeval(COCOevalMaxDets, COCOeval_opt):
-    """The same by hotcoco; detections may also come as a ``ResultTable``."""
+    """The same by hotcoco; detections may also come as a `ResultTable`."""
 
     def __init__(self, cocoGt: Any = None, cocoDt: Any = None, iouType: str = "bbox"):
         found = _oriented_results(cocoGt, cocoDt) if isinstance(cocoDt, ResultTable) else _oriented(cocoDt)
@@ -110,7 +110,7 @@ def _oriented(coco: COCO) -> Any:
 
 
 def _oriented_results(coco: COCO, table: ResultTable) -> Any:
-    """Results on the images of a data set, as a data set of the form of :func:`_oriented`."""
+    """Results on the images of a data set, as a data set of the form of `_oriented`."""
     x, y, w, h = table.boxes[:, :4].T.astype(np.float64)
     angle = np.zeros(len(table))
     if table.boxes.shape[1] == 5:
@@ -134,17 +134,17 @@ def _oriented_results(coco: COCO, table: ResultTable) -> Any:
 
 
 class RotatedCOCOEvaluator(COCOEvaluator):
-    """COCO's AP of boxes, rotated or not, in percent (NaN where undefined); arguments as of ``COCOEvaluator``.
+    """COCO's AP of boxes, rotated or not, in percent (NaN where undefined); arguments as of `COCOEvaluator`.
 
     Args:
         dataset_name: a registered data set.
-        tasks: ``("bbox",)`` or None.
+        tasks: `("bbox",)` or None.
         distributed: collect the predictions of all processes in the main one, which evaluates.
         output_dir: folder for the predictions; None to write nothing.
         max_dets_per_image: how many detections of an image count for AP.
         use_fast_impl: compute with hotcoco; False for pycocotools, much slower.
         kpt_oks_sigmas: not used; there are no keypoints.
-        allow_cached_coco: reuse a converted data set that is already in ``output_dir``.
+        allow_cached_coco: reuse a converted data set that is already in `output_dir`.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
             raise ValueError(f"RotatedCOCOEvaluator knows the task 'bbox' only, not {self._tasks}.")
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
-        """Score instances into ``self._results["bbox"]``."""
+        """Score instances into `self._results["bbox"]`."""
         # copies: categories are replaced, and the predictions may be evaluated again
         coco_results = join_results(predictions)
         self._to_dataset_categories(coco_results)

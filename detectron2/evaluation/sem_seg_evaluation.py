@@ -1,6 +1,6 @@
 """Intersection over union and accuracy of semantic segmentation, over whole images and along boundaries.
 
-A label map is an integer array (height, width). ``K`` classes; index ``K`` stands for pixels without a label.
+A label map is an integer array (height, width). `K` classes; index `K` stands for pixels without a label.
 """
 
 import itertools
@@ -50,13 +50,13 @@ class SemSegEvaluator(DatasetEvaluator):
     """Metrics of semantic segmentation in percent, http://cocodataset.org/#stuff-eval, with those of each class.
 
     Args:
-        dataset_name: a data set with ``sem_seg_file_name`` in its entries and ``stuff_classes`` in its metadata.
+        dataset_name: a data set with `sem_seg_file_name` in its entries and `stuff_classes` in its metadata.
         distributed: collect the counts of all processes in the main one; otherwise each evaluates its own images.
-        output_dir: folder for ``sem_seg_predictions.json`` (COCO's format) and ``sem_seg_evaluation.pth``; None to
+        output_dir: folder for `sem_seg_predictions.json` (COCO's format) and `sem_seg_evaluation.pth`; None to
             write nothing.
         sem_seg_loading_fn: reads a label file into an integer array (height, width).
-        num_classes: not used any more; the number of ``stuff_classes`` counts.
-        ignore_label: not used any more; ``ignore_label`` of the metadata counts.
+        num_classes: not used any more; the number of `stuff_classes` counts.
+        ignore_label: not used any more; `ignore_label` of the metadata counts.
     """
 
     mask_formats = ()
@@ -110,8 +110,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """Count one batch.
 
         Args:
-            inputs: a list of dictionaries with ``file_name``.
-            outputs: a list of dictionaries with ``sem_seg``, the scores of the classes (K, height, width).
+            inputs: a list of dictionaries with `file_name`.
+            outputs: a list of dictionaries with `sem_seg`, the scores of the classes (K, height, width).
         """
         for input_, output in zip(inputs, outputs, strict=True):
             predicted = self._predicted_labels(input_["file_name"], output)
@@ -180,8 +180,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """Compute the metrics.
 
         Returns:
-            ``{"sem_seg": {...}}`` in percent on the main process: ``mIoU``, ``fwIoU`` (classes weighted by their
-            pixels), ``mACC``, ``pACC``, and for each class ``IoU-<name>``, ``ACC-<name>`` and the boundary IoU.
+            `{"sem_seg": {...}}` in percent on the main process: `mIoU`, `fwIoU` (classes weighted by their
+            pixels), `mACC`, `pACC`, and for each class `IoU-<name>`, `ACC-<name>` and the boundary IoU.
         """
         conf, boundary, predictions = self._conf_matrix, self._b_conf_matrix, self._predictions
         if self._distributed:
@@ -260,10 +260,10 @@ class SemSegEvaluator(DatasetEvaluator):
 
         Args:
             sem_seg: integer array (height, width) of contiguous class ids.
-            input_file_name: written to ``file_name`` of every entry.
+            input_file_name: written to `file_name` of every entry.
 
         Returns:
-            dictionaries with ``file_name``, ``category_id`` and ``segmentation``.
+            dictionaries with `file_name`, `category_id` and `segmentation`.
         """
         entries = []
         for label in np.unique(sem_seg).tolist():
@@ -320,7 +320,7 @@ def _label_boundary(labels: np.ndarray) -> np.ndarray:
 
 
 def _running_minimum(values: np.ndarray, reach: int, axis: int) -> np.ndarray:
-    """Minimum over ``reach`` neighbours to both sides along an axis, by doubling windows (logarithmic in reach)."""
+    """Minimum over `reach` neighbours to both sides along an axis, by doubling windows (logarithmic in reach)."""
     size, total = values.shape[axis], 2 * reach + 1
     margin = [(reach, reach) if k == axis else (0, 0) for k in range(2)]
     window, covered = np.pad(values, margin, constant_values=np.iinfo(values.dtype).max), 1

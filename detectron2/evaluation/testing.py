@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log the main metrics of each task as three comma-separated lines, easy to find (``copypaste``) and to paste.
+    """Log the main metrics of each task as three comma-separated lines, easy to find (`copypaste`) and to paste.
 
     Args:
-        results: ``{task: {metric: number}}``; metrics with a ``-`` in their name (one class each) are left out.
+        results: `{task: {metric: number}}`; metrics with a `-` in their name (one class each) are left out.
 
     Raises:
-        TypeError: ``results`` is not a dictionary with at least the tasks as keys.
+        TypeError: `results` is not a dictionary with at least the tasks as keys.
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results must be a dictionary of {{task: metrics}}, got {type(results).__name__}: {results!r}")
@@ -54,11 +54,11 @@ def _shortfall(results: Mapping[str, Any], task: str, metric: str, expected: flo
 
 
 def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
-    """Compare results with ``cfg.TEST.EXPECTED_RESULTS``, and end the process with status 1 when they differ.
+    """Compare results with `cfg.TEST.EXPECTED_RESULTS`, and end the process with status 1 when they differ.
 
     Args:
-        cfg: a config whose ``TEST.EXPECTED_RESULTS`` lists ``[task, metric, expected value, tolerance]`` entries.
-        results: ``{task: {metric: number}}``.
+        cfg: a config whose `TEST.EXPECTED_RESULTS` lists `[task, metric, expected value, tolerance]` entries.
+        results: `{task: {metric: number}}`.
 
     Returns:
         True; also when nothing is expected.
@@ -76,7 +76,7 @@ def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"bbox": {"AP": 40.0}}`` into ``{"bbox/AP": 40.0}``, at any depth."""
+    """Turn `{"bbox": {"AP": 40.0}}` into `{"bbox/AP": 40.0}`, at any depth."""
     flat: dict[str, Any] = {}
     for key, value in results.items():
         if isinstance(value, Mapping):

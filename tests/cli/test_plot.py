@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2.cli._curves import choose_metrics, draw_curves, panels, read_run, smooth, value_table
+from detectron2.cli.plot import choose_metrics, draw_curves, panels, read_run, smooth, value_table
 
 
 @pytest.fixture

@@ -183,7 +183,7 @@ class Protocol:
 
 
 def protocol_of(truth: Truth, ious: Sequence[float]) -> Protocol:
-    """-> the protocol for a kind of ground truth, with these overlaps."""
+    """Return the protocol for a kind of ground truth, with these overlaps."""
     no_small = truth.iou_type == "keypoints"  # COCO has no small persons with keypoints
     areas = {name: ends for name, ends in _AREAS.items() if not (no_small and name == "small")}
     if truth.is_searched is not None:
@@ -218,7 +218,7 @@ class Matching:
     _place: np.ndarray = field(repr=False)  # int array (D,), into candidates; -1 for the others
 
     def of_class(self, label: int) -> np.ndarray:
-        """-> the detections of a class that are used, by falling score; int array."""
+        """Return the detections of a class that are used, by falling score; int array."""
         return self.order[self.ends[label] : self.ends[label + 1]]
 
     def outcome(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +314,7 @@ def match(truth: Truth, found: Found, overlaps: Overlaps, protocol: Protocol) ->
 
 
 def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """-> ``rank`` and ``is_used`` of :class:`Matching`."""
+    """-> `rank` and `is_used` of `Matching`."""
     rank = _rank_in_groups(found.score, found.image, found.label)
     if protocol.is_limit_per_class:
         return rank, found.is_searched & (rank < protocol.limit)
@@ -323,7 +323,7 @@ def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rank_in_groups(score: np.ndarray, *groups: np.ndarray) -> np.ndarray:
-    """-> the place of each by falling score among those of the same groups; of equal scores the first comes first."""
+    """Return the place of each by falling score among those of the same groups; of equal scores the first comes first."""
     order = np.lexsort((-score, *groups))
     starts = np.zeros(len(order), np.int64)
     if len(order):
@@ -351,7 +351,7 @@ def _take_turns(
     Args:
         pairs: N of one class each.
         rank: of each detection.
-        which: int array (N,), the detection of each pair as a number below ``num_candidates``.
+        which: int array (N,), the detection of each pair as a number below `num_candidates`.
         excused: bool array (A, G), objects that need not be found.
         is_crowd: bool array (G,), objects that are left although they were taken.
         thresholds: T least overlaps.

@@ -157,13 +157,13 @@ def calibrate(score: np.ndarray, is_right: np.ndarray, num_bins: int) -> tuple[l
 
 
 def mean_defined(values: np.ndarray) -> float:
-    """-> the mean of what is not NaN; NaN without any."""
+    """Return the mean of what is not NaN; NaN without any."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
 
 def without_nan(content: Any) -> Any:
-    """-> nested dictionaries and lists as JSON takes them: None in place of NaN."""
+    """Return nested dictionaries and lists as JSON takes them: None in place of NaN."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -195,7 +195,7 @@ class Metric:
 
 
 def metrics_of(truth: Truth, protocol: Protocol) -> dict[str, Metric]:
-    """-> the metrics that COCO or LVIS has for this task, by name."""
+    """Return the metrics that COCO or LVIS has for this task, by name."""
     places = {name: n for n, name in enumerate(protocol.areas) if name != "all"}
     middle = COCO_IOUS.index(0.75)
     found = {"AP": Metric(False), "AP50": Metric(False, iou=0), "AP75": Metric(False, iou=middle)}
@@ -211,7 +211,7 @@ def metrics_of(truth: Truth, protocol: Protocol) -> dict[str, Metric]:
 
 
 def frequencies_of(truth: Truth) -> np.ndarray:
-    """-> for each class ``"r"``, ``"c"``, ``"f"``, or nothing: how many images have it (LVIS); text array (K,)."""
+    """Return for each class `"r"`, `"c"`, `"f"`, or nothing: how many images have it (LVIS); text array (K,)."""
     by_id = {c["id"]: str(c.get("frequency", "")) for c in truth.api.dataset["categories"]}
     return np.array([by_id[c] for c in truth.class_ids], dtype="U1")
 
@@ -231,14 +231,14 @@ class Averages:
     limited: dict[int, np.ndarray]
 
     def of_classes(self, metric: Metric) -> np.ndarray:
-        """-> a metric of each class; float array (K,)."""
+        """Return a metric of each class; float array (K,)."""
         table = self.recall if metric.is_recall else self.ap
         values = table[:, metric.area] if metric.limit is None else self.limited[metric.limit]
         return values[:, : len(COCO_IOUS)].mean(1) if metric.iou is None else values[:, metric.iou]
 
 
 def objects_per_area(truth: Truth, protocol: Protocol) -> np.ndarray:
-    """-> which objects are to be found in each range of areas: bool array (A, G)."""
+    """Return which objects are to be found in each range of areas: bool array (A, G)."""
     ends = np.array(list(protocol.areas.values()))[:, :, None]
     return (truth.area >= ends[:, 0]) & (truth.area <= ends[:, 1]) & ~truth.is_ignored
 
@@ -274,7 +274,7 @@ def average(truth: Truth, matching: Matching, protocol: Protocol) -> Averages:
 
 
 def interpolated_ap(right: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """-> COCO's AP from running totals (..., n) of right detections and of those that count, and of all objects.
+    """Return COCO's AP from running totals (..., n) of right detections and of those that count, and of all objects.
 
     The mean over recalls of the best precision at that recall or a greater one.
     """
@@ -295,7 +295,7 @@ def mean_of_classes(values: np.ndarray, metrics: dict[str, Metric], frequencies:
     Args:
         values: float array (B, K, number of metrics).
         metrics: which.
-        frequencies: text array (K,), see :func:`frequencies_of`.
+        frequencies: text array (K,), see `frequencies_of`.
 
     Returns:
         Float array (B, number of metrics).
@@ -324,7 +324,7 @@ class DetectionScores:
         ap50: at an IoU of 0.5.
         ap75: at an IoU of 0.75.
         ar: recall with all these detections, the mean over the same IoUs.
-        area_ap: AP of ``small``, ``medium`` and ``large`` objects, as far as the task has them.
+        area_ap: AP of `small`, `medium` and `large` objects, as far as the task has them.
         ap_interval: ends of the confidence interval of AP; NaN without resamples.
         at_threshold: precision, recall and F1 at the score threshold of the analysis.
         best: the same where F1 is best.
@@ -401,7 +401,7 @@ def score_classes(
 
 
 def _average_table(averages: Averages, areas: Sequence[str]) -> dict[str, np.ndarray]:
-    """-> for each average float array (K,)."""
+    """Return for each average float array (K,)."""
     wanted = {"ap": Metric(False), "ap50": Metric(False, iou=0), "ap75": Metric(False, iou=5), "ar": Metric(True)}
     wanted |= {f"area {name}": Metric(False, a) for a, name in enumerate(areas) if name != "all"}
     return {key: averages.of_classes(metric) for key, metric in wanted.items()}
@@ -551,7 +551,7 @@ def _score_part(
     detections: np.ndarray,
     score_threshold: float,
 ) -> PartScores:
-    """-> scores of objects (bool array (G,)) with detections (bool array (D,))."""
+    """Return scores of objects (bool array (G,)) with detections (bool array (D,))."""
     per_class = np.bincount(truth.label[objects], minlength=len(truth.class_ids))
     averages = []
     for k in np.flatnonzero(per_class).tolist():

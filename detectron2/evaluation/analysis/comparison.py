@@ -72,9 +72,9 @@ class Comparison:
         num_images: from which the resamples are drawn.
         num_resamples: of the bootstrap.
         confidence: of the intervals.
-        metrics: by name (``AP``, ``AP50`` … ``ARl``).
+        metrics: by name (`AP`, `AP50` … `ARl`).
         per_class: AP by class name.
-        per_class_areas: by class name ``APs``, ``APm`` and ``APl``, as far as the task has them.
+        per_class_areas: by class name `APs`, `APm` and `APl`, as far as the task has them.
     """
 
     num_images: int
@@ -105,10 +105,10 @@ def compare_detections(
     rests on a single image has none.
 
     Args:
-        coco_gt: ground truth, as for :func:`analyze_detections`.
+        coco_gt: ground truth, as for `analyze_detections`.
         first: predictions of the first run.
         second: predictions of the second.
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
         num_resamples: how often images are drawn, with replacement; 0 for no intervals.
         confidence: share of the resamples that the interval holds.
         seed: the same seed gives the same intervals.
@@ -168,7 +168,7 @@ def check_resamples(num_resamples: int, confidence: float) -> None:
 
 
 def class_values(averages: Averages, metrics: dict[str, Metric]) -> np.ndarray:
-    """-> float array (K, M)."""
+    """Return float array (K, M)."""
     return np.stack([averages.of_classes(metric) for metric in metrics.values()], axis=1)
 
 
@@ -208,7 +208,7 @@ def interval_of_run(
 
 
 def _centred(draws: np.ndarray, values: np.ndarray, confidence: float) -> np.ndarray:
-    """-> percentiles (2, ...) of draws (B, ...), moved so that the mean of the draws comes to lie on the values."""
+    """Return percentiles (2, ...) of draws (B, ...), moved so that the mean of the draws comes to lie on the values."""
     known = (~np.isnan(draws)).sum(0)
     means = np.where(known, np.nansum(draws, axis=0) / np.maximum(known, 1), np.nan)
     return np.clip(percentiles(draws, confidence) + values - means, 0.0, 1.0)
@@ -225,13 +225,13 @@ _AT_ONCE = 1 << 20  # numbers in a temporary array
 
 
 def weights_of_resamples(num_images: int, num_resamples: int, seed: int) -> np.ndarray:
-    """-> how often each image is drawn, with replacement: int32 array (B, I)."""
+    """Return how often each image is drawn, with replacement: int32 array (B, I)."""
     draws = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), num_resamples)
     return draws.astype(np.int32)
 
 
 def can_vary(truth: Truth, protocol: Protocol, metrics: dict[str, Metric]) -> np.ndarray:
-    """-> of which classes, and in the last row of all, a metric depends on more than one image; bool (K + 1, metrics).
+    """Return of which classes, and in the last row of all, a metric depends on more than one image; bool (K + 1, metrics).
 
     What lies in one image is the same in all resamples that have it, and says nothing about others.
     """

@@ -49,10 +49,10 @@ class DetectionAnalysis:
     """All that is known about the predictions of one detector.
 
     Args:
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``; for the latter every IoU is an OKS.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`; for the latter every IoU is an OKS.
         iou_threshold: from which on a detection finds an object, where COCO's mean over ten is not used.
         score_threshold: of what is counted rather than averaged.
-        metrics: those of COCO's or LVIS's summary, by name: ``AP``, ``AP50`` … ``ARl``.
+        metrics: those of COCO's or LVIS's summary, by name: `AP`, `AP50` … `ARl`.
         intervals: their confidence intervals; empty without resamples.
         overall: all classes: AP and AR are means over classes, the rest is counted over all detections.
         per_class: K scores.
@@ -62,14 +62,14 @@ class DetectionAnalysis:
         parts: by property (area, aspect, crowdedness) and part.
         errors: by type: classification, localization, both, duplicate, background, missed.
         class_errors: the same of each class: of wrong detections the predicted one, of missed objects their own.
-        gains: how much AP would rise without any ``"false positives"`` or ``"false negatives"``.
+        gains: how much AP would rise without any `"false positives"` or `"false negatives"`.
         calibration: the bins of the reliability diagram.
         keypoints: of each keypoint; none for other tasks.
         per_image: I scores, by image id.
         is_right: bool array (D,), for each prediction in its order: it has found an object.
         is_counted: bool array (D,): it is right or wrong; False on crowd regions, beyond the best of its image and
             class, and where the image was not searched for the class.
-        error: int array (D,), the type of error as a place in ``errors``; -1 for none.
+        error: int array (D,), the type of error as a place in `errors`; -1 for none.
         is_found: bool array (G,), for each annotation in its order: found by a detection above the score threshold.
         is_ignored: bool array (G,): neither to be found nor missed, such as crowd regions.
         notes: sentences about what makes numbers mean something else than they seem to.
@@ -101,7 +101,7 @@ class DetectionAnalysis:
 
     @property
     def area_ap(self) -> dict[str, float]:
-        """COCO's AP of ``small``, ``medium`` and ``large`` objects, mean over classes."""
+        """COCO's AP of `small`, `medium` and `large` objects, mean over classes."""
         return self.overall.area_ap
 
     def worst_images(self, count: int) -> list[ImageScores]:
@@ -117,7 +117,7 @@ class DetectionAnalysis:
         return sorted(bad, key=lambda s: (-s.num_wrong - s.num_missed, s.num_right))[:count]
 
     def confused(self) -> list[tuple[str, str, int]]:
-        """-> true class, predicted class and count of all that occurs, right ones among them, most first."""
+        """Return true class, predicted class and count of all that occurs, right ones among them, most first."""
         names = [*(s.name for s in self.per_class), "background"]
         rows, columns = np.nonzero(self.confusion)
         counts = self.confusion[rows, columns]
@@ -125,7 +125,7 @@ class DetectionAnalysis:
         return [(names[rows[i]], names[columns[i]], int(counts[i])) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
-        """-> the numbers as JSON takes them, without what belongs to single predictions; NaN is None."""
+        """Return the numbers as JSON takes them, without what belongs to single predictions; NaN is None."""
         content = {
             "iou_type": self.iou_type,
             "iou_threshold": self.iou_threshold,
@@ -171,9 +171,9 @@ def analyze_detections(
     """Analyze predictions.
 
     Args:
-        coco_gt: ground truth in COCO's or LVIS's format: a file, a dictionary, or a pycocotools ``COCO``.
-        results: predictions in COCO's result format: a file or a list, such as ``COCOEvaluator`` writes.
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        coco_gt: ground truth in COCO's or LVIS's format: a file, a dictionary, or a pycocotools `COCO`.
+        results: predictions in COCO's result format: a file or a list, such as `COCOEvaluator` writes.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
         iou_threshold: from which on a detection finds an object; above 0.1. For keypoints of OKS.
         score_threshold: of what is counted rather than averaged.
         num_resamples: how often images are drawn for confidence intervals; 0 for none.

@@ -52,7 +52,7 @@ class Errors:
     """What is wrong with each detection, and with each object.
 
     Args:
-        kind: int array (D,), place in ``ERROR_NAMES``; -1 for what is right or does not count.
+        kind: int array (D,), place in `ERROR_NAMES`; -1 for what is right or does not count.
         target: int array (D,), the object that was meant; -1 for none.
         is_missed: bool array (G,): not found, and no detection with the wrong class or place was meant for it.
     """
@@ -71,7 +71,7 @@ def find_errors(truth: Truth, found: Found, overlaps: Overlaps, matches: Matches
     Args:
         truth: ground truth.
         found: detections.
-        overlaps: all pairs from ``BACKGROUND_IOU`` on.
+        overlaps: all pairs from `BACKGROUND_IOU` on.
         matches: at an overlap.
         iou: that overlap.
 
@@ -99,7 +99,7 @@ def find_errors(truth: Truth, found: Found, overlaps: Overlaps, matches: Matches
 
 
 def _best(pairs: Overlaps, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> for each of ``count`` detections the greatest overlap, 0 for none, and its object, -1 for none."""
+    """Return for each of `count` detections the greatest overlap, 0 for none, and its object, -1 for none."""
     value, object_ = np.zeros(count), np.full(count, -1)
     order = np.lexsort((-pairs.object, pairs.value))  # the last that is written stays; of equals the first object
     value[pairs.detection[order]] = pairs.value[order]
@@ -120,7 +120,7 @@ def count_errors(
 
     Returns:
         The errors of all classes; of each class: wrong detections of it, and its objects that were missed; and by how
-        much AP would rise without any ``"false positives"`` or ``"false negatives"``.
+        much AP would rise without any `"false positives"` or `"false negatives"`.
     """
     num_classes = len(truth.class_ids)
     counts = np.zeros((len(ERROR_NAMES), num_classes), np.int64)
@@ -173,7 +173,7 @@ def _corrections(truth: Truth, found: Found, matches: Matches, errors: Errors) -
 
 
 def _is_first(target: np.ndarray, is_open: np.ndarray) -> np.ndarray:
-    """-> of the detections, best first, that are open and were meant for the same object the first; bool array."""
+    """Return of the detections, best first, that are open and were meant for the same object the first; bool array."""
     places = np.flatnonzero(is_open)
     first = np.zeros(len(target), bool)
     first[places[np.unique(target[places], return_index=True)[1]]] = True
@@ -183,7 +183,7 @@ def _is_first(target: np.ndarray, is_open: np.ndarray) -> np.ndarray:
 def _class_ap(
     score: np.ndarray, label: np.ndarray, right: np.ndarray, objects: np.ndarray, known: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """-> AP of each class at one overlap, from detections by falling score; NaN for classes that are not known.
+    """Return AP of each class at one overlap, from detections by falling score; NaN for classes that are not known.
 
     A class that has lost all its objects has none either, unless detections are left, which are wrong.
     """
@@ -210,7 +210,7 @@ def count_confusion(
     Args:
         truth: ground truth.
         found: detections.
-        overlaps: all pairs from ``iou`` on.
+        overlaps: all pairs from `iou` on.
         iou: the least of a pair.
         score_threshold: the least score of a detection.
 
@@ -237,7 +237,7 @@ def count_confusion(
 
 
 def _one_to_one(pairs: Overlaps) -> tuple[np.ndarray, np.ndarray]:
-    """-> the pairs that remain when the first takes both its members, then the first of the rest, and so on."""
+    """Return the pairs that remain when the first takes both its members, then the first of the rest, and so on."""
     detections, objects = pairs.detection, pairs.object
     taken: list[tuple[np.ndarray, np.ndarray]] = [(detections[:0], objects[:0])]
     while len(detections):

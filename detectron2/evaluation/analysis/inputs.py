@@ -43,7 +43,7 @@ class Truth:
 
     Args:
         api: a pycocotools data set.
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
         image_ids: I ids, sorted.
         class_ids: K ids, sorted.
         class_names: K names.
@@ -121,7 +121,7 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
 
     Args:
         coco_gt: in COCO's or LVIS's format; not changed.
-        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
         sigmas: of keypoints; empty for those of COCO's persons.
 
     Returns:
@@ -200,14 +200,14 @@ def _sorted_ids(entries: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _class_names(categories: Sequence[dict[str, Any]], class_ids: Sequence[Any]) -> list[str]:
-    """-> names that differ, by class, also from what is no class, and that can be written."""
+    """Return names that differ, by class, also from what is no class, and that can be written."""
     names = {c["id"]: str(c.get("name", c["id"])).encode("utf-8", "replace").decode("utf-8") for c in categories}
     times = Counter([*names.values(), "background"])
     return [names[i] if times[names[i]] == 1 else f"{names[i]} ({i})" for i in class_ids]
 
 
 def _numbers(entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_name: str, wanted: str) -> np.ndarray:
-    """-> for each entry the position of its id in ``ids``."""
+    """Return for each entry the position of its id in `ids`."""
     number = {known: n for n, known in enumerate(ids)}
     try:
         return np.array([number[entry[key]] for entry in entries], np.int64)
@@ -240,7 +240,7 @@ def _true_keypoints(objects: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _num_keypoints(objects: Sequence[dict[str, Any]], keypoints: np.ndarray) -> np.ndarray:
-    """-> how many are labelled, as the annotations say; int array (G,)."""
+    """Return how many are labelled, as the annotations say; int array (G,)."""
     counted = (keypoints[:, :, 2] > 0).sum(1).tolist()
     return np.array([a.get("num_keypoints", n) for a, n in zip(objects, counted, strict=True)], np.int64)
 
@@ -258,7 +258,7 @@ def _sigmas(count: int, given: Sequence[float]) -> np.ndarray:
 def _federation(
     images: Sequence[dict[str, Any]], objects: Sequence[dict[str, Any]], image_ids: list[Any], class_ids: list[Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """-> ``is_searched`` and ``is_partial`` of :class:`Truth` (Gupta et al., LVIS, arXiv:1908.03195, section 2)."""
+    """-> `is_searched` and `is_partial` of `Truth` (Gupta et al., LVIS, arXiv:1908.03195, section 2)."""
     keys = ("neg_category_ids", "not_exhaustive_category_ids")
     if not any(key in image for image in images for key in keys):
         return None, None
@@ -323,7 +323,7 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
 
 
 def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -> list[Any]:
-    """-> run lengths, of the size of their images."""
+    """Return run lengths, of the size of their images."""
     to_rle: Callable[[dict[str, Any]], Any] = truth.api.annToRLE
     masks = [to_rle(result) for result in results]
     for place, (result, mask) in enumerate(zip(results, masks, strict=True)):
@@ -337,7 +337,7 @@ def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -
 
 
 def read_json(path: str) -> Any:
-    """-> the content of a JSON file, with an error that names it."""
+    """Return the content of a JSON file, with an error that names it."""
     try:
         with PathManager.open(path, "r") as f:
             return json.load(f)
@@ -387,7 +387,7 @@ def check_columns(
         num_keypoints: P, of the ground truth; 0 where it has no objects.
 
     Returns:
-        Scores (D,), boxes ``(x, y, width, height)`` (D, 4), zeros for masks, and keypoints (D, P, 3).
+        Scores (D,), boxes `(x, y, width, height)` (D, 4), zeros for masks, and keypoints (D, P, 3).
 
     Raises:
         ValueError: a key is missing, or a value is not what it should be.
@@ -416,7 +416,7 @@ def check_columns(
 
 
 def _numeric(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """-> finite numbers of a shape; of no values zeros."""
+    """Return finite numbers of a shape; of no values zeros."""
     if not values:
         return np.zeros((0, *(abs(n) * (3 if n < 0 else 1) for n in shape[1:])))
     array = np.array(values)  # no dtype: text must not be taken for numbers
@@ -429,7 +429,7 @@ def _numeric(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _boxes_of_keypoints(results: Sequence[Any], points: np.ndarray) -> np.ndarray:
-    """-> boxes as predicted, else around the keypoints, which is what COCO takes for the size of a detection."""
+    """Return boxes as predicted, else around the keypoints, which is what COCO takes for the size of a detection."""
     if results and all("bbox" in r for r in results):
         return _numeric([r["bbox"] for r in results], (len(results), 4))
     if not points.size:
@@ -486,7 +486,7 @@ def explain_unknown_id(
         entries: of which at least one has an unknown id, or none.
         key: of the id.
         ids: those that are known.
-        entry_name: ``"annotation"`` or ``"prediction"``.
+        entry_name: `"annotation"` or `"prediction"`.
         wanted: what the id names, with an article.
 
     Returns:

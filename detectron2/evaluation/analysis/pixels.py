@@ -50,7 +50,7 @@ class SegmentAnalysis:
     """All that is known about the predictions of one model.
 
     Args:
-        task: ``"sem_seg"`` or ``"panoptic_seg"``.
+        task: `"sem_seg"` or `"panoptic_seg"`.
         metrics: over all classes, those of the evaluator.
         per_class: K scores.
         per_image: of each image with a prediction, worst first.
@@ -69,7 +69,7 @@ class SegmentAnalysis:
     notes: list[str]
 
     def confused(self) -> list[tuple[str, str, int]]:
-        """-> true class, predicted class and number of pixels of all that occurs, right ones among them, most first."""
+        """Return true class, predicted class and number of pixels of all that occurs, right ones among them, most first."""
         if self.confusion is None:
             return []
         rows, columns = np.nonzero(self.confusion)
@@ -78,7 +78,7 @@ class SegmentAnalysis:
         return [(self.class_names[rows[i]], self.class_names[columns[i]], int(counts[i])) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
-        """-> the numbers as JSON takes them; NaN is None."""
+        """Return the numbers as JSON takes them; NaN is None."""
         content = {
             "task": self.task,
             "notes": self.notes,
@@ -94,8 +94,8 @@ def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:
     """Analyze labels of pixels.
 
     Args:
-        dataset_name: a registered data set, as for ``SemSegEvaluator``.
-        predictions: ``sem_seg_predictions.json``, which that evaluator writes.
+        dataset_name: a registered data set, as for `SemSegEvaluator`.
+        predictions: `sem_seg_predictions.json`, which that evaluator writes.
 
     Returns:
         The analysis.
@@ -133,7 +133,7 @@ def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:
 
 
 def _pixel_scores(counts: np.ndarray, k: int) -> dict[str, float]:
-    """-> scores of a class from counts with predicted rows and true columns."""
+    """Return scores of a class from counts with predicted rows and true columns."""
     right, true, predicted = int(counts[k, k]), int(counts[:, k].sum()), int(counts[k].sum())
     union = true + predicted - right
     return {
@@ -203,8 +203,8 @@ def analyze_panoptic(dataset_name: str, predictions: str) -> SegmentAnalysis:
     """Analyze panoptic segmentation.
 
     Args:
-        dataset_name: a registered data set, as for ``COCOPanopticEvaluator``.
-        predictions: ``predictions.json``, which that evaluator writes, beside the folder with its PNG files.
+        dataset_name: a registered data set, as for `COCOPanopticEvaluator`.
+        predictions: `predictions.json`, which that evaluator writes, beside the folder with its PNG files.
 
     Returns:
         The analysis.
