@@ -57,7 +57,7 @@ def draw_chart(
         draw: is given the axes.
         size_wh: in inches.
         path: the PNG to write.
-        label: what it shows, for those who do not see it.
+        label: alternative text for screen readers.
         names: those that are drawn.
 
     Returns:
@@ -110,7 +110,7 @@ class Names:
         return text.replace("$", r"\$")
 
     def restore(self, svg: str) -> str:
-        """Return a drawing with the letters that could not be measured."""
+        """Return an SVG drawing with the original names in place of their substitutes."""
         for name, shown in self._plain.items():
             if shown != self._short[name]:
                 for space in ("", " "):
@@ -177,7 +177,7 @@ def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, fold
 
 
 def _describe(title: str, analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
-    """Return what a chart says, in words."""
+    """Return the alternative text of a chart."""
     overall = analysis.overall
     known = sorted((s for s in analysis.per_class if s.num_objects), key=lambda s: -s.ap)
     says = ""
@@ -208,14 +208,14 @@ def draw_named_bars(axes: Any, labels: Sequence[str], values: Sequence[float], t
     lengths = np.nan_to_num(np.asarray(values, float))
     axes.barh(places, lengths, color=_BLUE, height=0.7)
     for place, length, text in zip(places, lengths, texts, strict=True):
-        _write_beside(axes, max(length, 0.0), float(place), text)
+        _annotate_bar(axes, max(length, 0.0), float(place), text)
     axes.set_yticks(places, labels, fontsize=8)
     axes.margins(x=0.2, y=0.02)
     axes.grid(alpha=0.5, axis="x")
     axes.set_axisbelow(True)
 
 
-def _write_beside(axes: Any, x: float, y: float, text: str) -> None:
+def _annotate_bar(axes: Any, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
@@ -234,7 +234,7 @@ def _draw_classes(axes: Any, analysis: DetectionAnalysis, names: Names) -> None:
         for place, (scores, text) in enumerate(zip(reversed(shown), reversed(ends), strict=True)):
             low, high = np.nan_to_num(scores.ap_interval, nan=scores.ap)
             axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
-            _write_beside(axes, max(high, scores.ap), place, text)
+            _annotate_bar(axes, max(high, scores.ap), place, text)
     axes.set(xlabel="AP" + (" with 95 % interval" if has_interval else ""), xlim=(0, 1.3), xticks=np.linspace(0, 1, 6))
 
 
@@ -284,7 +284,7 @@ def _draw_f1(axes: Any, analysis: DetectionAnalysis) -> None:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most so many points of a curve, the ends among them."""
+    """Return at most `count` points of a curve, including both ends."""
     if len(x) <= count:
         return x, y
     chosen = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int))

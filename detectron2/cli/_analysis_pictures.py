@@ -78,14 +78,14 @@ def draw_worst(
 
 
 def _file_name(image: dict[str, Any]) -> str:
-    """Return the name, which LVIS leaves to the address: the folder of the split and the file in it."""
+    """Return the file name; LVIS has it only as the end of the address, folder and file."""
     if "file_name" not in image and "coco_url" in image:
         return "/".join(str(image["coco_url"]).split("/")[-2:])
     return str(image.get("file_name", image["id"]))
 
 
 def _by_image(entries: Iterable[dict[str, Any]], wanted: set[Any]) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Return the entries of some images, with their places."""
+    """Group the entries of the wanted images, with their places."""
     grouped: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for place, entry in enumerate(entries):
         if entry["image_id"] in wanted:
@@ -97,7 +97,7 @@ _Style = tuple[str, tuple[float, float, float]]
 
 
 def _true_style(place: int, entry: dict[str, Any], names: dict[Any, str], analysis: DetectionAnalysis) -> _Style:
-    """Return label and colour of an annotation. Words say what colours say, for those who do not see the difference."""
+    """Return label and colour of an annotation; the label repeats in words what the colour says."""
     name = names[entry["category_id"]]
     if analysis.is_ignored[place]:
         return f"{name} (not counted)", _GREY
@@ -115,7 +115,7 @@ def _found_style(place: int, entry: dict[str, Any], names: dict[Any, str], analy
 
 
 def _skeleton(categories: Sequence[dict[str, Any]]) -> Metadata:
-    """Return which keypoints are joined, as far as the ground truth says so."""
+    """Return metadata with the keypoint connections of the ground truth, if it has any."""
     metadata = Metadata().set(name="analysis")
     for category in categories:
         if category.get("keypoints"):
@@ -147,7 +147,7 @@ def read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
 
 
 def picture_scale(pixels: np.ndarray) -> float:
-    """Return the size of a picture relative to the image: small ones larger, so that labels do not cover the objects."""
+    """Return the scale of a picture; small images are enlarged, so that labels do not cover the objects."""
     longest = max(pixels.shape[:2])
     return min(max(_LEAST_SIDE, longest), _MOST_SIDE) / longest
 
@@ -176,7 +176,7 @@ def _draw(
 
 
 def _box_xywh(entry: dict[str, Any]) -> list[float]:
-    """Return the box, or where a detection has only keypoints what they fill."""
+    """Return the box; for a detection without one, the box around its keypoints."""
     if "bbox" in entry:
         return entry["bbox"][:4]
     xy = np.array(entry["keypoints"], float).reshape(-1, 3)[:, :2]

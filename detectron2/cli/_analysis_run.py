@@ -31,7 +31,7 @@ class Source:
     Args:
         file: where they are.
         kind: `"instances"`, `"sem_seg"` or `"panoptic_seg"`.
-        content: of the file; None where it is read by who needs it.
+        content: of the file; None for labels of pixels, which are read image by image.
         data: name or file of the ground truth.
         sigmas: of keypoints, as the run's config says; empty for those of COCO's persons.
     """
@@ -94,7 +94,7 @@ def _kind_of(content: Any, path: str) -> str:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """Return the config of the run that a folder of predictions belongs to, as plain as it is; empty if there is none."""
+    """Return the config of the run that a folder of predictions belongs to as a dictionary; empty if there is none."""
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / "config.yaml").is_file():
             try:
@@ -111,10 +111,10 @@ def _sigmas(config: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
-    """Return the test data set of a run: registered, or as the evaluator has left it beside the predictions."""
+    """Return the run's test data set: a registered name, or the file that the evaluator wrote by the predictions."""
     names = _test_names(config)
     if not names:
-        raise ValueError(f"What do the predictions in {path} belong to? No config beside them says; give --data.")
+        raise ValueError(f"No config next to the predictions in {path} says what data set they belong to. Give --data.")
     if len(names) > 1 and folder.name in names:  # evaluations of several data sets have a folder each
         names = [folder.name]
     if len(names) > 1:

@@ -64,7 +64,7 @@ _MANY_ROWS = 30
 
 
 def picture(path: Path, alt: str | None = None) -> str:
-    """Return an image element that holds the PNG file; its text for those who do not see it is `alt` or the name."""
+    """Return an image element that holds the PNG file; the alternative text is `alt` or the file's name."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(alt or path.stem)}" src="data:image/png;base64,{data}">'
 
@@ -96,7 +96,7 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     Args:
         svg: a whole SVG file as matplotlib writes it.
         name: distinguishes its ids from those of other drawings in the page.
-        label: what it shows, for those who do not see it.
+        label: alternative text for screen readers.
 
     Returns:
         The element.

@@ -342,7 +342,7 @@ def _write_pixel_page(
 def _draw_worst_pixels(
     analysis: SegmentAnalysis, source: Source, images: str | None, count: int, folder: Path
 ) -> dict[str, str]:
-    """Return for each caption truth and prediction, as HTML; images that cannot be read are left out."""
+    """Draw truth and prediction as HTML, by caption; images that cannot be read are left out."""
     bad = [s for s in analysis.per_image if sum(v for k, v in s.values.items() if k != "share")][:count]
     metadata = MetadataCatalog.get(source.data)
     records = {

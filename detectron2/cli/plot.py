@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return for each run the part of its path in which it differs from the others."""
+    """Return a name for each run: the part of its path that differs from the others."""
     folders = [path.parent if path.name.endswith(".json") else path for path in map(Path.absolute, paths)]
     if len(set(folders)) < len(folders):  # several files in one folder
         return [str(path) for path in paths]
@@ -70,7 +70,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 Curve = tuple[np.ndarray, np.ndarray]
 
-# Of what is shown when nobody chooses: the main number of every task.
+# Metrics shown by default: the main number of every task.
 _HEADLINES = ("AP", "AP50", "AR@1000", "mIoU", "PQ", "mAP")
 _NOT_BY_DEFAULT = ("eta_seconds", "data_time", "time", "grad_scaler", "iteration")
 _VALIDATION = "validation/"
@@ -133,7 +133,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """Return the record of a line, or None if it is none."""
+    """Return the record in a line, or None if the line is not a record."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -40,7 +40,7 @@ AREA_RANGES = {
 
 
 class COCOevalMaxDets(COCOeval):
-    """COCO evaluation whose AP honours `params.maxDets`, where COCO's own summary insists on 100 per image.
+    """COCO evaluation with an AP that honours `params.maxDets`; COCO's own summary requires 100 per image.
 
     The AP numbers use the largest limit in `params.maxDets`, the recall numbers each limit in turn. Keypoints are
     summarised as COCO does.

@@ -200,7 +200,7 @@ def _concatenate(tables: Sequence[ResultTable]) -> ResultTable:
 
 
 def join_results(predictions: Sequence[dict[str, Any]]) -> "ResultTable | list[dict[str, Any]]":
-    """The results of all images, whose categories may be replaced: the predictions stay as they are.
+    """Join the results of all images; their categories may be replaced, the predictions stay as they are.
 
     Args:
         predictions: for each image a dictionary with its results in `"instances"`.

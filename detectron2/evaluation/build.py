@@ -89,6 +89,10 @@ def build_evaluator(
 
     Raises:
         ValueError: the type is unknown, or the entries have no ground truth.
+
+    Example:
+        >>> type(build_evaluator("one_cat", distributed=False)).__name__
+        'COCOEvaluator'
     """
     if isinstance(output_dir, CfgNode):
         output_dir, cfg = None, output_dir

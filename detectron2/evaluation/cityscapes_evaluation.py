@@ -42,7 +42,7 @@ def _adapted_to_today(module: Any) -> Iterator[None]:
     """Have a module of cityscapesscripts 2.3 run on today's NumPy while it evaluates; all is put back afterwards.
 
     It calls `numpy.in1d`, which NumPy 2.4 removed, and writes its matches as JSON, with numbers of NumPy that JSON does
-    not have, to the current folder, where nobody wants them.
+    not have, to the current folder, where they do not belong.
     """
     with contextlib.ExitStack() as stack:
         if hasattr(module, "writeDict2JSON"):

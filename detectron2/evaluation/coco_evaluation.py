@@ -66,6 +66,15 @@ class COCOEvaluator(DatasetEvaluator):
         use_fast_impl: compute with hotcoco; False for pycocotools, much slower and with the same numbers.
         kpt_oks_sigmas: falloff of each keypoint in OKS, http://cocodataset.org/#keypoints-eval; empty for COCO's 17.
         allow_cached_coco: reuse a converted data set that is already in `output_dir`.
+
+    Example:
+        >>> evaluator = COCOEvaluator("one_cat", ["bbox"], distributed=False)  # one object, at (10, 10, 30, 30)
+        >>> evaluator.reset()
+        >>> boxes = Boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
+        >>> found = Instances((100, 100), pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.zeros(1).long())
+        >>> evaluator.process([{"image_id": 1}], [{"instances": found}])
+        >>> round(evaluator.evaluate()["bbox"]["AP"])
+        100
     """
 
     mask_formats = ("rle", "roi", "full")

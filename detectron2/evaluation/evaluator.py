@@ -42,6 +42,22 @@ class DatasetEvaluator:
             `detectron2.modeling.postprocessing.detector_postprocess`), the preferred one first; empty if it does
             not look at them. `inference_on_dataset` asks the model for it. A subclass that defines `process()`
             gets whole masks, unless it says otherwise.
+
+    Example:
+        >>> class Counter(DatasetEvaluator):
+        ...     def reset(self):
+        ...         self.count = 0
+        ...
+        ...     def process(self, inputs, outputs):
+        ...         self.count += sum(len(output["instances"]) for output in outputs)
+        ...
+        ...     def evaluate(self):
+        ...         return {"count": self.count}
+        >>> evaluator = Counter()
+        >>> evaluator.reset()
+        >>> evaluator.process([{"image_id": 1}], [{"instances": Instances((100, 100), scores=torch.ones(3))}])
+        >>> evaluator.evaluate()
+        {'count': 3}
     """
 
     mask_formats: Sequence[str] = ("full",)
@@ -79,6 +95,11 @@ class DatasetEvaluators(DatasetEvaluator):
 
     Args:
         evaluators: the members; every call goes to each of them in this order.
+
+    Example:
+        >>> evaluators = DatasetEvaluators([DatasetEvaluator(), DatasetEvaluator()])
+        >>> evaluators.reset()
+        >>> evaluators.process([], [])
     """
 
     def __init__(self, evaluators: Iterable[DatasetEvaluator]):
@@ -128,7 +149,22 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextlib.contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode for the duration of a `with` block, and restore its mode whatever happens."""
+    """Put `model` in evaluation mode for the duration of a `with` block, and restore its mode whatever happens.
+
+    Args:
+        model: to be evaluated; its mode is restored afterwards.
+
+    Yields:
+        Nothing, with the model in evaluation mode.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with inference_context(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
     was_training = model.training
     model.eval()
     try:
@@ -187,7 +223,7 @@ class _Progress:
         self._watch = watch
         self._total = total
         self._last = watch.begin
-        # who does not want to hear of progress in the log does not want to see it either
+        # where the log hides progress messages, the progress line is hidden too
         self._draws = is_main_process() and logger.isEnabledFor(logging.INFO) and _is_terminal(sys.stderr)
         self._drawn = False
 
@@ -268,6 +304,11 @@ def inference_on_dataset(
 
     Raises:
         TypeError: `data_loader` has no length.
+
+    Example:
+        >>> model = nn.Identity()
+        >>> dict(inference_on_dataset(model, [[{"image_id": 1}], [{"image_id": 2}]], None))
+        {}
     """
     call = _checked_callbacks(callbacks)
     evaluator = _as_evaluator(evaluator)
@@ -364,12 +405,16 @@ _METHODS_WITH_OUTPUTS = ("__call__", "forward", "inference", "_postprocess", "_i
 def lean_masks(model: Any, evaluator: Any) -> Iterator[None]:
     """Within a `with` block, have a model give masks in the form that an evaluator prefers.
 
-    Nothing changes for a model that was told to give other than whole masks, that is compiled as a whole, or of whose
-    class it is not known that nobody reads whole masks on the way; nor where evaluators do not agree on a form.
+    The model keeps its form if its `mask_format` is not "full", if it is compiled, if a subclass overrides a method
+    that may read whole masks without declaring `mask_format` itself, or if the evaluators accept different forms.
 
     Args:
         model: an `nn.Module`, perhaps in a wrapper for several processes; anything else is left alone.
         evaluator: a `DatasetEvaluator`.
+
+    Example:
+        >>> with lean_masks(nn.Identity(), DatasetEvaluator()):  # has no `mask_format`, so nothing changes
+        ...     pass
     """
     while isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
@@ -388,7 +433,7 @@ def preferred_format(evaluator: Any) -> str:
     """The form of masks that an evaluator, or all of several, can take, the preferred one first; "full" if in doubt."""
     accepted = [formats for member in _members(evaluator) if (formats := _accepted(member))]
     if not accepted:
-        return "roi" if _members(evaluator) else "full"  # nobody looks at them, so they need not be pasted
+        return "roi" if _members(evaluator) else "full"  # no evaluator reads masks, so they need not be pasted
     common = [kind for kind in accepted[0] if all(kind in formats for formats in accepted)]
     return common[0] if common else "full"
 
@@ -497,7 +542,7 @@ def _explain_scores(model: nn.Module, inputs: Any) -> str | None:
     try:
         with _without_threshold(model), torch.no_grad():
             outputs = model(inputs)
-    except RuntimeError as e:  # of memory there may be too little for so many objects
+    except RuntimeError as e:  # there may be too little memory for this many objects
         return f"(What it finds below its score threshold cannot be seen: {e})"
     scores = [o["instances"].scores.float().cpu().numpy() for o in outputs if "instances" in o]
     scores = np.concatenate([np.zeros(0), *scores])

@@ -1,4 +1,4 @@
-"""A COCO evaluator with the interface of `pycocotools.cocoeval.COCOeval` whose work is done by hotcoco.
+"""A COCO evaluator with the interface of `pycocotools.cocoeval.COCOeval` that runs on hotcoco.
 
 The numbers are those of pycocotools; matching and accumulation run in parallel compiled code. Letters of the shapes:
 `T` IoU thresholds, `R` recall thresholds, `K` classes, `A` area ranges, `M` limits of detections per image.

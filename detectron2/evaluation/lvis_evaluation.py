@@ -2,7 +2,7 @@
 
 An image is searched for some categories only: those with an annotation, and those known not to be there
 (`neg_category_ids`); detections of others do not count. Where not every object of a category is annotated
-(`not_exhaustive_category_ids`), a detection without an object is no mistake.
+(`not_exhaustive_category_ids`), a detection without an object does not count as wrong.
 """
 
 import logging
@@ -137,7 +137,7 @@ def _evaluate_predictions_on_lvis(
     """Score results in LVIS's format.
 
     Args:
-        lvis_gt: ground truth: a `hotcoco.COCO`, or an object whose `dataset` is the content of an LVIS file.
+        lvis_gt: ground truth: a `hotcoco.COCO`, or an object with the content of an LVIS file in `dataset`.
         lvis_results: result dictionaries with the category ids of the data set.
         iou_type: `"bbox"` or `"segm"`.
         max_dets_per_image: detections of an image that count, over all categories; None for 300.

@@ -274,7 +274,18 @@ _MAX_ID = 256**3
 
 
 def rgb_to_id_map(colors: np.ndarray) -> np.ndarray:
-    """Segment ids (height, width) from a picture (height, width, 3) that holds `R + 256 G + 256**2 B`."""
+    """Segment ids (height, width) from a picture (height, width, 3) that holds `R + 256 G + 256**2 B`.
+
+    Args:
+        colors: uint8 array (height, width, 3).
+
+    Returns:
+        Uint32 array (height, width).
+
+    Example:
+        >>> rgb_to_id_map(np.array([[[5, 1, 0]]], np.uint8)).tolist()
+        [[261]]
+    """
     if colors.ndim != 3 or colors.shape[2] < 3:
         raise ValueError(
             f"a panoptic PNG has three channels that encode segment ids; this one has shape {colors.shape}"
@@ -284,7 +295,18 @@ def rgb_to_id_map(colors: np.ndarray) -> np.ndarray:
 
 
 def id_map_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """The inverse of `rgb_to_id_map`."""
+    """The inverse of `rgb_to_id_map`.
+
+    Args:
+        ids: int array (height, width).
+
+    Returns:
+        Uint8 array (height, width, 3).
+
+    Example:
+        >>> id_map_to_rgb(np.array([[261]])).tolist()
+        [[[5, 1, 0]]]
+    """
     if ids.size and not 0 <= ids.min() <= ids.max() < _MAX_ID:
         raise ValueError(
             f"segment ids from {ids.min()} to {ids.max()} do not fit a PNG, which takes 0 to {_MAX_ID - 1}"
@@ -329,6 +351,12 @@ def match_segments(
 
     Returns:
         array (K, 4), the columns as in `COUNTS`.
+
+    Example:
+        >>> ids = np.array([[1, 1], [2, 2]])
+        >>> segments = [{"id": 1, "category_id": 7}, {"id": 2, "category_id": 8}]
+        >>> match_segments(ids, segments, ids, segments[:1], {7: 0, 8: 1}).tolist()
+        [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     """
     truth = {segment["id"]: segment for segment in truth_segments}
     predicted = {segment["id"]: segment for segment in predicted_segments if segment["id"] != 0}
@@ -372,7 +400,19 @@ def match_segments(
 
 
 def unmatched_truth(segments: Sequence[Mapping[str, Any]], row_of_category: Mapping[int, int]) -> np.ndarray:
-    """Counts (K, 4) for segments that nothing was predicted for; crowds may be missed."""
+    """Counts (K, 4) for segments that nothing was predicted for; crowds may be missed.
+
+    Args:
+        segments: segments of the ground truth.
+        row_of_category: row of the result for each category.
+
+    Returns:
+        Array (K, 4), the columns as in `COUNTS`.
+
+    Example:
+        >>> unmatched_truth([{"id": 1, "category_id": 7}], {7: 0}).tolist()
+        [[0.0, 0.0, 0.0, 1.0]]
+    """
     counts = np.zeros((len(row_of_category), len(COUNTS)))
     for segment in segments:
         if not segment.get("iscrowd", 0):
@@ -389,6 +429,10 @@ def quality(counts: np.ndarray) -> dict[str, float]:
     Returns:
         `PQ`, `SQ` (mean IoU of matches), `RQ` (F1 of finding segments), 0 to 1, NaN where no category occurs; and
         `categories`, how many do.
+
+    Example:
+        >>> quality(np.array([[1.6, 2, 0, 0], [0, 0, 0, 0]]))
+        {'PQ': 0.8, 'SQ': 0.8, 'RQ': 1.0, 'categories': 1}
     """
     iou_sum, tp, fp, fn = counts.T
     occurs = tp + fp + fn > 0

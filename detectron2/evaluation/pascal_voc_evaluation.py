@@ -46,7 +46,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
     call it, because it gathers their predictions.
 
     Args:
-        dataset_name: a data set whose metadata has `dirname` (the folder with `Annotations` and `ImageSets`),
+        dataset_name: a data set with `dirname` in its metadata (the folder with `Annotations` and `ImageSets`),
             `split`, `year` (2007: AP by eleven points; 2012: area under the curve) and `thing_classes`.
     """
 
@@ -211,7 +211,7 @@ def _parse_object(node: ET.Element, filename: str) -> dict[str, Any]:
 
 
 def _read_objects(filenames: list[str]) -> dict[str, _Objects]:
-    """Read every annotation file once -> the objects of each class name."""
+    """Read every annotation file once and return the objects of each class name."""
     rows: dict[str, list[tuple]] = defaultdict(list)
     for image, filename in enumerate(filenames):
         for record in parse_rec(filename):
@@ -231,6 +231,10 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
 
     Returns:
         a number from 0 to 1.
+
+    Example:
+        >>> voc_ap(np.array([0.5, 1.0]), np.array([1.0, 0.8]))
+        0.9
     """
     rec, prec = np.asarray(rec, dtype=np.float64), np.asarray(prec, dtype=np.float64)
     # best precision at this or any later detection; 0 past the end
@@ -272,7 +276,7 @@ def _best_objects(detections: _Detections, objects: _Objects) -> tuple[np.ndarra
 
 
 def _inclusive_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of corresponding boxes (P, 4) whose last pixel belongs to them."""
+    """IoU of corresponding boxes (P, 4) that include their last pixel."""
     inter_wh = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1, 0, None)
     inter = inter_wh.prod(axis=1)
     return inter / ((a[:, 2:] - a[:, :2] + 1).prod(axis=1) + (b[:, 2:] - b[:, :2] + 1).prod(axis=1) - inter)

@@ -143,7 +143,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
         output_dir: folder for the predictions; None to write nothing.
         max_dets_per_image: how many detections of an image count for AP.
         use_fast_impl: compute with hotcoco; False for pycocotools, much slower.
-        kpt_oks_sigmas: not used; there are no keypoints.
+        kpt_oks_sigmas: not used, because rotated boxes have no keypoints.
         allow_cached_coco: reuse a converted data set that is already in `output_dir`.
     """
 

@@ -229,7 +229,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def _metrics(self, conf: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
         """All numbers in percent from the confusion matrices (K + 1, K + 1): rows predicted, columns true."""
-        # unlabelled pixels are nobody's mistake: their row and column are left out
+        # unlabelled pixels do not count: their row and column are left out
         conf, boundary = conf[:-1, :-1].astype(float), boundary[:-1, :-1].astype(float)
         in_truth, in_prediction, correct = conf.sum(axis=0), conf.sum(axis=1), conf.diagonal()
         present = in_truth > 0

@@ -20,6 +20,9 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: `results` is not a dictionary with at least the tasks as keys.
+
+    Example:
+        >>> print_csv_format({"bbox": {"AP": 40.0, "AP50": 60.0}})  # writes to the log
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results must be a dictionary of {{task: metrics}}, got {type(results).__name__}: {results!r}")
@@ -57,11 +60,17 @@ def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
     """Compare results with `cfg.TEST.EXPECTED_RESULTS`, and end the process with status 1 when they differ.
 
     Args:
-        cfg: a config whose `TEST.EXPECTED_RESULTS` lists `[task, metric, expected value, tolerance]` entries.
+        cfg: a config; its `TEST.EXPECTED_RESULTS` lists `[task, metric, expected value, tolerance]` entries.
         results: `{task: {metric: number}}`.
 
     Returns:
         True; also when nothing is expected.
+
+    Example:
+        >>> cfg = get_cfg()
+        >>> cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 40.0, 0.5]]
+        >>> verify_results(cfg, {"bbox": {"AP": 40.2}})
+        True
     """
     expected = cfg.TEST.EXPECTED_RESULTS
     if not expected:
@@ -76,7 +85,18 @@ def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `{"bbox": {"AP": 40.0}}` into `{"bbox/AP": 40.0}`, at any depth."""
+    """Turn `{"bbox": {"AP": 40.0}}` into `{"bbox/AP": 40.0}`, at any depth.
+
+    Args:
+        results: nested dictionaries.
+
+    Returns:
+        One dictionary, with keys joined by slashes.
+
+    Example:
+        >>> flatten_results_dict({"bbox": {"AP": 40.0, "AP50": 60.0}})
+        {'bbox/AP': 40.0, 'bbox/AP50': 60.0}
+    """
     flat: dict[str, Any] = {}
     for key, value in results.items():
         if isinstance(value, Mapping):

@@ -218,7 +218,7 @@ class Matching:
     _place: np.ndarray = field(repr=False)  # int array (D,), into candidates; -1 for the others
 
     def of_class(self, label: int) -> np.ndarray:
-        """Return the detections of a class that are used, by falling score; int array."""
+        """Return the used detections of a class by falling score; int array."""
         return self.order[self.ends[label] : self.ends[label + 1]]
 
     def outcome(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +301,7 @@ def match(truth: Truth, found: Found, overlaps: Overlaps, protocol: Protocol) ->
     same = found.label[overlaps.detection] == truth.label[overlaps.object]
     pairs = overlaps[same & used[overlaps.detection] & (overlaps.value >= thresholds.min())]
     candidates, which = np.unique(pairs.detection, return_inverse=True)
-    matched = _take_turns(pairs, rank, which, excused, truth.is_crowd, thresholds, len(candidates))
+    matched = _match_by_rank(pairs, rank, which, excused, truth.is_crowd, thresholds, len(candidates))
     place = np.full(len(rank), -1)
     place[candidates] = np.arange(len(candidates))
     order = np.lexsort((rank, found.image, -found.score, found.label))
@@ -323,7 +323,7 @@ def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rank_in_groups(score: np.ndarray, *groups: np.ndarray) -> np.ndarray:
-    """Return the place of each by falling score among those of the same groups; of equal scores the first comes first."""
+    """Rank detections by falling score within their groups; of equal scores the first comes first."""
     order = np.lexsort((-score, *groups))
     starts = np.zeros(len(order), np.int64)
     if len(order):
@@ -334,7 +334,7 @@ def _rank_in_groups(score: np.ndarray, *groups: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _take_turns(
+def _match_by_rank(
     pairs: Overlaps,
     rank: np.ndarray,
     which: np.ndarray,
@@ -343,10 +343,10 @@ def _take_turns(
     thresholds: np.ndarray,
     num_candidates: int,
 ) -> np.ndarray:
-    """Let detections choose among the objects that are left, in all images and classes at the same time.
+    """Match detections by rank, in all images and classes at the same time.
 
-    Detections of one rank belong to different images or classes, so they do not get in each other's way. Each takes
-    the object that overlaps most, of equals the last, and one that need not be found only if there is no other.
+    Detections of one rank belong to different images or classes, so their choices are independent. Each takes the free
+    object that overlaps most (of equals the last), and an ignored object only if no other overlaps enough.
 
     Args:
         pairs: N of one class each.

@@ -27,6 +27,10 @@ class OperatingPoint:
         precision: right ones among the detections; NaN if there are no detections.
         recall: found ones among the objects; NaN if there are no objects.
         f1: harmonic mean of both; 0 where one of them is not defined and there is anything at all, else NaN.
+
+    Example:
+        >>> OperatingPoint(threshold=0.5, precision=0.8, recall=0.5, f1=0.615).recall
+        0.5
     """
 
     threshold: float
@@ -45,6 +49,11 @@ class CalibrationBin:
         count: how many.
         confidence: mean of their scores.
         accuracy: share of those that are right.
+
+    Example:
+        >>> bin = CalibrationBin(low=0.7, high=0.8, count=20, confidence=0.75, accuracy=0.5)
+        >>> bin.confidence - bin.accuracy  # the scores are too high
+        0.25
     """
 
     low: float
@@ -157,13 +166,13 @@ def calibrate(score: np.ndarray, is_right: np.ndarray, num_bins: int) -> tuple[l
 
 
 def mean_defined(values: np.ndarray) -> float:
-    """Return the mean of what is not NaN; NaN without any."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
 
 def without_nan(content: Any) -> Any:
-    """Return nested dictionaries and lists as JSON takes them: None in place of NaN."""
+    """Return nested dictionaries and lists with None in place of NaN, as JSON needs it."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -211,7 +220,7 @@ def metrics_of(truth: Truth, protocol: Protocol) -> dict[str, Metric]:
 
 
 def frequencies_of(truth: Truth) -> np.ndarray:
-    """Return for each class `"r"`, `"c"`, `"f"`, or nothing: how many images have it (LVIS); text array (K,)."""
+    """Return the frequency of each class in LVIS, `"r"`, `"c"`, `"f"` or an empty string; text array (K,)."""
     by_id = {c["id"]: str(c.get("frequency", "")) for c in truth.api.dataset["categories"]}
     return np.array([by_id[c] for c in truth.class_ids], dtype="U1")
 
@@ -238,7 +247,7 @@ class Averages:
 
 
 def objects_per_area(truth: Truth, protocol: Protocol) -> np.ndarray:
-    """Return which objects are to be found in each range of areas: bool array (A, G)."""
+    """Return a mask of the objects that count in each range of areas: bool array (A, G)."""
     ends = np.array(list(protocol.areas.values()))[:, :, None]
     return (truth.area >= ends[:, 0]) & (truth.area <= ends[:, 1]) & ~truth.is_ignored
 
@@ -274,7 +283,7 @@ def average(truth: Truth, matching: Matching, protocol: Protocol) -> Averages:
 
 
 def interpolated_ap(right: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Return COCO's AP from running totals (..., n) of right detections and of those that count, and of all objects.
+    """Return COCO's AP from running totals (..., n) of right and of counted detections, and the number of objects.
 
     The mean over recalls of the best precision at that recall or a greater one.
     """
@@ -329,6 +338,12 @@ class DetectionScores:
         at_threshold: precision, recall and F1 at the score threshold of the analysis.
         best: the same where F1 is best.
         calibration_error: expected calibration error.
+
+    Example:
+        >>> point = OperatingPoint(0.5, 1.0, 0.5, 0.667)
+        >>> scores = DetectionScores("cat", 2, 1, 0.45, 0.5, 0.5, 0.45, {"small": 0.45}, (0.4, 0.5), point, point, 0.1)
+        >>> scores.area_ap["small"]
+        0.45
     """
 
     name: str
@@ -354,6 +369,10 @@ class ImageScores:
         num_right: detections that have found an object.
         num_wrong: detections that have not.
         num_missed: objects that were not found.
+
+    Example:
+        >>> ImageScores(image_id=7, num_right=4, num_wrong=1, num_missed=0)
+        ImageScores(image_id=7, num_right=4, num_wrong=1, num_missed=0)
     """
 
     image_id: Any
@@ -401,7 +420,7 @@ def score_classes(
 
 
 def _average_table(averages: Averages, areas: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return for each average float array (K,)."""
+    """Return each average as a float array (K,)."""
     wanted = {"ap": Metric(False), "ap50": Metric(False, iou=0), "ap75": Metric(False, iou=5), "ar": Metric(True)}
     wanted |= {f"area {name}": Metric(False, a) for a, name in enumerate(areas) if name != "all"}
     return {key: averages.of_classes(metric) for key, metric in wanted.items()}
@@ -472,6 +491,10 @@ class PartScores:
         num_objects: how many.
         ap: mean over classes, at the IoU threshold of the analysis.
         recall: of all classes together, at its score threshold.
+
+    Example:
+        >>> PartScores(num_objects=12, ap=0.31, recall=0.5).recall
+        0.5
     """
 
     num_objects: int
@@ -487,6 +510,10 @@ class KeypointScores:
         name: of the keypoint.
         count: labelled ones among the objects they have found.
         similarity: mean contribution to OKS, from 0 to 1.
+
+    Example:
+        >>> KeypointScores("nose", count=8, similarity=0.92).name
+        'nose'
     """
 
     name: str
@@ -551,7 +578,7 @@ def _score_part(
     detections: np.ndarray,
     score_threshold: float,
 ) -> PartScores:
-    """Return scores of objects (bool array (G,)) with detections (bool array (D,))."""
+    """Score the chosen objects, bool array (G,), with the chosen detections, bool array (D,)."""
     per_class = np.bincount(truth.label[objects], minlength=len(truth.class_ids))
     averages = []
     for k in np.flatnonzero(per_class).tolist():

@@ -50,6 +50,10 @@ class Difference:
         delta: second minus first; NaN where one is not defined.
         low: lower end of the interval; NaN where there is none.
         high: upper end.
+
+    Example:
+        >>> Difference(first=0.40, second=0.43, delta=0.03, low=0.01, high=0.05).is_clear
+        True
     """
 
     first: float
@@ -75,6 +79,19 @@ class Comparison:
         metrics: by name (`AP`, `AP50` … `ARl`).
         per_class: AP by class name.
         per_class_areas: by class name `APs`, `APm` and `APl`, as far as the task has them.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> comparison = compare_detections(truth, [], found, num_resamples=0)
+        >>> round(comparison.per_class["cat"].second, 3)
+        0.9
     """
 
     num_images: int
@@ -119,6 +136,20 @@ def compare_detections(
 
     Raises:
         ValueError: predictions and ground truth do not fit, or a number is out of range.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> better = [{**found[0], "bbox": [10, 10, 20, 20]}]
+        >>> comparison = compare_detections(truth, found, better, num_resamples=0)
+        >>> round(comparison.metrics["AP"].delta, 3)
+        0.1
     """
     check_resamples(num_resamples, confidence)
     truth = read_truth(coco_gt, iou_type, kpt_oks_sigmas)
@@ -168,7 +199,7 @@ def check_resamples(num_resamples: int, confidence: float) -> None:
 
 
 def class_values(averages: Averages, metrics: dict[str, Metric]) -> np.ndarray:
-    """Return float array (K, M)."""
+    """Return the metrics of each class; float array (K, M)."""
     return np.stack([averages.of_classes(metric) for metric in metrics.values()], axis=1)
 
 
@@ -208,7 +239,7 @@ def interval_of_run(
 
 
 def _centred(draws: np.ndarray, values: np.ndarray, confidence: float) -> np.ndarray:
-    """Return percentiles (2, ...) of draws (B, ...), moved so that the mean of the draws comes to lie on the values."""
+    """Return percentiles (2, ...) of draws (B, ...), shifted so that the mean of the draws equals the values."""
     known = (~np.isnan(draws)).sum(0)
     means = np.where(known, np.nansum(draws, axis=0) / np.maximum(known, 1), np.nan)
     return np.clip(percentiles(draws, confidence) + values - means, 0.0, 1.0)
@@ -225,13 +256,13 @@ _AT_ONCE = 1 << 20  # numbers in a temporary array
 
 
 def weights_of_resamples(num_images: int, num_resamples: int, seed: int) -> np.ndarray:
-    """Return how often each image is drawn, with replacement: int32 array (B, I)."""
+    """Draw images with replacement and count each; int32 array (B, I)."""
     draws = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), num_resamples)
     return draws.astype(np.int32)
 
 
 def can_vary(truth: Truth, protocol: Protocol, metrics: dict[str, Metric]) -> np.ndarray:
-    """Return of which classes, and in the last row of all, a metric depends on more than one image; bool (K + 1, metrics).
+    """Mark the metrics of each class that depend on several images; bool (K + 1, M), the last row for all classes.
 
     What lies in one image is the same in all resamples that have it, and says nothing about others.
     """

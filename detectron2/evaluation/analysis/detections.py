@@ -73,6 +73,21 @@ class DetectionAnalysis:
         is_found: bool array (G,), for each annotation in its order: found by a detection above the score threshold.
         is_ignored: bool array (G,): neither to be found nor missed, such as crowd regions.
         notes: sentences about what makes numbers mean something else than they seem to.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> analysis = analyze_detections(truth, found)
+        >>> analysis.confused()
+        [('cat', 'cat', 1)]
+        >>> [image.num_right for image in analysis.per_image]
+        [1]
     """
 
     iou_type: str
@@ -108,7 +123,7 @@ class DetectionAnalysis:
         """Find the images with the most errors.
 
         Args:
-            count: at most so many.
+            count: the greatest number of images.
 
         Returns:
             Images with errors, most first; among equals, that with fewer right detections.
@@ -117,7 +132,7 @@ class DetectionAnalysis:
         return sorted(bad, key=lambda s: (-s.num_wrong - s.num_missed, s.num_right))[:count]
 
     def confused(self) -> list[tuple[str, str, int]]:
-        """Return true class, predicted class and count of all that occurs, right ones among them, most first."""
+        """Return (true class, predicted class, count) of every pair that occurs, most frequent first."""
         names = [*(s.name for s in self.per_class), "background"]
         rows, columns = np.nonzero(self.confusion)
         counts = self.confusion[rows, columns]
@@ -125,7 +140,7 @@ class DetectionAnalysis:
         return [(names[rows[i]], names[columns[i]], int(counts[i])) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as JSON takes them, without what belongs to single predictions; NaN is None."""
+        """Return the numbers as JSON takes them, without those of single predictions; NaN is None."""
         content = {
             "iou_type": self.iou_type,
             "iou_threshold": self.iou_threshold,
@@ -186,6 +201,19 @@ def analyze_detections(
 
     Raises:
         ValueError: the two do not fit together, or a number is out of range.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> analysis = analyze_detections(truth, found)
+        >>> round(analysis.overall.ap, 3), analysis.errors["missed"].count
+        (0.9, 0)
     """
     if not BACKGROUND_IOU < iou_threshold <= 1:
         raise ValueError(f"iou_threshold lies above {BACKGROUND_IOU} and is at most 1, but is {iou_threshold}.")

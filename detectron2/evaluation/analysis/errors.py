@@ -41,6 +41,10 @@ class ErrorType:
         count: how often.
         delta_ap: how much AP (at the IoU threshold of the analysis) would rise if only these were corrected; NaN where
             there are no objects at all.
+
+    Example:
+        >>> ErrorType(count=3, delta_ap=0.021)
+        ErrorType(count=3, delta_ap=0.021)
     """
 
     count: int
@@ -99,7 +103,7 @@ def find_errors(truth: Truth, found: Found, overlaps: Overlaps, matches: Matches
 
 
 def _best(pairs: Overlaps, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each of `count` detections the greatest overlap, 0 for none, and its object, -1 for none."""
+    """Return the greatest overlap of each of `count` detections (0 for none) and its object (-1 for none)."""
     value, object_ = np.zeros(count), np.full(count, -1)
     order = np.lexsort((-pairs.object, pairs.value))  # the last that is written stays; of equals the first object
     value[pairs.detection[order]] = pairs.value[order]
@@ -173,7 +177,7 @@ def _corrections(truth: Truth, found: Found, matches: Matches, errors: Errors) -
 
 
 def _is_first(target: np.ndarray, is_open: np.ndarray) -> np.ndarray:
-    """Return of the detections, best first, that are open and were meant for the same object the first; bool array."""
+    """Mark the best open detection of each object; detections come best first; bool array."""
     places = np.flatnonzero(is_open)
     first = np.zeros(len(target), bool)
     first[places[np.unique(target[places], return_index=True)[1]]] = True
@@ -183,7 +187,7 @@ def _is_first(target: np.ndarray, is_open: np.ndarray) -> np.ndarray:
 def _class_ap(
     score: np.ndarray, label: np.ndarray, right: np.ndarray, objects: np.ndarray, known: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Return AP of each class at one overlap, from detections by falling score; NaN for classes that are not known.
+    """Return the AP of each class at one overlap, from detections by falling score; NaN for classes without objects.
 
     A class that has lost all its objects has none either, unless detections are left, which are wrong.
     """
@@ -237,7 +241,7 @@ def count_confusion(
 
 
 def _one_to_one(pairs: Overlaps) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs that remain when the first takes both its members, then the first of the rest, and so on."""
+    """Pair greedily: the first pair takes both its members, then the first of the remaining pairs, and so on."""
     detections, objects = pairs.detection, pairs.object
     taken: list[tuple[np.ndarray, np.ndarray]] = [(detections[:0], objects[:0])]
     while len(detections):

@@ -61,6 +61,18 @@ class Truth:
         is_searched: bool array (I, K), whether an image was searched for a class; None: every image for all. LVIS names
             for each image the classes that were.
         is_partial: bool array (I, K), whether only some of the objects of a class are annotated; None: nowhere.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> read_truth(truth, "bbox").objects_per_class.tolist()
+        [1]
     """
 
     api: Any
@@ -100,8 +112,20 @@ class Found:
         box_xywh: float array (D, 4).
         masks: D run-length encodings; empty unless masks are compared.
         keypoints: float array (D, P, 3); P is 0 unless keypoints are compared.
-        is_searched: bool array (D,), False where nobody knows whether the class is in the image.
+        is_searched: bool array (D,), False where the image was not searched for the class.
         is_partial: bool array (D,), True where not all objects of the class are annotated in the image.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> read_found(found, read_truth(truth, "bbox")).score.tolist()
+        [0.8]
     """
 
     results: Sequence[dict[str, Any]]
@@ -130,6 +154,18 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
     Raises:
         TypeError: it is something else.
         ValueError: it is not in COCO format, is empty, has ids that do not fit, or lacks masks or keypoints.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> read_truth(truth, "bbox").class_names
+        ['cat']
     """
     if iou_type not in TASKS:
         raise ValueError(f"iou_type is 'bbox', 'segm' or 'keypoints', not {iou_type!r}.")
@@ -200,14 +236,14 @@ def _sorted_ids(entries: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _class_names(categories: Sequence[dict[str, Any]], class_ids: Sequence[Any]) -> list[str]:
-    """Return names that differ, by class, also from what is no class, and that can be written."""
+    """Return a distinct, printable name for each class; none of them is "background"."""
     names = {c["id"]: str(c.get("name", c["id"])).encode("utf-8", "replace").decode("utf-8") for c in categories}
     times = Counter([*names.values(), "background"])
     return [names[i] if times[names[i]] == 1 else f"{names[i]} ({i})" for i in class_ids]
 
 
 def _numbers(entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_name: str, wanted: str) -> np.ndarray:
-    """Return for each entry the position of its id in `ids`."""
+    """Return the position of each entry's id in `ids`."""
     number = {known: n for n, known in enumerate(ids)}
     try:
         return np.array([number[entry[key]] for entry in entries], np.int64)
@@ -240,7 +276,7 @@ def _true_keypoints(objects: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _num_keypoints(objects: Sequence[dict[str, Any]], keypoints: np.ndarray) -> np.ndarray:
-    """Return how many are labelled, as the annotations say; int array (G,)."""
+    """Return the number of labelled keypoints of each object; int array (G,)."""
     counted = (keypoints[:, :, 2] > 0).sum(1).tolist()
     return np.array([a.get("num_keypoints", n) for a, n in zip(objects, counted, strict=True)], np.int64)
 
@@ -291,6 +327,18 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
     Raises:
         TypeError: they are something else.
         ValueError: keys are missing, numbers are not finite, or ids are not in the ground truth.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 100, "width": 100}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> read_found(found, read_truth(truth, "bbox")).area.tolist()
+        [360.0]
     """
     if isinstance(results, (str, os.PathLike)):
         origin = os.fspath(results)
@@ -323,7 +371,7 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
 
 
 def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -> list[Any]:
-    """Return run lengths, of the size of their images."""
+    """Return run lengths that have the size of their images."""
     to_rle: Callable[[dict[str, Any]], Any] = truth.api.annToRLE
     masks = [to_rle(result) for result in results]
     for place, (result, mask) in enumerate(zip(results, masks, strict=True)):
@@ -337,7 +385,22 @@ def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -
 
 
 def read_json(path: str) -> Any:
-    """Return the content of a JSON file, with an error that names it."""
+    """Return the content of a JSON file; errors name the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content.
+
+    Example:
+        >>> path = os.path.join(tempfile.mkdtemp(), "found.json")
+        >>> with open(path, "w") as f:
+        ...     f.write("[]")
+        2
+        >>> read_json(path)
+        []
+    """
     try:
         with PathManager.open(path, "r") as f:
             return json.load(f)
@@ -416,7 +479,7 @@ def check_columns(
 
 
 def _numeric(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Return finite numbers of a shape; of no values zeros."""
+    """Return an array of finite numbers with the given shape; zeros where there are no values."""
     if not values:
         return np.zeros((0, *(abs(n) * (3 if n < 0 else 1) for n in shape[1:])))
     array = np.array(values)  # no dtype: text must not be taken for numbers
@@ -429,7 +492,7 @@ def _numeric(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _boxes_of_keypoints(results: Sequence[Any], points: np.ndarray) -> np.ndarray:
-    """Return boxes as predicted, else around the keypoints, which is what COCO takes for the size of a detection."""
+    """Return the predicted boxes, or the boxes around the keypoints, which COCO takes for the size of a detection."""
     if results and all("bbox" in r for r in results):
         return _numeric([r["bbox"] for r in results], (len(results), 4))
     if not points.size:

@@ -39,6 +39,10 @@ class SegmentScores:
     Args:
         name: of the class, or the file name or id of the image.
         values: by the name of the score or count.
+
+    Example:
+        >>> SegmentScores("road", {"IoU": 0.91}).values["IoU"]
+        0.91
     """
 
     name: str
@@ -58,6 +62,11 @@ class SegmentAnalysis:
             segmentation, which has no such pairs.
         class_names: K names, of the confusion.
         notes: sentences about what does not apply, or makes numbers mean something else than they seem to.
+
+    Example:
+        >>> analysis = SegmentAnalysis("sem_seg", {"mIoU": 0.5}, [], [], np.array([[3, 1], [0, 2]]), ["sky", "sea"], [])
+        >>> analysis.confused()
+        [('sky', 'sky', 3), ('sea', 'sea', 2), ('sky', 'sea', 1)]
     """
 
     task: str
@@ -69,7 +78,7 @@ class SegmentAnalysis:
     notes: list[str]
 
     def confused(self) -> list[tuple[str, str, int]]:
-        """Return true class, predicted class and number of pixels of all that occurs, right ones among them, most first."""
+        """Return (true class, predicted class, pixels) of every pair that occurs, most frequent first."""
         if self.confusion is None:
             return []
         rows, columns = np.nonzero(self.confusion)
@@ -117,7 +126,7 @@ def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:
     missing = count - len(images)
     notes = [f"{missing} of {count} images have no predictions and do not count."] if missing else []
     metrics = evaluator._metrics(total, np.zeros_like(total))
-    counts = total[:-1, :-1]  # pixels without a label are nobody's mistake
+    counts = total[:-1, :-1]  # pixels without a label do not count
     return SegmentAnalysis(
         task="sem_seg",
         metrics={key: metrics[key] / 100 for key in ("mIoU", "fwIoU", "mACC", "pACC")},
@@ -133,7 +142,7 @@ def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:
 
 
 def _pixel_scores(counts: np.ndarray, k: int) -> dict[str, float]:
-    """Return scores of a class from counts with predicted rows and true columns."""
+    """Score a class from counts with predicted rows and true columns."""
     right, true, predicted = int(counts[k, k]), int(counts[:, k].sum()), int(counts[k].sum())
     union = true + predicted - right
     return {
