@@ -114,7 +114,7 @@ def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
     """Return the run's test data set: a registered name, or the file that the evaluator wrote by the predictions."""
     names = _test_names(config)
     if not names:
-        raise ValueError(f"No config next to the predictions in {path} says what data set they belong to. Give --data.")
+        raise ValueError(f"No config next to the predictions in {path} says what data set they belong to; give --data.")
     if len(names) > 1 and folder.name in names:  # evaluations of several data sets have a folder each
         names = [folder.name]
     if len(names) > 1:

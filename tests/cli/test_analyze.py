@@ -362,7 +362,7 @@ def test_folder_of_a_lazy_run(command, coco, run_folder):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("", "what data set they belong to. Give --data"),
+        ("", "what data set they belong to; give --data"),
         ("DATASETS: {TEST: []}", "give --data"),
         ("a: !!python/name:os.system", "give --data"),
         ("DATASETS: {TEST: [a, b]}", "The run was evaluated on a, b; say with --data"),
