@@ -1,6 +1,6 @@
 # make demo    train, evaluate and draw on generated data; results in output/demo (ARGS="--resume", ARGS="--iters 100" ...)
 # make test    all tests but the slow ones (ARGS="tests/structures -x" selects; ARGS="-m slow" runs the slow ones)
-# make check   format, lint, types, layers, docstrings
+# make check   format, lint, types, layers, docstrings, the shape of the source tree, words
 # make bench   all benchmarks
 # make docs    the documentation, to site/
 # make clean   remove what the other targets made (of output/ only output/demo: your own runs stay)
@@ -32,6 +32,8 @@ check: $(VENV)/.dev
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/pydoclint --quiet detectron2 tools
+	$(BIN)/python tests/meta/test_house.py
+	$(BIN)/python tests/meta/test_words.py
 
 bench: $(VENV)/.dev
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
