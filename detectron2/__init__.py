@@ -1,6 +1,6 @@
 """Object detection, segmentation and keypoints on PyTorch.
 
-Sub-packages are imported on first use (``detectron2.config``, ``detectron2.layers`` …), so ``import detectron2`` alone
+Sub-packages are imported on first use (`detectron2.config`, `detectron2.layers` …), so `import detectron2` alone
 costs nothing and touches neither the disk nor a device.
 """
 

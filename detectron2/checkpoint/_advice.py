@@ -14,7 +14,7 @@ class OtherModelError(ValueError):
 
 
 def _numbered(paths: Iterable[str]) -> list[str]:
-    """-> the last three names of periodic checkpoints."""
+    """Return the last three names of periodic checkpoints."""
     names = sorted(os.path.basename(path) for path in paths)
     return [name for name in names if _NUMBERED.fullmatch(name)][-3:]
 
@@ -55,7 +55,7 @@ def how_to_resume_otherwise(last: str, paths: Iterable[str]) -> str:
 
 
 def what_is_beside(path: str) -> str:
-    """-> what the folder of a file that is missing holds."""
+    """Return what the folder of a file that is missing holds."""
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         return f"the folder {folder} does not exist"

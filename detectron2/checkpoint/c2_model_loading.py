@@ -6,7 +6,8 @@ so that `res2.0.conv1.weight` of a backbone finds `backbone.bottom_up.res2.0.con
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -221,3 +222,90 @@ def match_by_ends(
     for key in matching.taken:  # it has its place; names that end like it are of something else
         matching.resized.pop(key, None)
     return matching
+
+
+# Parallel training, compilation, training frameworks; attributes in which a wrapper keeps the model.
+_LEADING = re.compile(r"^((module|model|net|network|detector|_orig_mod|_forward_module)\.)+")
+# Wrappers of parts, anywhere in a name.
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def without_wrappers(weights: dict[str, Any], model_keys: Iterable[str]) -> dict[str, Any]:
+    """Give weights the model's names where the two differ by what wrappers add to names.
+
+    Args:
+        weights: a state dict.
+        model_keys: the names in the model's.
+
+    Returns:
+        The weights, renamed where that makes more of them fit, and as they are otherwise.
+    """
+    own = set(model_keys)
+    fitting = sum(key in own for key in weights)
+    places = {_bare(key): key for key in own}
+    if fitting == min(len(weights), len(own)) or len(places) < len(own):
+        return weights
+    names = {key: key if key in own else places.get(_bare(key), key) for key in weights}
+    if sum(name in own for name in names.values()) == fitting == 0:
+        # Perhaps they fit the ends of the model's names, and are compared with those next.
+        names = {key: _bare(key) for key in weights}
+    if list(names) == list(names.values()) or len(set(names.values())) < len(names):
+        return weights
+    return _renamed(weights, names)
+
+
+def _bare(key: str) -> str:
+    return _LEADING.sub("", _INNER.sub("", key))
+
+
+def _renamed(weights: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The weights under their new names, with the versions of modules that PyTorch keeps beside them."""
+    result = OrderedDict((names[key], value) for key, value in weights.items())
+    versions = getattr(weights, "_metadata", None)
+    if versions is not None:
+        modules = {key.rpartition(".")[0]: name.rpartition(".")[0] for key, name in names.items()}
+        # as in torch.nn.Module.state_dict
+        result._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (modules.get(module, module), version) for module, version in versions.items()
+        )
+    return result
+
+
+_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"^layer(\d)\.", lambda match: f"res{int(match.group(1)) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^fc\.", "linear."),
+)
+
+
+def resnet_from_torchvision(weights: Mapping[str, Any], model_keys: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Rename the weights of a torchvision ResNet to the ends of our names.
+
+    Args:
+        weights: the state dict of a checkpoint, perhaps with a prefix.
+        model_keys: the state dict of the model.
+
+    Returns:
+        The renamed weights; None when they are no such network or when the model uses those names itself.
+    """
+    first = "layer1.0.conv1.weight"
+    found = {key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")}
+    # Of the networks of self-supervised training the one that was trained, not its slow copy.
+    prefix = next((p for p in ("", "module.", "module.encoder_q.", "encoder_q.") if p in found), None)
+    if prefix is None and len(found) == 1:
+        prefix = next(iter(found))
+    if prefix is None or any(key.endswith(first) for key in model_keys):
+        return None
+    renamed = {}
+    for key, value in weights.items():
+        if not key.startswith(prefix) or key.endswith("num_batches_tracked"):
+            continue
+        name = key[len(prefix) :]
+        for pattern, replacement in _RULES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed

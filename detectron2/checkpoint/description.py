@@ -77,7 +77,7 @@ class CheckpointDescription:
     metrics_of_average: bool = False
 
     def to_plain(self) -> dict[str, Any]:
-        """-> nested containers, numbers and texts, as a checkpoint holds them."""
+        """Return nested containers, numbers and texts, as a checkpoint holds them."""
         plain = dataclasses.asdict(self)
         plain["metrics"] = {name: float(value) for name, value in self.metrics.items() if math.isfinite(value)}
         return plain
@@ -134,7 +134,7 @@ class CheckpointDescription:
         return cfg
 
     def load_metadata(self) -> "Metadata":
-        """-> names and colours for drawing; they belong to no registered data set."""
+        """Return names and colours for drawing; they belong to no registered data set."""
         from detectron2.data import Metadata
 
         return Metadata().set(name="checkpoint", **self.metadata)
@@ -198,7 +198,7 @@ def dataset_metadata(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """-> the same with lists for tuples and arrays, and numbers for scalars of NumPy."""
+    """Return the same with lists for tuples and arrays, and numbers for scalars of NumPy."""
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, Mapping):
@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
 
 
 def installed_versions() -> dict[str, str]:
-    """-> versions of this library and of those that its numbers depend on most."""
+    """Return versions of this library and of those that its numbers depend on most."""
     import torch
     import torchvision
 

@@ -18,10 +18,8 @@ from detectron2.checkpoint._advice import (
     unmarked_checkpoints,
     what_is_beside,
 )
-from detectron2.checkpoint._prefixes import without_wrappers
 from detectron2.checkpoint._report import LoadReport, check_same_architecture
-from detectron2.checkpoint._torchvision_names import resnet_from_torchvision
-from detectron2.checkpoint.c2_model_loading import match_by_ends
+from detectron2.checkpoint.c2_model_loading import match_by_ends, resnet_from_torchvision, without_wrappers
 from detectron2.checkpoint.files import (
     as_checkpoint,
     file_format,
@@ -163,7 +161,7 @@ class DetectionCheckpointer(Checkpointer):
         return basename
 
     def file_name(self, name: str) -> str:
-        """-> the file that a checkpoint of this name has: the name with the ending of `file_format`."""
+        """Return the file that a checkpoint of this name has: the name with the ending of `file_format`."""
         if self.file_format not in self.FILE_FORMATS:
             raise ValueError(f"A checkpoint is saved as one of {self.FILE_FORMATS}, not as {self.file_format!r}.")
         return f"{name}.{self.file_format}"

@@ -61,7 +61,7 @@ def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: 
 
 
 def _split(data: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """-> texts for the header, and what goes to the second file."""
+    """Return texts for the header, and what goes to the second file."""
     rest = {key: value for key, value in data.items() if key not in ("model", DESCRIPTION)}
     extra = {key: value for key, value in rest.items() if _is_simple(value)}
     texts = {_EXTRA: json.dumps(extra)}
@@ -75,7 +75,7 @@ def _is_simple(value: Any) -> bool:
 
 
 def state_file(path: str) -> str | None:
-    """-> the file that a file of weights names as its second one; `None` where it names none.
+    """Return the file that a file of weights names as its second one; `None` where it names none.
 
     Args:
         path: a local file of weights.

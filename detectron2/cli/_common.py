@@ -118,7 +118,7 @@ def register_datasets(args: argparse.Namespace) -> None:
 
 
 def _voc_classes(root: str) -> list[str]:
-    """-> the sorted class names in all annotations under a VOC folder; those of one split may lack some."""
+    """Return the sorted class names in all annotations under a VOC folder; those of one split may lack some."""
     import xml.etree.ElementTree as ElementTree
 
     names: set[str] = set()
@@ -360,7 +360,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def load_metadata(cfg: Any, weights: str) -> Metadata:
-    """-> class names and colours for drawing: of the weights, else saved beside them, else of the test data set."""
+    """Return class names and colours for drawing: of the weights, else saved beside them, else of the test data set."""
     description = read_description(weights) if weights else None
     if description is not None and description.metadata:
         return description.load_metadata()

@@ -1,4 +1,4 @@
-"""What ``detectron2 data`` works on: files, folders and registered names, read with all their mistakes."""
+"""What `detectron2 data` works on: files, folders and registered names, read with all their mistakes."""
 
 import argparse
 import difflib
@@ -50,7 +50,7 @@ class Source:
 
 
 def register(args: argparse.Namespace) -> None:
-    """Register the data sets of the command line; ``--classes`` may also be meant for a folder."""
+    """Register the data sets of the command line; `--classes` may also be meant for a folder."""
     own = argparse.Namespace(**vars(args))
     own.classes = args.classes if args.voc else None
     register_datasets(own)
@@ -61,7 +61,7 @@ def open_source(name: str, args: argparse.Namespace) -> Source:
 
     Args:
         name: a path or a registered name.
-        args: ``image_root``, ``split``, ``classes``.
+        args: `image_root`, `split`, `classes`.
 
     Returns:
         the data set.
@@ -91,8 +91,8 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
 
     Args:
         name: a path or a registered name.
-        args: ``image_root``, ``split``, ``classes``.
-        source_format: one of ``FORMATS``; None to guess.
+        args: `image_root`, `split`, `classes`.
+        source_format: one of `FORMATS`; None to guess.
 
     Returns:
         what was read.

@@ -1,4 +1,4 @@
-"""``detectron2 data``: check a data set before training, look at it, convert it.
+"""`detectron2 data`: check a data set before training, look at it, convert it.
 
 detectron2 data check annotations.json --num-classes 3 --fix cleaned.json
 detectron2 data show annotations.json --sheet samples.png
@@ -6,10 +6,42 @@ detectron2 data convert path/to/voc path/to/yolo --to yolo
 """
 
 import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from detectron2.cli import _data_check, _data_convert, _data_show
-from detectron2.cli._common import add_dataset_arguments
-from detectron2.data.formats.annotated_images import FORMATS
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw
+
+from detectron2.cli._common import add_dataset_arguments, dataset_names, find_config_file, load_config
+from detectron2.cli._data_sources import Source, open_data, open_source, register, registered
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetMapper, Metadata, MultiImageMapper
+from detectron2.data.build import _num_classes, _num_labels
+from detectron2.data.checks.annotations import structure_findings
+from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding
+from detectron2.data.checks.fixing import fix
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.formats.annotated_images import (
+    FORMATS,
+    AnnotatedImages,
+    flat_names,
+    folder_written_whole,
+    place_images,
+)
+from detectron2.data.formats.coco import content_to_dicts, renamed_images, write_coco, write_content
+from detectron2.data.formats.voc import write_voc
+from detectron2.data.formats.yolo import write_yolo
+from detectron2.data.images import viewable_rgb
+from detectron2.data.validation import DatasetError, DatasetReport, compare_classes, inspect_dataset_dicts
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import atomic_write
+from detectron2.visualization.visualizer import Visualizer
 
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "
@@ -18,7 +50,7 @@ _SOURCE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``detectron2 data``."""
+    """Options of `detectron2 data`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
@@ -92,7 +124,7 @@ def _add_config(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _number_of_files(text: str) -> int | None:
-    """-> how many files; None for all."""
+    """Return how many files; None for all."""
     if text in ("all", "none"):
         return None if text == "all" else 0
     if not text.isdigit():
@@ -102,4 +134,380 @@ def _number_of_files(text: str) -> int | None:
 
 def run(args: argparse.Namespace) -> int:
     """Do one of the three."""
-    return {"check": _data_check.run, "show": _data_show.run, "convert": _data_convert.run}[args.action](args)
+    return {"check": _run_check, "show": _run_show, "convert": _run_convert}[args.action](args)
+
+
+_MOST_CLASSES = 60
+_TITLES = {"error": "ERROR", "warning": "Warning", "note": "Note"}
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    """Check and report; -> 1 if there are errors."""
+    register(args)
+    cfg = load_config(find_config_file(args.config_file), args.opts) if args.config_file else None
+    names = args.source or _names(cfg)
+    if not names:
+        raise ValueError("Name a data set, or a config that does with --config-file.")
+    if args.fix and len(names) != 1:
+        raise ValueError("--fix cleans one data set; name only one.")
+    expected = _expectations(cfg)
+    if args.num_classes is not None:
+        expected.update(num_classes=args.num_classes, num_classes_key="--num-classes")
+    sources = [open_source(name, args) for name in names]
+    reports = [_inspect(source, expected, args) for source in sources]
+    between = compare_classes({s.name: s.class_names for s in sources})
+    passes = all(r.passes for r in reports) and all(f.level != "error" for f in between)
+    changes, passes_now = _fix(names[0], args, expected) if args.fix else ({}, passes)
+    if args.json:
+        result = {
+            "passes": passes,
+            "data_sets": [r.to_dict() for r in reports],
+            "between": [f.to_dict() for f in between],
+        }
+        if args.fix:
+            result["fix"] = {"file": args.fix, "changes": changes, "passes": passes_now}
+        sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")
+    else:
+        for source, report in zip(sources, reports, strict=True):
+            sys.stdout.write(_text(source, report, args) + "\n")
+        if between:
+            sys.stdout.write("Between the data sets\n" + "".join(_finding_text(f) for f in between) + "\n")
+        sys.stdout.write(_verdict([*(f for r in reports for f in r.findings), *between]) + "\n")
+        if args.fix:
+            sys.stdout.write("\n" + _fix_text(args.fix, changes, passes_now))
+    return 0 if passes_now else 1
+
+
+def _names(cfg: Any) -> list[str]:
+    return [] if cfg is None else list(dict.fromkeys(dataset_names(cfg, "train") + dataset_names(cfg, "test")))
+
+
+def _expectations(cfg: Any) -> dict[str, Any]:
+    """Return what the model of a config of either kind expects of its data."""
+    if cfg is None:
+        return {}
+    if isinstance(cfg, CfgNode):
+        num_classes, key = _num_classes(cfg)
+        expected = {
+            "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
+            "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            "num_labels": _num_labels(cfg),
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+        return {**expected, "num_classes": num_classes, "num_classes_key": key} if num_classes is not None else expected
+    mapper = "dataloader.train.mapper"
+    masks = OmegaConf.select(cfg, f"{mapper}.use_instance_mask")
+    expected = {
+        "mask_format": OmegaConf.select(cfg, f"{mapper}.instance_mask_format", default="polygon") if masks else None,
+        "filter_empty": OmegaConf.select(cfg, "dataloader.train.dataset.filter_empty", default=True),
+        "num_keypoints": OmegaConf.select(cfg, "model.roi_heads.keypoint_head.num_keypoints"),
+    }
+    for key in ("model.roi_heads.num_classes", "model.num_classes", "model.head.num_classes"):
+        number = OmegaConf.select(cfg, key)
+        if isinstance(number, int):
+            return {**expected, "num_classes": number, "num_classes_key": key}
+    return expected
+
+
+def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace) -> DatasetReport:
+    stuff = source.metadata.get("stuff_classes") or []
+    expected = {"ignore_label": source.metadata.get("ignore_label", 255), **expected}
+    if expected.get("num_labels") is None and stuff:
+        expected.update(num_labels=len(stuff), num_labels_key="the number of stuff_classes of the data set")
+    return inspect_dataset_dicts(
+        source.dicts,
+        name=source.name,
+        class_names=source.class_names,
+        category_names=max((source.class_names or [], stuff), key=len) or None,
+        findings=source.findings,
+        check_files=args.files != 0,
+        max_files=args.files,
+        drop_degenerate=source.drops_degenerate,
+        **expected,
+    )
+
+
+def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], bool]:
+    """Write a cleaned copy; -> what was changed, and whether it passes."""
+    data = open_data(name, args)
+    changes = fix(data, check_files=args.files != 0, max_files=args.files)
+    write_content(data.content, Path(args.fix))
+    dicts, class_names, findings = content_to_dicts(data)
+    report = inspect_dataset_dicts(
+        dicts,
+        name=args.fix,
+        class_names=class_names,
+        findings=findings,
+        check_files=args.files != 0,
+        max_files=args.files,
+        **expected,
+    )
+    return changes, report.passes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For people
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _text(source: Source, report: DatasetReport, args: argparse.Namespace) -> str:
+    lines = [f"{report.name} ({source.format})"]
+    if any("annotations" in d for d in source.dicts if isinstance(d, dict)):
+        lines.append(f"  images       {report.num_images:>8}   {report.num_empty} without objects")
+        lines.append(f"  annotations  {report.num_annotations:>8}   and {report.num_crowd} crowd regions")
+    else:
+        lines.append(f"  images       {report.num_images:>8}")
+        segments = sum(n for _, n, _ in report.classes)
+        lines += [f"  segments     {segments:>8}"] if segments else []
+    if sum(report.sizes.values()):
+        sizes = ", ".join(f"{n} {size}" for size, n in report.sizes.items())
+        lines.append(f"               {'':>8}   {sizes} (boxes; bounds 32 x 32 and 96 x 96 pixels)")
+    files = report.num_images if args.files is None else min(args.files, report.num_images)
+    lines.append(f"  image files  {files:>8}   looked at")
+    text = "\n".join(lines) + "\n\n"
+    text += "".join(_finding_text(f) for f in report.findings)
+    if report.worst and len(report.worst) > 1:
+        text += "\n  Images with the most errors and warnings\n"
+        text += "".join(f"    {n:>5}  {file}\n" for file, n in report.worst)
+    return text + _class_table(report)
+
+
+def _finding_text(finding: Finding) -> str:
+    text = f"  {_TITLES[finding.level]}: {finding.what}. {finding.cure}".rstrip() + f"  [{finding.kind}]\n"
+    shown = MAX_EXAMPLES if finding.level == "note" else 5
+    text += "".join(f"      {case}\n" for case in finding.cases[:shown])
+    more = finding.count - min(shown, len(finding.cases))
+    return text + (f"      ... and {more} more\n" if finding.cases and more > 0 else "")
+
+
+def _class_table(report: DatasetReport) -> str:
+    from tabulate import tabulate
+
+    if not report.classes:
+        return ""
+    rows = [(label, *entry) for label, entry in enumerate(report.classes)]
+    note = ""
+    if len(rows) > _MOST_CLASSES:
+        rows = [r for r in sorted(rows, key=lambda r: -r[2])[:_MOST_CLASSES] if r[2]]
+        rare = sum(n < 10 for _, n, _ in report.classes)
+        note = f"  The most frequent of {len(report.classes)} classes; {rare} have less than 10.\n"
+    counted = "objects" if report.num_annotations or not any(n for _, n, _ in report.classes) else "segments"
+    table = tabulate(rows, headers=["label", "class", counted, "images"], tablefmt="simple")
+    return "\n" + "".join(f"  {line}\n" for line in table.splitlines()) + note
+
+
+def _fix_text(file: str, changes: dict[str, int], passes: bool) -> str:
+    text = (
+        f"Wrote {file}, in COCO format, with these changes:\n"
+        if changes
+        else f"Wrote {file}: there was nothing to fix.\n"
+    )
+    text += "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
+    return text + ("It passes the check.\n" if passes else "It still has errors: check it again to see which.\n")
+
+
+def _verdict(findings: list[Finding]) -> str:
+    errors = sum(f.level == "error" for f in findings)
+    warnings = sum(f.level == "warning" for f in findings)
+    text = f"Kinds of errors, which training would stumble over: {errors}; kinds of warnings: {warnings}."
+    return text if errors or warnings else "No errors, no warnings."
+
+
+_WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
+
+
+def _run_convert(args: argparse.Namespace) -> int:
+    """Convert and say what there is now, and what the new format could not hold."""
+    register(args)
+    target = Path(args.target)
+    is_file = target.suffix.lower() == ".json"
+    target_format = args.target_format or ("coco" if is_file else None)
+    if target_format is None:
+        raise ValueError("Name the format to convert to: --to coco, voc or yolo.")
+    if is_file and target_format != "coco":
+        raise ValueError(f"{args.target} is a file, but the {target_format} format is a folder.")
+    data = open_data(args.source, args, args.source_format)
+    _stop_at_errors(data)
+    if is_file:
+        lost = {}
+        _write_file(data, target, args.images or "none")
+    else:
+        with folder_written_whole(target) as folder:
+            lost = _WRITERS[target_format](data, folder, args.images or "link")
+    _report(data, args, target, lost)
+    return 0
+
+
+def _stop_at_errors(data: AnnotatedImages) -> None:
+    """Raise if some of what was read could not be understood; it would be missing in the result."""
+    dicts, _, findings = content_to_dicts(data)
+    crowd_too = [{**d, "annotations": [{**a, "iscrowd": 0} for a in d["annotations"]]} for d in dicts]
+    findings = [*data.findings, *findings, *structure_findings(AnnotationTable.gather(crowd_too))]
+    errors = [f.text for f in findings if f.level == "error"]
+    if errors:
+        raise DatasetError(data.source, errors)
+    for finding in findings:
+        if finding.level == "warning":
+            sys.stderr.write(f"Warning: {finding.text}\n")
+    images = {i["id"] for i in data.content["images"]}
+    # The loader leaves out annotations of images that are not there; so does this.
+    data.content["annotations"] = [a for a in data.content["annotations"] if a.get("image_id") in images]
+
+
+def _write_file(data: AnnotatedImages, target: Path, images: str) -> None:
+    if target.exists():
+        raise FileExistsError(f"'{target}' exists already; name another place, or remove it.")
+    content = renamed_images(data, images)
+    folder = target.parent / "images"
+    pairs = zip(data.content["images"], content["images"], strict=True)
+    place_images(((data.path(a), folder / b["file_name"]) for a, b in pairs), images)
+    write_content(content, target)
+
+
+def _report(data: AnnotatedImages, args: argparse.Namespace, target: Path, lost: dict[str, int]) -> None:
+    content = data.content
+    out = sys.stdout.write
+    splits = ", ".join(f"{name} ({len(ids)})" for name, ids in data.splits.items())
+    out(
+        f"{target}: {len(content['images'])} images, {len(content['annotations'])} annotations, "
+        f"{len(content['categories'])} classes; splits: {splits}\n"
+    )
+    for what, count in lost.items():
+        out(f"  {count} {what} could not be written in this format\n")
+    if target.suffix.lower() == ".json" and (args.images or "none") == "none":
+        out(
+            f"  the images stay in {data.image_root or 'their places'}: --coco NAME {target} {data.image_root or '/'}\n"
+        )
+
+
+_TILE = 480
+_CAPTION = 16
+_MOST_ENLARGED = 4
+_NEEDED = {"bbox", "bbox_mode", "category_id"}
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    """Draw samples and say where the pictures are."""
+    if args.augmented and not args.config_file:
+        raise ValueError("--augmented needs --config-file, which says how images are augmented.")
+    if args.num < 1:
+        raise ValueError(f"--num is a number of samples from 1 on, not {args.num}.")
+    register(args)
+    source = open_source(args.source, args)
+    if not source.dicts:
+        raise ValueError(f"'{source.name}' has no images.")
+    chosen = np.random.default_rng(args.seed).permutation(len(source.dicts))[: args.num]
+    records = [_drawable(source.dicts[i]) for i in sorted(chosen.tolist())]
+    seed_all_rng(args.seed)
+    with registered(source) as name:
+        mapper = _mapper(args, source, name) if args.augmented else None
+        pictures = [
+            (record["file_name"], p) for record in records for p in _pictures(record, source, mapper, not args.output)
+        ]
+    if not pictures:
+        raise ValueError("None of the chosen images can be drawn; the reasons are above.")
+    if args.output:
+        names = flat_names(file for file, _ in pictures)
+        for name, (_, picture) in zip(names, pictures, strict=True):
+            _save(picture, Path(args.output, os.path.splitext(name)[0] + ".png"))
+        sys.stdout.write(f"{len(pictures)} pictures are in {args.output}\n")
+    else:
+        sheet = args.sheet or "samples.png"
+        _save(_contact_sheet(pictures), Path(sheet))
+        sys.stdout.write(f"{len(pictures)} samples are in {sheet}\n")
+    return 0
+
+
+def _drawable(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a dataset dict with those annotations that can be drawn."""
+    annotations = record.get("annotations")
+    if annotations is None:
+        return record
+    good = [a for a in annotations if a.keys() >= _NEEDED and len(a["bbox"]) in (4, 5)]
+    return {**record, "annotations": good}
+
+
+def _mapper(args: argparse.Namespace, source: Source, name: str) -> Any:
+    """Return what a config of either kind does with a record in training."""
+    cfg = load_config(find_config_file(args.config_file), args.opts)
+    if not isinstance(cfg, CfgNode):
+        mapper = instantiate(cfg.dataloader.train.mapper)
+        return mapper.drawing_from(source.dicts) if isinstance(mapper, MultiImageMapper) else mapper
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = (name,)  # where the names of keypoints come from
+    return DatasetMapper(cfg, is_train=True)
+
+
+def _pictures(record: dict[str, Any], source: Source, mapper: Any, as_tile: bool) -> Iterator[Image.Image]:
+    """Yield the picture of a record; nothing if its image cannot be read."""
+    try:
+        if mapper is None:
+            drawn = _draw_raw(record, source.metadata, as_tile)
+        else:
+            drawn = _draw_mapped(mapper, record, source.metadata, as_tile)
+    except (OSError, ValueError, TypeError) as e:
+        sys.stderr.write(f"left out: {record.get('file_name')}: {e}\n")
+        return
+    yield Image.fromarray(drawn)
+
+
+def _scale(image: np.ndarray, as_tile: bool) -> float:
+    """Return the scale to draw at: words are as large in each tile of a sheet, and do not cover small images."""
+    return min(_TILE / max(image.shape[:2]), _MOST_ENLARGED) if as_tile else 1.0
+
+
+def _draw_raw(record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:
+    try:
+        image = read_image(record["file_name"], "RGB")
+    except ValueError:  # values or channels that RGB does not have
+        image = viewable_rgb(read_image(record["file_name"]))
+    return Visualizer(image, metadata, scale=_scale(image, as_tile)).draw_dataset_dict(record).get_image()
+
+
+def _draw_mapped(mapper: Any, record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:
+    """Draw the input of the model: the image tensor back as a picture, and the annotations that go with it."""
+    mapped = mapper(record)
+    inner = mapper.mapper if isinstance(mapper, MultiImageMapper) else mapper
+    image, order = mapped["image"].permute(1, 2, 0).numpy(), getattr(inner, "image_format", "RGB")
+    image = viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
+    visualizer = Visualizer(image, metadata, scale=_scale(image, as_tile))
+    if "sem_seg" in mapped:
+        visualizer.draw_sem_seg(mapped["sem_seg"], area_threshold=0, alpha=0.5)
+    instances = mapped.get("instances")
+    if instances is not None and len(instances):
+        names = metadata.get("thing_classes") or ()
+        labels = instances.gt_classes.tolist()
+        visualizer.overlay_instances(
+            boxes=instances.gt_boxes,
+            labels=[str(names[i]) if 0 <= i < len(names) else str(i) for i in labels],
+            masks=instances.gt_masks if instances.has("gt_masks") else None,
+            keypoints=instances.gt_keypoints if instances.has("gt_keypoints") else None,
+            assigned_colors=visualizer._colors_of(labels, True),
+        )
+    return visualizer.get_output().get_image()
+
+
+def _contact_sheet(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Return all pictures side by side, each with the name of its file."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    for _, picture in pictures:
+        picture.thumbnail((_TILE, _TILE))
+    width = max(p.width for _, p in pictures)
+    height = max(p.height for _, p in pictures) + _CAPTION
+    gap = 4
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (32, 32, 32))
+    draw = ImageDraw.Draw(sheet)
+    for n, (file, picture) in enumerate(pictures):
+        x, y = gap + n % columns * (width + gap), gap + n // columns * (height + gap)
+        name = os.path.basename(file)
+        draw.text((x + 2, y + 2), name[: max(width // 7, 1)], fill=(230, 230, 230))
+        sheet.paste(picture, (x, y + _CAPTION))
+    return sheet
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_write(path, "wb") as f:
+        picture.save(f, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")

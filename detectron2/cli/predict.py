@@ -88,27 +88,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _picture_of(path: str, order: str | None) -> np.ndarray:
-    """-> the image, as 8-bit RGB, to draw on."""
+    """Return the image, as 8-bit RGB, to draw on."""
     image = read_image(path, order)
     return viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
 
 
 def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """-> (images, changes to the config): the first word that cannot be a file begins the changes."""
+    """Return (images, changes to the config): the first word that cannot be a file begins the changes."""
     is_image = [os.path.exists(w) or ("=" not in w and w.lower().endswith(_SUFFIXES)) for w in words]
     count = is_image.index(False) if False in is_image else len(words)
     return words[:count], words[count:]
 
 
 def _instances(output: dict[str, Any]) -> Instances:
-    """-> the objects in the output of a model, on the CPU."""
+    """Return the objects in the output of a model, on the CPU."""
     if "instances" not in output:
         raise ValueError(f"This command is for models that find objects; this one returns {', '.join(output)}.")
     return output["instances"].to("cpu")
 
 
 def _picture_paths(files: list[str], folder: Path) -> list[Path]:
-    """-> one PNG for each image, all different, and none of them an image that is read."""
+    """Return one PNG for each image, all different, and none of them an image that is read."""
     taken = {Path(f).resolve() for f in files}
     paths = []
     for file in files:

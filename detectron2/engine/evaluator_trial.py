@@ -377,7 +377,7 @@ _MOST_MASK_PIXELS = 50_000_000
 
 
 def number_of_classes(model: nn.Module) -> int | None:
-    """-> how many classes of objects a model tells apart, where it says so."""
+    """Return how many classes of objects a model tells apart, where it says so."""
     for part in (getattr(model, "roi_heads", None), model):
         count = getattr(part, "num_classes", None)
         if isinstance(count, int):

@@ -171,7 +171,7 @@ def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -
 
 
 def _find_call(node: Any, name: str) -> Any:
-    """-> the first description of a call of a class of this name; `None` where there is none."""
+    """Return the first description of a call of a class of this name; `None` where there is none."""
     if not OmegaConf.is_dict(node):
         return None
     target = node.get("_target_")

@@ -67,7 +67,7 @@ def create_ddp_model(
         **kwargs: arguments of `torch.nn.parallel.DistributedDataParallel`.
 
     Returns:
-        The wrapped model, or ``model`` itself when there is one process or the model is sharded.
+        The wrapped model, or `model` itself when there is one process or the model is sharded.
 
     Raises:
         ValueError: both compressions are set.

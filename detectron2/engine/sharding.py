@@ -287,7 +287,7 @@ def _split_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def split_like(value: Any, parameter: torch.Tensor) -> Any:
-    """-> the part of a whole tensor that corresponds to a parameter's; anything else as it is."""
+    """Return the part of a whole tensor that corresponds to a parameter's; anything else as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or not isinstance(value, torch.Tensor):
@@ -298,7 +298,7 @@ def split_like(value: Any, parameter: torch.Tensor) -> Any:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """-> this process's part of a tensor that is split, which changes with it; any other as it is."""
+    """Return this process's part of a tensor that is split, which changes with it; any other as it is."""
     return getattr(tensor, "_local_tensor", tensor)
 
 

@@ -27,8 +27,8 @@ class ASPP(nn.Module):
         dilations: dilations of the three 3 x 3 branches.
         norm: normalization of all convolutions but the one after the average, as `get_norm` takes it.
         activation: activation function; copied for every branch.
-        pool_kernel_size: `(height, width)` of the average; `None` averages the whole map.  When given, it must
-            divide the size of the input.  Set it to the training size for a window that stays the same in inference.
+        pool_kernel_size: `(height, width)` of the average; `None` averages the whole map. When given, it must
+            divide the size of the input. Set it to the training size for a window that stays the same in inference.
         dropout: probability of dropping an output value.
         use_depthwise_separable_conv: whether the 3 x 3 branches are depthwise separable (DeepLabV3+,
             https://arxiv.org/abs/1802.02611).

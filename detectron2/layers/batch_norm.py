@@ -18,8 +18,8 @@ __all__ = ["CycleBatchNormList", "FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBat
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization with statistics and affine parameters that never change.
 
-    Computes `(x - running_mean) / sqrt(running_var + eps) * weight + bias`.  All four are buffers and start as the
-    identity.  Checkpoints that hold only `weight` and `bias` (with the statistics already folded in) load as well:
+    Computes `(x - running_mean) / sqrt(running_var + eps) * weight + bias`. All four are buffers and start as the
+    identity. Checkpoints that hold only `weight` and `bias` (with the statistics already folded in) load as well:
     the statistics then stay the identity.
 
     Args:
@@ -147,7 +147,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
     """Batch normalization over all workers, by averaging their means and mean squares.
 
     With `stats_mode=""` every worker weighs the same, which equals the statistics of all samples only when every
-    worker has the same `(N, H, W)`; no worker may have an empty batch.  With `stats_mode="N"` a worker weighs by
+    worker has the same `(N, H, W)`; no worker may have an empty batch. With `stats_mode="N"` a worker weighs by
     its `N`; empty batches are allowed.
 
     Args:
@@ -212,7 +212,7 @@ class CycleBatchNormList(nn.ModuleList):
     """Batch norms with separate statistics and one shared affine transform, used in turn.
 
     For a head that runs on several pyramid levels: call number `i` uses the statistics `i % length` (RetinaNet with
-    per-level statistics, https://arxiv.org/abs/2105.07576, section 6.1).  It has to be called the same number of
+    per-level statistics, https://arxiv.org/abs/2105.07576, section 6.1). It has to be called the same number of
     times, in the same order, in every forward pass.
 
     Args:

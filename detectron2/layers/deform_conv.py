@@ -1,7 +1,7 @@
 """Deformable convolutions, versions 1 and 2, on torchvision's operator.
 
-Letters: `N` images, `C` channels, `G` deformable groups, `(kh, kw)` kernel size, `(H', W')` output size.  Offsets are
-`(N, G * 2 * kh * kw, H', W')`: for each group and kernel cell `(dy, dx)` in cells of the input.  Masks are
+Letters: `N` images, `C` channels, `G` deformable groups, `(kh, kw)` kernel size, `(H', W')` output size. Offsets are
+`(N, G * 2 * kh * kw, H', W')`: for each group and kernel cell `(dy, dx)` in cells of the input. Masks are
 `(N, G * kh * kw, H', W')`.
 """
 

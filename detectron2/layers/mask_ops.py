@@ -1,6 +1,6 @@
 """Pasting the small masks that a head predicts into the image.
 
-Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the image.  Boxes are `(x1, y1, x2, y2)` in
+Letters: `N` masks, `(h, w)` size of a predicted mask, `(H, W)` size of the image. Boxes are `(x1, y1, x2, y2)` in
 pixels of the image, continuous coordinates: pixel `i` covers `[i, i + 1]`.
 """
 
@@ -51,7 +51,7 @@ def paste_masks_in_image(
         masks: `(N, h, w)`, values in [0, 1].
         boxes: `Boxes` or tensor `(N, 4)`.
         image_shape: `(H, W)` in pixels.
-        threshold: a pixel belongs to the object when its value is at least this.  A negative threshold keeps the
+        threshold: a pixel belongs to the object when its value is at least this. A negative threshold keeps the
             values, as `value * 255` in uint8.
 
     Returns:
@@ -276,7 +276,7 @@ def _factors(
     """What the values of each mask are the product of, in the part of the image that it can reach.
 
     Interpolation is separable: a mask becomes `rows @ mask @ columns.t()`, with the interpolation weights of the rows
-    and the columns of the image.  The weights of several masks are worked out together.
+    and the columns of the image. The weights of several masks are worked out together.
 
     Args:
         masks: `(N, h, w)` float32, on the CPU.

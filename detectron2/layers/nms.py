@@ -1,6 +1,6 @@
 """Non-maximum suppression of axis-aligned and of rotated boxes.
 
-Letters: `N` boxes.  Axis-aligned boxes are `(x1, y1, x2, y2)`, rotated ones `(x_center, y_center, width, height,
+Letters: `N` boxes. Axis-aligned boxes are `(x1, y1, x2, y2)`, rotated ones `(x_center, y_center, width, height,
 angle)` with the angle in degrees, counter-clockwise; the rest is in any one unit.
 """
 
@@ -80,7 +80,7 @@ def nms_rotated(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float)
     """Suppress rotated boxes that overlap a better one.
 
     Only the regions that boxes cover count, not where they point: of a box and the same box turned by 180 degrees one
-    goes.  Where direction tells objects apart (upside-down text), give the directions groups of their own and call
+    goes. Where direction tells objects apart (upside-down text), give the directions groups of their own and call
     `batched_nms_rotated`.
 
     Args:

@@ -14,7 +14,7 @@ class ROIAlign(nn.Module):
     """Crop regions from a feature map and resize each to one size, by bilinear sampling.
 
     With `aligned=True` a continuous coordinate `c` lies between the pixels `floor(c - 0.5)` and
-    `ceil(c - 0.5)`, because pixel `i` covers `[i, i + 1]` and is sampled at its centre `i + 0.5`.  With
+    `ceil(c - 0.5)`, because pixel `i` covers `[i, i + 1]` and is sampled at its centre `i + 0.5`. With
     `aligned=False` the half pixel is left out, as in the first published implementation.
 
     Args:

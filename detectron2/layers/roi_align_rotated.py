@@ -72,9 +72,9 @@ class ROIAlignRotated(nn.Module):
     """RoIAlign with a grid of samples that turns with the region.
 
     Row 0 of the result lies along the side that is the upper one before the box is turned, so a box and the same box
-    turned by 180 degrees give results that are upside down to each other.  A continuous coordinate `c` lies between
+    turned by 180 degrees give results that are upside down to each other. A continuous coordinate `c` lies between
     the cells `floor(c - 0.5)` and `ceil(c - 0.5)`, as with `ROIAlign(aligned=True)`, which gives the same for an
-    angle of 0.  Samples further out than one cell beyond the outermost centres count as zero.
+    angle of 0. Samples further out than one cell beyond the outermost centres count as zero.
 
     Half-precision features are pooled in float32: a float16 coordinate near 1000 is wrong by half a pixel.
 

@@ -1,7 +1,7 @@
 """PyTorch's layers and functions with the few additions that detectors need.
 
 The additions: a convolution that owns its normalization and activation, losses that are zero for empty batches, and
-helpers for shapes and devices.  Names that need no addition (`Linear`, `interpolate` …) are PyTorch's own.
+helpers for shapes and devices. Names that need no addition (`Linear`, `interpolate` …) are PyTorch's own.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
     """A 2D convolution followed, where given, by a normalization and an activation.
 
     Takes every argument of `torch.nn.Conv2d` and two keyword arguments: `norm`, a module that is applied to
-    the result, and `activation`, a function that is applied last.  Their parameters appear in the state dict under
+    the result, and `activation`, a function that is applied last. Their parameters appear in the state dict under
     `norm.` (and `activation.` when it is a module with parameters).
 
     Args:
@@ -140,7 +140,7 @@ def empty_input_loss_func_wrapper(loss_func: Callable[..., torch.Tensor]) -> Cal
         loss_func: a loss of signature `(input, target, *, reduction="mean", **kwargs)`.
 
     Returns:
-        A function with the same signature.  Its zero is connected to `input`, so `backward()` works.
+        A function with the same signature. Its zero is connected to `input`, so `backward()` works.
 
     Example:
         >>> from detectron2.layers import empty_input_loss_func_wrapper

@@ -1,7 +1,10 @@
 """From a config to an optimizer and a learning-rate schedule."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 from typing import Any, cast
 
@@ -16,15 +19,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from detectron2.config import CfgNode
-from detectron2.solver._clipping import (
-    ClipAllByNorm,
-    ClipByValue,
-    ClipEachByNorm,
-    Clipper,
-    GradientClipType,
-    clipping_class,
-)
-from detectron2.solver._layer_decay import layer_decay
 from detectron2.solver.lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
 __all__ = [
@@ -35,6 +29,204 @@ __all__ = [
     "maybe_add_gradient_clipping",
     "reduce_param_groups",
 ]
+
+# Swin counts its blocks anew in every stage. What merges patches after a stage belongs to the last block of it.
+_STAGED_BLOCK = re.compile(r"\.layers\.(\d+)\.(?:blocks\.(\d+)\.|downsample\.)")
+# ResNet has stem, res2 ... res5; RegNet has stem, s1 ... s4.
+_STAGE = re.compile(r"\.(?:(stem)|(?:res|s)(\d+))\.")
+_BLOCK = re.compile(r"\.blocks\.(\d+)\.")
+_BEFORE_ALL = (".patch_embed", ".pos_embed", ".absolute_pos_embed")
+
+
+def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
+    """Factors for `lr_factor_func` of `detectron2.solver.get_default_optimizer_params`.
+
+    With `n` layers, layer `i` gets `rate ** (n - i)`; patches, positions or the stem get one factor more, and
+    what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer, or
+    a stage of a ResNet or RegNet.
+
+    Args:
+        model: its attribute `backbone` holds one of those backbones, by itself or below a pyramid.
+        rate: factor from one layer to the one below it, in (0, 1].
+
+    Returns:
+        From the full name of a parameter to its factor.
+
+    Raises:
+        ValueError: the rate is out of range, or the backbone has no layers that are known here.
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"The factor between two layers must be in (0, 1], but is {rate}.")
+    names = [name for name, _ in model.named_parameters() if name.startswith("backbone.")]
+    if any(_STAGED_BLOCK.search(name) for name in names):
+        return _decay_staged_blocks(names, rate)
+    blocks = [int(found[1]) for name in names if (found := _BLOCK.search(name))]
+    if blocks:
+        from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate  # optimizers alone need no models
+
+        count = max(blocks) + 1
+        return lambda name: get_vit_lr_decay_rate(name, rate, count)
+    if any(_STAGE.search(name) for name in names):
+        return _decay_stages(names, rate)
+    raise ValueError(
+        "Layer-wise decay needs a backbone with blocks (ViT, MViT, Swin) or stages (ResNet, RegNet) in model.backbone; "
+        f"its parameters begin with {names[:3]}. Set SOLVER.LAYER_DECAY to 1.0, or pass your own lr_factor_func to "
+        "get_default_optimizer_params."
+    )
+
+
+def _decay_staged_blocks(names: Iterable[str], rate: float) -> Callable[[str], float]:
+    found = [match for name in names if (match := _STAGED_BLOCK.search(name))]
+    order = sorted({(int(match[1]), int(match[2])) for match in found if match[2]})
+    place = {key: index for index, key in enumerate(order)}
+    last_of_stage = {stage: index for (stage, _), index in place.items()}
+
+    def factor(name: str) -> float:
+        match = _STAGED_BLOCK.search(name)
+        if not name.startswith("backbone."):
+            return 1.0
+        if match:
+            index = place[int(match[1]), int(match[2])] if match[2] else last_of_stage[int(match[1])]
+            return rate ** (len(order) - index)
+        return rate ** (len(order) + 1) if any(part in name for part in _BEFORE_ALL) else 1.0
+
+    return factor
+
+
+def _decay_stages(names: Iterable[str], rate: float) -> Callable[[str], float]:
+    found = [match for name in names if (match := _STAGE.search(name))]
+    place = {stage: index for index, stage in enumerate(sorted({int(match[2]) for match in found if match[2]}))}
+
+    def factor(name: str) -> float:
+        match = _STAGE.search(name)
+        if not name.startswith("backbone.") or not match:
+            return 1.0
+        return rate ** (len(place) - (-1 if match[1] else place[int(match[2])]))
+
+    return factor
+
+
+Clipper = Callable[[Any], None]
+"""Clips, in place, the gradients of one parameter or of several."""
+
+
+class GradientClipType(Enum):
+    """What `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may say."""
+
+    VALUE = "value"
+    NORM = "norm"
+    FULL_MODEL = "full_model"
+
+
+def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+@dataclass(frozen=True)
+class ClipByValue:
+    """Limits every element of a gradient to [-limit, limit].
+
+    Args:
+        limit: greatest magnitude.
+    """
+
+    limit: float
+
+    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        gradients = _gradients(parameters)
+        if gradients:
+            torch._foreach_clamp_min_(gradients, -self.limit)
+            torch._foreach_clamp_max_(gradients, self.limit)
+
+
+@dataclass(frozen=True)
+class ClipEachByNorm:
+    """Scales the gradient of every parameter, by itself, down to a norm.
+
+    This is `torch.nn.utils.clip_grad_norm_` called per parameter, in a handful of kernels for all of them.
+
+    Args:
+        limit: greatest norm.
+        norm_type: the p of the norm; may be infinite.
+    """
+
+    limit: float
+    norm_type: float
+
+    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        gradients = _gradients(parameters)
+        if not gradients:
+            return
+        norms = torch._foreach_norm(gradients, self.norm_type)
+        if len({norm.device for norm in norms}) == 1:
+            factors = (self.limit / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind()
+        else:  # a model that is spread over devices
+            factors = tuple((self.limit / (norm + 1e-6)).clamp_(max=1.0) for norm in norms)
+        torch._foreach_mul_(gradients, factors)
+
+
+@dataclass(frozen=True)
+class ClipAllByNorm:
+    """Scales all gradients by one factor, so that their norm, taken over all of them together, stays within a limit.
+
+    Args:
+        limit: greatest norm.
+        norm_type: the p of the norm; may be infinite.
+    """
+
+    limit: float
+    norm_type: float
+
+    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, self.limit, self.norm_type)
+
+
+def clipping_class(base: type[Optimizer], clipper: Clipper) -> type[Optimizer]:
+    """A subclass of an optimizer that clips gradients before each step.
+
+    Args:
+        base: the optimizer's class.
+        clipper: called with all parameters of the optimizer.
+
+    Returns:
+        A class whose instances can be pickled, although it has no name in any module.
+    """
+
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        def clip() -> None:
+            clipper([p for group in self.param_groups for p in group["params"]])
+
+        if closure is None:
+            clip()
+            return base.step(self)
+
+        def closure_then_clip() -> Any:  # the gradients come into being only inside the closure
+            loss = closure()
+            clip()
+            return loss
+
+        return base.step(self, closure_then_clip)
+
+    # PyTorch wraps `step` of each class with profiling and the step hooks; the base's step has that already.
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
+
+    members = {
+        "__module__": base.__module__,
+        "__doc__": f"{base.__name__} that clips gradients before each step.",
+        "step": step,
+        "__reduce_ex__": lambda self, protocol: (_rebuild, (base, clipper), self.__getstate__()),
+        # A fused optimizer would take over the unscaling of AMP and so undo it after the clipping. Saying that it
+        # does not support that makes GradScaler unscale first.
+        "_step_supports_amp_scaling": property(lambda self: False, lambda self, value: None),
+    }
+    return type(base.__name__ + "WithGradientClip", (base,), members)
+
+
+def _rebuild(base: type[Optimizer], clipper: Clipper) -> Optimizer:
+    cls = clipping_class(base, clipper)
+    return cls.__new__(cls)
+
 
 _NORMALIZATION_LAYERS = tuple(
     getattr(nn, name)

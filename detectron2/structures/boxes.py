@@ -1,6 +1,6 @@
 """Axis-aligned boxes: how they are written, `Boxes`, and measures between them.
 
-Letters: `N`, `M` boxes.  Unless it says otherwise a box is `(x1, y1, x2, y2)` in absolute pixels, continuous
+Letters: `N`, `M` boxes. Unless it says otherwise a box is `(x1, y1, x2, y2)` in absolute pixels, continuous
 coordinates: the whole image is `(0, 0, width, height)`.
 """
 
@@ -60,7 +60,7 @@ class BoxMode(IntEnum):
         Python numbers, arrays and tensors. A list of four numbers never becomes a tensor.
 
         A rotated box becomes the smallest axis-aligned box around it; an axis-aligned box becomes a rotated one of
-        angle 0.  Absolute and relative modes cannot be converted into each other: that needs the size of the image.
+        angle 0. Absolute and relative modes cannot be converted into each other: that needs the size of the image.
 
         Args:
             box: one box, a list or tuple of 4 or 5 numbers; or boxes, an array or tensor `(..., 4)` or `(..., 5)`.
@@ -68,7 +68,7 @@ class BoxMode(IntEnum):
             to_mode: the mode of the result.
 
         Returns:
-            The same kind of object (`box` itself when the modes are equal).  Lists keep the full precision of
+            The same kind of object (`box` itself when the modes are equal). Lists keep the full precision of
             Python's numbers; integers stay integers where no division is needed.
 
         Raises:

@@ -47,7 +47,7 @@ class ImageList:
         """Take out an image in its original size, `(C, ..., height, width)`.
 
         Args:
-            idx: number of the image.  A slice gives the images of it, cut to the largest size among them.
+            idx: number of the image. A slice gives the images of it, cut to the largest size among them.
 
         Returns:
             A view of the batch.

@@ -19,9 +19,9 @@ class Instances:
     """Objects of one image as columns of one length: boxes, classes, scores, masks and so on.
 
     A field is set and read as an attribute (`instances.gt_boxes = Boxes(...)`), or with `set` and `get`;
-    it is a tensor, a list, or a structure such as `Boxes`, with one entry per instance.  `len(instances)` is the
+    it is a tensor, a list, or a structure such as `Boxes`, with one entry per instance. `len(instances)` is the
     number of instances, `"gt_masks" in instances` asks for a field, and `instances[instances.scores > 0.9]` selects
-    instances in all fields at once.  Attributes that begin with an underscore are not fields.
+    instances in all fields at once. Attributes that begin with an underscore are not fields.
 
     Args:
         image_size: `(height, width)` of the image that the fields refer to, in pixels.

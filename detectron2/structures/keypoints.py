@@ -1,6 +1,6 @@
 """Keypoints of objects, and the heatmaps that a network learns and predicts them as.
 
-Letters: `N` instances or regions, `K` keypoints of an instance, `S` side of a heatmap in cells.  Coordinates are in
+Letters: `N` instances or regions, `K` keypoints of an instance, `S` side of a heatmap in cells. Coordinates are in
 pixels, continuous: a cell `d` of a heatmap covers `[d, d + 1]` and its centre is `d + 0.5` (Heckbert 1990).
 """
 
@@ -81,7 +81,7 @@ class Keypoints:
 
         Returns:
             The cell of each keypoint, `y * S + x`, int64 `(N, K)`; and whether there is one, int64 `(N, K)`:
-            1 for a labeled keypoint inside its box.  The cell is 0 where there is none.
+            1 for a labeled keypoint inside its box. The cell is 0 where there is none.
         """
         return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
 
@@ -153,7 +153,7 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
         rois: `(N, 4)`, `(x1, y1, x2, y2)`.
 
     Returns:
-        `(N, K, 4)` of `(x, y, logit, score)`.  The position is the centre of a cell of the enlarged map; the score
+        `(N, K, 4)` of `(x, y, logit, score)`. The position is the centre of a cell of the enlarged map; the score
         is the probability of the peak under a softmax over the `S x S` logits, so that it does not depend on the
         size of the region.
 

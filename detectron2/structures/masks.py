@@ -1,6 +1,6 @@
 """Masks of the objects of one image: bitmaps, polygons, or small masks inside boxes.
 
-Letters: `N` instances, `(H, W)` size of the image.  Coordinates are in pixels, continuous: pixel `(i, j)` of row `i`
+Letters: `N` instances, `(H, W)` size of the image. Coordinates are in pixels, continuous: pixel `(i, j)` of row `i`
 and column `j` covers `[j, j + 1] x [i, i + 1]`.
 """
 

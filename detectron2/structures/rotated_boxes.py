@@ -21,14 +21,14 @@ __all__ = ["RotatedBoxes", "pairwise_iou"]
 class RotatedBoxes(Boxes):
     """A list of rotated boxes, stored as one float32 tensor: rows of `(x_center, y_center, width, height, angle)`.
 
-    All but the angle is in absolute pixels, continuous coordinates.  The angle is in degrees: take the upright box of
+    All but the angle is in absolute pixels, continuous coordinates. The angle is in degrees: take the upright box of
     this centre, width and height, and turn it about its centre, counter-clockwise as seen on the screen for positive
-    angles.  With y pointing down, a point of the upright box at `(dx, dy)` from the centre goes to
-    `(cos a * dx + sin a * dy, cos a * dy - sin a * dx)`.  So the side along `width` of `(5, 3, 4, 2, 90)` runs
+    angles. With y pointing down, a point of the upright box at `(dx, dy)` from the centre goes to
+    `(cos a * dx + sin a * dy, cos a * dy - sin a * dx)`. So the side along `width` of `(5, 3, 4, 2, 90)` runs
     upwards, from `(5, 5)` to `(5, 1)`.
 
-    Angles that differ by 360 mean the same box.  Those that differ by 180 cover the same region but point elsewhere:
-    their overlap is complete, their pooled features are upside down to each other.  Any angle may be stored;
+    Angles that differ by 360 mean the same box. Those that differ by 180 cover the same region but point elsewhere:
+    their overlap is complete, their pooled features are upside down to each other. Any angle may be stored;
     `normalize_angles` brings it into `[-180, 180)`.
 
     Args:
@@ -83,7 +83,7 @@ class RotatedBoxes(Boxes):
         """Limit nearly upright boxes to the image, and normalise all angles.
 
         Other boxes stay as they are: cut off at the border they would not be rectangles, and shrunk to fit they would
-        lose what they are to cover.  Pooling copes with what lies outside.
+        lose what they are to cover. Pooling copes with what lies outside.
 
         This object changes; the tensor it was made of does not.
 
@@ -160,7 +160,7 @@ class RotatedBoxes(Boxes):
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiply x by `scale_x` and y by `scale_y`; this object changes, the tensor it was made of does not.
 
-        Unequal factors turn a rectangle into a parallelogram, unless it is upright.  The result is the rectangle whose
+        Unequal factors turn a rectangle into a parallelogram, unless it is upright. The result is the rectangle whose
         sides are as long as those of the parallelogram, and whose `height` side points where that one's does.
 
         Args:

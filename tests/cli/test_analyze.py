@@ -247,7 +247,7 @@ def test_words_say_what_colours_say(command, data, tmp_path, monkeypatch):
     (tmp_path / "dt.json").write_text(json.dumps(rows))
     written = []
     monkeypatch.setattr(
-        "detectron2.cli._analysis_pictures.Visualizer.overlay_instances", lambda self, **given: written.append(given)
+        "detectron2.cli.analyze.Visualizer.overlay_instances", lambda self, **given: written.append(given)
     )
     options = ("--data", tmp_path / "gt.json", "--images", data / "images", "--resamples", 0, "--output", tmp_path)
     status, _, err = command("analyze", tmp_path / "dt.json", *options)
@@ -298,9 +298,7 @@ def test_every_task_that_there_is(command, tmp_path, monkeypatch):
     (tmp_path / "dt.json").write_text(json.dumps([{**row, "segmentation": square}]))
     options = ("analyze", tmp_path / "dt.json", "--data", tmp_path / "gt.json", "--resamples", 0)
     joined = []
-    monkeypatch.setattr(
-        "detectron2.cli._analysis_pictures.Visualizer.draw_line", lambda self, x, y, **_: joined.append((x, y))
-    )
+    monkeypatch.setattr("detectron2.cli.analyze.Visualizer.draw_line", lambda self, x, y, **_: joined.append((x, y)))
     sigmas = ("--sigmas", "0.1,0.1,0.1")
     status, out, err = command(*options, "--output", tmp_path / "o", *sigmas, "--task", "keypoints")
     assert status == 0, err

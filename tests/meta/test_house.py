@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "detectron2"
-MAX_LINES = 56_000
+MAX_LINES = 62_000
 MAX_PRIVATE_MODULES = 100
 MAX_LINES_OF_A_FILE = 750  # one idea a file; most are under 400 lines
 # A private module with one client is worth its file only from this size on.
@@ -75,7 +75,7 @@ def find_circle(graph: grimp.ImportGraph) -> list[str]:
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph("detectron2", cache_dir=None)
+    return grimp.build_graph("detectron2", exclude_type_checking_imports=True, cache_dir=None)
 
 
 def test_rules_find_what_they_look_for():
@@ -114,7 +114,7 @@ def test_no_circle_of_imports(graph: grimp.ImportGraph):
 
 def main() -> int:
     """Print the numbers of the tree and what breaks a rule; return 1 if something does."""
-    graph = grimp.build_graph("detectron2", cache_dir=None)
+    graph = grimp.build_graph("detectron2", exclude_type_checking_imports=True, cache_dir=None)
     files, lines = Counter(), Counter()
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

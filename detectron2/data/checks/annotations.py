@@ -84,7 +84,7 @@ def structure_findings(table: AnnotationTable) -> list[Finding]:
 
 
 def usable(table: AnnotationTable) -> AnnotationTable:
-    """-> the table of those annotations in which :func:`structure_findings` finds nothing."""
+    """Return the table of those annotations in which `structure_findings` finds nothing."""
     keys = {"bbox", "bbox_mode", "category_id"}
     good = [
         i
@@ -196,10 +196,10 @@ def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.nda
     """Find boxes that no model can be trained on.
 
     Args:
-        table: annotations without :func:`structure_findings`.
+        table: annotations without `structure_findings`.
 
     Returns:
-        the boxes, ``float64[M, 4]``, ``(x1, y1, x2, y2)`` in pixels (NaN for rotated ones), and the indices of
+        the boxes, `float64[M, 4]`, `(x1, y1, x2, y2)` in pixels (NaN for rotated ones), and the indices of
         annotations with a box that is "not finite", "empty" or "outside".
     """
     num = len(table)
@@ -232,7 +232,7 @@ def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.nda
 
 
 def _around_rotated(boxes_xywh: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """-> the upright boxes ``(x1, y1, x2, y2)`` around rotated ones, given by centre, sides and angle in degrees."""
+    """Return the upright boxes `(x1, y1, x2, y2)` around rotated ones, given by centre, sides and angle in degrees."""
     sine, cosine = np.abs(np.sin(np.deg2rad(angle))), np.abs(np.cos(np.deg2rad(angle)))
     width, height = boxes_xywh[:, 2], boxes_xywh[:, 3]
     half = np.stack([width * cosine + height * sine, width * sine + height * cosine], axis=1) / 2
@@ -249,7 +249,7 @@ _BAD_BOXES = {
 def box_findings(
     table: AnnotationTable, bad: dict[str, np.ndarray], cure: str, level: Level = "error"
 ) -> list[Finding]:
-    """Turn what :func:`classify_boxes` found into findings."""
+    """Turn what `classify_boxes` found into findings."""
     return [
         table.finding(
             "box-" + kind.replace(" ", "-"),
@@ -344,7 +344,7 @@ def keypoint_findings(
 
 
 def _count_numbers(keypoints: Any) -> int:
-    """-> how many numbers there are; -1 if these can be no keypoints."""
+    """Return how many numbers there are; -1 if these can be no keypoints."""
     if isinstance(keypoints, list) and (not keypoints or isinstance(keypoints[0], _NUMBERS)):
         return len(keypoints)
     if keypoints is None:

@@ -1,6 +1,6 @@
 """Checks for what is there twice: ids, files, annotations; and for images without any.
 
-``N`` images, ``M`` annotations.
+`N` images, `M` annotations.
 """
 
 from collections import Counter

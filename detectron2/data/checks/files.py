@@ -147,7 +147,7 @@ def _seems_cut_off(path: str) -> bool:
 
 
 def _end_of_tiff(path: str) -> int:
-    """-> where the last strip or tile ends; 0 if the file does not tell."""
+    """Return where the last strip or tile ends; 0 if the file does not tell."""
     with Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         for offsets, counts in ((273, 279), (324, 325)):  # TIFF 6.0, sections 8 and 15

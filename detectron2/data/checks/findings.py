@@ -1,6 +1,6 @@
 """What a check of a data set finds: findings, and the cases that show them.
 
-``N`` images, ``M`` annotations (crowd regions aside, which training leaves out) of all images, one behind the other.
+`N` images, `M` annotations (crowd regions aside, which training leaves out) of all images, one behind the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a mistake; ``str()`` tells where it is.
+    """One case of a mistake; `str()` tells where it is.
 
     Args:
         value: what is there.
@@ -88,7 +88,7 @@ class Finding:
         return (self.what + (": " + "; ".join(shown) if shown else "") + f". {self.cure}").strip()
 
     def to_dict(self) -> dict[str, Any]:
-        """-> plain values, as JSON can hold them."""
+        """Return plain values, as JSON can hold them."""
         cases = [{k: v for k, v in vars(c).items() if v not in (None, "")} for c in self.cases]
         return {
             "kind": self.kind,
@@ -110,7 +110,7 @@ def describe_image(record: dict[str, Any]) -> str:
 
 
 def quantity(count: int, noun: str = "annotation", verb: str = "has") -> str:
-    """-> such as "1 annotation has" or "3 annotations have"."""
+    """Return such as "1 annotation has" or "3 annotations have"."""
     plural = {"has": "have", "is": "are", "ends": "end", "belongs": "belong", "": ""}[verb]
     plural_noun = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("x") else "s")
     return f"{count} {noun} {verb}".strip() if count == 1 else f"{count} {plural_noun} {plural}".strip()
@@ -142,17 +142,17 @@ class AnnotationTable:
         return table.take(np.flatnonzero(~crowd)) if crowd.any() else table
 
     def take(self, indices: np.ndarray) -> "AnnotationTable":
-        """-> the table of some annotations."""
+        """Return the table of some annotations."""
         annotations = [self.annotations[i] for i in indices.tolist()]
         return AnnotationTable(self.dicts, annotations, self.image_of[indices], self.position[indices])
 
     def sizes_hw(self) -> np.ndarray:
-        """-> ``float64[M, 2]``, height and width of each annotation's image; NaN where the data set does not tell."""
+        """Return `float64[M, 2]`, height and width of each annotation's image; NaN where the data set does not tell."""
         sizes = np.array([(_number(d.get("height")), _number(d.get("width"))) for d in self.dicts], dtype=np.float64)
         return sizes.reshape(-1, 2)[self.image_of]
 
     def case(self, index: int, value: str) -> Case:
-        """-> one annotation as a case of a mistake."""
+        """Return one annotation as a case of a mistake."""
         record = self.dicts[int(self.image_of[index])]
         return Case(
             value,
@@ -165,7 +165,7 @@ class AnnotationTable:
     def finding(
         self, kind: str, level: Level, indices: np.ndarray, what: str, show: Callable[[int], str], cure: str = ""
     ) -> Finding:
-        """-> some annotations as a finding; ``show`` says what is there, and ``what`` begins with their number."""
+        """Return some annotations as a finding; `show` says what is there, and `what` begins with their number."""
         cases = [self.case(i, show(i)) for i in indices[:MAX_CASES].tolist()]
         return Finding(kind, level, what, cure, len(indices), cases, self.image_of[indices])
 

@@ -67,7 +67,7 @@ def _categories(categories: list[dict[str, Any]], changes: Counter[str]) -> list
 
 
 def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
-    """-> the images, and for each id the id of the image that stands for the same file."""
+    """Return the images, and for each id the id of the image that stands for the same file."""
     kept: dict[Any, dict[str, Any]] = {}
     by_file: dict[str, Any] = {}
     same: dict[Any, Any] = {}
@@ -181,7 +181,7 @@ def _clean_masks(annotations: list[dict[str, Any]], changes: Counter[str]) -> li
 
 
 def _as_polygons(mask: list[Any], changes: Counter[str]) -> list[Any]:
-    """-> a list of polygons, also of a polygon alone and of polygons with pairs ``[x, y]``."""
+    """Return a list of polygons, also of a polygon alone and of polygons with pairs `[x, y]`."""
     if mask and all(isinstance(v, (int, float)) for v in mask):
         changes["polygons put into a list"] += 1
         return [mask]

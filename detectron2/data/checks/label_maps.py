@@ -83,7 +83,7 @@ def _sample(dicts: list[dict[str, Any]], key: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_labels(path: str) -> np.ndarray:
-    """-> the labels ``(H, W)``, if the mapper, which takes the grey levels of any image, would get them too."""
+    """Return the labels `(H, W)`, if the mapper, which takes the grey levels of any image, would get them too."""
     grey = read_image(path, "L")[:, :, 0]
     if path.lower().endswith((".npy", ".npz")):
         return grey
@@ -152,7 +152,7 @@ def segment_findings(
 
 
 def number_of_categories(metadata: Any) -> tuple[int | None, str]:
-    """-> how many categories segments may have, things and stuff alike, and where that is said."""
+    """Return how many categories segments may have, things and stuff alike, and where that is said."""
     names = {key: metadata.get(key) for key in ("stuff_classes", "thing_classes")}
     known = {key: len(value) for key, value in names.items() if value is not None}
     if not known:

@@ -1,6 +1,6 @@
 """Checks of segmentations: polygons and run lengths.
 
-``M`` annotations, ``P`` polygons. Coordinates are pixels.
+`M` annotations, `P` polygons. Coordinates are pixels.
 """
 
 import reprlib
@@ -99,7 +99,7 @@ _FLAWS = (
 
 
 def _bitmap_size(mask: Any) -> tuple[int, int] | None:
-    """-> height and width of run lengths or an array; None for anything else."""
+    """Return height and width of run lengths or an array; None for anything else."""
     if isinstance(mask, np.ndarray) and mask.ndim == 2:
         return mask.shape
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (list, tuple, str, bytes)):
@@ -111,7 +111,7 @@ def _bitmap_size(mask: Any) -> tuple[int, int] | None:
 
 
 def _wrong_totals(table: AnnotationTable, having_runs: list[int]) -> dict[int, str]:
-    """-> which of these run lengths do not cover their mask, and what they cover."""
+    """Return which of these run lengths do not cover their mask, and what they cover."""
     masks = [table.annotations[i]["segmentation"] for i in having_runs]
     texts = [m["counts"].decode("latin1") if isinstance(m["counts"], bytes) else m["counts"] for m in masks]
     packed = {n: text for n, text in enumerate(texts) if isinstance(text, str) and is_compressed(text)}
@@ -130,7 +130,7 @@ def _sum(counts: Any) -> int:
 
 
 def _as_polygon(polygon: Any) -> Any:
-    """-> a polygon as one sequence of numbers, also where it is given as pairs or an array; None if it is none."""
+    """Return a polygon as one sequence of numbers, also where it is given as pairs or an array; None if it is none."""
     if isinstance(polygon, (list, tuple)) and polygon and not isinstance(polygon[0], (int, float)):
         try:
             polygon = np.array(polygon, dtype=np.float64)
@@ -150,7 +150,7 @@ def _as_polygon(polygon: Any) -> Any:
 
 
 def flat_polygons(table: AnnotationTable) -> tuple[list[Any], np.ndarray]:
-    """-> the ``P`` polygons of three points or more, and ``int64[P]``: the annotation of each."""
+    """Return the `P` polygons of three points or more, and `int64[P]`: the annotation of each."""
     polygons, owners = [], []
     for i, annotation in enumerate(table.annotations):
         mask = annotation.get("segmentation")
@@ -163,7 +163,7 @@ def flat_polygons(table: AnnotationTable) -> tuple[list[Any], np.ndarray]:
 
 
 def polygon_areas(polygons: list[Any]) -> np.ndarray:
-    """-> ``float64[P]``, areas in square pixels by the shoelace formula; not finite if a coordinate is not."""
+    """Return `float64[P]`, areas in square pixels by the shoelace formula; not finite if a coordinate is not."""
     areas = [np.zeros(0)]
     for start in range(0, len(polygons), _CHUNK):  # all coordinates of a large data set at once would take gigabytes
         areas.append(_areas(polygons[start : start + _CHUNK]))

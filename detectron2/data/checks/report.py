@@ -74,7 +74,7 @@ class DatasetReport:
     worst: list[tuple[str, int]] = field(default_factory=list)
 
     def of_level(self, level: Level) -> list[Finding]:
-        """-> the findings of one level: "error", "warning" or "note"."""
+        """Return the findings of one level: "error", "warning" or "note"."""
         return [f for f in self.findings if f.level == level]
 
     @property
@@ -83,7 +83,7 @@ class DatasetReport:
         return not self.of_level("error")
 
     def to_dict(self) -> dict[str, Any]:
-        """-> plain values, as JSON can hold them."""
+        """Return plain values, as JSON can hold them."""
         return {
             "name": self.name,
             "passes": self.passes,
@@ -127,8 +127,8 @@ def inspect_dataset_dicts(
         name: its name.
         class_names: names of the classes; the position is the label.
         category_names: of the categories of segments, things and stuff, in the order of their numbers; None: those of
-            ``class_names``.
-        num_classes: number of classes of the model; None: that of ``class_names``.
+            `class_names`.
+        num_classes: number of classes of the model; None: that of `class_names`.
         num_classes_key: the config key that sets it, for the message.
         num_keypoints: number of keypoints of the model; None: all objects that have any must have equally many.
         mask_format: "polygon" or "bitmask" if every object must have a mask.

@@ -1,8 +1,8 @@
 """Data sets in the COCO format: load them, register them, and write any data set in this format.
 
-Boxes stay ``(x, y, width, height)`` in absolute pixels, as in the files.  Keypoints are moved by half a pixel: in the
-files they are indices of pixels, in a dataset dict they are continuous coordinates, in which the pixel ``i`` spans
-``[i, i + 1]``.
+Boxes stay `(x, y, width, height)` in absolute pixels, as in the files. Keypoints are moved by half a pixel: in the
+files they are indices of pixels, in a dataset dict they are continuous coordinates, in which the pixel `i` spans
+`[i, i + 1]`.
 """
 
 import datetime
@@ -55,18 +55,18 @@ def load_coco_json(
 ) -> list[dict[str, Any]]:
     """Load a file in the COCO format of instances or person keypoints. No image is read.
 
-    Of the format, only ``images`` with ``id`` and ``file_name`` is needed (and ``categories`` if a name is given).
-    ``null`` is the same as a key that is missing, and sizes of images that are missing are read from the image files.
+    Of the format, only `images` with `id` and `file_name` is needed (and `categories` if a name is given).
+    `null` is the same as a key that is missing, and sizes of images that are missing are read from the image files.
     What cannot be right is an error that names its place; a box that is merely useless (negative, not a number, outside
-    of its image) is left to :func:`~detectron2.data.validation.validate_dataset_dicts`, which can leave it out.
+    of its image) is left to `detectron2.data.validation.validate_dataset_dicts`, which can leave it out.
 
     Args:
         json_file: the annotation file.
         image_root: folder that the file names of the images are relative to. Names with the separators of Windows are
             understood everywhere.
-        dataset_name: name of the data set, e.g. "coco_2017_train". If given, its metadata receives ``thing_classes``
-            and ``thing_dataset_id_to_contiguous_id``, and the category ids become labels ``0 .. K - 1`` in the order
-            of the ids; ``keypoint_names`` of the categories hold unless others are set. Without it, the category ids
+        dataset_name: name of the data set, e.g. "coco_2017_train". If given, its metadata receives `thing_classes`
+            and `thing_dataset_id_to_contiguous_id`, and the category ids become labels `0 .. K - 1` in the order
+            of the ids; `keypoint_names` of the categories hold unless others are set. Without it, the category ids
             are those of the file.
         extra_annotation_keys: further keys of each annotation to hand through as they are.
 
@@ -148,7 +148,7 @@ def load_sem_seg(
         image_ext: extension of the input images.
 
     Returns:
-        one dict per pair with ``file_name`` and ``sem_seg_file_name``, in the order of the paths. Nothing is read.
+        one dict per pair with `file_name` and `sem_seg_file_name`, in the order of the paths. Nothing is read.
 
     Raises:
         ValueError: no pair was found.
@@ -172,7 +172,7 @@ def load_sem_seg(
 
 
 def _files_below(root: str, extension: str) -> Iterator[tuple[str, str]]:
-    """Yield ``(path below root without extension, path)``."""
+    """Yield `(path below root without extension, path)`."""
     if not PathManager.isdir(root):
         raise FileNotFoundError(f"There is no folder '{root}' (working directory: '{os.getcwd()}').")
     if os.path.isdir(root):
@@ -214,13 +214,13 @@ def register_coco_instances(
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     """Convert a registered data set to the COCO format: boxes, masks, keypoints, categories.
 
-    Labels become the category ids that the metadata's ``thing_dataset_id_to_contiguous_id`` came from, if it has
-    that; keypoints become indices of pixels again (0.5 less); boxes of any kind become ``(x, y, width, height)``, and
-    rotated ones ``(x_center, y_center, width, height, angle)``, rounded to a thousandth of a pixel; masks become run
-    lengths.  Annotations are numbered from 1.
+    Labels become the category ids that the metadata's `thing_dataset_id_to_contiguous_id` came from, if it has
+    that; keypoints become indices of pixels again (0.5 less); boxes of any kind become `(x, y, width, height)`, and
+    rotated ones `(x_center, y_center, width, height, angle)`, rounded to a thousandth of a pixel; masks become run
+    lengths. Annotations are numbered from 1.
 
     Args:
-        dataset_name: name in the catalogs; the metadata must have ``thing_classes``.
+        dataset_name: name in the catalogs; the metadata must have `thing_classes`.
 
     Returns:
         what the JSON file is to hold. There is no key "annotations" if no image has any: evaluation takes that as
@@ -315,7 +315,7 @@ def _plain(value: Any) -> Any:
 
 
 def _coco_annotation(annotation: dict[str, Any], record: dict[str, Any], category_of: dict[int, Any]) -> dict[str, Any]:
-    """Convert one annotation of an image; ``id`` and ``image_id`` are still to be filled in."""
+    """Convert one annotation of an image; `id` and `image_id` are still to be filled in."""
     box = _coco_box(annotation, record)
     segmentation = annotation.get("segmentation")
     result: dict[str, Any] = {}
@@ -342,7 +342,7 @@ def _coco_annotation(annotation: dict[str, Any], record: dict[str, Any], categor
 
 
 def _coco_box(annotation: dict[str, Any], record: dict[str, Any]) -> list[float]:
-    """Return ``(x, y, width, height)``, or ``(x_center, y_center, width, height, angle)`` of a rotated box."""
+    """Return `(x, y, width, height)`, or `(x_center, y_center, width, height, angle)` of a rotated box."""
     box = [float(v) for v in annotation["bbox"]]
     mode = BoxMode(annotation["bbox_mode"])
     if len(box) not in (4, 5):
@@ -399,7 +399,7 @@ def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, 
 
 
 def _polygon_area(polygon: np.ndarray) -> float:
-    """Area of ``[x1, y1, ..., xn, yn]`` by the shoelace formula."""
+    """Area of `[x1, y1, ..., xn, yn]` by the shoelace formula."""
     x, y = polygon[0::2], polygon[1::2]
     return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
@@ -470,7 +470,7 @@ def _fingerprint(dataset_name: str, records: list[dict[str, Any]]) -> str:
 
 
 def _fingerprint_in(file: str) -> str | None:
-    """Return the fingerprint in a file of :func:`convert_to_coco_json`; None in other files."""
+    """Return the fingerprint in a file of `convert_to_coco_json`; None in other files."""
     with PathManager.open(file, "rb") as f:
         found = re.match(rb'\{"info": \{[^{}]*"fingerprint": "([0-9a-f]{32})"\}', cast(bytes, f.read(4096)))
     return found.group(1).decode() if found else None

@@ -1,7 +1,7 @@
 """Data sets in the COCO panoptic format, in two forms.
 
 The *standard* form has, for each image, the panoptic PNG and a description of its segments; things and stuff share one
-range of labels.  The *separated* form, used by Panoptic FPN, has instance annotations and a semantic segmentation in
+range of labels. The *separated* form, used by Panoptic FPN, has instance annotations and a semantic segmentation in
 which all things are label 0, each with its own labels.
 """
 
@@ -48,12 +48,12 @@ def load_coco_panoptic_json(
         json_file: the panoptic annotation file.
         image_dir: folder of the input images.
         gt_dir: folder of the panoptic PNG files.
-        meta: has ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``.
+        meta: has `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
 
     Returns:
-        one dict per annotated image, in the order of the file, with ``file_name, image_id, pan_seg_file_name,
-        segments_info`` (and ``height, width`` if the file tells them). Each segment has its label as ``category_id``
-        and ``isthing``.
+        one dict per annotated image, in the order of the file, with `file_name, image_id, pan_seg_file_name,
+        segments_info` (and `height, width` if the file tells them). Each segment has its label as `category_id`
+        and `isthing`.
 
     Raises:
         ValueError: the file is not in this format, or a segment has an unknown category; the message names the place.
@@ -87,7 +87,7 @@ def load_coco_panoptic_json(
 
 
 def _images_by_id(content: dict[str, Any], json_file: Any) -> dict[int | str, dict[str, Any]]:
-    """Return what the file tells about the images: some of ``file_name, height, width``."""
+    """Return what the file tells about the images: some of `file_name, height, width`."""
     by_id: dict[int | str, dict[str, Any]] = {}
     for index, image in enumerate(checked_objects(content, "images", json_file, required=False)):
         where = f"images[{index}]"
@@ -185,10 +185,10 @@ def register_coco_panoptic_separated(
     sem_seg_root: str,
     instances_json: str,
 ) -> None:
-    """Register a panoptic data set in the separated form as ``name + "_separated"``.
+    """Register a panoptic data set in the separated form as `name + "_separated"`.
 
     The instances come from COCO's instance annotations, whose polygons may overlap, rather than from the panoptic
-    masks. The semantic labels alone become another data set, ``name + "_stuffonly"``.
+    masks. The semantic labels alone become another data set, `name + "_stuffonly"`.
 
     Args:
         name: the first part of the names to register, e.g. "coco_2017_train_panoptic".
@@ -229,8 +229,8 @@ def merge_to_panoptic(
     """Join instance annotations with semantic segmentations of the same images.
 
     Args:
-        detection_dicts: dataset dicts with ``annotations``.
-        sem_seg_dicts: dataset dicts with ``sem_seg_file_name``.
+        detection_dicts: dataset dicts with `annotations`.
+        sem_seg_dicts: dataset dicts with `sem_seg_file_name`.
 
     Returns:
         the first list, each dict with the keys of both.

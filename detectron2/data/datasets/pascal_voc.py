@@ -1,7 +1,7 @@
 """Data sets in the Pascal VOC format.
 
-Boxes in the XML files count pixels from 1 and include the last one; ours are continuous and start at 0.  So
-``(xmin, ymin)`` become one less, and ``(xmax, ymax)``, the end of the last pixel, stay.
+Boxes in the XML files count pixels from 1 and include the last one; ours are continuous and start at 0. So
+`(xmin, ymin)` become one less, and `(xmax, ymax)`, the end of the last pixel, stay.
 """
 
 import functools
@@ -54,16 +54,16 @@ def load_voc_instances(dirname: str | os.PathLike[str], split: str, class_names:
     Objects marked "difficult" are included.
 
     Args:
-        dirname: folder that contains ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: name of the list of images in ``ImageSets/Main``, such as "train", "val", "trainval", "test".
+        dirname: folder that contains `Annotations`, `ImageSets` and `JPEGImages`.
+        split: name of the list of images in `ImageSets/Main`, such as "train", "val", "trainval", "test".
         class_names: the classes; the position in this list is the label.
 
     Returns:
-        one dict per image in the standard format, in the order of the list; boxes are ``(x1, y1, x2, y2)``.
+        one dict per image in the standard format, in the order of the list; boxes are `(x1, y1, x2, y2)`.
 
     Raises:
         FileNotFoundError: a list or an annotation file is missing.
-        ValueError: an annotation file is malformed, or an object's class is not among ``class_names``.
+        ValueError: an annotation file is malformed, or an object's class is not among `class_names`.
     """
     dirname = os.fspath(dirname)
     list_file = os.path.join(dirname, "ImageSets", "Main", split + ".txt")
@@ -155,8 +155,8 @@ def register_pascal_voc(
 
     Args:
         name: the name to register.
-        dirname: folder that contains ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: name of the list of images in ``ImageSets/Main``.
+        dirname: folder that contains `Annotations`, `ImageSets` and `JPEGImages`.
+        split: name of the list of images in `ImageSets/Main`.
         year: 2007 or 2012; tells the evaluation which definition of average precision to use.
         class_names: the classes; the position in this list is the label.
     """

@@ -43,7 +43,7 @@ class AnnotatedImages:
 
     Args:
         source: where from.
-        format: one of ``FORMATS``.
+        format: one of `FORMATS`.
         content: as of a COCO annotation file.
         image_root: folder that the file names are relative to.
         splits: ids of images by the name of the split, such as "train".
@@ -58,7 +58,7 @@ class AnnotatedImages:
     findings: list[Finding] = field(default_factory=list)
 
     def path(self, image: dict[str, Any]) -> str:
-        """-> the file of one of ``content["images"]``."""
+        """Return the file of one of `content["images"]`."""
         name = image["file_name"]
         path = os.path.join(self.image_root, name)
         if "\\" in name and os.sep != "\\" and not os.path.exists(path):  # as the loader does
@@ -102,7 +102,7 @@ def guess_format(path: str | os.PathLike[str]) -> str:
         path: a file or a folder.
 
     Returns:
-        one of ``FORMATS``.
+        one of `FORMATS`.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -128,7 +128,7 @@ def guess_format(path: str | os.PathLike[str]) -> str:
 
 
 def findings_of(kind: str, level: Level, cases: list[Case], what: Callable[[int], str], cure: str) -> list[Finding]:
-    """-> one finding of all cases, if there are any."""
+    """Return one finding of all cases, if there are any."""
     return [Finding(kind, level, what(len(cases)), cure, len(cases), cases[:MAX_CASES])] if cases else []
 
 
@@ -153,7 +153,7 @@ def split_overlaps(splits: dict[str, list[Any]]) -> list[Finding]:
 
 
 def read_images_hw(paths: Iterable[str]) -> list[tuple[int, int] | Exception]:
-    """Read the sizes ``(height, width)`` of images from their headers, several at a time; or why that failed."""
+    """Read the sizes `(height, width)` of images from their headers, several at a time; or why that failed."""
 
     def size(path: str) -> tuple[int, int] | Exception:
         try:
@@ -182,7 +182,7 @@ def fill_sizes(data: AnnotatedImages) -> None:
 
 
 def flat_names(file_names: Iterable[str]) -> list[str]:
-    """-> names without folders, all different whatever the extension."""
+    """Return names without folders, all different whatever the extension."""
     taken: set[str] = set()
     names = []
     for file_name in file_names:
@@ -221,7 +221,7 @@ def place_images(pairs: Iterable[tuple[str, Path]], mode: str) -> None:
 
 
 def upright_xywh(box: list[float]) -> list[float]:
-    """-> ``(x, y, width, height)`` of a box of a COCO file; of a rotated one the upright box around it."""
+    """Return `(x, y, width, height)` of a box of a COCO file; of a rotated one the upright box around it."""
     if len(box) == 4:
         return box
     center_x, center_y, width, height, degrees = box

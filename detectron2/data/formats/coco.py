@@ -1,6 +1,6 @@
 """The COCO format: read a file with all its mistakes, and write one.
 
-See :mod:`detectron2.data.datasets.coco` for the loader, which stops at mistakes.
+See `detectron2.data.datasets.coco` for the loader, which stops at mistakes.
 """
 
 import json
@@ -112,7 +112,7 @@ def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, 
 
 
 def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, Any]]) -> str:
-    """-> the folder near an annotation file in which one of the first images is; that of the file if there is none."""
+    """Return the folder near an annotation file in which one of the first images is; that of the file if there is none."""
     folder = Path(json_file).parent
     plain = Path(json_file).stem.replace("instances_", "").replace("person_keypoints_", "")
     names = [i["file_name"] for i in images[:5] if isinstance(i.get("file_name"), str)]
@@ -341,7 +341,7 @@ def image_records(content: dict[str, Any], root: str, json_file: Any) -> dict[in
         json_file: the file, for messages.
 
     Returns:
-        a dataset dict for each id, in the order of the ids, with ``file_name, height, width, image_id``.
+        a dataset dict for each id, in the order of the ids, with `file_name, height, width, image_id`.
 
     Raises:
         ValueError: an image lacks something, ids occur twice, or an image without a size cannot be read.
@@ -643,7 +643,7 @@ def keypoint_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
         categories: those of the file.
 
     Returns:
-        ``keypoint_names`` and ``keypoint_connection_rules``; ``keypoint_flip_map`` where names with "left" and "right"
+        `keypoint_names` and `keypoint_connection_rules`; `keypoint_flip_map` where names with "left" and "right"
         tell it. Nothing where no category has keypoints, or categories differ in them.
     """
     having = [c for c in categories if _are_names(c.get("keypoints"))]
@@ -682,12 +682,12 @@ def _connections(names: list[str], skeleton: Any) -> list[tuple[str, str, tuple[
 
 
 def write_coco(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write ``annotations/SPLIT.json`` for each split, and ``images``.
+    """Write `annotations/SPLIT.json` for each split, and `images`.
 
     Args:
         data: what to write.
         folder: an empty folder.
-        images: "copy", "link" or "none"; see ``place_images``.
+        images: "copy", "link" or "none"; see `place_images`.
 
     Returns:
         what the format cannot express, and how often: nothing.
@@ -702,7 +702,7 @@ def write_coco(data: AnnotatedImages, folder: Path, images: str) -> dict[str, in
 
 
 def renamed_images(data: AnnotatedImages, images: str) -> dict[str, Any]:
-    """-> the content with file names as they are below the new folder: those they have, if possible."""
+    """Return the content with file names as they are below the new folder: those they have, if possible."""
     entries = data.content["images"]
     names = [i["file_name"] for i in entries]
     if images != "none" and any(os.path.isabs(n) or ".." in Path(n).parts for n in names):

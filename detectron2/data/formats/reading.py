@@ -278,12 +278,12 @@ def find_duplicates(values: Iterable[Any]) -> list[Any]:
 
 
 def is_polygon(coordinates: Any) -> bool:
-    """Whether this is ``[x1, y1, ..., xn, yn]`` with at least three points."""
+    """Whether this is `[x1, y1, ..., xn, yn]` with at least three points."""
     return isinstance(coordinates, list) and len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
 def image_size_hw(path: str) -> tuple[int, int]:
-    """Read the size ``(height, width)`` of an image from its header, as seen after EXIF orientation."""
+    """Read the size `(height, width)` of an image from its header, as seen after EXIF orientation."""
     from PIL import Image
 
     if path.lower().endswith((".npy", ".npz")):
@@ -328,10 +328,10 @@ def group_by_image(
         image_ids: ids of all images of the data set.
         json_file: where they come from, for messages.
         convert: turns one annotation of the file into one of a dataset dict; None leaves it out.
-        consume: empty ``annotations`` on the way, so that the old and the new ones need not be in memory together.
+        consume: empty `annotations` on the way, so that the old and the new ones need not be in memory together.
 
     Returns:
-        a list for each image id, in the order of ``image_ids``; annotations in the order of the file.
+        a list for each image id, in the order of `image_ids`; annotations in the order of the file.
 
     Raises:
         ValueError: an annotation has no usable 'image_id'.

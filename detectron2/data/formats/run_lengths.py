@@ -1,8 +1,8 @@
 """Run lengths of masks: making them, and finding out whether they describe a whole mask.
 
-COCO's run lengths go down the columns of a mask of ``H x W`` pixels, background first.  They are a list of numbers, or
+COCO's run lengths go down the columns of a mask of `H x W` pixels, background first. They are a list of numbers, or
 a string of characters of six bits each, in which every number from the fourth on is the difference to the one two
-places before.  Where run lengths are too short, pycocotools returns memory that nobody has written, and where a string
+places before. Where run lengths are too short, pycocotools returns memory that nobody has written, and where a string
 breaks off, it reads on behind it; so neither may reach it.
 """
 
@@ -30,7 +30,7 @@ def run_lengths(mask: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Turn a mask ``(H, W)`` of any type into compressed run lengths; what is not 0 belongs to the object."""
+    """Turn a mask `(H, W)` of any type into compressed run lengths; what is not 0 belongs to the object."""
     import pycocotools.mask
 
     mask_util: Any = pycocotools.mask
@@ -46,10 +46,10 @@ def run_length_totals(texts: Sequence[str]) -> np.ndarray:
     """Count the pixels that compressed run lengths describe.
 
     Args:
-        texts: for each of ``M`` masks a string that :func:`is_compressed`.
+        texts: for each of `M` masks a string that `is_compressed`.
 
     Returns:
-        ``int64[M]``, the number of pixels, to be compared with height times width; -1 if a number in it is too large.
+        `int64[M]`, the number of pixels, to be compared with height times width; -1 if a number in it is too large.
     """
     totals, chunk, size = [np.zeros(0, dtype=np.int64)], [], 0
     for text in texts:

@@ -1,7 +1,7 @@
 """The Pascal VOC format: read a folder with all its mistakes, and write one.
 
-Boxes in the files count pixels from 1 and include the last one; those in the content are ``(x, y, width, height)``,
-continuous. So ``x = xmin - 1`` and ``x + width = xmax``.
+Boxes in the files count pixels from 1 and include the last one; those in the content are `(x, y, width, height)`,
+continuous. So `x = xmin - 1` and `x + width = xmax`.
 """
 
 import os
@@ -30,7 +30,7 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] | None = None) -> AnnotatedImages:
-    """Read ``Annotations``, ``ImageSets/Main`` and the sizes that ``JPEGImages`` are said to have.
+    """Read `Annotations`, `ImageSets/Main` and the sizes that `JPEGImages` are said to have.
 
     Args:
         root: the folder.
@@ -194,12 +194,12 @@ def _number(text: str | None) -> float | None:
 
 
 def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+    """Write `Annotations`, `ImageSets/Main` and `JPEGImages`.
 
     Args:
         data: what to write.
         folder: an empty folder.
-        images: "copy", "link" or "none"; see ``place_images``.
+        images: "copy", "link" or "none"; see `place_images`.
 
     Returns:
         what the format cannot express, and how often.

@@ -1,8 +1,8 @@
 """The YOLO format: read a folder with all its mistakes, and write one.
 
-Each line of ``labels/**/NAME.txt`` is an object of ``images/**/NAME.jpg``: its class, then ``(centre x, centre y,
-width, height)`` of its box, or its outline ``x1 y1 x2 y2 x3 y3 ...``; all numbers are shares of the image's width and
-height. ``data.yaml`` names the classes and the folders of the splits.
+Each line of `labels/**/NAME.txt` is an object of `images/**/NAME.jpg`: its class, then `(centre x, centre y,
+width, height)` of its box, or its outline `x1 y1 x2 y2 x3 y3 ...`; all numbers are shares of the image's width and
+height. `data.yaml` names the classes and the folders of the splits.
 """
 
 import os
@@ -35,19 +35,19 @@ _SLACK = 1e-3  # rounding of others
 
 
 def read_yolo(path: str | os.PathLike[str], split: str = "", classes: list[str] | None = None) -> AnnotatedImages:
-    """Read ``data.yaml``, the labels, and the sizes of the images.
+    """Read `data.yaml`, the labels, and the sizes of the images.
 
     Args:
-        path: ``data.yaml`` or the folder that has it; without one, classes are named by their numbers.
+        path: `data.yaml` or the folder that has it; without one, classes are named by their numbers.
         split: "train", "val" or "test"; "" for all.
-        classes: class names in order; None for those of ``data.yaml``.
+        classes: class names in order; None for those of `data.yaml`.
 
     Returns:
         what it holds.
 
     Raises:
         FileNotFoundError: there is no such split, or no folder of images.
-        ValueError: ``data.yaml`` is malformed.
+        ValueError: `data.yaml` is malformed.
     """
     source = Path(path)
     folder = source if source.is_dir() else source.parent
@@ -97,7 +97,7 @@ def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
 
 
 def _image_files(folder: Path, where: Any) -> Iterable[Path]:
-    """Yield the images of one entry of ``data.yaml``: folders or lists of files."""
+    """Yield the images of one entry of `data.yaml`: folders or lists of files."""
     for entry in where if isinstance(where, list) else [where]:
         plain = str(entry).replace("\\", "/")
         # Exports of some tools write ../train/images for what lies beside data.yaml.
@@ -112,7 +112,7 @@ def _image_files(folder: Path, where: Any) -> Iterable[Path]:
 
 
 def _splits_by_folder(folder: Path) -> dict[str, list[Path]]:
-    """-> splits by ``images/SPLIT`` or ``SPLIT/images``; else all of ``images`` as "train"."""
+    """Return splits by `images/SPLIT` or `SPLIT/images`; else all of `images` as "train"."""
     for pattern in ("images/{}", "{}/images"):
         found = {s: list(_below(folder / pattern.format(s))) for s in _SPLITS if (folder / pattern.format(s)).is_dir()}
         if found:
@@ -127,7 +127,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _label_file(image: Path) -> Path:
-    """-> where the labels of an image are: the last folder ``images`` of its path becomes ``labels``."""
+    """Return where the labels of an image are: the last folder `images` of its path becomes `labels`."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
@@ -225,14 +225,14 @@ _MEANINGS: Any = {
 
 
 def write_yolo(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write ``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``.
+    """Write `data.yaml`, `images/SPLIT` and `labels/SPLIT`.
 
     Each image is in one split: one that others make up, such as trainval, is not written.
 
     Args:
         data: what to write.
         folder: an empty folder.
-        images: "copy", "link" or "none"; see ``place_images``.
+        images: "copy", "link" or "none"; see `place_images`.
 
     Returns:
         what the format cannot express, and how often.
@@ -269,7 +269,7 @@ def write_yolo(data: AnnotatedImages, folder: Path, images: str) -> dict[str, in
 
 
 def _disjoint(splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """-> the splits with every image in one only: the smaller ones first."""
+    """Return the splits with every image in one only: the smaller ones first."""
     taken: set[Any] = set()
     result = {}
     for name in sorted(splits, key=lambda s: len(splits[s])):
@@ -281,7 +281,7 @@ def _disjoint(splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter[str]) -> list[float]:
-    """-> the outline of an object if it has one, else its box, as shares of the image."""
+    """Return the outline of an object if it has one, else its box, as shares of the image."""
     size_wh = np.array([size_hw[1], size_hw[0]], dtype=np.float64)
     mask = annotation.get("segmentation")
     rings: list[np.ndarray] = []
@@ -298,7 +298,7 @@ def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
-    """-> one outline that goes round all parts, from one to the next and back on the same line, which has no area."""
+    """Return one outline that goes round all parts, from one to the next and back on the same line, which has no area."""
     outline = rings[0]
     turn = np.sign(_signed_area(outline)) or 1.0
     for ring in rings[1:]:
@@ -316,7 +316,7 @@ def _signed_area(ring: np.ndarray) -> float:
 
 
 def _outlines(mask: dict[str, Any], size_hw: tuple[int, int]) -> list[np.ndarray]:
-    """-> the outer outlines of a mask given as run lengths, around its pixels with the corners cut."""
+    """Return the outer outlines of a mask given as run lengths, around its pixels with the corners cut."""
     import contourpy
     import pycocotools.mask
 

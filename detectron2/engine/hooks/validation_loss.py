@@ -62,7 +62,7 @@ class ValidationLoss(HookBase):
             self.trainer.storage.put_scalar(f"validation/{name}", value, smoothing_hint=False)
 
     def measure(self) -> dict[str, float]:
-        """-> the mean of each loss over the batches of all processes, and their sum; empty without data."""
+        """Return the mean of each loss over the batches of all processes, and their sum; empty without data."""
         with (
             random_states_kept(),
             whole_weights(self._model),

@@ -314,7 +314,7 @@ def match(truth: Truth, found: Found, overlaps: Overlaps, protocol: Protocol) ->
 
 
 def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """-> `rank` and `is_used` of `Matching`."""
+    """Return `rank` and `is_used` of `Matching`."""
     rank = _rank_in_groups(found.score, found.image, found.label)
     if protocol.is_limit_per_class:
         return rank, found.is_searched & (rank < protocol.limit)

@@ -262,7 +262,7 @@ def _true_masks(api: Any, objects: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _true_keypoints(objects: Sequence[dict[str, Any]]) -> np.ndarray:
-    """-> (G, P, 3); zeros for objects without keypoints."""
+    """Return (G, P, 3); zeros for objects without keypoints."""
     lengths = {len(a["keypoints"]) for a in objects if a.get("keypoints")}
     if not lengths:
         if not objects:
@@ -294,7 +294,7 @@ def _sigmas(count: int, given: Sequence[float]) -> np.ndarray:
 def _federation(
     images: Sequence[dict[str, Any]], objects: Sequence[dict[str, Any]], image_ids: list[Any], class_ids: list[Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """-> `is_searched` and `is_partial` of `Truth` (Gupta et al., LVIS, arXiv:1908.03195, section 2)."""
+    """Return `is_searched` and `is_partial` of `Truth` (Gupta et al., LVIS, arXiv:1908.03195, section 2)."""
     keys = ("neg_category_ids", "not_exhaustive_category_ids")
     if not any(key in image for image in images for key in keys):
         return None, None
