@@ -25,7 +25,7 @@ _SIZE_WH = np.array([640.0, 480.0])
 
 
 def make_case(num_images: int, num_classes: int, is_lvis: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """-> ground truth and predictions of a mediocre detector, in COCO's or LVIS's format."""
+    """Return ground truth and predictions of a mediocre detector, in COCO's or LVIS's format."""
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.full(num_classes, 0.4))
     images, annotations, rows = [], [], []

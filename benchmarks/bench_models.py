@@ -42,7 +42,7 @@ def batch(n: int, height: int, width: int) -> list[dict]:
 
 
 def median_seconds(function: Callable[[], object], repetitions: int, device: str) -> float:
-    """-> the median time of a call, the device's work included."""
+    """Return the median time of a call, including the work of the device."""
     times = []
     for i in range(repetitions + 2):
         start = time.perf_counter()

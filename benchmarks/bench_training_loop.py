@@ -101,7 +101,7 @@ VARIANTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def now(device: str) -> float:
-    """-> seconds of processor time, or, after the GPU has done its work, of the clock."""
+    """Return seconds of processor time; for a GPU, wall-clock seconds until its work is done."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()

@@ -16,6 +16,7 @@ _SUBPACKAGES = (
     "data",
     "engine",
     "evaluation",
+    "export",
     "layers",
     "model_zoo",
     "modeling",

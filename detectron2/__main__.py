@@ -1,4 +1,4 @@
-"""`python -m detectron2`: the command line, also where its script is not on the path."""
+"""`python -m detectron2`: the command line, for when its script is not on the path."""
 
 import sys
 
