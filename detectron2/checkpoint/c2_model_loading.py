@@ -290,7 +290,7 @@ def resnet_from_torchvision(weights: Mapping[str, Any], model_keys: Mapping[str,
         model_keys: the state dict of the model.
 
     Returns:
-        The renamed weights; None when they are no such network or when the model uses those names itself.
+        The renamed weights; None when they are not of such a network, or when the model uses those names itself.
     """
     first = "layer1.0.conv1.weight"
     found = {key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")}

@@ -208,7 +208,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint, or of another architecture.
+            ValueError: it is not a checkpoint, or of another architecture.
             UnsafeCheckpointError: it holds more than data.
         """
         if not path:
@@ -249,7 +249,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it does not fill the model, is no checkpoint, or of another architecture.
+            ValueError: it does not fill the model, is not a checkpoint, or is of another architecture.
         """
         if resume and self.has_checkpoint():
             path = self.get_checkpoint_file()

@@ -266,7 +266,7 @@ def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mappin
         manager: the path manager.
 
     Raises:
-        TypeError: something in `weights` is no tensor, or of a type that the format does not know.
+        TypeError: something in `weights` is not a tensor, or of a type that the format does not know.
     """
     texts = {"format": "pt", **header}
     versions = getattr(weights, "_metadata", None)

@@ -90,7 +90,9 @@ def state_file(path: str) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str) or os.path.basename(name) != name or not _STATE_NAME.fullmatch(name):
-        raise ValueError(f"{path} names {name!r} as the file with its training state, which is no name of such a file.")
+        raise ValueError(
+            f"{path} names {name!r} as the file with its training state, but this is not the name of such a file."
+        )
     return os.path.join(os.path.dirname(path), name)
 
 

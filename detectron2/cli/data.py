@@ -6,11 +6,14 @@ detectron2 data convert path/to/voc path/to/yolo --to yolo
 """
 
 import argparse
+import difflib
 import json
 import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +21,179 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from detectron2.cli._common import add_dataset_arguments, dataset_names, find_config_file, load_config
-from detectron2.cli._data_sources import Source, open_data, open_source, register, registered
+from detectron2.cli._common import (
+    add_dataset_arguments,
+    dataset_names,
+    find_config_file,
+    load_config,
+    register_datasets,
+)
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetMapper, Metadata, MultiImageMapper
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import _num_classes, _num_labels
 from detectron2.data.checks.annotations import structure_findings
 from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding
 from detectron2.data.checks.fixing import fix
+from detectron2.data.datasets import convert_to_coco_dict, load_coco_json
+from detectron2.data.datasets.builtin import is_builtin
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.formats.annotated_images import (
     FORMATS,
     AnnotatedImages,
     flat_names,
     folder_written_whole,
+    guess_format,
     place_images,
 )
-from detectron2.data.formats.coco import content_to_dicts, renamed_images, write_coco, write_content
-from detectron2.data.formats.voc import write_voc
-from detectron2.data.formats.yolo import write_yolo
+from detectron2.data.formats.coco import (
+    content_to_dicts,
+    keypoint_metadata,
+    read_coco,
+    renamed_images,
+    write_coco,
+    write_content,
+)
+from detectron2.data.formats.voc import read_voc, write_voc
+from detectron2.data.formats.yolo import read_yolo, write_yolo
 from detectron2.data.images import viewable_rgb
 from detectron2.data.validation import DatasetError, DatasetReport, compare_classes, inspect_dataset_dicts
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer
+
+
+@dataclass
+class Source:
+    """A data set to look at.
+
+    Args:
+        name: as the user calls it.
+        dicts: in the standard format, as far as it could be read.
+        class_names: in the order of the labels; None if they are not known.
+        findings: mistakes found in reading.
+        metadata: for drawing.
+        data: what was read, if it was read from files.
+        drops_degenerate: whether training leaves out degenerate boxes of it.
+    """
+
+    name: str
+    dicts: list[dict[str, Any]]
+    class_names: list[str] | None
+    findings: list[Finding]
+    metadata: Metadata
+    data: AnnotatedImages | None = None
+    drops_degenerate: bool = False
+
+    @property
+    def format(self) -> str:
+        """Its format, for people."""
+        return {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}[self.data.format] if self.data else "registered"
+
+
+def register(args: argparse.Namespace) -> None:
+    """Register the data sets of the command line; `--classes` may also be meant for a folder."""
+    own = argparse.Namespace(**vars(args))
+    own.classes = args.classes if args.voc else None
+    register_datasets(own)
+
+
+def open_source(name: str, args: argparse.Namespace) -> Source:
+    """Read a data set with all its mistakes.
+
+    Args:
+        name: a path or a registered name.
+        args: `image_root`, `split`, `classes`.
+
+    Returns:
+        the data set.
+    """
+    metadata = Metadata().set(name=name)
+    known = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    drops = known is not None and (is_builtin(name) or known.get("degenerate_boxes") == "drop")
+    if known is not None and not _reads_coco(name):
+        dicts = DatasetCatalog.get(name)
+        if not isinstance(dicts, list):
+            raise ValueError(f"'{name}' is a {type(dicts).__name__}; only lists of dicts can be looked at.")
+        classes = known.get("thing_classes")
+        return Source(name, dicts, None if classes is None else list(classes), [], known, None, drops)
+    data = open_data(name, args)
+    dicts, class_names, findings = content_to_dicts(data)
+    # Drawing works without a flip map; training asks for it.
+    metadata.set(thing_classes=class_names).suggest(keypoint_flip_map=[]).suggest(
+        **keypoint_metadata(data.content["categories"])
+    )
+    if known is not None and known.get("thing_colors") is not None:
+        metadata.set(thing_colors=known.thing_colors)
+    return Source(name, dicts, class_names, data.findings + findings, metadata, data, drops)
+
+
+def open_data(name: str, args: argparse.Namespace, source_format: str | None = None) -> AnnotatedImages:
+    """Read a data set as a whole.
+
+    Args:
+        name: a path or a registered name.
+        args: `image_root`, `split`, `classes`.
+        source_format: one of `FORMATS`; None to guess.
+
+    Returns:
+        what was read.
+    """
+    if name in DatasetCatalog:
+        if _reads_coco(name):
+            known = MetadataCatalog.get(name)
+            data = read_coco(known.json_file, known.image_root, args.split)
+            data.source = name
+            return data
+        content = convert_to_coco_dict(name)
+        content.setdefault("annotations", [])
+        split = args.split or "train"
+        return AnnotatedImages(name, "coco", content, "", {split: [i["id"] for i in content["images"]]})
+    if source_format is None:
+        if not os.path.exists(name):
+            raise FileNotFoundError(
+                f"'{name}' is neither a file or folder (working directory: '{os.getcwd()}') nor a registered data set. "
+                f"{_similar(name)}Data sets can be registered with --coco, --voc or --import."
+            )
+        source_format = guess_format(name)
+    classes = [c.strip() for c in args.classes.split(",")] if args.classes and not args.voc else None
+    if source_format == "coco":
+        return read_coco(name, args.image_root, args.split)
+    return (read_voc if source_format == "voc" else read_yolo)(name, args.split, classes)
+
+
+def _similar(name: str) -> str:
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+    return f"Is {' or '.join(map(repr, near))} meant? " if near else ""
+
+
+def _reads_coco(name: str) -> bool:
+    """Whether a registered data set is a file in COCO format, which is then read with its mistakes."""
+    function = DatasetCatalog[name]
+    return getattr(function, "func", None) is load_coco_json and os.path.isfile(str(function.args[0]))
+
+
+@contextmanager
+def registered(source: Source) -> Iterator[str]:
+    """Register a data set for as long as a mapper needs its metadata.
+
+    Args:
+        source: the data set.
+
+    Yields:
+        its name in the catalogs.
+    """
+    if source.data is None:
+        yield source.name
+        return
+    name = f"detectron2 data: {source.name}"
+    DatasetCatalog.register(name, lambda: source.dicts)
+    MetadataCatalog.get(name).set(**{k: v for k, v in source.metadata.as_dict().items() if k != "name"})
+    try:
+        yield name
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
 
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "

@@ -214,7 +214,7 @@ class _Positioned:
         raise NotImplementedError
 
     def set_position(self, num_batches: int) -> None:
-        """Let the next iteration, and only that, begin behind so many batches.
+        """Let the next iteration, and only that, begin after this number of batches.
 
         Nothing is loaded for this. For an iterable data set it is not possible, and a warning says so.
 
@@ -364,7 +364,7 @@ def _orientation_of(dataset: Any) -> Callable[[int], bool] | None:
 def _start_of_grouped(
     sampler: Iterable[int], is_wide: Callable[[int], bool], batch_size: int, num_batches: int
 ) -> _StreamStart:
-    """Follow a stream until so many batches are complete."""
+    """Follow a stream until this number of batches is complete."""
     waiting: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     complete = passed = 0
     for place, index in enumerate(sampler):

@@ -88,7 +88,7 @@ def _decode_rle(rle: Any) -> np.ndarray:
     else:
         text = counts.decode("latin1") if isinstance(counts, bytes) else counts
         total = int(run_length_totals([text])[0]) if is_compressed(text) else -1
-    # Not left to pycocotools, which would show memory that nobody has written.
+    # Not left to pycocotools, which would show memory that was never written.
     if total != height * width:
         raise ValueError(
             f"the run lengths of an RLE of (height, width) {(height, width)} "
@@ -122,7 +122,7 @@ def masks_of_annotations(
         if torchdata.get_worker_info() is None:  # the many workers of a loader would all say it
             log_first_n(
                 logging.INFO,
-                "INPUT.MASK_FORMAT is 'polygon', but there are images with masks that are no polygons (RLE or bitmaps):"
+                "INPUT.MASK_FORMAT is 'polygon', but some images have masks that are not polygons (RLE or bitmaps):"
                 " all masks of such an image are given as bitmaps.",
             )
     return _bit_masks(annos, image_hw)

@@ -108,7 +108,7 @@ class DatasetMapper:
             Otherwise rotated boxes become the upright ones around them.
 
     Raises:
-        ValueError: if boxes shall be recomputed without masks, or rotated boxes are asked for together with masks or
+        ValueError: if boxes are to be recomputed without masks, or rotated boxes are asked for together with masks or
             keypoints, or the mask format is unknown.
     """
 

@@ -400,7 +400,7 @@ def annotations_to_instances(
     Args:
         annos: annotations, each after `transform_instance_annotations`.
         image_size: `(height, width)` of the transformed image.
-        mask_format: "polygon" or "bitmask": what `gt_masks` shall be. If not all masks of the image are polygons,
+        mask_format: "polygon" or "bitmask": the kind of `gt_masks`. If not all masks of the image are polygons,
             they become bitmaps nevertheless: the opposite cannot be done without loss.
 
     Returns:
@@ -514,7 +514,7 @@ def filter_empty_instances(
         The instances that are not empty; with `return_mask` also a boolean tensor of `N` elements.
 
     Raises:
-        ValueError: if neither boxes nor masks shall be looked at.
+        ValueError: if neither boxes nor masks are looked at.
     """
     if not by_box and not by_mask:
         raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")

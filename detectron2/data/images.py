@@ -196,7 +196,7 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        OSError: if it is no image, or a damaged one.
+        OSError: if the file is damaged or not an image.
         ValueError: if the image cannot be converted to that format.
     """
     path = os.fspath(file_name)

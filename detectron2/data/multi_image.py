@@ -54,7 +54,7 @@ class MultiImageAugmentation:
         prob: probability that the augmentation is applied.
 
     Raises:
-        ValueError: if `prob` is no probability.
+        ValueError: if `prob` is not a probability.
     """
 
     def __init__(self, num_others: int, prob: float = 1.0):

@@ -110,7 +110,7 @@ def validate_dataset_dicts(
             set says. Only the headers are read, and the end, to see whether a file is whole; of label maps a sample is
             decoded. Names with a scheme, like "s3://...", are left alone.
         check_annotations: whether to check annotations, and what is in label maps.
-        max_files: check all files if there are no more than this many, else so many, evenly spaced.
+        max_files: check all files if there are no more than this many, else this number of files, evenly spaced.
         skips_bad_images: whether the loader takes another image in place of one that cannot be read
             (`DATALOADER.ON_BAD_IMAGE: "skip"`); then files that are missing or damaged are only warned of.
         raise_on_error: whether to raise, or only to log a warning.

@@ -327,7 +327,7 @@ class DefaultTrainer(TrainerBase):
             lambda: (cfg.dump(), "yaml"),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        # With a proxy, `trainer -> checkpointer -> trainer` is no reference cycle that holds GPU memory.
+        # With a proxy, `trainer -> checkpointer -> trainer` is not a reference cycle that holds GPU memory.
         self.checkpointer = build_checkpointer(model, cfg.OUTPUT_DIR, options, weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -319,7 +319,7 @@ def _scratch_folder() -> Iterator[str]:
     try:
         os.makedirs(folder, exist_ok=True)  # on other machines
         yield folder
-        comm.synchronize()  # nobody writes any more; when one failed, all have, and each cleans up
+        comm.synchronize()  # no process writes any more; when one failed, all have, and each cleans up
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -348,7 +348,7 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing below an error is logged: that nothing is found on two images is no news."""
+    """Log errors only: two images without detections are not worth a warning."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -459,7 +459,7 @@ def _run_lengths(size_hw: tuple[int, int]) -> dict[str, Any]:
 def made_up_panoptic(ids: torch.Tensor, things: Sequence[int], stuff: Sequence[int]) -> tuple[torch.Tensor, list]:
     """Divide an image into columns, for the first and the last class of things, and the last class of stuff.
 
-    The first of stuff is in some data sets what stands for all things, which is no class.
+    In some data sets the first stuff class stands for all things and is not a class of its own.
 
     Args:
         ids: the model's map (H, W), for its size and type.

@@ -149,7 +149,7 @@ def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -
         `cfg` itself where nothing is given in epochs.
 
     Raises:
-        ValueError: the schedule has no steps, or not so many.
+        ValueError: the schedule has no steps, or another number of them.
     """
     if not options.max_epochs:
         return cfg

@@ -47,7 +47,7 @@ def record_findings(dicts: Sequence[Any]) -> list[Finding]:
         Case(reprlib.repr(dicts[n]["annotations"]), dicts[n].get("file_name"), dicts[n].get("image_id"))
         for n in wrong[:MAX_CASES]
     ]
-    what = f"{quantity(len(wrong), 'image')} 'annotations' that are no list of dicts"
+    what = f"{quantity(len(wrong), 'image')} 'annotations' that are not a list of dicts"
     cure = "An image without objects has an empty list."
     return [Finding("annotations-type", "error", what, cure, len(wrong), cases, np.array(wrong, dtype=np.int64))]
 
@@ -77,7 +77,7 @@ def structure_findings(table: AnnotationTable) -> list[Finding]:
             )
         unfit = np.array(_indices(table, _has_unfit_mode), dtype=np.int64)
         if len(unfit):
-            what = f"{quantity(len(unfit))} a 'bbox_mode' that is none, or not one for so many numbers"
+            what = f"{quantity(len(unfit))} a 'bbox_mode' that does not exist or does not fit the length of 'bbox'"
             cure = _MODES + " XYWHA_ABS is for the five numbers of a rotated box, all others for four."
             findings.append(table.finding("box-mode", "error", unfit, what, lambda i: _shown_mode(table, i), cure))
     return findings
@@ -356,7 +356,7 @@ def _count_numbers(keypoints: Any) -> int:
 
 
 def _unusable_keypoints(table: AnnotationTable, having: np.ndarray, numbers: int) -> list[Finding]:
-    """Find labelled keypoints whose place is no finite number, among annotations with so many numbers each."""
+    """Find labelled keypoints with coordinates that are not finite, among annotations of equal length."""
     keypoints = [table.annotations[i]["keypoints"] for i in having.tolist()]
     try:
         xyv = np.array(keypoints, dtype=np.float64).reshape(-1, numbers // 3, 3)
@@ -366,7 +366,7 @@ def _unusable_keypoints(table: AnnotationTable, having: np.ndarray, numbers: int
     wrong = having[(labelled & ~np.isfinite(xyv).all(axis=2)).any(axis=1)]
     if not len(wrong):
         return []
-    what = f"{quantity(len(wrong))} keypoints that are no finite numbers"
+    what = f"{quantity(len(wrong))} keypoints that are not finite numbers"
     cure = "Correct them; one that is not labelled is 0, 0, 0."
     return [
         table.finding(

@@ -47,7 +47,7 @@ def mask_findings(table: AnnotationTable, mask_format: str) -> list[Finding]:
     if bitmaps:
         indices = np.array(bitmaps)
         images = len(np.unique(table.image_of[indices]))
-        what = f"{quantity(len(indices))} a mask that is no polygon, while INPUT.MASK_FORMAT is 'polygon'"
+        what = f"{quantity(len(indices))} a mask that is not a polygon, while INPUT.MASK_FORMAT is 'polygon'"
         cure = (
             f"All masks of {'this image' if images == 1 else f'these {images} images'} are given as bitmaps, those of "
             "the others as polygons. Set INPUT.MASK_FORMAT to 'bitmask' for bitmaps everywhere."
@@ -230,7 +230,7 @@ def self_intersections(table: AnnotationTable) -> list[Finding]:
 def _crosses(polygon: Any) -> bool:
     """Whether two sides that are not neighbours cross properly."""
     start = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    start = start[(start != np.roll(start, 1, axis=0)).any(axis=1)]  # the same point twice is no side
+    start = start[(start != np.roll(start, 1, axis=0)).any(axis=1)]  # the same point twice is not a side
     n = len(start)
     if n < 4:
         return False

@@ -36,7 +36,7 @@ from detectron2.data.formats.reading import paused_gc
 __all__ = ["EMPTY", "FULL_CHECK_LIMIT", "DatasetReport", "inspect_dataset_dicts"]
 
 FULL_CHECK_LIMIT = 10_000
-"""Of larger data sets, so many image files are looked at."""
+"""The number of image files that are looked at in larger data sets."""
 
 EMPTY = Finding(
     "empty",

@@ -111,7 +111,7 @@ def dataset_root() -> str:
 
 
 def is_builtin(name: str) -> bool:
-    """Whether this name belongs to a built-in data set (and nobody has registered another one in its place)."""
+    """Whether this name belongs to a built-in data set (and no other one is registered in its place)."""
     registered = DatasetCatalog.data.get(name)
     return isinstance(registered, functools.partial) and registered.func is _load
 

@@ -112,7 +112,7 @@ def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, 
 
 
 def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, Any]]) -> str:
-    """Return the folder near an annotation file in which one of the first images is; that of the file if there is none."""
+    """Return the folder near an annotation file that has one of the first images; by default the folder of the file."""
     folder = Path(json_file).parent
     plain = Path(json_file).stem.replace("instances_", "").replace("person_keypoints_", "")
     names = [i["file_name"] for i in images[:5] if isinstance(i.get("file_name"), str)]
@@ -286,7 +286,7 @@ class CocoReader:
                 where = None if _hashable(annotation.get("id")) is not None else position
                 case = Case(str(mask)[:80], record["file_name"], record["image_id"], where, annotation.get("id"))
                 self._cases["polygon-points"].append(case)
-        elif isinstance(mask, dict) and "height" not in record:  # nobody knows which size it should have
+        elif isinstance(mask, dict) and "height" not in record:  # the size that it should have is unknown
             annotation = {k: v for k, v in annotation.items() if k != "segmentation"}
         try:
             converted = converter(annotation)
@@ -495,7 +495,7 @@ class AnnotationConverter:
                 return category_id
             return checked_id(category_id, self._json_file, self._where(annotation), "category_id")
         try:
-            return self._labels[category_id]  # pyright: ignore[reportArgumentType] (whatever it is, it is no key then)
+            return self._labels[category_id]  # pyright: ignore[reportArgumentType] (another type is not a key then)
         except (KeyError, TypeError):
             raise self._error(
                 annotation,

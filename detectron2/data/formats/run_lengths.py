@@ -2,7 +2,7 @@
 
 COCO's run lengths go down the columns of a mask of `H x W` pixels, background first. They are a list of numbers, or
 a string of characters of six bits each, in which every number from the fourth on is the difference to the one two
-places before. Where run lengths are too short, pycocotools returns memory that nobody has written, and where a string
+places before. Where run lengths are too short, pycocotools returns memory that was never written, and where a string
 breaks off, it reads on behind it; so neither may reach it.
 """
 

@@ -50,7 +50,7 @@ def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] |
     lists = {p.stem: _names(p) for p in sorted(folder.glob("ImageSets/Main/*.txt"))}
     if split and split not in lists:
         raise FileNotFoundError(f"There is no list '{folder / 'ImageSets' / 'Main' / (split + '.txt')}'.")
-    # Lists of single classes, like aeroplane_train.txt, are no splits.
+    # Lists of single classes, like aeroplane_train.txt, are not splits.
     lists = {k: v for k, v in lists.items() if k == split or (not split and "_" not in k)}
     annotated = sorted(p.stem for p in folder.glob("Annotations/*.xml"))
     stems = list(dict.fromkeys(n for names in lists.values() for n in names)) if split or lists else annotated

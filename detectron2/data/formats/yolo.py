@@ -298,7 +298,7 @@ def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
-    """Return one outline that goes round all parts, from one to the next and back on the same line, which has no area."""
+    """Return one outline around all parts, which are joined by lines that go there and back and so have no area."""
     outline = rings[0]
     turn = np.sign(_signed_area(outline)) or 1.0
     for ring in rings[1:]:

@@ -149,7 +149,7 @@ class FixedSizeCrop(Augmentation):
     Args:
         crop_size: `(height, width)` of the result in pixels.
         pad: whether to pad images that are smaller. (In documented releases without this option, the second positional
-            argument is `pad_value`; a number that is no bool is understood so.)
+            argument is `pad_value`; a number that is not a bool is taken as `pad_value`.)
         pad_value: grey level of padded pixels.
         seg_pad_value: label of padded pixels.
     """

@@ -206,7 +206,7 @@ class AugInput:
         sem_seg: `(H, W)` integer label of each pixel.
 
     Raises:
-        TypeError: if the image is no array of such a type.
+        TypeError: if the image is not an array of such a type.
         ValueError: if the image has another number of dimensions.
     """
 

@@ -75,7 +75,7 @@ class RandomApply(Augmentation):
         prob: probability in [0, 1].
 
     Raises:
-        ValueError: if `prob` is no probability.
+        ValueError: if `prob` is not a probability.
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):

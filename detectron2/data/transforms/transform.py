@@ -370,7 +370,7 @@ for _still in (NoOpTransform, BlendTransform, ColorTransform):
     _still.register_type("rotated_box", _rotated_boxes.keep_rotated_box)
 # The method of fvcore goes through PyTorch, which warns about arrays from Pillow, as they cannot be written to.
 VFlipTransform.register_type("image", _flip_vertically)
-# The method of fvcore needs shapely, which is no dependency of ours, and empties polygons that touch themselves.
+# The method of fvcore needs shapely, which is not a dependency, and empties polygons that touch themselves.
 CropTransform.register_type("polygons", _crop_polygons)
 GridSampleTransform.register_type("coords", _refuse_coords)
 GridSampleTransform.register_type("rotated_box", _refuse_rotated_box)

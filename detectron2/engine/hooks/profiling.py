@@ -107,7 +107,7 @@ class AutogradProfiler(TorchProfiler):
 
 
 class TorchMemoryStats(HookBase):
-    """Log the memory of the CUDA allocator every so many iterations; does nothing without CUDA.
+    """Log the memory of the CUDA allocator every `period` iterations; do nothing without CUDA.
 
     Args:
         period: iterations between two reports.

@@ -150,7 +150,9 @@ class TestStructure:
     )
     def test_kind_of_box(self, mode, box):
         (text,) = findings(record(annotation(), annotation(bbox=box, bbox_mode=mode)))
-        assert text.startswith("1 annotation has a 'bbox_mode' that is none, or not one for so many numbers")
+        assert text.startswith(
+            "1 annotation has a 'bbox_mode' that does not exist or does not fit the length of 'bbox'"
+        )
         assert f"bbox_mode {mode!r} with {box} in annotation 1 of 'a.jpg'" in text and "BoxMode.XYXY_ABS" in text
 
     @pytest.mark.parametrize("box", [(1, 2, 3, 4), np.array([1, 2, 3, 4]), torch.tensor([1.0, 2, 3, 4])], ids=str)
@@ -166,7 +168,7 @@ class TestStructure:
     @pytest.mark.parametrize("annotations", [None, "x", [None], [[]], np.zeros((2, 4)), {"bbox": []}], ids=str)
     def test_no_annotations(self, annotations):
         (text,) = findings(record(), record(annotations=annotations), mask_format="polygon")
-        assert "1 image has 'annotations' that are no list of dicts" in text and "empty list" in text
+        assert "1 image has 'annotations' that are not a list of dicts" in text and "empty list" in text
 
 
 class TestKeypoints:
@@ -200,7 +202,7 @@ class TestKeypoints:
     @pytest.mark.parametrize("keypoints", [[1, None, 2], [float("inf"), 1, 1], [1, 1, float("nan")]], ids=str)
     def test_not_finite(self, keypoints):
         (text,) = findings(record(annotation(keypoints=[1, 1, 2]), annotation(keypoints=keypoints)), num_keypoints=1)
-        assert "1 annotation has keypoints that are no finite numbers" in text and "in annotation 1 of" in text
+        assert "1 annotation has keypoints that are not finite numbers" in text and "in annotation 1 of" in text
 
     def test_lacking(self):
         """The mapper stops at images in which only some objects have keypoints."""

@@ -86,7 +86,7 @@ class TestMasks:
         assert not caplog.records
         check(dicts, mask_format="polygon")
         (line,) = caplog.messages
-        assert "2 annotations have a mask that is no polygon" in line and "run lengths in annotation 1 of" in line
+        assert "2 annotations have a mask that is not a polygon" in line and "run lengths in annotation 1 of" in line
         assert "All masks of this image are given as bitmaps" in line
 
 
