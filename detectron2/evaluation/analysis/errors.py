@@ -2,7 +2,7 @@
 
 Letters: `D` detections, `G` annotated objects, `K` classes, `N` pairs of a detection and an object.
 
-`hotcoco.COCOeval.tide_errors` gives the same counts and the same AP won for all classes together
+`hotcoco.COCOeval.tide_errors` gives the same counts and AP won for all classes, but not for keypoints
 (tests/evaluation/analysis/test_against_hotcoco.py); it does not say which detection has which error, which the pictures
 show, nor the errors of each class. `hotcoco.COCOeval.confusion_matrix` lets detections choose by falling score, and so
 counts a detection of the wrong class before a better placed one of the right class; here pairs are formed by falling
