@@ -204,7 +204,7 @@ def _everything(folder):
     _train_lazily(output / "lazy")
     if comm.get_world_size() > 1:
         found["compress"] = _compress()
-        with pytest.raises(ValueError, match="not as both"):
+        with pytest.raises(ValueError, match="not both"):
             create_ddp_model(nn.Linear(1, 1), fp16_compression=True, bf16_compression=True)
         with pytest.raises(ValueError, match="Linear has no blocks to split"):
             shard_model(nn.Linear(1, 1))

@@ -315,7 +315,7 @@ def test_one_that_leaves_the_step_takes_the_other_along(runs):
         assert x["leave"]["iter"] == 1
         first, *rest = x["leave"]["text"].splitlines()
         own = "the proposals are not finite"
-        assert first == (own if rank else "Rank 1 met numbers that are not finite and left the step.")
+        assert first == (own if rank else "Rank 1 found numbers that are not finite and left the step.")
         assert (f"Rank 1: {own}" in rest) == (rank == 0)
         assert any("nonfinite_0000001_rank1.pth" in line for line in rest)
 
