@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 import detectron2.data.transforms as T
-from detectron2.data import DatasetMapper, _images, dataset_mapper
+from detectron2.data import DatasetMapper, dataset_mapper, images
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 
@@ -106,7 +106,7 @@ def compare(mapper: DatasetMapper, records: list[dict[str, Any]], rounds: int) -
         resize = choose_size.get_transform(np.empty((record["height"], record["width"], 3), np.uint8))
         new_hw = (resize.new_h, resize.new_w)
         seconds["mapper"].append(seconds_of(map_with_seed, mapper, record, seed))
-        with mock.patch.object(_images, "opencv", return_value=None):
+        with mock.patch.object(images, "opencv", return_value=None):
             seconds["without OpenCV"].append(seconds_of(map_with_seed, mapper, record, seed))
         seconds["decode, resize"].append(seconds_of(decode_and_resize, path, new_hw))
         seconds["image to tensor"].append(seconds_of(image_to_tensor, path, new_hw, seed % 2 == 0))
@@ -150,7 +150,7 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"{platform.machine()} {capability}, {os.cpu_count()} cores")
     print(f"Pillow {PIL.__version__}, torch {torch.__version__}, numpy {np.__version__}")
-    cv2 = _images.opencv()
+    cv2 = images.opencv()
     print("OpenCV is not installed" if cv2 is None else f"OpenCV {cv2.__version__}")
 
     with tempfile.TemporaryDirectory() as folder:
