@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-PACKAGES = ("structures", "layers", "visualization", "tracking")
+PACKAGES = ("structures", "layers", "data.transforms", "visualization", "tracking")
+# Examples that need an optional library run where it is installed.
+OPTIONAL = {"detectron2.data.transforms.albumentations_adapter": "albumentations"}
 # What every example may use without importing it, as in PyTorch's own documentation.
 GLOBALS = {"np": np, "torch": torch, "nn": torch.nn}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -33,6 +35,8 @@ def defined_in(module: ModuleType) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", modules())
 def test_examples_give_what_they_show(name, tmp_path, monkeypatch):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     monkeypatch.chdir(tmp_path)  # examples may write files
     state = np.random.get_state(), random.getstate()
     module = importlib.import_module(name)

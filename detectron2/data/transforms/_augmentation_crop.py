@@ -42,6 +42,12 @@ class RandomCrop(Augmentation):
 
     Raises:
         ValueError: for an unknown type, or sizes that it cannot have.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.RandomCrop("relative", (0.5, 0.5))], np.zeros((8, 12)))
+        >>> image.shape
+        (4, 6)
     """
 
     def __init__(self, crop_type: str, crop_size: tuple[float, float] | tuple[int, int]):
@@ -98,6 +104,14 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
         crop_size: see `RandomCrop`.
         single_category_max_area: greatest part that one category may fill; 1.0 disables the constraint.
         ignored_category: label that does not count, usually the one that training ignores.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug_input = T.AugInput(np.zeros((4, 6)), sem_seg=np.array([[0, 0, 0, 1, 1, 1]] * 4))
+        >>> aug = T.RandomCrop_CategoryAreaConstraint("absolute", (4, 4), single_category_max_area=0.8)
+        >>> tfm = aug(aug_input)
+        >>> aug_input.image.shape, np.unique(aug_input.sem_seg)
+        ((4, 4), array([0, 1]))
     """
 
     def __init__(
@@ -152,6 +166,13 @@ class FixedSizeCrop(Augmentation):
             argument is `pad_value`; a number that is not a bool is taken as `pad_value`.)
         pad_value: grey level of padded pixels.
         seg_pad_value: label of padded pixels.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.FixedSizeCrop((2, 4), pad_value=7)], np.zeros((3, 3)))
+        >>> image
+        array([[0., 0., 0., 7.],
+               [0., 0., 0., 7.]])
     """
 
     def __init__(
@@ -198,6 +219,14 @@ class MinIoURandomCrop(Augmentation):
         min_crop_size: least height and width of the window as parts of the image's.
         mode_trials: how many bounds to draw at most.
         crop_trials: how many windows to draw for each bound.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> boxes = np.array([[10, 10, 50, 50]], dtype=np.float32)
+        >>> aug_input = T.AugInput(np.zeros((100, 100, 3), dtype=np.uint8), boxes=boxes)
+        >>> tfm = T.MinIoURandomCrop(min_crop_size=0.5)(aug_input)
+        >>> min(aug_input.image.shape[:2]) >= 49  # whole pixels
+        True
     """
 
     def __init__(

@@ -30,10 +30,6 @@ _LARGEST_SEED = 2**31 - 1
 class Albumentations(Augmentation):
     """Use transforms of Albumentations like any other augmentation, in front of, between or behind others.
 
-    For example::
-
-        T.Albumentations(A.Compose([A.HorizontalFlip(p=0.5), A.Affine(rotate=(-10, 10)), A.RGBShift()]))
-
     Boxes, polygons, bitmaps, label maps and keypoints go where the pixels go, to within half a pixel where something is
     resized (there Albumentations' images, masks and keypoints differ from each other by that much), and a few pixels
     where it is bent strongly. What is wanted of
@@ -51,6 +47,16 @@ class Albumentations(Augmentation):
 
     Raises:
         ImportError: if Albumentations is not installed.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> import albumentations as A
+        >>> aug = T.Albumentations(A.Compose([A.HorizontalFlip(p=1.0)]))
+        >>> image, tfms = T.apply_augmentations([aug], np.array([[1, 2, 3]], dtype=np.uint8))
+        >>> image
+        array([[3, 2, 1]], dtype=uint8)
+        >>> tfms.apply_box(np.array([[0.0, 0, 1, 1]]))
+        array([[2., 0., 3., 1.]])
     """
 
     input_args = ("image", "boxes")

@@ -95,6 +95,17 @@ class Augmentation:
 
     A transform is deterministic, so it can be applied again to whatever belongs to the image. Randomness lies in the
     augmentation only, and comes from `numpy.random`, which data-loader workers seed.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> class CropToSquare(T.Augmentation):
+        ...     def get_transform(self, image):
+        ...         side = min(image.shape[:2])
+        ...         return T.CropTransform(0, 0, side, side)
+        >>> aug_input = T.AugInput(np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> tfm = CropToSquare()(aug_input)
+        >>> aug_input.image.shape
+        (4, 4, 3)
     """
 
     input_args: tuple[str, ...] | None = None
@@ -181,6 +192,18 @@ class AugmentationList(Augmentation):
 
     Args:
         augs: augmentations or transforms.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> augs = T.AugmentationList([T.Resize((8, 12)), T.RandomFlip(prob=1.0)])
+        >>> augs
+        AugmentationList[Resize(shape=(8, 12)), RandomFlip(prob=1.0)]
+        >>> aug_input = T.AugInput(np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> tfms = augs(aug_input)
+        >>> aug_input.image.shape
+        (8, 12, 3)
+        >>> tfms.apply_box(np.array([[0.0, 0, 2, 2]]))
+        array([[ 8.,  0., 12.,  4.]])
     """
 
     def __init__(self, augs: Sequence[Augmentation | Transform]):
@@ -208,6 +231,14 @@ class AugInput:
     Raises:
         TypeError: if the image is not an array of such a type.
         ValueError: if the image has another number of dimensions.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> boxes = np.array([[0, 0, 2, 2]], dtype=np.float32)
+        >>> aug_input = T.AugInput(np.zeros((4, 6), dtype=np.uint8), boxes=boxes)
+        >>> aug_input.transform(T.ResizeTransform(4, 6, 8, 12))
+        >>> aug_input.image.shape, aug_input.boxes
+        ((8, 12), array([[0., 0., 4., 4.]], dtype=float32))
     """
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
@@ -242,6 +273,14 @@ def apply_augmentations(augmentations: Sequence[Augmentation | Transform], input
 
     Returns:
         The transformed image if an image was given, else the `AugInput`; and the transforms that were applied.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.Resize(8)], np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> image.shape
+        (8, 8, 3)
+        >>> tfms.apply_coords(np.array([[3.0, 2.0]]))  # the middle stays in the middle
+        array([[4., 4.]])
     """
     if isinstance(inputs, np.ndarray):
         aug_input = AugInput(inputs)

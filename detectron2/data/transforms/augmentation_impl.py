@@ -1,7 +1,6 @@
-"""The augmentations that come with the library: flips, resizing, crops, rotation.
+"""The augmentations that come with the library: flips, resizing, crops, rotation, colours.
 
-Those that change colours, and the ones that look at boxes or labels before they crop, are in the private modules beside
-this one and belong to this module's names.
+Crops are written in `_augmentation_crop.py` and belong to this module's names.
 
 Letters: `H`, `W` height and width in pixels. Random numbers come from `numpy.random`, seeded per data-loader worker.
 """
@@ -17,8 +16,6 @@ from PIL import Image
 
 from ._augmentation_crop import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomCrop_CategoryAreaConstraint
 from .augmentation import Augmentation, AugmentationList, _transform_to_aug
-
-# ruff: noqa: NPY002 (the legacy global generator is the one that workers seed)
 from .transform import (
     BlendTransform,
     ExtentTransform,
@@ -76,6 +73,12 @@ class RandomApply(Augmentation):
 
     Raises:
         ValueError: if `prob` is not a probability.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.RandomApply(T.Resize(8), prob=1.0)], np.zeros((4, 6)))
+        >>> image.shape
+        (8, 8)
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
@@ -111,6 +114,12 @@ class RandomFlip(Augmentation):
 
     Raises:
         ValueError: unless exactly one direction is chosen.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.RandomFlip(prob=1.0)], np.array([[1.0, 2.0, 3.0]]))
+        >>> image
+        array([[3., 2., 1.]])
     """
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
@@ -137,6 +146,12 @@ class Resize(Augmentation):
     Args:
         shape: `(height, width)` in pixels; one number means a square.
         interp: a `PIL.Image.Resampling` number.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.Resize((8, 12))], np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> image.shape
+        (8, 12, 3)
     """
 
     def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR):
@@ -157,6 +172,13 @@ class RandomResize(Augmentation):
     Args:
         shape_list: sizes `(height, width)` in pixels, all as likely.
         interp: a `PIL.Image.Resampling` number.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> sizes = [(8, 8), (16, 16)]
+        >>> image, tfms = T.apply_augmentations([T.RandomResize(sizes)], np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> image.shape[:2] in sizes
+        True
     """
 
     def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.Resampling.BILINEAR):
@@ -184,6 +206,15 @@ class ResizeShortestEdge(Augmentation):
 
     Raises:
         ValueError: for an unknown style, or if "range" has not two lengths.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug = T.ResizeShortestEdge(800, max_size=1333)
+        >>> image, tfms = T.apply_augmentations([aug], np.zeros((480, 640, 3), dtype=np.uint8))
+        >>> image.shape
+        (800, 1067, 3)
+        >>> aug.get_output_shape(480, 960, 800, 1333)  # 1600 pixels would be too many
+        (667, 1333)
     """
 
     def __init__(
@@ -253,6 +284,13 @@ class ResizeScale(Augmentation):
         target_height: height of the target in pixels.
         target_width: width of the target in pixels.
         interp: a `PIL.Image.Resampling` number.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug = T.ResizeScale(min_scale=0.5, max_scale=0.5, target_height=64, target_width=64)
+        >>> image, tfms = T.apply_augmentations([aug], np.zeros((16, 20, 3), dtype=np.uint8))
+        >>> image.shape
+        (26, 32, 3)
     """
 
     def __init__(
@@ -298,6 +336,12 @@ class LargeScaleJitter(AugmentationList):
 
     Raises:
         ValueError: if the scales are not `0 < min_scale <= max_scale`.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.LargeScaleJitter(64)], np.zeros((48, 64, 3), dtype=np.uint8))
+        >>> image.shape
+        (64, 64, 3)
     """
 
     def __init__(
@@ -336,6 +380,12 @@ class RandomRotation(Augmentation):
 
     Raises:
         ValueError: for an unknown style, or if "range" has not two angles or two centres.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.RandomRotation(90)], np.zeros((4, 6, 3), dtype=np.uint8))
+        >>> image.shape
+        (6, 4, 3)
     """
 
     def __init__(
@@ -390,6 +440,13 @@ class RandomExtent(Augmentation):
     Args:
         scale_range: `(min, max)` factor between the sizes of rectangle and image.
         shift_range: `(x, y)`: the rectangle moves from the middle by up to half of these fractions of width and height.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug = T.RandomExtent(scale_range=(0.5, 0.5), shift_range=(0.0, 0.0))
+        >>> image, tfms = T.apply_augmentations([aug], np.zeros((40, 60, 3), dtype=np.uint8))
+        >>> image.shape
+        (20, 30, 3)
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]):
@@ -439,6 +496,12 @@ class RandomContrast(_RandomBlend):
     Args:
         intensity_min: least intensity.
         intensity_max: greatest intensity.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image = np.array([[0, 200]], dtype=np.uint8)
+        >>> T.RandomContrast(0.5, 0.5).get_transform(image).apply_image(image)
+        array([[ 50, 150]], dtype=uint8)
     """
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
@@ -455,6 +518,12 @@ class RandomBrightness(_RandomBlend):
     Args:
         intensity_min: least intensity.
         intensity_max: greatest intensity.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image = np.array([[0, 100]], dtype=np.uint8)
+        >>> T.RandomBrightness(1.5, 1.5).get_transform(image).apply_image(image)
+        array([[  0, 150]], dtype=uint8)
     """
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
@@ -469,6 +538,12 @@ class RandomSaturation(_RandomBlend):
     Args:
         intensity_min: least intensity.
         intensity_max: greatest intensity.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image = np.array([[[200, 100, 0]]], dtype=np.uint8)
+        >>> T.RandomSaturation(0.0, 0.0).get_transform(image).apply_image(image)
+        array([[[118, 118, 118]]], dtype=uint8)
     """
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
@@ -487,6 +562,12 @@ class RandomLighting(Augmentation):
 
     Args:
         scale: standard deviation of the random factors.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image = np.full((4, 6, 3), 100, dtype=np.uint8)
+        >>> T.RandomLighting(scale=0.1).get_transform(image).apply_image(image).shape
+        (4, 6, 3)
     """
 
     def __init__(self, scale: float):

@@ -40,6 +40,12 @@ def through_pil(img: np.ndarray, operate: PilOperation) -> np.ndarray:
 
     Returns:
         An array of the type of `img` and with as many dimensions, which may be written to.
+
+    Example:
+        >>> from PIL import ImageOps
+        >>> from detectron2.data.transforms.pixels import through_pil
+        >>> through_pil(np.array([[1, 2, 3]], dtype=np.uint8), ImageOps.mirror)
+        array([[3, 2, 1]], dtype=uint8)
     """
     if img.dtype == np.bool_:
         return through_pil(img.view(np.uint8) * np.uint8(255), operate) >= 128
@@ -84,6 +90,12 @@ def resize(img: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
 
     Raises:
         ValueError: for an interpolation that floating-point images do not have.
+
+    Example:
+        >>> from detectron2.data.transforms.pixels import resize
+        >>> resize(np.array([[1, 2]], dtype=np.int64), 2, 4, interp=Image.Resampling.NEAREST)
+        array([[1, 1, 2, 2],
+               [1, 1, 2, 2]])
     """
     if img.dtype == np.uint8:
         if interp == Image.Resampling.BILINEAR and _has_byte_kernel():
@@ -160,6 +172,12 @@ def warp_affine(img: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int], in
 
     Raises:
         ValueError: for an interpolation that needs OpenCV where OpenCV is not installed.
+
+    Example:
+        >>> from detectron2.data.transforms.pixels import INTER_NEAREST, warp_affine
+        >>> shift_right = np.array([[1.0, 0, 1], [0, 1, 0]])
+        >>> warp_affine(np.array([[1, 2, 3]], dtype=np.uint8), shift_right, (1, 3), INTER_NEAREST)
+        array([[0, 1, 2]], dtype=uint8)
     """
     channels = img.shape[2] if img.ndim == 3 else 1
     cv2 = opencv()
@@ -178,7 +196,17 @@ def warp_affine(img: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int], in
 
 @lru_cache(maxsize=1)
 def opencv() -> ModuleType | None:
-    """The module `cv2`, which is optional, or None."""
+    """Import OpenCV, which is optional.
+
+    Returns:
+        The module `cv2`, or None where it is not installed.
+
+    Example:
+        >>> from detectron2.data.transforms.pixels import opencv
+        >>> cv2 = opencv()
+        >>> cv2 is None or cv2.INTER_LINEAR == 1
+        True
+    """
     try:
         return importlib.import_module("cv2")
     except ImportError:

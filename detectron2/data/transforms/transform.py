@@ -74,6 +74,14 @@ class ExtentTransform(Transform):
         output_size: `(height, width)` of the result in pixels.
         interp: a `PIL.Image.Resampling` number.
         fill: grey level for pixels outside the input image.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> tfm = T.ExtentTransform(src_rect=(2, 0, 6, 4), output_size=(8, 8))
+        >>> tfm.apply_image(np.zeros((4, 6, 3), dtype=np.uint8)).shape
+        (8, 8, 3)
+        >>> tfm.apply_coords(np.array([[3.0, 1.0]]))
+        array([[2., 2.]], dtype=float32)
     """
 
     def __init__(
@@ -142,6 +150,14 @@ class ResizeTransform(Transform):
         new_h: height of the result in pixels.
         new_w: width of the result in pixels.
         interp: a `PIL.Image.Resampling` number; bilinear when it is None.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> tfm = T.ResizeTransform(h=4, w=6, new_h=8, new_w=12)
+        >>> tfm.apply_image(np.zeros((4, 6, 3), dtype=np.uint8)).shape
+        (8, 12, 3)
+        >>> tfm.apply_box(np.array([[0.0, 0, 2, 3]]))
+        array([[0., 0., 4., 6.]])
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None):
@@ -188,6 +204,14 @@ class RotationTransform(Transform):
         center: `(x, y)` of the fixed point, absolute; the middle of the image when None. It has no effect with
             `expand`, which moves the result to the middle of the new canvas anyway.
         interp: OpenCV's number of an interpolation: 0 nearest, 1 linear (default), 2 cubic.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> tfm = T.RotationTransform(h=4, w=6, angle=90)
+        >>> tfm.apply_segmentation(np.eye(4, 6, dtype=np.uint8)).shape
+        (6, 4)
+        >>> tfm.apply_coords(np.array([[6.0, 0.0]])).round(6)  # the top right corner becomes the top left one
+        array([[0., 0.]])
     """
 
     def __init__(
@@ -284,6 +308,11 @@ class ColorTransform(Transform):
 
     Raises:
         TypeError: if `op` cannot be called.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> T.ColorTransform(lambda image: 255 - image).apply_image(np.array([[0, 200]], dtype=np.uint8))
+        array([[255,  55]], dtype=uint8)
     """
 
     def __init__(self, op: Callable[[Any], Any]):
@@ -314,6 +343,12 @@ class PILColorTransform(ColorTransform):
 
     Args:
         op: takes a `PIL.Image.Image` and returns one of the same size.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> from PIL import ImageOps
+        >>> T.PILColorTransform(ImageOps.invert).apply_image(np.array([[0, 200]], dtype=np.uint8))
+        array([[255,  55]], dtype=uint8)
     """
 
     def __init__(self, op: Callable[[Image.Image], Image.Image]):
