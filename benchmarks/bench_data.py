@@ -128,7 +128,7 @@ def measure_stages(mapper: DatasetMapper, records: list[dict[str, Any]]) -> dict
         image = timed("read the image", utils.read_image, record["file_name"], mapper.image_format)
         aug_input = T.AugInput(image)
         transforms = timed("augment the image", mapper.augmentations, aug_input)
-        timed("make a tensor", dataset_mapper._to_chw_tensor, aug_input.image)
+        timed("make a tensor", images.to_chw_tensor, aug_input.image)
         timed("annotations", mapper._transform_annotations, copied, transforms, aug_input.image.shape[:2])
     return {name: median(values) for name, values in seconds.items()}
 

@@ -15,7 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 
-from detectron2.data.datasets._preparing import convert_files, run_script, script_parser, write_ade20k_labels
+from detectron2.data.datasets.preparing import convert_files, run_script, script_parser, write_ade20k_labels
 
 SPLITS = ("training", "validation")
 

@@ -15,7 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 
-from detectron2.data.datasets._preparing import cocofied, read_content, run_script, script_parser, write_json
+from detectron2.data.datasets.preparing import cocofied, read_content, run_script, script_parser, write_json
 
 NAMES = ("lvis_v0.5_train", "lvis_v0.5_val")
 

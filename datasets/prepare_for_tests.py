@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 
-from detectron2.data.datasets._preparing import (
+from detectron2.data.datasets.preparing import (
     convert_files,
     read_content,
     run_script,

@@ -15,7 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 
-from detectron2.data.datasets._preparing import (
+from detectron2.data.datasets.preparing import (
     convert_files,
     run_script,
     script_parser,

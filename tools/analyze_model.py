@@ -22,7 +22,7 @@ from fvcore.nn import flop_count_table
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.cli._common import find_config_file, load_config
+from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.cli._common import find_config_file, load_config
+from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import (
     DatasetMapper,

@@ -1,6 +1,7 @@
-"""Matching the names of older weights to those of a model.
+"""Rename the weights of a checkpoint to the names of a model: the one place where keys are renamed.
 
-Two steps: Caffe2 (Detectron 1) names are rewritten to the ends of our names, and the ends are matched to full names,
+Weights of wrappers (`module.`, `_orig_mod.`) and of torchvision's ResNets get our names first. Older weights take two
+steps: Caffe2 (Detectron 1) names are rewritten to the ends of our names, and the ends are matched to full names,
 so that `res2.0.conv1.weight` of a backbone finds `backbone.bottom_up.res2.0.conv1.weight` of a detector.
 """
 

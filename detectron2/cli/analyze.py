@@ -33,8 +33,8 @@ from detectron2.cli._analysis_page import (
     write_metrics,
 )
 from detectron2.cli._analysis_run import Source, find_sources, open_data, tasks_of
-from detectron2.cli._common import add_dataset_arguments, register_datasets
 from detectron2.cli._html import figure, table, write_page
+from detectron2.cli.common import add_dataset_arguments, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.analysis import (

@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from detectron2.cli._common import (
+from detectron2.cli.common import (
     add_dataset_arguments,
     dataset_names,
     find_config_file,
@@ -30,7 +30,7 @@ from detectron2.cli._common import (
 )
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
-from detectron2.data.build import _num_classes, _num_labels
+from detectron2.data.build import num_classes_and_key, num_label_map_classes
 from detectron2.data.checks.annotations import structure_findings
 from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding
 from detectron2.data.checks.fixing import fix
@@ -339,12 +339,12 @@ def _expectations(cfg: Any) -> dict[str, Any]:
     if cfg is None:
         return {}
     if isinstance(cfg, CfgNode):
-        num_classes, key = _num_classes(cfg)
+        num_classes, key = num_classes_and_key(cfg)
         expected = {
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
             "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            "num_labels": _num_labels(cfg),
+            "num_labels": num_label_map_classes(cfg),
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
         return {**expected, "num_classes": num_classes, "num_classes_key": key} if num_classes is not None else expected

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import nn
 
 from detectron2 import model_zoo
-from detectron2.cli._common import save_metadata, write_json
 from detectron2.cli._html import picture, write_page
+from detectron2.cli.common import save_metadata, write_json
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances

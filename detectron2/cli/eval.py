@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from detectron2.cli import analyze
 from detectron2.cli._analysis_run import find_sources
-from detectron2.cli._common import (
+from detectron2.cli.common import (
     add_config_arguments,
     add_dataset_arguments,
     dataset_names,

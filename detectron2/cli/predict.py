@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from detectron2.cli._common import (
+from detectron2.cli.common import (
     add_config_arguments,
     add_dataset_arguments,
     load_chosen_config,

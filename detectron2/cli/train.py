@@ -6,7 +6,7 @@ detectron2 train --config-file configs/VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yam
 
 import argparse
 
-from detectron2.cli._common import (
+from detectron2.cli.common import (
     add_config_arguments,
     add_dataset_arguments,
     dataset_names,

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["dump_dataclass", "instantiate"]
 
@@ -36,7 +36,7 @@ def dump_dataclass(obj: Any) -> dict[str, Any]:
     """
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise TypeError(f"dump_dataclass() takes an instance of a dataclass, but got {obj!r}.")
-    described: dict[str, Any] = {_TARGET: _convert_target_to_string(type(obj))}
+    described: dict[str, Any] = {_TARGET: convert_target_to_string(type(obj))}
     for field in dataclasses.fields(obj):
         described[field.name] = _describe(getattr(obj, field.name))
     return described

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from detectron2.config.lazy_text import load_lazy_yaml, save_yaml, to_python
 from detectron2.config.merge import nearest
 from detectron2.config.optional_keys import OPTIONAL_KEYS
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["LazyCall", "LazyConfig"]
 
@@ -61,7 +61,7 @@ class LazyCall:
         target = self._target
         if isinstance(target, type) and (is_dataclass(target) or target in (dict, list, tuple)):
             # omegaconf would read such a class as the schema of a value
-            target = _convert_target_to_string(target)
+            target = convert_target_to_string(target)
         return DictConfig(content={**kwargs, "_target_": target}, flags={"allow_objects": True})
 
 

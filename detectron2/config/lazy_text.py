@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf, SCMode
 
 from detectron2.config.safe_yaml import SafeConfigLoader, UnsafeYamlError, load_yaml
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["load_lazy_yaml", "make_partial", "missing_object", "save_yaml", "to_python", "to_yaml"]
 
@@ -69,7 +69,7 @@ def missing_object(description: str) -> NoReturn:
 
 def _describe_name(name: str) -> dict[str, Any]:
     """Describe the class or function with a dotted name; instantiating the description returns it."""
-    return {"_target_": _convert_target_to_string(locate), "name": name}
+    return {"_target_": convert_target_to_string(locate), "name": name}
 
 
 def _describe_partial(func: Any, args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _to_plain(value: Any, path: str, lost: list[str]) -> Any:
         return _describe_name(name)
     shown = f"{path}, a {type(value).__name__}"
     lost.append(shown)
-    return {"_target_": _convert_target_to_string(missing_object), "description": shown}
+    return {"_target_": convert_target_to_string(missing_object), "description": shown}
 
 
 def _plain_scalar(value: Any) -> Any:
@@ -254,7 +254,7 @@ def _dotted_name(value: Any) -> str | None:
     if not isinstance(value, type) and not inspect.isroutine(value):
         return None
     try:
-        name = _convert_target_to_string(value)
+        name = convert_target_to_string(value)
         found = locate(name)
     except (ImportError, AttributeError):
         return None

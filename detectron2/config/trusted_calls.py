@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from detectron2.config.lazy_text import make_partial, missing_object
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["ForeignCallError", "refuse_foreign_calls"]
 
@@ -30,8 +30,8 @@ _PACKAGES = (
     "torchvision.models",
     "torchvision.ops",
 )
-# Builds whatever the config of another library describes.
-_EXCEPTIONS = ("detectron2.modeling.mmdet_wrapper",)
+# The first builds whatever the config of another library describes, the second trains and starts processes.
+_EXCEPTIONS = ("detectron2.modeling.mmdet_wrapper", "detectron2.projects.training")
 _CONTAINERS = ("builtins.dict", "builtins.list", "builtins.tuple")
 _SHARD_MODEL = tuple(f"detectron2.engine.{name}shard_model" for name in ("", "_sharding.", "sharding."))
 
@@ -99,12 +99,12 @@ def _name_of_target(target: Any, source: str) -> str:
 def _describing_functions() -> frozenset[str]:
     """Return the names of the functions that describe objects; none of them has an effect by itself."""
     objects = (locate, make_partial, missing_object)
-    names = {_convert_target_to_string(x) for x in objects} | {f"{x.__module__}.{x.__qualname__}" for x in objects}
+    names = {convert_target_to_string(x) for x in objects} | {f"{x.__module__}.{x.__qualname__}" for x in objects}
     return frozenset(names)
 
 
 def _is_locate(target: Any) -> bool:
-    return target in (_convert_target_to_string(locate), f"{locate.__module__}.{locate.__qualname__}")
+    return target in (convert_target_to_string(locate), f"{locate.__module__}.{locate.__qualname__}")
 
 
 def _is_allowed(name: str, packages: tuple[str, ...]) -> bool:

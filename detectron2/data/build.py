@@ -186,7 +186,7 @@ def _local_batch_size(total_batch_size: int, single_gpu_batch_size: int | None) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _num_classes(cfg: CfgNode) -> tuple[int | None, str]:
+def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
     """Return the number of classes of instances and its config key; None where no key is known to hold."""
     keys = {
         "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -200,7 +200,7 @@ def _num_classes(cfg: CfgNode) -> tuple[int | None, str]:
     return (value if key else None), key
 
 
-def _num_labels(cfg: CfgNode) -> int | None:
+def num_label_map_classes(cfg: CfgNode) -> int | None:
     """Return the number of labels of label maps; None for models that are not trained on them."""
     has_labels = cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN")
     return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_labels else None
@@ -211,14 +211,14 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     if isinstance(mapper, MultiImageMapper):
         mapper = mapper.mapper
     own_mapper = mapper is not None and type(mapper) is not DatasetMapper
-    num_classes, num_classes_key = _num_classes(cfg)
+    num_classes, num_classes_key = num_classes_and_key(cfg)
     return functools.partial(
         validate_dataset_dicts,
         num_classes=num_classes,
         num_classes_key=num_classes_key,
         num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-        num_labels=_num_labels(cfg),
+        num_labels=num_label_map_classes(cfg),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
         skips_bad_images=cfg.DATALOADER.get("ON_BAD_IMAGE", "stop") == "skip",

@@ -21,6 +21,7 @@ from . import detection_utils as utils
 from . import transforms as T
 from ._segmentations import transform_segmentation
 from .detection_utils import boxes_of, transform_keypoint_annotations
+from .images import to_chw_tensor
 
 __all__ = ["DatasetMapper"]
 
@@ -39,25 +40,6 @@ def _copied(value: Any) -> Any:
     if kind is list:
         return value[:] if _IMMUTABLE.issuperset(map(type, value)) else [_copied(v) for v in value]
     return copy.deepcopy(value)
-
-
-def _to_chw_tensor(image: np.ndarray) -> torch.Tensor:
-    """An image array `(H, W)` or `(H, W, C)`, in any memory order, as a tensor `(C, H, W)`.
-
-    It keeps the pixels together in memory (channels last), as the array has them: a copy into planes would take longer
-    than the resize, and the model, which pads images into a batch, copies them anyway.
-    """
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.dtype == np.float64:
-        image = image.astype(np.float32)  # models have weights of single precision
-    unflipped = image[:, ::-1]
-    if unflipped.flags.c_contiguous and not image.flags.c_contiguous:
-        # PyTorch knows no negative strides; its own flip takes a sixth of the time of NumPy's copy.
-        return torch.flip(torch.from_numpy(unflipped)[None].permute(0, 3, 1, 2), dims=(3,))[0]
-    # A view of a larger array would carry all of it from process to process.
-    is_whole = image.flags.c_contiguous and image.flags.writeable and min(image.strides) >= 0
-    return torch.from_numpy(image if is_whole else np.array(image, order="C")).permute(2, 0, 1)
 
 
 def _meets_image(instances: Instances) -> torch.Tensor:
@@ -178,7 +160,7 @@ class DatasetMapper:
         transforms = self.augmentations(aug_input)
         image, sem_seg_gt = aug_input.image, aug_input.sem_seg
         image_shape = image.shape[:2]  # (height, width)
-        dataset_dict["image"] = _to_chw_tensor(image)
+        dataset_dict["image"] = to_chw_tensor(image)
         if sem_seg_gt is not None:
             dataset_dict["sem_seg"] = torch.from_numpy(sem_seg_gt.astype(np.int64))
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.data.dataset_mapper import _to_chw_tensor
+from detectron2.data.images import to_chw_tensor
 from detectron2.data.transforms.pixels import through_pil
 from detectron2.modeling.roi_heads.numerics import best_after_nms
 from detectron2.structures import Boxes, Instances, RotatedBoxes
@@ -71,7 +71,7 @@ class DatasetMapperTTA:
                 mirror = T.HFlipTransform(resized.shape[1])
                 copies.append((mirror.apply_image(resized), [*before, resize, mirror]))
         return [
-            {**dataset_dict, "image": _to_chw_tensor(copy), "transforms": T.TransformList(applied)}
+            {**dataset_dict, "image": to_chw_tensor(copy), "transforms": T.TransformList(applied)}
             for copy, applied in copies
         ]
 
@@ -127,7 +127,7 @@ class _ModelWithTTA(nn.Module):
             if "file_name" not in complete:
                 raise KeyError(f"an input needs 'image' or 'file_name', but one has only {sorted(complete)}")
             image_format = getattr(self.model, "input_format", None) or self.cfg.INPUT.FORMAT
-            complete["image"] = _to_chw_tensor(utils.read_image(complete["file_name"], image_format))
+            complete["image"] = to_chw_tensor(utils.read_image(complete["file_name"], image_format))
         complete.setdefault("height", complete["image"].shape[1])
         complete.setdefault("width", complete["image"].shape[2])
         return complete

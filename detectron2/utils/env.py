@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["TORCH_VERSION", "fixup_module_metadata", "seed_all_rng", "setup_environment"]
+__all__ = ["TORCH_VERSION", "fixup_module_metadata", "import_file", "seed_all_rng", "setup_environment"]
 
 TORCH_VERSION: tuple[int, ...] = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """(major, minor) of the running PyTorch."""
@@ -34,8 +34,20 @@ def seed_all_rng(seed: int | None = None) -> None:
     os.environ["PYTHONHASHSEED"] = str(seed % 2**32)
 
 
-def _import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
-    """Run a Python file as a module, and optionally let later `import` statements find it."""
+def import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
+    """Run a Python file as a module.
+
+    Args:
+        module_name: name of the module.
+        file_path: path of the `.py` file.
+        make_importable: whether later `import` statements find the module by its name.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: the file is not Python source by its name.
+    """
     spec = importlib.util.spec_from_file_location(module_name, file_path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{os.fspath(file_path)!r} cannot be imported as a Python module; is it a .py file?")
@@ -51,6 +63,9 @@ def _import_file(module_name: str, file_path: str | os.PathLike, make_importable
     return module
 
 
+_import_file = import_file  # the name that projects import
+
+
 def setup_environment() -> None:
     """Run the set-up module that `DETECTRON2_ENV_MODULE` names, once per process.
 
@@ -64,7 +79,7 @@ def setup_environment() -> None:
     if not custom or custom in _DONE:
         return
     if custom.endswith(".py"):
-        module = _import_file("detectron2.utils.env.custom_module", custom)
+        module = import_file("detectron2.utils.env.custom_module", custom)
     else:
         module = importlib.import_module(custom)
     if not callable(getattr(module, "setup_environment", None)):

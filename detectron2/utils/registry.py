@@ -9,7 +9,7 @@ from typing import Any
 
 from fvcore.common.registry import Registry
 
-__all__ = ["Registry", "locate", "lookup"]
+__all__ = ["Registry", "convert_target_to_string", "locate", "lookup"]
 
 
 def lookup(registry: Registry, name: str, key: str) -> Any:
@@ -75,7 +75,7 @@ def locate(name: str) -> Any:
     raise ImportError(f"Cannot import {name!r}: module {parts[0]!r} does not exist.")
 
 
-def _convert_target_to_string(t: Any) -> str:
+def convert_target_to_string(t: Any) -> str:
     """Return the shortest dotted path to a class or function.
 
     `package.sub._impl.Thing` becomes `package.sub.Thing` if that names the same object, so that stored paths stay

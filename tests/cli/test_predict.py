@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2.cli._common import load_metadata
+from detectron2.cli.common import load_metadata
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
@@ -239,7 +239,7 @@ def test_errors(command, trained, data, tmp_path, args, message):
 
 def test_model_without_objects(command, yaml_file, data, tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.cli._common import load_config
+    from detectron2.cli.common import load_config
     from detectron2.modeling import build_model
 
     opts = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]

@@ -330,3 +330,14 @@ def test_lost_bits_are_told_of(tmp_path, caplog):
     assert (read_image(tmp_path / "a.png", "RGB") == 0x12).all() and not caplog.records
     assert (read_image(tmp_path / "a.png") == 0x12).all()
     assert "a.png' has 16 bits per channel, of which Pillow keeps 8" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 4), (3, 4, 1), (3, 4, 3), (3, 4, 6)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_to_chw_tensor(shape, flipped):
+    array = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    array = array[:, ::-1] if flipped else array
+    tensor = images.to_chw_tensor(array)
+    expected = np.moveaxis(array.reshape(*shape[:2], -1) if array.size else array, 2, 0)
+    assert tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.numpy(), expected)

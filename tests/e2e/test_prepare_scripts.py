@@ -10,8 +10,8 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
-from detectron2.data.datasets._preparing import COCO_ID_OF_SYNSET
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.data.datasets.preparing import COCO_ID_OF_SYNSET
 
 H, W = 6, 8
 POLYGON = [1.0, 1.0, 5.0, 1.0, 5.0, 4.0]

@@ -3,6 +3,7 @@
 `python tests/meta/test_house.py` prints the numbers; `make check` runs it.
 """
 
+import ast
 import sys
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +19,16 @@ MAX_PRIVATE_MODULES = 100
 MAX_LINES_OF_A_FILE = 750  # one idea a file; most are under 400 lines
 # A private module with one client is worth its file only from this size on.
 MIN_LINES_FOR_ONE_CLIENT = 250
+
+
+# Private names that the published system has, and that projects import from these modules.
+PUBLISHED_NAMES = {
+    "detectron2.data.datasets.builtin_meta": {"_get_builtin_metadata"},
+    "detectron2.modeling.box_regression": {"_dense_box_regression_loss"},
+    "detectron2.solver.lr_scheduler": {"_get_warmup_factor_at_iter"},
+}
+# Published places of names that are defined elsewhere.
+PUBLISHED_PLACES = {"detectron2/utils/visualizer.py", "detectron2/utils/video_visualizer.py"}
 
 
 def is_private(name: str) -> bool:
@@ -52,6 +63,28 @@ def find_foreign_private_imports(graph: grimp.ImportGraph) -> list[str]:
             if client != package and not client.startswith(f"{package}."):
                 found.append(f"{client} imports {module}")
     return sorted(found)
+
+
+def find_foreign_private_names(root: Path) -> list[str]:
+    """Return the imports of a private name of a public module, or of a private module, from outside its package."""
+    found = []
+    for folder in ("detectron2", "tools", "projects", "datasets", "demo", "examples"):
+        for path in sorted((root / folder).rglob("*.py")):
+            place = path.relative_to(root)
+            if place.as_posix() in PUBLISHED_PLACES:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+                if (
+                    module is None
+                    or module.split(".")[0] != "detectron2"
+                    or module.split(".")[:2] == [*place.parts[:2]]
+                ):
+                    continue
+                names = {a.name for a in node.names if is_private(a.name)} - PUBLISHED_NAMES.get(module, set())
+                if names or package_of_private(module):
+                    found.append(f"{place}:{node.lineno} imports {', '.join(sorted(names)) or 'from'} {module}")
+    return found
 
 
 def find_small_private_modules(graph: grimp.ImportGraph) -> list[str]:
@@ -104,6 +137,21 @@ def test_private_modules_are_imported_in_their_package_only(graph: grimp.ImportG
     assert find_foreign_private_imports(graph) == []
 
 
+def test_private_names_are_found(tmp_path: Path):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "a.py").write_text(
+        "from detectron2.data.build import _x, y\nfrom detectron2.data._z import z\nfrom detectron2.data import y\n"
+    )
+    assert find_foreign_private_names(tmp_path) == [
+        "tools/a.py:1 imports _x detectron2.data.build",
+        "tools/a.py:2 imports from detectron2.data._z",
+    ]
+
+
+def test_private_names_are_imported_in_their_package_only():
+    assert find_foreign_private_names(ROOT) == []
+
+
 def test_private_modules_have_two_clients_or_are_large(graph: grimp.ImportGraph):
     assert find_small_private_modules(graph) == []
 
@@ -128,6 +176,7 @@ def main() -> int:
     circle = find_circle(graph)
     broken = [
         *find_foreign_private_imports(graph),
+        *find_foreign_private_names(ROOT),
         *find_small_private_modules(graph),
         *([f"circle of imports: {' -> '.join(circle)}"] if circle else []),
     ]

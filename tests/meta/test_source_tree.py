@@ -10,12 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "detectron2").rglob("*.py"))
 PUBLIC = [p for p in SOURCES if not any(part.startswith("_") for part in p.relative_to(ROOT).with_suffix("").parts)]
-# Tables without code are compared with recorded facts by the test of the module that reads them.
-TABLES = {
-    "detectron2/data/datasets/lvis_v0_5_categories.py",
-    "detectron2/data/datasets/lvis_v1_categories.py",
-    "detectron2/data/datasets/lvis_v1_category_image_count.py",
-}
 
 
 def module_name(path: Path) -> str:
@@ -27,7 +21,7 @@ def test_sources_are_found():
     assert len(SOURCES) > 100
 
 
-@pytest.mark.parametrize("path", [p for p in PUBLIC if p.relative_to(ROOT).as_posix() not in TABLES], ids=str)
+@pytest.mark.parametrize("path", PUBLIC, ids=str)
 def test_source_has_its_test_file(path: Path):
     relative = path.relative_to(ROOT / "detectron2")
     test = ROOT / "tests" / relative.parent / f"test_{relative.name}"

@@ -4,7 +4,7 @@ import os.path
 import fvcore.common.registry
 import pytest
 
-from detectron2.utils.registry import Registry, _convert_target_to_string, locate, lookup
+from detectron2.utils.registry import Registry, convert_target_to_string, locate, lookup
 
 
 def test_registry_is_that_of_fvcore():
@@ -56,15 +56,15 @@ def test_locate_reports_a_missing_dependency_of_a_module(tmp_path, monkeypatch):
 def test_target_to_string_is_short_and_leads_back():
     import torch
 
-    assert _convert_target_to_string(collections.OrderedDict) == "collections.OrderedDict"
-    assert _convert_target_to_string(torch.optim.SGD) == "torch.optim.SGD"  # defined in torch.optim.sgd
-    path = _convert_target_to_string(Registry)
+    assert convert_target_to_string(collections.OrderedDict) == "collections.OrderedDict"
+    assert convert_target_to_string(torch.optim.SGD) == "torch.optim.SGD"  # defined in torch.optim.sgd
+    path = convert_target_to_string(Registry)
     assert path == "fvcore.common.registry.Registry"
     assert locate(path) is Registry
 
 
 def test_target_to_string_keeps_the_qualified_name_of_inner_classes():
-    assert _convert_target_to_string(Outer.Inner).endswith("Outer.Inner")
+    assert convert_target_to_string(Outer.Inner).endswith("Outer.Inner")
 
 
 def test_lookup():

@@ -28,7 +28,7 @@ __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 _MAX_DRAWN_PROPOSALS = 20
 
 
-class _DetectorBase(nn.Module):
+class DetectorBase(nn.Module):
     """Normalisation of the input, common to the models below: `pixel_mean` and `pixel_std` are `Tensor[C, 1, 1]`."""
 
     backbone: Backbone
@@ -77,7 +77,7 @@ class _DetectorBase(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class GeneralizedRCNN(_DetectorBase):
+class GeneralizedRCNN(DetectorBase):
     """A detector of three parts: features of the whole image, proposals of regions, predictions for each region.
 
     Args:
@@ -251,7 +251,7 @@ class GeneralizedRCNN(_DetectorBase):
 
 
 @META_ARCH_REGISTRY.register()
-class ProposalNetwork(_DetectorBase):
+class ProposalNetwork(DetectorBase):
     """A detector that stops at the proposals.
 
     Args:

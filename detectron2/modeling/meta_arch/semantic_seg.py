@@ -20,7 +20,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
 
 from .build import META_ARCH_REGISTRY
-from .rcnn import _DetectorBase
+from .rcnn import DetectorBase
 
 __all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head", "padded_label_maps"]
 
@@ -119,7 +119,7 @@ def semantic_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_value: int
 
 
 @META_ARCH_REGISTRY.register()
-class SemanticSegmentor(_DetectorBase):
+class SemanticSegmentor(DetectorBase):
     """Any model for semantic segmentation of two parts: features of the image, and a head that classifies pixels.
 
     Args:

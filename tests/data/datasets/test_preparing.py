@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2.data.datasets import _preparing as preparing
-from detectron2.data.datasets._preparing import COCO_ID_OF_SYNSET
+from detectron2.data.datasets import preparing
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.datasets.preparing import COCO_ID_OF_SYNSET
 
 OPTIONS = argparse.Namespace(processes=1, skip_existing=False)
 

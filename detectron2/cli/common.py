@@ -26,7 +26,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCat
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.env import _import_file
+from detectron2.utils.env import import_file
 from detectron2.utils.file_io import PathManager, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def register_datasets(args: argparse.Namespace) -> None:
         raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
     for module in args.imports:
         if module.endswith(".py"):
-            _import_file(Path(module).stem, module, make_importable=True)
+            import_file(Path(module).stem, module, make_importable=True)
         else:
             importlib.import_module(module)
     for name, json_file, image_root in args.coco:
