@@ -7,9 +7,6 @@ import pytest
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
-from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V05
-from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1
-from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 from detectron2.structures import BoxMode
 
 POLYGON = [0, 0, 4, 0, 4, 4]
@@ -148,21 +145,6 @@ def test_register(tmp_path, name):
     assert len(DatasetCatalog.get(name)) == 1
     metadata = MetadataCatalog.get(name)
     assert metadata.evaluator_type == "lvis" and metadata.year == 2020 and len(metadata.class_image_count) == 1203
-
-
-def test_tables():
-    assert [c["id"] for c in V1] == list(range(1, 1204)) and [c["id"] for c in V05] == list(range(1, 1231))
-    assert len({c["name"] for c in V1}) == 1203 and len({c["name"] for c in V05}) == 1230
-    assert V1[0] == {
-        "id": 1,
-        "name": "aerosol_can",
-        "synonyms": ["aerosol_can"],
-        "image_count": 64,
-        "frequency": "c",
-    }
-    # The numbers of rare, common and frequent categories as published with LVIS v1.
-    assert [sum(c["frequency"] == f for c in V1) for f in "rcf"] == [337, 461, 405]
-    assert LVIS_CATEGORY_IMAGE_COUNT[:2] == [{"id": 1, "image_count": 64}, {"id": 2, "image_count": 364}]
 
 
 def test_recorded_tables(shared_dir):

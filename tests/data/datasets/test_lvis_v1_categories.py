@@ -12,6 +12,11 @@ def test_ids_and_names_are_complete():
     assert all(c["synonyms"] == [c["name"]] for c in LVIS_CATEGORIES)
 
 
+def test_first_row():
+    row = {"id": 1, "name": "aerosol_can", "synonyms": ["aerosol_can"], "image_count": 64, "frequency": "c"}
+    assert LVIS_CATEGORIES[0] == row
+
+
 def test_frequency_groups():
     assert Counter(c["frequency"] for c in LVIS_CATEGORIES) == {"r": 337, "c": 461, "f": 405}
     groups = {"r": range(1, 11), "c": range(11, 101), "f": range(101, 100_001)}
