@@ -27,11 +27,7 @@ and returns a module that maps a list of feature maps to a list of boxes.
 
 
 class BufferList(nn.Module):
-    """A list of tensors that follow the module to its device but are not part of its state dict.
-
-    Args:
-        buffers: the tensors.
-    """
+    """A list of tensors that follow the module to its device but are not part of its state dict."""
 
     def __init__(self, buffers: Sequence[torch.Tensor]):
         super().__init__()
@@ -51,16 +47,9 @@ class BufferList(nn.Module):
 def _create_grid_offsets(
     size: Sequence[int], stride: int, offset: float, target: torch.Tensor | torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the places of all cells of a feature map in the input image.
+    """X and y of all cells of a map of `size` `(H, W)` in pixels of the input image, each `Tensor[H * W]`, row by row.
 
-    Args:
-        size: `(H, W)` of the feature map.
-        stride: pixels between neighbouring cells.
-        offset: place of the first cell, in strides.
-        target: the device, or a tensor on it.
-
-    Returns:
-        x and y in pixels, each `Tensor[H * W]`, row by row.
+    The first cell lies at `offset` strides; `target` is the device, or a tensor on it.
     """
     device = target.device if isinstance(target, torch.Tensor) else target
     grid_height, grid_width = size
@@ -70,10 +59,7 @@ def _create_grid_offsets(
 
 
 def _broadcast_params(params: Sequence, num_features: int, name: str) -> Sequence:
-    """Give every feature map its list of values.
-
-    `params` is a list of numbers for all maps, a list with one such list, or a list with one list for each map.
-    """
+    """Give every map its list of values, from one list for all maps, a list of one list, or one list for each map."""
     if not isinstance(params, Sequence) and not hasattr(params, "__len__"):
         raise TypeError(f"anchor generator: {name} must be a list; got {params!r}")
     if len(params) == 0:
@@ -104,6 +90,7 @@ class DefaultAnchorGenerator(nn.Module):
 
     box_dim: torch.jit.Final[int] = 4
     """Numbers that describe one anchor."""
+    _box_type: type[Boxes] = Boxes
 
     @configurable
     def __init__(
@@ -125,8 +112,8 @@ class DefaultAnchorGenerator(nn.Module):
             _broadcast_params(aspect_ratios, self.num_features, "aspect_ratios"),
         )
 
-    def _calculate_anchors(self, sizes: Sequence, aspect_ratios: Sequence) -> BufferList:
-        return BufferList([self.generate_cell_anchors(s, a).float() for s, a in zip(sizes, aspect_ratios, strict=True)])
+    def _calculate_anchors(self, *params: Sequence) -> BufferList:
+        return BufferList([self.generate_cell_anchors(*values).float() for values in zip(*params, strict=True)])
 
     @property
     def num_cell_anchors(self) -> list[int]:
@@ -139,13 +126,17 @@ class DefaultAnchorGenerator(nn.Module):
         return [len(anchors) for anchors in self.cell_anchors]
 
     def _grid_anchors(self, grid_sizes: list[Sequence[int]]) -> list[torch.Tensor]:
-        """Place the cell anchors on grids of `(H, W)` cells; one `Tensor[H * W * A, 4]` for each level."""
+        """Place the cell anchors on grids of `(H, W)` cells; one `Tensor[H * W * A, box_dim]` for each level."""
         anchors = []
         for size_hw, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True):
             x, y = _create_grid_offsets(size_hw, stride, self.offset, cell)
-            shifts = torch.stack((x, y, x, y), dim=1)
-            anchors.append((shifts[:, None] + cell).reshape(-1, 4))
+            shifts = torch.stack(self._shift(x, y), dim=1)
+            anchors.append((shifts[:, None] + cell).reshape(-1, self.box_dim))
         return anchors
+
+    def _shift(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What to add to the numbers of an anchor to move it by `(x, y)`."""
+        return x, y, x, y
 
     def generate_cell_anchors(
         self,
@@ -178,7 +169,7 @@ class DefaultAnchorGenerator(nn.Module):
         """
         if len(features) != self.num_features:
             raise ValueError(f"anchor generator made for {self.num_features} feature maps; got {len(features)}")
-        return [Boxes(anchors) for anchors in self._grid_anchors([feature.shape[-2:] for feature in features])]
+        return [self._box_type(anchors) for anchors in self._grid_anchors([x.shape[-2:] for x in features])]
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
@@ -192,22 +183,21 @@ class DefaultAnchorGenerator(nn.Module):
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
-class RotatedAnchorGenerator(nn.Module):
+class RotatedAnchorGenerator(DefaultAnchorGenerator):
     """Anchors of several sizes, shapes and angles at every cell of every feature map (Ma et al. 2018, section III-C).
 
     An anchor is `(x_center, y_center, width, height, angle)`, angle in degrees, counter-clockwise.
 
     Args:
-        sizes: anchor sizes, i.e. square roots of their areas, in pixels. `sizes[i]` lists those of feature map `i`;
-            a flat list, or a list of one list, is used for all maps.
-        aspect_ratios: height over width, in the same forms.
-        strides: stride of every feature map, in pixels.
-        angles: in degrees, in the same forms.
-        offset: where the centre of the first anchor lies, in strides, at least 0 and less than 1.
+        sizes: see `DefaultAnchorGenerator`.
+        aspect_ratios: see `DefaultAnchorGenerator`.
+        strides: see `DefaultAnchorGenerator`.
+        angles: in degrees, in the same forms as `sizes`.
+        offset: see `DefaultAnchorGenerator`.
     """
 
     box_dim: torch.jit.Final[int] = 5
-    """Numbers that describe one anchor."""
+    _box_type = RotatedBoxes
 
     @configurable
     def __init__(
@@ -219,41 +209,15 @@ class RotatedAnchorGenerator(nn.Module):
         angles: Sequence[Sequence[float]] | Sequence[float],
         offset: float = 0.5,
     ):
-        super().__init__()
-        self.strides = list(strides)
-        self.num_features = len(self.strides)
-        if not 0.0 <= offset < 1.0:
-            raise ValueError(f"anchor generator: offset is in strides, at least 0 and less than 1; got {offset}")
-        self.offset = offset
-        self.cell_anchors = self._calculate_anchors(
-            _broadcast_params(sizes, self.num_features, "sizes"),
-            _broadcast_params(aspect_ratios, self.num_features, "aspect_ratios"),
-            _broadcast_params(angles, self.num_features, "angles"),
-        )
+        self._angles = _broadcast_params(angles, len(strides), "angles")
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
 
-    def _calculate_anchors(self, sizes: Sequence, aspect_ratios: Sequence, angles: Sequence) -> BufferList:
-        per_map = zip(sizes, aspect_ratios, angles, strict=True)
-        return BufferList([self.generate_cell_anchors(*values) for values in per_map])
+    def _calculate_anchors(self, *params: Sequence) -> BufferList:
+        return super()._calculate_anchors(*params, self._angles)
 
-    @property
-    def num_cell_anchors(self) -> list[int]:
-        """Same as `num_anchors`."""
-        return self.num_anchors
-
-    @property
-    def num_anchors(self) -> list[int]:
-        """`A` of every feature map."""
-        return [len(anchors) for anchors in self.cell_anchors]
-
-    def _grid_anchors(self, grid_sizes: list[Sequence[int]]) -> list[torch.Tensor]:
-        """Place the cell anchors on grids of `(H, W)` cells; one `Tensor[H * W * A, 5]` for each level."""
-        anchors = []
-        for size_hw, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True):
-            x, y = _create_grid_offsets(size_hw, stride, self.offset, cell)
-            still = torch.zeros_like(x)
-            shifts = torch.stack((x, y, still, still, still), dim=1)
-            anchors.append((shifts[:, None] + cell).reshape(-1, 5))
-        return anchors
+    def _shift(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        still = torch.zeros_like(x)
+        return x, y, still, still, still
 
     def generate_cell_anchors(
         self,
@@ -279,29 +243,10 @@ class RotatedAnchorGenerator(nn.Module):
         columns = torch.broadcast_tensors(zero, zero, size / ratio.sqrt(), size * ratio.sqrt(), angle)
         return torch.stack(columns, dim=-1).reshape(-1, 5).float()
 
-    def forward(self, features: list[torch.Tensor]) -> list[RotatedBoxes]:
-        """Place anchors on every cell of every feature map.
-
-        Args:
-            features: one `Tensor[N, C, H, W]` for each level; only their sizes matter.
-
-        Returns:
-            For each level `H * W * A` boxes, in the order row, column, anchor; the same for all images of the batch.
-        """
-        if len(features) != self.num_features:
-            raise ValueError(f"anchor generator made for {self.num_features} feature maps; got {len(features)}")
-        return [RotatedBoxes(anchors) for anchors in self._grid_anchors([feature.shape[-2:] for feature in features])]
-
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
         """Read `cfg.MODEL.ANCHOR_GENERATOR`."""
-        return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
-            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            "strides": [shape.stride for shape in input_shape],
-            "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES,
-            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
-        }
+        return {**super().from_config(cfg, input_shape), "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES}
 
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:

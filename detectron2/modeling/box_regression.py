@@ -48,6 +48,16 @@ def _check_pair(src_boxes, target_boxes) -> None:
             raise TypeError(f"boxes must be a Tensor[R, 4]; got {type(boxes).__name__} (of Boxes, pass .tensor)")
 
 
+def _check_has_area(src_boxes: torch.Tensor, src_wh: torch.Tensor, form: str) -> None:
+    # Only on the CPU, where looking at a value does not stall the device.
+    if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
+        bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
+        raise ValueError(
+            f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} {form} has no area; "
+            "remove such boxes first"
+        )
+
+
 def _center_and_size(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Split boxes `(..., 4)` into centres `(x, y)` and sizes `(w, h)`."""
     corner, opposite = boxes[..., :2], boxes[..., 2:]
@@ -88,13 +98,7 @@ class Box2BoxTransform:
         """
         _check_pair(src_boxes, target_boxes)
         src_center, src_wh = _center_and_size(src_boxes)
-        # Only on the CPU, where looking at a value does not stall the device.
-        if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
-            bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
-            raise ValueError(
-                f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} "
-                "(x1, y1, x2, y2) has no area; remove such boxes first"
-            )
+        _check_has_area(src_boxes, src_wh, "(x1, y1, x2, y2)")
         target_center, target_wh = _center_and_size(target_boxes)
         wx, wy, ww, wh = self.weights
         shift = _scale((target_center - src_center) / src_wh, wx, wy)
@@ -154,13 +158,7 @@ class Box2BoxTransformRotated:
         """
         _check_pair(src_boxes, target_boxes)
         src_center, src_wh, src_angle = src_boxes.split((2, 2, 1), dim=-1)
-        # Only on the CPU, where looking at a value does not stall the device.
-        if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
-            bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
-            raise ValueError(
-                f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} "
-                "(x_center, y_center, width, height, angle) has no area; remove such boxes first"
-            )
+        _check_has_area(src_boxes, src_wh, "(x_center, y_center, width, height, angle)")
         target_center, target_wh, target_angle = target_boxes.split((2, 2, 1), dim=-1)
         wx, wy, ww, wh, wa = self.weights
         shift = _scale((target_center - src_center) / src_wh, wx, wy)
@@ -227,14 +225,9 @@ class Box2BoxTransformLinear:
         return torch.cat((before, after), dim=-1)
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Decode distances relative to the centres of boxes; negative distances count as zero.
+        """Decode distances `Tensor[R, k * 4]` relative to the centres of boxes `Tensor[R, 4]`: `Tensor[R, k * 4]`.
 
-        Args:
-            deltas: `Tensor[R, k * 4]`.
-            boxes: `Tensor[R, 4]`.
-
-        Returns:
-            `Tensor[R, k * 4]` of boxes.
+        Negative distances count as zero.
         """
         deltas = F.relu(deltas.to(torch.promote_types(deltas.dtype, torch.float32)))
         center, size_wh = _center_and_size(boxes.to(deltas.dtype)[:, None])

@@ -1,8 +1,36 @@
-"""Draw a balanced sample of labelled elements."""
+"""Check labels, and draw a balanced sample of labelled elements."""
+
+from collections.abc import Sequence
 
 import torch
 
-__all__ = ["subsample_labels"]
+from detectron2.structures import Instances
+
+__all__ = ["check_labels", "subsample_labels"]
+
+
+def check_labels(targets: Sequence[Instances], num_classes: int, cure: str) -> None:
+    """Raise a ValueError when a ground truth label lies outside `[0, num_classes)`.
+
+    Such a label would otherwise be trained as background, or fail later with an unclear error. Labels on an accelerator
+    are not checked, because reading them would make every step wait; the data loader checks them before training.
+
+    Args:
+        targets: for each image its ground truth; images without `gt_classes` are passed over.
+        num_classes: number of foreground classes.
+        cure: how to set this number, for the message.
+    """
+    for i, target in enumerate(targets):
+        labels = target.gt_classes if target.has("gt_classes") else torch.zeros(0)
+        if labels.device.type != "cpu" or labels.numel() == 0:
+            continue
+        low, high = (int(x) for x in labels.aminmax())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"image {i} of the batch has the label {low if low < 0 else high}, but the model has {num_classes} "
+                f"classes, so labels must be 0 to {num_classes - 1}; {cure} to the number of classes of the data set, "
+                "or correct the annotation"
+            )
 
 
 def subsample_labels(

@@ -6,7 +6,7 @@ are; that of the image that was passed; and that of each copy, which the model s
 the first to the last. Boxes are `(x1, y1, x2, y2)`, or rotated `(x_center, y_center, width, height, angle)`, in pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -64,7 +64,10 @@ class DatasetMapperTTA:
         before = [] if original_hw == (height, width) else [T.ResizeTransform(*original_hw, height, width)]
         copies = []
         for min_size in self.min_sizes:
-            resize: Any = self._resize(height, width, min_size)
+            resize: Any = T.NoOpTransform()
+            if min_size > 0:
+                new_hw = T.ResizeShortestEdge.get_output_shape(height, width, min_size, self.max_size)
+                resize = T.ResizeTransform(height, width, *new_hw)
             resized = _resized(image, resize)
             copies.append((resized, [*before, resize]))
             if self.flip:  # of the resized image: resizing is what takes time
@@ -74,12 +77,6 @@ class DatasetMapperTTA:
             {**dataset_dict, "image": to_chw_tensor(copy), "transforms": T.TransformList(applied)}
             for copy, applied in copies
         ]
-
-    def _resize(self, height: int, width: int, min_size: int) -> T.Transform:
-        if min_size == 0:
-            return T.NoOpTransform()
-        new_hw = T.ResizeShortestEdge.get_output_shape(height, width, min_size, self.max_size)
-        return T.ResizeTransform(height, width, *new_hw)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -91,7 +88,11 @@ class _ModelWithTTA(nn.Module):
     """Run a model on augmented copies, a few at a time; subclasses merge the predictions."""
 
     def __init__(
-        self, cfg: CfgNode, model: nn.Module, tta_mapper: Callable[[dict], list[dict]] | None, batch_size: int
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        tta_mapper: Callable[[dict], list[dict]] | None = None,
+        batch_size: int = 1,
     ):
         super().__init__()
         if batch_size < 1:
@@ -131,6 +132,21 @@ class _ModelWithTTA(nn.Module):
         complete.setdefault("height", complete["image"].shape[1])
         complete.setdefault("width", complete["image"].shape[2])
         return complete
+
+    def _averaged(
+        self,
+        predict: Callable[[list[dict[str, Any]]], Iterable[torch.Tensor]],
+        augmented_inputs: list[dict[str, Any]],
+        tfms: list[T.Transform],
+    ) -> torch.Tensor:
+        """Mean over all copies of the scores `Tensor[K, H, W]` that `predict` gives for each of a few."""
+        total: Any = 0
+        for start in range(0, len(augmented_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            for scores, tfm in zip(predict(augmented_inputs[part]), tfms[part], strict=True):
+                dims = _mirrored_dims(tfm)
+                total = (scores.flip(dims) if dims else scores) + total
+        return total / len(tfms)
 
     def _get_augmented_inputs(self, input: dict[str, Any]) -> tuple[list[dict[str, Any]], list[T.Transform]]:
         """The copies that the mapper makes, and apart from them the transforms that lead to each."""
@@ -191,14 +207,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
 
     @contextmanager
     def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
-        """Within the context, switch off branches of the ROI heads.
-
-        Args:
-            attrs: names of switches such as "mask_on" and "keypoint_on"; heads that lack one are left alone.
-
-        Yields:
-            Nothing. Afterwards the switches are as before, also after an error.
-        """
+        """Within the context, switch off branches of the ROI heads: `attrs` are names such as "mask_on"."""
         heads = self.model.roi_heads
         before = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
         try:
@@ -212,14 +221,9 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     def _batch_inference(
         self, batched_inputs: list[dict[str, Any]], detected_instances: list[Instances] | None = None
     ) -> list[Instances]:
-        """Run the model on at most `batch_size` copies at a time.
+        """Run the model on at most `batch_size` copies at a time; returns the raw results of each, in its frame.
 
-        Args:
-            batched_inputs: augmented copies.
-            detected_instances: for each copy the boxes to predict masks and keypoints for; None to detect boxes.
-
-        Returns:
-            For each copy the raw results, in its frame.
+        With `detected_instances` boxes are not detected, but masks and keypoints predicted for those.
         """
         outputs: list[Instances] = []
         for start in range(0, len(batched_inputs), self.batch_size):
@@ -232,14 +236,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         return outputs
 
     def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Instances]:
-        """Predict on one image.
-
-        Args:
-            input: has "image", `Tensor[C, H, W]`, "height" and "width".
-
-        Returns:
-            `{"instances": Instances}` of the size of the original image; of a `PanopticFPN` all that it gives.
-        """
+        """`{"instances": Instances}` of the size of the original image; of a `PanopticFPN` all that it gives."""
         original_hw = (input["height"], input["width"])
         augmented_inputs, tfms = self._get_augmented_inputs(input)
         with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
@@ -249,7 +246,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
             count = len(tfms) if len(merged) else 1  # one copy will do to get the fields in their right shapes
             self._add_masks_and_keypoints(merged, augmented_inputs[:count], tfms[:count])
         if isinstance(self.model, PanopticFPN):
-            scores = self._averaged_semantic_scores(augmented_inputs, tfms, original_hw)
+            scores = self._averaged(partial(semantic_scores, self.model, output_hw=original_hw), augmented_inputs, tfms)
             return self.model._merge_image(merged, scores, self.mask_format)
         options: Any = {} if self.mask_format == "full" else {"mask_format": self.mask_format}
         return {"instances": detector_postprocess(merged, *original_hw, **options)}
@@ -265,30 +262,12 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         if self.cfg.MODEL.KEYPOINT_ON:
             merged.pred_keypoints = self._reduce_pred_keypoints(outputs, tfms)
 
-    def _averaged_semantic_scores(
-        self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform], original_hw: tuple[int, int]
-    ) -> torch.Tensor:
-        """Mean of the semantic scores of all copies, `Tensor[K, H, W]`, at the size of the original image."""
-        total: Any = 0
-        for start in range(0, len(augmented_inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            of_copies = semantic_scores(self.model, augmented_inputs[part], original_hw)
-            for scores, tfm in zip(of_copies, tfms[part], strict=True):
-                total = _unmirrored(scores, tfm) + total
-        return total / len(tfms)
-
     def _get_augmented_boxes(
         self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Detect boxes in all copies.
+        """Boxes of all copies in the frame of the original image, `Tensor[B, 4]` or rotated `Tensor[B, 5]`.
 
-        Args:
-            augmented_inputs: the copies.
-            tfms: for each copy the transform from the original image to it.
-
-        Returns:
-            Boxes in the frame of the original image, `Tensor[B, 4]` or rotated `Tensor[B, 5]`, their scores `Tensor[B]`
-            and classes `Tensor[B]`, over all copies.
+        Beside them their scores and classes, `Tensor[B]`. `tfms` lead from the original image to each copy.
         """
         outputs = self._batch_inference(augmented_inputs)
         found = torch.cat([x.pred_boxes.tensor for x in outputs])
@@ -307,16 +286,9 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         all_classes: torch.Tensor | Sequence[torch.Tensor],
         shape_hw: tuple[int, int],
     ) -> Instances:
-        """Choose among the boxes of all copies by non-maximum suppression.
+        """The best `cfg.TEST.DETECTIONS_PER_IMAGE` boxes of all copies after non-maximum suppression.
 
-        Args:
-            all_boxes: `Tensor[B, 4]`, or rotated `Tensor[B, 5]`, in the frame of the original image.
-            all_scores: `Tensor[B]`, or a list of numbers.
-            all_classes: `Tensor[B]`, or a list of numbers.
-            shape_hw: `(height, width)` of the original image.
-
-        Returns:
-            At most `cfg.TEST.DETECTIONS_PER_IMAGE` detections, best first.
+        Boxes are `Tensor[B, 4]`, or rotated `Tensor[B, 5]`, in the frame of the original image, of size `shape_hw`.
         """
         return best_boxes(
             all_boxes,
@@ -330,16 +302,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     def _rescale_detected_boxes(
         self, augmented_inputs: list[dict[str, Any]], merged_instances: Instances, tfms: list[T.Transform]
     ) -> list[Instances]:
-        """Bring the chosen boxes into the frame of each copy.
-
-        Args:
-            augmented_inputs: the copies.
-            merged_instances: detections in the frame of the original image.
-            tfms: for each copy the transform from the original image to it.
-
-        Returns:
-            For each copy the same detections with `pred_boxes`, `pred_classes` and `scores`.
-        """
+        """The chosen detections with their boxes in the frame of each copy, to which `tfms` lead."""
         boxes = merged_instances.pred_boxes
         array = boxes.tensor.float().cpu().numpy()
         in_copies = torch.from_numpy(np.stack([_apply_to_boxes(tfm, array) for tfm in tfms])).to(boxes.tensor)
@@ -354,27 +317,11 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         ]
 
     def _reduce_pred_masks(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
-        """Mean of the masks of all copies.
-
-        Args:
-            outputs: for each copy the same detections with `pred_masks`.
-            tfms: for each copy the transform that made it; only its flips matter, since a mask covers its box.
-
-        Returns:
-            `Tensor[D, 1, M, M]`.
-        """
+        """Mean of the masks of all copies, `Tensor[D, 1, M, M]`; of `tfms` only flips matter: a mask covers its box."""
         return average_masks([x.pred_masks for x in outputs], [_mirrored_dims(tfm) for tfm in tfms])
 
     def _reduce_pred_keypoints(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
-        """Mean of the keypoints of all copies.
-
-        Args:
-            outputs: for each copy the same detections with `pred_keypoints`, `Tensor[D, K, 3]` in its frame.
-            tfms: for each copy the transform from the original image to it.
-
-        Returns:
-            `Tensor[D, K, 3]` in the frame of the original image.
-        """
+        """Mean of the keypoints of all copies, `Tensor[D, K, 3]` in the frame of the original image."""
         found = torch.stack([x.pred_keypoints for x in outputs])
         restored = found.float().cpu().numpy()
         for of_copy, tfm in zip(restored, tfms, strict=True):
@@ -414,36 +361,19 @@ class SemanticSegmentorWithTTA(_ModelWithTTA):
         batch_size: number of copies that the model gets at once.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        model: nn.Module,
-        tta_mapper: Callable[[dict], list[dict]] | None = None,
-        batch_size: int = 1,
-    ):
-        super().__init__(cfg, model, tta_mapper, batch_size)
-
     def _inference_one_image(self, input: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Predict on one image.
-
-        Args:
-            input: has "image", `Tensor[C, H, W]`, "height" and "width".
-
-        Returns:
-            `{"sem_seg": Tensor[K, height, width]}`.
-        """
+        """`{"sem_seg": Tensor[K, height, width]}`."""
         augmented_inputs, tfms = self._get_augmented_inputs(input)
-        total: Any = 0
-        for start in range(0, len(augmented_inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            for result, tfm in zip(self.model(augmented_inputs[part]), tfms[part], strict=True):
-                if "sem_seg" not in result:
-                    raise TypeError(
-                        "SemanticSegmentorWithTTA needs a model that returns 'sem_seg', but "
-                        f"{type(self.model).__name__} returns {sorted(result)}"
-                    )
-                total = _unmirrored(result["sem_seg"], tfm) + total
-        return {"sem_seg": total / len(tfms)}
+        return {"sem_seg": self._averaged(self._scores, augmented_inputs, tfms)}
+
+    def _scores(self, augmented_inputs: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
+        for result in self.model(augmented_inputs):
+            if "sem_seg" not in result:
+                raise TypeError(
+                    "SemanticSegmentorWithTTA needs a model that returns 'sem_seg', but "
+                    f"{type(self.model).__name__} returns {sorted(result)}"
+                )
+            yield result["sem_seg"]
 
 
 def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
@@ -464,23 +394,14 @@ def _mirrored_dims(tfm: T.Transform) -> list[int]:
     return [dim for dim, kind in flips if sum(isinstance(step, kind) for step in steps) % 2 == 1]
 
 
-def _unmirrored(scores: torch.Tensor, tfm: T.Transform) -> torch.Tensor:
-    """Scores of a copy, `Tensor[..., H, W]`, in the orientation of the original image."""
-    dims = _mirrored_dims(tfm)
-    return scores.flip(dims) if dims else scores
-
-
 def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:
     """Transform `(D, 4)` boxes, or rotated ones, `(D, 5)`; the array is not changed."""
     return tfm.apply_rotated_box(boxes.copy()) if boxes.shape[1] == 5 else tfm.apply_box(boxes)
 
 
 def inference_on_known_boxes(model: Any) -> Callable[..., list[Instances]]:
-    """A detector's `inference(inputs, detected_instances, do_postprocess)`.
-
-    `PanopticFPN.inference` takes no detected instances. `GeneralizedRCNN.inference` does, and does not run the semantic
-    head.
-    """
+    """A detector's `inference(inputs, detected_instances, do_postprocess)`."""
+    # PanopticFPN.inference takes no detected instances. GeneralizedRCNN.inference does, and runs no semantic head.
     if isinstance(model, PanopticFPN) and type(model).inference is PanopticFPN.inference:
         return partial(GeneralizedRCNN.inference, model)
     if isinstance(model, GeneralizedRCNN) and "detected_instances" in signature(model.inference).parameters:
@@ -513,18 +434,9 @@ def best_boxes(
     nms_thresh: float,
     limit: int,
 ) -> Instances:
-    """Return the best boxes that non-maximum suppression within each class keeps.
+    """Return the best boxes that non-maximum suppression within each class keeps, clipped; all for a negative `limit`.
 
-    Args:
-        boxes: `Tensor[B, 4]` or, rotated, `Tensor[B, 5]`.
-        scores: `Tensor[B]`.
-        classes: `Tensor[B]`.
-        image_size_hw: `(height, width)`, to which boxes are clipped.
-        nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better stays.
-        limit: the largest number of boxes to keep; negative for all.
-
-    Returns:
-        Detections with `pred_boxes`, `scores` and `pred_classes`, best first.
+    Boxes are `Tensor[B, 4]` or, rotated, `Tensor[B, 5]`; scores and classes `Tensor[B]`.
     """
     usable = (torch.isfinite(boxes).all(dim=1) & (scores > _MIN_SCORE)).nonzero()[:, 0]
     boxes, scores, classes = boxes[usable], scores[usable], classes[usable]
@@ -535,15 +447,7 @@ def best_boxes(
 
 
 def average_masks(masks: Sequence[torch.Tensor], flipped_dims: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Mean of the masks of the same boxes in all copies.
-
-    Args:
-        masks: for each copy `Tensor[D, 1, M, M]` of probabilities inside the boxes.
-        flipped_dims: for each copy the dimensions along which its image, and so its masks, are mirrored.
-
-    Returns:
-        `Tensor[D, 1, M, M]` in the orientation of the image.
-    """
+    """Mean of the masks `Tensor[D, 1, M, M]` of the same boxes in all copies, mirrored along their `flipped_dims`."""
     total = torch.zeros_like(masks[0])
     for mask, dims in zip(masks, flipped_dims, strict=True):
         total += mask.flip(list(dims)) if dims else mask
@@ -551,15 +455,9 @@ def average_masks(masks: Sequence[torch.Tensor], flipped_dims: Sequence[Sequence
 
 
 def average_keypoints(keypoints: torch.Tensor) -> torch.Tensor:
-    """Mean of the keypoints of the same objects in all copies.
+    """Mean over the copies of keypoints `Tensor[A, D, K, 3]`: x, y and score in one frame, left and right swapped back.
 
     Positions are weighted by their scores, so that a copy in which a keypoint was hardly seen does not drag it away.
-
-    Args:
-        keypoints: `Tensor[A, D, K, 3]` of x, y and score in one frame, left and right already as in the image.
-
-    Returns:
-        `Tensor[D, K, 3]`; its scores are plain means.
     """
     xy, score = keypoints[..., :2], keypoints[..., 2:]
     weight = score.clamp(min=torch.finfo(score.dtype).tiny)  # where all scores are 0, all copies count the same

@@ -3,7 +3,7 @@
 Pyramid level `p<k>` has stride `2 ** k` with respect to the input image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,44 @@ __all__ = [
     "FPN",
     "LastLevelMaxPool",
     "LastLevelP6P7",
+    "PyramidBase",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
 ]
 
 
-class FPN(Backbone):
+class PyramidBase(Backbone):
+    """Base of pyramids with levels `p<k>`: their names, strides and channels, and further levels of a `top_block`."""
+
+    top_block: Any
+
+    def _set_levels(
+        self, levels: list[int], out_channels: int, below: Sequence[str], top_block: nn.Module | None, square_pad: int
+    ) -> None:
+        """Describe the levels, numbered by log2 of their strides; `below` are the maps that the backbone offers."""
+        self._size_divisibility = 2 ** levels[-1]
+        self._square_pad = square_pad
+        self.top_block = top_block
+        names = [f"p{level}" for level in levels]
+        if top_block is not None:
+            start = self.top_block.in_feature
+            if start not in below and start not in names:
+                raise ValueError(
+                    f"{type(self).__name__} top_block starts from {start!r}, but the network below offers {below} and "
+                    f"the pyramid {names}; set its in_feature"
+                )
+            levels = levels + [levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
+        self._out_features = [f"p{level}" for level in levels]
+        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+
+    @property
+    def size_divisibility(self) -> int:
+        """The stride of the coarsest map made without `top_block`: sides that are multiples of it lose no pixels."""
+        return self._size_divisibility
+
+
+class FPN(PyramidBase):
     """A feature pyramid on top of another backbone.
 
     Args:
@@ -75,29 +107,10 @@ class FPN(Backbone):
         # The forward pass runs from the coarsest map to the finest.
         self.lateral_convs, self.output_convs = laterals[::-1], outputs[::-1]
 
-        if top_block is not None:
-            starts: Any = top_block.in_feature
-            if starts not in shapes and starts not in {f"p{level}" for level in levels}:
-                raise ValueError(
-                    f"FPN top_block starts from {starts!r}, but the bottom-up network offers {list(shapes)} and the "
-                    f"pyramid {[f'p{level}' for level in levels]}; set its in_feature"
-                )
-        self.top_block: Any = top_block
+        self._set_levels(levels, out_channels, list(shapes), top_block, square_pad)
         self.in_features = tuple(in_features)
         self.bottom_up = bottom_up
-        if top_block is not None:
-            levels = levels + [levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
-        self._out_features = [f"p{level}" for level in levels]
-        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
-        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-        self._size_divisibility = strides[-1]
-        self._square_pad = square_pad
         self._fuse_type = fuse_type
-
-    @property
-    def size_divisibility(self) -> int:
-        """The stride of the coarsest bottom-up map: maps of other sizes do not meet when upsampled by two."""
-        return self._size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
@@ -105,14 +118,10 @@ class FPN(Backbone):
         return {"square_size": self._square_pad}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the pyramid.
+        """Compute the levels `Tensor[N, out_channels, H / stride, W / stride]`, the finest first.
 
-        Args:
-            x: whatever the bottom-up network takes, usually images `Tensor[N, 3, H, W]` whose height and width are
-                multiples of `size_divisibility`.
-
-        Returns:
-            From "p2" (say) to the coarsest level a `Tensor[N, out_channels, H / stride, W / stride]`.
+        The input is what the bottom-up network takes, usually images `Tensor[N, 3, H, W]`; `size_divisibility` must
+        divide their height and width.
         """
         bottom_up = self.bottom_up(x)
         pyramid: list[torch.Tensor] = []

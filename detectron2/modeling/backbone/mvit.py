@@ -11,20 +11,21 @@ heads times windows.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ._mlp import Mlp, init_linear_and_norm
 from .backbone import Backbone
 from .utils import (
+    Mlp,
     PatchEmbed,
     add_decomposed_rel_pos,
     decomposed_attention,
     drop_path,
     get_abs_pos,
+    init_linear_and_norm,
     window_partition,
     window_unpartition,
 )
@@ -33,16 +34,7 @@ __all__ = ["MViT", "MultiScaleAttention", "MultiScaleBlock", "attention_pool"]
 
 
 def attention_pool(x: torch.Tensor, pool: nn.Module, norm: nn.Module | None = None) -> torch.Tensor:
-    """Pool a map of tokens.
-
-    Args:
-        x: `Tensor[N, H, W, C]`.
-        pool: a layer on `Tensor[N, C, H, W]`.
-        norm: a layer on `Tensor[N, H', W', C]`, after pooling.
-
-    Returns:
-        `Tensor[N, H', W', C]`.
-    """
+    """Pool a map of tokens `Tensor[N, H, W, C]` by a layer on `Tensor[N, C, H, W]`; `norm` follows, channels last."""
     x = pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return x if norm is None else norm(x)
 
@@ -246,18 +238,6 @@ class MultiScaleBlock(nn.Module):
 _drop_path = drop_path  # the block has an argument of this name
 
 
-class _BlockPlan(NamedTuple):
-    """What tells the blocks of a network apart; the names are arguments of `MultiScaleBlock`."""
-
-    dim: int
-    dim_out: int
-    num_heads: int
-    stride_q: int
-    stride_kv: int
-    window_size: int
-    input_size: tuple[int, int]
-
-
 def _plan_blocks(
     depth: int,
     last_block_indexes: Sequence[int],
@@ -266,20 +246,10 @@ def _plan_blocks(
     kv_stride: int,
     window_size: int,
     input_hw: tuple[int, int],
-) -> list[_BlockPlan]:
-    """Lay out the blocks: stage by stage, channels and heads double, and sizes, windows and pooling halve.
+) -> list[dict[str, Any]]:
+    """The arguments of each `MultiScaleBlock` that tell it from others; `kv_stride` is that of the first stage.
 
-    Args:
-        depth: number of blocks.
-        last_block_indexes: the last block of each stage, counted from 0.
-        embed_dim: channels of the first stage.
-        num_heads: of the first stage.
-        kv_stride: step of pooling keys and values in the first stage.
-        window_size: of the first stage.
-        input_hw: `(height, width)` of the first stage.
-
-    Returns:
-        The blocks in order.
+    From stage to stage channels and heads double, and sizes, windows and pooling halve.
     """
     plans = []
     for i in range(depth):
@@ -290,15 +260,15 @@ def _plan_blocks(
         if i in last_block_indexes[1:3]:
             stride_kv *= 2  # attention to the whole of a large map: fewer keys keep it affordable
         plans.append(
-            _BlockPlan(
-                dim=embed_dim << stage_of_input,
-                dim_out=embed_dim << stage,
-                num_heads=num_heads << stage,
-                stride_q=2 if first_of_stage else 1,
-                stride_kv=stride_kv,
-                window_size=0 if i in last_block_indexes[1:] else window_size >> stage_of_input,
-                input_size=(input_hw[0] >> stage_of_input, input_hw[1] >> stage_of_input),
-            )
+            {
+                "dim": embed_dim << stage_of_input,
+                "dim_out": embed_dim << stage,
+                "num_heads": num_heads << stage,
+                "stride_q": 2 if first_of_stage else 1,
+                "stride_kv": stride_kv,
+                "window_size": 0 if i in last_block_indexes[1:] else window_size >> stage_of_input,
+                "input_size": (input_hw[0] >> stage_of_input, input_hw[1] >> stage_of_input),
+            }
         )
     return plans
 
@@ -391,7 +361,7 @@ class MViT(Backbone):
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             MultiScaleBlock(
-                **plan._asdict(),
+                **plan,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 drop_path=rate,
@@ -410,20 +380,13 @@ class MViT(Backbone):
         for stage, (name, last) in enumerate(zip(scales, last_blocks, strict=True)):
             if name in out_features:
                 self._name_of_block[last] = name
-                self._out_feature_channels[name] = plans[last].dim_out
+                self._out_feature_channels[name] = plans[last]["dim_out"]
                 self._out_feature_strides[name] = patch_stride[0] << stage
-                self.add_module(f"{name}_norm", norm_layer(plans[last].dim_out))
+                self.add_module(f"{name}_norm", norm_layer(plans[last]["dim_out"]))
         self.apply(init_linear_and_norm)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the feature maps.
-
-        Args:
-            x: images `Tensor[N, in_chans, H, W]`.
-
-        Returns:
-            `Tensor[N, C, ceil(H / stride), ceil(W / stride)]` for each of `out_features`.
-        """
+        """Map images `Tensor[N, in_chans, H, W]` to `Tensor[N, C, ceil(H / stride), ceil(W / stride)]` by name."""
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, (x.shape[1], x.shape[2]))

@@ -3,7 +3,12 @@
 A network is a stem and stages `s1` to `s4`; a stage halves the resolution once, in its first block `b1`. The paper is
 arXiv:2003.13678. Names of parameters are those of its published checkpoints. Feature maps are `Tensor[N, C, H, W]`.
 
-Letters: `w` width (channels), `d` depth (blocks), `g` width of a group of channels, `b` bottleneck ratio.
+Letters: `w` width (channels), `d` depth (blocks).
+
+Stems, branches and blocks take the same arguments: `w_in` and `w_out`, channels of the input and the output; `stride`,
+of the first 3x3 convolution; `norm`, as `detectron2.layers.get_norm` takes it; `activation_class`, which makes an
+activation; and `params`, see `BottleneckTransform`. They map `Tensor[N, w_in, H, W]` to
+`Tensor[N, w_out, H / stride, W / stride]`.
 """
 
 import math
@@ -33,6 +38,8 @@ __all__ = [
     "VanillaBlock",
 ]
 
+_WIDTH_STEP = 8
+"""Widths are rounded to multiples of this (section 3.3)."""
 
 Norm = str | Callable[[int], nn.Module] | None
 """A norm as `detectron2.layers.get_norm` takes it."""
@@ -75,17 +82,8 @@ class SqueezeExcitation(nn.Module):
         return x * self.f_ex(x.mean(dim=(2, 3), keepdim=True))
 
 
-class BasicTransform(nn.Module):
-    """The branch of `ResBasicBlock`: two 3x3 convolutions.
-
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output.
-        stride: stride of the first convolution.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activation.
-        params: not used here; see `ResBottleneckBlock`.
-    """
+class BasicTransform(CNNBlockBase):
+    """The branch of `ResBasicBlock`: two 3x3 convolutions; it reads no `params`."""
 
     def __init__(
         self,
@@ -96,7 +94,7 @@ class BasicTransform(nn.Module):
         activation_class: Activation = relu,
         params: Mapping[str, Any] | None = None,
     ):
-        super().__init__()
+        super().__init__(w_in, w_out, stride)
         self.a = conv(w_in, w_out, 3, stride=stride)
         self.a_bn = norm_layer(norm, w_out)
         self.a_af = activation_class()
@@ -104,32 +102,21 @@ class BasicTransform(nn.Module):
         self.b_bn = norm_layer(norm, w_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / stride, W / stride]`."""
+        """Compute the branch, without an activation at its end."""
         return self.b_bn(self.b(self.a_af(self.a_bn(self.a(x)))))
 
 
-class BottleneckTransform(nn.Module):
+class BottleneckTransform(CNNBlockBase):
     """The branch of `ResBottleneckBlock`: 1x1, grouped 3x3 and 1x1 convolutions.
 
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output.
-        stride: stride of the 3x3 convolution.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activations.
-        params: see `ResBottleneckBlock`.
+    Its `params` are `bottleneck_ratio`, the width of the 3x3 convolution relative to `w_out`; `group_width`, channels
+    of each of its groups; and `se_ratio`, the width of squeeze-and-excitation relative to `w_in`, 0 for none.
     """
 
     def __init__(
-        self,
-        w_in: int,
-        w_out: int,
-        stride: int,
-        norm: Norm,
-        activation_class: Activation,
-        params: Mapping[str, Any],
+        self, w_in: int, w_out: int, stride: int, norm: Norm, activation_class: Activation, params: Mapping[str, Any]
     ):
-        super().__init__()
+        super().__init__(w_in, w_out, stride)
         w_bottleneck = round(w_out * params["bottleneck_ratio"])
         if w_bottleneck % params["group_width"] != 0:
             raise ValueError(
@@ -148,108 +135,65 @@ class BottleneckTransform(nn.Module):
         self.c_bn = norm_layer(norm, w_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / stride, W / stride]`."""
+        """Compute the branch, without an activation at its end."""
         x = self.b_af(self.b_bn(self.b(self.a_af(self.a_bn(self.a(x))))))
         return self.c_bn(self.c(self.se(x)))
-
-
-_WIDTH_STEP = 8
-"""Widths are rounded to multiples of this (section 3.3)."""
 
 
 class _Stem(CNNBlockBase):
     """A convolution, its norm and an activation."""
 
-    def __init__(self, w_in: int, w_out: int, norm: Norm, activation_class: Activation, kernel_size: int, stride: int):
-        super().__init__(w_in, w_out, stride)
-        self.conv = conv(w_in, w_out, kernel_size, stride=min(stride, 2))
+    kernel_size: int = 3
+    conv_stride: int = 2
+    pool_stride: int = 1
+
+    def __init__(self, w_in: int, w_out: int, norm: Norm, activation_class: Activation = relu):
+        super().__init__(w_in, w_out, self.conv_stride * self.pool_stride)
+        self.conv = conv(w_in, w_out, self.kernel_size, stride=self.conv_stride)
         self.bn = norm_layer(norm, w_out)
         self.af = activation_class()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / stride, W / stride]`."""
+        """Compute the stem."""
         return self.af(self.bn(self.conv(x)))
 
 
 class SimpleStem(_Stem):
-    """The stem of RegNet for large images: one 3x3 convolution of stride 2.
-
-    Args:
-        w_in: channels of the image.
-        w_out: channels of the output.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activation.
-    """
-
-    def __init__(self, w_in: int, w_out: int, norm: Norm, activation_class: Activation = relu):
-        super().__init__(w_in, w_out, norm, activation_class, kernel_size=3, stride=2)
+    """The stem of RegNet for large images: one 3x3 convolution of stride 2."""
 
 
 class ResStemCifar(_Stem):
-    """A stem for small images: one 3x3 convolution of stride 1.
+    """A stem for small images: one 3x3 convolution of stride 1."""
 
-    Args:
-        w_in: channels of the image.
-        w_out: channels of the output.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activation.
-    """
-
-    def __init__(self, w_in: int, w_out: int, norm: Norm, activation_class: Activation = relu):
-        super().__init__(w_in, w_out, norm, activation_class, kernel_size=3, stride=1)
+    conv_stride = 1
 
 
 class ResStem(_Stem):
-    """The stem of ResNet: a 7x7 convolution of stride 2, then 3x3 max pooling of stride 2.
+    """The stem of ResNet: a 7x7 convolution of stride 2, then 3x3 max pooling of stride 2."""
 
-    Args:
-        w_in: channels of the image.
-        w_out: channels of the output.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activation.
-    """
+    kernel_size, pool_stride = 7, 2
 
     def __init__(self, w_in: int, w_out: int, norm: Norm, activation_class: Activation = relu):
-        super().__init__(w_in, w_out, norm, activation_class, kernel_size=7, stride=4)
+        super().__init__(w_in, w_out, norm, activation_class)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / 4, W / 4]`."""
+        """Compute the stem."""
         return self.pool(super().forward(x))
 
 
-class VanillaBlock(CNNBlockBase):
-    """Two 3x3 convolutions, without a shortcut.
-
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output.
-        stride: stride of the first convolution.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activations.
-        params: not used here; see `ResBottleneckBlock`.
-    """
+class VanillaBlock(BasicTransform):
+    """Two 3x3 convolutions, without a shortcut; it reads no `params`."""
 
     def __init__(
-        self,
-        w_in: int,
-        w_out: int,
-        stride: int,
-        norm: Norm,
-        activation_class: Activation = relu,
-        params: Mapping[str, Any] | None = None,
+        self, w_in: int, w_out: int, stride: int, norm: Norm, activation_class: Activation = relu, params=None
     ):
-        super().__init__(w_in, w_out, stride)
-        self.a = conv(w_in, w_out, 3, stride=stride)
-        self.a_bn = norm_layer(norm, w_out)
-        self.a_af = activation_class()
-        self.b = conv(w_out, w_out, 3)
-        self.b_bn = norm_layer(norm, w_out)
+        super().__init__(w_in, w_out, stride, norm, activation_class)
         self.b_af = activation_class()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / stride, W / stride]`."""
-        return self.b_af(self.b_bn(self.b(self.a_af(self.a_bn(self.a(x))))))
+        """Compute the block."""
+        return self.b_af(super().forward(x))
 
 
 class _ShortcutBlock(CNNBlockBase):
@@ -275,7 +219,7 @@ class _ShortcutBlock(CNNBlockBase):
         self.af = activation_class()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `Tensor[N, w_in, H, W]` to `Tensor[N, w_out, H / stride, W / stride]`."""
+        """Compute the block."""
         out = self.f(x)
         # The branch ends in a fresh tensor that no backward formula needs, so the sum may overwrite it.
         out += self.bn(self.proj(x)) if self.has_projection else x
@@ -283,49 +227,19 @@ class _ShortcutBlock(CNNBlockBase):
 
 
 class ResBasicBlock(_ShortcutBlock):
-    """Two 3x3 convolutions with a shortcut.
-
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output.
-        stride: stride of the block.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activations.
-        params: not used here; see `ResBottleneckBlock`.
-    """
+    """Two 3x3 convolutions with a shortcut; it reads no `params`."""
 
     transform_class = BasicTransform
 
 
 class ResBottleneckBlock(_ShortcutBlock):
-    """The X block of the paper (1x1, grouped 3x3, 1x1, with a shortcut); with squeeze-and-excitation the Y block.
-
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output.
-        stride: stride of the block.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activations.
-        params: `bottleneck_ratio`, the width of the 3x3 convolution relative to `w_out`; `group_width`, channels of
-            each of its groups; `se_ratio`, the width of squeeze-and-excitation relative to `w_in`, 0 for none.
-    """
+    """The X block of the paper: a shortcut around a `BottleneckTransform`; with squeeze-and-excitation the Y block."""
 
     transform_class = BottleneckTransform
 
 
 class AnyStage(nn.Sequential):
-    """The blocks `b1`, `b2` … of one resolution.
-
-    Args:
-        w_in: channels of the input.
-        w_out: channels of the output of every block.
-        stride: stride of the first block.
-        d: number of blocks.
-        block_class: makes a block, called like `ResBottleneckBlock`.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        activation_class: makes the activations.
-        params: see `ResBottleneckBlock`.
-    """
+    """The `d` blocks `b1`, `b2` … of one resolution; `block_class` makes a block, called like `ResBottleneckBlock`."""
 
     def __init__(
         self,
@@ -400,11 +314,7 @@ class AnyNet(Backbone):
         self._out_feature_channels, self._out_feature_strides = {"stem": width}, {"stem": stride}
         self.stage_names = names[: max((names.index(x) + 1 for x in self._out_features if x != "stem"), default=0)]
         for i, name in enumerate(self.stage_names):
-            params = {
-                "bottleneck_ratio": bottleneck_ratios[i],
-                "group_width": group_widths[i],
-                "se_ratio": se_ratio,
-            }
+            params = {"bottleneck_ratio": bottleneck_ratios[i], "group_width": group_widths[i], "se_ratio": se_ratio}
             stage = AnyStage(width, widths[i], strides[i], depths[i], block_class, norm, activation_class, params)
             self.add_module(name, stage)
             width, stride = widths[i], stride * strides[i]

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ._mlp import Mlp, init_linear_and_norm
 from .backbone import Backbone
-from .utils import PatchEmbed, drop_path, window_partition, window_unpartition
+from .utils import Mlp, PatchEmbed, drop_path, init_linear_and_norm, window_partition, window_unpartition
 
 __all__ = ["PatchMerging", "SwinTransformer", "SwinTransformerBlock", "WindowAttention"]
 
@@ -38,16 +37,8 @@ def _shift_mask(windows_hw: tuple[int, int], side: int, shift: int, like: torch.
     """What to add to the logits of a rolled map, so that tokens from opposite edges do not see each other.
 
     Rolling by `shift` brings the first rows below the last ones. Only windows of the last row (and likewise of the
-    last column) mix the two, and all of these windows in the same way.
-
-    Args:
-        windows_hw: number of windows, `(down, across)`.
-        side: of a window.
-        shift: tokens by which the map was rolled.
-        like: gives dtype and device.
-
-    Returns:
-        `Tensor[G, 1, T, T]` of zeros and `_APART`.
+    last column) mix the two, and all of these windows in the same way. Returns `Tensor[G, 1, T, T]` of 0 and `_APART`
+    with dtype and device of `like`, for `windows_hw` windows `(down, across)`.
     """
     came_around = torch.arange(side, device=like.device) >= side - shift
     differ = (came_around[:, None] != came_around).to(like.dtype) * _APART
@@ -99,14 +90,9 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Mix the tokens of each window.
+        """Mix the tokens of windows `Tensor[B, T, C]`, image after image.
 
-        Args:
-            x: windows `Tensor[B, T, C]`, image after image.
-            mask: `Tensor[G, 1, T, T]` to be added to the logits of each image's windows; None adds nothing.
-
-        Returns:
-            `Tensor[B, T, C]`.
+        `mask`, `Tensor[G, 1, T, T]`, is added to the logits of each image's windows.
         """
         b, t, c = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
@@ -168,15 +154,7 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), nn.GELU, drop_rate)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the block.
-
-        Args:
-            x: map of tokens, `Tensor[N, H, W, C]`.
-            mask: for shifted windows, see `WindowAttention`.
-
-        Returns:
-            The same shape.
-        """
+        """Map `Tensor[N, H, W, C]` to the same shape; the mask is for shifted windows, see `WindowAttention`."""
         x = x + self.drop_path(self._attend(self.norm1(x), mask if self.shift_size else None))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -371,14 +349,7 @@ class SwinTransformer(Backbone):
         return self._size_divisibility
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the feature maps.
-
-        Args:
-            x: images `Tensor[N, in_chans, H, W]`.
-
-        Returns:
-            `Tensor[N, embed_dim * 2 ** i, ceil(H / stride), ceil(W / stride)]` for each output `p<i>`.
-        """
+        """Map images `Tensor[N, in_chans, H, W]` to `Tensor[N, embed_dim * 2 ** i, H / stride, W / stride]` by name."""
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             position = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic", align_corners=False)
@@ -395,14 +366,7 @@ class SwinTransformer(Backbone):
         return outputs
 
     def train(self, mode: bool = True) -> "SwinTransformer":
-        """Set the mode of training, except for frozen stages: these stay in evaluation mode.
-
-        Args:
-            mode: whether to train.
-
-        Returns:
-            The network.
-        """
+        """Set the mode of training, except for frozen stages: these stay in evaluation mode."""
         super().train(mode)
         self._freeze_stages()
         return self

@@ -1,4 +1,4 @@
-"""Parts that vision transformers share: windows, patches, positions, and attention that knows distances.
+"""Parts that vision transformers share: windows, patches, positions, attention that knows distances, linear layers.
 
 Images and maps of tokens have their channels last here, `Tensor[N, H, W, C]`. Sizes are `(height, width)` in tokens.
 
@@ -15,12 +15,14 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 __all__ = [
+    "Mlp",
     "PatchEmbed",
     "add_decomposed_rel_pos",
     "decomposed_attention",
     "drop_path",
     "get_abs_pos",
     "get_rel_pos",
+    "init_linear_and_norm",
     "window_partition",
     "window_unpartition",
 ]
@@ -157,8 +159,8 @@ def decomposed_attention(
         k: keys `Tensor[B, k_h * k_w, D]`.
         v: values `Tensor[B, k_h * k_w, D]`.
         scale: factor of the products of queries and keys; the terms for distances are not scaled.
-        rel_pos_h: table for vertical distances, `Tensor[L_h, D]`, as `get_rel_pos` takes it.
-        rel_pos_w: table for horizontal distances, `Tensor[L_w, D]`.
+        rel_pos_h: as `add_decomposed_rel_pos` takes it.
+        rel_pos_w: as `add_decomposed_rel_pos` takes it.
         q_size: `(q_h, q_w)`.
         k_size: `(k_h, k_w)`.
 
@@ -236,16 +238,10 @@ def get_abs_pos(abs_pos: torch.Tensor, has_cls_token: bool, hw: tuple[int, int])
 
 
 def drop_path(rate: float) -> nn.Module:
-    """Make the layer that leaves out a residual branch for a random part of the images of a batch.
+    """Make the layer that leaves out a residual branch, at this rate, for a random part of the images of a batch.
 
     Huang et al., "Deep Networks with Stochastic Depth", arXiv:1603.09382. The branches that stay are scaled up, and
     nothing happens in evaluation.
-
-    Args:
-        rate: probability of leaving out.
-
-    Returns:
-        A layer without parameters, from `Tensor[N, ...]` to the same shape.
     """
     return StochasticDepth(rate, "row") if rate > 0 else nn.Identity()
 
@@ -275,3 +271,36 @@ class PatchEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images `Tensor[N, in_chans, H, W]` to tokens `Tensor[N, H', W', embed_dim]`."""
         return self.proj(x).permute(0, 2, 3, 1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between, for each token by itself; `drop_rate` counts after either layer."""
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `Tensor[..., channels]` to the same shape."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+def init_linear_and_norm(module: nn.Module) -> None:
+    """Draw the weights of a linear layer from a narrow normal distribution; make a layer norm the identity."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        nn.init.ones_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -11,7 +11,6 @@ Letters: `N` images, `C` channels; `H`, `W` height and width in tokens.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,18 @@ from torch.utils.checkpoint import checkpoint
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.layers.weight_init import c2_msra_fill
 
-from ._mlp import Mlp, init_linear_and_norm
 from .backbone import Backbone
-from .fpn import _assert_strides_are_log2_contiguous
-from .utils import PatchEmbed, decomposed_attention, drop_path, get_abs_pos, window_partition, window_unpartition
+from .fpn import PyramidBase, _assert_strides_are_log2_contiguous
+from .utils import (
+    Mlp,
+    PatchEmbed,
+    decomposed_attention,
+    drop_path,
+    get_abs_pos,
+    init_linear_and_norm,
+    window_partition,
+    window_unpartition,
+)
 
 __all__ = ["Attention", "Block", "ResBottleneckBlock", "SimpleFeaturePyramid", "ViT", "get_vit_lr_decay_rate"]
 
@@ -270,12 +277,7 @@ class ViT(Backbone):
         super().__init__()
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.use_act_checkpoint = use_act_checkpoint
-        self.patch_embed = PatchEmbed(
-            kernel_size=(patch_size, patch_size),
-            stride=(patch_size, patch_size),
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-        )
+        self.patch_embed = PatchEmbed((patch_size, patch_size), (patch_size, patch_size), (0, 0), in_chans, embed_dim)
         self.pos_embed: nn.Parameter | None = None
         if use_abs_pos:
             positions = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
@@ -306,13 +308,9 @@ class ViT(Backbone):
         self._out_feature_strides = {out_feature: patch_size}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the map of tokens.
+        """Map images `Tensor[N, in_chans, height, width]` to `Tensor[N, embed_dim, H, W]`, named `out_feature`.
 
-        Args:
-            x: images `Tensor[N, in_chans, height, width]`, in pixels; pixels beyond the last whole patch are ignored.
-
-        Returns:
-            Under the name `out_feature`: `Tensor[N, embed_dim, height / patch_size, width / patch_size]`.
+        Pixels beyond the last whole patch are ignored.
         """
         x = self.patch_embed(x)
         if self.pos_embed is not None:
@@ -322,7 +320,7 @@ class ViT(Backbone):
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
 
-class SimpleFeaturePyramid(Backbone):
+class SimpleFeaturePyramid(PyramidBase):
     """All levels of a pyramid from one map, each by itself (section 3 of the paper).
 
     A level of stride `s` is called `p<log2(s)>`, and its layers `simfp_<log2(s)>`.
@@ -367,40 +365,17 @@ class SimpleFeaturePyramid(Backbone):
         self._levels = tuple(levels)
         self.net = net
         self.in_feature = in_feature
-        self.top_block: Any = top_block
-        if top_block is not None:
-            starts = self.top_block.in_feature
-            if starts not in shapes and starts not in {f"p{level}" for level in levels}:
-                raise ValueError(
-                    f"SimpleFeaturePyramid top_block starts from {starts!r}, but the backbone offers {list(shapes)} "
-                    f"and the pyramid {[f'p{level}' for level in levels]}; set its in_feature"
-                )
-            levels = levels + [levels[-1] + 1 + i for i in range(self.top_block.num_levels)]
-        self._out_features = [f"p{level}" for level in levels]
-        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
-        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-        self._size_divisibility = strides[-1]
-        self._square_pad = square_pad
+        self._set_levels(levels, out_channels, list(shapes), top_block, square_pad)
 
     @property
     def padding_constraints(self) -> dict[str, int]:
         """The stride of the coarsest map made from the backbone, and the side of squares (0: no squares)."""
         return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
 
-    @property
-    def size_divisibility(self) -> int:
-        """The stride of the coarsest map made from the backbone: images of multiples of it lose no pixels."""
-        return self._size_divisibility
-
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the pyramid.
+        """Compute the levels `Tensor[N, out_channels, height / stride, width / stride]`, the finest first.
 
-        Args:
-            x: images `Tensor[N, C, height, width]`, in pixels, with sides that are multiples of
-                `size_divisibility`.
-
-        Returns:
-            From "p2" (say) to the coarsest level a `Tensor[N, out_channels, height / stride, width / stride]`.
+        The input is images `Tensor[N, C, height, width]`; `size_divisibility` must divide their height and width.
         """
         below = self.net(x)
         source = below[self.in_feature]

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectron2.layers import cat
+from detectron2.layers import batched_nms, cat
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage, has_event_storage, put_image
+from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
 
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
 from ._training_pictures import side_by_side
-from .inputs import normalized_batch, required_entry
+from .inputs import DetectorBase
 
 __all__ = ["DenseDetector", "permute_to_N_HWA_K", "sum_of_focal_losses"]
 
@@ -45,7 +45,7 @@ def _top_k_of_few(scores: torch.Tensor, k: int) -> torch.Tensor:
     return scores.argsort(descending=True, stable=True)[:k]
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(DetectorBase):
     """Base of one-stage detectors: normalises images, runs backbone and head, and rescales the results.
 
     A subclass implements `forward_training` and `forward_inference`.
@@ -58,10 +58,11 @@ class DenseDetector(nn.Module):
         pixel_std: standard deviation of each channel.
     """
 
+    # Set by the subclasses that use them.
     box2box_transform: Any
-    """Decodes boxes; set by subclasses that use `_decode_per_level_predictions`."""
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
+    num_classes: int
+    test_nms_thresh: float
+    max_detections_per_image: int
     vis_period: int = 0
     """Iterations between pictures of training; 0 for none."""
     input_format: str | None = "BGR"
@@ -84,13 +85,7 @@ class DenseDetector(nn.Module):
             self.head_in_features = sorted(shapes, key=lambda name: shapes[name].stride or 0)
         else:
             self.head_in_features = head_in_features
-        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
+        self._set_normalization(pixel_mean, pixel_std)
 
     def forward(self, batched_inputs: list[dict]):
         """Detect objects, or compute losses in training.
@@ -109,19 +104,17 @@ class DenseDetector(nn.Module):
         maps = [features[name] for name in self.head_in_features]
         predictions = self.head(maps)
         if self.training:
-            gt_instances = required_entry(batched_inputs, "instances", self.device, "training needs the ground truth")
+            gt_instances = self._targets(batched_inputs)
             if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
                 with torch.no_grad():
                     self.visualize_training(batched_inputs, self.forward_inference(images, maps, predictions))
             return self.forward_training(images, maps, predictions, gt_instances)
 
-        outputs = []
-        for result, x, image_size in zip(
-            self.forward_inference(images, maps, predictions), batched_inputs, images.image_sizes, strict=True
-        ):
-            height, width = x.get("height", image_size[0]), x.get("width", image_size[1])
-            outputs.append({"instances": detector_postprocess(result, height, width)})
-        return outputs
+        results = self.forward_inference(images, maps, predictions)
+        return [
+            {"instances": detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))}
+            for result, item, size in zip(results, batched_inputs, images.image_sizes, strict=True)
+        ]
 
     def forward_training(self, images: ImageList, features, predictions, gt_instances: list[Instances]):
         """Compute the dictionary of losses."""
@@ -131,16 +124,6 @@ class DenseDetector(nn.Module):
         """Turn predictions into detections, in the frame of the network input."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward_inference")
 
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Move the images to the model's device, normalise, pad and batch them."""
-        return normalized_batch(
-            batched_inputs,
-            self.pixel_mean,
-            self.pixel_std,
-            size_divisibility=self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
-
     def _transpose_dense_predictions(
         self, predictions: Sequence[list[torch.Tensor]], dims_per_anchor: list[int]
     ) -> list[list[torch.Tensor]]:
@@ -149,6 +132,17 @@ class DenseDetector(nn.Module):
             [permute_to_N_HWA_K(level, dim) for level in levels]
             for levels, dim in zip(predictions, dims_per_anchor, strict=True)
         ]
+
+    def _count_positives(
+        self, gt_labels: list[torch.Tensor], initial_value: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels `Tensor[N, R]`, which of them are positive, and the moving average of how many: what losses need."""
+        labels = torch.stack(gt_labels)
+        positive = (labels >= 0) & (labels != self.num_classes)
+        num_positive = positive.sum()
+        put_scalar("num_pos_anchors", num_positive / len(gt_labels))
+        # The average keeps a batch with few objects from shaking the network (and one without any from dividing by 0).
+        return labels, positive, self._ema_update("loss_normalizer", num_positive.clamp(min=1), initial_value)
 
     def _ema_update(self, name: str, value: torch.Tensor | float, initial_value: float, momentum: float = 0.9):
         """Advance and return the moving average called `name`, which starts at `initial_value`.
@@ -175,17 +169,8 @@ class DenseDetector(nn.Module):
     ) -> Instances:
         """Keep the (anchor, class) pairs of one level whose score is above the threshold, at most the k best.
 
-        Args:
-            anchors: `R_i` anchors.
-            pred_scores: `Tensor[R_i, K]`.
-            pred_deltas: `Tensor[R_i, 4]`.
-            score_thresh: on the scale of `pred_scores`.
-            topk_candidates: k.
-            image_size: `(height, width)`.
-            activation: ascending function to put scores through that passed the threshold, before they are ranked.
-
-        Returns:
-            Detections with the fields `pred_boxes`, `scores`, `pred_classes`, best first.
+        Scores are `Tensor[R_i, K]` and deltas `Tensor[R_i, 4]`. Those scores that pass the threshold are put through
+        `activation`, an ascending function, before they are ranked.
         """
         scores = pred_scores.flatten()
         candidates = (scores > score_thresh).nonzero(as_tuple=True)[0]
@@ -196,13 +181,8 @@ class DenseDetector(nn.Module):
         scores, picked = scores[best], candidates[best]
         num_classes = pred_scores.shape[1]
         anchor_index = picked.div(num_classes, rounding_mode="floor")
-        result = Instances(image_size)
-        result.pred_boxes = Boxes(
-            self.box2box_transform.apply_deltas(pred_deltas[anchor_index], anchors.tensor[anchor_index])
-        )
-        result.scores = scores
-        result.pred_classes = picked % num_classes
-        return result
+        boxes = self.box2box_transform.apply_deltas(pred_deltas[anchor_index], anchors.tensor[anchor_index])
+        return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=picked % num_classes)
 
     def _decode_multi_level_predictions(
         self,
@@ -222,13 +202,15 @@ class DenseDetector(nn.Module):
             ]
         )
 
-    def visualize_training(self, batched_inputs: list[dict], results: list[Instances]) -> None:
-        """Record a picture of the first image: its ground truth beside its up to 20 best detections.
+    def _detect_in_image(self, *arguments: Any, activation: Callable | None = None) -> Instances:
+        """Decode all levels of one image, suppress per class, and keep the best; arguments as of the method above."""
+        detections = self._decode_multi_level_predictions(*arguments, activation=activation)
+        boxes, scores, classes = detections.pred_boxes.tensor, detections.scores, detections.pred_classes
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        return detections[keep[: self.max_detections_per_image]]
 
-        Args:
-            batched_inputs: the input of `forward`.
-            results: for each image the detections, in the frame of the network input.
-        """
+    def visualize_training(self, batched_inputs: list[dict], results: list[Instances]) -> None:
+        """Record a picture of the first image: its ground truth beside its up to 20 best detections."""
         if len(batched_inputs) != len(results):
             raise ValueError(f"got {len(batched_inputs)} inputs but results of {len(results)} images")
         image = batched_inputs[0]["image"]

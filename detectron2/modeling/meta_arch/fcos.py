@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectron2.layers import ShapeSpec, batched_nms, cat
+from detectron2.layers import ShapeSpec, cat
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import put_scalar
 
 from ..anchor_generator import DefaultAnchorGenerator
 from ..backbone import Backbone
 from ..box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
+from ..sampling import check_labels
 from .dense_detector import DenseDetector, sum_of_focal_losses
 from .retinanet import RetinaNetHead
 
@@ -94,17 +94,11 @@ class FCOS(DenseDetector):
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
 
     def _match_anchors(self, gt_boxes: Boxes, anchors: list[Boxes]) -> torch.Tensor:
-        """Tell how well each location suits each object of one image (sections 3.1 and 3.2, with centre sampling).
+        """Tell how well each location suits each of `M` objects of one image (sections 3.1 and 3.2, centre sampling).
 
         A location may learn an object when it lies inside its box, close to its centre, and on the level for objects of
-        that size; it learns the smallest of these.
-
-        Args:
-            gt_boxes: `M` boxes.
-            anchors: the locations of each level.
-
-        Returns:
-            `Tensor[M, R]`: 0 where they do not match, otherwise positive and the higher the smaller the box.
+        that size; it learns the smallest of these. Returns `Tensor[M, R]`: 0 where they do not match, otherwise
+        positive and the higher the smaller the box.
         """
         centers = cat([level.get_centers() for level in anchors])
         strides = cat([level.tensor[:, 2] - level.tensor[:, 0] for level in anchors])
@@ -164,9 +158,9 @@ class FCOS(DenseDetector):
             For each image a label for every location, `Tensor[R]` int64: the class, or `K` for background; and the box
             of its object, `Tensor[R, 4]`, meaningful for positive locations.
         """
+        check_labels(gt_instances, self.num_classes, "set num_classes (model.num_classes in a LazyConfig)")
         gt_labels, matched_boxes = [], []
         for gt, matched in zip(gt_instances, self.match_anchors(anchors, gt_instances), strict=True):
-            _check_classes(gt.gt_classes, self.num_classes)
             if len(gt) == 0:
                 gt_labels.append(torch.full_like(matched, self.num_classes))
                 matched_boxes.append(cat([level.tensor for level in anchors]).new_zeros(len(matched), 4))
@@ -198,12 +192,7 @@ class FCOS(DenseDetector):
         Returns:
             The scalars `loss_fcos_cls`, `loss_fcos_loc` and `loss_fcos_ctr`.
         """
-        labels = torch.stack(gt_labels)
-        positive = (labels >= 0) & (labels != self.num_classes)
-        num_positive = positive.sum()
-        put_scalar("num_pos_anchors", num_positive / len(gt_labels))
-        # The average keeps a batch with few objects from shaking the network (and one without any from dividing by 0).
-        normalizer = self._ema_update("loss_normalizer", num_positive.clamp(min=1), 300)
+        labels, positive, normalizer = self._count_positives(gt_labels, 300)
 
         losses = {
             "loss_fcos_cls": sum_of_focal_losses(
@@ -272,22 +261,8 @@ class FCOS(DenseDetector):
         Returns:
             Detections, best first, with the fields `pred_boxes`, `scores` and `pred_classes`.
         """
-        detections = self._decode_multi_level_predictions(
+        return self._detect_in_image(
             anchors, box_cls, box_delta, self.test_score_thresh, self.test_topk_candidates, image_size
-        )
-        keep = batched_nms(
-            detections.pred_boxes.tensor, detections.scores, detections.pred_classes, self.test_nms_thresh
-        )
-        return detections[keep[: self.max_detections_per_image]]
-
-
-def _check_classes(gt_classes: torch.Tensor, num_classes: int) -> None:
-    # Only on the CPU, where looking at a value does not stall the device.
-    if gt_classes.device.type == "cpu" and bool(((gt_classes < 0) | (gt_classes >= num_classes)).any()):
-        raise ValueError(
-            f"ground truth has class labels {sorted(set(gt_classes.tolist()))}, but this FCOS has {num_classes} "
-            f"classes, 0 to {num_classes - 1}: set num_classes (model.num_classes in a LazyConfig) to the number of "
-            "thing_classes"
         )
 
 

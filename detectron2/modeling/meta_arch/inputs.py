@@ -1,4 +1,4 @@
-"""What the meta-architectures share on the way in: normalised batches and entries of the inputs.
+"""What the meta-architectures share on the way in: normalised batches, and entries of the inputs.
 
 `C` channels, `H` and `W` height and width in pixels.
 """
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from detectron2.layers import move_device_like
+from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList, Instances
 
-__all__ = ["normalized_batch", "required_entry"]
+__all__ = ["DetectorBase", "normalized_batch", "required_entry"]
 
 
 def normalized_batch(
@@ -36,9 +39,8 @@ def normalized_batch(
                 f"image {i} of the batch has shape {tuple(image.shape)}, expected ({channels}, height, width): the "
                 f"model has {channels} values in MODEL.PIXEL_MEAN, and channels come first"
             )
-        # Moved as it is: an image of bytes is a quarter of the same in float32. A copy towards the CPU has to be waited
-        # for: the CPU would read what has not arrived.
-        # In planes, because arithmetic with one number per channel is slow in channels-last memory.
+        # Moved as it is: bytes are a quarter of float32. The CPU has to wait for a copy, or it would read what has not
+        # arrived. In planes, because arithmetic with one number per channel is slow in channels-last memory.
         image = image.to(device, non_blocking=device.type != "cpu").contiguous() - pixel_mean
         images.append(image.div_(pixel_std))
     return ImageList.from_tensors(images, **padding)
@@ -53,3 +55,44 @@ def required_entry(
         have = sorted(batched_inputs[missing[0]])
         raise ValueError(f"input {missing[0]} of the batch has no {key!r}, only {have}: {why}")
     return [item[key].to(device) for item in batched_inputs]
+
+
+class DetectorBase(nn.Module):
+    """Base of models that normalise their input: `pixel_mean` and `pixel_std` are `Tensor[C, 1, 1]`."""
+
+    backbone: Backbone
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    def _set_normalization(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
+        if mean.shape != std.shape:
+            raise ValueError(
+                f"MODEL.PIXEL_MEAN has {len(mean)} values but MODEL.PIXEL_STD {len(std)}; give both one per channel"
+            )
+        # Not persistent: they belong to the config, and older checkpoints disagree on whether to hold them.
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model's inputs are moved to."""
+        return self.pixel_mean.device
+
+    def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
+        return move_device_like(x, self.pixel_mean)
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Move images `Tensor[C, H, W]` to the model's device, normalise them, and pad them as the backbone asks."""
+        return normalized_batch(
+            batched_inputs,
+            self.pixel_mean,
+            self.pixel_std,
+            size_divisibility=self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _targets(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        """Ground truth of every image, on the model's device."""
+        why = "training needs ground truth; for inference call model.eval()"
+        return required_entry(batched_inputs, "instances", self.device, why)

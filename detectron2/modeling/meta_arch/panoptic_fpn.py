@@ -107,11 +107,7 @@ class PanopticFPN(GeneralizedRCNN):
         return self._merge(detections, scores, batched_inputs, images) if do_postprocess else (detections, scores)
 
     def _merge(
-        self,
-        detections: list[Instances],
-        scores: torch.Tensor,
-        batched_inputs: list[dict[str, Any]],
-        images: ImageList,
+        self, detections: list[Instances], scores: torch.Tensor, batched_inputs: list[dict[str, Any]], images: ImageList
     ) -> list[dict[str, Any]]:
         """Results of each image at the size that its input asks for."""
         outputs = []
@@ -122,21 +118,11 @@ class PanopticFPN(GeneralizedRCNN):
         return outputs
 
     def _merge_image(self, detections: Instances, semantic: torch.Tensor, mask_format: MaskFormat) -> dict[str, Any]:
-        """Results of one image.
-
-        Args:
-            detections: raw detections.
-            semantic: scores, `Tensor[K, H, W]`, at the size of the results.
-            mask_format: as `detector_postprocess` takes it.
-
-        Returns:
-            "sem_seg", "instances" and "panoptic_seg".
-        """
+        """Results of one image from raw detections and its scores `Tensor[K, H, W]` at the size of the results."""
         height, width = semantic.shape[1:]
-        if mask_format == "full":
-            instances = detector_postprocess(detections, height, width)
-        else:  # the merge pastes one mask at a time
-            instances = detector_postprocess(detections, height, width, mask_format="roi")
+        # Unless whole masks are wanted, the merge pastes one mask at a time.
+        options: Any = {} if mask_format == "full" else {"mask_format": "roi"}
+        instances = detector_postprocess(detections, height, width, **options)
         panoptic = combine_semantic_and_instance_outputs(
             instances,
             semantic.argmax(dim=0),
@@ -222,16 +208,9 @@ def combine_semantic_and_instance_outputs(
 def _claim(
     instances: Instances, rows: list[int], size_hw: tuple[int, ...], threshold: float
 ) -> tuple[torch.Tensor, list[int]]:
-    """Let instances claim pixels, one after the other, whatever their masks come as.
+    """Let the instances `rows`, best first, claim pixels; `threshold` is the share of one that may be covered.
 
-    Args:
-        instances: with masks in one of the formats.
-        rows: which instances, best first.
-        size_hw: size of the image.
-        threshold: share of an instance that may be covered.
-
-    Returns:
-        Map of 1, 2 ... for those that got their pixels, 0 where there is none; and their positions in `rows`.
+    Returns a map of 1, 2 ... for those that got their pixels, 0 where there is none; and their positions in `rows`.
     """
     if not instances.has("pred_masks"):
         parts = (decode_part(instances.pred_masks_rle[row]) for row in rows)
@@ -267,16 +246,7 @@ def _pixels(parts: Iterable[tuple[np.ndarray, tuple[int, int]]], width: int) -> 
 def _claim_on_cpu(
     pixels_of_each: Iterable[np.ndarray], size_hw: tuple[int, ...], threshold: float
 ) -> tuple[torch.Tensor, list[int]]:
-    """Let instances claim pixels: the work is that of the pixels in masks, not of the image.
-
-    Args:
-        pixels_of_each: for each instance, best first, the indices of its pixels, row by row of the image, ascending.
-        size_hw: size of the image.
-        threshold: share of an instance that may be covered.
-
-    Returns:
-        As `_claim`.
-    """
+    """`_claim` by the pixels of each instance, ascending indices into the flat image: no work for other pixels."""
     owner = np.zeros(size_hw[0] * size_hw[1], dtype=np.int32)
     winners: list[int] = []
     for position, pixels in enumerate(pixels_of_each):
@@ -292,17 +262,7 @@ def _claim_on_cpu(
 def _claim_on_device(
     masks: Iterable[torch.Tensor], size_hw: tuple[int, ...], device: torch.device, threshold: float
 ) -> tuple[torch.Tensor, list[int]]:
-    """The same as `_claim_on_cpu` where asking for a number means to wait: all decisions stay on the device.
-
-    Args:
-        masks: for each instance, best first, its boolean mask, `Tensor[H, W]`.
-        size_hw: size of the image.
-        device: where the masks are.
-        threshold: share of an instance that may be covered.
-
-    Returns:
-        As `_claim`.
-    """
+    """`_claim` by boolean masks `Tensor[H, W]`. Asking for a number means to wait: decisions stay on the device."""
     owner = torch.zeros(size_hw, dtype=torch.int32, device=device)
     winners = torch.zeros((), dtype=torch.int32, device=device)
     decisions = []

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import move_device_like
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import MaskFormat, check_mask_format, detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -20,60 +19,12 @@ from detectron2.utils.events import get_event_storage, has_event_storage, put_im
 
 from ._training_pictures import side_by_side
 from .build import META_ARCH_REGISTRY
-from .inputs import normalized_batch, required_entry
+from .inputs import DetectorBase, required_entry
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
 # Number of proposals that visualize_training draws.
 _MAX_DRAWN_PROPOSALS = 20
-
-
-class DetectorBase(nn.Module):
-    """Normalisation of the input, common to the models below: `pixel_mean` and `pixel_std` are `Tensor[C, 1, 1]`."""
-
-    backbone: Backbone
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
-
-    def _set_normalization(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
-        mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
-        if mean.shape != std.shape:
-            raise ValueError(
-                f"MODEL.PIXEL_MEAN has {len(mean)} values but MODEL.PIXEL_STD {len(std)}; give both one per channel"
-            )
-        # Not persistent: they belong to the config, and older checkpoints disagree on whether to hold them.
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model's inputs are moved to."""
-        return self.pixel_mean.device
-
-    def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
-        return move_device_like(x, self.pixel_mean)
-
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Move the images of a batch to the model's device, normalise them, and pad them to one size.
-
-        Args:
-            batched_inputs: dictionaries with "image", `Tensor[C, H, W]`.
-
-        Returns:
-            The batch, padded as the backbone asks.
-        """
-        return normalized_batch(
-            batched_inputs,
-            self.pixel_mean,
-            self.pixel_std,
-            size_divisibility=self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
-
-    def _targets(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        """Ground truth of every image, on the model's device."""
-        why = "training needs ground truth; for inference call model.eval()"
-        return required_entry(batched_inputs, "instances", self.device, why)
 
 
 @META_ARCH_REGISTRY.register()
@@ -191,12 +142,7 @@ class GeneralizedRCNN(DetectorBase):
         return self._postprocess(results, batched_inputs, images.image_sizes, self.mask_format)
 
     def visualize_training(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
-        """Put a picture of the first image into the event storage: ground truth left, best proposals right.
-
-        Args:
-            batched_inputs: as in `forward`, with "instances".
-            proposals: for each image its proposals, best first.
-        """
+        """Put a picture of the first image into the event storage: ground truth left, best proposals right."""
         if not batched_inputs:
             return
         first = batched_inputs[0]
@@ -211,27 +157,14 @@ class GeneralizedRCNN(DetectorBase):
         image_sizes: list[tuple[int, int]],
         mask_format: MaskFormat = "full",
     ) -> list[dict[str, Instances]]:
-        """Bring raw results to the sizes that the inputs ask for.
-
-        Args:
-            instances: raw results of each image.
-            batched_inputs: dictionaries with, optionally, "height" and "width".
-            image_sizes: `(height, width)` of each image as the model saw it, the default.
-            mask_format: as `detector_postprocess` takes it.
-
-        Returns:
-            For each image `{"instances": Instances}`.
-        """
+        """Bring raw results to the "height" and "width" that inputs ask for, by default to `image_sizes`."""
         # Projects put functions of three arguments in the place of detector_postprocess.
         options: Any = {} if mask_format == "full" else {"mask_format": mask_format}
-        return [
-            {
-                "instances": detector_postprocess(
-                    result, item.get("height", size[0]), item.get("width", size[1]), **options
-                )
-            }
-            for result, item, size in zip(instances, batched_inputs, image_sizes, strict=True)
-        ]
+        results = []
+        for result, item, size in zip(instances, batched_inputs, image_sizes, strict=True):
+            height, width = item.get("height", size[0]), item.get("width", size[1])
+            results.append({"instances": detector_postprocess(result, height, width, **options)})
+        return results
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from detectron2.config import configurable
-from detectron2.layers import CycleBatchNormList, ShapeSpec, batched_nms, get_norm
+from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-from detectron2.utils.events import put_scalar
 
 from ..anchor_generator import build_anchor_generator
 from ..backbone import Backbone, build_backbone
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 from ..matcher import Matcher
+from ..sampling import check_labels
 from .build import META_ARCH_REGISTRY
 from .dense_detector import DenseDetector, permute_to_N_HWA_K, sum_of_focal_losses
 
@@ -122,12 +122,7 @@ class RetinaNet(DenseDetector):
         Returns:
             The scalars `loss_cls` and `loss_box_reg`.
         """
-        labels = torch.stack(gt_labels)
-        positive = (labels >= 0) & (labels != self.num_classes)
-        num_positive = positive.sum()
-        put_scalar("num_pos_anchors", num_positive / len(gt_labels))
-        # The average keeps a batch with few objects from shaking the network (and one without any from dividing by 0).
-        normalizer = self._ema_update("loss_normalizer", num_positive.clamp(min=1), 100)
+        labels, positive, normalizer = self._count_positives(gt_labels, 100)
 
         loss_cls = sum_of_focal_losses(
             pred_logits, labels, positive, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
@@ -157,10 +152,10 @@ class RetinaNet(DenseDetector):
             For each image a label for every anchor, `Tensor[R]` int64: the class, `K` for background or -1 for neither;
             and the ground-truth box matched to it, `Tensor[R, 4]`, meaningful for positive anchors.
         """
+        check_labels(gt_instances, self.num_classes, "set MODEL.RETINANET.NUM_CLASSES")
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_boxes = [], []
         for gt in gt_instances:
-            _check_classes(gt.gt_classes, self.num_classes)
             matched, quality = self.anchor_matcher(pairwise_iou(gt.gt_boxes, all_anchors))
             if len(gt) > 0:
                 labels = gt.gt_classes[matched].to(torch.int64)
@@ -185,17 +180,7 @@ class RetinaNet(DenseDetector):
         pred_anchor_deltas: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Detect objects in each image of a batch.
-
-        Args:
-            anchors: the anchors of each level.
-            pred_logits: for each level `Tensor[N, R_i, K]`.
-            pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
-            image_sizes: `(height, width)` of each image.
-
-        Returns:
-            For each image its detections, best first, with the fields `pred_boxes`, `scores` and `pred_classes`.
-        """
+        """Detect objects in each image of a batch; see `losses` for the shapes of the predictions."""
         return [
             self.inference_single_image(
                 anchors, [x[i] for x in pred_logits], [x[i] for x in pred_anchor_deltas], image_size
@@ -223,19 +208,10 @@ class RetinaNet(DenseDetector):
         """
         # The sigmoid is monotonic, so the threshold moves to the logits, and only what passes is put through it: a few
         # thousand of several million numbers.
-        detections = self._decode_multi_level_predictions(
-            anchors,
-            box_cls,
-            box_delta,
-            _logit(self.test_score_thresh),
-            self.test_topk_candidates,
-            image_size,
-            activation=torch.sigmoid,
+        threshold = _logit(self.test_score_thresh)
+        return self._detect_in_image(
+            anchors, box_cls, box_delta, threshold, self.test_topk_candidates, image_size, activation=torch.sigmoid
         )
-        keep = batched_nms(
-            detections.pred_boxes.tensor, detections.scores, detections.pred_classes, self.test_nms_thresh
-        )
-        return detections[keep[: self.max_detections_per_image]]
 
     @classmethod
     def from_config(cls, cfg):
@@ -265,15 +241,6 @@ class RetinaNet(DenseDetector):
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
         }
-
-
-def _check_classes(gt_classes: torch.Tensor, num_classes: int) -> None:
-    # Only on the CPU, where looking at a value does not stall the device.
-    if gt_classes.device.type == "cpu" and bool(((gt_classes < 0) | (gt_classes >= num_classes)).any()):
-        raise ValueError(
-            f"ground truth has class labels {sorted(set(gt_classes.tolist()))}, but this RetinaNet has {num_classes} "
-            f"classes, 0 to {num_classes - 1}: set MODEL.RETINANET.NUM_CLASSES to the number of thing_classes"
-        )
 
 
 def _logit(probability: float) -> float:

@@ -20,7 +20,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
 
 from .build import META_ARCH_REGISTRY
-from .rcnn import DetectorBase
+from .inputs import DetectorBase
 
 __all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head", "padded_label_maps"]
 
@@ -104,16 +104,7 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn
 
 
 def semantic_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_value: int) -> torch.Tensor:
-    """Cross entropy of the pixels that have a label, averaged over them; 0 when there is none.
-
-    Args:
-        logits: `Tensor[N, K, H, W]`.
-        targets: int64 `Tensor[N, H, W]`.
-        ignore_value: label of the pixels that are left out.
-
-    Returns:
-        Scalar, connected to `logits` in any case.
-    """
+    """Mean cross entropy of logits `Tensor[N, K, H, W]` over the pixels of `targets` with a label, 0 if none has."""
     total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
     return total / (targets != ignore_value).sum().clamp(min=1)
 
@@ -186,15 +177,7 @@ class SemanticSegmentor(DetectorBase):
 
 
 def sem_seg_targets(model: Any, batched_inputs: list[dict[str, Any]]) -> torch.Tensor:
-    """Label maps of a batch on the device of a model, padded as its backbone asks and its head can ignore.
-
-    Args:
-        model: with `backbone`, `sem_seg_head` and `device`.
-        batched_inputs: dictionaries with "image" and "sem_seg".
-
-    Returns:
-        int64 `Tensor[N, H, W]`.
-    """
+    """Label maps of a batch, int64 `Tensor[N, H, W]`, padded as the model's backbone asks and its head can ignore."""
     return padded_label_maps(
         batched_inputs,
         model.device,
@@ -246,8 +229,13 @@ class SemSegFPNHead(nn.Module):
 
         self.scale_heads = []
         for name in self.in_features:
-            doublings = _doublings(name, strides[name], common_stride)
-            head = _scale_head(input_shape[name].channels, conv_dims, doublings, norm)
+            ratio, rest = divmod(strides[name], common_stride)
+            if rest or ratio < 1 or ratio & (ratio - 1):
+                raise ValueError(
+                    f"the feature map {name!r} has stride {strides[name]}, which is not common_stride {common_stride} "
+                    "(MODEL.SEM_SEG_HEAD.COMMON_STRIDE) times a power of two"
+                )
+            head = _scale_head(input_shape[name].channels, conv_dims, ratio.bit_length() - 1, norm)
             self.scale_heads.append(head)
             self.add_module(name, head)
         self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
@@ -284,15 +272,7 @@ class SemSegFPNHead(nn.Module):
         return self.predictor(x)
 
     def losses(self, predictions: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cross entropy at the size of the input.
-
-        Args:
-            predictions: result of `layers`.
-            targets: int64 `Tensor[N, H, W]`.
-
-        Returns:
-            `{"loss_sem_seg": scalar}`, 0 when no pixel has a label.
-        """
+        """Cross entropy of what `layers` returns, at the size of `targets`, int64 `Tensor[N, H, W]`."""
         logits = F.interpolate(
             predictions.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )  # in half precision the sum over all pixels would lose most of its digits
@@ -311,17 +291,6 @@ class SemSegFPNHead(nn.Module):
             "norm": head.NORM,
             "ignore_value": head.IGNORE_VALUE,
         }
-
-
-def _doublings(name: str, stride: int, common_stride: int) -> int:
-    """How often a map has to double its size to come from its stride to the common one."""
-    ratio, rest = divmod(stride, common_stride)
-    if rest or ratio < 1 or ratio & (ratio - 1):
-        raise ValueError(
-            f"the feature map {name!r} has stride {stride}, which is not common_stride {common_stride} "
-            "(MODEL.SEM_SEG_HEAD.COMMON_STRIDE) times a power of two"
-        )
-    return ratio.bit_length() - 1
 
 
 def _scale_head(

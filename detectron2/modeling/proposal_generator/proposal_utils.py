@@ -30,16 +30,7 @@ _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
 def _top_candidates(
     pred_objectness_logits: Sequence[torch.Tensor], pre_nms_topk: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Pick the anchors of highest logit, for each level and image on its own.
-
-    Args:
-        pred_objectness_logits: for each level `Tensor[N, R_i]`.
-        pre_nms_topk: how many at most.
-
-    Returns:
-        For each level the logits and the indices of the picked anchors, both `Tensor[N, min(R_i, pre_nms_topk)]`,
-        best first.
-    """
+    """For each level `(N, R_i)` the logits and indices of its best anchors, `Tensor[N, min(R_i, k)]`, best first."""
     picked = [logits.topk(min(logits.shape[1], pre_nms_topk), dim=1) for logits in pred_objectness_logits]
     return [p.values for p in picked], [p.indices for p in picked]
 
@@ -53,20 +44,7 @@ def _proposals_from_candidates(
     min_box_size: float,
     training: bool,
 ) -> list[Instances]:
-    """Clip, drop what is tiny, suppress within each level, and keep the best over all levels.
-
-    Args:
-        boxes: for each level `Tensor[N, M_i, 4]`, or `Tensor[N, M_i, 5]` of rotated boxes.
-        logits: for each level `Tensor[N, M_i]`.
-        image_sizes: `(height, width)` of each image.
-        nms_thresh: IoU above which the lower of two boxes goes.
-        post_nms_topk: how many proposals an image keeps.
-        min_box_size: boxes with a side of this many pixels or fewer go.
-        training: raise on numbers that are not finite, which inference drops.
-
-    Returns:
-        What `find_top_rpn_proposals` returns.
-    """
+    """The second half of `find_top_rpn_proposals`: `boxes[i]` is `Tensor[N, M_i, B]`, `logits[i]` `Tensor[N, M_i]`."""
     level = cat([torch.full((b.shape[1],), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)])
     all_boxes = cat(boxes, dim=1)
     box_type = RotatedBoxes if all_boxes.shape[2] == 5 else Boxes

@@ -264,7 +264,7 @@ class RPN(nn.Module):
             anchors: the anchors of each level.
             pred_objectness_logits: for each level `Tensor[N, R_i]`.
             gt_labels: as `label_and_sample_anchors` returns them.
-            pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
+            pred_anchor_deltas: for each level `Tensor[N, R_i, B]`.
             gt_boxes: as `label_and_sample_anchors` returns them.
 
         Returns:

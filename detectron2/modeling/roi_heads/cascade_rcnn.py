@@ -138,16 +138,10 @@ class CascadeROIHeads(StandardROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> Any:
-        """Run all stages.
+        """Run all stages: in training the losses, ending in `_stage0`, `_stage1` ...; in inference the detections.
 
-        Args:
-            features: feature maps by name, or a list of those in `box_in_features`.
-            proposals: for each image its regions with `proposal_boxes`, in training labelled for the first stage.
-            targets: in training the ground truth of each image, to label the boxes of the later stages.
-
-        Returns:
-            In training the losses by name, ending in `_stage0`, `_stage1` and so on; in inference the detections of
-            each image: boxes of the last stage, scores averaged over all stages.
+        `proposals` are labelled for the first stage; `targets` label the boxes of the later ones. The detections have
+        the boxes of the last stage, and scores averaged over all stages.
         """
         if self.training and targets is None:
             raise ValueError("training a cascade needs the ground truth: _forward_box(features, proposals, targets)")
@@ -193,27 +187,16 @@ class CascadeROIHeads(StandardROIHeads):
     def _match_and_label_boxes(
         self, proposals: list[Instances], stage: int, targets: list[Instances]
     ) -> list[Instances]:
-        """Label the boxes that enter a stage. All of them are used; none is drawn.
-
-        Args:
-            proposals: for each image the boxes as `proposal_boxes`; changed in place.
-            stage: index of the stage, which decides the matcher.
-            targets: ground truth of each image.
-
-        Returns:
-            The proposals, with `gt_classes` and `gt_boxes`.
-        """
+        """Set `gt_classes` and `gt_boxes` of the boxes that enter a stage, in place. All are used; none is drawn."""
         num_foreground, num_background = [], []
         for per_image, target in zip(proposals, targets, strict=True):
             matched, labels = self.proposal_matchers[stage](pairwise_iou(target.gt_boxes, per_image.proposal_boxes))
             if len(target) > 0:
-                classes = target.gt_classes[matched].masked_fill(labels == 0, self.num_classes)
-                gt_boxes = target.gt_boxes[matched]
+                per_image.gt_classes = target.gt_classes[matched].masked_fill(labels == 0, self.num_classes)
+                per_image.gt_boxes = target.gt_boxes[matched]
             else:
-                classes = torch.full_like(matched, self.num_classes)
-                gt_boxes = Boxes(torch.zeros_like(per_image.proposal_boxes.tensor))
-            per_image.gt_classes = classes
-            per_image.gt_boxes = gt_boxes
+                per_image.gt_classes = torch.full_like(matched, self.num_classes)
+                per_image.gt_boxes = Boxes(torch.zeros_like(per_image.proposal_boxes.tensor))
             num_foreground.append((labels == 1).sum())
             num_background.append((labels == 0).sum())
         put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean_count(num_foreground))
@@ -221,16 +204,7 @@ class CascadeROIHeads(StandardROIHeads):
         return proposals
 
     def _run_stage(self, features: list[torch.Tensor], proposals: list[Instances], stage: int) -> Any:
-        """What the predictor of a stage answers for the regions.
-
-        Args:
-            features: the feature maps in `box_in_features`.
-            proposals: for each image its regions with `proposal_boxes`.
-            stage: index of the stage.
-
-        Returns:
-            The predictor's output for all regions, usually scores and deltas.
-        """
+        """What the predictor of a stage answers for all regions, usually scores and deltas."""
         x = self.box_pooler(features, [x.proposal_boxes for x in proposals])
         if self.training:
             # All stages pull at the backbone; together they weigh as much as one head.
@@ -240,15 +214,9 @@ class CascadeROIHeads(StandardROIHeads):
     def _create_proposals_from_boxes(
         self, boxes: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
-        """Turn predicted boxes into the proposals of the next stage.
+        """Turn predicted boxes, `Tensor[Ri, 4]` of each image, into the proposals of the next stage, clipped.
 
-        Args:
-            boxes: for each image `Tensor[Ri, 4]`.
-            image_sizes: `(height, width)` of each image in pixels.
-
-        Returns:
-            For each image `proposal_boxes`, clipped to it; in training without empty ones. In inference they stay,
-            since the scores of the stages are averaged box by box.
+        Empty ones are dropped in training. In inference they stay, since the scores are averaged box by box.
         """
         proposals = []
         for tensor, image_size in zip(boxes, image_sizes, strict=True):
@@ -256,9 +224,7 @@ class CascadeROIHeads(StandardROIHeads):
             of_image.clip(image_size)
             if self.training:
                 of_image = of_image[of_image.nonempty()]
-            per_image = Instances(image_size)
-            per_image.proposal_boxes = of_image
-            proposals.append(per_image)
+            proposals.append(Instances(image_size, proposal_boxes=of_image))
         return proposals
 
     @classmethod

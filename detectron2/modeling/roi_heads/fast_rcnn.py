@@ -69,23 +69,6 @@ def box_regression_loss(
     return loss / max(gt_classes.numel(), 1)
 
 
-def draw_fed_loss_classes(
-    gt_classes: torch.Tensor, num_drawn: int, num_classes: int, weight: torch.Tensor
-) -> torch.Tensor:
-    """The distinct labels of `gt_classes`, filled up to `num_drawn` with absent classes drawn in ratio of `weight`."""
-    present = gt_classes.unique()
-    missing = num_drawn - present.numel()
-    if missing <= 0:
-        return present
-    chance = torch.zeros(num_classes + 1, dtype=torch.float32, device=gt_classes.device)
-    chance[:num_classes] = weight
-    chance[present] = 0
-    drawable = int(torch.count_nonzero(chance))
-    if drawable == 0:
-        return present
-    return torch.cat([present, torch.multinomial(chance, min(missing, drawable), replacement=False)])
-
-
 def fast_rcnn_inference(
     boxes: list[torch.Tensor],
     scores: list[torch.Tensor],
@@ -123,15 +106,15 @@ def fast_rcnn_inference_single_image(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
-    """`fast_rcnn_inference` of one image.
+    """`fast_rcnn_inference` of one image; a row with a value that is not finite is passed over.
 
     Args:
-        boxes: `Tensor[R, K * 4]` or `Tensor[R, 4]`; a row with a value that is not finite is passed over.
+        boxes: `Tensor[R, K * 4]` or `Tensor[R, 4]`.
         scores: `Tensor[R, K + 1]`.
         image_shape: `(height, width)` in pixels.
-        score_thresh: only scores above this are kept.
-        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
-        topk_per_image: the largest number of detections; negative for all.
+        score_thresh: see `fast_rcnn_inference`.
+        nms_thresh: see `fast_rcnn_inference`.
+        topk_per_image: see `fast_rcnn_inference`.
 
     Returns:
         The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
@@ -148,20 +131,7 @@ def detections_of_image(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
-    """Turn the scored boxes of one image, upright or rotated, into detections.
-
-    Args:
-        box_type: `Boxes` for 4 numbers per box, `RotatedBoxes` for 5.
-        boxes: `Tensor[R, K * B]` or `Tensor[R, B]`.
-        scores: `Tensor[R, K + 1]`.
-        image_shape: `(height, width)` in pixels.
-        score_thresh: only scores above this are kept.
-        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
-        topk_per_image: the largest number of detections; negative for all.
-
-    Returns:
-        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
-    """
+    """`fast_rcnn_inference_single_image` of boxes of either type: `Tensor[R, K * B]` or `Tensor[R, B]`."""
     usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     scores = scores[:, :-1]
     rows, classes = nonzero_tuple((scores > score_thresh) & usable[:, None])
@@ -180,10 +150,9 @@ def detections_of_image(
 
 
 def _log_classification_stats(pred_logits: torch.Tensor, gt_classes: torch.Tensor, prefix: str = "fast_rcnn") -> None:
-    """Put the accuracy of `Tensor[R, K + 1]` logits against `Tensor[R]` labels into the open storage.
+    """Put the accuracy of logits `Tensor[R, K + 1]` over all and over foreground regions into the open storage.
 
-    `cls_accuracy` counts all regions; `fg_cls_accuracy` the foreground ones; `false_negative` is the share of
-    foreground regions taken for background. Nothing waits for the device.
+    `false_negative` is the share of foreground regions taken for background. Nothing waits for the device.
     """
     if gt_classes.numel() == 0 or not has_event_storage():
         return
@@ -311,10 +280,8 @@ class FastRCNNOutputLayers(nn.Module):
             loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
         else:
             loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
-        losses = {
-            "loss_cls": loss_cls,
-            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
-        }
+        loss_box_reg = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def get_fed_loss_classes(
@@ -331,17 +298,23 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             Indices of the present labels (background too, if present) and of the drawn classes, without repetition.
         """
-        return draw_fed_loss_classes(gt_classes, num_fed_loss_classes, num_classes, weight)
+        present = gt_classes.unique()
+        missing = num_fed_loss_classes - present.numel()
+        if missing <= 0:
+            return present
+        chance = torch.zeros(num_classes + 1, dtype=torch.float32, device=gt_classes.device)
+        chance[:num_classes] = weight
+        chance[present] = 0
+        drawable = int(torch.count_nonzero(chance))
+        if drawable == 0:
+            return present
+        return torch.cat([present, torch.multinomial(chance, min(missing, drawable), replacement=False)])
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
         """Sum over classes, mean over regions, of the binary cross entropy of every foreground class.
 
-        Args:
-            pred_class_logits: `Tensor[R, K + 1]`; the background column takes no part.
-            gt_classes: `Tensor[R]`, labels in `[0, K]`.
-
-        Returns:
-            A scalar.
+        `pred_class_logits` is `Tensor[R, K + 1]`, of which the background column takes no part; `gt_classes` is
+        `Tensor[R]` in `[0, K]`.
         """
         if pred_class_logits.numel() == 0:
             return pred_class_logits.sum() * 0
@@ -393,15 +366,7 @@ class FastRCNNOutputLayers(nn.Module):
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """Detections of each image from what `forward` returned; see `fast_rcnn_inference` for the result.
-
-        Args:
-            predictions: what `forward` returned for all regions of the batch.
-            proposals: for each image its regions with `proposal_boxes`.
-
-        Returns:
-            Detections of each image, and the region that each came from.
-        """
+        """Detections from what `forward` returned for regions with `proposal_boxes`; see `fast_rcnn_inference`."""
         return self._detections(
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
@@ -418,15 +383,9 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """Refined boxes for the labelled class of each region.
+        """Refined boxes for the labelled class (`gt_classes`) of each region: for each image `Tensor[Ri, B]`.
 
-        Args:
-            predictions: what `forward` returned for all regions of the batch.
-            proposals: for each image its regions with `proposal_boxes`, and `gt_classes` unless boxes do not depend
-                on the class. For background regions the box of some class is returned.
-
-        Returns:
-            For each image `Tensor[Ri, B]`.
+        For background regions it is the box of some class.
         """
         boxes = self.predict_boxes(predictions, proposals)
         if not boxes:
@@ -444,12 +403,7 @@ class FastRCNNOutputLayers(nn.Module):
     ) -> list[torch.Tensor]:
         """Refined boxes: for each image `Tensor[Ri, K * B]`, or `Tensor[Ri, B]` when they do not depend on the class.
 
-        Args:
-            predictions: what `forward` returned for all regions of the batch.
-            proposals: for each image its regions with `proposal_boxes`.
-
-        Returns:
-            One tensor for each image; boxes are not clipped to the image.
+        They are not clipped to the image. `predictions` is what `forward` returned for all regions of the batch.
         """
         if not proposals:
             return []
@@ -460,15 +414,7 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_probs(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """Class probabilities: for each image `Tensor[Ri, K + 1]`.
-
-        Args:
-            predictions: what `forward` returned for all regions of the batch.
-            proposals: for each image its regions.
-
-        Returns:
-            One tensor for each image.
-        """
+        """Class probabilities from what `forward` returned: for each image `Tensor[Ri, K + 1]`."""
         scores = full_precision(predictions[0])
         probabilities = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
         return list(probabilities.split([len(x) for x in proposals]))
@@ -574,11 +520,5 @@ class FastRCNNOutputs:
         self, score_thresh: float, nms_thresh: float, topk_per_image: int
     ) -> tuple[list[Instances], list[torch.Tensor]]:
         """Detections; see `fast_rcnn_inference` for the arguments and the result."""
-        return fast_rcnn_inference(
-            list(self.predict_boxes()),
-            list(self.predict_probs()),
-            self.image_shapes,
-            score_thresh,
-            nms_thresh,
-            topk_per_image,
-        )
+        boxes, scores = list(self.predict_boxes()), list(self.predict_probs())
+        return fast_rcnn_inference(boxes, scores, self.image_shapes, score_thresh, nms_thresh, topk_per_image)

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
 from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage, has_event_storage, put_scalar
+from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
 from detectron2.utils.registry import Registry, lookup
 
 from .numerics import full_precision, select_class
@@ -61,14 +61,11 @@ def _log_mask_statistics(logits: torch.Tensor, targets: torch.Tensor) -> None:
 
 def _log_mask_images(logits: torch.Tensor, targets: torch.Tensor, vis_period: int) -> None:
     """Every `vis_period` iterations put each predicted mask beside its ground truth into the open storage."""
-    if vis_period <= 0 or not has_event_storage():
-        return
-    storage = get_event_storage()
-    if storage.iter % vis_period != 0:
+    if vis_period <= 0 or not has_event_storage() or get_event_storage().iter % vis_period != 0:
         return
     pairs = torch.cat([logits.detach().sigmoid(), targets.to(logits.dtype)], dim=2)  # side by side
     for i, pair in enumerate(pairs):
-        storage.put_image(f"Left: mask prediction;   Right: mask GT ({i})", pair.expand(3, -1, -1))
+        put_image(f"Left: mask prediction;   Right: mask GT ({i})", pair.expand(3, -1, -1))
 
 
 def mask_rcnn_loss(pred_mask_logits: torch.Tensor, instances: list[Instances], vis_period: int = 0) -> torch.Tensor:

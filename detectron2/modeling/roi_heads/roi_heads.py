@@ -22,7 +22,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals as add_ground_truth_to_proposals,  # imported from here by other projects
 )
-from detectron2.modeling.sampling import subsample_labels
+from detectron2.modeling.sampling import check_labels, subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
 from detectron2.utils.registry import Registry, lookup
@@ -39,7 +39,6 @@ __all__ = [
     "Res5ROIHeads",
     "StandardROIHeads",
     "build_roi_heads",
-    "check_known_boxes",
     "feature_list",
     "mean_count",
     "pooler_from_config",
@@ -51,28 +50,6 @@ __all__ = [
 def mean_count(counts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean of 0-d integer tensors, one for each image, as a 0-d tensor: nothing waits for the device."""
     return torch.stack(list(counts)).float().mean() if counts else torch.zeros(())
-
-
-def _check_labels(targets: Sequence[Instances], num_classes: int) -> None:
-    """Raise a ValueError when a ground truth label lies outside `[0, num_classes)`.
-
-    Such a label would otherwise be trained as background, or fail later with an unclear error. Labels on an accelerator
-    are not checked, because reading them would make every step wait; the data loader checks them before training.
-    """
-    for i, per_image in enumerate(targets):
-        if not per_image.has("gt_classes"):
-            continue
-        labels = per_image.gt_classes
-        if labels.device.type != "cpu" or labels.numel() == 0:
-            continue
-        low, high = (int(x) for x in labels.aminmax())
-        if low < 0 or high >= num_classes:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"image {i} of the batch has the label {bad}, but the model has {num_classes} classes, "
-                f"so labels must be 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of classes "
-                "of the data set, or correct the annotation"
-            )
 
 
 def select_foreground_proposals(
@@ -100,14 +77,8 @@ def select_foreground_proposals(
 def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[Instances]:
     """Keep the regions with at least one keypoint that is labelled and lies inside the proposal's box.
 
-    A region without such a keypoint would add nothing to the loss but work.
-
-    Args:
-        proposals: foreground regions of each image with `proposal_boxes` and `gt_keypoints` (visibility 0 means that
-            a keypoint is not labelled). Images without regions may lack the fields.
-
-    Returns:
-        The chosen regions of each image.
+    A region without such a keypoint would add nothing to the loss but work. Images without regions may lack the fields
+    `proposal_boxes` and `gt_keypoints`.
     """
     chosen = []
     for per_image in proposals:
@@ -153,17 +124,6 @@ def pooler_from_config(
     return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
 
 
-def check_known_boxes(heads: nn.Module, instances: list[Instances]) -> None:
-    """Raise when `forward_with_given_boxes` cannot be answered."""
-    if heads.training:
-        raise ValueError("forward_with_given_boxes is for inference; call model.eval() first")
-    if instances and not (instances[0].has("pred_boxes") and instances[0].has("pred_classes")):
-        raise ValueError(
-            "forward_with_given_boxes needs instances with pred_boxes and pred_classes, got fields "
-            f"{sorted(instances[0].get_fields())}"
-        )
-
-
 class ROIHeads(nn.Module):
     """Base of all ROI heads: it matches proposals with ground truth and samples those to learn from.
 
@@ -198,13 +158,9 @@ class ROIHeads(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample proposals of one image at random, and label them.
 
-        Args:
-            matched_idxs: `Tensor[P]`, for each proposal the ground truth that fits it best.
-            matched_labels: `Tensor[P]`, 1 where they overlap enough, 0 where not, -1 for proposals to pass over.
-            gt_classes: `Tensor[G]`, labels of the ground truth; may be empty.
-
-        Returns:
-            Indices of the sampled proposals, foreground first, and their labels in `[0, K]`.
+        `matched_idxs`, `Tensor[P]`, is for each proposal the ground truth that fits it best; `matched_labels` is 1
+        where they overlap enough, 0 where not, -1 for proposals to pass over; `gt_classes` is `Tensor[G]`, G may be 0.
+        Returns the indices of the sampled proposals, foreground first, and their labels in `[0, K]`.
         """
         if gt_classes.numel() > 0:
             labels = gt_classes[matched_idxs]
@@ -234,7 +190,7 @@ class ROIHeads(nn.Module):
             other `gt_*` fields of the matched ground truth. On background they are those of the nearest object, and
             mean nothing.
         """
-        _check_labels(targets, self.num_classes)
+        check_labels(targets, self.num_classes, "set MODEL.ROI_HEADS.NUM_CLASSES")
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
         sampled_proposals, num_background, num_sampled = [], [], 0
@@ -287,6 +243,16 @@ class ROIHeads(nn.Module):
                 "give every input an 'instances' entry, or call model.eval() for inference"
             )
         return self.label_and_sample_proposals(proposals, targets)
+
+    def _check_known_boxes(self, instances: list[Instances]) -> None:
+        """Raise when `forward_with_given_boxes` of a subclass cannot be answered."""
+        if self.training:
+            raise ValueError("forward_with_given_boxes is for inference; call model.eval() first")
+        if instances and not (instances[0].has("pred_boxes") and instances[0].has("pred_classes")):
+            raise ValueError(
+                "forward_with_given_boxes needs instances with pred_boxes and pred_classes, got fields "
+                f"{sorted(instances[0].get_fields())}"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -411,16 +377,8 @@ class Res5ROIHeads(ROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Add masks to detections whose boxes are known.
-
-        Args:
-            features: feature maps by name.
-            instances: for each image its detections with `pred_boxes` and `pred_classes`.
-
-        Returns:
-            The same instances, with `pred_masks` if there is a mask head.
-        """
-        check_known_boxes(self, instances)
+        """Add `pred_masks`, if there is a mask head, to detections with `pred_boxes` and `pred_classes`."""
+        self._check_known_boxes(instances)
         if not self.mask_on:
             return instances
         x = self._shared_roi_transform(feature_list(features, self.in_features), [x.pred_boxes for x in instances])
@@ -534,29 +492,24 @@ class StandardROIHeads(ROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Add masks and keypoints to detections whose boxes are known.
+        """Add `pred_masks` and `pred_keypoints`, as far as there are heads, to detections whose boxes are known.
 
         Args:
             features: feature maps by name.
             instances: for each image its detections with `pred_boxes` and `pred_classes`.
 
         Returns:
-            The same instances, with `pred_masks` and `pred_keypoints` as far as there are heads for them.
+            The same instances.
         """
-        check_known_boxes(self, instances)
+        self._check_known_boxes(instances)
         instances = self._forward_mask(features, instances)
         return self._forward_keypoint(features, instances)
 
     def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> Any:
-        """The box branch.
+        """The box branch: in training the losses by name, in inference the detections of each image.
 
-        Args:
-            features: feature maps by name, or a list of those in `box_in_features`.
-            proposals: for each image its regions with `proposal_boxes`, in training labelled. With
-                `train_on_pred_boxes` their boxes are replaced by the predicted ones.
-
-        Returns:
-            In training the losses by name; in inference the detections of each image.
+        `features` is a dictionary, or a list of the maps in `box_in_features`; in training `proposals` are labelled.
+        With `train_on_pred_boxes` their boxes are replaced by the predicted ones.
         """
         maps = feature_list(features, self.box_in_features)
         x = self.box_head(self.box_pooler(maps, [x.proposal_boxes for x in proposals]))
@@ -573,16 +526,7 @@ class StandardROIHeads(ROIHeads):
         return losses
 
     def _forward_mask(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> Any:
-        """The mask branch.
-
-        Args:
-            features: feature maps by name, or a list of those in `mask_in_features`.
-            instances: in training labelled proposals, of which the foreground is used; in inference detections.
-
-        Returns:
-            In training the losses by name; in inference the instances with `pred_masks`. Without a mask head the
-            losses are empty and the instances as they came.
-        """
+        """The mask branch: in training the losses of the foreground, in inference the instances with `pred_masks`."""
         if not self.mask_on:
             return {} if self.training else instances
         if self.training:
@@ -591,17 +535,7 @@ class StandardROIHeads(ROIHeads):
         return self.mask_head(x, instances)
 
     def _forward_keypoint(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> Any:
-        """The keypoint branch.
-
-        Args:
-            features: feature maps by name, or a list of those in `keypoint_in_features`.
-            instances: in training labelled proposals, of which those with a visible keypoint are used; in inference
-                detections.
-
-        Returns:
-            In training the losses by name; in inference the instances with `pred_keypoints`. Without a keypoint head
-            the losses are empty and the instances as they came.
-        """
+        """The keypoint branch: training losses, or in inference the instances with `pred_keypoints`."""
         if not self.keypoint_on:
             return {} if self.training else instances
         if self.training:
@@ -642,11 +576,7 @@ class StandardROIHeads(ROIHeads):
             return {}
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         pooler, shape = _optional_pooler(cfg.MODEL.ROI_MASK_HEAD, in_features, input_shape)
-        return {
-            "mask_in_features": in_features,
-            "mask_pooler": pooler,
-            "mask_head": build_mask_head(cfg, shape),
-        }
+        return {"mask_in_features": in_features, "mask_pooler": pooler, "mask_head": build_mask_head(cfg, shape)}
 
     @classmethod
     def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -664,10 +594,8 @@ class StandardROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments of the constructor from the config."""
-        arguments = {
-            **super().from_config(cfg),
-            "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
-        }
+        arguments = super().from_config(cfg)
+        arguments["train_on_pred_boxes"] = cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES
         for init in (cls._init_box_head, cls._init_mask_head, cls._init_keypoint_head):
             # A subclass may define one as a plain method and call it in its own __init__, after this one.
             if inspect.ismethod(init):

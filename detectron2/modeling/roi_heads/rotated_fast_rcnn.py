@@ -13,7 +13,6 @@ from torch import nn
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransformRotated
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, RotatedBoxes, pairwise_iou_rotated
 
 from .fast_rcnn import FastRCNNOutputLayers, detections_of_image
@@ -35,19 +34,10 @@ def fast_rcnn_inference_rotated(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[list[Instances], list[torch.Tensor]]:
-    """Turn the scored rotated boxes of every image into detections.
+    """Turn the scored rotated boxes of every image into detections; see `fast_rcnn_inference`.
 
-    Args:
-        boxes: for each image `Tensor[Ri, K * 5]`, or `Tensor[Ri, 5]` when boxes do not depend on the class.
-        scores: for each image `Tensor[Ri, K + 1]`; the last column, background, is not used.
-        image_shapes: `(height, width)` of each image in pixels, to which nearly upright boxes are clipped.
-        score_thresh: only scores above this are kept.
-        nms_thresh: of two boxes of one class that overlap by more than this IoU, only the better is kept.
-        topk_per_image: the largest number of detections, the best ones; negative for all.
-
-    Returns:
-        For each image its detections with `pred_boxes` (`RotatedBoxes`), `scores` and `pred_classes`, best first; and
-        for each image the row of `boxes` that each detection came from.
+    Boxes are `Tensor[Ri, K * 5]` or `Tensor[Ri, 5]`; only nearly upright ones are clipped. The field `pred_boxes` of
+    the detections is `RotatedBoxes`.
     """
     results = [
         fast_rcnn_inference_single_image_rotated(b, s, shape, score_thresh, nms_thresh, topk_per_image)
@@ -65,19 +55,7 @@ def fast_rcnn_inference_single_image_rotated(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
-    """`fast_rcnn_inference_rotated` of one image.
-
-    Args:
-        boxes: `Tensor[R, K * 5]` or `Tensor[R, 5]`; a row with a value that is not finite is passed over.
-        scores: `Tensor[R, K + 1]`.
-        image_shape: `(height, width)` in pixels.
-        score_thresh: only scores above this are kept.
-        nms_thresh: IoU above which the worse of two boxes of one class is dropped.
-        topk_per_image: the largest number of detections; negative for all.
-
-    Returns:
-        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
-    """
+    """`fast_rcnn_inference_rotated` of one image; see `fast_rcnn_inference_single_image`."""
     return detections_of_image(RotatedBoxes, boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image)
 
 
@@ -119,30 +97,13 @@ class RROIHeads(StandardROIHeads):
     """A box head for rotated boxes, as in Rotated Faster R-CNN. It predicts neither masks nor keypoints.
 
     Args:
-        box_in_features: names of the feature maps that the box head pools from.
-        box_pooler: pools the features of a region; its type is "ROIAlignRotated".
-        box_head: layers before the box predictor.
-        box_predictor: a `RotatedFastRCNNOutputLayers`.
-        **kwargs: see `StandardROIHeads`.
+        **kwargs: arguments of `StandardROIHeads`: a `box_pooler` of type "ROIAlignRotated", a `box_predictor` that is a
+            `RotatedFastRCNNOutputLayers`, and nothing for masks and keypoints.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        box_in_features: list[str],
-        box_pooler: ROIPooler,
-        box_head: nn.Module,
-        box_predictor: nn.Module,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            box_in_features=box_in_features,
-            box_pooler=box_pooler,
-            box_head=box_head,
-            box_predictor=box_predictor,
-            **kwargs,
-        )
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         for what, key, on in (
             ("masks", "MODEL.MASK_ON", self.mask_on),
             ("keypoints", "MODEL.KEYPOINT_ON", self.keypoint_on),
@@ -152,7 +113,7 @@ class RROIHeads(StandardROIHeads):
                 raise ValueError(f"RROIHeads, for rotated boxes, has no {what}; set {key} to False")
 
     def _overlaps(self, gt_boxes: RotatedBoxes, proposal_boxes: RotatedBoxes) -> torch.Tensor:
-        """IoU `Tensor[G, P]` of rotated boxes; see `ROIHeads.label_and_sample_proposals`."""
+        """IoU `Tensor[G, P]` of rotated boxes."""
         return pairwise_iou_rotated(gt_boxes, proposal_boxes)
 
     @classmethod

@@ -14,8 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.modeling.meta_arch.inputs import normalized_batch
-from detectron2.modeling.meta_arch.rcnn import DetectorBase
+from detectron2.modeling.meta_arch.inputs import DetectorBase, normalized_batch
 from detectron2.modeling.meta_arch.semantic_seg import padded_label_maps
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.projects.deeplab import DeepLabV3PlusHead

@@ -151,7 +151,7 @@ def test_labels_by_hand():
 
 @pytest.mark.parametrize("label", [-1, K])
 def test_labels_outside_the_classes_are_reported(label):
-    with pytest.raises(ValueError, match=rf"labels \[{label}\].*{K} classes.*num_classes"):
+    with pytest.raises(ValueError, match=rf"label {label}.*{K} classes.*num_classes"):
         make()(batch(ground_truth([[4, 4, 20, 30]], [label]), ground_truth()))
 
 

@@ -117,7 +117,7 @@ def test_labels_by_hand():
 
 @pytest.mark.parametrize("label", [-1, K])
 def test_labels_outside_the_classes_are_reported(label):
-    with pytest.raises(ValueError, match=rf"labels \[{label}\].*{K} classes.*NUM_CLASSES"):
+    with pytest.raises(ValueError, match=rf"label {label}.*{K} classes.*NUM_CLASSES"):
         make()(batch(ground_truth([[4, 4, 20, 30]], [label])))
 
 
