@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2 import model_zoo
@@ -41,8 +41,8 @@ def add_config_arguments(
 
     Args:
         parser: the parser of a command.
-        required: whether the command does nothing without a config.
-        words: the attribute that gets the words that belong to no option.
+        required: whether the command needs `--config-file`.
+        words: the attribute for the words that belong to no option.
         words_help: what these are, where they are more than changes to the config.
     """
     parser.add_argument(
@@ -95,7 +95,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def register_datasets(args: argparse.Namespace) -> None:
-    """Do what `add_dataset_arguments` promised; every process of a training has to."""
+    """Import the modules and register the data sets of the command line; every process of a training must do it."""
     if args.classes and not args.voc:
         raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
     for module in args.imports:
@@ -130,17 +130,7 @@ def _voc_classes(root: str) -> list[str]:
 
 
 def find_config_file(path: str) -> str:
-    """Find a config.
-
-    Args:
-        path: a file, or a name in the model zoo such as `COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml`.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
+    """Return the path of a config file, or of the one with this name in the model zoo; raise an error for others."""
     if os.path.isfile(path) or "://" in path:
         return path
     try:
@@ -158,8 +148,7 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
         output_dir: replaces the output folder of the config.
 
     Returns:
-        A frozen `CfgNode`, or an omegaconf `DictConfig`. Its device is the CPU where it says "cuda", which is the
-        default, and there is none.
+        A frozen `CfgNode`, or an omegaconf `DictConfig`. Its device is the CPU if it names a GPU and there is none.
 
     Raises:
         ValueError: a LazyConfig lacks a section that every command needs.
@@ -191,16 +180,22 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
         What `load_config` returns.
 
     Raises:
-        ValueError: there is none, or it asks for calls that weights have no business to make.
+        ValueError: there is no config, or the one in the checkpoint describes calls that weights may not make.
     """
     if args.config_file:
         return load_config(find_config_file(args.config_file), opts, output_dir)
     if not args.weights:
         raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
-    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
-    described = _load_described_config(args.weights, opts, trusted, output_dir)
-    if described is not None:
-        return described
+    description = read_description(args.weights)
+    if description is not None and description.config:
+        cfg = description.load_config()
+        if isinstance(cfg, CfgNode):
+            _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
+        else:
+            trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
+            for part in ("model", "dataloader.test.mapper"):
+                refuse_foreign_calls(OmegaConf.select(cfg, part), args.weights, trusted)
+        return _finish(cfg, opts, output_dir)
     beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
     if not os.path.isfile(beside):
         raise ValueError(
@@ -209,33 +204,6 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
             "--config-file."
         )
     return load_config(beside, opts, output_dir)
-
-
-def _load_described_config(weights: str, opts: list[str], trusted: list[str], output_dir: str | None) -> Any:
-    """Read the config that weights bring along.
-
-    Args:
-        weights: a checkpoint.
-        opts: changes to it, as for `load_config`.
-        trusted: packages of the user's own that a LazyConfig may call.
-        output_dir: as for `load_config`.
-
-    Returns:
-        What `load_config` returns; `None` where the file has none.
-
-    Raises:
-        ValueError: the config asks for calls that weights have no business to make.
-    """
-    description = read_description(weights)
-    if description is None or not description.config:
-        return None
-    cfg = description.load_config()
-    if isinstance(cfg, CfgNode):
-        _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
-    else:
-        for part in ("model", "dataloader.test.mapper"):
-            refuse_foreign_calls(OmegaConf.select(cfg, part), weights, trusted)
-    return _finish(cfg, opts, output_dir)
 
 
 def _finish(cfg: Any, opts: list[str], output_dir: str | None) -> Any:
@@ -301,31 +269,19 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     if isinstance(cfg, CfgNode):
         model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
     else:
-        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(_test_mapper(cfg))
+        test_mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
+        if test_mapper is None:
+            raise ValueError(
+                "The config has no dataloader.test.mapper, which says how images are made ready for the model; give "
+                "--config-file with one like that in configs/common/data/coco.py."
+            )
+        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(test_mapper)
     DetectionCheckpointer(model).load_for_inference(weights)
     return model.eval(), mapper
 
 
-def _test_mapper(cfg: DictConfig) -> DictConfig:
-    mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
-    if mapper is None:
-        raise ValueError(
-            "The config has no dataloader.test.mapper, which says how images are made ready for the model; give "
-            "--config-file with one like that in configs/common/data/coco.py."
-        )
-    return mapper
-
-
 def dataset_names(cfg: Any, split: str) -> list[str]:
-    """Look up the data sets of a config of either kind.
-
-    Args:
-        cfg: what `load_config` returned.
-        split: `"train"` or `"test"`.
-
-    Returns:
-        Their names.
-    """
+    """Return the names of the data sets in a config of either kind; `split` is `"train"` or `"test"`."""
     if isinstance(cfg, CfgNode):
         return list(cfg.DATASETS[split.upper()])
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []  # absent where the data set is the user's
@@ -335,8 +291,7 @@ def dataset_names(cfg: Any, split: str) -> list[str]:
 def save_metadata(cfg: Any) -> None:
     """Write the class names of the training data beside the checkpoints, where `detectron2 predict` looks for them.
 
-    Args:
-        cfg: what `load_config` returned. A data set whose class names are not known yet is loaded for them.
+    A data set whose class names are not known yet is loaded for them.
     """
     output = Path(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
     names = dataset_names(cfg, "train")
@@ -349,12 +304,7 @@ def save_metadata(cfg: Any) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all.
-
-    Args:
-        path: its folder is made if necessary.
-        content: numbers of other libraries become floats.
-    """
+    """Write a JSON file, with its folder, completely or not at all; numbers of other libraries become floats."""
     with atomic_write(path, "w") as f:
         json.dump(content, f, indent=2, default=float)
 

@@ -8,6 +8,7 @@ import argparse
 import datetime
 import html
 import json
+import logging
 import math
 import os
 import shutil
@@ -22,18 +23,16 @@ from PIL import Image
 from torch import nn
 
 from detectron2 import model_zoo
-from detectron2.cli._html import picture, write_page
+from detectron2.cli._html import picture, table, write_page
 from detectron2.cli.common import save_metadata, write_json
+from detectron2.cli.plot import choose_metrics, draw_curves, read_run
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES, generate_shapes_dataset
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultTrainer
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
@@ -67,18 +66,19 @@ def run(args: argparse.Namespace) -> int:
     save_metadata(cfg)
     seed_all_rng(cfg.SEED)
 
-    trainer = _train(cfg, args.resume)
-    results = trainer.results
+    trainer, results = _train(cfg, args.resume)
     if results is None:
         _say("The model is already trained; evaluating it.")
-        results = _DemoTrainer.test(cfg, trainer.model)
+        results = DefaultTrainer.test(cfg, trainer.model)
     write_json(output / "results.json", results)
 
     _say("Drawing predictions on images the model has not seen ...")
     pictures = draw_pairs(trainer.model.eval(), cfg, "demo_shapes_val", output / "pictures", args.pictures)
-    metrics = read_metrics(output / "metrics.json")
-    curve = draw_training_curve(metrics, output / "training_curve.png")
-    write_report(output / "report.html", cfg, results, metrics, curve, pictures)
+    training = read_run(output, "demo")
+    curve = output / "training_curve.png"
+    draw_curves([training], choose_metrics([training], ["*loss*", "lr"]), 1, curve)
+    seconds = training.curves["time"][1] if "time" in training.curves else None
+    write_report(output / "report.html", cfg, results, seconds, curve, pictures)
     _summary(output, results, trainer.checkpointer.file_name("model_final"))
     return 0
 
@@ -137,61 +137,13 @@ def _prepare_data(folder: Path, name: str, count: int, seed: int) -> None:
     register_coco_instances(name, {}, str(annotations), str(folder / "images"))
 
 
-class _DemoTrainer(DefaultTrainer):
-    """The default trainer with another optimizer, and a progress line in the terminal."""
-
-    results: Any = None
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Return AdamW: from scratch and in so few iterations it gets twice as far as the usual SGD."""
-        groups = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
-
-    def build_writers(self) -> list[EventWriter]:
-        """Return the progress line, and `metrics.json`."""
-        return [
-            _ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-        ]
-
-
-class _ProgressLine(EventWriter):
-    """Loss, speed and remaining time: one line that is rewritten in a terminal, many lines elsewhere."""
-
-    def __init__(self, max_iter: int, images_per_iter: int) -> None:
-        self._max_iter = max_iter
-        self._images_per_iter = images_per_iter
-        self._in_terminal = sys.stdout.isatty()
-        self._started = time.perf_counter()
-
-    def write(self) -> None:
-        """Print the line."""
-        storage = get_event_storage()
-        done = storage.iter + 1
-        known = storage.histories()
-        if done > self._max_iter or "time" not in known:
-            return
-        seconds = known["time"].avg(20)
-        line = (
-            f"iteration {done:4d}/{self._max_iter}   loss {known['total_loss'].median(20):6.3f}   "
-            f"{self._images_per_iter / seconds:5.1f} images/s   "
-            f"ETA {datetime.timedelta(seconds=round(seconds * (self._max_iter - done)))}"
-        )
-        sys.stdout.write(f"\r{line}  " if self._in_terminal else f"{line}\n")
-        if self._in_terminal and done == self._max_iter:
-            sys.stdout.write("\n")
-        sys.stdout.flush()
-
-
-def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
-    """Train, or, where nothing is left to train, just load the weights."""
-    trainer = _DemoTrainer(cfg)
+def _train(cfg: CfgNode, resume: bool) -> tuple[DefaultTrainer, Any]:
+    """Train, or, where nothing is left to train, just load the weights; return the results of training, if any."""
+    trainer = DefaultTrainer(cfg)
     last = trainer.checkpointer.get_checkpoint_file() if trainer.checkpointer.has_checkpoint() else ""
     if resume and os.path.basename(last) == trainer.checkpointer.file_name("model_final"):
         trainer.checkpointer.load(last, checkpointables=[])
-        return trainer
+        return trainer, None
     trainer.resume_or_load(resume=resume)
     size = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     _say(
@@ -199,16 +151,20 @@ def _train(cfg: CfgNode, resume: bool) -> _DemoTrainer:
         f"iterations {trainer.start_iter} to {trainer.max_iter}. Ctrl-C stops; --resume continues."
     )
     start = time.perf_counter()
+    progress, printer = logging.getLogger("detectron2.utils.events"), logging.StreamHandler(sys.stdout)
+    progress.addHandler(printer)  # gets a line at a time where the output is not a terminal
     try:
-        trainer.results = trainer.train()
+        results = trainer.train()
     except KeyboardInterrupt:
         trainer.iter -= 1  # the one that was interrupted is not done
         if trainer.iter >= trainer.start_iter:
             trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
             _say(f"\nStopped after iteration {trainer.iter + 1}, and saved; --resume continues from there.")
         raise
+    finally:
+        progress.removeHandler(printer)
     _say(f"Trained and evaluated in {datetime.timedelta(seconds=round(time.perf_counter() - start))}.")
-    return trainer
+    return trainer, results
 
 
 def _summary(output: Path, results: dict[str, dict[str, float]], file_name: str) -> None:
@@ -275,53 +231,11 @@ def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, 
     return paths
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the records of `metrics.json`, by iteration; of repeated ones (after a resume) the newest."""
-    records: dict[int, dict[str, float]] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            records.setdefault(int(record["iteration"]), {}).update(record)
-    return [records[i] for i in sorted(records)]
-
-
-def draw_training_curve(metrics: list[dict[str, float]], path: Path) -> Path:
-    """Draw the losses and the learning rate over the iterations.
-
-    Args:
-        metrics: what `read_metrics` returned.
-        path: the PNG to write.
-
-    Returns:
-        `path`.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    losses = figure.add_subplot()
-    names = sorted({k for m in metrics for k in m if "loss" in k}, key=lambda k: (k != "total_loss", k))
-    for name in names:
-        points = [(m["iteration"], m[name]) for m in metrics if name in m]
-        losses.plot(*zip(*points, strict=True), label=name, linewidth=2.2 if name == "total_loss" else 1.1)
-    losses.set(xlabel="iteration", ylabel="loss (median of 20)", ylim=(0, None), title="Training")
-    losses.grid(alpha=0.3)
-    rate_points = [(m["iteration"], m["lr"]) for m in metrics if "lr" in m]
-    if rate_points:
-        rate = losses.twinx()
-        rate.plot(*zip(*rate_points, strict=True), color="0.6", linestyle=":", label="learning rate")
-        rate.set(ylabel="learning rate", ylim=(0, None))
-    figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path)
-    return path
-
-
 def write_report(
     path: Path,
     cfg: CfgNode,
     results: dict[str, dict[str, float]],
-    metrics: list[dict[str, float]],
+    seconds: np.ndarray | None,
     curve: Path,
     pictures: list[Path],
 ) -> None:
@@ -331,14 +245,13 @@ def write_report(
         path: the page.
         cfg: shown at the end.
         results: `{task: {metric: value}}`.
-        metrics: what `read_metrics` returned.
+        seconds: of the iterations that were measured.
         curve: the picture of the training.
         pictures: truth beside prediction.
     """
-    speed = [m["time"] for m in metrics if "time" in m]
     facts = [
         f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images",
-        f"{cfg.SOLVER.IMS_PER_BATCH / float(np.median(speed)):.1f} images per second" if speed else "",
+        f"{cfg.SOLVER.IMS_PER_BATCH / float(np.median(seconds)):.1f} images per second" if seconds is not None else "",
         f"config.yaml, metrics.json and the checkpoint lie in {path.parent}",
     ]
     body = [
@@ -357,16 +270,9 @@ def write_report(
 
 def _results_table(results: dict[str, dict[str, float]]) -> str:
     """Return an HTML table, a row for each metric, a column for each task."""
-    tasks = list(results)
-    rows = list(dict.fromkeys(metric for task in tasks for metric in results[task]))
-    header = "".join(f"<th>{html.escape({'bbox': 'boxes', 'segm': 'masks'}.get(t, t))}</th>" for t in tasks)
-    lines = [
-        f"<tr><td>{html.escape(row)}</td>"
-        + "".join(f"<td>{_number(results[t].get(row))}</td>" for t in tasks)
-        + "</tr>"
-        for row in rows
-    ]
-    return f"<table><tr><th></th>{header}</tr>{''.join(lines)}</table>"
+    metrics = dict.fromkeys(metric for values in results.values() for metric in values)
+    rows = [[metric, *(_number(values.get(metric)) for values in results.values())] for metric in metrics]
+    return table(["", *({"bbox": "boxes", "segm": "masks"}.get(task, task) for task in results)], rows)
 
 
 def _number(value: Any) -> str:

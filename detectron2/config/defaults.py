@@ -8,42 +8,31 @@ absolute pixels of the network input; `(dx, dy, dw, dh)` are box deltas; a list 
 have a single entry instead, which then serves all of them.
 """
 
+from typing import Any
+
 from detectron2.config.node import CfgNode
 
 __all__: list[str] = []
 
-# The key schema. Files written for an older schema are translated while they are merged (see compat.py).
-_C = CfgNode({"VERSION": 2})
-
-# ---------------------------------------------------------------------------------------------------------- whole model
-_C.MODEL = CfgNode(
-    {
-        "META_ARCHITECTURE": "GeneralizedRCNN",  # a name in META_ARCH_REGISTRY
-        "DEVICE": "cuda",
-        # Checkpoint to start from: a path, an https:// address, or detectron2://... (the model zoo). "" loads nothing.
-        "WEIGHTS": "",
-        "MASK_ON": False,
-        "KEYPOINT_ON": False,
-        "LOAD_PROPOSALS": False,  # read proposals from DATASETS.PROPOSAL_FILES_* with every image
-        # Subtracted from, and dividing, the pixels; one number per channel, in the channel order of INPUT.FORMAT.
-        # ImageNet's means in BGR. The std is 1 because the Caffe-style weights have it folded into their first
-        # convolution; weights trained by torchvision want [57.375, 57.12, 58.395].
-        "PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "PIXEL_STD": [1.0, 1.0, 1.0],
-    }
-)
-
-# ------------------------------------------------------------------------------------------------------------- backbone
-_C.MODEL.BACKBONE = CfgNode(
-    {
+_MODEL: dict[str, Any] = {
+    "META_ARCHITECTURE": "GeneralizedRCNN",  # a name in META_ARCH_REGISTRY
+    "DEVICE": "cuda",
+    # Checkpoint to start from: a path, an https:// address, or detectron2://... (the model zoo). "" loads nothing.
+    "WEIGHTS": "",
+    "MASK_ON": False,
+    "KEYPOINT_ON": False,
+    "LOAD_PROPOSALS": False,  # read proposals from DATASETS.PROPOSAL_FILES_* with every image
+    # Subtracted from, and dividing, the pixels; one number per channel, in the channel order of INPUT.FORMAT.
+    # ImageNet's means in BGR. The std is 1 because the Caffe-style weights have it folded into their first
+    # convolution; weights trained by torchvision want [57.375, 57.12, 58.395].
+    "PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "PIXEL_STD": [1.0, 1.0, 1.0],
+    "BACKBONE": {
         "NAME": "build_resnet_backbone",  # a name in BACKBONE_REGISTRY
         "FREEZE_AT": 2,  # how many stages are not trained, the stem being the first: 2 freezes the stem and res2
-    }
-)
-
-# ResNet and ResNeXt, as backbone and as the res5 head of C4 models.
-_C.MODEL.RESNETS = CfgNode(
-    {
+    },
+    # ResNet and ResNeXt, as backbone and as the res5 head of C4 models.
+    "RESNETS": {
         "DEPTH": 50,
         "OUT_FEATURES": ["res4"],  # ["res2", "res3", "res4", "res5"] under an FPN
         "NORM": "FrozenBN",  # "FrozenBN", "BN", "SyncBN", "GN", ... or "" for none
@@ -56,38 +45,25 @@ _C.MODEL.RESNETS = CfgNode(
         "DEFORM_ON_PER_STAGE": [False, False, False, False],  # deformable 3x3 in res2, res3, res4, res5
         "DEFORM_MODULATED": False,  # True: Deformable ConvNets v2
         "DEFORM_NUM_GROUPS": 1,
-    }
-)
-
-_C.MODEL.FPN = CfgNode(
-    {
+    },
+    "FPN": {
         "IN_FEATURES": [],  # bottom-up maps, fine to coarse, each with twice the stride of the one before
         "OUT_CHANNELS": 256,
         "NORM": "",
         "FUSE_TYPE": "sum",  # "sum" or "avg": how the top-down and lateral maps are joined
-    }
-)
-
-# ------------------------------------------------------------------------------------------------------------ proposals
-_C.MODEL.PROPOSAL_GENERATOR = CfgNode(
-    {
+    },
+    "PROPOSAL_GENERATOR": {
         "NAME": "RPN",  # "RPN", "RRPN" or "PrecomputedProposals"
         "MIN_SIZE": 0,  # pixels: a proposal must be wider and taller than this
-    }
-)
-
-_C.MODEL.ANCHOR_GENERATOR = CfgNode(
-    {
+    },
+    "ANCHOR_GENERATOR": {
         "NAME": "DefaultAnchorGenerator",  # a name in ANCHOR_GENERATOR_REGISTRY
         "SIZES": [[32, 64, 128, 256, 512]],  # square root of the anchor area in pixels, one list per feature map
         "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],  # height / width, one list per feature map
         "ANGLES": [[-90, 0, 90]],  # degrees, counter-clockwise; rotated anchors only
         "OFFSET": 0.0,  # of the first anchor's center from the image corner, in strides, within [0, 1)
-    }
-)
-
-_C.MODEL.RPN = CfgNode(
-    {
+    },
+    "RPN": {
         "HEAD_NAME": "StandardRPNHead",  # a name in RPN_HEAD_REGISTRY
         "IN_FEATURES": ["res4"],  # ["p2", "p3", "p4", "p5", "p6"] over an FPN
         "CONV_DIMS": [-1],  # channels of the head's hidden 3x3 convolutions; -1: as many as come in
@@ -110,12 +86,8 @@ _C.MODEL.RPN = CfgNode(
         "POST_NMS_TOPK_TRAIN": 2000,
         "POST_NMS_TOPK_TEST": 1000,
         "NMS_THRESH": 0.7,
-    }
-)
-
-# ------------------------------------------------------------------------------------------------------------ RoI heads
-_C.MODEL.ROI_HEADS = CfgNode(
-    {
+    },
+    "ROI_HEADS": {
         "NAME": "Res5ROIHeads",  # a name in ROI_HEADS_REGISTRY
         "NUM_CLASSES": 80,  # foreground classes; the background is not counted
         "IN_FEATURES": ["res4"],  # shared by the box, mask and keypoint heads
@@ -126,11 +98,8 @@ _C.MODEL.ROI_HEADS = CfgNode(
         "PROPOSAL_APPEND_GT": True,  # add the ground-truth boxes to the proposals before sampling
         "SCORE_THRESH_TEST": 0.05,  # lower finds a little more and costs time in NMS
         "NMS_THRESH_TEST": 0.5,
-    }
-)
-
-_C.MODEL.ROI_BOX_HEAD = CfgNode(
-    {
+    },
+    "ROI_BOX_HEAD": {
         "NAME": "",  # a name in ROI_BOX_HEAD_REGISTRY, e.g. "FastRCNNConvFCHead"; C4 models have none
         "NUM_CONV": 0,
         "CONV_DIM": 256,
@@ -152,19 +121,13 @@ _C.MODEL.ROI_BOX_HEAD = CfgNode(
         "USE_FED_LOSS": False,
         "FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
         "FED_LOSS_NUM_CLASSES": 50,
-    }
-)
-
-# One entry per stage; the number of entries is the number of stages.
-_C.MODEL.ROI_BOX_CASCADE_HEAD = CfgNode(
-    {
+    },
+    # One entry per stage; the number of entries is the number of stages.
+    "ROI_BOX_CASCADE_HEAD": {
         "IOUS": (0.5, 0.6, 0.7),
         "BBOX_REG_WEIGHTS": ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
-    }
-)
-
-_C.MODEL.ROI_MASK_HEAD = CfgNode(
-    {
+    },
+    "ROI_MASK_HEAD": {
         "NAME": "MaskRCNNConvUpsampleHead",
         "NUM_CONV": 0,
         "CONV_DIM": 256,
@@ -173,11 +136,8 @@ _C.MODEL.ROI_MASK_HEAD = CfgNode(
         "POOLER_RESOLUTION": 14,
         "POOLER_SAMPLING_RATIO": 0,
         "CLS_AGNOSTIC_MASK": False,
-    }
-)
-
-_C.MODEL.ROI_KEYPOINT_HEAD = CfgNode(
-    {
+    },
+    "ROI_KEYPOINT_HEAD": {
         "NAME": "KRCNNConvDeconvUpsampleHead",
         "CONV_DIMS": (512,) * 8,
         "NUM_KEYPOINTS": 17,  # as in COCO
@@ -189,12 +149,8 @@ _C.MODEL.ROI_KEYPOINT_HEAD = CfgNode(
         # have, so that an image with few visible ones does not dominate (then use LOSS_WEIGHT 4).
         "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
         "LOSS_WEIGHT": 1.0,
-    }
-)
-
-# ----------------------------------------------------------------------------------- semantic and panoptic segmentation
-_C.MODEL.SEM_SEG_HEAD = CfgNode(
-    {
+    },
+    "SEM_SEG_HEAD": {
         "NAME": "SemSegFPNHead",
         "IN_FEATURES": ["p2", "p3", "p4", "p5"],
         "NUM_CLASSES": 54,
@@ -203,11 +159,8 @@ _C.MODEL.SEM_SEG_HEAD = CfgNode(
         "COMMON_STRIDE": 4,  # every map is brought to this stride before they are added
         "NORM": "GN",
         "LOSS_WEIGHT": 1.0,
-    }
-)
-
-_C.MODEL.PANOPTIC_FPN = CfgNode(
-    {
+    },
+    "PANOPTIC_FPN": {
         "INSTANCE_LOSS_WEIGHT": 1.0,
         "COMBINE": {
             "ENABLED": True,  # kept for old files; nothing reads it
@@ -215,12 +168,8 @@ _C.MODEL.PANOPTIC_FPN = CfgNode(
             "STUFF_AREA_LIMIT": 4096,  # pixels: smaller stuff regions are dropped
             "INSTANCES_CONFIDENCE_THRESH": 0.5,
         },
-    }
-)
-
-# ------------------------------------------------------------------------------------------------------------ RetinaNet
-_C.MODEL.RETINANET = CfgNode(
-    {
+    },
+    "RETINANET": {
         "NUM_CLASSES": 80,
         "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
         "NUM_CONVS": 4,  # of each tower, not counting the predicting layer
@@ -236,110 +185,105 @@ _C.MODEL.RETINANET = CfgNode(
         "SCORE_THRESH_TEST": 0.05,
         "TOPK_CANDIDATES_TEST": 1000,  # per feature map, before NMS
         "NMS_THRESH_TEST": 0.5,
-    }
-)
+    },
+}
 
-# --------------------------------------------------------------------------------------------------------------- images
-_C.INPUT = CfgNode(
+_INPUT: dict[str, Any] = {
+    "FORMAT": "BGR",  # a Pillow mode ("RGB", "L", ...), or "BGR"
+    "MASK_FORMAT": "polygon",  # "polygon" or "bitmask"
+    # The shorter side is resized to one of these lengths, unless the longer side would pass MAX_SIZE.
+    "MIN_SIZE_TRAIN": (800,),
+    "MIN_SIZE_TRAIN_SAMPLING": "choice",  # "choice": one of the values; "range": between two values
+    "MAX_SIZE_TRAIN": 1333,
+    "MIN_SIZE_TEST": 800,  # 0 leaves test images as they are
+    "MAX_SIZE_TEST": 1333,
+    "RANDOM_FLIP": "horizontal",  # "horizontal", "vertical" or "none"
+    "CROP": {
+        "ENABLED": False,
+        "TYPE": "relative_range",  # "relative", "relative_range", "absolute" or "absolute_range"
+        "SIZE": [0.9, 0.9],  # (height, width): a share of the image, or pixels for the absolute types
+    },
+}
+
+_DATASETS: dict[str, Any] = {
+    "TRAIN": (),  # registered names; several are trained on as one
+    "TEST": (),
+    "PROPOSAL_FILES_TRAIN": (),  # one per data set, used with MODEL.LOAD_PROPOSALS
+    "PROPOSAL_FILES_TEST": (),
+    "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
+    "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
+}
+
+_DATALOADER: dict[str, Any] = {
+    "NUM_WORKERS": 4,  # processes per GPU
+    "ASPECT_RATIO_GROUPING": True,  # keep wide and tall images in separate batches: less padding
+    "SAMPLER_TRAIN": "TrainingSampler",  # or "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
+    "REPEAT_THRESHOLD": 0.0,  # classes in a smaller share of the images than this are repeated
+    "REPEAT_SQRT": True,
+    "FILTER_EMPTY_ANNOTATIONS": True,  # do not train on images without objects
+}
+
+_SOLVER: dict[str, Any] = {
+    "IMS_PER_BATCH": 16,  # of all GPUs together
+    # The number of GPUs that batch size, learning rate and schedule were chosen for; they are scaled when training
+    # with another number. 0 leaves them alone.
+    "REFERENCE_WORLD_SIZE": 0,
+    "MAX_ITER": 40000,
+    "CHECKPOINT_PERIOD": 5000,
+    "BASE_LR": 0.001,
+    "BASE_LR_END": 0.0,  # where cosine schedules end
+    "MOMENTUM": 0.9,
+    "NESTEROV": False,
+    "WEIGHT_DECAY": 0.0001,
+    "WEIGHT_DECAY_NORM": 0.0,  # of normalization layers
+    "WEIGHT_DECAY_BIAS": None,  # None: WEIGHT_DECAY
+    "BIAS_LR_FACTOR": 1.0,
+    "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # or "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+    "STEPS": (30000,),  # iterations at which the rate is multiplied by GAMMA
+    "GAMMA": 0.1,
+    "NUM_DECAYS": 3,  # of WarmupStepWithFixedGammaLR
+    "RESCALE_INTERVAL": False,
+    "WARMUP_METHOD": "linear",  # "linear" or "constant"
+    "WARMUP_FACTOR": 0.001,  # of the rate at iteration 0
+    "WARMUP_ITERS": 1000,
+    "CLIP_GRADIENTS": {
+        "ENABLED": False,
+        "CLIP_TYPE": "value",  # "value": each element; "norm": the norm of each parameter; "full_model": of all
+        "CLIP_VALUE": 1.0,
+        "NORM_TYPE": 2.0,  # .inf for the largest element
+    },
+    "AMP": {"ENABLED": False},  # mixed precision while training
+}
+
+_TEST: dict[str, Any] = {
+    "EVAL_PERIOD": 0,  # iterations between evaluations while training; 0: only at the end
+    "EXPECTED_RESULTS": [],  # [[task, metric, value, tolerance], ...], e.g. [["bbox", "AP", 38.5, 0.2]]
+    "KEYPOINT_OKS_SIGMAS": [],  # one per keypoint; empty means those of COCO
+    "DETECTIONS_PER_IMAGE": 100,
+    "AUG": {
+        "ENABLED": False,
+        "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+        "MAX_SIZE": 4000,
+        "FLIP": True,
+    },
+    "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
+}
+
+_C = CfgNode(
     {
-        "FORMAT": "BGR",  # a Pillow mode ("RGB", "L", ...), or "BGR"
-        "MASK_FORMAT": "polygon",  # "polygon" or "bitmask"
-        # The shorter side is resized to one of these lengths, unless the longer side would pass MAX_SIZE.
-        "MIN_SIZE_TRAIN": (800,),
-        "MIN_SIZE_TRAIN_SAMPLING": "choice",  # "choice": one of the values; "range": between two values
-        "MAX_SIZE_TRAIN": 1333,
-        "MIN_SIZE_TEST": 800,  # 0 leaves test images as they are
-        "MAX_SIZE_TEST": 1333,
-        "RANDOM_FLIP": "horizontal",  # "horizontal", "vertical" or "none"
-        "CROP": {
-            "ENABLED": False,
-            "TYPE": "relative_range",  # "relative", "relative_range", "absolute" or "absolute_range"
-            "SIZE": [0.9, 0.9],  # (height, width): a share of the image, or pixels for the absolute types
-        },
+        # Version of the key schema. Files of an older one are translated while they are merged (see compat.py).
+        "VERSION": 2,
+        "MODEL": _MODEL,
+        "INPUT": _INPUT,
+        "DATASETS": _DATASETS,
+        "DATALOADER": _DATALOADER,
+        "SOLVER": _SOLVER,
+        "TEST": _TEST,
+        "OUTPUT_DIR": "./output",
+        "SEED": -1,  # < 0: a different one every time
+        "CUDNN_BENCHMARK": False,  # pays off when images have the same size
+        "FLOAT32_PRECISION": "",  # "", "highest", "high" or "medium": see torch.set_float32_matmul_precision
+        "VIS_PERIOD": 0,  # iterations between training pictures; 0: none
+        "GLOBAL": {"HACK": 1.0},  # for experiments; reached from anywhere through detectron2.config.global_cfg
     }
 )
-
-# ----------------------------------------------------------------------------------------------------------------- data
-_C.DATASETS = CfgNode(
-    {
-        "TRAIN": (),  # registered names; several are trained on as one
-        "TEST": (),
-        "PROPOSAL_FILES_TRAIN": (),  # one per data set, used with MODEL.LOAD_PROPOSALS
-        "PROPOSAL_FILES_TEST": (),
-        "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
-        "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
-    }
-)
-
-_C.DATALOADER = CfgNode(
-    {
-        "NUM_WORKERS": 4,  # processes per GPU
-        "ASPECT_RATIO_GROUPING": True,  # keep wide and tall images in separate batches: less padding
-        "SAMPLER_TRAIN": "TrainingSampler",  # or "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
-        "REPEAT_THRESHOLD": 0.0,  # classes in a smaller share of the images than this are repeated
-        "REPEAT_SQRT": True,
-        "FILTER_EMPTY_ANNOTATIONS": True,  # do not train on images without objects
-    }
-)
-
-# ------------------------------------------------------------------------------------------------------------- training
-_C.SOLVER = CfgNode(
-    {
-        "IMS_PER_BATCH": 16,  # of all GPUs together
-        # The number of GPUs that batch size, learning rate and schedule were chosen for; they are scaled when training
-        # with another number. 0 leaves them alone.
-        "REFERENCE_WORLD_SIZE": 0,
-        "MAX_ITER": 40000,
-        "CHECKPOINT_PERIOD": 5000,
-        "BASE_LR": 0.001,
-        "BASE_LR_END": 0.0,  # where cosine schedules end
-        "MOMENTUM": 0.9,
-        "NESTEROV": False,
-        "WEIGHT_DECAY": 0.0001,
-        "WEIGHT_DECAY_NORM": 0.0,  # of normalization layers
-        "WEIGHT_DECAY_BIAS": None,  # None: WEIGHT_DECAY
-        "BIAS_LR_FACTOR": 1.0,
-        "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # or "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
-        "STEPS": (30000,),  # iterations at which the rate is multiplied by GAMMA
-        "GAMMA": 0.1,
-        "NUM_DECAYS": 3,  # of WarmupStepWithFixedGammaLR
-        "RESCALE_INTERVAL": False,
-        "WARMUP_METHOD": "linear",  # "linear" or "constant"
-        "WARMUP_FACTOR": 0.001,  # of the rate at iteration 0
-        "WARMUP_ITERS": 1000,
-        "CLIP_GRADIENTS": {
-            "ENABLED": False,
-            "CLIP_TYPE": "value",  # "value": each element; "norm": the norm of each parameter; "full_model": of all
-            "CLIP_VALUE": 1.0,
-            "NORM_TYPE": 2.0,  # .inf for the largest element
-        },
-        "AMP": {"ENABLED": False},  # mixed precision while training
-    }
-)
-
-# -------------------------------------------------------------------------------------------------------------- testing
-_C.TEST = CfgNode(
-    {
-        "EVAL_PERIOD": 0,  # iterations between evaluations while training; 0: only at the end
-        "EXPECTED_RESULTS": [],  # [[task, metric, value, tolerance], ...], e.g. [["bbox", "AP", 38.5, 0.2]]
-        "KEYPOINT_OKS_SIGMAS": [],  # one per keypoint; empty means those of COCO
-        "DETECTIONS_PER_IMAGE": 100,
-        "AUG": {
-            "ENABLED": False,
-            "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-            "MAX_SIZE": 4000,
-            "FLIP": True,
-        },
-        "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
-    }
-)
-
-# ----------------------------------------------------------------------------------------------------------------- rest
-_C.OUTPUT_DIR = "./output"
-_C.SEED = -1  # < 0: a different one every time
-_C.CUDNN_BENCHMARK = False  # pays off when images have the same size
-_C.FLOAT32_PRECISION = ""  # "", "highest", "high" or "medium": see torch.set_float32_matmul_precision
-_C.VIS_PERIOD = 0  # iterations between training pictures; 0: none
-
-# Room for experiments, reached from anywhere through detectron2.config.global_cfg.
-_C.GLOBAL = CfgNode({"HACK": 1.0})

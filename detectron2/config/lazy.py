@@ -119,19 +119,8 @@ class LazyConfig:
         configs = {k: _to_config(v) for k, v in names.items() if not is_python or _is_public_config(k, v)}
         return OmegaConf.create(configs, flags={"allow_objects": True})
 
-    @staticmethod
-    def save(cfg: Any, filename: str) -> None:
-        """Write a config to a YAML file that `load` reads.
-
-        Classes and functions are written as their dotted names. An object without such a name, e.g. a lambda, becomes a
-        placeholder that raises an error when it is built. The whole config is then also written to a `.pkl` file next
-        to the YAML file, with a warning in the log.
-
-        Args:
-            cfg: an omegaconf config.
-            filename: the file to write.
-        """
-        save_yaml(cfg, str(filename))
+    save = staticmethod(save_yaml)
+    to_py = staticmethod(to_python)
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -165,19 +154,6 @@ class LazyConfig:
         if problems:
             raise KeyError("Cannot apply the override " + "; ".join(problems))
         return cfg
-
-    @staticmethod
-    def to_py(cfg: Any, prefix: str = "cfg.") -> str:
-        """Return a config as Python-like text, for reading and comparing.
-
-        Args:
-            cfg: an omegaconf config.
-            prefix: the beginning of every line.
-
-        Returns:
-            One assignment for each value; described objects appear as nested calls.
-        """
-        return to_python(cfg, prefix)
 
 
 # --------------------------------------------------------------------------------------------------------- config files

@@ -93,12 +93,6 @@ def _nearest_path(path: str, root: YacsNode) -> str | None:
     return nearest(path, known) or (same_name[0] if len(same_name) == 1 else None)
 
 
-def _how_to_add(adder: str, paths: Sequence[str]) -> str:
-    shown = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    folder = PROJECT_FOLDERS.get(adder.partition(".")[0])
-    return f"{shown}: call {adder}(cfg) first" + (f"; it is in {folder}." if folder else ".")
-
-
 class _Transaction:
     """Writes into a config tree that can be undone, and the problems found meanwhile."""
 
@@ -125,48 +119,37 @@ class _Transaction:
         guess = _nearest_path(path, self.root)
         self.unknown[path] = (f": did you mean {guess!r}?" if guess else "") + hint
 
-    def _describe_unknown(self) -> tuple[list[str], str]:
+    def _describe_unknown(self) -> tuple[list[str], list[str]]:
         """Return a line for each unknown key, and advice about all of them."""
         adders = adders_of(list(self.unknown))
         of_projects = {path for paths in adders.values() for path in paths}
         lines = [f"unknown key {path!r}" + ("" if path in of_projects else hint) for path, hint in self.unknown.items()]
-        advice = [_how_to_add(name, paths) for name, paths in adders.items()]
+        advice = []
+        for adder, paths in adders.items():
+            shown = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+            folder = PROJECT_FOLDERS.get(adder.partition(".")[0])
+            advice.append(f"{shown}: call {adder}(cfg) first" + (f"; it is in {folder}." if folder else "."))
         if self.unknown.keys() - of_projects:
             advice.append("Add new keys to the config before the merge (cfg.NAME = value).")
-        return lines, "\n".join(advice)
+        return lines, advice
 
     def report_type(self, path: str, old: Any, new: Any) -> None:
         expected = "a group of keys" if isinstance(old, YacsNode) else f"{type(old).__name__} (now {old!r})"
         got = "a group of keys" if isinstance(new, Mapping) else f"{type(new).__name__} {new!r}"
         self.wrong_type.append(f"{path} must be {expected}, but got {got}")
 
-    def roll_back(self) -> None:
-        while self._undo:
-            node, key, existed, value = self._undo.pop()
-            if existed:
-                node[key] = value
-            else:
-                del node[key]
-
     def finish(self) -> None:
-        """Raise one error for all problems.
-
-        Raises:
-            UnknownConfigKeyError: if there were only unknown keys.
-            ConfigTypeError: if there were only values of a wrong type.
-            ConfigError: if there were both.
-        """
+        """Raise one error for all problems; its class tells whether keys, types or both are wrong."""
         if not self.unknown and not self.wrong_type:
             return
         lines, advice = self._describe_unknown()
         problems = lines + self.wrong_type
-        where = f" from {self.source}" if self.source else ""
-        text = f"Cannot merge the config{where}: {problems[0]}"
-        if len(problems) > 1:
-            listed = "".join(f"\n  {p}" for p in problems)
-            text = f"Cannot merge the config{where}, {len(problems)} problems:{listed}"
-        if advice:
-            text += f"\n{advice}"
+        text = "Cannot merge the config" + (f" from {self.source}" if self.source else "")
+        if len(problems) == 1:
+            text += f": {problems[0]}"
+        else:
+            text += f", {len(problems)} problems:" + "".join(f"\n  {p}" for p in problems)
+        text = "\n".join([text, *advice])
         if self.unknown and self.wrong_type:
             raise ConfigError(text)
         raise (UnknownConfigKeyError if self.unknown else ConfigTypeError)(text)
@@ -176,7 +159,11 @@ class _Transaction:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None or self.unknown or self.wrong_type:
-            self.roll_back()
+            for node, key, existed, value in reversed(self._undo):
+                if existed:
+                    node[key] = value
+                else:
+                    del node[key]
         if kind is None:
             self.finish()
 
@@ -203,8 +190,8 @@ def _fit(new: Any, old: Any) -> Any:
 
 
 def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
-    """Write `raw` over the existing `node[key]`, or report that its type is wrong."""
-    old = node[key]
+    """Write `raw` over the existing or optional key `node[key]`, or report that its type is wrong."""
+    old = node[key] if key in node else OPTIONAL_KEYS[path]
     value = node._decode_cfg_value(raw)
     fitted = _fit(value, old)
     if fitted is _MISFIT and type(old) is str and type(raw) is str:
@@ -213,21 +200,6 @@ def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -
         work.report_type(path, old, value)
     else:
         work.write(node, key, copy.deepcopy(fitted))
-
-
-def _add_optional(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
-    """Write a key of `OPTIONAL_KEYS` into `node`, or report that its type is wrong."""
-    example = OPTIONAL_KEYS[path]
-    value = node._decode_cfg_value(raw)
-    fitted = _fit(value, example)
-    if fitted is _MISFIT:
-        work.report_type(path, example, value)
-    else:
-        work.write(node, key, copy.deepcopy(fitted))
-
-
-def _is_optional_group(path: str) -> bool:
-    return any(leaf.startswith(f"{path}.") for leaf in OPTIONAL_KEYS)
 
 
 def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: _Transaction) -> None:
@@ -241,8 +213,8 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
         elif target.is_new_allowed():
             work.write(target, key, copy.deepcopy(target._decode_cfg_value(raw)))
         elif path in OPTIONAL_KEYS:
-            _add_optional(target, key, raw, path, work)
-        elif isinstance(raw, Mapping) and _is_optional_group(path):
+            _assign(target, key, raw, path, work)
+        elif isinstance(raw, Mapping) and any(leaf.startswith(f"{path}.") for leaf in OPTIONAL_KEYS):
             work.write(target, key, type(target)())
             _merge_tree(raw, target[key], f"{path}.", work)
         elif not work.is_retired(path):
@@ -282,9 +254,8 @@ def merge_pairs(pairs: Sequence[Any], target: YacsNode) -> None:
         ValueError: if the list has an odd length.
     """
     if len(pairs) % 2:
-        hint = ""
-        if any(isinstance(p, str) and "=" in p for p in pairs[::2]):
-            hint = " Write 'KEY value' with a space, not 'KEY=value'."
+        has_equals = any(isinstance(p, str) and "=" in p for p in pairs[::2])
+        hint = " Write 'KEY value' with a space, not 'KEY=value'." if has_equals else ""
         raise ValueError(f"Expected pairs of key and value, but got {len(pairs)} items: {list(pairs)}.{hint}")
     with _Transaction(target, None) as work:
         for path, raw in zip(pairs[0::2], pairs[1::2], strict=True):
@@ -300,11 +271,8 @@ def _merge_one(path: str, raw: Any, target: YacsNode, work: _Transaction) -> Non
         if path in OPTIONAL_KEYS and isinstance(node, YacsNode) and group not in node:
             work.write(node, group, type(target)())
         node = node.get(group) if isinstance(node, YacsNode) else None
-    if isinstance(node, YacsNode) and key not in node and path in OPTIONAL_KEYS:
-        _add_optional(node, key, raw, path, work)
-        return
-    if not isinstance(node, YacsNode) or key not in node:
+    if isinstance(node, YacsNode) and (key in node or path in OPTIONAL_KEYS):
+        _assign(node, key, raw, path, work)
+    else:
         name, equals, _ = path.partition("=")
         work.report_unknown(name, " (write 'KEY value' with a space, not 'KEY=value')" if equals else "")
-        return
-    _assign(node, key, raw, path, work)

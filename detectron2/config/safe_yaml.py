@@ -30,7 +30,7 @@ _MAX_STEPS = 100_000  # evaluated syntax nodes, and items of the lists that they
 _MAX_ITEMS = 10_000  # of one sequence
 _MAX_BITS = 1024  # of one integer
 
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -38,13 +38,9 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
-}
-_SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
     ast.Not: operator.not_,
-}
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -62,17 +58,8 @@ def _bounded_range(*bounds: int) -> list[int]:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "float": float,
-    "int": int,
-    "len": len,
-    "list": list,
-    "max": max,
-    "min": min,
+    **{function.__name__: function for function in (abs, float, int, len, list, max, min, round, sum, tuple)},
     "range": _bounded_range,
-    "round": round,
-    "sum": sum,
-    "tuple": tuple,
 }
 
 
@@ -145,24 +132,20 @@ class _Evaluator:
         return tuple(self.value(item, names) for item in node.elts)
 
     def _UnaryOp(self, node: ast.UnaryOp, names: Mapping[str, Any]) -> Any:
-        if type(node.op) not in _SIGNS:
-            raise ExpressionError(f"{ast.unparse(node)!r}: this operator is not allowed")
-        return _SIGNS[type(node.op)](self.value(node.operand, names))
+        return _operator(node, node.op)(self.value(node.operand, names))
 
     def _BinOp(self, node: ast.BinOp, names: Mapping[str, Any]) -> Any:
-        if type(node.op) not in _ARITHMETIC:
-            raise ExpressionError(f"{ast.unparse(node)!r}: this operator is not allowed")
+        compute = _operator(node, node.op)
         left, right = self.value(node.left, names), self.value(node.right, names)
         _check_operands(node, left, right)
-        return _checked(_ARITHMETIC[type(node.op)](left, right))
+        return _checked(compute(left, right))
 
     def _Compare(self, node: ast.Compare, names: Mapping[str, Any]) -> bool:
         left = self.value(node.left, names)
         for op, other in zip(node.ops, node.comparators, strict=True):
-            if type(op) not in _COMPARISONS:
-                raise ExpressionError(f"{ast.unparse(node)!r}: this comparison is not allowed")
+            compare = _operator(node, op)
             right = self.value(other, names)
-            if not _COMPARISONS[type(op)](left, right):
+            if not compare(left, right):
                 return False
             left = right
         return True
@@ -206,6 +189,12 @@ class _Evaluator:
             bound = {**names, **_bind(first.target, item)}
             if all(self.value(test, bound) for test in first.ifs):
                 yield from self._bindings(rest, bound)
+
+
+def _operator(node: ast.expr, op: ast.AST) -> Callable[..., Any]:
+    if type(op) not in _OPERATORS:
+        raise ExpressionError(f"{ast.unparse(node)!r}: this operator is not allowed")
+    return _OPERATORS[type(op)]
 
 
 def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
@@ -291,16 +280,13 @@ def _construct_tuple(loader: SafeConfigLoader, node: yaml.SequenceNode) -> tuple
 
 
 def _construct_refused(loader: SafeConfigLoader, suffix: str, node: yaml.Node) -> Any:
-    shown = _shorten(yaml.serialize(node).strip())
+    text = yaml.serialize(node).strip()
+    shown = text if len(text) <= 200 else text[:200] + " ..."
     raise _refuse(
         node,
         f"the tag !!python/{suffix} would run code and is not supported: {shown}\n"
         "Only !!python/tuple and !!python/object/apply:eval with a list expression are. Write the value instead.",
     )
-
-
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[:limit] + " ..."
 
 
 SafeConfigLoader.add_constructor(f"{_PYTHON}object/apply:eval", _construct_eval)

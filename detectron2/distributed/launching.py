@@ -55,14 +55,7 @@ def run_processes(target: Callable[..., None], count: int, first_rank: int, args
 def _raise_failure(
     first: tuple[int, int, str, Any] | None, died: mp.ProcessExitedException | None, interrupted: bool, first_rank: int
 ) -> None:
-    """Raise the cause of a failure.
-
-    Args:
-        first: the first report of a process as (local rank, pid, kind, detail), if any.
-        died: error of the first process that ended with an exit code other than 0, if any.
-        interrupted: whether the user interrupted the run.
-        first_rank: rank of the first process.
-    """
+    """Raise the cause of a failure: `first` is the first report as (local rank, pid, kind, detail)."""
     index, pid, kind, detail = first or (None, None, None, None)
     if kind == "exit":
         raise SystemExit(detail)

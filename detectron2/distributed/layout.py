@@ -134,14 +134,8 @@ def _from_slurm(environ: Mapping[str, str], num_gpus_per_machine: int, url: str 
         return None
     where = url or _slurm_url(environ)
     if tasks == machines and num_gpus_per_machine > 1:  # one task on each machine, which starts the processes
-        return Layout(
-            machines * num_gpus_per_machine,
-            num_gpus_per_machine,
-            machines,
-            machine_rank,
-            dist_url=where,
-            started_by="SLURM",
-        )
+        size = machines * num_gpus_per_machine
+        return Layout(size, num_gpus_per_machine, machines, machine_rank, dist_url=where, started_by="SLURM")
     sizes = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", f"{tasks // machines}(x{machines})"))
     return Layout(
         tasks,
@@ -203,17 +197,7 @@ def _check_agreement(found: Layout, num_gpus: int, num_machines: int, machine_ra
 
 
 def host_and_port(dist_url: str) -> tuple[str, int]:
-    """Split an address of the form `tcp://host:port`.
-
-    Args:
-        dist_url: the address.
-
-    Returns:
-        Host and port.
-
-    Raises:
-        ValueError: the address has another form.
-    """
+    """Split an address of the form `tcp://host:port`; raise a `ValueError` for any other."""
     url = urlsplit(dist_url)
     try:
         host, port = url.hostname, url.port

@@ -28,17 +28,9 @@ def meeting_timeout() -> timedelta:
 
 
 def host_store(dist_url: str) -> dist.TCPStore:
-    """Open the store where processes meet.
+    """Open the store where processes meet, at `tcp://host:port`. It is open as long as the returned object exists.
 
-    Args:
-        dist_url: `tcp://host:port`; port 0 takes a free port, which is the attribute `port` of the result.
-
-    Returns:
-        The store, which is open as long as this object exists.
-
-    Raises:
-        RuntimeError: the port is in use.
-        ValueError: the address has another form.
+    Port 0 takes a free port, which is the attribute `port` of the result. A `RuntimeError` says that a port is in use.
     """
     host, port = host_and_port(dist_url)
     try:
@@ -112,12 +104,7 @@ def _unknown(host: str) -> str:
 
 def _sign_in(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]:
     """Sign in, wait for all ranks, and return the distinct numbers of processes per machine."""
-    own = {
-        "host": socket.gethostname(),
-        "world_size": layout.world_size,
-        "machine": layout.machine_rank,
-        "local_size": layout.local_size,
-    }
+    own = {"host": socket.gethostname(), "world_size": layout.world_size, "local_size": layout.local_size}
     if store.add(f"count/{layout.rank}", 1) > 1:
         other = _read(store, layout.rank or 0)
         raise RuntimeError(

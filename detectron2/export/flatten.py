@@ -27,8 +27,8 @@ class Schema:
 
     Args:
         kind: the class of the object; None for a leaf.
-        parts: of its parts, in order.
-        fixed: what is not in the leaves: the keys of a mapping, the names of fields.
+        parts: the schemas of its parts, in order.
+        fixed: what the leaves do not hold: the keys of a mapping, the names of fields.
     """
 
     kind: type | None = None
@@ -37,21 +37,11 @@ class Schema:
 
     @property
     def num_leaves(self) -> int:
-        """How many leaves it takes."""
+        """The number of leaves."""
         return 1 if self.kind is None else sum(part.num_leaves for part in self.parts)
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
-        """Put an object together.
-
-        Args:
-            leaves: as `flatten_to_tuple` gives them.
-
-        Returns:
-            An object of the same structure.
-
-        Raises:
-            ValueError: there are more or fewer leaves than it takes.
-        """
+        """Make an object of this structure from leaves, as `flatten_to_tuple` returns them."""
         if len(leaves) != self.num_leaves:
             raise ValueError(f"This structure has {self.num_leaves} leaves, got {len(leaves)}.")
         if self.kind is None:
@@ -64,15 +54,9 @@ class Schema:
 
 
 def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
-    """Take an object apart.
+    """Take an object apart into its leaves and the schema that puts them together.
 
-    Lists, tuples, mappings, and the structures of `detectron2.structures` have parts; all else is a leaf.
-
-    Args:
-        value: the object.
-
-    Returns:
-        Its leaves, and the schema that puts them together.
+    Lists, tuples, mappings, and the structures of `detectron2.structures` have parts; everything else is a leaf.
     """
     kind, parts, fixed = _split(value)
     if kind is None:
@@ -123,7 +107,7 @@ def _as_size(size_hw: torch.Tensor) -> Any:
 
 
 class TracingAdapter(nn.Module):
-    """A model as a function from tensors to a tuple of tensors, as `torch.jit.trace` wants it.
+    """A model as a function from tensors to a tuple of tensors, as `torch.jit.trace` needs it.
 
     Example::
 
@@ -132,11 +116,11 @@ class TracingAdapter(nn.Module):
         outputs = adapter.outputs_schema(traced(*adapter.flattened_inputs))  # as of model(inputs)
 
     Args:
-        model: any module; a wrapper for several processes is taken off.
-        inputs: what the model is called with: one argument, or a tuple of them. Their leaves have to be tensors.
-        inference_func: called with the model and the arguments, returns what is wanted; default: the model's outputs.
+        model: any module; a wrapper for several processes is removed.
+        inputs: the only argument of the model, or a tuple of its arguments, made of tensors.
+        inference_func: called with the model and the arguments in place of the model.
         allow_non_tensor: leave out leaves of inputs and outputs that are not tensors. Then there are no schemas, and
-            the adapter takes these very inputs only: enough to count operations, say.
+            the adapter takes only these inputs, which is enough to count operations.
 
     Attributes:
         flattened_inputs: the tensors of `inputs`.
@@ -152,11 +136,7 @@ class TracingAdapter(nn.Module):
     outputs_schema: Schema | None
 
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        inference_func: Callable | None = None,
-        allow_non_tensor: bool = False,
+        self, model: nn.Module, inputs: Any, inference_func: Callable | None = None, allow_non_tensor: bool = False
     ) -> None:
         super().__init__()
         self.model = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
@@ -174,14 +154,14 @@ class TracingAdapter(nn.Module):
         """Call the model.
 
         Args:
-            *args: as many tensors as `flattened_inputs`, of the same meaning.
+            *args: tensors in the places of `flattened_inputs`.
 
         Returns:
-            The tensors of its outputs.
+            The tensors in its outputs.
 
         Raises:
-            ValueError: other tensors than `flattened_inputs` were given where there is no schema; an output is no
-                tensor; or the structure of the outputs is not that of an earlier call.
+            ValueError: there is no schema and the tensors are not `flattened_inputs`; an output is not a tensor; or the
+                outputs have another structure than those of an earlier call.
         """
         with torch.no_grad():
             outputs = self.inference_func(self.model, *self._arguments(args))

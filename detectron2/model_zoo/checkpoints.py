@@ -52,9 +52,7 @@ CHECKPOINTS: dict[str, dict[str, str]] = {
         "panoptic_fpn_R_50_1x": "139514544/model_final_dbfeb4.pkl",
         "panoptic_fpn_R_50_3x": "139514569/model_final_c10459.pkl",
     },
-    "Cityscapes": {
-        "mask_rcnn_R_50_FPN": "142423278/model_final_af9cf5.pkl",
-    },
+    "Cityscapes": {"mask_rcnn_R_50_FPN": "142423278/model_final_af9cf5.pkl"},
     "Detectron1-Comparisons": {
         "faster_rcnn_R_50_FPN_noaug_1x": "137781054/model_final_7ab50c.pkl",
         "keypoint_rcnn_R_50_FPN_1x": "137781195/model_final_cce136.pkl",
@@ -78,9 +76,7 @@ CHECKPOINTS: dict[str, dict[str, str]] = {
         "scratch_mask_rcnn_R_50_FPN_9x_gn": "183808979/model_final_da7b4c.pkl",
         "scratch_mask_rcnn_R_50_FPN_9x_syncbn": "184226666/model_final_5ce33e.pkl",
     },
-    "PascalVOC-Detection": {
-        "faster_rcnn_R_50_C4": "142202221/model_final_b1acc2.pkl",
-    },
+    "PascalVOC-Detection": {"faster_rcnn_R_50_C4": "142202221/model_final_b1acc2.pkl"},
     "new_baselines": {
         "mask_rcnn_R_50_FPN_100ep_LSJ": "42047764/model_final_bb69de.pkl",
         "mask_rcnn_R_50_FPN_200ep_LSJ": "42047638/model_final_89a8d3.pkl",

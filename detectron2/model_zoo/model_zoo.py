@@ -23,17 +23,7 @@ class NotInModelZooError(RuntimeError, FileNotFoundError):
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """Return the address of the weights that were trained with a config.
-
-    Args:
-        config_path: the name of the config file.
-
-    Returns:
-        An `https://` address.
-
-    Raises:
-        NotInModelZooError: if there are no trained weights for it.
-    """
+    """Return the `https://` address of the weights that were trained with a config, or raise `NotInModelZooError`."""
     model = config_path.removesuffix(".yaml").removesuffix(".py")
     folder, _, name = model.rpartition("/")
     location = CHECKPOINTS.get(folder, {}).get(name)
@@ -44,17 +34,7 @@ def get_checkpoint_url(config_path: str) -> str:
 
 
 def get_config_file(config_path: str) -> str:
-    """Return the path of a config file of the model zoo.
-
-    Args:
-        config_path: the name of the config file.
-
-    Returns:
-        The path on this machine.
-
-    Raises:
-        NotInModelZooError: if there is none of this name.
-    """
+    """Return the path on this machine of a config file of the model zoo, or raise `NotInModelZooError`."""
     root = _config_folder()
     file = root / config_path
     if not file.is_file():
@@ -137,10 +117,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
 
 
 def _config_folder() -> Path:
-    """The folder inside an installed package, or the one beside the package in a source checkout."""
+    """Return the folder inside an installed package, or the one beside the package in a source checkout."""
     here = Path(__file__).resolve().parent
-    packaged = here / "configs"
-    return packaged if packaged.is_dir() else here.parents[1] / "configs"
+    return here / "configs" if (here / "configs").is_dir() else here.parents[1] / "configs"
 
 
 def _nearest(name: str, known: list[str]) -> str:

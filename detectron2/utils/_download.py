@@ -20,16 +20,17 @@ import shutil
 import socket
 import ssl
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from iopath.common.file_io import file_lock
+from iopath.common.file_io import file_lock, get_cache_dir
+from tqdm import tqdm
 
 __all__ = ["DownloadError", "cache_folder", "cached_path", "fetch", "is_offline", "url_exists"]
 
@@ -40,6 +41,7 @@ LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that downloads the 
 BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 REPORT_INTERVAL = 10.0  # seconds between two lines of the log
 _CHUNK = 1 << 20
+_HEADERS = {"User-Agent": "detectron2"}
 _LONGEST_NAME = 240  # file systems allow 255 bytes; endings such as ".part.json" are added
 # Its files are where other programs that share the cache look for them. Those of other hosts are in a folder of the
 # host, so that two hosts may serve different files under one path.
@@ -131,38 +133,23 @@ def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digi
             url,
             target,
         )
-    target = cached_path(url, _writable(cache_folder(cache_dir)))
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    folder = cache_folder(cache_dir)
+    usable = get_cache_dir(folder)
+    if usable != folder:
+        text = "Downloads go to %s, because %s cannot be written to. Set DETECTRON2_CACHE to a folder of your own."
+        logger.warning(text, usable, folder)
+    target = cached_path(url, usable)
     with _only_one_process(url, target):
         if force or not os.path.isfile(target):  # another process may have downloaded it
             _download(url, target, name_digits)
     return target
 
 
-def _writable(folder: str) -> str:
-    """Return the folder, or a temporary one if this user may not write there."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-        reason = "it is read-only"
-    except OSError as error:
-        reason = str(error)
-    other = os.path.join(tempfile.gettempdir(), "iopath_cache")
-    logger.warning(
-        "Downloads go to %s, because %s cannot be written to (%s). Set DETECTRON2_CACHE to a folder of your own.",
-        other,
-        folder,
-        reason,
-    )
-    return other
-
-
 @contextmanager
 def _only_one_process(url: str, target: str) -> Iterator[None]:
     import portalocker
 
-    lock = file_lock(target)
+    lock = file_lock(target)  # creates the folder
     try:
         try:
             lock.acquire(timeout=0)
@@ -216,7 +203,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
     """Fetch the missing bytes in one request, and return the digests that the server announces by algorithm."""
     part = f"{target}.part"
     offset, known = _size(part), _read_version(target)
-    headers = {"User-Agent": "detectron2", "Accept-Encoding": "identity"}
+    headers = {**_HEADERS, "Accept-Encoding": "identity"}
     # Resume only if the server can tell whether these bytes belong to the current file.
     if offset and known:
         headers["Range"] = f"bytes={offset}-"
@@ -293,32 +280,19 @@ def _check_kind(url: str, target: str, response: Any) -> None:
 
 
 def _copy(response: Any, file: BinaryIO, name: str, done: int, total: int | None) -> None:
-    with _progress(name, done, total) as advance:
+    """Write the answer to the file, with a bar on a terminal and otherwise with lines in the log."""
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    last = time.monotonic()
+    units: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with tqdm(desc=name, initial=done, total=total, disable=hidden, **units) as bar:
         while chunk := response.read(_CHUNK):
             file.write(chunk)
-            advance(len(chunk))
-
-
-@contextmanager
-def _progress(name: str, done: int, total: int | None) -> Iterator[Any]:
-    """Yield a function to call with each number of new bytes. It draws a bar on a terminal and otherwise logs."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(desc=name, initial=done, total=total, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-            yield bar.update
-        return
-    last = time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= REPORT_INTERVAL:
-            last = time.monotonic()
-            share = f" of {total / 1e6:.1f} MB ({100 * done // total}%)" if total else " MB"
-            logger.info("%s: %.1f%s", name, done / 1e6, share)
-
-    yield advance
+            bar.update(len(chunk))
+            done += len(chunk)
+            if hidden and time.monotonic() - last >= REPORT_INTERVAL:
+                last = time.monotonic()
+                share = f" of {total / 1e6:.1f} MB ({100 * done // total}%)" if total else " MB"
+                logger.info("%s: %.1f%s", name, done / 1e6, share)
 
 
 # The partial file
@@ -354,9 +328,8 @@ def _read_version(target: str) -> dict[str, str]:
 
 
 def _discard(target: str) -> None:
-    for path in (f"{target}.part", f"{target}.part.json"):
-        if os.path.exists(path):
-            os.remove(path)
+    for ending in (".part", ".part.json"):
+        Path(target + ending).unlink(missing_ok=True)
 
 
 def _size(path: str) -> int:
@@ -404,14 +377,9 @@ def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digit
             )
     if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):
         logger.warning(
-            "%s is complete (%d bytes), but none of its digests begins with the %s in its name: md5 %s, sha1 %s, "
-            "sha256 %s. If it does not load or gives bad results, it is not the published file.",
-            url,
-            _size(path),
-            name_digits,
-            found["md5"],
-            found["sha1"],
-            found["sha256"],
+            f"{url} is complete ({_size(path)} bytes), but none of its digests begins with the {name_digits} in its "
+            f"name: {', '.join(f'{algorithm} {digest}' for algorithm, digest in found.items())}. If it does not load "
+            "or gives bad results, it is not the published file."
         )
 
 
@@ -452,9 +420,8 @@ def url_exists(url: str, cache_dir: str | None = None) -> bool:
         return True
     if is_offline():
         return False
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "detectron2"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT):
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD", headers=_HEADERS), timeout=TIMEOUT):
             return True
     except OSError:
         return False

@@ -13,7 +13,6 @@ from fvcore.nn import FlopCountAnalysis as _FvcoreFlopCountAnalysis
 from fvcore.nn import parameter_count as _fvcore_parameter_count
 from fvcore.nn import parameter_count_table as _fvcore_parameter_count_table
 from torch import nn
-from torch.utils import _pytree as pytree
 
 __all__ = [
     "FlopCountAnalysis",
@@ -86,48 +85,11 @@ def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
 _ATTENTION = "aten::scaled_dot_product_attention"
 
 
-def _tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return all tensors in an output: in containers, in fields of instances, in boxes and masks."""
-    found: list[torch.Tensor] = []
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif isinstance(item, dict):
-            todo.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            todo.extend(item)
-        elif hasattr(item, "get_fields"):
-            todo.append(item.get_fields())
-        elif isinstance(getattr(item, "tensor", None), torch.Tensor):
-            found.append(item.tensor)
-    return found
+def _adapter(model: nn.Module, inputs: Any) -> Any:
+    """Present a model as a function of tensors, as tracing requires."""
+    from detectron2.export.flatten import TracingAdapter
 
-
-class _TensorsInTensorsOut(nn.Module):
-    """Presents a model as a function of tensors, as tracing requires.
-
-    Args:
-        model: the model.
-        inputs: its arguments as a tuple, or its only argument; containers of tensors and of anything else.
-    """
-
-    def __init__(self, model: nn.Module, inputs: Any):
-        super().__init__()
-        self.model = model
-        leaves, self._structure = pytree.tree_flatten(inputs if isinstance(inputs, tuple) else (inputs,))
-        self._constants = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._where = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        self.flattened_inputs = tuple(leaves[index] for index in self._where)
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the model with these tensors in the places of the original ones."""
-        leaves = list(self._constants)
-        for index, tensor in zip(self._where, tensors, strict=True):
-            leaves[index] = tensor
-        outputs = self.model(*pytree.tree_unflatten(leaves, self._structure))
-        return tuple(_tensors_in(outputs))
+    return TracingAdapter(model, inputs, allow_non_tensor=True)
 
 
 class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
@@ -142,7 +104,7 @@ class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
     """
 
     def __init__(self, model: nn.Module, inputs: Any):
-        adapter = _TensorsInTensorsOut(model, inputs)
+        adapter = _adapter(model, inputs)
         super().__init__(adapter, adapter.flattened_inputs)
         handles: dict[str, Any] = {**dict.fromkeys(_IGNORED_OPS), _ATTENTION: _attention_flops}
         self.set_op_handle(**handles)
@@ -192,7 +154,7 @@ def activation_count_operators(
     model.eval()
     try:
         with torch.no_grad():
-            adapter = _TensorsInTensorsOut(model, _images_only(inputs))
+            adapter = _adapter(model, _images_only(inputs))
             analysis = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
             analysis.set_op_handle(_ATTENTION, _attention_activations)
             analysis.set_op_handle(**kwargs.pop("supported_ops", None) or {})

@@ -3,6 +3,7 @@
 usage:  python -m detectron2.utils.collect_env
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,13 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "collect_env_info",
-    "collect_torch_env",
-    "detect_compute_compatibility",
-    "get_env_module",
-    "test_nccl_ops",
-]
+__all__ = ["collect_env_info", "collect_torch_env", "detect_compute_compatibility", "get_env_module", "test_nccl_ops"]
 
 # distribution names: ours first, then what changes behaviour most often
 _PACKAGES = (
@@ -47,13 +42,6 @@ _VARIABLES = (
     "FVCORE_CACHE",
     "OMP_NUM_THREADS",
 )
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def get_env_module() -> tuple[str, str]:
@@ -125,7 +113,9 @@ def _software() -> list[tuple[str, str]]:
         ("PyTorch", f"{torch.__version__} @ {os.path.dirname(torch.__file__)}"),
         ("PyTorch debug build", str(torch.version.debug)),
     ]
-    rows += [(name, version) for name in _PACKAGES if (version := _version(name)) is not None]
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            rows.append((name, importlib.metadata.version(name)))
     return rows
 
 

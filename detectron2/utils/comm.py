@@ -88,14 +88,7 @@ def create_local_process_group(num_workers_per_machine: int, timeout: timedelta 
 
 
 def get_local_process_group() -> Any:
-    """Return the group of the processes on this machine.
-
-    Returns:
-        The group.
-
-    Raises:
-        RuntimeError: the group was not created.
-    """
+    """Return the group of the processes on this machine; raise a `RuntimeError` if it was not created."""
     if _LOCAL_PROCESS_GROUP is None:
         raise RuntimeError(
             "The local process group was not created. Start training with detectron2.engine.launch, or call "
@@ -123,11 +116,7 @@ def get_local_size() -> int:
 
 
 def synchronize() -> None:
-    """Wait until every process has reached this call.
-
-    Raises:
-        RuntimeError: some processes did not come in time; the message names them.
-    """
+    """Wait until every process has reached this call; a `RuntimeError` names those that do not come in time."""
     if get_world_size() == 1:
         return
     # On the CPU first: in contrast to NCCL, gloo raises an error when a process is missing.

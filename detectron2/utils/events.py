@@ -8,6 +8,7 @@ The writers are in `detectron2.utils.writers` and can be imported from here as w
 """
 
 import importlib
+import itertools
 import logging
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -18,18 +19,8 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 if TYPE_CHECKING:
-    from detectron2.utils.writers import (
-        DEFAULT_WRITERS,
-        CommonMetricPrinter,
-        CSVWriter,
-        EventWriter,
-        JSONWriter,
-        MLflowWriter,
-        ProgressLine,
-        TensorboardXWriter,
-        WandbWriter,
-        make_writers,
-    )
+    from detectron2.utils.writers import *  # noqa: F403
+# ruff: noqa: F405  # __all__ names the writers, too
 
 __all__ = [
     "DEFAULT_WRITERS",
@@ -164,25 +155,12 @@ class EventStorage:
         self._put((name,), value, smoothing_hint, cur_iter)
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any) -> None:
-        """Add several numbers.
-
-        Example:
-            >>> storage.put_scalars(loss=my_loss, accuracy=my_accuracy, smoothing_hint=True)
-
-        Args:
-            smoothing_hint: as in `put_scalar`.
-            cur_iter: as in `put_scalar`.
-            **kwargs: names and values.
-        """
+        """Add several numbers by name, such as `put_scalars(loss=0.5, accuracy=0.9)`; the rest as in `put_scalar`."""
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_vector(
-        self,
-        names: Sequence[str],
-        values: torch.Tensor,
-        smoothing_hint: bool = True,
-        cur_iter: int | None = None,
+        self, names: Sequence[str], values: torch.Tensor, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
         """Add several numbers from one tensor at the cost of adding one.
 
@@ -224,17 +202,11 @@ class EventStorage:
             hist_tensor: values of any shape.
             bins: number of equal bins between the least and the greatest value.
         """
-        values = hist_tensor.detach().float().reshape(-1)
-        finite = values[values.isfinite()]
-        if finite.numel() < values.numel():
-            left_out = values.numel() - finite.numel()
-            logger.warning(
-                "Left out %d of the %d values of histogram %r: they are not finite.",
-                left_out,
-                values.numel(),
-                hist_name,
-            )
-        values = finite
+        given = hist_tensor.detach().float().reshape(-1)
+        values = given[given.isfinite()]
+        if left_out := given.numel() - values.numel():
+            text = "Left out %d of the %d values of histogram %r: they are not finite."
+            logger.warning(text, left_out, given.numel(), hist_name)
         low, high = (values.min().item(), values.max().item()) if values.numel() else (0.0, 0.0)
         counts = torch.histc(values, bins=bins, min=low, max=high) if values.numel() else torch.zeros(bins)
         edges = torch.linspace(low, high, steps=bins + 1)
@@ -321,12 +293,7 @@ class EventStorage:
         """
         values = self.history(name).values()
         oldest = values[-1][1] - window_size
-        count = 0
-        for _, iteration in reversed(values):
-            if iteration <= oldest:
-                break
-            count += 1
-        return count
+        return sum(1 for _ in itertools.takewhile(lambda entry: entry[1] > oldest, reversed(values)))
 
     def smoothing_hints(self) -> dict[str, bool]:
         """Return whether each scalar is noisy, by name."""

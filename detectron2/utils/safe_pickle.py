@@ -29,13 +29,7 @@ _PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
 
 
 class _Dtype:
-    """Stands for a NumPy dtype while a pickle is read.
-
-    Args:
-        code: its code, such as `f4`.
-        align: ignored.
-        copy: ignored.
-    """
+    """Stands for a NumPy dtype while a pickle is read; `code` is one such as `f4`."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         code = code.decode("ascii") if isinstance(code, bytes) else code

@@ -14,7 +14,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,19 +50,19 @@ class EventWriter:
         """Release files and connections; nothing is written afterwards."""
 
 
-class _NewScalars:
-    """Selects the scalars that are newer than what was written before.
+class _ScalarWriter(EventWriter):
+    """Base class of writers that show each new scalar once.
 
     Args:
-        window_size: iterations over which noisy scalars are smoothed.
+        window_size: iterations over which noisy scalars are smoothed (median).
     """
 
     def __init__(self, window_size: int):
         self._window_size = window_size
         self._written: dict[str, int] = {}
 
-    def take(self, storage: EventStorage) -> dict[int, dict[str, float]]:
-        """Return the new scalars of each iteration, in the order of iterations."""
+    def _new_scalars(self, storage: EventStorage) -> dict[int, dict[str, float]]:
+        """Return the scalars of each iteration that were not written yet, in the order of iterations."""
         rows: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._written.get(name, -1):
@@ -72,7 +71,7 @@ class _NewScalars:
         return dict(sorted(rows.items()))
 
 
-class JSONWriter(EventWriter):
+class JSONWriter(_ScalarWriter):
     """Appends scalars to a file, one JSON object per line and iteration, with the key `iteration` among them.
 
     Read it line by line, or with `jq -s '.[].loss_mask' metrics.json`. The file is opened at the first write.
@@ -83,9 +82,8 @@ class JSONWriter(EventWriter):
     """
 
     def __init__(self, json_file: str | os.PathLike, window_size: int = 20):
+        super().__init__(window_size)
         self._json_file = os.fspath(json_file)
-        self._window_size = window_size
-        self._new = _NewScalars(window_size)
 
     @functools.cached_property
     def _file_handle(self) -> Any:
@@ -93,7 +91,7 @@ class JSONWriter(EventWriter):
 
     def write(self) -> None:
         """Append one line for each iteration that has new scalars."""
-        for iteration, scalars in self._new.take(get_event_storage()).items():
+        for iteration, scalars in self._new_scalars(get_event_storage()).items():
             self._file_handle.write(json.dumps({"iteration": iteration, **scalars}, sort_keys=True) + "\n")
         self._file_handle.flush()
         try:
@@ -107,7 +105,7 @@ class JSONWriter(EventWriter):
             self._file_handle.close()
 
 
-class TensorboardXWriter(EventWriter):
+class TensorboardXWriter(_ScalarWriter):
     """Writes scalars, images and histograms for TensorBoard. The event file is created at the first write.
 
     Args:
@@ -117,9 +115,8 @@ class TensorboardXWriter(EventWriter):
     """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
-        self._window_size = window_size
+        super().__init__(window_size)
         self._writer_args = {"log_dir": log_dir, **kwargs}
-        self._new = _NewScalars(window_size)
 
     @functools.cached_property
     def _writer(self) -> Any:
@@ -130,18 +127,16 @@ class TensorboardXWriter(EventWriter):
     def write(self) -> None:
         """Write new scalars, images and histograms; drop the images and histograms from the storage."""
         storage = get_event_storage()
-        for iteration, scalars in self._new.take(storage).items():
+        for iteration, scalars in self._new_scalars(storage).items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, iteration)
         # Dropping the data here keeps its memory low; it also means that only one writer shows images.
-        if storage.vis_data:
-            for name, image, iteration in storage.vis_data:
-                self._writer.add_image(name, image, iteration)
-            storage.clear_images()
-        if storage.histograms:
-            for arguments in storage.histograms:
-                self._writer.add_histogram_raw(**arguments)
-            storage.clear_histograms()
+        for name, image, iteration in storage.vis_data:
+            self._writer.add_image(name, image, iteration)
+        storage.clear_images()
+        for arguments in storage.histograms:
+            self._writer.add_histogram_raw(**arguments)
+        storage.clear_histograms()
 
     def close(self) -> None:
         """Close the event file, if there is one."""
@@ -233,20 +228,7 @@ _BAR_CELLS = 24
 _WIDE = 79  # columns; a narrower terminal gets a shorter bar
 
 
-class _EraseBeforeMessages(logging.Handler):
-    """Clears the progress line before another handler prints a message.
-
-    Args:
-        line: the progress line.
-    """
-
-    def __init__(self, line: "ProgressLine"):
-        super().__init__(logging.NOTSET)
-        self._line = line
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Clear the line. The next write draws it again."""
-        self._line.erase()
+_LOGGERS = ("detectron2", "fvcore")  # their messages appear above the line
 
 
 class ProgressLine(CommonMetricPrinter):
@@ -262,17 +244,13 @@ class ProgressLine(CommonMetricPrinter):
     """
 
     def __init__(
-        self,
-        max_iter: int | None = None,
-        window_size: int = 20,
-        images_per_iter: int | None = None,
-        stream: Any = None,
+        self, max_iter: int | None = None, window_size: int = 20, images_per_iter: int | None = None, stream: Any = None
     ):
         super().__init__(max_iter, window_size, images_per_iter)
         self._stream = sys.stdout if stream is None else stream
         self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
         self._is_drawn = False
-        self._eraser: _EraseBeforeMessages | None = None
+        self._eraser: logging.Handler | None = None
 
     def write(self) -> None:
         """Redraw the line."""
@@ -283,8 +261,9 @@ class ProgressLine(CommonMetricPrinter):
         if storage.iter == self._max_iter:  # no training step follows
             return
         if self._eraser is None:
-            self._eraser = _EraseBeforeMessages(self)
-            for name in ("detectron2", "fvcore"):  # before the handlers that print
+            self._eraser = logging.Handler()
+            self._eraser.addFilter(self._erase_before)
+            for name in _LOGGERS:  # before the handlers that print
                 logging.getLogger(name).handlers.insert(0, self._eraser)
         width = shutil.get_terminal_size().columns - 1
         fields = [self._bar(storage.iter + 1, width), self._eta(storage), *self._speed_and_loss(storage)]
@@ -292,21 +271,22 @@ class ProgressLine(CommonMetricPrinter):
         self._stream.flush()
         self._is_drawn = True
 
-    def erase(self) -> None:
-        """Clear the line, if it is drawn."""
+    def _erase_before(self, record: logging.LogRecord) -> bool:
+        """Clear the line before another handler prints a message. The next write draws the line again."""
+        self._end_line(_ERASE_LINE)
+        return False  # this handler has nothing to print
+
+    def _end_line(self, text: str) -> None:
         if self._is_drawn:
-            self._stream.write(_ERASE_LINE)
+            self._stream.write(text)
             self._stream.flush()
             self._is_drawn = False
 
     def close(self) -> None:
         """End the line, so that later output starts below it."""
-        if self._is_drawn:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._is_drawn = False
+        self._end_line("\n")
         if self._eraser is not None:
-            for name in ("detectron2", "fvcore"):
+            for name in _LOGGERS:
                 logging.getLogger(name).removeHandler(self._eraser)
             self._eraser = None
 
@@ -334,7 +314,7 @@ def _fit(fields: list[str], width: int) -> str:
     return line
 
 
-class CSVWriter(EventWriter):
+class CSVWriter(_ScalarWriter):
     """Appends scalars to a table of comma-separated values, with one row per iteration and one column per scalar.
 
     The first column is `iteration`. A scalar that appears later, such as a metric of the first evaluation, becomes a
@@ -346,13 +326,13 @@ class CSVWriter(EventWriter):
     """
 
     def __init__(self, csv_file: str | os.PathLike, window_size: int = 20):
+        super().__init__(window_size)
         self._path = os.fspath(csv_file)
-        self._new = _NewScalars(window_size)
         self._columns: list[str] | None = None  # None until the file has been read
 
     def write(self) -> None:
         """Append one row for each iteration that has new scalars."""
-        rows = self._new.take(get_event_storage())
+        rows = self._new_scalars(get_event_storage())
         if not rows:
             return
         if self._columns is None:
@@ -404,13 +384,6 @@ class CSVWriter(EventWriter):
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
 
 
-def _import_extra(name: str, writer: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise ImportError(f"{writer} needs the package {name}: pip install 'detectron2[{name}]'") from e
-
-
 def _as_hwc(image: Any) -> np.ndarray:
     """Convert an image of shape (3, height, width) in the storage to uint8 of shape (height, width, 3)."""
     array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
@@ -428,7 +401,57 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-class WandbWriter(EventWriter):
+class _ServiceWriter(_ScalarWriter):
+    """Base class of writers for services. The first write opens a run; a run that is already open stays open.
+
+    Args:
+        package: the package of the service.
+        window_size: iterations over which noisy scalars are smoothed (median).
+        config: config to store with the run.
+        arguments: arguments of the function that opens a run.
+    """
+
+    def __init__(self, package: str, window_size: int, config: Mapping[str, Any] | None, arguments: dict[str, Any]):
+        super().__init__(window_size)
+        try:  # fail before the first iteration
+            self._service: Any = importlib.import_module(package)
+        except ImportError as e:
+            hint = f"pip install 'detectron2[{package}]'"
+            raise ImportError(f"{type(self).__name__} needs the package {package}: {hint}") from e
+        self._config = None if config is None else _plain(config)
+        self._arguments = arguments
+        self._is_open = self._owns_run = False
+
+    def write(self) -> None:
+        """Send what is new; images stay in the storage for the other writers."""
+        storage = get_event_storage()
+        scalars = self._new_scalars(storage)
+        images: dict[int, dict[str, np.ndarray]] = {}
+        for name, image, iteration in storage.vis_data:
+            images.setdefault(iteration, {})[name] = _as_hwc(image)
+        for iteration in sorted({*scalars, *images}):
+            if not self._is_open:
+                self._open_run()
+                self._is_open = True
+            self._send(iteration, scalars.get(iteration, {}), images.get(iteration, {}))
+
+    def close(self) -> None:
+        """End the run if this writer started it."""
+        if self._is_open and self._owns_run:
+            self._end_run()
+        self._is_open = False
+
+    def _open_run(self) -> None:
+        raise NotImplementedError
+
+    def _end_run(self) -> None:
+        raise NotImplementedError
+
+    def _send(self, iteration: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
+        raise NotImplementedError
+
+
+class WandbWriter(_ServiceWriter):
     """Sends scalars and images to Weights & Biases. The first write starts the run.
 
     Project, entity and mode come from the arguments or from the environment variables of wandb, such as `WANDB_PROJECT`
@@ -444,40 +467,26 @@ class WandbWriter(EventWriter):
     """
 
     def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):
-        self._wandb = _import_extra("wandb", "WandbWriter")  # fail before the first iteration
-        self._new = _NewScalars(window_size)
-        self._arguments = {"config": None if config is None else _plain(config), **kwargs}
+        super().__init__("wandb", window_size, config, kwargs)
         self._run: Any = None
-        self._owns_run = False
         self._last_step = 0
 
-    def _open_run(self) -> Any:
-        if self._run is None:
-            self._owns_run = self._wandb.run is None
-            self._run = self._wandb.init(**self._arguments) if self._owns_run else self._wandb.run
-            self._last_step = int(getattr(self._run, "step", 0) or 0)
-        return self._run
+    def _open_run(self) -> None:
+        self._owns_run = self._service.run is None
+        self._run = self._service.run or self._service.init(config=self._config, **self._arguments)
+        self._last_step = int(getattr(self._run, "step", 0) or 0)
 
-    def write(self) -> None:
-        """Send what is new; images stay in the storage for the other writers."""
-        storage = get_event_storage()
-        rows: dict[int, dict[str, Any]] = dict(self._new.take(storage))
-        for name, image, iteration in storage.vis_data:
-            rows.setdefault(iteration, {})[name] = self._wandb.Image(_as_hwc(image))
-        for iteration in sorted(rows):
-            run = self._open_run()
-            # wandb drops data for a step before its last one, so the iteration is also part of the data.
-            self._last_step = max(self._last_step, iteration)
-            run.log({"iteration": iteration, **rows[iteration]}, step=self._last_step)
+    def _end_run(self) -> None:
+        self._run.finish()
 
-    def close(self) -> None:
-        """End the run if this writer started it."""
-        if self._run is not None and self._owns_run:
-            self._run.finish()
-        self._run = None
+    def _send(self, iteration: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
+        # wandb drops data for a step before its last one, so the iteration is also part of the data.
+        self._last_step = max(self._last_step, iteration)
+        pictures = {name: self._service.Image(image) for name, image in images.items()}
+        self._run.log({"iteration": iteration, **scalars, **pictures}, step=self._last_step)
 
 
-class MLflowWriter(EventWriter):
+class MLflowWriter(_ServiceWriter):
     """Sends scalars and images to MLflow. The first write starts the run.
 
     Server, experiment and run come from the environment variables of MLflow, such as `MLFLOW_TRACKING_URI` and
@@ -494,62 +503,24 @@ class MLflowWriter(EventWriter):
     """
 
     def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):
-        self._mlflow = _import_extra("mlflow", "MLflowWriter")
-        self._new = _NewScalars(window_size)
-        self._config = config
-        self._arguments = kwargs
-        self._is_open = self._owns_run = False
+        super().__init__("mlflow", window_size, config, kwargs)
 
     def _open_run(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            self._owns_run = self._mlflow.active_run() is None
-            if self._owns_run:
-                self._mlflow.start_run(**self._arguments)
-            if self._config is not None:
-                self._mlflow.log_dict(_plain(self._config), "config.yaml")
+        self._owns_run = self._service.active_run() is None
+        if self._owns_run:
+            self._service.start_run(**self._arguments)
+        if self._config is not None:
+            self._service.log_dict(self._config, "config.yaml")
 
-    def write(self) -> None:
-        """Send what is new; images stay in the storage for the other writers."""
-        storage = get_event_storage()
-        for iteration, values in self._new.take(storage).items():
-            self._open_run()
-            named = {_NOT_IN_NAMES.sub("_", name): value for name, value in values.items()}
-            self._mlflow.log_metrics(named, step=iteration)
-        for name, image, iteration in storage.vis_data:
-            self._open_run()
-            self._mlflow.log_image(_as_hwc(image), f"images/{_NOT_IN_NAMES.sub('_', name)}_{iteration:07d}.png")
+    def _end_run(self) -> None:
+        self._service.end_run()
 
-    def close(self) -> None:
-        """End the run if this writer started it."""
-        if self._is_open and self._owns_run:
-            self._mlflow.end_run()
-        self._is_open = False
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Properties of the run that writers use."""
-
-    output_dir: str
-    max_iter: int | None
-    images_per_iter: int | None
-    config: Mapping[str, Any] | None
-
-    def file(self, name: str) -> str:
-        return os.path.join(self.output_dir, name)
-
-
-_WRITERS: dict[str, Callable[[_Run], EventWriter]] = {
-    "terminal": lambda run: CommonMetricPrinter(run.max_iter, images_per_iter=run.images_per_iter),
-    "progress": lambda run: ProgressLine(run.max_iter, images_per_iter=run.images_per_iter),
-    "json": lambda run: JSONWriter(run.file("metrics.json")),
-    "csv": lambda run: CSVWriter(run.file("metrics.csv")),
-    "wandb": lambda run: WandbWriter(config=run.config, dir=run.output_dir),
-    "mlflow": lambda run: MLflowWriter(config=run.config),
-    # Last, since it drops the images after showing them.
-    "tensorboard": lambda run: TensorboardXWriter(run.output_dir),
-}
+    def _send(self, iteration: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
+        if scalars:
+            named = {_NOT_IN_NAMES.sub("_", name): value for name, value in scalars.items()}
+            self._service.log_metrics(named, step=iteration)
+        for name, image in images.items():
+            self._service.log_image(image, f"images/{_NOT_IN_NAMES.sub('_', name)}_{iteration:07d}.png")
 
 
 class _DropImages(EventWriter):
@@ -596,10 +567,18 @@ def make_writers(
     """
     if isinstance(names, str):
         raise ValueError(f"WRITERS must be a list of names, got the string {names!r}.")
-    unknown = [name for name in names if name not in _WRITERS]
+    makers: dict[str, Callable[[], EventWriter]] = {
+        "terminal": lambda: CommonMetricPrinter(max_iter, images_per_iter=images_per_iter),
+        "progress": lambda: ProgressLine(max_iter, images_per_iter=images_per_iter),
+        "json": lambda: JSONWriter(os.path.join(output_dir, "metrics.json")),
+        "csv": lambda: CSVWriter(os.path.join(output_dir, "metrics.csv")),
+        "wandb": lambda: WandbWriter(config=config, dir=output_dir),
+        "mlflow": lambda: MLflowWriter(config=config),
+        "tensorboard": lambda: TensorboardXWriter(output_dir),  # last, since it drops the images after showing them
+    }
+    unknown = [name for name in names if name not in makers]
     if unknown:
-        raise ValueError(f"Unknown writers {unknown}. Choose from {sorted(_WRITERS)}.")
+        raise ValueError(f"Unknown writers {unknown}. Choose from {sorted(makers)}.")
     PathManager.mkdirs(output_dir)
-    run = _Run(output_dir, max_iter, images_per_iter, config)
-    writers = [make(run) for name, make in _WRITERS.items() if name in names]
+    writers = [make() for name, make in makers.items() if name in names]
     return writers if "tensorboard" in names else [*writers, _DropImages()]

@@ -98,7 +98,7 @@ def test_errors(run, args, message):
 
 
 def test_interrupted_run_is_saved_and_resumed(run, tmp_path, monkeypatch):
-    step = demo._DemoTrainer.run_step
+    step = demo.DefaultTrainer.run_step
 
     def interrupted(trainer):
         if trainer.iter == 2:
@@ -106,7 +106,7 @@ def test_interrupted_run_is_saved_and_resumed(run, tmp_path, monkeypatch):
         step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo._DemoTrainer, "run_step", interrupted)
+        patch.setattr(demo.DefaultTrainer, "run_step", interrupted)
         status, text = run("--iters", "3")
     assert status == 130
     assert "Stopped after iteration 2, and saved" in text

@@ -2,17 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.structures import Instances
 from detectron2.utils import analysis
-
-
-class Fields:
-    """Has the interface of Instances."""
-
-    def __init__(self, **fields):
-        self._fields = fields
-
-    def get_fields(self):
-        return self._fields
 
 
 class Detector(nn.Module):
@@ -30,7 +21,7 @@ class Detector(nn.Module):
         if self.training:
             return {"loss": scores.sum()}
         return [
-            {"instances": Fields(scores=row, size=(item.get("height"), 1))}
+            {"instances": Instances((item.get("height") or 1, 1), scores=row[None])}
             for row, item in zip(scores, batched_inputs, strict=True)
         ]
 
