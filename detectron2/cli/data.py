@@ -41,9 +41,9 @@ from detectron2.data.formats.annotated_images import (
     FORMATS,
     AnnotatedImages,
     flat_names,
-    folder_written_whole,
     guess_format,
     place_images,
+    write_folder_atomically,
 )
 from detectron2.data.formats.coco import (
     content_to_dicts,
@@ -485,7 +485,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         lost = {}
         _write_file(data, target, args.images or "none")
     else:
-        with folder_written_whole(target) as folder:
+        with write_folder_atomically(target) as folder:
             lost = _WRITERS[target_format](data, folder, args.images or "link")
     _report(data, args, target, lost)
     return 0

@@ -23,12 +23,12 @@ __all__ = [
     "fill_sizes",
     "findings_of",
     "flat_names",
-    "folder_written_whole",
     "guess_format",
     "place_images",
     "read_images_hw",
     "split_overlaps",
     "upright_xywh",
+    "write_folder_atomically",
 ]
 
 FORMATS = ("coco", "voc", "yolo")
@@ -230,7 +230,7 @@ def upright_xywh(box: list[float]) -> list[float]:
     return [center_x - outer_w / 2, center_y - outer_h / 2, outer_w, outer_h]
 
 
-class folder_written_whole:
+class write_folder_atomically:
     """Write a folder under a temporary name, and give it its own when it is complete.
 
     Args:

@@ -1,4 +1,7 @@
-"""Reading annotation files: JSON in one go, and the parts of the COCO and LVIS formats that are alike."""
+"""Reading annotation files: JSON in one go, checks of single values, and what becomes of the mistakes that are found.
+
+A reader walks its file once and hands each mistake to a `Report`, which raises it in training, or collects it.
+"""
 
 import contextlib
 import gc
@@ -7,15 +10,18 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, quantity
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "AnnotationFileError",
+    "Meaning",
+    "Report",
     "checked_file_name",
     "checked_id",
     "checked_objects",
@@ -71,6 +77,52 @@ class AnnotationFileError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.file, self.where, self.what)
+
+
+class Meaning(NamedTuple):
+    """What a kind of mistake is: "3 `noun`s have `what`. `cure`"."""
+
+    level: Level
+    noun: str
+    what: str
+    cure: str
+
+
+class Report:
+    """Takes the mistakes that a reader finds.
+
+    Args:
+        meanings: all kinds of mistakes that the reader knows.
+        strict: raise the first error, as loading does; only warnings and notes are collected then.
+    """
+
+    def __init__(self, meanings: Mapping[str, Meaning], *, strict: bool = False) -> None:
+        self._meanings, self._strict = meanings, strict
+        self._cases: dict[str, list[Case]] = {kind: [] for kind in meanings}
+
+    def __call__(self, kind: str, mistake: Exception, case: Case | None = None) -> None:
+        """Take a mistake: as the error to raise, and as the case to show (by default the text of the error)."""
+        if self._strict and self._meanings[kind].level == "error":
+            raise mistake from None
+        if case is None:
+            known = isinstance(mistake, AnnotationFileError)
+            case = Case(f"{mistake.where}: {mistake.what.rstrip('.')}" if known else str(mistake))
+        self._cases[kind].append(case)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was collected: one finding for each kind."""
+        return [
+            Finding(kind, level, f"{quantity(len(cases), noun)} {what}", cure, len(cases), cases[:MAX_CASES])
+            for kind, (level, noun, what, cure) in self._meanings.items()
+            if (cases := self._cases[kind])
+        ]
+
+    def log_warnings(self, source: Any) -> None:
+        """Log the warnings, as a loader does at its end."""
+        for finding in self.findings:
+            if finding.level == "warning":
+                logger.warning("%s: %s", source, finding.text)
 
 
 # How files begin that are often met in place of a JSON file.

@@ -1,39 +1,58 @@
-"""The Pascal VOC format: read a folder with all its mistakes, and write one.
+"""The Pascal VOC format: read a folder, for training or with all its mistakes, and write one.
 
-Boxes in the files count pixels from 1 and include the last one; those in the content are `(x, y, width, height)`,
-continuous. So `x = xmin - 1` and `x + width = xmax`.
+Boxes in the files count pixels from 1 and include the last one; ours are continuous and start at 0. So `x1 = xmin - 1`
+and `y1 = ymin - 1`, while `(xmax, ymax)`, the end of the last pixel, stay.
 """
 
+import math
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.checks.findings import Case, Finding, quantity
+from detectron2.data.checks.findings import Case
 from detectron2.data.formats.annotated_images import (
+    IMAGE_SUFFIXES,
     AnnotatedImages,
     fill_sizes,
-    findings_of,
     flat_names,
     place_images,
     read_images_hw,
     split_overlaps,
     upright_xywh,
 )
+from detectron2.data.formats.reading import AnnotationFileError, Meaning, Report, checked_file_name, checked_size
+from detectron2.utils.file_io import PathManager
 
-__all__ = ["read_voc", "write_voc"]
+__all__ = ["VOC_MISTAKES", "read_voc", "read_voc_records", "write_voc"]
 
 _LARGEST = 1e7  # far more pixels than any image has
 _FLAGS = ("truncated", "occluded", "difficult")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
+VOC_MISTAKES = {
+    "voc-missing": Meaning("error", "listed image", "no annotation file", "Add it, or take the name out of the list."),
+    "voc-xml": Meaning("error", "annotation file", "no well-formed XML", "Repair it."),
+    "voc-size": Meaning("error", "annotation file", "no usable <size>, and the image cannot be read", "Add it."),
+    "voc-size-read": Meaning(
+        "warning", "annotation file", "no usable <size>", "The size of the image is used; write it into the file."
+    ),
+    "voc-object": Meaning("error", "object", "no <name> or no usable <bndbox>", "Complete it or take it out."),
+    "voc-class": Meaning("error", "object", "a class that was not named", "Add it to --classes, or correct it."),
+    "voc-twice": Meaning("warning", "listed image", "the name of an earlier one", "It is used once; list it once."),
+    "voc-filename": Meaning("note", "annotation file", "another <filename> than its own", "The own name is used."),
+    "voc-unlisted": Meaning("note", "annotation file", "no place in any of the lists", "Such files are not used."),
+}
+"""What can be wrong with a folder in this format."""
+
 
 def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] | None = None) -> AnnotatedImages:
-    """Read `Annotations`, `ImageSets/Main` and the sizes that `JPEGImages` are said to have.
+    """Read a folder with all its mistakes.
 
     Args:
-        root: the folder.
+        root: the folder, with `Annotations`, `ImageSets/Main` and `JPEGImages`.
         split: the list of images to read; "" for all that have annotations.
         classes: class names in order; None for all that occur, sorted.
 
@@ -46,146 +65,191 @@ def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] |
     folder = Path(root)
     if not (folder / "Annotations").is_dir():
         raise FileNotFoundError(f"There is no folder '{folder / 'Annotations'}'.")
-    reader = _Reader(folder, classes)
-    lists = {p.stem: _names(p) for p in sorted(folder.glob("ImageSets/Main/*.txt"))}
-    if split and split not in lists:
-        raise FileNotFoundError(f"There is no list '{folder / 'ImageSets' / 'Main' / (split + '.txt')}'.")
+    report = Report(VOC_MISTAKES)
     # Lists of single classes, like aeroplane_train.txt, are not splits.
-    lists = {k: v for k, v in lists.items() if k == split or (not split and "_" not in k)}
+    found = sorted(p.stem for p in folder.glob("ImageSets/Main/*.txt") if "_" not in p.stem)
+    lists = {name: _listed_names(root, name, report) for name in ([split] if split else found)}
     annotated = sorted(p.stem for p in folder.glob("Annotations/*.xml"))
-    stems = list(dict.fromkeys(n for names in lists.values() for n in names)) if split or lists else annotated
-    reader.read(stems)
-    if lists and not split:
-        unlisted = [Case("", f"{n}.xml") for n in annotated if n not in set(stems)]
-        reader.findings += findings_of(
-            "voc-unlisted",
-            "note",
-            unlisted,
-            lambda n: f"{quantity(n, 'annotation file', 'is')} in none of the lists",
-            "They are not used.",
-        )
-    splits = {name: [reader.ids[n] for n in names if n in reader.ids] for name, names in lists.items()}
-    reader.findings += split_overlaps({name: list(names) for name, names in lists.items()})
-    data = AnnotatedImages(
-        str(folder), "voc", reader.content(), str(folder / "JPEGImages"), splits or {"train": list(reader.ids.values())}
-    )
-    data.findings = reader.findings
+    stems = list(dict.fromkeys(n for names in lists.values() for n in names)) if lists else annotated
+    for stem in sorted(set(annotated) - set(stems)) if not split else ():
+        report("voc-unlisted", ValueError(stem), Case("", f"{stem}.xml"))
+    records = _read(root, stems, classes, report)
+    ids = {r["image_id"]: n for n, r in enumerate(records, start=1)}
+    splits = {name: [ids[n] for n in names if n in ids] for name, names in lists.items()}
+    content = _as_coco(records, classes)
+    data = AnnotatedImages(os.fspath(root), "voc", content, str(folder / "JPEGImages"), splits)
+    data.splits = splits or {"train": list(ids.values())}
+    data.findings = report.findings + split_overlaps(lists)
     return data
 
 
-def _names(path: Path) -> list[str]:
-    # A line may carry a second column, as the lists of single classes do.
-    return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def read_voc_records(
+    root: str | os.PathLike[str], split: str, classes: Sequence[str], report: Report
+) -> list[dict[str, Any]]:
+    """Read the images of one list.
+
+    Args:
+        root: the folder.
+        split: the list.
+        classes: names of the classes.
+        report: takes the mistakes.
+
+    Returns:
+        for each image `file_name, image_id, height, width` (the sizes may be missing unless `report` is strict), and
+        "objects": each with "name", "bbox" `(x1, y1, x2, y2)`, and flags and "pose" where the file has them.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+    """
+    return _read(root, _listed_names(root, split, report), classes, report)
 
 
-class _Reader:
-    """Reads the annotation files one by one."""
+def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> list[str]:
+    """Return the names in a list of images, each once."""
+    path = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
+    try:
+        with open(PathManager.get_local_path(path), encoding="utf-8-sig") as f:
+            # A line may carry a second column, as the lists of single classes do.
+            names = [line.split()[0] for line in f if line.strip()]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no list of images '{path}'. A data set in Pascal VOC format has the folders Annotations, "
+            f"ImageSets/Main and JPEGImages below '{os.fspath(root)}'."
+        ) from None
+    except UnicodeDecodeError as e:
+        raise AnnotationFileError(path, "", f"this is not text in UTF-8: {e}") from e
+    seen: dict[str, None] = {}
+    for line, name in enumerate(names, start=1):
+        where = f"image {line}"
+        if name in seen:
+            report("voc-twice", AnnotationFileError(path, where, f"'{name}' is there already"), Case(f"'{name}'", path))
+        seen[checked_file_name(name, path, where, "the name of the image")] = None
+    return list(seen)
 
-    def __init__(self, folder: Path, classes: list[str] | None) -> None:
-        self.folder = folder
-        self.classes = classes
-        self.findings: list[Finding] = []
-        self.images: list[dict[str, Any]] = []
-        self.ids: dict[str, int] = {}
-        self.objects: list[dict[str, Any]] = []
-        self.cases: dict[str, list[Case]] = defaultdict(list)
-        jpeg = folder / "JPEGImages"
-        self.files = {p.stem: p.name for p in sorted(jpeg.iterdir())} if jpeg.is_dir() else {}
 
-    def read(self, stems: list[str]) -> None:
-        for stem in stems:
-            path = self.folder / "Annotations" / f"{stem}.xml"
-            try:
-                self._image(stem, ET.parse(path).getroot())
-            except FileNotFoundError:
-                self.cases["voc-missing"].append(Case("", str(path)))
-            except (ET.ParseError, ValueError, LookupError) as e:  # the last two: unknown encodings
-                self.cases["voc-xml"].append(Case(f"({e})", str(path)))
-        unknown = [i for i in self.images if "width" not in i]
-        paths = [str(self.folder / "JPEGImages" / i["file_name"]) for i in unknown]
-        for image, path, size in zip(unknown, paths, read_images_hw(paths), strict=True):
-            if not isinstance(size, Exception):  # that is reported where the content is looked at
-                image["height"], image["width"] = size
-                self.cases["voc-size-read"].append(Case("", path))
-        for kind, (level, noun, what, cure) in _MEANINGS.items():
-            self.findings += findings_of(
-                kind, level, self.cases[kind], lambda n, noun=noun, what=what: f"{quantity(n, noun)} {what}", cure
-            )
+def _read(
+    root: str | os.PathLike[str], stems: Iterable[str], classes: Sequence[str] | None, report: Report
+) -> list[dict[str, Any]]:
+    annotations = PathManager.get_local_path(os.path.join(root, "Annotations"))
+    images = os.path.join(root, "JPEGImages")
+    files = set(os.listdir(images)) if os.path.isdir(images) else set()
+    by_stem = {os.path.splitext(f)[0]: f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES)}
+    known = None if classes is None else set(classes)
+    records: list[dict[str, Any]] = []
+    unsized: list[tuple[dict[str, Any], str, str]] = []
+    for stem in stems:
+        path = os.path.join(annotations, stem + ".xml")
+        try:
+            tree = ET.parse(path).getroot()
+        except FileNotFoundError:
+            mistake = FileNotFoundError(f"There is no annotation file '{path}' for image '{stem}'.")
+            report("voc-missing", mistake, Case("", path))
+            continue
+        except (ET.ParseError, ValueError, LookupError) as e:  # the last two: encodings that the parser does not know
+            mistake = AnnotationFileError(path, "", f"this is not well-formed XML: {e}")
+            report("voc-xml", mistake, Case(f"({e})", path))
+            continue
+        # The file may name an image of another type; a name that has nothing to do with its own is not to be trusted.
+        named = os.path.basename(tree.findtext("filename") or "").strip()
+        own = os.path.splitext(named)[0] == stem
+        if named and not own:
+            mistake = AnnotationFileError(path, "<filename>", f"says '{named}'")
+            report("voc-filename", mistake, Case(f"says '{named}'", path))
+        if not own or not os.path.splitext(named)[1] or (named not in files and stem in by_stem):
+            named = by_stem.get(stem, stem + ".jpg")
+        record: dict[str, Any] = {"file_name": os.path.join(images, named), "image_id": stem}
+        try:
+            for key in ("height", "width"):
+                record[key] = checked_size(_number(tree, f"size/{key}", path), path, "<size>", key)
+        except AnnotationFileError as e:
+            unsized.append((record, path, e.what))
+        elements = enumerate(tree.iterfind("object"), start=1)
+        objects = (_object(element, path, number, known, report) for number, element in elements)
+        record["objects"] = [o for o in objects if o is not None]
+        records.append(record)
+    for (record, path, why), size in zip(unsized, read_images_hw(r["file_name"] for r, _, _ in unsized), strict=True):
+        if isinstance(size, Exception):
+            what = f"{why} The size cannot be read from the image '{record['file_name']}' either: {size}"
+            report("voc-size", AnnotationFileError(path, "<size>", what), Case(f"({what})", path))
+        else:
+            record["height"], record["width"] = size
+            report("voc-size-read", AnnotationFileError(path, "<size>", why), Case(f"({why})", path))
+    return records
 
-    def _image(self, stem: str, root: ET.Element) -> None:
-        named = os.path.basename(root.findtext("filename") or "").strip()
-        if named and os.path.splitext(named)[0] != stem:
-            self.cases["voc-filename"].append(Case(f"says '{named}'", f"{stem}.xml"))
-        file_name = named if os.path.splitext(named)[0] == stem and os.path.splitext(named)[1] else ""
-        if not file_name or (self.files and file_name != self.files.get(stem, file_name)):
-            file_name = self.files.get(stem, f"{stem}.jpg")
-        image: dict[str, Any] = {"id": len(self.images) + 1, "file_name": file_name}
-        size = [_number(root.findtext(f"size/{key}")) for key in ("width", "height")]
-        if all(size):
-            image["width"], image["height"] = (int(v or 0) for v in size)
-        self.images.append(image)
-        self.ids[stem] = image["id"]
-        for position, element in enumerate(root.iterfind("object")):
-            self._object(stem, image["id"], position, element)
 
-    def _object(self, stem: str, image_id: int, position: int, element: ET.Element) -> None:
-        name = (element.findtext("name") or "").strip()
-        box = [_number(element.findtext(f"bndbox/{key}")) for key in _EDGES]
-        if not name or any(v is None for v in box):
-            lacking = ["name"] * (not name) + [k for k, v in zip(_EDGES, box, strict=True) if v is None]
-            self.cases["voc-object"].append(Case(f"no {', '.join(lacking)}", f"{stem}.xml", None, position))
-            return
-        if self.classes is not None and name not in self.classes:
-            self.cases["voc-class"].append(Case(f"'{name}'", f"{stem}.xml", None, position))
-            return
-        x1, y1, x2, y2 = (float(v or 0) for v in box)
-        found: dict[str, Any] = {"image_id": image_id, "name": name, "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]}
-        for flag in _FLAGS:
-            text = (element.findtext(flag) or "").strip()
-            if text:
-                found[flag] = int(text not in ("0", "False", "false"))
-        if (element.findtext("pose") or "Unspecified").strip() != "Unspecified":
-            found["pose"] = (element.findtext("pose") or "").strip()
-        self.objects.append(found)
+def _object(
+    element: ET.Element, path: str, number: int, known: set[str] | None, report: Report
+) -> dict[str, Any] | None:
+    """Read one object; None if it cannot be used."""
+    where = f"object {number}"
+    try:
+        name = _text(element, "name", path, where)
+        box = element.find("bndbox")
+        if box is None:
+            raise AnnotationFileError(path, where, "there is no <bndbox>.")
+        x1, y1, x2, y2 = (_number(box, key, path, where) for key in _EDGES)
+    except AnnotationFileError as e:
+        report("voc-object", e, Case(e.what, path, None, number))
+        return None
+    if known is not None and name not in known:
+        what = (
+            f"it is an object of class '{name}', which is not among the class names {sorted(known)}. Add it to the "
+            "class names, or take the object out."
+        )
+        report("voc-class", AnnotationFileError(path, where, what), Case(f"'{name}'", path, None, number))
+        return None
+    found: dict[str, Any] = {"name": name, "bbox": [x1 - 1.0, y1 - 1.0, x2, y2]}
+    for flag in _FLAGS:
+        text = (element.findtext(flag) or "").strip()
+        if text:
+            found[flag] = int(text not in ("0", "False", "false"))
+    pose = (element.findtext("pose") or "").strip()
+    return {**found, "pose": pose} if pose not in ("", "Unspecified") else found
 
-    def content(self) -> dict[str, Any]:
-        classes = self.classes if self.classes is not None else sorted({o["name"] for o in self.objects})
-        ids = {name: i for i, name in enumerate(classes, start=1)}
-        annotations = []
-        for n, found in enumerate(self.objects, start=1):
-            width, height = found["bbox"][2:]
-            rest = {k: v for k, v in found.items() if k not in ("image_id", "name")}
-            label = ids[found["name"]]
+
+def _text(element: ET.Element, tag: str, path: str, where: str) -> str:
+    text = (element.findtext(tag) or "").strip()
+    if not text:
+        raise AnnotationFileError(path, where, f"there is no <{tag}> in <{element.tag}>, or it is empty.")
+    return text
+
+
+def _number(element: ET.Element, tag: str, path: str, where: str = "") -> float:
+    text = _text(element, tag, path, where)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) < _LARGEST:
+        what = f"<{tag}> in <{element.tag}> must be a number of pixels, not '{text[:80]}'."
+        raise AnnotationFileError(path, where, what)
+    return number
+
+
+def _as_coco(records: list[dict[str, Any]], classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return the content of a COCO file; images and categories are numbered from 1."""
+    if classes is None:
+        classes = sorted({o["name"] for r in records for o in r["objects"]})
+    labels = {name: n for n, name in enumerate(classes, start=1)}
+    images, annotations = [], []
+    for image_id, record in enumerate(records, start=1):
+        size = {key: record[key] for key in ("width", "height") if {"width", "height"} <= record.keys()}
+        images.append({"id": image_id, "file_name": os.path.basename(record["file_name"]), **size})
+        for found in record["objects"]:
+            x1, y1, x2, y2 = found["bbox"]
             annotations.append(
                 {
-                    "id": n,
-                    "image_id": found["image_id"],
-                    "category_id": label,
-                    "area": width * height,
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": labels[found["name"]],
+                    "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
-                    **rest,
+                    **{k: v for k, v in found.items() if k != "name"},
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
                 }
             )
-        categories = [{"id": i, "name": name} for name, i in ids.items()]
-        return {"images": self.images, "annotations": annotations, "categories": categories}
-
-
-_MEANINGS: Any = {
-    "voc-missing": ("error", "listed image", "no annotation file", "Add it, or take the name out of the list."),
-    "voc-xml": ("error", "annotation file", "no well-formed XML", "Repair it."),
-    "voc-size-read": ("warning", "annotation file", "no usable <size>", "That of the image was used; add it."),
-    "voc-object": ("error", "object", "no <name> or not all of <bndbox>", "Complete it or take it out."),
-    "voc-class": ("error", "object", "a class that was not named", "Add it to --classes, or correct it."),
-    "voc-filename": ("note", "annotation file", "another <filename> than its own", "The own name was used."),
-}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if abs(number) < _LARGEST else None  # NaN, too, is none
+    categories = [{"id": i, "name": name} for name, i in labels.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

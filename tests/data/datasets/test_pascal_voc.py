@@ -1,9 +1,11 @@
 """Loading the Pascal VOC format."""
 
 import pytest
+from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_pascal_voc
+from detectron2.data.formats.voc import read_voc
 from detectron2.structures import BoxMode
 
 OBJECT = """<object><name>{name}</name><difficult>1</difficult>
@@ -99,11 +101,11 @@ SIZE = "<size><width>{}</width><height>{}</height></size>"
         (f"<a>{SIZE.format(0, 5)}</a>", "'width' must be a positive whole number"),
         (f"<a>{SIZE.format(5, 4.5)}</a>", "'height' must be a positive whole number"),
         (f"<a>{SIZE.format(5, 5)}<object/></a>", "object 1: there is no <name>"),
-        (f"<a>{SIZE.format(5, 5)}<object><name>cat</name></object></a>", "object 1: there is no <bndbox/xmin>"),
+        (f"<a>{SIZE.format(5, 5)}<object><name>cat</name></object></a>", "object 1: there is no <bndbox>"),
         (
             f"<a>{SIZE.format(5, 5)}{OBJECT.format(name='cat', box=(1, 1, 2, 2))}"
             f"{OBJECT.format(name='cat', box=(1, 'inf', 2, 2))}</a>",
-            "object 2: <bndbox/ymin> in <object> must be a number of pixels, not 'inf'",
+            "object 2: <ymin> in <bndbox> must be a number of pixels, not 'inf'",
         ),
     ],
 )
@@ -113,6 +115,28 @@ def test_malformed(voc, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_voc_instances(root, "train", ["cat"])
     assert str(caught.value).startswith(str(root / "Annotations/a.xml"))
+
+
+def test_an_image_listed_twice_counts_once_in_loading_and_in_the_check(voc, caplog):
+    root = voc({"a": [], "b": []})
+    (root / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
+    assert [d["image_id"] for d in load_voc_instances(root, "train", [])] == ["a", "b"]
+    assert "1 listed image has the name of an earlier one" in caplog.text
+    data = read_voc(root, "train", [])
+    assert [i["file_name"] for i in data.content["images"]] == ["a.jpg", "b.jpg"] and data.splits == {"train": [1, 2]}
+    assert [(f.kind, f.count) for f in data.findings] == [("voc-twice", 1)]
+
+
+def test_the_size_of_the_image_stands_in_for_a_missing_one_in_loading_and_in_the_check(voc, caplog):
+    root = voc({"a": []})
+    (root / "Annotations/a.xml").write_text("<annotation/>")
+    Image.new("RGB", (7, 5)).save(root / "JPEGImages/a.png")
+    (record,) = load_voc_instances(root, "train", [])
+    assert (record["height"], record["width"], record["file_name"][-5:]) == (5, 7, "a.png")
+    assert "no usable <size>" in caplog.text
+    data = read_voc(root, "train", [])
+    assert data.content["images"] == [{"id": 1, "file_name": "a.png", "width": 7, "height": 5}]
+    assert [f.kind for f in data.findings] == ["voc-size-read"]
 
 
 def test_list_of_images(voc):
