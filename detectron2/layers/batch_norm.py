@@ -3,6 +3,7 @@
 Letters: `N` images, `C` channels; features are `(N, C, H, W)`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,14 +66,7 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         version = local_metadata.get("version")
         mean, var = prefix + "running_mean", prefix + "running_var"
@@ -83,9 +77,7 @@ class FrozenBatchNorm2d(nn.Module):
             state_dict.setdefault(var, torch.ones_like(self.running_var) - self.eps)
         # Counts batches of a BatchNorm2d in training: without meaning here.
         state_dict.pop(prefix + "num_batches_tracked", None)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Summarise the arguments for `repr`."""
@@ -280,10 +272,6 @@ class LayerNorm(nn.Module):
         return f"{self.normalized_shape[0]}, eps={self.eps}"
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels)
-
-
 def _synchronized(channels: int) -> nn.SyncBatchNorm:
     norm = nn.SyncBatchNorm(channels)
     norm.register_forward_pre_hook(_check_device)
@@ -299,20 +287,16 @@ def _check_device(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         )
 
 
-def _naive_sync_by_samples(channels: int) -> NaiveSyncBatchNorm:
-    return NaiveSyncBatchNorm(channels, stats_mode="N")
-
-
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": _synchronized,
     "FrozenBN": FrozenBatchNorm2d,
-    "GN": _group_norm,
+    "GN": functools.partial(nn.GroupNorm, 32),
     "LN": LayerNorm,
     # To compare implementations of synchronised batch norm with one another:
     "nnSyncBN": _synchronized,
     "naiveSyncBN": NaiveSyncBatchNorm,
-    "naiveSyncBN_N": _naive_sync_by_samples,
+    "naiveSyncBN_N": functools.partial(NaiveSyncBatchNorm, stats_mode="N"),
 }
 
 

@@ -152,14 +152,14 @@ class _DeformableConvolution(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: IntPair,
-        stride: IntPair,
-        padding: IntPair,
-        dilation: IntPair,
-        groups: int,
-        deformable_groups: int,
-        bias: bool,
-        norm: nn.Module | None,
-        activation: Callable[[torch.Tensor], torch.Tensor] | None,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         super().__init__()
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -180,24 +180,18 @@ class _DeformableConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
-    def _finish(self, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deformable_groups)
+        x = _convolve(x, offset, mask, self.weight, self.bias, *geometry)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
 
     def extra_repr(self) -> str:
         """Summarise the arguments for `repr`."""
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "deformable_groups",
-        )
-        return ", ".join(f"{n}={getattr(self, n)}" for n in names) + f", bias={self.with_bias}"
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        shown = "".join(f"{name}={getattr(self, name)}, " for name in names)
+        return f"{shown}deformable_groups={self.deformable_groups}, bias={self.with_bias}"
 
 
 class DeformConv(_DeformableConvolution):
@@ -258,38 +252,13 @@ class DeformConv(_DeformableConvolution):
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """Convolve `(N, C, H, W)` at the given offsets (see the top of this module); `N` may be 0."""
-        return self._finish(
-            deform_conv(
-                x,
-                offset,
-                self.weight,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.groups,
-                self.deformable_groups,
-            )
-        )
+        return self._run(x, offset, None)
 
 
 class ModulatedDeformConv(_DeformableConvolution):
     """Deformable convolution with weighted samples (https://arxiv.org/abs/1811.11168).
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: size of the kernel.
-        stride: stride of the convolution.
-        padding: zeros added on each side.
-        dilation: spacing of the kernel cells.
-        groups: groups of channels that do not mix.
-        deformable_groups: groups of channels that share offsets and mask.
-        bias: whether to add a bias.
-        norm: normalization applied to the result.
-        activation: function applied last.
-
-    Raises:
-        ValueError: `groups` does not divide the channels.
+    The arguments are those of `DeformConv`; there is a bias unless `bias` is false.
 
     Example:
         >>> from detectron2.layers import ModulatedDeformConv
@@ -299,47 +268,6 @@ class ModulatedDeformConv(_DeformableConvolution):
         torch.Size([1, 8, 10, 12])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntPair,
-        stride: IntPair = 1,
-        padding: IntPair = 0,
-        dilation: IntPair = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = True,
-        norm: nn.Module | None = None,
-        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deformable_groups,
-            bias,
-            norm,
-            activation,
-        )
-
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Convolve `(N, C, H, W)` at the given offsets with the given sample weights; `N` may be 0."""
-        return self._finish(
-            modulated_deform_conv(
-                x,
-                offset,
-                mask,
-                self.weight,
-                self.bias,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.groups,
-                self.deformable_groups,
-            )
-        )
+        return self._run(x, offset, mask)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .run_lengths import changes, compress, crop_to_content, run_lengths
+from .run_lengths import changes, crop_to_content, encode_changes
 
 __all__ = [
     "encode_masks",
@@ -108,21 +108,14 @@ def paste_masks_as_rle(
     """
     masks, xyxy = _checked_on_cpu("paste_masks_as_rle", masks, boxes, threshold)
     height, width = (int(s) for s in image_shape)
-    if 0 in (height, width):
-        return [{"size": [height, width], "counts": ""} for _ in range(masks.shape[0])]
-    counts = _run_lengths_in_boxes(masks, xyxy, height, width, threshold)
-    return [{"size": [height, width], "counts": text} for text in compress(counts)]
-
-
-def _run_lengths_in_boxes(
-    masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int, threshold: float
-) -> Iterator[np.ndarray]:
+    codes = []
     for rows, columns, (x1, y1) in _factors(masks, xyxy, height, width):
         begins = [
             changes(values.numpy() >= threshold, (x1 + start, y1), height)
             for start, values in _values_by_columns(rows, columns)
         ]
-        yield run_lengths(begins, height * width)
+        codes.append(encode_changes(begins, height, width))
+    return codes
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
@@ -150,12 +143,9 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
     if masks.dim() != 3:
         raise ValueError(f"encode_masks expects masks (N, H, W), got {tuple(masks.shape)}.")
     height, width = masks.shape[1:]
-    if 0 in (height, width):
-        return [{"size": [height, width], "counts": ""} for _ in range(masks.shape[0])]
     bits = (mask if mask.dtype == torch.bool else mask > 0 for mask in masks.detach().cpu())
     parts = (crop_to_content(mask.numpy()) for mask in bits)
-    counts = (run_lengths([changes(crop, corner, height)], height * width) for crop, corner in parts)
-    return [{"size": [height, width], "counts": text} for text in compress(counts)]
+    return [encode_changes([changes(crop, corner_xy, height)], height, width) for crop, corner_xy in parts]
 
 
 def paste_masks_in_boxes(
@@ -228,7 +218,7 @@ def _describe_large_result(count: int, height: int, width: int) -> str:
 def _paste_in_passes(
     masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int, threshold: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Compute whole images, as many masks at once as memory allows; nothing has to be read back from the device."""
+    """Compute whole images, as many at once as memory allows; nothing has to be read back from the device."""
     out = torch.empty(masks.shape[0], height, width, dtype=dtype, device=masks.device)
     per_pass = max(1, _PASS_BYTES // (height * width * 4 * 4))  # the grid (2), the samples (1), their comparison
     for part in range(0, masks.shape[0], per_pass):
@@ -273,19 +263,10 @@ def _untouched_zeros(count: int, height: int, width: int, dtype: torch.dtype) ->
 def _factors(
     masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]]:
-    """What the values of each mask are the product of, in the part of the image that it can reach.
+    """Two factors of each mask in the part of the image that it can reach, and column and row where that begins.
 
     Interpolation is separable: a mask becomes `rows @ mask @ columns.t()`, with the interpolation weights of the rows
-    and the columns of the image. The weights of several masks are worked out together.
-
-    Args:
-        masks: `(N, h, w)` float32, on the CPU.
-        xyxy: `(N, 4)` float32.
-        height: of the image.
-        width: of the image.
-
-    Yields:
-        For each mask `rows @ mask`, `(pixels, w)`; `columns`, `(pixels, w)`; column and row where they begin.
+    and columns of the image. The factors are `rows @ mask` and `columns`, `(pixels, w)` each.
     """
     weight_bytes = 4 * (height * masks.shape[1] + width * masks.shape[2])  # of a box as large as the image
     together = min(max(1, _WEIGHT_BYTES // max(weight_bytes, 1)), _MASKS_PER_PART)
@@ -309,17 +290,7 @@ def _values_by_columns(rows: torch.Tensor, columns: torch.Tensor) -> Iterator[tu
 def _reach_and_weights(
     start: torch.Tensor, stop: torch.Tensor, size: int, cells: int
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
-    """Which pixels of one axis each mask is pasted to, and the weights of its cells there.
-
-    Args:
-        start: `(N,)`, where the boxes begin.
-        stop: `(N,)`, where they end.
-        size: pixels of the image.
-        cells: cells of a mask.
-
-    Returns:
-        For each mask the first pixel and the one after the last, and weights `(pixels, cells)`.
-    """
+    """First pixel of one axis that each mask is pasted to, the one after the last, and weights `(pixels, cells)`."""
     low, high = (v.clamp(0, size).long() for v in _pixel_range(start, stop))
     high = high.maximum(low)
     lengths = high - low
@@ -332,19 +303,13 @@ def _reach_and_weights(
 
 
 def _pixel_range(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first pixel that a mask is pasted to and the one after the last: its box and a pixel beyond.
-
-    A box without extent, or with a coordinate that is not a number, has none.
-    """
-    some = stop > start
+    """The first pixel that a mask is pasted to and the one after the last: its box and a pixel beyond."""
+    some = stop > start  # not of a box without extent, or with a coordinate that is not a number
     return torch.where(some, (start - 1).floor(), 0.0), torch.where(some, (stop + 1).ceil(), 0.0)
 
 
 def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: int) -> torch.Tensor:
-    """Where the centre of each of `size` pixels lies among the `cells` samples of a mask: `(N, size)`.
-
-    -2, which is outside, for pixels that the mask is not pasted to.
-    """
+    """Where the centre of each pixel lies among the cells of a mask, `(N, size)`; -2 where it is not pasted to."""
     pixel = torch.arange(size, dtype=start.dtype, device=start.device)
     low, high = _pixel_range(start, stop)
     position = (pixel + 0.5 - start[:, None]) / (stop - start)[:, None] * cells - 0.5
@@ -354,18 +319,9 @@ def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: in
 def _do_paste_mask(
     masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True
 ) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """Resample all masks over one region of the image.
+    """Resample masks `(N, [1,] h, w)` over the image, or over the smallest region of it that encloses all boxes.
 
-    Args:
-        masks: `(N, h, w)` or `(N, 1, h, w)`.
-        boxes: `(N, 4)`.
-        img_h: height of the image.
-        img_w: width of the image.
-        skip_empty: compute only the smallest region that encloses all boxes.
-
-    Returns:
-        float32 values `(N, H', W')`, and the slices of the image's rows and columns that they cover; no slices when
-        they cover all of it.
+    Returns float32 `(N, H', W')`, and the slices of rows and columns that they cover; none when they cover everything.
     """
     if masks.dim() == 3:
         masks = masks[:, None]

@@ -53,11 +53,8 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
 
 
 def _move_groups_apart(boxes: torch.Tensor, idxs: torch.Tensor) -> torch.Tensor:
-    """Give each group a place of its own, so that boxes of two groups do not overlap.
-
-    The result is float64: in float32 the offset of group 1000 of a 1333 pixel image would round coordinates to 1/8
-    pixel, and change overlaps.
-    """
+    """Give each group a place of its own, so that boxes of two groups do not overlap."""
+    # In float32 the offset of group 1000 of a 1333 pixel image would round coordinates to 1/8 pixel.
     boxes = boxes.double()
     if boxes.shape[0] == 0:
         return boxes

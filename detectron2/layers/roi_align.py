@@ -32,11 +32,7 @@ class ROIAlign(nn.Module):
     """
 
     def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        spatial_scale: float,
-        sampling_ratio: int,
-        aligned: bool = True,
+        self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = True
     ):
         super().__init__()
         self.output_size = output_size
@@ -45,19 +41,10 @@ class ROIAlign(nn.Module):
         self.aligned = aligned
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """Pool every region.
+        """Pool features `(N, C, H, W)` to `(R, C, height, width)`, of the same type.
 
-        Half-precision features are pooled in float32: a float16 coordinate near 1000 is wrong by half a pixel.
-
-        Args:
-            input: features `(N, C, H, W)`.
-            rois: `(R, 5)`, each row the index of its image and `(x1, y1, x2, y2)`.
-
-        Returns:
-            `(R, C, height, width)`, in the type of `input`.
-
-        Raises:
-            ValueError: `rois` is not `(R, 5)`.
+        Each row of `rois (R, 5)` is the index of an image and `(x1, y1, x2, y2)`. Half-precision features are pooled
+        in float32: a float16 coordinate near 1000 is wrong by half a pixel.
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(

@@ -36,7 +36,8 @@ def roi_align_rotated(
 
     Args:
         input: features `(N, C, H, W)`; the gradient flows to them.
-        rois: `(R, 6)`, each row the index of its image and `(x_center, y_center, width, height, angle)`.
+        rois: `(R, 6)`, each row the index of its image and `(x_center, y_center, width, height, angle)`; angle in
+            degrees, counter-clockwise.
         output_size: size of each result, `(height, width)`, or one number for both.
         spatial_scale: feature cells per unit of the region coordinates.
         sampling_ratio: samples along each side of an output cell; 0 takes as many as fit the region.
@@ -98,16 +99,7 @@ class ROIAlignRotated(nn.Module):
         self.sampling_ratio = sampling_ratio
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """Pool every region.
-
-        Args:
-            input: features `(N, C, H, W)`.
-            rois: `(R, 6)`, each row the index of its image and `(x_center, y_center, width, height, angle)`; angle
-                in degrees, counter-clockwise.
-
-        Returns:
-            `(R, C, height, width)`, in the type of `input`.
-        """
+        """Pool features `(N, C, H, W)` at `rois (R, 6)` to `(R, C, height, width)`; see `roi_align_rotated`."""
         return roi_align_rotated(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
     def extra_repr(self) -> str:
@@ -128,13 +120,7 @@ def _bin_grids(rois: torch.Tensor, output_hw: tuple[int, int], sampling_ratio: i
 def _portions(samples_per_bin: torch.Tensor, bins_per_roi: int, fixed: int) -> list[tuple[int, int, int]]:
     """Cut all bins into runs: first bin, end, and number of samples of each run.
 
-    Args:
-        samples_per_bin: int64 `(R,)`.
-        bins_per_roi: bins of a region.
-        fixed: samples per bin if it is the same for all, which saves a look at the tensor; otherwise 0.
-
-    Returns:
-        The runs, in order.
+    `samples_per_bin` is int64 `(R,)`; `fixed` is the same for all bins, which saves a look at the tensor, or 0.
     """
     num_bins = samples_per_bin.shape[0] * bins_per_roi
     if fixed:
@@ -174,15 +160,7 @@ def _bilinear_taps(
 
 
 class _Sampler:
-    """Where the samples of regions lie; it yields the taps of a portion of the bins at a time.
-
-    Args:
-        rois: `(R, 6)`, index of the image, then the rotated box in units of the input.
-        size_hw: of the feature map.
-        output_hw: bins of a region.
-        spatial_scale: cells per unit.
-        sampling_ratio: samples along each side of a bin; not positive: as many as the bin has cells along it.
-    """
+    """Where the samples of regions `(R, 6)` lie; it yields the taps of a portion of the bins at a time."""
 
     def __init__(
         self,
@@ -205,19 +183,9 @@ class _Sampler:
         self.first_cell = rois[:, 0].to(torch.int64) * math.prod(size_hw)
         # Steps between samples, and what makes a weight a mean over the bin.
         grid_height, grid_width = self.grid_hw.clamp(min=1).to(boxes.dtype).unbind(1)
-        self.geometry = torch.stack(
-            (
-                x - 0.5,
-                y - 0.5,
-                width,
-                height,
-                width / output_hw[1] / grid_width,
-                height / output_hw[0] / grid_height,
-                theta.cos(),
-                theta.sin(),
-                usable[:, 0] / (grid_height * grid_width),
-            )
-        )
+        step_x, step_y = width / output_hw[1] / grid_width, height / output_hw[0] / grid_height
+        mean = usable[:, 0] / (grid_height * grid_width)
+        self.geometry = torch.stack((x - 0.5, y - 0.5, width, height, step_x, step_y, theta.cos(), theta.sin(), mean))
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield, for each portion, its bins, the cells `(T,)` and weights `(T,)` of its taps, and where in these each
@@ -261,10 +229,7 @@ class _Sampler:
 
 
 class _RotatedPooling(torch.autograd.Function):
-    """Pool rotated regions; the gradient goes to the features.
-
-    For the backward pass only the regions are kept: their taps are computed again.
-    """
+    """Pool rotated regions; the backward pass keeps only the regions, and computes their taps again."""
 
     @staticmethod
     def forward(

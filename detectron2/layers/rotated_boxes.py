@@ -30,18 +30,13 @@ _UPRIGHT = 1e-100
 
 
 class BoxTable(NamedTuple):
-    """`N` boxes in the form that overlaps are computed from.
+    """`N` boxes in the form that overlaps are computed from."""
 
-    Attributes:
-        shape: float64 `(6, N)`: x and y of the centre, of the vector u from there to the middle of the right edge, and
-            of the vector v from there to the middle of the lower edge.
-        area: float64 `(N,)`, width times height.
-        bounds_xyxy: float32 `(4, N)`: axis-aligned bounds, rounded outwards; those of empty boxes meet nothing.
-    """
-
+    # float64 (6, N): x and y of the centre, of the vector u from there to the middle of the right edge, and of the
+    # vector v from there to the middle of the lower edge.
     shape: torch.Tensor
-    area: torch.Tensor
-    bounds_xyxy: torch.Tensor
+    area: torch.Tensor  # float64 (N,)
+    bounds_xyxy: torch.Tensor  # float32 (4, N), rounded outwards; those of empty boxes meet nothing
 
     def rows(self, index: torch.Tensor | slice) -> "BoxTable":
         """The boxes at `index`."""
@@ -93,16 +88,10 @@ def candidate_pairs(
     *,
     only_later: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Find the pairs whose axis-aligned bounds overlap, some rows of `first` at a time.
+    """Yield indices `(P,)` of the pairs whose axis-aligned bounds overlap, some rows of `first` at a time.
 
-    Args:
-        first: `N` boxes.
-        second: `M` boxes.
-        groups: integers `(N,)` and `(M,)`; only boxes of one group make a pair.
-        only_later: only pairs in which the second index is greater than the first.
-
-    Yields:
-        Indices into `first` and into `second`, int64 `(P,)` each.
+    With groups, `(N,)` and `(M,)`, only boxes of one group make a pair; with `only_later`, only those in which the
+    second index is greater than the first.
     """
     num_rows, num_columns = first.area.shape[0], second.area.shape[0]
     if num_rows == 0 or num_columns == 0:
@@ -124,7 +113,7 @@ def candidate_pairs(
 
 
 def _intersection_area(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Area of the intersection of box `p` of `first` and box `p` of `second`.
+    """Areas `(P,)` of the intersections of boxes `first` and `second`, columns of `BoxTable.shape`, float64 `(6, P)`.
 
     In coordinates in which the first box is the square `[0, 2] x [0, 2]` (its u and v are the units), the area is the
     integral over x in `[0, 2]` of `clamp(upper(x), 0, 2) - clamp(lower(x), 0, 2)`, where `upper` and `lower` bound the
@@ -132,13 +121,6 @@ def _intersection_area(first: torch.Tensor, second: torch.Tensor) -> torch.Tenso
     outline of the second box this is the sum over its four edges of the signed integral of `clamp(y, 0, 2) dx`.
     Nothing is sorted and no case is told apart, so the result depends continuously on the boxes: identical, touching
     and nested ones are as exact as others.
-
-    Args:
-        first: float64 `(6, P)`, columns of `BoxTable.shape`.
-        second: the same.
-
-    Returns:
-        float64 `(P,)`.
     """
     u1, v1 = first[2:4], first[4:6]
     unit = _cross(u1, v1)

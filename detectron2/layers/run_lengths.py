@@ -5,16 +5,13 @@ from the fourth on as the difference to the last but one, in digits of five bits
 "Microsoft COCO: Common Objects in Context", arXiv:1405.0312; the format is that of its evaluation tools).
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["changes", "compress", "crop_to_content", "decode_part", "run_lengths"]
+__all__ = ["changes", "crop_to_content", "decode_part", "encode_changes"]
 
 _DIGIT_BITS = 5
-# Numbers that are written at once, which takes about 60 bytes for each.
-_NUMBERS_AT_ONCE = 1 << 17
 _MORE, _SIGN, _FIRST_CHARACTER = 0x20, 0x10, 48
 
 
@@ -40,29 +37,35 @@ def changes(crop: np.ndarray, corner_xy: tuple[int, int], height: int) -> np.nda
     return (column + corner_xy[0]) * height + row + corner_xy[1]
 
 
-def run_lengths(begins: list[np.ndarray], pixels: int) -> np.ndarray:
-    """Lengths of the alternating runs of one mask, beginning with the pixels outside.
+def encode_changes(begins: list[np.ndarray], height: int, width: int) -> dict[str, Any]:
+    """Write a mask as COCO's compressed run lengths.
 
     Args:
         begins: `changes` of the mask, or of its columns from left to right.
-        pixels: number of pixels of the image.
+        height: of the image.
+        width: of the image.
 
     Returns:
-        int64, at least one number; their sum is the number of pixels.
+        `{"size": [height, width], "counts": text}`, as pycocotools encodes it.
 
     Example:
-        >>> from detectron2.layers.run_lengths import changes, run_lengths
+        >>> from detectron2.layers.run_lengths import changes, encode_changes
         >>> begins = changes(np.ones((2, 1), bool), corner_xy=(3, 1), height=10)
-        >>> run_lengths([begins], pixels=50)
-        array([31,  2, 17])
+        >>> encode_changes([begins], height=10, width=5)
+        {'size': [10, 5], 'counts': 'o02a0'}
     """
+    from hotcoco.mask import rle_to_string
+
+    if 0 in (height, width):
+        return {"size": [height, width], "counts": ""}
     found = np.concatenate([np.zeros(0, np.int64), *begins])
     # A run that reaches the bottom goes on at the top of the next column: no change there.
     touching = np.flatnonzero(found[1:] == found[:-1])
     if touching.size:
         found = np.delete(found, np.concatenate([touching, touching + 1]))
-    counts = np.diff(found, prepend=0, append=pixels)
-    return counts[:-1] if counts[-1] == 0 and counts.size > 1 else counts
+    counts = np.diff(found, prepend=0, append=height * width)
+    counts = counts[:-1] if counts[-1] == 0 and counts.size > 1 else counts
+    return {"size": [height, width], "counts": rle_to_string({"size": [height, width], "counts": counts.tolist()})}
 
 
 def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -89,56 +92,6 @@ def crop_to_content(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     columns = np.flatnonzero(mask[top:bottom].any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
     return mask[top:bottom, left:right], (left, top)
-
-
-def compress(counts: Iterable[np.ndarray]) -> list[str]:
-    """Write run lengths as COCO's text; only a few masks are in memory at a time.
-
-    Args:
-        counts: run lengths of each mask, as `run_lengths` returns them.
-
-    Returns:
-        One text for each mask.
-
-    Example:
-        >>> from detectron2.layers.run_lengths import compress
-        >>> compress([np.array([31, 2, 17])])
-        ['o02a0']
-    """
-    texts: list[str] = []
-    waiting: list[np.ndarray] = []
-    numbers = 0
-    for of_mask in counts:
-        waiting.append(of_mask)
-        numbers += of_mask.size
-        if numbers >= _NUMBERS_AT_ONCE:
-            texts += _compress_together(waiting)
-            waiting, numbers = [], 0
-    return texts + _compress_together(waiting)
-
-
-def _compress_together(counts: list[np.ndarray]) -> list[str]:
-    if not counts:
-        return []
-    numbers = np.concatenate(counts)
-    last_of_mask = np.cumsum([c.size for c in counts])
-    index_in_mask = np.arange(numbers.size) - np.repeat(last_of_mask - [c.size for c in counts], [*map(len, counts)])
-    rest = numbers.copy()
-    later = np.flatnonzero(index_in_mask > 2)
-    rest[later] -= numbers[later - 2]
-    digits, used = [], []
-    active = np.ones(numbers.size, np.bool_)
-    while active.any():
-        digit = rest & (_MORE - 1)
-        rest >>= _DIGIT_BITS
-        more = rest != np.where(digit & _SIGN, -1, 0)
-        digits.append((digit + more * _MORE + _FIRST_CHARACTER).astype(np.uint8))
-        used.append(active)
-        active = active & more
-    used = np.stack(used, axis=1)
-    text = np.stack(digits, axis=1)[used].tobytes().decode("ascii")
-    ends = np.cumsum(used.sum(axis=1))[last_of_mask - 1].tolist()
-    return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -180,7 +133,7 @@ def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _decompress(text: str | bytes) -> np.ndarray:
-    """The numbers that `compress` has written, int64."""
+    """The numbers of a text, int64."""
     digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8)
     digits = digits.astype(np.int64) - _FIRST_CHARACTER
     last = np.flatnonzero((digits & _MORE) == 0)

@@ -77,10 +77,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _NewEmptyTensorOp(torch.autograd.Function):
-    """An empty tensor of a given shape that keeps its input in the autograd graph.
-
-    PyTorch's own layers take empty batches; this stays for projects that call it by name.
-    """
+    """An empty tensor that keeps its input in the autograd graph; projects call it by name, we do not need it."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, new_shape: Sequence[int]) -> torch.Tensor:

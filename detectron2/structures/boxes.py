@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, torch.Tensor)
+BoxesType = TypeVar("BoxesType", bound="Boxes")
 Columns = tuple[Any, ...]
 
 
@@ -91,7 +92,8 @@ class BoxMode(IntEnum):
                 "Multiply or divide x by its width and y by its height first."
             )
         columns = _unpack(box, 5 if from_mode == BoxMode.XYWHA_ABS else 4, from_mode)
-        return _pack(_FROM_XYXY[to_mode](_TO_XYXY[from_mode](columns)), box)
+        to_xyxy, from_xyxy = _CONVERSIONS[from_mode][0], _CONVERSIONS[to_mode][1]
+        return _pack(from_xyxy(to_xyxy(columns)), box)
 
 
 def _unpack(box: Any, expected: int, mode: BoxMode) -> Columns:
@@ -158,19 +160,13 @@ def _abs_cos_sin(radians: Any) -> tuple[Any, Any]:
 
 
 _RELATIVE = (BoxMode.XYXY_REL, BoxMode.XYWH_REL)
-_TO_XYXY: dict[BoxMode, Callable[[Columns], Columns]] = {
-    BoxMode.XYXY_ABS: _same,
-    BoxMode.XYWH_ABS: _xywh_to_xyxy,
-    BoxMode.XYXY_REL: _same,
-    BoxMode.XYWH_REL: _xywh_to_xyxy,
-    BoxMode.XYWHA_ABS: _xywha_to_xyxy,
-}
-_FROM_XYXY: dict[BoxMode, Callable[[Columns], Columns]] = {
-    BoxMode.XYXY_ABS: _same,
-    BoxMode.XYWH_ABS: _xyxy_to_xywh,
-    BoxMode.XYXY_REL: _same,
-    BoxMode.XYWH_REL: _xyxy_to_xywh,
-    BoxMode.XYWHA_ABS: _xyxy_to_xywha,
+# For each mode the ways to `(x1, y1, x2, y2)` and back.
+_CONVERSIONS: dict[BoxMode, tuple[Callable[[Columns], Columns], Callable[[Columns], Columns]]] = {
+    BoxMode.XYXY_ABS: (_same, _same),
+    BoxMode.XYWH_ABS: (_xywh_to_xyxy, _xyxy_to_xywh),
+    BoxMode.XYXY_REL: (_same, _same),
+    BoxMode.XYWH_REL: (_xywh_to_xyxy, _xyxy_to_xywh),
+    BoxMode.XYWHA_ABS: (_xywha_to_xyxy, _xyxy_to_xywha),
 }
 
 
@@ -201,37 +197,33 @@ class Boxes:
     """
 
     tensor: torch.Tensor
+    _columns: tuple[str, ...] = ("x1", "y1", "x2", "y2")
 
     def __init__(self, tensor: torch.Tensor):
-        values = torch.as_tensor(tensor, dtype=torch.float32)
-        if values.dim() != 2 or values.shape[1] != 4:
+        values, count = torch.as_tensor(tensor, dtype=torch.float32), len(self._columns)
+        if values.dim() != 2 or values.shape[1] != count:
             if values.numel():
                 raise ValueError(
-                    f"Boxes expects a tensor of shape (N, 4), rows of (x1, y1, x2, y2); got {tuple(values.shape)}."
+                    f"{type(self).__name__} expects a tensor of shape (N, {count}), rows of "
+                    f"({', '.join(self._columns)}); got {tuple(values.shape)}."
                 )
-            values = values.reshape(-1, 4)
+            values = values.reshape(-1, count)
         self.tensor = values
 
-    def clone(self) -> Boxes:
+    def clone(self: BoxesType) -> BoxesType:
         """A copy with its own storage."""
-        return Boxes(self.tensor.clone())
+        return type(self)(self.tensor.clone())
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Boxes:
+    def to(self: BoxesType, device: torch.device | str, non_blocking: bool = False) -> BoxesType:
         """The same boxes on another device."""
-        return Boxes(self.tensor.to(device=device, non_blocking=non_blocking))
+        return type(self)(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> torch.Tensor:
         """Area of each box, `(N,)`, in square pixels."""
         return _area(self.tensor)
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Limit x to `[0, width]` and y to `[0, height]`.
-
-        This object changes; the tensor it was made of does not.
-
-        Args:
-            box_size: `(height, width)` of the image.
-        """
+        """Limit boxes to an image of `(height, width)`; this object changes, the tensor it was made of does not."""
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
@@ -241,30 +233,25 @@ class Boxes:
         """Which boxes are wider and higher than `threshold` pixels: bool `(N,)`."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
-    def __getitem__(self, item: Any) -> Boxes:
-        """Select boxes.
+    def __getitem__(self: BoxesType, item: Any) -> BoxesType:
+        """Select boxes by an integer (the result holds one box), a slice, or a vector of bools or integers.
 
-        Args:
-            item: an integer (the result holds one box), a slice, a bool vector of length `N`, or an integer vector.
-
-        Returns:
-            The selected boxes, sharing storage where PyTorch's indexing does.
-
-        Raises:
-            IndexError: `item` has more than one dimension.
+        The result shares storage where PyTorch's indexing does.
         """
         if isinstance(item, (int, np.integer)):
-            return Boxes(self.tensor[item].view(1, -1))
+            return type(self)(self.tensor[item].view(1, -1))
         rows = self.tensor[item]
         if rows.dim() != 2:
-            raise IndexError(f"Boxes are indexed along one dimension; {item!r} selects shape {tuple(rows.shape)}.")
-        return Boxes(rows)
+            raise IndexError(
+                f"{type(self).__name__} are indexed along one dimension; {item!r} selects shape {tuple(rows.shape)}."
+            )
+        return type(self)(rows)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __repr__(self) -> str:
-        return f"Boxes({self.tensor})"
+        return f"{type(self).__name__}({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
         """Which boxes lie within the image, or leave it by less than a margin.
@@ -296,21 +283,12 @@ class Boxes:
         self.tensor = torch.stack((x, y), dim=2).flatten(1)
 
     @classmethod
-    def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
-        """Concatenate lists of boxes into one that shares no storage with them; none give an empty one.
-
-        Args:
-            boxes_list: the lists.
-
-        Returns:
-            All boxes, in order.
-
-        Raises:
-            TypeError: `boxes_list` holds something else than `Boxes`.
-        """
+    def cat(cls: type[BoxesType], boxes_list: Sequence[BoxesType]) -> BoxesType:
+        """Concatenate lists of boxes into one that shares no storage with them; no lists give no boxes."""
         for boxes in boxes_list:
-            if not isinstance(boxes, Boxes):
-                raise TypeError(f"{cls.__name__}.cat expects a list of Boxes, found {type(boxes).__name__} in it.")
+            if not isinstance(boxes, Boxes) or boxes._columns != cls._columns:
+                name = cls.__name__
+                raise TypeError(f"{name}.cat expects a list of {name}, found {type(boxes).__name__} in it.")
         if len(boxes_list) == 0:
             return cls(torch.empty(0))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list]))

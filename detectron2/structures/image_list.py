@@ -21,10 +21,6 @@ class ImageList:
         tensor: the padded images, `(N, H, W)` or `(N, C, ..., H, W)`.
         image_sizes: `(height, width)` of each image before padding.
 
-    Attributes:
-        tensor: as above.
-        image_sizes: as above.
-
     Example:
         >>> from detectron2.structures import ImageList
         >>> images = ImageList.from_tensors([torch.zeros(3, 480, 640), torch.zeros(3, 500, 333)], size_divisibility=32)
@@ -44,28 +40,16 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int | slice) -> torch.Tensor:
-        """Take out an image in its original size, `(C, ..., height, width)`.
+        """A view of image `idx` in its original size, `(C, ..., height, width)`.
 
-        Args:
-            idx: number of the image. A slice gives the images of it, cut to the largest size among them.
-
-        Returns:
-            A view of the batch.
+        A slice gives several images, cut to the largest size among them.
         """
         sizes_hw = self.image_sizes[idx] if isinstance(idx, slice) else [self.image_sizes[idx]]
         height, width = max((h for h, _ in sizes_hw), default=0), max((w for _, w in sizes_hw), default=0)
         return self.tensor[idx, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> ImageList:
-        """The same images after `tensor.to(...)` with these arguments.
-
-        Args:
-            *args: passed on.
-            **kwargs: passed on.
-
-        Returns:
-            A batch with the same sizes.
-        """
+        """The same images after `tensor.to(...)` with these arguments."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property

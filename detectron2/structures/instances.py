@@ -66,16 +66,7 @@ class Instances:
         raise AttributeError(f"These Instances have no field {name!r}; they have {_enumerate(fields)}.")
 
     def set(self, name: str, value: Any) -> None:
-        """Set a field.
-
-        Args:
-            name: its name.
-            value: one entry per instance, as many as in the other fields.
-
-        Raises:
-            ValueError: the number of entries differs from that of the other fields.
-            TypeError: `value` has no length.
-        """
+        """Set a field to a value with one entry per instance, as many as in the other fields."""
         if name == "image_size":
             raise AttributeError("The image_size of Instances cannot be changed; make new ones: Instances(image_size).")
         count = _count(name, value)
@@ -92,30 +83,12 @@ class Instances:
         return name in self._fields
 
     def remove(self, name: str) -> None:
-        """Remove a field.
-
-        Args:
-            name: its name.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
-        if name not in self._fields:
-            raise KeyError(f"These Instances have no field {name!r} to remove; they have {_enumerate(self._fields)}.")
+        """Remove the field of that name, which must be there."""
+        self.get(name)
         del self._fields[name]
 
     def get(self, name: str) -> Any:
-        """Return a field.
-
-        Args:
-            name: its name.
-
-        Returns:
-            Its value.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
+        """The field of that name; a `KeyError` says which there are."""
         if name not in self._fields:
             raise KeyError(f"These Instances have no field {name!r}; they have {_enumerate(self._fields)}.")
         return self._fields[name]
@@ -125,31 +98,16 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """Apply `to` with these arguments, for example a device, to all fields that have such a method.
-
-        Args:
-            *args: passed on.
-            **kwargs: passed on.
-
-        Returns:
-            New instances.
-        """
+        """New instances after `to(...)` with these arguments of all fields that have such a method."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved._fields[name] = value.to(*args, **kwargs) if hasattr(value, "to") else value
         return moved
 
     def __getitem__(self, item: Any) -> Any:
-        """Select instances, or read a field.
+        """Select instances by an integer (the result holds one), a slice, or a vector of bools or integers.
 
-        Args:
-            item: an integer, a slice, a bool vector of length `N` or an integer vector; or the name of a field.
-
-        Returns:
-            The selected instances (an integer selects one, as a list of one); for a name, the field.
-
-        Raises:
-            IndexError: an integer is out of range, or a bool vector does not have one entry per instance.
+        The name of a field gives the field.
         """
         if isinstance(item, str):
             return self.get(item)

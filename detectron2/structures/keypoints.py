@@ -56,15 +56,7 @@ class Keypoints:
         return self.tensor.shape[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Keypoints:
-        """The same keypoints after `tensor.to(...)` with these arguments.
-
-        Args:
-            *args: passed on.
-            **kwargs: passed on.
-
-        Returns:
-            New keypoints.
-        """
+        """The same keypoints after `tensor.to(...)` with these arguments."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     @property
@@ -83,17 +75,17 @@ class Keypoints:
             The cell of each keypoint, `y * S + x`, int64 `(N, K)`; and whether there is one, int64 `(N, K)`:
             1 for a labeled keypoint inside its box. The cell is 0 where there is none.
         """
-        return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
+        top_left, bottom_right = boxes[:, None, :2], boxes[:, None, 2:]
+        xy = self.tensor[..., :2]
+        cell_xy = ((xy - top_left) * (heatmap_size / (bottom_right - top_left))).floor().long()
+        # A point on the right or lower edge of the box belongs to the last cell.
+        cell_xy = torch.where(xy == bottom_right, heatmap_size - 1, cell_xy)
+        inside = ((cell_xy >= 0) & (cell_xy < heatmap_size)).all(dim=-1)
+        valid = (inside & (self.tensor[..., 2] > 0)).long()
+        return (cell_xy[..., 1] * heatmap_size + cell_xy[..., 0]) * valid, valid
 
     def __getitem__(self, item: Any) -> Keypoints:
-        """Select instances.
-
-        Args:
-            item: an integer (the result holds one instance), a slice, a bool vector of length `N` or integers.
-
-        Returns:
-            The selected keypoints, sharing storage where PyTorch's indexing does.
-        """
+        """Select instances by an integer (the result holds one), a slice, or a vector of bools or integers."""
         return Keypoints(self.tensor[item][None] if isinstance(item, (int, np.integer)) else self.tensor[item])
 
     def __repr__(self) -> str:
@@ -101,47 +93,13 @@ class Keypoints:
 
     @staticmethod
     def cat(keypoints_list: Sequence[Keypoints]) -> Keypoints:
-        """Concatenate keypoints.
-
-        Args:
-            keypoints_list: what to concatenate, at least one.
-
-        Returns:
-            All keypoints, in order.
-
-        Raises:
-            ValueError: the list is empty.
-            TypeError: it holds something else than keypoints.
-        """
+        """Concatenate one or more `Keypoints`, in order."""
         if len(keypoints_list) == 0:
             raise ValueError("Keypoints.cat needs at least one Keypoints: without any their number is not known.")
         for entry in keypoints_list:
             if not isinstance(entry, Keypoints):
                 raise TypeError(f"Keypoints.cat expects a list of Keypoints, found {type(entry).__name__} in it.")
         return Keypoints(torch.cat([k.tensor for k in keypoints_list]))
-
-
-def _keypoints_to_heatmap(
-    keypoints: torch.Tensor, rois: torch.Tensor, heatmap_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The work of `Keypoints.to_heatmap`, on tensors.
-
-    Args:
-        keypoints: `(N, K, 3)`.
-        rois: `(N, 4)`.
-        heatmap_size: cells along each side.
-
-    Returns:
-        Cells and validity, int64 `(N, K)` each.
-    """
-    top_left, bottom_right = rois[:, None, :2], rois[:, None, 2:]
-    xy = keypoints[..., :2]
-    cell_xy = ((xy - top_left) * (heatmap_size / (bottom_right - top_left))).floor().long()
-    # A point on the right or lower edge of the box belongs to the last cell.
-    cell_xy = torch.where(xy == bottom_right, heatmap_size - 1, cell_xy)
-    inside = ((cell_xy >= 0) & (cell_xy < heatmap_size)).all(dim=-1)
-    valid = (inside & (keypoints[..., 2] > 0)).long()
-    return (cell_xy[..., 1] * heatmap_size + cell_xy[..., 0]) * valid, valid
 
 
 @torch.no_grad()
@@ -173,15 +131,12 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
     max_w, max_h = (int(v) for v in cells_wh.amax(0).tolist())
     # Off the CPU as many regions at once as memory allows; on the CPU one by one, so that none pays for the largest.
     per_pass = 1 if maps.device.type == "cpu" else max(1, _PASS_ELEMENTS // (k * max_h * max_w))
-    peaks = [_find_peaks(maps[part], cells_wh[part], max_w, max_h) for part in _slices(n, per_pass)]
-    cell_xy, logit = torch.cat([p[0] for p in peaks]), torch.cat([p[1] for p in peaks])
+    parts = zip(maps.split(per_pass), cells_wh.split(per_pass), strict=True)
+    cells, logits = zip(*(_find_peaks(*part, max_w, max_h) for part in parts), strict=True)
+    cell_xy, logit = torch.cat(cells), torch.cat(logits)
     xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[:, :, None, None]).exp().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
-
-
-def _slices(n: int, step: int) -> list[slice]:
-    return [slice(i, i + step) for i in range(0, n, step)]
 
 
 def _find_peaks(

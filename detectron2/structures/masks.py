@@ -7,7 +7,7 @@ and column `j` covers `[j, j + 1] x [i, i + 1]`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,41 @@ _PASS_PIXELS = 1 << 26
 _LONGEST_OUTLINE = 5e6
 
 
-class BitMasks:
+MasksType = TypeVar("MasksType", bound="_TensorOfMasks")
+
+
+class _TensorOfMasks:
+    """What `BitMasks` and `ROIMasks` share: a tensor with one mask for each instance."""
+
+    tensor: torch.Tensor
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    def to(self: MasksType, *args: Any, **kwargs: Any) -> MasksType:
+        """The same masks after `tensor.to(...)` with these arguments."""
+        return type(self)(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masks are stored."""
+        return self.tensor.device
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __getitem__(self: MasksType, item: Any) -> MasksType:
+        """Select instances by an integer (the result holds one), a slice, or a vector of bools or integers.
+
+        The result shares storage where PyTorch's indexing does.
+        """
+        picked = self.tensor[item][None] if isinstance(item, (int, np.integer)) else self.tensor[item]
+        if picked.dim() != 3:
+            raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
+        return type(self)(picked)
+
+
+class BitMasks(_TensorOfMasks):
     """One bitmap of the whole image for each instance.
 
     Args:
@@ -63,45 +97,11 @@ class BitMasks:
         values = torch.as_tensor(tensor)
         if values.dim() != 3:
             raise ValueError(f"BitMasks expects masks of shape (N, H, W), got {tuple(values.shape)}.")
-        self.tensor = values.to(torch.bool)
+        super().__init__(values.to(torch.bool))
         self.image_size = tuple(self.tensor.shape[1:])
-
-    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
-        """The same masks after `tensor.to(...)` with these arguments.
-
-        Args:
-            *args: passed on.
-            **kwargs: passed on.
-
-        Returns:
-            New masks.
-        """
-        return BitMasks(self.tensor.to(*args, **kwargs))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the masks are stored."""
-        return self.tensor.device
-
-    def __getitem__(self, item: Any) -> BitMasks:
-        """Select instances.
-
-        Args:
-            item: an integer (the result holds one instance), a slice, a bool vector of length `N` or integers.
-
-        Returns:
-            The selected masks, sharing storage where PyTorch's indexing does.
-
-        Raises:
-            IndexError: `item` has more than one dimension.
-        """
-        return BitMasks(_select(self.tensor, item))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         yield from self.tensor
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
 
     def __repr__(self) -> str:
         return f"BitMasks(num_instances={len(self)}, image_size={tuple(self.image_size)})"
@@ -138,20 +138,7 @@ class BitMasks:
     def from_roi_masks(
         roi_masks: ROIMasks, height: int, width: int, boxes: Boxes | torch.Tensor | None = None
     ) -> BitMasks:
-        """Paste small masks into the image; the same as `ROIMasks.to_bitmasks`.
-
-        Args:
-            roi_masks: the small masks.
-            height: height of the image.
-            width: width of the image.
-            boxes: the region of each mask.
-
-        Returns:
-            One bitmap for each mask.
-
-        Raises:
-            ValueError: there are no boxes: masks alone do not know where they belong.
-        """
+        """Paste small masks into `boxes` of the image, which are needed; the same as `ROIMasks.to_bitmasks`."""
         if boxes is None:
             raise ValueError("BitMasks.from_roi_masks needs the region of each mask: pass boxes=....")
         return roi_masks.to_bitmasks(boxes, height, width)
@@ -200,20 +187,14 @@ class BitMasks:
 
     @staticmethod
     def cat(bitmasks_list: Sequence[BitMasks | PolygonMasks]) -> BitMasks:
-        """Concatenate masks of one image.
-
-        Args:
-            bitmasks_list: what to concatenate, at least one; polygons among them are drawn in the size of the bitmaps.
-
-        Returns:
-            All masks, in order.
-
-        Raises:
-            ValueError: the list is empty.
-            TypeError: it holds something else than masks, or no bit masks at all.
-        """
+        """Concatenate masks of one image, in order; polygons among them are drawn in the size of the bitmaps."""
         first = _expect_all(bitmasks_list, BitMasks, PolygonMasks)
-        return BitMasks(torch.cat([_bitmaps_like(first, m) for m in bitmasks_list]))
+        size_hw, device = first.image_size, first.device
+        bitmaps = [
+            m.tensor if isinstance(m, BitMasks) else BitMasks.from_polygon_masks(m, *size_hw).tensor.to(device)
+            for m in bitmasks_list
+        ]
+        return BitMasks(torch.cat(bitmaps))
 
 
 class PolygonMasks:
@@ -252,15 +233,7 @@ class PolygonMasks:
         return masks
 
     def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
-        """Return itself: polygons stay in the memory of the CPU.
-
-        Args:
-            *args: ignored.
-            **kwargs: ignored.
-
-        Returns:
-            The same object.
-        """
+        """Return itself: polygons stay in the memory of the CPU."""
         return self
 
     @property
@@ -282,18 +255,7 @@ class PolygonMasks:
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def __getitem__(self, item: Any) -> PolygonMasks:
-        """Select instances.
-
-        Args:
-            item: an integer (the result holds one instance), a slice, a list of integers, or a vector of bools or
-                integers.
-
-        Returns:
-            The selected masks, sharing the arrays.
-
-        Raises:
-            IndexError: an index is out of range, or is not a number.
-        """
+        """Select instances, as in `BitMasks`; the arrays are shared."""
         if isinstance(item, (int, np.integer)):
             return PolygonMasks._of_checked([self.polygons[item]])
         if isinstance(item, slice):
@@ -323,9 +285,17 @@ class PolygonMasks:
         Raises:
             ValueError: there are not as many boxes as masks.
         """
+        import pycocotools.mask as mask_util
+
         _expect_one_box_each(boxes, len(self))
-        cells = _rasterize_all_within_boxes(self.polygons, boxes.detach().cpu().numpy(), mask_size)
-        return cells.to(boxes.device)
+        out = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool)
+        drawn = [i for i, polygons in enumerate(self.polygons) if polygons]
+        if drawn:  # decoded in one call
+            xyxy = boxes.detach().cpu().numpy()
+            parts = (_relative_to_box(self.polygons[i], xyxy[i], mask_size) for i in drawn)
+            codes: Any = [_encode(polygons, mask_size, mask_size) for polygons in parts]
+            out[drawn] = torch.from_numpy(mask_util.decode(codes)).permute(2, 0, 1).bool()
+        return out.to(boxes.device)
 
     def area(self) -> torch.Tensor:
         """Sum of the areas of the polygons of each instance, `(N,)`, in square pixels.
@@ -337,18 +307,9 @@ class PolygonMasks:
 
     @staticmethod
     def cat(polymasks_list: Sequence[Any]) -> Any:
-        """Concatenate masks of one image.
+        """Concatenate masks of one image, at least one `PolygonMasks`, in order.
 
-        Args:
-            polymasks_list: what to concatenate, at least one `PolygonMasks`; others may be `BitMasks`.
-
-        Returns:
-            All masks, in order: `PolygonMasks`, or `BitMasks` if there is any among them, since bitmaps cannot
-            become polygons again.
-
-        Raises:
-            ValueError: the list is empty.
-            TypeError: it holds something else than masks, or no `PolygonMasks`.
+        With `BitMasks` among them the result is `BitMasks`, since bitmaps cannot become polygons again.
         """
         _expect_all(polymasks_list, PolygonMasks, BitMasks)
         if any(isinstance(masks, BitMasks) for masks in polymasks_list):
@@ -356,14 +317,7 @@ class PolygonMasks:
         return PolygonMasks._of_checked([polygons for masks in polymasks_list for polygons in masks.polygons])
 
 
-def _bitmaps_like(example: BitMasks, masks: BitMasks | PolygonMasks) -> torch.Tensor:
-    """Bitmaps bool `(N, H, W)`; polygons are drawn in the image size and on the device of the example."""
-    if isinstance(masks, BitMasks):
-        return masks.tensor
-    return BitMasks.from_polygon_masks(masks, *example.image_size).tensor.to(example.device)
-
-
-class ROIMasks:
+class ROIMasks(_TensorOfMasks):
     """One small mask for each instance, which covers a box that is stored elsewhere.
 
     Args:
@@ -385,33 +339,7 @@ class ROIMasks:
     def __init__(self, tensor: torch.Tensor):
         if tensor.dim() != 3:
             raise ValueError(f"ROIMasks expects masks of shape (N, h, w), got {tuple(tensor.shape)}.")
-        self.tensor = tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ROIMasks:
-        """The same masks on another device."""
-        return ROIMasks(self.tensor.to(device, non_blocking=non_blocking))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the masks are stored."""
-        return self.tensor.device
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __getitem__(self, item: Any) -> ROIMasks:
-        """Select instances.
-
-        Args:
-            item: an integer (the result holds one instance), a slice, a bool vector of length `N` or integers.
-
-        Returns:
-            The selected masks, sharing storage where PyTorch's indexing does.
-
-        Raises:
-            IndexError: `item` has more than one dimension.
-        """
-        return ROIMasks(_select(self.tensor, item))
+        super().__init__(tensor)
 
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)}, size={tuple(self.tensor.shape[1:])})"
@@ -432,18 +360,7 @@ class ROIMasks:
 
     @staticmethod
     def cat(roi_masks_list: Sequence[ROIMasks]) -> ROIMasks:
-        """Concatenate masks.
-
-        Args:
-            roi_masks_list: what to concatenate, at least one.
-
-        Returns:
-            All masks, in order.
-
-        Raises:
-            ValueError: the list is empty.
-            TypeError: it holds something else than ROI masks.
-        """
+        """Concatenate one or more `ROIMasks`, in order."""
         _expect_all(roi_masks_list, ROIMasks)
         return ROIMasks(torch.cat([m.tensor for m in roi_masks_list]))
 
@@ -538,30 +455,6 @@ def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarra
     return torch.from_numpy(polygons_to_bitmask(_relative_to_box(polygons, box, mask_size), mask_size, mask_size))
 
 
-def _rasterize_all_within_boxes(
-    instances: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, mask_size: int
-) -> torch.Tensor:
-    """`rasterize_polygons_within_box` for many instances, each with its box, decoded in one call.
-
-    Args:
-        instances: the polygons of each instance.
-        boxes: `(N, 4)`.
-        mask_size: cells along each side of the grid.
-
-    Returns:
-        bool `(N, mask_size, mask_size)`.
-    """
-    import pycocotools.mask as mask_util
-
-    out = torch.zeros(len(instances), mask_size, mask_size, dtype=torch.bool)
-    drawn = [i for i, polygons in enumerate(instances) if len(polygons)]
-    if drawn:
-        codes: Any = [_encode(_relative_to_box(instances[i], boxes[i], mask_size), mask_size, mask_size) for i in drawn]
-        cells = torch.from_numpy(mask_util.decode(codes)).permute(2, 0, 1)
-        out[drawn] = cells.bool()
-    return out
-
-
 def _relative_to_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> list[np.ndarray]:
     x1, y1, x2, y2 = (float(v) for v in box)
     # A box thinner than a tenth of a pixel would blow the polygon up beyond all numbers.
@@ -571,33 +464,19 @@ def _relative_to_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size:
 
 
 def _as_polygons(instances: Any) -> list[list[np.ndarray]]:
-    """Check polygons of instances, and turn each into a float64 vector.
+    """Check the polygons of instances, and turn each into a float64 vector."""
+    _expect_list(instances, "PolygonMasks expects a list with the polygons of each instance")
+    for i, polygons in enumerate(instances):
+        _expect_list(polygons, f"Instance {i}: expected a list of polygons [[x0, y0, x1, y1, …], …]")
+    return [[_polygon(i, polygon) for polygon in polygons] for i, polygons in enumerate(instances)]
 
-    Args:
-        instances: for each instance a list of polygons.
 
-    Returns:
-        The same in float64.
-
-    Raises:
-        TypeError: it is not a list of lists of number sequences.
-        ValueError: a polygon has fewer than three corners, or a number without a partner.
-    """
-    if not isinstance(instances, (list, tuple)):
+def _expect_list(value: Any, expectation: str) -> None:
+    if not isinstance(value, (list, tuple)):
         raise TypeError(
-            f"PolygonMasks expects a list with the polygons of each instance, got {_describe(instances)}. "
-            "Masks that are bitmaps or RLE belong into BitMasks (INPUT.MASK_FORMAT 'bitmask')."
+            f"{expectation}, got {_describe(value)}. Masks that are bitmaps or RLE belong into BitMasks "
+            "(INPUT.MASK_FORMAT 'bitmask')."
         )
-    return [_polygons_of_instance(i, polygons) for i, polygons in enumerate(instances)]
-
-
-def _polygons_of_instance(index: int, polygons: Any) -> list[np.ndarray]:
-    if not isinstance(polygons, (list, tuple)):
-        raise TypeError(
-            f"Instance {index}: expected a list of polygons [[x0, y0, x1, y1, …], …], got {_describe(polygons)}. "
-            "Masks that are bitmaps or RLE belong into BitMasks (INPUT.MASK_FORMAT 'bitmask')."
-        )
-    return [_polygon(index, polygon) for polygon in polygons]
 
 
 def _polygon(index: int, polygon: Any) -> np.ndarray:
@@ -623,14 +502,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return f"dict with keys {sorted(map(str, value))}"
     return f"{type(value).__name__} {value!r}"[:120]
-
-
-def _select(masks: torch.Tensor, item: Any) -> torch.Tensor:
-    """Index `(N, h, w)` along its first dimension; an integer gives `(1, h, w)`."""
-    picked = masks[item][None] if isinstance(item, (int, np.integer)) else masks[item]
-    if picked.dim() != 3:
-        raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
-    return picked
 
 
 def _as_indices(item: Any, n: int) -> list[int]:

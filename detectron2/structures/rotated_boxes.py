@@ -5,10 +5,6 @@ Letters: `N`, `M` boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import torch
 
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
@@ -52,24 +48,7 @@ class RotatedBoxes(Boxes):
         tensor([True, True])
     """
 
-    def __init__(self, tensor: torch.Tensor):
-        values = torch.as_tensor(tensor, dtype=torch.float32)
-        if values.dim() != 2 or values.shape[1] != 5:
-            if values.numel():
-                raise ValueError(
-                    "RotatedBoxes expects a tensor of shape (N, 5), rows of (x_center, y_center, width, height, "
-                    f"angle in degrees); got {tuple(values.shape)}."
-                )
-            values = values.reshape(-1, 5) if values.dim() < 2 else values.new_empty((0, 5))
-        self.tensor = values
-
-    def clone(self) -> RotatedBoxes:
-        """A copy with its own storage."""
-        return RotatedBoxes(self.tensor.clone())
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RotatedBoxes:
-        """The same boxes on another device."""
-        return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
+    _columns = ("x_center", "y_center", "width", "height", "angle in degrees")
 
     def area(self) -> torch.Tensor:
         """Area of each box, `(N,)`, in square pixels."""
@@ -108,40 +87,8 @@ class RotatedBoxes(Boxes):
         """Which boxes are wider and higher than `threshold` pixels: bool `(N,)`."""
         return (self.tensor[:, 2:4] > threshold).all(dim=1)
 
-    def __getitem__(self, item: Any) -> RotatedBoxes:
-        """Select boxes.
-
-        Args:
-            item: an integer (the result holds one box), a slice, a bool vector of length `N`, or an integer vector.
-
-        Returns:
-            The selected boxes, sharing storage where PyTorch's indexing does.
-
-        Raises:
-            IndexError: `item` has more than one dimension.
-        """
-        if isinstance(item, (int, np.integer)):
-            return RotatedBoxes(self.tensor[item].view(1, -1))
-        rows = self.tensor[item]
-        if rows.dim() != 2:
-            raise IndexError(
-                f"RotatedBoxes are indexed along one dimension; {item!r} selects shape {tuple(rows.shape)}."
-            )
-        return RotatedBoxes(rows)
-
-    def __repr__(self) -> str:
-        return f"RotatedBoxes({self.tensor})"
-
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
-        """Which boxes lie within the image with all of their corners, or leave it by less than a margin.
-
-        Args:
-            box_size: `(height, width)` of the image.
-            boundary_threshold: the margin in pixels; the right and the lower margin are exclusive.
-
-        Returns:
-            bool `(N,)`.
-        """
+        """Which boxes lie within the image with all of their corners; the arguments are those of `Boxes.inside_box`."""
         height, width = box_size
         x, y, box_width, box_height, angle = self.tensor.unbind(1)
         theta = torch.deg2rad(angle)
@@ -162,10 +109,6 @@ class RotatedBoxes(Boxes):
 
         Unequal factors turn a rectangle into a parallelogram, unless it is upright. The result is the rectangle whose
         sides are as long as those of the parallelogram, and whose `height` side points where that one's does.
-
-        Args:
-            scale_x: factor of horizontal lengths.
-            scale_y: factor of vertical lengths.
         """
         x, y, width, height, angle = self.tensor.unbind(1)
         theta = torch.deg2rad(angle)
@@ -181,26 +124,6 @@ class RotatedBoxes(Boxes):
             ),
             dim=1,
         )
-
-    @classmethod
-    def cat(cls, boxes_list: Sequence[RotatedBoxes]) -> RotatedBoxes:
-        """Concatenate lists of boxes into one that shares no storage with them; none give an empty one.
-
-        Args:
-            boxes_list: the lists.
-
-        Returns:
-            All boxes, in order.
-
-        Raises:
-            TypeError: `boxes_list` holds something else than `RotatedBoxes`.
-        """
-        for boxes in boxes_list:
-            if not isinstance(boxes, RotatedBoxes):
-                raise TypeError(f"{cls.__name__}.cat expects a list of RotatedBoxes, found {type(boxes).__name__}.")
-        if len(boxes_list) == 0:
-            return cls(torch.empty(0))
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
 
 def _principal(angle: torch.Tensor) -> torch.Tensor:

@@ -57,14 +57,9 @@ class VisImage:
         self._renderer_: Any = None
         self._typesetter_: _Typesetter | None = None
         self._figure: Any = None
-        self._axes: Any = None
 
     def reset_image(self, img: np.ndarray) -> None:
-        """Exchange the background and keep the drawings.
-
-        Args:
-            img: RGB image of the same shape.
-        """
+        """Exchange the background for an RGB image of the same shape, and keep the drawings."""
         if img.shape[:2] != (self.height, self.width):
             raise ValueError(f"The new background has shape {img.shape}, expected {(self.height, self.width)} pixels.")
         self.img = img
@@ -73,11 +68,7 @@ class VisImage:
             self._paint_background()
 
     def get_image(self) -> np.ndarray:
-        """Render.
-
-        Returns:
-            uint8 RGB image (height * scale, width * scale, 3).
-        """
+        """The picture, a uint8 RGB image (height * scale, width * scale, 3)."""
         self._render()
         picture = np.asarray(self._renderer.buffer_rgba())[..., :3]
         if self._figure is None:
@@ -88,11 +79,7 @@ class VisImage:
         return (picture * (1 - opacity) + layer[..., :3] * opacity + 0.5).astype(np.uint8)
 
     def save(self, filepath: str | os.PathLike) -> None:
-        """Write the picture to a file; the suffix chooses the format.
-
-        Args:
-            filepath: path with a suffix that Pillow knows, such as `.png` or `.jpg`; its folder is made.
-        """
+        """Write the picture to a file, whose suffix chooses the format: `.png`, `.jpg` or another that Pillow knows."""
         suffix = os.path.splitext(filepath)[1].lower()
         kind = Image.registered_extensions().get(suffix)
         if kind is None:
@@ -109,14 +96,12 @@ class VisImage:
     @property
     def ax(self) -> Any:
         """Axes over the whole image, in pixels of the image."""
-        self._ensure_figure()
-        return self._axes
+        return self.fig.axes[0]
 
     @property
     def canvas(self) -> Any:
         """The Agg canvas of `fig`."""
-        self._ensure_figure()
-        return self._figure.canvas
+        return self.fig.canvas
 
     def draw_path(
         self,
@@ -151,13 +136,7 @@ class VisImage:
         self._record_path(path, face, edge, linewidth, linestyle)
 
     def draw_disc(self, center_xy: Sequence[float], radius: float, face: Sequence[float]) -> None:
-        """Fill a circle.
-
-        Args:
-            center_xy: position of the centre.
-            radius: in pixels of the image.
-            face: RGBA.
-        """
+        """Fill a circle of a radius in pixels of the image with the RGBA colour `face`."""
         from matplotlib.path import Path
 
         self._record_path(Path.circle((center_xy[0], center_xy[1]), radius), face, None, 0.0, "-")
@@ -294,17 +273,11 @@ class VisImage:
         axes.set_xlim(0, self.width)
         axes.set_ylim(self.height, 0)
         axes.set_autoscale_on(False)
-        self._figure, self._axes = figure, axes
+        self._figure = figure
 
 
 class _Typesetter:
-    """Measures and renders text on one canvas, and remembers what it measured.
-
-    Positions are `(x, y)` in pixels of the canvas, y down.
-
-    Args:
-        renderer: a `RendererAgg`.
-    """
+    """Measures and renders text on one canvas, in pixels of the canvas, and remembers what it measured."""
 
     def __init__(self, renderer: Any):
         self._renderer = renderer
@@ -312,15 +285,7 @@ class _Typesetter:
         self._sizes: dict[tuple[str, float], tuple[float, float, float]] = {}
 
     def block_wh(self, lines: Sequence[str], font_size: float) -> tuple[float, float]:
-        """Width and height of lines under each other.
-
-        Args:
-            lines: at least one.
-            font_size: in points.
-
-        Returns:
-            the size in pixels of the canvas.
-        """
+        """Width and height of lines under each other."""
         width = max(self._measure(line, font_size)[0] for line in lines)
         return width, self._measure(_TALL, font_size)[1] * len(lines)
 
@@ -337,15 +302,7 @@ class _Typesetter:
     ) -> None:
         """Put lines under each other into a block, turn it, and align the bounds of the turned block with the anchor.
 
-        Args:
-            lines: at least one.
-            anchor_xy: where the top of the bounds goes.
-            share: which part of the width lies left of the anchor, from 0 to 1.
-            font_size: in points.
-            color: RGBA of the letters.
-            background: RGBA of the rectangle behind, or None.
-            padding: how far the rectangle extends beyond the text.
-            rotation: degrees counter-clockwise.
+        The anchor is the top of the bounds, with a `share` of their width left of it.
         """
         width, height = self.block_wh(lines, font_size)
         _, line_height, descent = self._measure(_TALL, font_size)
@@ -379,8 +336,7 @@ class _Typesetter:
         """Width, height and depth below the base line."""
         key = (line, size)
         if key not in self._sizes:
-            measured = self._renderer.get_text_width_height_descent(line or " ", self._font(size), False)
-            self._sizes[key] = measured
+            self._sizes[key] = self._renderer.get_text_width_height_descent(line or " ", self._font(size), False)
         return self._sizes[key]
 
     def _fill_polygon(self, corners_xy: np.ndarray, face: Sequence[float]) -> None:

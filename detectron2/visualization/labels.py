@@ -9,30 +9,16 @@ __all__ = ["LabelPlacer"]
 
 
 def _create_text_labels(
-    classes: Sequence[int] | None,
-    scores: Any,
-    class_names: Sequence[str] | None,
-    is_crowd: Sequence[int] | None = None,
+    classes: Sequence[int] | None, scores: Any, class_names: Sequence[str] | None, is_crowd: Sequence[int] | None = None
 ) -> list[str] | None:
-    """The label of each instance, such as `person 97%`.
-
-    Args:
-        classes: contiguous class ids, or None.
-        scores: from 0 to 1, or None.
-        class_names: names of the classes; without them the numbers are written.
-        is_crowd: marks groups of objects, or None.
-
-    Returns:
-        a list of labels, or None when there is nothing to say.
-    """
+    """The label of each instance, such as `person 97%`; None without classes and scores."""
     if classes is None and scores is None:
         return None
+    names = class_names or ()
     if classes is None:
         labels = [""] * len(scores)
-    elif class_names:
-        labels = [str(class_names[c]) if 0 <= c < len(class_names) else str(c) for c in classes]
     else:
-        labels = [str(c) for c in classes]
+        labels = [str(names[c]) if 0 <= c < len(names) else str(c) for c in classes]
     if scores is not None:
         labels = [f"{label} {float(score) * 100:.0f}%".strip() for label, score in zip(labels, scores, strict=True)]
     if is_crowd is not None:
@@ -60,14 +46,9 @@ class LabelPlacer:
         self._taken = np.zeros((0, 4))
 
     def place(self, label_wh: tuple[float, float], corners_xy: Iterable[tuple[float, float]]) -> tuple[float, float]:
-        """Choose the first of the candidates that covers no other label, else the one that covers least.
+        """The top left corner of a label of this size: the first candidate that covers no other label, or covers least.
 
-        Args:
-            label_wh: size of the label.
-            corners_xy: candidates for its top left corner, the best first; moved into the image if need be.
-
-        Returns:
-            the top left corner.
+        Candidates are moved into the image if need be.
         """
         wanted = np.array(list(corners_xy), dtype=float)
         size = np.array(label_wh, dtype=float)

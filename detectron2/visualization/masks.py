@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.layers.run_lengths import changes, compress, crop_to_content, decode_part, run_lengths
+from detectron2.layers.run_lengths import changes, crop_to_content, decode_part, encode_changes
+from detectron2.structures import polygons_to_bitmask
 
 __all__ = ["GenericMask", "mask_regions", "ring_area", "union_of_masks"]
 
@@ -114,7 +115,10 @@ class GenericMask:
         self.width = width
         given = mask_or_polygons
         if isinstance(given, dict):
-            self._part = self._decode_rle(given)
+            if tuple(given["size"]) != (height, width):
+                raise ValueError(f"The RLE has size {given['size']}, the image (height, width) {(height, width)}.")
+            part, corner_xy = decode_part(given)
+            self._part = part.view(np.uint8), corner_xy
         elif isinstance(given, list):
             self._polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in given]
         elif isinstance(given, np.ndarray):
@@ -129,17 +133,7 @@ class GenericMask:
 
     @classmethod
     def from_part(cls, part: np.ndarray, corner_xy: tuple[int, int], height: int, width: int) -> "GenericMask":
-        """A mask that is empty but for a part of the image.
-
-        Args:
-            part: binary array (rows, columns), which is kept.
-            corner_xy: column and row of its first pixel.
-            height: of the image in pixels.
-            width: of the image in pixels.
-
-        Returns:
-            the mask.
-        """
+        """A mask that is empty but for a part of the image, a binary array (rows, columns) that begins at a corner."""
         mask = cls([], height, width)
         mask._polygons = None
         bits = part.view(np.uint8) if part.dtype == np.bool_ else (part != 0).view(np.uint8)
@@ -151,12 +145,6 @@ class GenericMask:
         """The mask of a binary array (height, width), of which only the part with the object is kept."""
         part, corner_xy = crop_to_content(mask)
         return cls.from_part(part.copy(), corner_xy, *mask.shape)
-
-    def _decode_rle(self, rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
-        if tuple(rle["size"]) != (self.height, self.width):
-            raise ValueError(f"The RLE has size {rle['size']}, the image (height, width) {(self.height, self.width)}.")
-        part, corner_xy = decode_part(rle)
-        return part.view(np.uint8), corner_xy
 
     @property
     def mask(self) -> np.ndarray:
@@ -181,10 +169,7 @@ class GenericMask:
     def rle(self) -> dict[str, Any]:
         """COCO's compressed run lengths."""
         part, corner_xy = self._content()
-        if 0 in (self.height, self.width):
-            return {"size": [self.height, self.width], "counts": ""}
-        counts = run_lengths([changes(part != 0, corner_xy, self.height)], self.height * self.width)
-        return {"size": [self.height, self.width], "counts": compress([counts])[0]}
+        return encode_changes([changes(part != 0, corner_xy, self.height)], self.height, self.width)
 
     @property
     def polygons(self) -> list[np.ndarray]:
@@ -215,27 +200,15 @@ class GenericMask:
         return self._regions
 
     def mask_to_polygons(self, mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
-        """Outline the regions of a binary array (height, width).
-
-        Args:
-            mask: the array.
-
-        Returns:
-            the polygons, and whether there are holes.
-        """
+        """Polygons around the regions of a binary array (height, width), and whether there are holes."""
         regions = mask_regions(np.asarray(mask))
         return [rings[0].reshape(-1) for rings in regions], any(len(rings) > 1 for rings in regions)
 
     def polygons_to_mask(self, polygons: list[np.ndarray]) -> np.ndarray:
         """Rasterise the union of polygons into a uint8 array (height, width)."""
-        import pycocotools.mask as mask_util
-
-        flat = [np.asarray(polygon, dtype=np.float64).reshape(-1).tolist() for polygon in polygons]
+        flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in polygons]
         flat = [polygon for polygon in flat if len(polygon) >= 6]
-        if not flat:
-            return np.zeros((self.height, self.width), dtype=np.uint8)
-        rle = mask_util.merge(mask_util.frPyObjects(flat, self.height, self.width))
-        return mask_util.decode(rle)
+        return polygons_to_bitmask(flat, self.height, self.width).view(np.uint8)
 
     def area(self) -> int:
         """Number of pixels."""

@@ -10,13 +10,9 @@ __all__ = []
 
 
 class _PanopticPrediction:
-    """Segments of a panoptic map, the largest first.
+    """Segments of a panoptic map (height, width), the largest first.
 
-    Args:
-        panoptic_seg: integer map (height, width) of segment ids.
-        segments_info: dictionaries with `id`, `category_id` and `isthing` (true where absent); None to
-            read the category as `id // metadata.label_divisor`, with -1 for pixels without a label.
-        metadata: supplies `label_divisor` and `thing_dataset_id_to_contiguous_id` in that case.
+    Without `segments_info` the category is `id // metadata.label_divisor`, and -1 is for pixels without a label.
     """
 
     def __init__(self, panoptic_seg: Any, segments_info: Sequence[dict] | None, metadata: Any = None):

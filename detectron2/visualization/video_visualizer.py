@@ -1,7 +1,7 @@
 """Draw predictions on the frames of a video, with the colours of objects kept from frame to frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from .canvas import VisImage
 from .colors import ColorMode, class_color
 from .labels import _create_text_labels
-from .masks import GenericMask, union_of_masks
+from .masks import GenericMask
 from .panoptic import _PanopticPrediction
 from .visualizer import Visualizer
 
@@ -21,21 +21,13 @@ _SAME_OBJECT_IOU = {"mask": 0.5, "box": 0.6}
 
 @dataclass(slots=True)
 class _DetectedInstance:
-    """An object as it was last seen.
-
-    Attributes:
-        label: its contiguous class id.
-        bbox: `(x1, y1, x2, y2)` in pixels, or None.
-        mask_rle: its mask as COCO RLE, or None.
-        color: RGB from 0 to 1.
-        ttl: for how many more frames it is remembered when it is not seen.
-    """
+    """An object as it was last seen, with its box or its mask."""
 
     label: int
     bbox: Any = None
     mask_rle: Any = None
-    color: Any = None
-    ttl: int = field(default=_FRAMES_TO_REMEMBER)
+    color: Any = None  # RGB from 0 to 1
+    ttl: int = _FRAMES_TO_REMEMBER  # for how many more frames it is remembered when it is not seen
 
 
 class VideoVisualizer:
@@ -72,58 +64,29 @@ class VideoVisualizer:
 
         Args:
             frame: RGB image (height, width, 3), values from 0 to 255.
-            predictions: an `Instances` with `pred_boxes`, `pred_classes`, and possibly `scores`,
-                `pred_masks` or `pred_masks_rle`, and `pred_keypoints`; with `ID`, objects of the same ID have
+            predictions: as for `Visualizer.draw_instance_predictions`; with a field `ID`, objects of the same ID have
                 the same colour.
 
         Returns:
             the picture of this frame.
         """
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
-        predictions = predictions.to(visualizer.cpu_device)
         if len(predictions) == 0:
             return visualizer.output
-        boxes = predictions.pred_boxes.tensor.numpy() if predictions.has("pred_boxes") else None
-        scores = predictions.scores.tolist() if predictions.has("scores") else None
-        classes = predictions.pred_classes.numpy() if predictions.has("pred_classes") else None
-        keypoints = predictions.pred_keypoints if predictions.has("pred_keypoints") else None
-        masks = visualizer._predicted_masks(predictions)
+        shown = visualizer._shown_parts(predictions)
+        boxes, masks = shown["boxes"], shown["masks"]
         if predictions.has("ID"):
             colors = [class_color(int(number)) for number in predictions.ID]
         else:
-            labels = [0] * len(predictions) if classes is None else classes.tolist()
-            colors = self._assign_colors(_detected(labels, boxes, masks))
-        labels = _create_text_labels(
-            None if classes is None else classes.tolist(), scores, self.metadata.get("thing_classes")
-        )
-        alpha = 0.5
-        if self._instance_mode == ColorMode.IMAGE_BW:
-            covered = union_of_masks(masks, visualizer.output.height, visualizer.output.width) if masks else None
-            visualizer.output.reset_image(visualizer._create_grayscale_image(covered))
-            alpha = 0.3
-        # boxes around masks add nothing but clutter to moving pictures
-        return visualizer.overlay_instances(
-            boxes=None if masks is not None else boxes,
-            masks=masks,
-            labels=labels,
-            keypoints=keypoints,
-            assigned_colors=colors,
-            alpha=alpha,
-        )
+            classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * len(predictions)
+            colors = self._assign_colors(_detected(classes, None if boxes is None else boxes.tensor.numpy(), masks))
+        if masks is not None:
+            shown["boxes"] = None  # around masks they add nothing but clutter to moving pictures
+        return visualizer.overlay_instances(**shown, assigned_colors=colors)
 
     def draw_sem_seg(self, frame: np.ndarray, sem_seg: Any, area_threshold: float | None = None) -> VisImage:
-        """Draw the semantic segmentation of one frame.
-
-        Args:
-            frame: RGB image (height, width, 3).
-            sem_seg: integer map (height, width) of class ids.
-            area_threshold: connected regions with fewer square pixels are not drawn.
-
-        Returns:
-            the picture of this frame.
-        """
-        visualizer = Visualizer(frame, self.metadata)
-        return visualizer.draw_sem_seg(sem_seg, area_threshold=area_threshold)
+        """Draw the semantic segmentation of one frame, as `Visualizer.draw_sem_seg` does."""
+        return Visualizer(frame, self.metadata).draw_sem_seg(sem_seg, area_threshold=area_threshold)
 
     def draw_panoptic_seg_predictions(
         self,
@@ -133,18 +96,7 @@ class VideoVisualizer:
         area_threshold: float | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
-        """Draw the panoptic segmentation of one frame; things keep their colours.
-
-        Args:
-            frame: RGB image (height, width, 3).
-            panoptic_seg: integer map (height, width) of segment ids.
-            segments_info: the description of each segment, as for `Visualizer.draw_panoptic_seg`.
-            area_threshold: connected regions of stuff with fewer square pixels are not drawn.
-            alpha: opacity.
-
-        Returns:
-            the picture of this frame.
-        """
+        """Draw the panoptic segmentation of one frame, as `Visualizer.draw_panoptic_seg`; things keep their colours."""
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
         things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]

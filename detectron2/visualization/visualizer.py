@@ -94,25 +94,10 @@ class Visualizer(DrawsPrimitives):
         Returns:
             `output`.
         """
-        predictions = predictions.to(self.cpu_device)
-        boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
-        scores = predictions.scores.tolist() if predictions.has("scores") else None
-        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else None
-        keypoints = predictions.pred_keypoints if predictions.has("pred_keypoints") else None
-        labels = _create_text_labels(classes, scores, self.metadata.get("thing_classes"))
-        masks = self._predicted_masks(predictions)
-        alpha = 0.5
-        if self._instance_mode == ColorMode.SEGMENTATION:
-            alpha = 0.8
-        elif self._instance_mode == ColorMode.IMAGE_BW:
-            covered = union_of_masks(masks, self.output.height, self.output.width) if masks else None
-            self.output.reset_image(self._create_grayscale_image(covered))
-            alpha = 0.3
         count = len(predictions) if predictions.get_fields() else 0
-        colors = self._colors_of([0] * count if classes is None else classes, jittering)
-        return self.overlay_instances(
-            masks=masks, boxes=boxes, labels=labels, keypoints=keypoints, assigned_colors=colors, alpha=alpha
-        )
+        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * count
+        shown = self._shown_parts(predictions)
+        return self.overlay_instances(**shown, assigned_colors=self._colors_of(classes, jittering))
 
     def draw_sem_seg(self, sem_seg: Any, area_threshold: float | None = None, alpha: float = 0.8) -> VisImage:
         """Draw a semantic segmentation.
@@ -139,15 +124,20 @@ class Visualizer(DrawsPrimitives):
         names = self.metadata.get("stuff_classes") or []
         for label in labels[np.argsort(-areas, kind="stable")].tolist():
             if 0 <= label < len(names):
-                self.draw_binary_mask(
-                    labels_map == label,
-                    color=class_color(label, self.metadata.get("stuff_colors")),
-                    edge_color=_OFF_WHITE,
-                    text=names[label],
-                    alpha=alpha,
-                    area_threshold=10 if area_threshold is None else area_threshold,
-                )
+                self._draw_stuff(labels_map == label, label, area_threshold, alpha)
         return self.output
+
+    def _draw_stuff(self, mask: np.ndarray, category: int, area_threshold: float | None, alpha: float) -> None:
+        """Draw a region of stuff with its name."""
+        names = self.metadata.get("stuff_classes") or []
+        self.draw_binary_mask(
+            mask,
+            color=class_color(category, self.metadata.get("stuff_colors")),
+            edge_color=_OFF_WHITE,
+            text=names[category] if category < len(names) else str(category),
+            alpha=alpha,
+            area_threshold=10 if area_threshold is None else area_threshold,
+        )
 
     def draw_panoptic_seg(
         self,
@@ -182,17 +172,8 @@ class Visualizer(DrawsPrimitives):
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
         if self._instance_mode == ColorMode.IMAGE_BW:
             self.output.reset_image(self._create_grayscale_image(segmentation.non_empty_mask()))
-        names = self.metadata.get("stuff_classes") or []
         for mask, segment in segmentation.semantic_masks():
-            category = segment["category_id"]
-            self.draw_binary_mask(
-                mask,
-                color=class_color(category, self.metadata.get("stuff_colors")),
-                edge_color=_OFF_WHITE,
-                text=names[category] if category < len(names) else str(category),
-                alpha=alpha,
-                area_threshold=10 if area_threshold is None else area_threshold,
-            )
+            self._draw_stuff(mask, segment["category_id"], area_threshold, alpha)
         things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]
         if not things:
             return self.output
@@ -333,16 +314,7 @@ class Visualizer(DrawsPrimitives):
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None
     ) -> VisImage:
-        """Draw rotated boxes, the large ones below the small ones.
-
-        Args:
-            boxes: array (N, 5) of `(center x, center y, width, height, degrees counter-clockwise)`.
-            labels: N texts.
-            assigned_colors: N colours; None to choose them.
-
-        Returns:
-            `output`.
-        """
+        """Draw rotated boxes (N, 5), the large ones below the small ones; arguments as of `overlay_instances`."""
         boxes = np.zeros((0, 5)) if boxes is None else self._convert_boxes(boxes).reshape(-1, 5)
         if _common_length(boxes=boxes, labels=labels, colors=assigned_colors) == 0:
             return self.output
@@ -403,6 +375,23 @@ class Visualizer(DrawsPrimitives):
         self.draw_text(text, (x + padding, y + padding), color=color, horizontal_alignment="left", font_size=font_size)
 
     # -- conversions --------------------------------------------------------------------------------------------------
+
+    def _shown_parts(self, predictions: Any) -> dict[str, Any]:
+        """Arguments of `overlay_instances` for predictions, but for the colours; also sets the background."""
+        predictions = predictions.to(self.cpu_device)
+        scores = predictions.scores.tolist() if predictions.has("scores") else None
+        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else None
+        masks = self._predicted_masks(predictions)
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            covered = union_of_masks(masks, self.output.height, self.output.width) if masks else None
+            self.output.reset_image(self._create_grayscale_image(covered))
+        return {
+            "boxes": predictions.pred_boxes if predictions.has("pred_boxes") else None,
+            "labels": _create_text_labels(classes, scores, self.metadata.get("thing_classes")),
+            "masks": masks,
+            "keypoints": predictions.pred_keypoints if predictions.has("pred_keypoints") else None,
+            "alpha": {ColorMode.IMAGE: 0.5, ColorMode.SEGMENTATION: 0.8, ColorMode.IMAGE_BW: 0.3}[self._instance_mode],
+        }
 
     def _predicted_masks(self, predictions: Any) -> list[GenericMask] | None:
         if not predictions.has("pred_masks"):
@@ -480,15 +469,10 @@ def _read_image(path: str) -> np.ndarray:
 
 
 def _skeleton_lines(visible: dict[str, Point], rules: Iterable[Any]) -> list[tuple[Point, Point, Any]]:
-    """Lines between keypoints.
+    """The ends of each line between keypoints and its colour: of the rules, and of the trunk.
 
-    Args:
-        visible: the position of each visible keypoint by its name.
-        rules: `(name, name, (r, g, b))` with colours from 0 to 255.
-
-    Returns:
-        the ends of each line and its colour from 0 to 1: those of the rules, and from the middle of the shoulders to
-        the nose and to the middle of the hips, the trunk that pairs of keypoints cannot express.
+    The trunk, which pairs of keypoints cannot express, leads from the middle of the shoulders to the nose and to the
+    middle of the hips.
     """
     lines: list[tuple[Point, Point, Any]] = []
     for first, second, color in rules:

@@ -11,7 +11,6 @@ from detectron2.layers import (
     paste_masks_as_rle,
     paste_masks_in_boxes,
     paste_masks_in_image,
-    run_lengths,
 )
 from detectron2.layers.mask_ops import _do_paste_mask, paste_mask_in_image_old
 from detectron2.structures import Boxes
@@ -198,7 +197,6 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(mask_ops, "_PIXELS_AT_ONCE", 50)
     monkeypatch.setattr(mask_ops, "_WEIGHT_BYTES", 1)
     monkeypatch.setattr(mask_ops, "_LARGE_RESULT_BYTES", 1)
-    monkeypatch.setattr(run_lengths, "_NUMBERS_AT_ONCE", 5)
 
 
 @pytest.mark.parametrize("boxes", [[], [*BOXES, [-9, -9, 40, 40]]])

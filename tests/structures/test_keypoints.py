@@ -92,7 +92,8 @@ class TestHeatmapsToKeypoints:
     def test_several_regions_in_a_pass(self, step):
         maps, rois = torch.randn(4, 3, 14, 14), torch.tensor(self.ROIS)
         cells_wh = (rois[:, 2:] - rois[:, :2]).clamp(min=1).ceil()
-        parts = [module._find_peaks(maps[s], cells_wh[s], 81, 90) for s in module._slices(4, step)]
+        steps = zip(maps.split(step), cells_wh.split(step), strict=True)
+        parts = [module._find_peaks(*part, 81, 90) for part in steps]
         expected = one_by_one(maps, torch.cat([torch.zeros(4, 2), cells_wh], dim=1))
         torch.testing.assert_close(torch.cat([cell for cell, _ in parts]) + 0.5, expected[..., :2])
         torch.testing.assert_close(torch.cat([logit for _, logit in parts]), expected[..., 2], rtol=1e-4, atol=1e-4)
