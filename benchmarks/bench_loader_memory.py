@@ -20,8 +20,7 @@ import torch
 import torch.utils.data as torchdata
 
 from detectron2.data import DatasetFromList
-from detectron2.data._loader import GuardedLoader
-from detectron2.data._memory import describe_workers, mib, process_memory, system_memory
+from detectron2.data._loader import GuardedLoader, describe_workers, mib, process_memory, system_memory
 from detectron2.structures import BoxMode
 
 

@@ -10,16 +10,16 @@ same holds for a stream that is continued at some batch. What is outside of this
 - a mapper that returns None now and then for the same element.
 """
 
+import functools
 import gc
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch.utils.data as torchdata
 
-from detectron2.data._memory import describe_workers, mib, system_memory
 from detectron2.data.common import (
     AspectRatioGroupedDataset,
     DatasetFromList,
@@ -36,12 +36,69 @@ _REPORT_MEMORY_AFTER = 50  # batches of the torch loader: then workers have touc
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Memory of processes, as Linux counts it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ProcessMemory(NamedTuple):
+    """Memory of one process, in bytes; None where the system does not tell."""
+
+    rss: int  # all its pages that are in memory
+    pss: int | None = None  # the same, each shared page divided by the number of processes that share it
+    uss: int | None = None  # pages that no other process shares: what another worker costs
+
+
+def process_memory(pid: int | str = "self") -> ProcessMemory | None:
+    """Read how much memory a process uses; None if it has ended, or if this is not Linux."""
+    sizes = _read_sizes(f"/proc/{pid}/smaps_rollup")  # not every system has this file, nor lets us read it
+    if {"Rss", "Pss", "Private_Clean", "Private_Dirty"} <= sizes.keys():
+        return ProcessMemory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+    sizes = _read_sizes(f"/proc/{pid}/status")
+    return ProcessMemory(sizes["VmRSS"]) if "VmRSS" in sizes else None
+
+
+def system_memory() -> tuple[int, int] | None:
+    """Return memory that programs can still have, and all memory of the machine; None if this is not Linux."""
+    sizes = _read_sizes("/proc/meminfo")
+    return (sizes["MemAvailable"], sizes["MemTotal"]) if {"MemAvailable", "MemTotal"} <= sizes.keys() else None
+
+
+def describe_workers(pids: Sequence[int]) -> str | None:
+    """Say how much memory workers use, each on average, and this process; None if nothing is known."""
+    own = process_memory()
+    workers = [m for m in map(process_memory, pids) if m is not None]
+    if own is None or not workers:
+        return None
+    parts = []
+    for name in ("uss", "pss", "rss"):
+        values = [value for m in workers if (value := getattr(m, name)) is not None]
+        if values:
+            parts.append(f"{name.upper()} {mib(sum(values) / len(values))}")
+    return f"{len(workers)} workers, each {', '.join(parts)} on average; main process RSS {mib(own.rss)}"
+
+
+def mib(size: float) -> str:
+    """Return a size in bytes as text."""
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _read_sizes(path: str) -> dict[str, int]:
+    """Read the lines "Name:  123 kB" of a file of the kernel; nothing if there is no such file."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as f:
+            lines = [line.partition(":") for line in f if line.endswith("kB\n")]
+    except OSError:
+        return {}
+    return {name: 1024 * int(value.split()[0]) for name, _, value in lines}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Workers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def usable_workers(wanted: int) -> int:
-    """Return how many workers to start: at most one per core. The default, 4, would slow a small machine down."""
+    """Return how many workers to start: at most one per core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted > cores:
         logger.info(
@@ -59,15 +116,7 @@ _DEATH = re.compile(r"DataLoader worker \(.*\) (is killed by signal: ([\w ]+)|ex
 
 
 def explain_worker_error(error: BaseException, num_workers: int) -> str | None:
-    """Say what to do about an error of data loading that comes from the system, not from the data.
-
-    Args:
-        error: what torch raised.
-        num_workers: how many workers there are.
-
-    Returns:
-        the text; None for any other error.
-    """
+    """Say what to do about an error of torch that comes from the system, not from the data; None for another error."""
     text = str(error)
     lower = text.lower()
     death = _DEATH.search(text)
@@ -113,8 +162,8 @@ def _memory_left() -> str:
 class _WorkerStart:
     """What a worker does first: keep its memory shared with the main process, then what the user wants.
 
-    The garbage collector writes to every object that it looks at, and each page that is written to becomes the
-    worker's own: 90 MiB after one collection, before any data are loaded. Frozen objects are not looked at.
+    The garbage collector writes to every object that it looks at, except frozen ones, and each page that is written to
+    becomes the worker's own: 90 MiB after one collection, before any data are loaded.
     """
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
@@ -214,15 +263,9 @@ class _Positioned:
         raise NotImplementedError
 
     def set_position(self, num_batches: int) -> None:
-        """Let the next iteration, and only that, begin after this number of batches.
+        """Let the next iteration, and only that, begin after this number of batches, without loading them.
 
-        Nothing is loaded for this. For an iterable data set it is not possible, and a warning says so.
-
-        Args:
-            num_batches: batches to pass over, e.g. the iteration at which training is resumed.
-
-        Raises:
-            ValueError: it is negative.
+        For an iterable data set it is not possible, and a warning says so.
         """
         if num_batches < 0:
             raise ValueError(f"The position of a loader is a number of batches, not {num_batches}.")
@@ -244,11 +287,8 @@ class _Positioned:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next iteration continue the stream of a loader whose `state_dict` this is.
 
-        Data set, sampler and batch size have to be the same for the stream to be exactly the same; the numbers of
-        workers and of ranks may differ. With another batch size, as many samples are passed over.
-
-        Args:
-            state_dict: of the other loader.
+        The stream is the same if data set, sampler and batch size are; the numbers of workers and of ranks may differ.
+        With another batch size, as many samples are passed over.
         """
         num_batches = int(state_dict["num_batches"])
         source = self._stream().dataset
@@ -307,9 +347,9 @@ class BatchLoader(_Positioned, _TrainStream):
 class GroupedBatchLoader(_Positioned, AspectRatioGroupedDataset):
     """Batches of wide or of high images, from a torch loader of single samples.
 
-    Which samples make up a batch depends on the shapes of all before. A position is therefore found by following the
-    stream through the data set, where each element has to have its "width" and "height", and the mapper must not turn
-    wide images into high ones. Otherwise it is approximate, and a warning says so.
+    A position is found by following the shapes of all samples before it. For this each element of the data set needs
+    its "width" and "height", and the mapper must not turn wide images into high ones; otherwise the position is
+    approximate, and a warning says so.
     """
 
     def __init__(
@@ -351,14 +391,7 @@ def _orientation_of(dataset: Any) -> Callable[[int], bool] | None:
         return None
     if not isinstance(records[0], dict) or not {"width", "height"} <= records[0].keys():
         return None
-    known: dict[int, bool] = {}
-
-    def is_wide(index: int) -> bool:
-        if index not in known:
-            known[index] = _is_wide(records[index])
-        return known[index]
-
-    return is_wide
+    return functools.cache(lambda index: _is_wide(records[index]))
 
 
 def _start_of_grouped(

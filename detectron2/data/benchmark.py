@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 
-from detectron2.data._memory import describe_workers, mib, process_memory, system_memory
+from detectron2.data._loader import describe_workers, mib, process_memory, system_memory
 from detectron2.data.build import build_batch_data_loader
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.samplers import TrainingSampler
@@ -52,8 +52,9 @@ def iter_benchmark(
 class DataLoaderBenchmark:
     """Measures a data loader stage by stage; each method logs and returns seconds per batch (or per sample).
 
-    Where workers run, their memory is logged as well (on Linux): USS, what one has for itself and another one would
-    cost; PSS, the same plus its part of what is shared; RSS, all that it sees.
+    Each takes the number of elements or batches to measure, and the number to pass over before. Where workers run,
+    their memory is logged as well (on Linux): USS, what one has for itself and another one would cost; PSS, the same
+    plus its part of what is shared; RSS, all that it sees.
     """
 
     def __init__(
@@ -88,41 +89,17 @@ class DataLoaderBenchmark:
         self.per_gpu_batch_size = total_batch_size // comm.get_world_size()
 
     def benchmark_dataset(self, num_iter: int, warmup: int = 5) -> float:
-        """Measure reading one element of the data set, without mapping.
-
-        Args:
-            num_iter: number of elements to measure.
-            warmup: number of elements before.
-
-        Returns:
-            seconds per sample.
-        """
+        """Measure reading one element of the data set, without mapping."""
         elements = (self.dataset[i] for i in self.sampler)
         return self._measure(elements, "dataset", "sample", num_iter, warmup)
 
     def benchmark_mapper(self, num_iter: int, warmup: int = 5) -> float:
-        """Measure reading and mapping one element, in this process.
-
-        Args:
-            num_iter: number of elements to measure.
-            warmup: number of elements before.
-
-        Returns:
-            seconds per sample.
-        """
+        """Measure reading and mapping one element, in this process."""
         mapped = MapDataset(self.dataset, self.mapper)
         return self._measure((mapped[i] for i in self.sampler), "mapper", "sample", num_iter, warmup)
 
     def benchmark_workers(self, num_iter: int, warmup: int = 10) -> dict[int, float]:
-        """Measure the whole loader with no worker, one, and as many as configured.
-
-        Args:
-            num_iter: number of batches to measure.
-            warmup: number of batches before.
-
-        Returns:
-            seconds per batch, by number of workers.
-        """
+        """Measure the whole loader with no worker, one, and as many as configured; the keys are these numbers."""
         mapped = MapDataset(self.dataset, self.mapper)
         return {
             workers: self._measure_loader(mapped, workers, f"{workers} workers", num_iter, warmup)
@@ -130,28 +107,12 @@ class DataLoaderBenchmark:
         }
 
     def benchmark_IPC(self, num_iter: int, warmup: int = 10) -> float:
-        """Measure handing batches over from the workers, with samples that cost nothing to make.
-
-        Args:
-            num_iter: number of batches to measure.
-            warmup: number of batches before.
-
-        Returns:
-            seconds per batch.
-        """
+        """Measure handing batches over from the workers, with samples that cost nothing to make."""
         sample = self.mapper(self.dataset[next(iter(self.sampler))])
         return self._measure_loader(_Always(sample), max(self.num_workers, 1), "handing over", num_iter, warmup)
 
     def benchmark_distributed(self, num_iter: int, warmup: int = 10) -> float:
-        """Measure the whole loader on all ranks at once.
-
-        Args:
-            num_iter: number of batches to measure.
-            warmup: number of batches before.
-
-        Returns:
-            seconds per batch on this rank.
-        """
+        """Measure the whole loader on all ranks at once."""
         mapped = MapDataset(self.dataset, self.mapper)
         comm.synchronize()
         seconds = self._measure_loader(mapped, self.num_workers, "all ranks", num_iter, warmup)
@@ -209,5 +170,4 @@ def _ram_usage() -> str:
     system, own = system_memory(), process_memory()
     if system is None or own is None:  # not Linux
         return "unknown"
-    available, total = system
-    return f"{mib(total - available)} of {mib(total)}, {mib(own.rss)} of it by this process"
+    return f"{mib(system[1] - system[0])} of {mib(system[1])}, {mib(own.rss)} of it by this process"

@@ -97,8 +97,7 @@ def build_batch_data_loader(
 
     Args:
         dataset: indexed, or iterable (then `sampler` must be None). An iterable one has to yield a different share of
-            the elements on each rank and in each worker; `detectron2.data.ShardedIterableDataset` does that
-            for one that does not.
+            the elements on each rank and in each worker: see `detectron2.data.ShardedIterableDataset`.
         sampler: gives indices; normally endless.
         total_batch_size: number of samples of a batch on all ranks together.
         aspect_ratio_grouping: whether to put only wide or only high images into a batch. The samples must then be
@@ -126,9 +125,7 @@ def build_batch_data_loader(
     batch_size = _local_batch_size(total_batch_size, single_gpu_batch_size)
     num_workers = usable_workers(num_workers)
     if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("An iterable data set has its own order; sampler must be None.")
-        _say_who_shards(num_workers)
+        _check_iterable(sampler, num_workers)
     else:
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else batch_size)
         dataset.seed = _seed_of_samples(seed, sampler)
@@ -158,7 +155,10 @@ def _seed_of_samples(seed: int | None, sampler: Any) -> int:
     return of_sampler if isinstance(of_sampler, int) else int(torch.empty((), dtype=torch.int64).random_())
 
 
-def _say_who_shards(num_workers: int) -> None:
+def _check_iterable(sampler: Any, num_workers: int) -> None:
+    """Refuse a sampler for an iterable data set, and say that the data set has to share itself among processes."""
+    if sampler is not None:
+        raise ValueError("An iterable data set has its own order; sampler must be None.")
     processes = max(num_workers, 1) * comm.get_world_size()
     if processes > 1:
         logger.info(
@@ -188,16 +188,11 @@ def _local_batch_size(total_batch_size: int, single_gpu_batch_size: int | None) 
 
 def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
     """Return the number of classes of instances and its config key; None where no key is known to hold."""
-    keys = {
-        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    }
-    key = keys.get(cfg.MODEL.META_ARCHITECTURE, "")
-    value: Any = cfg
-    for part in key.split(".") if key else ():
-        value = value[part]
-    return (value if key else None), key
+    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
+        return cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        return cfg.MODEL.RETINANET.NUM_CLASSES, "MODEL.RETINANET.NUM_CLASSES"
+    return None, ""
 
 
 def num_label_map_classes(cfg: CfgNode) -> int | None:
@@ -261,7 +256,7 @@ def _train_loader_from_config(
     if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
         names = cfg.DATASETS.TRAIN
         class_names = MetadataCatalog.get(names[0]).get("thing_classes") if sizes is not None else None
-        sampler = sampler_from_config(cfg, dataset, sizes, class_names)
+        sampler = _sampler_from_config(cfg, dataset, sizes, class_names)
     return {
         "dataset": dataset,
         "sampler": sampler,
@@ -319,10 +314,7 @@ def build_detection_train_loader(
         mapper = mapper.drawing_from(dataset)
     if mapper is not None:
         dataset = MapDataset(dataset, mapper, on_bad_image=on_bad_image)
-    if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("An iterable data set has its own order; sampler must be None.")
-    else:
+    if not isinstance(dataset, torchdata.IterableDataset):
         sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
         if not isinstance(sampler, Iterable):
             raise TypeError(f"sampler must be a torch Sampler, not {type(sampler).__name__}.")
@@ -401,44 +393,30 @@ def build_detection_test_loader(
         dataset = DatasetFromList(dataset, copy=False)
     if mapper is not None:
         dataset = MapDataset(dataset, mapper)
+    num_workers = usable_workers(num_workers)
     if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("An iterable data set has its own order; sampler must be None.")
-        _say_who_shards(usable_workers(num_workers))
+        _check_iterable(sampler, num_workers)
     elif sampler is None:
         sampler = InferenceSampler(len(dataset))
+    collate_fn = collate_fn or trivial_batch_collator
     return GuardedLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=False,
-        num_workers=usable_workers(num_workers),
-        collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn
     )
 
 
-# Messages come from the public module.
-logger = logging.getLogger("detectron2.data.build")
+# ---------------------------------------------------------------------------------------------------------------------
+# The sampler of a config
+# ---------------------------------------------------------------------------------------------------------------------
 
 _MAX_CLASSES = 100  # rows of a table
 
 
-def sampler_from_config(
+def _sampler_from_config(
     cfg: CfgNode, dataset: Any, sizes: Sequence[int] | None = None, class_names: Sequence[str] | None = None
 ) -> Any:
-    """Make the sampler `DATALOADER.SAMPLER_TRAIN`.
+    """Make the sampler `DATALOADER.SAMPLER_TRAIN` for the images of all data sets, whose `sizes` may be unknown.
 
-    Args:
-        cfg: the config.
-        dataset: the images of all data sets `DATASETS.TRAIN`, one behind the other.
-        sizes: number of images of each of them; None if that is not known.
-        class_names: names of the classes, for a table of how often they are drawn.
-
-    Returns:
-        the sampler.
-
-    Raises:
-        ValueError: there is no such sampler, or keys that it needs are not set or contradict each other.
+    The names of the classes are for a table of how often they are drawn.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     logger.info("Using training sampler %s.", name)
@@ -459,7 +437,7 @@ def sampler_from_config(
         )
     if logger.isEnabledFor(logging.INFO) and isinstance(dataset, list):
         names = list(cfg.DATASETS.TRAIN) if sizes is not None else ["all"]
-        table = distribution_table(dataset, sampler.repeat_factors, names, sizes or [len(dataset)], class_names)
+        table = _distribution_table(dataset, sampler.repeat_factors, names, sizes or [len(dataset)], class_names)
         logger.info("What %s draws in an epoch, on average:\n%s", name, table)
     return sampler
 
@@ -499,8 +477,7 @@ def _weighted(cfg: CfgNode, sizes: Sequence[int] | None, factors: torch.Tensor |
     if weights:
         return WeightedTrainingSampler(sizes, weights, image_factors=factors)
     of_dataset = {str(name): float(factor) for name, factor in repeats}
-    unknown = sorted(of_dataset.keys() - set(cfg.DATASETS.TRAIN))
-    if unknown:
+    if unknown := sorted(of_dataset.keys() - set(cfg.DATASETS.TRAIN)):
         raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, which DATASETS.TRAIN does not.")
     of_image = torch.repeat_interleave(
         torch.tensor([of_dataset.get(name, 1.0) for name in cfg.DATASETS.TRAIN]), torch.tensor(list(sizes))
@@ -508,25 +485,14 @@ def _weighted(cfg: CfgNode, sizes: Sequence[int] | None, factors: torch.Tensor |
     return RepeatFactorTrainingSampler(of_image if factors is None else of_image * factors)
 
 
-def distribution_table(
+def _distribution_table(
     dicts: list[dict[str, Any]],
     factors: torch.Tensor,
     names: Sequence[str],
     sizes: Sequence[int],
     class_names: Sequence[str] | None,
 ) -> str:
-    """Show how often images of each data set, and with objects of each class, are drawn.
-
-    Args:
-        dicts: the images of all data sets, one behind the other; `N` of them.
-        factors: `Tensor[N]`, how often each image comes in an epoch, on average.
-        names: names of the data sets.
-        sizes: number of images of each.
-        class_names: names of the classes; None leaves them out.
-
-    Returns:
-        a table.
-    """
+    """Show how often images of each data set, and with objects of each class, are drawn in an epoch, on average."""
     from tabulate import tabulate
 
     expected: list[float] = factors.double().tolist()

@@ -27,30 +27,29 @@ __all__ = [
     "set_default_dataset_from_list_serialize_method",
 ]
 
+logger = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random numbers of a sample
+# ---------------------------------------------------------------------------------------------------------------------
+
 _64_BITS = 2**64 - 1
 
 
-def call_seeded(function: Callable[[Any], Any], argument: Any, seed: int, place: int) -> Any:
-    """Call a function with the global generators of Python, NumPy and PyTorch (CPU) seeded for one sample.
+def _call_seeded(function: Callable[[Any], Any], argument: Any, seed: int, place: int) -> Any:
+    """Call a function with the global generators of Python, NumPy and PyTorch (CPU) seeded for one place in a stream.
 
     In the main process the generators are put back afterwards: a model in training goes on with its own numbers,
     however many workers load the data. Takes 0.1 ms there, and 0.02 ms in a worker.
-
-    Args:
-        function: what to call.
-        argument: what to call it with.
-        seed: seed of the stream.
-        place: place of the sample in the stream.
-
-    Returns:
-        what the function returns.
     """
+    number = _scrambled(_scrambled(seed & _64_BITS) + place & _64_BITS)  # looks unrelated for neighbouring places
     if torchdata.get_worker_info() is not None:
-        _seed_generators(_mixed(seed, place))
+        _seed_generators(number)
         return function(argument)
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002  # all global
     try:
-        _seed_generators(_mixed(seed, place))
+        _seed_generators(number)
         return function(argument)
     finally:
         random.setstate(states[0])
@@ -65,11 +64,6 @@ def _seed_generators(number: int) -> None:
     torch.default_generator.manual_seed(number >> 1)  # not torch.manual_seed(), which would touch the GPU's as well
 
 
-def _mixed(seed: int, place: int) -> int:
-    """Return 64 bits that look unrelated for neighbouring seeds and places."""
-    return _scrambled(_scrambled(seed & _64_BITS) + place & _64_BITS)
-
-
 def _scrambled(z: int) -> int:
     # SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 16 ff.
     z = (z + 0x9E3779B97F4A7C15) & _64_BITS
@@ -78,21 +72,18 @@ def _scrambled(z: int) -> int:
     return z ^ (z >> 31)
 
 
-logger = logging.getLogger("detectron2.data.common")
-
-POLICIES = ("stop", "skip")
+# ---------------------------------------------------------------------------------------------------------------------
+# Images that cannot be read
+# ---------------------------------------------------------------------------------------------------------------------
 
 # What readers raise for damaged, missing and mislabelled files. Other exceptions are mistakes in a program.
-BAD_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
-# So many failures one after the other mean that it is not the images: the folder is gone, or the mapper is wrong.
-_MAX_IN_A_ROW = 100
-
+_BAD_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_MAX_IN_A_ROW = 100  # more failures than this mean that the folder is gone, or the mapper is wrong
 _MAX_NAMED = 20  # per process; after that only the count is reported
 _SLOTS = 1024
 
 
-class BadImages:
+class _BadImages:
     """Counts elements that could not be read, over all workers, and names the first ones in the log."""
 
     def __init__(self) -> None:
@@ -106,12 +97,7 @@ class BadImages:
         return int(self._counts.sum())
 
     def add(self, description: str, error: Exception) -> None:
-        """Count one.
-
-        Args:
-            description: which element it is.
-            error: why it could not be read.
-        """
+        """Count one element, and say which one it is and why it could not be read."""
         worker = torchdata.get_worker_info()
         self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)] += 1
         if description in self._named or len(self._named) >= _MAX_NAMED:
@@ -121,35 +107,23 @@ class BadImages:
         logger.warning("Skipped %s: %s: %s%s", description, type(error).__name__, error, last)
 
 
-def check_policy(policy: str) -> str:
-    """Return the policy; raise ValueError if there is no such policy."""
-    if policy not in POLICIES:
+def _counter_of_bad_images(on_bad_image: str) -> _BadImages | None:
+    if on_bad_image not in ("stop", "skip"):
         raise ValueError(
-            f'on_bad_image (DATALOADER.ON_BAD_IMAGE) is {policy!r}; it must be "stop" (an image that cannot be read '
-            'ends training) or "skip" (another one is taken in its place, and counted).'
+            f'on_bad_image (DATALOADER.ON_BAD_IMAGE) is {on_bad_image!r}; it must be "stop" (an image that cannot be '
+            'read ends training) or "skip" (another one is taken in its place, and counted).'
         )
-    return policy
+    return _BadImages() if on_bad_image == "skip" else None
 
 
-def check_in_a_row(count: int, description: str) -> None:
-    """Give up if too many elements one after the other could not be read.
-
-    Args:
-        count: how many.
-        description: which one was the last.
-
-    Raises:
-        RuntimeError: too many.
-    """
+def _check_in_a_row(count: int, description: str) -> None:
+    """Give up if too many elements, of which the last is described, could not be read one after the other."""
     if count >= _MAX_IN_A_ROW:
         raise RuntimeError(
             f"{count} elements one after the other could not be read, the last being {description}. Check that the "
             "image folder is still there; to see the error itself, set DATALOADER.ON_BAD_IMAGE (on_bad_image) to "
             '"stop".'
         )
-
-
-logger = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,9 +134,8 @@ logger = logging.getLogger(__name__)
 class _TorchSerializedList:
     """A read-only list that keeps its elements pickled, one behind the other, in a single tensor.
 
-    A list of millions of small objects is copied page by page into each worker, because reading an object writes its
-    reference count. One buffer is never written to: forked workers share its pages, and workers started in another
-    way receive it through shared memory, since it is a tensor.
+    Reading an object writes its reference count, so that each worker comes to copy a list page by page. This buffer is
+    never written to: forked workers share its pages, others receive it through shared memory, since it is a tensor.
     """
 
     def __init__(self, items: Iterable[Any]) -> None:
@@ -252,18 +225,17 @@ def _describe(element: Any, index: Any) -> str:
 
 
 def _apply(
-    function: Callable[[Any], Any], element: Any, description: str, bad_images: BadImages | None
+    function: Callable[[Any], Any], element: Any, description: str, bad_images: _BadImages | None
 ) -> tuple[Any, bool]:
-    """Return the result, or None and True for an exception that is to be counted; others tell which element it was."""
+    """Return the result, or None and True for an exception that is counted; others tell which element it was."""
     try:
         return function(element), False
     except Exception as e:
-        if bad_images is not None and isinstance(e, BAD_IMAGE_ERRORS):
+        if bad_images is not None and isinstance(e, _BAD_IMAGE_ERRORS):
             bad_images.add(description, e)
             return None, True
-        message = f"This happened while mapping {description}."
         add_note = getattr(e, "add_note", logger.error)  # exceptions take notes since Python 3.11
-        add_note(message)
+        add_note(f"This happened while mapping {description}.")
         raise
 
 
@@ -273,7 +245,7 @@ class _MapIterableDataset(torchdata.IterableDataset):
     def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any], on_bad_image: str = "stop") -> None:
         self._dataset: Any = dataset
         self._map_func = PicklableWrapper(map_func)
-        self._bad_images = BadImages() if check_policy(on_bad_image) == "skip" else None
+        self._bad_images = _counter_of_bad_images(on_bad_image)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -284,7 +256,7 @@ class _MapIterableDataset(torchdata.IterableDataset):
             description = _describe(element, index)
             mapped, was_bad = _apply(self._map_func, element, description, self._bad_images)
             in_a_row = in_a_row + 1 if was_bad else 0
-            check_in_a_row(in_a_row, description)
+            _check_in_a_row(in_a_row, description)
             if mapped is not None:
                 yield mapped
 
@@ -316,7 +288,7 @@ class MapDataset(torchdata.Dataset):
         self._map_func = PicklableWrapper(map_func)
         self._rng = random.Random(42)
         self._fallback_candidates = set(range(len(dataset)))
-        self._bad_images = BadImages() if check_policy(on_bad_image) == "skip" else None
+        self._bad_images = _counter_of_bad_images(on_bad_image)
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return self._dataset, self._map_func
@@ -341,7 +313,7 @@ class MapDataset(torchdata.Dataset):
                 return mapped
             failures += 1
             bad_in_a_row = bad_in_a_row + 1 if was_bad else 0
-            check_in_a_row(bad_in_a_row, description)
+            _check_in_a_row(bad_in_a_row, description)
             self._fallback_candidates.discard(current)
             if not self._fallback_candidates:
                 raise RuntimeError(
@@ -390,15 +362,10 @@ def _share_of_worker(iterable: Iterable[Any], chunk_size: int = 1) -> Iterator[A
 
 @dataclass(frozen=True)
 class _StreamStart:
-    """Where in a stream of samples to begin; places are counted in this rank's share of it, from 0.
+    """Where in a stream of samples to begin; places are counted in this rank's share of it, from 0."""
 
-    Args:
-        passed: samples that are passed over.
-        waiting: `(place, index)` of those among them that are given out nevertheless, and first.
-    """
-
-    passed: int = 0
-    waiting: tuple[tuple[int, int], ...] = ()
+    passed: int = 0  # samples that are passed over
+    waiting: tuple[tuple[int, int], ...] = ()  # (place, index) of those that are given out nevertheless, and first
 
 
 class ToIterableDataset(torchdata.IterableDataset):
@@ -447,7 +414,7 @@ class ToIterableDataset(torchdata.IterableDataset):
             if seed is None:
                 yield self.dataset[index]
             else:
-                yield call_seeded(self.dataset.__getitem__, index, seed, place * self._world_size + self._rank)
+                yield _call_seeded(self.dataset.__getitem__, index, seed, place * self._world_size + self._rank)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -456,18 +423,13 @@ class ToIterableDataset(torchdata.IterableDataset):
 class ShardedIterableDataset(torchdata.IterableDataset):
     """The part of an iterable data set that this rank and this data loading worker are to load.
 
-    Torch hands a whole iterable data set to each worker of each rank. If it yields the same elements in the same order
-    everywhere, as most do, every element is then seen many times; wrapped in this, once. The first of `n` processes
-    takes the elements `0, n, 2 n ...`. All elements are read in all processes: a data set of many files does better
-    to choose its files by itself.
+    Torch hands a whole iterable data set to each worker of each rank, so that every element is seen many times; wrapped
+    in this, once. The first of `n` processes takes the elements `0, n, 2 n ...`. All elements are read in all
+    processes: a data set of many files does better to choose its files by itself.
     """
 
     def __init__(self, dataset: Iterable[Any]) -> None:
-        """Make the data set, in the main process.
-
-        Args:
-            dataset: yields the elements; the same everywhere.
-        """
+        """Make the data set, in the main process, of one that yields the same elements everywhere."""
         self.dataset = dataset
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
@@ -478,7 +440,7 @@ class ShardedIterableDataset(torchdata.IterableDataset):
 
 
 def _is_wide(element: dict[str, Any]) -> bool:
-    """Whether an image is wider than high; a mapper of one's own may return nothing but the image."""
+    """Whether an image is wider than high, by its size in the element or by the image itself."""
     if "width" in element and "height" in element:
         return element["width"] > element["height"]
     height, width = element["image"].shape[-2:]
@@ -488,17 +450,12 @@ def _is_wide(element: dict[str, Any]) -> bool:
 class AspectRatioGroupedDataset(torchdata.IterableDataset):
     """Batches of images that are all wider than high, or all not, so that padding wastes little.
 
-    Elements are dicts with "width" and "height" (any unit), or else with an "image" of shape (C, H, W). Elements that
-    do not fill a batch at the end of the underlying data set are dropped, which is of no account in an endless stream.
+    Elements are dicts with "width" and "height" (any unit), or else with an "image" of shape (C, H, W). Elements at the
+    end that do not fill a batch are dropped.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
-        """Make the data set.
-
-        Args:
-            dataset: yields the elements.
-            batch_size: number of elements of a batch.
-        """
+        """Make batches of `batch_size` elements of a data set."""
         self.dataset = dataset
         self.batch_size = batch_size
         self._buckets: Sequence[list[dict[str, Any]]] = [[], []]

@@ -1,7 +1,7 @@
 """Building blocks of mappers: reading images, transforming annotations, default augmentations.
 
-A mapper turns one dataset dict into what a model eats; `DatasetMapper` is the default one, written with the functions
-of this module, and so are most custom ones.
+A mapper turns one dataset dict into the input of a model. `DatasetMapper` and most custom mappers are written with
+these functions.
 """
 
 import logging
@@ -10,11 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.data as torchdata
 
-from detectron2.structures import Boxes, BoxMode, Instances, Keypoints
+from detectron2.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    RotatedBoxes,
+    polygons_to_bitmask,
+)
+from detectron2.utils.logger import log_first_n
 
 from . import transforms as T
-from ._segmentations import describe_annotation, masks_of_annotations, transform_segmentation
 from .catalog import MetadataCatalog, MissingMetadataError
 
 # Projects import these private names from here, hence the redundant aliases.
@@ -46,7 +56,7 @@ __all__ = [
     "transform_rotated_annotation",
 ]
 
-logger = logging.getLogger(__name__)
+Transforms = T.Transform | Sequence[T.Transform]
 
 
 class SizeMismatchError(ValueError):
@@ -54,10 +64,10 @@ class SizeMismatchError(ValueError):
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
-    """Hold an image against the size in its dataset dict; add the size if the dict has none.
+    """Compare the size of an image with that in its dataset dict; add the size if the dict has none.
 
     Args:
-        dataset_dict: one image of the data set, perhaps with "height" and "width"; both are set afterwards.
+        dataset_dict: one image of the data set; "height" and "width" are set afterwards.
         image: the image that was read for it.
 
     Raises:
@@ -108,7 +118,7 @@ def _at_least_one(dataset_names: str | Sequence[str]) -> list[str]:
 
 
 def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[int]:
-    """Which keypoint takes the place of each keypoint when the image is flipped horizontally.
+    """Return which keypoint takes the place of each keypoint when the image is flipped horizontally.
 
     Args:
         dataset_names: one or more registered names, whose metadata have `keypoint_names` and `keypoint_flip_map`.
@@ -143,7 +153,7 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
 
 
 def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_power: float = 1.0) -> torch.Tensor:
-    """How likely the federated loss is to sample each class (Zhou et al., "CenterNet2", 2021).
+    """Return how likely the federated loss is to sample each class (Zhou et al., "CenterNet2", 2021).
 
     Args:
         dataset_names: one or more registered names, whose metadata have `class_image_count`: a list of
@@ -165,7 +175,7 @@ def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_pow
 def gen_crop_transform_with_instance(
     crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict[str, Any]
 ) -> T.CropTransform:
-    """A random crop that contains the centre of an instance.
+    """Draw a crop that contains the centre of an instance.
 
     Args:
         crop_size: `(height, width)` of the window in pixels.
@@ -194,7 +204,7 @@ def gen_crop_transform_with_instance(
 
 
 def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
-    """The default augmentations of a config: resizing, and flips for training.
+    """Make the default augmentations of a config: resizing, and flips for training.
 
     Args:
         cfg: a config with the node `INPUT`.
@@ -223,15 +233,25 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
 build_transform_gen = build_augmentation
 
 
-Transforms = T.Transform | Sequence[T.Transform]
-
-
 def _as_one(transforms: Transforms) -> Any:
     return T.TransformList(list(transforms)) if isinstance(transforms, (tuple, list)) else transforms
 
 
+def describe_annotation(annotation: dict[str, Any], index: int | None = None) -> str:
+    """Say which annotation it is, for error messages."""
+    number = "" if index is None else f" number {index}"
+    words = {"id": " id {}", "category_id": " (category_id {})"}
+    return f"annotation{number}" + "".join(w.format(annotation[key]) for key, w in words.items() if key in annotation)
+
+
+def _box_and_mode(annotation: dict[str, Any]) -> tuple[Any, Any]:
+    if missing := [key for key in ("bbox", "bbox_mode") if key not in annotation]:
+        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
+    return annotation["bbox"], annotation["bbox_mode"]
+
+
 def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
-    """The box of an annotation in absolute coordinates.
+    """Return the box of an annotation in absolute coordinates.
 
     Args:
         annotation: one annotation, with "bbox" and "bbox_mode".
@@ -242,10 +262,7 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
     Raises:
         KeyError: if one of them is missing.
     """
-    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
-    if missing:
-        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
-    bbox, mode = annotation["bbox"], annotation["bbox_mode"]
+    bbox, mode = _box_and_mode(annotation)
     if mode == BoxMode.XYXY_ABS:
         return np.array(bbox, dtype=np.float64)
     if mode == BoxMode.XYWH_ABS:
@@ -255,7 +272,7 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
 
 
 def boxes_of(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """The boxes `(N, 4)` of annotations, as `get_bbox` gives each: in one step where all have the same usual mode."""
+    """Return the boxes `(N, 4)` of annotations, as `get_bbox` does: in one step where all have the same usual mode."""
     mode = annotations[0].get("bbox_mode") if annotations else None
     if mode is BoxMode.XYXY_ABS or mode is BoxMode.XYWH_ABS:
         boxes = [a["bbox"] for a in annotations if "bbox" in a and a.get("bbox_mode") is mode]
@@ -281,7 +298,7 @@ def transform_proposals(
     puts "proposals" in: `Instances` with `proposal_boxes` and `objectness_logits`, clipped to the image.
 
     Args:
-        dataset_dict: one image of the data set. Its proposals are sorted by descending score.
+        dataset_dict: one image of the data set; its proposals are sorted by descending score.
         image_shape: `(height, width)` of the transformed image.
         transforms: what was done to the image.
         proposal_topk: how many to keep.
@@ -299,6 +316,63 @@ def transform_proposals(
     proposals.proposal_boxes = boxes[keep][:proposal_topk]
     proposals.objectness_logits = logits[keep][:proposal_topk]
     dataset_dict["proposals"] = proposals
+
+
+def transform_segmentation(
+    annotation: dict[str, Any], transforms: Any, image_hw: tuple[int, int]
+) -> list[np.ndarray] | np.ndarray:
+    """Return the transformed polygons of an annotation, or its mask as uint8 `(H, W)`."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+        return [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
+    before = _as_bitmap(annotation)
+    after = transforms.apply_segmentation(np.minimum(before, 1))
+    if after.shape[:2] != image_hw:
+        raise ValueError(
+            f"the mask of {describe_annotation(annotation)} has (height, width) {before.shape}, which becomes "
+            f"{after.shape[:2]} where the image becomes {image_hw}: mask and image differ in size"
+        )
+    # Padding may have a label of its own (FixedSizeCrop: 255), which is not the object.
+    return (after == 1).view(np.uint8)
+
+
+def _as_bitmap(annotation: dict[str, Any], index: int | None = None) -> np.ndarray:
+    """Return the mask of an annotation that has no polygons: uint8 `(H, W)`, zero outside the object."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, dict):
+        return _decode_rle(segmentation)
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
+        if segmentation.dtype != np.uint8:  # transforms do not take bool
+            segmentation = (segmentation != 0).view(np.uint8)
+        return segmentation
+    shape = f" and shape {segmentation.shape}" if isinstance(segmentation, np.ndarray) else ""
+    raise ValueError(
+        f"the segmentation of {describe_annotation(annotation, index)} has type {type(segmentation).__name__}{shape}; "
+        "supported are polygons as list[list[float] or ndarray], COCO's RLE as a dict, or a mask as an ndarray (H, W)"
+    )
+
+
+def _decode_rle(rle: Any) -> np.ndarray:
+    import pycocotools.mask as mask_util
+
+    from detectron2.data.formats.run_lengths import is_compressed, run_length_totals, run_lengths
+
+    counts, (height, width) = rle["counts"], rle["size"]
+    if isinstance(counts, (list, tuple)):  # not compressed
+        total = sum(counts)
+        rle = {"size": [height, width], "counts": list(counts)}
+    else:
+        text = counts.decode("latin1") if isinstance(counts, bytes) else counts
+        total = int(run_length_totals([text])[0]) if is_compressed(text) else -1
+    # Not left to pycocotools, which would show memory that was never written.
+    if total != height * width:
+        raise ValueError(
+            f"the run lengths of an RLE of (height, width) {(height, width)} "
+            + (f"add up to {total}; they must cover its {height * width} pixels" if total >= 0 else "are malformed")
+        )
+    encoded: Any = run_lengths(rle) if isinstance(rle["counts"], list) else rle
+    return mask_util.decode(encoded)
 
 
 def transform_instance_annotations(
@@ -415,7 +489,7 @@ def annotations_to_instances(
     target.gt_boxes = Boxes(torch.from_numpy(boxes_of(annos).astype(np.float32)))
     target.gt_classes = _classes(annos)
     if _all_or_none_have("segmentation", annos):
-        target.gt_masks = masks_of_annotations(annos, image_size, mask_format)
+        target.gt_masks = _masks(annos, image_size, mask_format)
     if _all_or_none_have("keypoints", annos):
         target.gt_keypoints = _keypoints(annos)
     return target
@@ -436,6 +510,39 @@ def _all_or_none_have(key: str, annos: list[dict[str, Any]]) -> bool:
             f"add it to all annotations or remove it from all"
         )
     return bool(annos) and not lacking
+
+
+def _masks(annos: list[dict[str, Any]], image_hw: tuple[int, int], mask_format: str) -> PolygonMasks | BitMasks:
+    """Gather transformed segmentations: bitmaps where those are asked for, or where not all are polygons."""
+    for i, anno in enumerate(annos):
+        for polygon in anno["segmentation"] if isinstance(anno["segmentation"], list) else ():
+            if len(polygon) % 2 != 0 or len(polygon) < 6:
+                raise ValueError(
+                    f"{describe_annotation(anno, i)} has a polygon of {len(polygon)} numbers; a polygon is "
+                    "[x1, y1, ..., xn, yn] with at least three points"
+                )
+    if mask_format == "polygon":
+        if all(isinstance(a["segmentation"], list) for a in annos):
+            return PolygonMasks([a["segmentation"] for a in annos])
+        if torchdata.get_worker_info() is None:  # the many workers of a loader would all say it
+            log_first_n(
+                logging.INFO,
+                "INPUT.MASK_FORMAT is 'polygon', but some images have masks that are not polygons (RLE or bitmaps):"
+                " all masks of such an image are given as bitmaps.",
+            )
+    masks = torch.empty((len(annos), *image_hw), dtype=torch.bool)
+    for i, anno in enumerate(annos):
+        is_polygon = isinstance(anno["segmentation"], list)
+        mask = polygons_to_bitmask(anno["segmentation"], *image_hw) if is_polygon else _as_bitmap(anno, i)
+        if mask.shape != tuple(image_hw):
+            raise ValueError(
+                f"the mask of {describe_annotation(anno, i)} has shape {mask.shape}, but the image has "
+                f"(height, width) {tuple(image_hw)}"
+            )
+        if mask.dtype != np.bool_:
+            mask = mask != 0
+        masks[i] = torch.from_numpy(mask if min(mask.strides) >= 0 else mask.copy())
+    return BitMasks(masks)
 
 
 def _keypoints(annos: list[dict[str, Any]]) -> Keypoints:
@@ -463,11 +570,8 @@ def transform_rotated_annotation(annotation: dict[str, Any], transforms: Transfo
     Raises:
         KeyError: if the annotation has no box.
     """
-    missing = [key for key in ("bbox", "bbox_mode") if key not in annotation]
-    if missing:
-        raise KeyError(f"{describe_annotation(annotation)} has no {' and no '.join(map(repr, missing))}")
-    bbox = np.array(annotation["bbox"], dtype=np.float64)
-    bbox = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWHA_ABS)
+    bbox, mode = _box_and_mode(annotation)
+    bbox = BoxMode.convert(np.array(bbox, dtype=np.float64), mode, BoxMode.XYWHA_ABS)
     annotation["bbox"] = _as_one(transforms).apply_rotated_box(np.array(bbox)[None])[0]
     annotation["bbox_mode"] = BoxMode.XYWHA_ABS
     return annotation
@@ -484,8 +588,6 @@ def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tu
     Returns:
         `Instances` with `gt_boxes` (`RotatedBoxes`, nearly horizontal ones clipped to the image) and `gt_classes`.
     """
-    from detectron2.structures import RotatedBoxes
-
     boxes = np.array([a["bbox"] for a in annos], dtype=np.float32).reshape(-1, 5)
     target = Instances(image_size)
     target.gt_boxes = RotatedBoxes(torch.from_numpy(boxes))
@@ -532,7 +634,7 @@ def filter_empty_instances(
 
 
 def _has_size(boxes: Any, threshold: float) -> torch.Tensor:
-    """What `boxes.nonempty` gives. For the few boxes of an image NumPy takes less time than PyTorch."""
+    """Return `boxes.nonempty(threshold)`; for the few boxes of an image NumPy takes less time than PyTorch."""
     if type(boxes) is not Boxes or not boxes.tensor.is_cpu or boxes.tensor.requires_grad:
         return boxes.nonempty(threshold=threshold)
     x1, y1, x2, y2 = boxes.tensor.numpy().T

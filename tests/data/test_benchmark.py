@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from detectron2.data._memory import describe_workers, process_memory, system_memory
+from detectron2.data._loader import describe_workers, process_memory, system_memory
 from detectron2.data.benchmark import DataLoaderBenchmark, iter_benchmark
 
 

@@ -14,11 +14,11 @@ from PIL import Image
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog
 from detectron2.data.build import (
+    _distribution_table,
     _train_loader_from_config,
     build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
-    distribution_table,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
@@ -507,11 +507,11 @@ class TestWeightedDataSets:
     def test_many_classes(self):
         names = [f"c{i}" for i in range(300)]
         dicts = [record(i, annotation(i)) for i in range(250)]
-        lines = distribution_table(dicts, torch.ones(250), ["d"], [250], names).splitlines()
+        lines = _distribution_table(dicts, torch.ones(250), ["d"], [250], names).splitlines()
         assert sum("class c" in line for line in lines) == 100 and any("200 classes between" in line for line in lines)
 
     def test_without_classes(self):
-        table = distribution_table([{}], torch.tensor([2.0]), ["d", "e"], [1, 0], None)
+        table = _distribution_table([{}], torch.tensor([2.0]), ["d", "e"], [1, 0], None)
         assert "class" not in table and "dataset e" in table
 
 

@@ -415,7 +415,7 @@ def test_the_change_to_bitmaps_is_logged_once(caplog, monkeypatch):
     assert caplog.records == []
     for _ in range(2):
         utils.annotations_to_instances([annotation(segmentation=rle())], (80, 100))
-    assert [r.name for r in caplog.records] == ["detectron2.data._segmentations"]
+    assert [r.name for r in caplog.records] == ["detectron2.data.detection_utils"]
     assert "given as bitmaps" in caplog.text
 
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ._polygons import clip_polygon
-from ._rotated_boxes import map_sides
 from .augmentation import Augmentation
-from .transform import Transform
+from .transform import Transform, clip_polygon, map_sides
 
 __all__ = ["Albumentations"]
 
@@ -32,10 +30,9 @@ class Albumentations(Augmentation):
 
     Boxes, polygons, bitmaps, label maps and keypoints go where the pixels go, to within half a pixel where something is
     resized (there Albumentations' images, masks and keypoints differ from each other by that much), and a few pixels
-    where it is bent strongly. What is wanted of
-    boxes is left to the mapper: it clips them to the image and removes those of which nothing is left, together with
-    their masks and keypoints, so `bbox_params` and `keypoint_params` of a given `Compose` have no effect. Left and
-    right keypoints do not change places when Albumentations mirrors the image: for keypoints use `RandomFlip`.
+    where it is bent strongly. The mapper clips boxes and removes those of which nothing is left, so `bbox_params` and
+    `keypoint_params` of a given `Compose` have no effect. Left and right keypoints do not change places when
+    Albumentations mirrors the image: for keypoints use `RandomFlip`.
 
     The channels are in the order of the mapper's `image_format`, BGR by default, while transforms of colours expect
     RGB: set `INPUT.FORMAT` to "RGB" for those. Leave out `Normalize` and `ToTensorV2`: models normalise.
@@ -137,10 +134,7 @@ def _changes_colours_only(part: Any, library: Any) -> bool:
 
 
 def _with_all_keypoints(parts: list[Any]) -> list[Any]:
-    """Copies of the transforms; distortions among them move keypoints by their formula (from version 2 on).
-
-    By default they look keypoints up in a distorted mask, which takes long, and lose some.
-    """
+    """Copy the transforms; distortions move keypoints by their formula, not by a slow mask that loses some."""
     copies = copy.deepcopy(parts)
     waiting = list(copies)
     while waiting:
@@ -152,16 +146,13 @@ def _with_all_keypoints(parts: list[Any]) -> list[Any]:
 
 
 def _nodes(size: int) -> np.ndarray:
-    """Pixel centres along one side, the first and the last among them, float32 `(P,)` with at least two of them."""
+    """Return pixel centres along one side, the first and the last among them: float32 `(P,)`, at least two."""
     count = min(max(-(-size // _NODE_DISTANCE) + 1, 2), _MOST_NODES)
     return np.linspace(0.5, max(size, 2) - 0.5, count, dtype=np.float32)
 
 
 def _positions(hw: tuple[int, int]) -> np.ndarray:
-    """A mask float32 `(H, W, 3)` of `(row + 1, column + 1, -(row + 1))`.
-
-    Pixels that a transform fills have not this form: the third channel tells them apart from pixels of the image.
-    """
+    """Return a mask float32 `(H, W, 3)` of `(row + 1, column + 1, -(row + 1))`; filled pixels differ in form."""
     mask = np.empty((*hw, 3), dtype=np.float32)
     mask[:, :, 0] = np.arange(1, hw[0] + 1, dtype=np.float32)[:, None]
     mask[:, :, 1] = np.arange(1, hw[1] + 1, dtype=np.float32)
@@ -170,7 +161,7 @@ def _positions(hw: tuple[int, int]) -> np.ndarray:
 
 
 def _usable_boxes(boxes_xyxy: np.ndarray, hw: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Boxes `(N, 5)` that Albumentations accepts: within the image, with an area, with a label (their number)."""
+    """Return boxes `(N, 5)` that Albumentations accepts: in the image, with an area, and their number as a label."""
     clipped = np.clip(boxes_xyxy, 0, (hw[1], hw[0], hw[1], hw[0]))
     numbers = np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     if len(numbers) == 0:
@@ -179,12 +170,7 @@ def _usable_boxes(boxes_xyxy: np.ndarray, hw: tuple[int, int]) -> dict[str, np.n
 
 
 class _SourcePixels:
-    """For every pixel of the result the pixel of the input that it comes from.
-
-    Args:
-        positions: what became of the mask of `_positions`.
-        hw: size of the input.
-    """
+    """For every pixel of the result the pixel of the input `hw` that it comes from, read from the mask `_positions`."""
 
     def __init__(self, positions: np.ndarray, hw: tuple[int, int]):
         rows, columns = np.rint(positions[:, :, 0]).astype(np.intp), np.rint(positions[:, :, 1]).astype(np.intp)
@@ -209,13 +195,7 @@ class _SourcePixels:
 
 
 class _PointMap:
-    """Where points of the input go: affine if the nodes say so, else bilinear between the nodes.
-
-    Args:
-        nodes_x: `(A,)` x of the nodes, evenly spaced.
-        nodes_y: `(B,)` y of the nodes, evenly spaced.
-        moved: `(B * A, 2)` where the nodes went.
-    """
+    """Where points go: affine if the evenly spaced nodes `(B, A)` went so, `moved[B * A, 2]`, else bilinear between."""
 
     def __init__(self, nodes_x: np.ndarray, nodes_y: np.ndarray, moved: np.ndarray):
         self.origin = np.array([nodes_x[0], nodes_y[0]], dtype=np.float64)
@@ -225,7 +205,7 @@ class _PointMap:
         self.matrix = self._fit_affine()
 
     def _fit_affine(self) -> np.ndarray | None:
-        """The `(2, 3)` matrix of the map, if it is affine."""
+        """Return the `(2, 3)` matrix of the map, if it is affine."""
         rows, columns = self.moved.shape[:2]
         corner, right, down = self.moved[0, 0], self.moved[0, -1], self.moved[-1, 0]
         linear = np.stack([(right - corner) / (columns - 1), (down - corner) / (rows - 1)], axis=1)
@@ -251,14 +231,7 @@ class _PointMap:
 
 
 class _Recorded(Transform):
-    """What one call of Albumentations did to an image; colours are known for that image alone.
-
-    Args:
-        image: the image that was augmented.
-        out: what the call returned.
-        pixels: where pixels come from; None if they stay.
-        points: where points go; None if they stay.
-    """
+    """What one call did to an image: its colours, and where its pixels and points went (None if they stay)."""
 
     def __init__(self, image: np.ndarray, out: dict[str, Any], pixels: _SourcePixels | None, points: _PointMap | None):
         super().__init__()
@@ -268,7 +241,7 @@ class _Recorded(Transform):
         self._points = points
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """The augmented image; another image of that size has its pixels moved and keeps its colours."""
+        """Return the augmented image; another image of that size has its pixels moved and keeps its colours."""
         if img is self._image or np.array_equal(img, self._image):
             return self._result
         return img if self._pixels is None else self._pixels.gather(img, 0)

@@ -29,23 +29,20 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _check_img_dtype(img: np.ndarray) -> None:
-    """Complain about anything that is not an image array of 8 or 16 bits or floating point."""
+    """Refuse anything that is not an image array of 8 or 16 bits or floating point."""
     if not isinstance(img, np.ndarray):
         raise TypeError(f"an augmentation needs an image as a numpy array, got {type(img).__name__}")
     if img.dtype.kind != "f" and img.dtype not in (np.uint8, np.uint16, np.int16):
         raise TypeError(
             f"an image must be of type uint8, uint16, int16 or floating point, got {img.dtype}; "
-            f"for 8-bit values use image.astype('uint8')"
+            "for 8-bit values use image.astype('uint8')"
         )
     if img.ndim not in (2, 3):
         raise ValueError(f"an image must have shape (H, W) or (H, W, C), got {img.shape}")
 
 
 def _get_aug_input_args(aug: "Augmentation", aug_input: Any) -> list[Any]:
-    """The attributes of `aug_input` that `aug.get_transform` wants, in order.
-
-    The names are those of its parameters. A single parameter means the image, whatever its name.
-    """
+    """Return the attributes that the parameters of `aug.get_transform` name; a single parameter means the image."""
     if aug.input_args is None:
         parameters = inspect.signature(aug.get_transform).parameters
         if len(parameters) == 1:
@@ -117,17 +114,7 @@ class Augmentation:
                 setattr(self, name, value)
 
     def get_transform(self, *args: Any) -> Transform:
-        """Decide on a transform.
-
-        Args:
-            *args: the inputs that the policy needs; a subclass names them.
-
-        Returns:
-            A deterministic transform.
-
-        Raises:
-            NotImplementedError: if the subclass does not define it.
-        """
+        """Decide on a deterministic transform; a subclass names the inputs that it needs."""
         raise NotImplementedError(f"{type(self).__name__} must define get_transform")
 
     def __call__(self, aug_input: Any) -> Transform:
@@ -177,7 +164,7 @@ class _TransformToAug(Augmentation):
 
 
 def _transform_to_aug(tfm_or_aug: Augmentation | Transform) -> Augmentation:
-    """An augmentation as it is, a transform as the policy that always chooses it."""
+    """Return an augmentation as it is, a transform as the policy that always chooses it."""
     if isinstance(tfm_or_aug, Augmentation):
         return tfm_or_aug
     if isinstance(tfm_or_aug, Transform):
@@ -207,7 +194,6 @@ class AugmentationList(Augmentation):
     """
 
     def __init__(self, augs: Sequence[Augmentation | Transform]):
-        super().__init__()
         self.augs = [_transform_to_aug(aug) for aug in augs]
 
     def __call__(self, aug_input: Any) -> TransformList:
@@ -248,11 +234,7 @@ class AugInput:
         self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Transform all attributes in place: afterwards `self.image` is the transformed image.
-
-        Args:
-            tfm: the transform to apply.
-        """
+        """Transform all attributes in place: afterwards `self.image` is the transformed image."""
         self.image = tfm.apply_image(self.image)  # pyright: ignore[reportAttributeAccessIssue] (fvcore lacks the type)
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)

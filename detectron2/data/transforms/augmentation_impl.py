@@ -1,12 +1,10 @@
 """The augmentations that come with the library: flips, resizing, crops, rotation, colours.
 
-Crops are written in `_augmentation_crop.py` and belong to this module's names.
-
 Letters: `H`, `W` height and width in pixels. Random numbers come from `numpy.random`, seeded per data-loader worker.
 """
-
 # ruff: noqa: NPY002 (the legacy global generator is the one that workers seed)
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ._augmentation_crop import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomCrop_CategoryAreaConstraint
+from detectron2.utils.logger import log_first_n
+
 from .augmentation import Augmentation, AugmentationList, _transform_to_aug
 from .transform import (
     BlendTransform,
+    CropTransform,
     ExtentTransform,
     HFlipTransform,
     NoOpTransform,
+    PadTransform,
     ResizeTransform,
     RotationTransform,
     Transform,
+    TransformList,
     VFlipTransform,
 )
 
@@ -47,21 +49,23 @@ __all__ = [
     "ResizeShortestEdge",
 ]
 
-# Saved configs name classes by module; the public one is the name that lasts.
-for _moved in (
-    FixedSizeCrop,
-    MinIoURandomCrop,
-    RandomCrop,
-    RandomCrop_CategoryAreaConstraint,
-):
-    _moved.__module__ = __name__
 
-
-def _check_sample_style(sample_style: str) -> bool:
-    """Whether the style is "range"; the other one is "choice"."""
+def _is_range(sample_style: str, **drawn: Any) -> bool:
+    """Whether values are drawn from `(min, max)`, which each must be then, rather than from a list."""
     if sample_style not in ("range", "choice"):
         raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
+    for name, values in drawn.items():
+        if sample_style == "range" and values is not None and len(values) != 2:
+            raise ValueError(
+                f'with sample_style="range", {name} must be (min, max), got {values}; for a list to choose from use '
+                f'sample_style="choice"'
+            )
     return sample_style == "range"
+
+
+def _size_hw(size: int | Sequence[int]) -> tuple[int, int]:
+    h, w = (size, size) if isinstance(size, (int, np.integer)) else size
+    return h, w
 
 
 class RandomApply(Augmentation):
@@ -69,10 +73,7 @@ class RandomApply(Augmentation):
 
     Args:
         tfm_or_aug: what to apply.
-        prob: probability in [0, 1].
-
-    Raises:
-        ValueError: if `prob` is not a probability.
+        prob: probability in [0, 1]; a ValueError if it is not.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -82,14 +83,13 @@ class RandomApply(Augmentation):
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
-        super().__init__()
         self.aug = _transform_to_aug(tfm_or_aug)
         if not 0.0 <= prob <= 1.0:
             raise ValueError(f"prob must be between 0 and 1, got {prob}")
         self.prob = prob
 
     def get_transform(self, *args: Any) -> Transform:
-        """The decision of the wrapped augmentation, which gets the arguments, or nothing."""
+        """Return the decision of the wrapped augmentation, which gets the arguments, or nothing."""
         return self.aug.get_transform(*args) if self._rand_range() < self.prob else NoOpTransform()
 
     def __call__(self, aug_input: Any) -> Transform:
@@ -103,17 +103,12 @@ class RandomApply(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Flip the image, horizontally or vertically, with a given probability.
-
-    For both directions use two of them.
+    """Flip the image, horizontally or vertically, with a given probability; for both directions use two of them.
 
     Args:
         prob: probability of a flip.
         horizontal: flip left to right.
-        vertical: flip top to bottom.
-
-    Raises:
-        ValueError: unless exactly one direction is chosen.
+        vertical: flip top to bottom; a ValueError unless exactly one direction is chosen.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -123,21 +118,17 @@ class RandomFlip(Augmentation):
     """
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
-        super().__init__()
-        if horizontal and vertical:
-            raise ValueError("RandomFlip does one direction: use two of them to flip horizontally and vertically")
-        if not horizontal and not vertical:
-            raise ValueError("RandomFlip needs horizontal=True or vertical=True")
+        if horizontal == vertical:
+            raise ValueError(f"RandomFlip flips in one direction, got {horizontal=} and {vertical=}; for both use two")
         self.prob = prob
         self.horizontal = horizontal
         self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """A flip or nothing."""
-        h, w = image.shape[:2]
+        """Decide on a flip or on nothing."""
         if self._rand_range() >= self.prob:
             return NoOpTransform()
-        return HFlipTransform(w) if self.horizontal else VFlipTransform(h)
+        return HFlipTransform(image.shape[1]) if self.horizontal else VFlipTransform(image.shape[0])
 
 
 class Resize(Augmentation):
@@ -155,15 +146,13 @@ class Resize(Augmentation):
     """
 
     def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR):
-        super().__init__()
-        self.shape = (shape, shape) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        self.shape = _size_hw(shape)
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """Resize to the fixed size."""
         h, w = image.shape[:2]
-        new_h, new_w = self.shape
-        return ResizeTransform(h, w, new_h, new_w, self.interp)
+        return ResizeTransform(h, w, *self.shape, self.interp)
 
 
 class RandomResize(Augmentation):
@@ -175,22 +164,20 @@ class RandomResize(Augmentation):
 
     Example:
         >>> from detectron2.data import transforms as T
-        >>> sizes = [(8, 8), (16, 16)]
-        >>> image, tfms = T.apply_augmentations([T.RandomResize(sizes)], np.zeros((4, 6, 3), dtype=np.uint8))
-        >>> image.shape[:2] in sizes
+        >>> image, tfms = T.apply_augmentations([T.RandomResize([(8, 8), (16, 16)])], np.zeros((4, 6)))
+        >>> image.shape in [(8, 8), (16, 16)]
         True
     """
 
     def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.Resampling.BILINEAR):
-        super().__init__()
         self.shape_list = shape_list
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """Resize to a size drawn from the list."""
+        size_hw = self.shape_list[np.random.choice(len(self.shape_list))]
         h, w = image.shape[:2]
-        new_h, new_w = self.shape_list[np.random.choice(len(self.shape_list))]
-        return ResizeTransform(h, w, new_h, new_w, self.interp)
+        return ResizeTransform(h, w, *size_hw, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -201,11 +188,9 @@ class ResizeShortestEdge(Augmentation):
     Args:
         short_edge_length: lengths in pixels: `[min, max]` for "range", any number of them for "choice"; or one length.
         max_size: the most that the longer edge may have.
-        sample_style: "range" (draw from an interval, ends included) or "choice" (draw from a list).
+        sample_style: "range" (draw from an interval, ends included; a ValueError unless it has two lengths) or "choice"
+            (draw from a list).
         interp: a `PIL.Image.Resampling` number.
-
-    Raises:
-        ValueError: for an unknown style, or if "range" has not two lengths.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -224,15 +209,9 @@ class ResizeShortestEdge(Augmentation):
         sample_style: str = "range",
         interp: int = Image.Resampling.BILINEAR,
     ):
-        super().__init__()
-        self.is_range = _check_sample_style(sample_style)
         if isinstance(short_edge_length, (int, np.integer)):
             short_edge_length = (short_edge_length, short_edge_length)
-        if self.is_range and len(short_edge_length) != 2:
-            raise ValueError(
-                f'with sample_style="range", short_edge_length must be (min, max), got {short_edge_length}; '
-                f'for a list of lengths use sample_style="choice"'
-            )
+        self.is_range = _is_range(sample_style, short_edge_length=short_edge_length)
         self.short_edge_length = short_edge_length
         self.max_size = max_size
         self.sample_style = sample_style
@@ -253,17 +232,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Size of the result in pixels.
-
-        Args:
-            oldh: height of the input.
-            oldw: width of the input.
-            short_edge_length: length that the shorter edge should get.
-            max_size: the most that the longer edge may have.
-
-        Returns:
-            `(height, width)`.
-        """
+        """Return the `(height, width)` in pixels that an image of `oldh` x `oldw` pixels gets."""
         size = float(short_edge_length)
         scale = size / min(oldh, oldw)
         new_h, new_w = (size, scale * oldw) if oldh < oldw else (scale * oldh, size)
@@ -274,9 +243,7 @@ class ResizeShortestEdge(Augmentation):
 
 
 class ResizeScale(Augmentation):
-    """Scale the image, keeping its proportions, to fit in a target size that is itself scaled at random.
-
-    This is the first half of `LargeScaleJitter`; `FixedSizeCrop` is the second.
+    """Scale the image to fit in a target size that is itself scaled at random; the first half of `LargeScaleJitter`.
 
     Args:
         min_scale: least factor of the target size.
@@ -301,7 +268,6 @@ class ResizeScale(Augmentation):
         target_width: int,
         interp: int = Image.Resampling.BILINEAR,
     ):
-        super().__init__()
         self.min_scale = min_scale
         self.max_scale = max_scale
         self.target_height = target_height
@@ -319,23 +285,261 @@ class ResizeScale(Augmentation):
         return self._get_resize(image, np.random.uniform(self.min_scale, self.max_scale))
 
 
+_CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
+
+
+class RandomCrop(Augmentation):
+    """Cut out a random window.
+
+    For an image of `H` x `W` pixels, the window has (height, width)
+
+    * "relative": `(H * crop_size[0], W * crop_size[1])`, with fractions in (0, 1];
+    * "relative_range": the same, with fractions drawn from `[crop_size[0], 1]` and `[crop_size[1], 1]`;
+    * "absolute": `(crop_size[0], crop_size[1])` pixels, or the edge of the image where it is shorter;
+    * "absolute_range": each drawn from `[crop_size[0], crop_size[1]]` pixels, or up to the edge of the image.
+
+    Args:
+        crop_type: one of the four.
+        crop_size: two numbers, whose meaning depends on the type; a ValueError if it cannot have them.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.RandomCrop("relative", (0.5, 0.5))], np.zeros((8, 12)))
+        >>> image.shape
+        (4, 6)
+    """
+
+    def __init__(self, crop_type: str, crop_size: tuple[float, float] | tuple[int, int]):
+        if crop_type not in _CROP_TYPES:
+            raise ValueError(f"crop_type must be one of {', '.join(_CROP_TYPES)}, got {crop_type!r}")
+        if len(crop_size) != 2:
+            raise ValueError(f"crop_size must be two numbers, got {crop_size}")
+        if crop_type.startswith("relative") and not all(0 < s <= 1 for s in crop_size):
+            raise ValueError(f"the crop type {crop_type!r} needs fractions in (0, 1], got {crop_size}")
+        if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
+            raise ValueError(f'the crop type "absolute_range" needs (min, max) in pixels, got {crop_size}')
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+
+    def get_transform(self, image: np.ndarray) -> CropTransform:
+        """Draw a window."""
+        h, w = image.shape[:2]
+        crop_h, crop_w = self.get_crop_size((h, w))  # which a subclass may override
+        if crop_h > h or crop_w > w:
+            raise ValueError(f"a crop of (height, width) {(crop_h, crop_w)} does not fit in an image of {(h, w)}")
+        y0, x0 = np.random.randint(h - crop_h + 1), np.random.randint(w - crop_w + 1)
+        return CropTransform(x0, y0, crop_w, crop_h, w, h)
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Draw the `(height, width)` of a window for an image of `(height, width)`, both in pixels."""
+        h, w = image_size
+        if self.crop_type == "absolute":
+            return min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
+        if self.crop_type == "absolute_range":
+            low, high = int(self.crop_size[0]), int(self.crop_size[1])
+            crop_h = np.random.randint(min(h, low), min(h, high) + 1)
+            crop_w = np.random.randint(min(w, low), min(w, high) + 1)
+            return crop_h, crop_w
+        part_h, part_w = self.crop_size
+        if self.crop_type == "relative_range":
+            least = np.asarray(self.crop_size, dtype=np.float32)
+            part_h, part_w = (least + np.random.rand(2) * (1 - least)).tolist()
+        return max(int(h * part_h + 0.5), 1), max(int(w * part_w + 0.5), 1)
+
+
+class RandomCrop_CategoryAreaConstraint(Augmentation):
+    """A random crop in which no category of the label map fills more than a given part.
+
+    Up to ten windows are drawn; the last one is taken if none satisfies the constraint.
+
+    Args:
+        crop_type: see `RandomCrop`.
+        crop_size: see `RandomCrop`.
+        single_category_max_area: greatest part that one category may fill; 1.0 disables the constraint.
+        ignored_category: label that does not count, usually the one that training ignores.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug_input = T.AugInput(np.zeros((4, 6)), sem_seg=np.array([[0, 0, 0, 1, 1, 1]] * 4))
+        >>> aug = T.RandomCrop_CategoryAreaConstraint("absolute", (4, 4), single_category_max_area=0.8)
+        >>> tfm = aug(aug_input)
+        >>> aug_input.image.shape, np.unique(aug_input.sem_seg)
+        ((4, 4), array([0, 1]))
+    """
+
+    def __init__(
+        self,
+        crop_type: str,
+        crop_size: tuple[float, float] | tuple[int, int],
+        single_category_max_area: float = 1.0,
+        ignored_category: int | None = None,
+    ):
+        self.crop_aug = RandomCrop(crop_type, crop_size)
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+        self.single_category_max_area = single_category_max_area
+        self.ignored_category = ignored_category
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> CropTransform:
+        """Draw a window that satisfies the constraint, if one is found; this needs a label map."""
+        if self.single_category_max_area >= 1.0:
+            return self.crop_aug.get_transform(image)
+        if sem_seg is None:
+            raise ValueError(
+                "RandomCrop_CategoryAreaConstraint needs a label map: give AugInput a sem_seg, use a data set with "
+                "sem_seg_file_name, or set single_category_max_area to 1.0"
+            )
+        for _ in range(10):
+            crop = self.crop_aug.get_transform(sem_seg)
+            if self._is_diverse(crop.apply_segmentation(sem_seg)):
+                break
+        return crop
+
+    def _is_diverse(self, labels: np.ndarray) -> bool:
+        if labels.dtype == np.uint8:
+            counts = np.bincount(labels.ravel(), minlength=256)  # much faster than sorting every pixel
+            present = np.flatnonzero(counts)
+            counts = counts[present]
+        else:
+            present, counts = np.unique(labels, return_counts=True)
+        if self.ignored_category is not None:
+            counts = counts[present != self.ignored_category]
+        return len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
+
+
+class FixedSizeCrop(Augmentation):
+    """A random crop to a fixed size; smaller images are padded at the right and at the bottom.
+
+    Args:
+        crop_size: `(height, width)` of the result in pixels.
+        pad: whether to pad images that are smaller; a number that is not a bool is taken as `pad_value`, which is the
+            second argument in earlier releases.
+        pad_value: grey level of padded pixels.
+        seg_pad_value: label of padded pixels.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> image, tfms = T.apply_augmentations([T.FixedSizeCrop((2, 4), pad_value=7)], np.zeros((3, 3)))
+        >>> image
+        array([[0., 0., 0., 7.],
+               [0., 0., 0., 7.]])
+    """
+
+    def __init__(
+        self, crop_size: tuple[int, int], pad: bool = True, pad_value: float = 128.0, seg_pad_value: int = 255
+    ):
+        if not isinstance(pad, (bool, np.bool_)):
+            pad, pad_value = True, pad
+        self.crop_size = crop_size
+        self.pad = pad
+        self.pad_value = pad_value
+        self.seg_pad_value = seg_pad_value
+
+    def _get_crop(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        room_h, room_w = max(h - self.crop_size[0], 0), max(w - self.crop_size[1], 0)
+        part = np.random.uniform(0.0, 1.0)
+        y0, x0 = np.round([room_h * part, room_w * part]).astype(int).tolist()
+        return CropTransform(x0, y0, min(self.crop_size[1], w), min(self.crop_size[0], h), w, h)
+
+    def _get_pad(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        pad_h, pad_w = max(self.crop_size[0] - h, 0), max(self.crop_size[1] - w, 0)
+        cropped_h, cropped_w = min(h, self.crop_size[0]), min(w, self.crop_size[1])
+        return PadTransform(0, 0, pad_w, pad_h, cropped_w, cropped_h, self.pad_value, self.seg_pad_value)
+
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        """Draw a crop; add the padding if that is wanted."""
+        return TransformList([self._get_crop(image), *([self._get_pad(image)] if self.pad else [])])
+
+
+class MinIoURandomCrop(Augmentation):
+    """A random crop that keeps all boxes in view to a random degree (Liu et al., "SSD", 2016, section 2.2).
+
+    A bound on the overlap is drawn first: no box may overlap the window by less, and the centre of at least one box
+    lies in the window. If no such window is found, another bound is drawn; one of the outcomes leaves the image alone.
+
+    Args:
+        min_ious: bounds on the intersection over union of window and box.
+        min_crop_size: least height and width of the window as parts of the image's.
+        mode_trials: how many bounds to draw at most.
+        crop_trials: how many windows to draw for each bound.
+
+    Example:
+        >>> from detectron2.data import transforms as T
+        >>> aug_input = T.AugInput(np.zeros((100, 100)), boxes=np.array([[10, 10, 50, 50]], dtype=np.float32))
+        >>> tfm = T.MinIoURandomCrop(min_crop_size=0.5)(aug_input)
+        >>> min(aug_input.image.shape[:2]) >= 49  # whole pixels
+        True
+    """
+
+    def __init__(
+        self,
+        min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        min_crop_size: float = 0.3,
+        mode_trials: int = 1000,
+        crop_trials: int = 50,
+    ):
+        self.min_ious = min_ious
+        self.sample_mode = (1, *min_ious, 0)
+        self.min_crop_size = min_crop_size
+        self.mode_trials = mode_trials
+        self.crop_trials = crop_trials
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
+        """Draw a window that satisfies a drawn bound, or nothing."""
+        if boxes is None:
+            text = "MinIoURandomCrop gets no boxes, so does nothing: use AugInput(image, boxes=...) in your mapper."
+            log_first_n(logging.WARNING, text)
+            return NoOpTransform()
+        h, w = image.shape[:2]
+        for _ in range(self.mode_trials):
+            min_iou = self.sample_mode[np.random.choice(len(self.sample_mode))]
+            if min_iou == 1:
+                break
+            for _ in range(self.crop_trials):
+                window_xyxy = self._draw_window(h, w)
+                if window_xyxy is not None and self._is_good(window_xyxy, np.asarray(boxes), min_iou):
+                    x0, y0, x1, y1 = window_xyxy.tolist()
+                    return CropTransform(x0, y0, x1 - x0, y1 - y0, w, h)
+        return NoOpTransform()
+
+    def _draw_window(self, h: int, w: int) -> np.ndarray | None:
+        new_w = np.random.uniform(self.min_crop_size * w, w)
+        new_h = np.random.uniform(self.min_crop_size * h, h)
+        if not 0.5 <= new_h / new_w <= 2:
+            return None
+        left, top = np.random.uniform(w - new_w), np.random.uniform(h - new_h)
+        window_xyxy = np.array((left, top, left + new_w, top + new_h)).astype(int)
+        return window_xyxy if (window_xyxy[2:] > window_xyxy[:2]).all() else None
+
+    @staticmethod
+    def _is_good(window_xyxy: np.ndarray, boxes_xyxy: np.ndarray, min_iou: float) -> bool:
+        if len(boxes_xyxy) == 0:
+            return True
+        overlap_wh = np.minimum(boxes_xyxy[:, 2:], window_xyxy[2:]) - np.maximum(boxes_xyxy[:, :2], window_xyxy[:2])
+        overlap = overlap_wh.clip(min=0).prod(axis=1)
+        area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1) + (window_xyxy[2:] - window_xyxy[:2]).prod()
+        if (overlap / (area - overlap)).min() < min_iou:
+            return False
+        centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+        return bool(((centers > window_xyxy[:2]) & (centers < window_xyxy[2:])).all(axis=1).any())
+
+
 class LargeScaleJitter(AugmentationList):
     """Large-scale jittering: scale the image at random to fit in a fixed size, then crop or pad it to that size.
 
-    From Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation"
-    (arXiv:2012.07177), section 3. The paper flips images too: use it as `[RandomFlip(), LargeScaleJitter(1024)]`.
+    The paper (Ghiasi et al., "Simple Copy-Paste", arXiv:2012.07177, section 3) flips images too: use it as
+    `[RandomFlip(), LargeScaleJitter(1024)]`.
 
     Args:
         size: `(height, width)` of the result in pixels; one number means a square.
-        min_scale: least factor between the scaled image and the size.
-        max_scale: greatest factor.
+        min_scale: least factor between the scaled image and the size; a ValueError unless it is greater than 0.
+        max_scale: greatest factor; a ValueError if it is less than `min_scale`.
         pad: whether to pad images that are smaller than the size; a model that pads batches needs no padding here.
         pad_value: grey level of padded pixels.
         seg_pad_value: label of padded pixels.
         interp: a `PIL.Image.Resampling` number.
-
-    Raises:
-        ValueError: if the scales are not `0 < min_scale <= max_scale`.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -357,13 +561,9 @@ class LargeScaleJitter(AugmentationList):
     ):
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"LargeScaleJitter needs 0 < min_scale <= max_scale, got {min_scale} and {max_scale}")
-        h, w = (size, size) if isinstance(size, (int, np.integer)) else size
-        super().__init__(
-            [
-                ResizeScale(min_scale, max_scale, h, w, interp),
-                FixedSizeCrop((h, w), pad=pad, pad_value=pad_value, seg_pad_value=seg_pad_value),
-            ]
-        )
+        h, w = _size_hw(size)
+        crop = FixedSizeCrop((h, w), pad=pad, pad_value=pad_value, seg_pad_value=seg_pad_value)
+        super().__init__([ResizeScale(min_scale, max_scale, h, w, interp), crop])
 
 
 class RandomRotation(Augmentation):
@@ -375,11 +575,8 @@ class RandomRotation(Augmentation):
         center: fixed point relative to the image, (0, 0) its top left and (1, 1) its bottom right corner:
             `[[min_x, min_y], [max_x, max_y]]` for "range", a list of points for "choice"; the middle when None. It has
             no effect with `expand`.
-        sample_style: "range" or "choice".
+        sample_style: "range" (a ValueError unless there are two angles, and two centres) or "choice".
         interp: OpenCV's number of an interpolation; see `RotationTransform`.
-
-    Raises:
-        ValueError: for an unknown style, or if "range" has not two angles or two centres.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -396,24 +593,17 @@ class RandomRotation(Augmentation):
         sample_style: str = "range",
         interp: int | None = None,
     ):
-        super().__init__()
-        self.is_range = _check_sample_style(sample_style)
         self.angle = (angle, angle) if isinstance(angle, (int, float)) else angle
         if center is not None and isinstance(center[0], (int, float)):
             center = (center, center)
-        for name, drawn in (("angle", self.angle), ("center", center)):
-            if self.is_range and drawn is not None and len(drawn) != 2:
-                raise ValueError(
-                    f'with sample_style="range", {name} must be (min, max), got {drawn}; for a list to choose from use '
-                    f'sample_style="choice"'
-                )
+        self.is_range = _is_range(sample_style, angle=self.angle, center=center)
         self.expand = expand
         self.center = center
         self.sample_style = sample_style
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """A rotation, or nothing when the angle is a full turn."""
+        """Draw a rotation; a full turn is nothing."""
         h, w = image.shape[:2]
         center = None
         if self.is_range:
@@ -433,9 +623,7 @@ class RandomRotation(Augmentation):
 
 
 class RandomExtent(Augmentation):
-    """Cut out a random rectangle, which may reach beyond the image; pixels outside become black.
-
-    The result has the size of the rectangle in pixels.
+    """Cut out a random rectangle, which may reach beyond the image, where pixels become black.
 
     Args:
         scale_range: `(min, max)` factor between the sizes of rectangle and image.
@@ -450,7 +638,6 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]):
-        super().__init__()
         self.scale_range = scale_range
         self.shift_range = shift_range
 
@@ -479,23 +666,19 @@ def _check_rgb(name: str, image: np.ndarray) -> None:
 
 
 class _RandomBlend(Augmentation):
-    """Base of the augmentations that blend with a random weight in `[intensity_min, intensity_max)`."""
+    """Blend the image with a `source` of less contrast, brightness or saturation; the drawn weight is the image's."""
 
     def __init__(self, intensity_min: float, intensity_max: float):
-        super().__init__()
         self.intensity_min = intensity_min
         self.intensity_max = intensity_max
 
-    def _draw(self) -> float:
-        return np.random.uniform(self.intensity_min, self.intensity_max)
+    def _blend(self, source: Any) -> BlendTransform:
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        return BlendTransform(src_image=source, src_weight=1 - weight, dst_weight=weight)
 
 
 class RandomContrast(_RandomBlend):
-    """Change contrast: below 1 greyer, 1 unchanged, above 1 stronger.
-
-    Args:
-        intensity_min: least intensity.
-        intensity_max: greatest intensity.
+    """Change contrast by a factor from `[intensity_min, intensity_max)`: below 1 greyer, above 1 stronger.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -506,18 +689,11 @@ class RandomContrast(_RandomBlend):
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
         """Blend with the mean grey level of the image."""
-        weight = self._draw()
-        return BlendTransform(
-            src_image=np.array(image.mean(), dtype=np.float32), src_weight=1 - weight, dst_weight=weight
-        )
+        return self._blend(np.array(image.mean(), dtype=np.float32))
 
 
 class RandomBrightness(_RandomBlend):
-    """Change brightness: below 1 darker, 1 unchanged, above 1 brighter.
-
-    Args:
-        intensity_min: least intensity.
-        intensity_max: greatest intensity.
+    """Change brightness by a factor from `[intensity_min, intensity_max)`: below 1 darker, above 1 brighter.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -528,16 +704,11 @@ class RandomBrightness(_RandomBlend):
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
         """Blend with black."""
-        weight = self._draw()
-        return BlendTransform(src_image=np.array(0, dtype=np.float32), src_weight=1 - weight, dst_weight=weight)
+        return self._blend(np.array(0, dtype=np.float32))
 
 
 class RandomSaturation(_RandomBlend):
-    """Change the saturation of an image, whose channels must be in RGB order: 0 is grey, 1 unchanged.
-
-    Args:
-        intensity_min: least intensity.
-        intensity_max: greatest intensity.
+    """Change the saturation of an RGB image by a factor from `[intensity_min, intensity_max)`: 0 makes it grey.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -547,18 +718,14 @@ class RandomSaturation(_RandomBlend):
     """
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
-        """Blend with the grey image, whose three channels must be RGB."""
+        """Blend with the grey image."""
         _check_rgb("RandomSaturation", image)
-        weight = self._draw()
         values = image if image.dtype.kind == "f" else image.astype(np.float32)
-        grey = values.dot(_LUMA_RGB)[:, :, np.newaxis]
-        return BlendTransform(src_image=grey, src_weight=1 - weight, dst_weight=weight)
+        return self._blend(values.dot(_LUMA_RGB)[:, :, np.newaxis])
 
 
 class RandomLighting(Augmentation):
-    """Shift colours along the principal components of ImageNet, as AlexNet did (Krizhevsky et al., 2012).
-
-    The channels must be in RGB order.
+    """Shift the colours of an RGB image along the principal components of ImageNet, as AlexNet did (2012).
 
     Args:
         scale: standard deviation of the random factors.
@@ -571,15 +738,13 @@ class RandomLighting(Augmentation):
     """
 
     def __init__(self, scale: float):
-        super().__init__()
         self.scale = scale
         self.eigen_vecs = np.array(_IMAGENET_COMPONENTS)
         self.eigen_vals = np.array(_IMAGENET_DEVIATIONS)
 
     def get_transform(self, image: np.ndarray) -> BlendTransform:
-        """Add a colour drawn from a normal distribution to an image, whose three channels must be RGB."""
+        """Add a colour drawn from a normal distribution."""
         _check_rgb("RandomLighting", image)
         weights = np.random.normal(scale=self.scale, size=3)
-        return BlendTransform(
-            src_image=self.eigen_vecs.dot(weights * self.eigen_vals).astype(np.float32), src_weight=1.0, dst_weight=1.0
-        )
+        shift = self.eigen_vecs.dot(weights * self.eigen_vals).astype(np.float32)
+        return BlendTransform(src_image=shift, src_weight=1.0, dst_weight=1.0)

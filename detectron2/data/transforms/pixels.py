@@ -102,7 +102,7 @@ def resize(img: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
             return _resize_bytes(img, new_h, new_w)
         return through_pil(img, lambda pil: pil.resize((new_w, new_h), interp))
     if img.dtype.kind != "f" and interp == Image.Resampling.NEAREST:
-        return _resize_nearest(img, new_h, new_w)
+        return img[_nearest_indices(img.shape[0], new_h)[:, None], _nearest_indices(img.shape[1], new_w)]
     if interp not in _TORCH_MODE:
         names = ", ".join(f"{mode.value} ({name})" for mode, name in _TORCH_MODE.items())
         raise ValueError(f"images of type {img.dtype} can be resized with interp {names}; got interp={interp}")
@@ -122,10 +122,10 @@ def _has_byte_kernel() -> bool:
 
 
 def _resize_bytes(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
-    """Bilinear with Pillow's filter, six times as fast for 3 channels or 4.
+    """Resize with PyTorch's copy of Pillow's bilinear filter, six times as fast for 3 channels or 4.
 
-    Both compute with integers, Pillow with weights of 22 bits and PyTorch with 15 or fewer: one pixel in some thousands
-    of a photograph (more where noise is shrunk) differs, by one grey level. For the bicubic filter it can be 20 levels.
+    Pillow's integer weights have 22 bits, PyTorch's 15 or fewer: one pixel in some thousands of a photograph (more
+    where noise is shrunk) differs by one grey level. For the bicubic filter it can be 20 levels.
     """
     if img.ndim == 2:
         return _resize_bytes(img[:, :, None], new_h, new_w)[:, :, 0]
@@ -143,11 +143,6 @@ def _resize_bytes(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
     nchw = hwc[None].permute(0, 3, 1, 2) if channels >= 3 else hwc.permute(2, 0, 1)[None]
     out = F.interpolate(nchw, size=(new_h, new_w), mode="bilinear", antialias=True, align_corners=False)[0]
     return out.permute(1, 2, 0).numpy()
-
-
-def _resize_nearest(img: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
-    rows, columns = _nearest_indices(img.shape[0], new_h), _nearest_indices(img.shape[1], new_w)
-    return img[rows[:, None], columns[None, :]]
 
 
 def _nearest_indices(size: int, new_size: int) -> np.ndarray:
@@ -224,7 +219,7 @@ def _warp_with_opencv(
 
 
 def _source_coordinates(matrix: np.ndarray, out_hw: tuple[int, int]) -> np.ndarray:
-    """Continuous input coordinates `(x, y)` of every output pixel centre: `(2, H, W)`."""
+    """Return the continuous input coordinates `(x, y)` of every output pixel centre: `(2, H, W)`."""
     linear = np.linalg.inv(matrix[:, :2])
     shift = -linear @ matrix[:, 2]
     y = np.arange(out_hw[0])[:, None] + 0.5

@@ -26,9 +26,7 @@ from fvcore.transforms.transform import (
 )
 from PIL import Image
 
-from . import _rotated_boxes, pixels
-from ._polygons import clip_polygon
-from ._rotated_boxes import HFlip_rotated_box, Resize_rotated_box, VFlip_rotated_box
+from . import pixels
 
 __all__ = [
     "BlendTransform",
@@ -91,7 +89,6 @@ class ExtentTransform(Transform):
         interp: int = Image.Resampling.BILINEAR,
         fill: int = 0,
     ):
-        super().__init__()
         self.src_rect = src_rect
         self.output_size = output_size
         self.interp = interp
@@ -116,24 +113,18 @@ class ExtentTransform(Transform):
         return coords
 
     def inverse(self) -> Transform:
-        """Not possible: the size of the input image is not known to this transform."""
+        """Not possible: this transform does not know the size of the input image."""
         raise NotImplementedError(
             "ExtentTransform does not know the size of the image it came from, so it cannot be inverted"
         )
 
     def _extract(self, img: np.ndarray, interp: int, fill: int) -> np.ndarray:
         h, w = self.output_size
+        method = Image.Resampling(interp)
 
         def operate(pil: Image.Image) -> Image.Image:
             color = (fill,) * len(pil.getbands()) if len(pil.getbands()) > 1 else fill
-            return pil.transform(
-                (w, h),
-                Image.Transform.EXTENT,
-                data=self.src_rect,
-                resample=Image.Resampling(interp),
-                fill=0,
-                fillcolor=color,
-            )
+            return pil.transform((w, h), Image.Transform.EXTENT, self.src_rect, method, fill=0, fillcolor=color)
 
         return pixels.through_pil(img, operate)
 
@@ -161,7 +152,6 @@ class ResizeTransform(Transform):
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None):
-        super().__init__()
         self.h = h
         self.w = w
         self.new_h = new_h
@@ -223,7 +213,6 @@ class RotationTransform(Transform):
         center: tuple[float, float] | None = None,
         interp: int | None = None,
     ):
-        super().__init__()
         self.h = h
         self.w = w
         self.angle = angle
@@ -259,7 +248,7 @@ class RotationTransform(Transform):
         return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
 
     def create_rotation_matrix(self, offset: float = 0) -> np.ndarray:
-        """The `(2, 3)` matrix that maps points `(x, y)` of the input to points of the result.
+        """Return the `(2, 3)` matrix that maps points `(x, y)` of the input to points of the result.
 
         Args:
             offset: where the origin of both frames lies: 0 for continuous coordinates, -0.5 for pixel indices.
@@ -280,13 +269,8 @@ class RotationTransform(Transform):
     def inverse(self) -> Transform:
         """Rotate back, then crop the middle, so that the result has the size of the input.
 
-        Canvas and crop have whole pixels: coordinates come back to within one pixel, not exactly.
-
-        Returns:
-            A rotation and a crop.
-
-        Raises:
-            NotImplementedError: without `expand`, because corners of the image were lost.
+        Coordinates come back to within one pixel, since canvas and crop have whole pixels. Without `expand` it is a
+        NotImplementedError, because corners of the image were lost.
         """
         if not self.expand:
             raise NotImplementedError("a rotation can only be inverted when it was made with expand=True")
@@ -316,7 +300,6 @@ class ColorTransform(Transform):
     """
 
     def __init__(self, op: Callable[[Any], Any]):
-        super().__init__()
         if not callable(op):
             raise TypeError(f"{type(self).__name__} needs a function of an image, got {op!r}")
         self.op = op
@@ -334,7 +317,7 @@ class ColorTransform(Transform):
         return segmentation
 
     def inverse(self) -> Transform:
-        """Nothing: no coordinate was changed."""
+        """Return a transform that does nothing: no coordinate was changed."""
         return NoOpTransform()
 
 
@@ -359,15 +342,155 @@ class PILColorTransform(ColorTransform):
         return np.asarray(self.op(Image.fromarray(img)))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Polygons: they are clipped without a geometry library, which is not a dependency
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def clip_polygon(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> list[np.ndarray]:
+    """Cut out the parts of a polygon `(P, 2)` that lie in a window; they are simple polygons if the polygon is one.
+
+    A polygon is an array of corners `(x, y)` that does not repeat the first corner at the end.
+    """
+    polygon = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    if len(polygon) < 3:
+        return []
+    parts = [polygon]
+    for axis, bound, sign in ((0, x0, 1), (1, y0, 1), (0, x1, -1), (1, y1, -1)):
+        parts = [piece for part in parts for piece in _clip_half_plane(part, axis, bound, sign)]
+    return [part for part in parts if _has_area(part)]
+
+
+def _has_area(polygon: np.ndarray) -> bool:
+    """Whether the corners do not all lie on one line; the signed area would be zero for a figure of eight."""
+    x, y = (polygon[1:] - polygon[0]).T
+    return bool(np.abs(x[:-1] * y[1:] - y[:-1] * x[1:]).sum() > 1e-12)
+
+
+def _clip_half_plane(polygon: np.ndarray, axis: int, bound: float, sign: int) -> list[np.ndarray]:
+    """Return the parts of a polygon where `sign * (coordinate - bound) >= 0`."""
+    depth = sign * (polygon[:, axis] - bound)
+    inside = depth > 0
+    if inside.all():
+        return [polygon]
+    if not inside.any():
+        return []
+    # Begin outside, so that every run of inside corners is in one piece.
+    start = int(np.argmin(inside))
+    polygon, depth, inside = (np.roll(a, -start, axis=0) for a in (polygon, depth, inside))
+    following = np.roll(np.arange(len(polygon)), -1)
+    crossing = np.flatnonzero(inside != inside[following])  # edge i -> i + 1 crosses the line
+    after = following[crossing]
+    part = (depth[crossing] / (depth[crossing] - depth[after]))[:, None]
+    points = polygon[crossing] + part * (polygon[after] - polygon[crossing])
+    points[:, axis] = bound
+    # Crossings come in turn: into the half plane, out of it, into it ...
+    chains = [
+        np.concatenate([points[k : k + 1], polygon[crossing[k] + 1 : crossing[k + 1] + 1], points[k + 1 : k + 2]])
+        for k in range(0, len(crossing), 2)
+    ]
+    return _join_chains(chains, points[:, 1 - axis])
+
+
+def _join_chains(chains: list[np.ndarray], position: np.ndarray) -> list[np.ndarray]:
+    """Close chains `k` (which run from crossing `2k` to crossing `2k + 1`) along the line that cut them.
+
+    Ordered along the line, the crossings of a simple polygon pair up: between the first and the second the line runs
+    inside the polygon, between the second and the third outside, and so on.
+    """
+    order = np.argsort(position, kind="stable")
+    partner = np.empty_like(order)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    leads_to_entry = partner[1::2] % 2 == 0
+    if not leads_to_entry.all():  # the polygon crosses itself: join in the order of its outline
+        return [np.concatenate(chains)]
+    following = (partner[1::2] // 2).tolist()
+    rings, seen = [], set()
+    for first in range(len(chains)):
+        ring, k = [], first
+        while k not in seen:
+            seen.add(k)
+            ring.append(chains[k])
+            k = following[k]
+        if ring:
+            rings.append(np.concatenate(ring))
+    return rings
+
+
 def _crop_polygons(transform: Any, polygons: list[np.ndarray]) -> list[np.ndarray]:
     """Cut polygons at the window of the crop; one polygon may become none or several."""
     x0, y0 = transform.x0, transform.y0
     x1, y1 = x0 + transform.w, y0 + transform.h
-    return [
-        part - np.array([x0, y0], dtype=part.dtype)
-        for polygon in polygons
-        for part in clip_polygon(polygon, x0, y0, x1, y1)
-    ]
+    parts = [part for polygon in polygons for part in clip_polygon(polygon, x0, y0, x1, y1)]
+    return [part - np.array([x0, y0], dtype=part.dtype) for part in parts]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotated boxes `(N, 5)`: `(center_x, center_y, width, height, angle)`, degrees counter-clockwise as seen on the screen.
+# All functions change them in place.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def HFlip_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Mirror rotated boxes left to right."""
+    rotated_boxes[:, 0] = transform.width - rotated_boxes[:, 0]
+    rotated_boxes[:, 4] = -rotated_boxes[:, 4]
+    return rotated_boxes
+
+
+def VFlip_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Mirror rotated boxes top to bottom."""
+    rotated_boxes[:, 1] = transform.height - rotated_boxes[:, 1]
+    rotated_boxes[:, 4] = -rotated_boxes[:, 4]
+    return rotated_boxes
+
+
+def Resize_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Scale rotated boxes, as `RotatedBoxes.scale` does."""
+    factors = transform.new_w / transform.w, transform.new_h / transform.h
+    rotated_boxes[:, :2] *= factors
+    return map_sides(rotated_boxes, np.diag(factors))
+
+
+def _extract_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    x0, y0, x1, y1 = transform.src_rect
+    h, w = transform.output_size
+    return map_sides(_shift_rotated_box(transform, rotated_boxes), np.diag((w / (x1 - x0), h / (y1 - y0))))
+
+
+def map_sides(rotated_boxes: np.ndarray, linear: np.ndarray) -> np.ndarray:
+    """Send the sides of rotated boxes through the linear map `(2, 2)`, in place; their centres stay.
+
+    The image of a rectangle is a parallelogram. The result is the rectangle whose sides have the lengths of its sides
+    and whose upright side points where its upright side does.
+    """
+    theta = np.deg2rad(rotated_boxes[:, 4])
+    cos, sin = np.cos(theta), np.sin(theta)
+    across, upright = linear @ np.stack([cos, -sin]), linear @ np.stack([sin, cos])  # y points down
+    rotated_boxes[:, 2] *= np.hypot(*across)
+    rotated_boxes[:, 3] *= np.hypot(*upright)
+    rotated_boxes[:, 4] = np.rad2deg(np.arctan2(*upright))
+    return rotated_boxes
+
+
+def _shift_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    rotated_boxes[:, :2] = transform.apply_coords(rotated_boxes[:, :2])
+    return rotated_boxes
+
+
+def _rotate_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    rotated_boxes = _shift_rotated_box(transform, rotated_boxes)
+    rotated_boxes[:, 4] += transform.angle
+    return rotated_boxes
+
+
+def _keep_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    return rotated_boxes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the classes of fvcore lack, or do in another way
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _flip_vertically(transform: Any, img: np.ndarray) -> np.ndarray:
@@ -375,37 +498,35 @@ def _flip_vertically(transform: Any, img: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.flip(img, axis=0 if img.ndim <= 3 else -3))
 
 
-def _no_direction(kind: str, name: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"GridSampleTransform cannot transform {kind}: its grid only says where each pixel comes from; register a "
-        f'function that knows the opposite direction with GridSampleTransform.register_type("{name}", function), or '
-        "use it for images and label maps alone"
-    )
+def _refuse(kind: str, name: str) -> Callable[[Any, np.ndarray], np.ndarray]:
+    def refuse(transform: Any, values: np.ndarray) -> np.ndarray:
+        raise NotImplementedError(
+            f"GridSampleTransform cannot transform {kind}: its grid only says where each pixel comes from; register a "
+            f'function that knows the opposite direction with GridSampleTransform.register_type("{name}", function), '
+            "or use it for images and label maps alone"
+        )
+
+    return refuse
 
 
-def _refuse_coords(transform: Any, coords: np.ndarray) -> np.ndarray:
-    """Not possible; the method of fvcore says so without a word."""
-    raise _no_direction("points, polygons and boxes", "coords")
-
-
-def _refuse_rotated_box(transform: Any, rotated_boxes: np.ndarray) -> np.ndarray:
-    """Not possible."""
-    raise _no_direction("rotated boxes", "rotated_box")
-
-
-HFlipTransform.register_type("rotated_box", HFlip_rotated_box)
-VFlipTransform.register_type("rotated_box", VFlip_rotated_box)
-for _scale in (ResizeTransform, ScaleTransform):
-    _scale.register_type("rotated_box", Resize_rotated_box)
-ExtentTransform.register_type("rotated_box", _rotated_boxes.extract_rotated_box)
-RotationTransform.register_type("rotated_box", _rotated_boxes.rotate_rotated_box)
-for _shift in (CropTransform, PadTransform):
-    _shift.register_type("rotated_box", _rotated_boxes.shift_rotated_box)
-for _still in (NoOpTransform, BlendTransform, ColorTransform):
-    _still.register_type("rotated_box", _rotated_boxes.keep_rotated_box)
+_ROTATED_BOX_FUNCTIONS: dict[type[Transform], Callable[[Any, np.ndarray], np.ndarray]] = {
+    HFlipTransform: HFlip_rotated_box,
+    VFlipTransform: VFlip_rotated_box,
+    ResizeTransform: Resize_rotated_box,
+    ScaleTransform: Resize_rotated_box,
+    ExtentTransform: _extract_rotated_box,
+    RotationTransform: _rotate_rotated_box,
+    CropTransform: _shift_rotated_box,
+    PadTransform: _shift_rotated_box,
+    NoOpTransform: _keep_rotated_box,
+    BlendTransform: _keep_rotated_box,
+    ColorTransform: _keep_rotated_box,
+    GridSampleTransform: _refuse("rotated boxes", "rotated_box"),
+}
+for _class, _function in _ROTATED_BOX_FUNCTIONS.items():
+    _class.register_type("rotated_box", _function)
 # The method of fvcore goes through PyTorch, which warns about arrays from Pillow, as they cannot be written to.
 VFlipTransform.register_type("image", _flip_vertically)
-# The method of fvcore needs shapely, which is not a dependency, and empties polygons that touch themselves.
+# The method of fvcore needs shapely, and empties polygons that touch themselves.
 CropTransform.register_type("polygons", _crop_polygons)
-GridSampleTransform.register_type("coords", _refuse_coords)
-GridSampleTransform.register_type("rotated_box", _refuse_rotated_box)
+GridSampleTransform.register_type("coords", _refuse("points, polygons and boxes", "coords"))
