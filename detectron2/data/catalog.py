@@ -42,10 +42,6 @@ class UnknownDatasetError(KeyError):
         return str(self.args[0])  # KeyError would show the message quoted, with its line breaks escaped
 
 
-def _nearest(name: str, known: list[str], *, cutoff: float = 0.6) -> list[str]:
-    return difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # DatasetCatalog
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,7 +58,7 @@ def _cell_values(function: types.FunctionType) -> list[Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """`a == b` for values of any kind; arrays and other values without a truth value are equal only if identical."""
+    """Return `a == b` for values of any kind; arrays and others without a truth value are equal only if identical."""
     if a is b:
         return True
     try:
@@ -79,18 +75,10 @@ def _same_loader(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if isinstance(a, functools.partial) and isinstance(b, functools.partial):
-        values_equal = len(a.args) == len(b.args) and all(map(_equal, a.args, b.args))
-        keywords_equal = a.keywords.keys() == b.keywords.keys() and all(
-            _equal(value, b.keywords[key]) for key, value in a.keywords.items()
-        )
-        return values_equal and keywords_equal and _same_loader(a.func, b.func)
+        return _equal((a.args, a.keywords), (b.args, b.keywords)) and _same_loader(a.func, b.func)
     if isinstance(a, types.FunctionType) and isinstance(b, types.FunctionType):
-        return (
-            a.__code__ == b.__code__
-            and _equal(a.__defaults__, b.__defaults__)
-            and _equal(a.__kwdefaults__, b.__kwdefaults__)
-            and all(x is y or _equal(x, y) for x, y in zip(_cell_values(a), _cell_values(b), strict=True))
-        )
+        parts = [(f.__code__, f.__defaults__, f.__kwdefaults__, _cell_values(f)) for f in (a, b)]
+        return _equal(*parts)
     return _equal(a, b)
 
 
@@ -114,9 +102,7 @@ class _DatasetCatalog(UserDict):
     """
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
-        """Remember how to load a data set.
-
-        Registering the same function again under the same name changes nothing.
+        """Remember how to load a data set; registering the same function again changes nothing.
 
         Args:
             name: the name, e.g. `"balloon_train"`.
@@ -144,20 +130,11 @@ class _DatasetCatalog(UserDict):
     def get(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # no default: see Raises
         """Load the data set of this name by calling its function.
 
-        Args:
-            name: the name that it was registered with.
-
-        Returns:
-            what the function returns.
-
-        Raises:
-            KeyError: nothing is registered under the name; the message shows the nearest names.
+        An unknown name is a KeyError, whose message shows the nearest names.
         """
-        try:
-            func = self.data[name]
-        except KeyError:
-            raise UnknownDatasetError(self._unknown(name)) from None
-        return func()
+        if name not in self.data:
+            raise UnknownDatasetError(self._unknown(name))
+        return self.data[name]()
 
     def list(self) -> list[str]:
         """Return all registered names."""
@@ -170,7 +147,7 @@ class _DatasetCatalog(UserDict):
         del self.data[name]
 
     def _unknown(self, name: str) -> str:
-        near = _nearest(str(name), self.list())
+        near = difflib.get_close_matches(str(name), self.list())
         if near:
             hint = "Did you mean " + " or ".join(repr(n) for n in near) + "?"
         else:
@@ -187,7 +164,7 @@ class _DatasetCatalog(UserDict):
 # MetadataCatalog
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Keys that our own code reads or writes; others are as welcome, these only serve to recognise a slip of the pen.
+# Keys that our own code reads or writes; they serve to recognise a misspelt one.
 _WELL_KNOWN_KEYS = (
     "thing_classes",
     "thing_colors",
@@ -223,7 +200,7 @@ _RENAMED_KEYS = {
 
 
 def _difference(old: Any, new: Any) -> str:
-    """Say where two tables differ, of which a message shows only the beginnings; empty for plain values."""
+    """Say where two tables differ, since a message shows only how they begin; empty for plain values."""
     if type(old) is not type(new):
         return f" (a {type(old).__name__} and a {type(new).__name__})"
     if isinstance(old, Mapping):
@@ -263,13 +240,11 @@ class Metadata(types.SimpleNamespace):
             logger.warning("Metadata key '%s' is now called '%s'.", key, current)
             return self.__dict__[current]
         present = [k for k in self.as_dict() if k != "name"]
-        near = _nearest(key, present)
-        if near:
+        hint = ""
+        if near := difflib.get_close_matches(key, present):
             hint = f"Did you mean {near[0]!r}? "
-        elif key in _WELL_KNOWN_KEYS or not _nearest(key, list(_WELL_KNOWN_KEYS)):
-            hint = ""
-        else:
-            hint = f"Did you mean {_nearest(key, list(_WELL_KNOWN_KEYS))[0]!r} (which is not set either)? "
+        elif key not in _WELL_KNOWN_KEYS and (near := difflib.get_close_matches(key, _WELL_KNOWN_KEYS)):
+            hint = f"Did you mean {near[0]!r} (which is not set either)? "
         raise MissingMetadataError(
             f"The metadata of dataset '{self.name}' has no '{key}'. {hint}It has: {', '.join(present) or 'nothing yet'}"
             f". Set it with MetadataCatalog.get({self.name!r}).{key} = ..."
@@ -281,7 +256,7 @@ class Metadata(types.SimpleNamespace):
             key = _RENAMED_KEYS[key]
         old = self.__dict__.get(key, _MISSING)
         if old is _MISSING:
-            if key not in _WELL_KNOWN_KEYS and (near := _nearest(key, list(_WELL_KNOWN_KEYS), cutoff=0.9)):
+            if key not in _WELL_KNOWN_KEYS and (near := difflib.get_close_matches(key, _WELL_KNOWN_KEYS, cutoff=0.9)):
                 logger.warning("Metadata key '%s' of dataset '%s': did you mean '%s'?", key, self.name, near[0])
             if not _equal(self._suggestions().get(key, value), value):
                 del self.__dict__["_suggested"]
@@ -329,17 +304,7 @@ class _MetadataCatalog(UserDict):
         self._factories: dict[str, Callable[[], Mapping[str, Any]]] = {}
 
     def get(self, name: str) -> Metadata:  # pyright: ignore[reportIncompatibleMethodOverride]  # never missing
-        """Return the metadata of a data set; an unknown name gets a new, empty one.
-
-        Args:
-            name: name of the data set.
-
-        Returns:
-            the metadata, the same object each time.
-
-        Raises:
-            ValueError: the name is empty.
-        """
+        """Return the metadata of a data set, the same object each time; an unknown name gets a new, empty one."""
         if not name:
             raise ValueError("MetadataCatalog.get() needs the name of a data set, not an empty string.")
         if name not in self.data:
@@ -351,12 +316,7 @@ class _MetadataCatalog(UserDict):
         return self.data[name]
 
     def register_lazy(self, name: str, factory: Callable[[], Mapping[str, Any]]) -> None:
-        """Have the metadata of a data set filled in at the first `get(name)`.
-
-        Args:
-            name: name of the data set.
-            factory: a function without arguments that returns the keys and values.
-        """
+        """Have the metadata filled in at the first `get(name)`, with the keys and values that `factory()` returns."""
         if name in self:
             raise CatalogConflictError(f"Dataset '{name}' already has metadata.")
         self._factories[name] = factory

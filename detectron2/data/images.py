@@ -1,8 +1,8 @@
 """Reading image files into arrays, and converting between colour formats.
 
-Pillow reads them, whatever it knows; arrays that NumPy saved (`.npy`, `.npz`) hold what Pillow cannot, such as many
-channels of 16 bits. Where OpenCV is installed, it decodes the usual JPEG files: it writes the channels in the order BGR
-by itself, and into an array. (The decoder of torchvision is slower, and deprecated.)
+Pillow reads them; arrays that NumPy saved (`.npy`, `.npz`) hold what Pillow cannot, such as many channels of 16 bits.
+Where OpenCV is installed, it decodes the usual JPEG files: it writes the channels in the order BGR, and into an array.
+(The decoder of torchvision is slower, and deprecated.)
 
 Letters: `H`, `W` height and width in pixels, `C` channels. `detection_utils` has these names too, as published.
 """
@@ -44,15 +44,13 @@ _UPRIGHT = {
 _PIL_MODE = {"BGR": "RGB", "YUV-BT.601": "RGB"}
 
 _ARRAY_FILES = (".npy", ".npz")
-
-
 _END_OF_JPEG = b"\xff\xd9"
 
 
 def _decode_with_opencv(file: IO[bytes], image: Image.Image, format: str | None) -> np.ndarray | None:
-    """Pixels of a colour JPEG file that is whole and upright, or None where that is left to Pillow.
+    """Return the pixels of a colour JPEG file that is whole and upright; None where that is left to Pillow.
 
-    Both use libjpeg-turbo, with the same results. `image` is what Pillow opened; only its header has been read.
+    Both use libjpeg-turbo, with the same results. Pillow has read only the header of `image`.
     """
     if format not in ("BGR", "RGB") or image.format != "JPEG" or image.mode != "RGB":
         return None
@@ -126,8 +124,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         return image
     _check_depth(image, mode)
     if "transparency" in image.info:
-        # Pillow would warn that the new image cannot hold it.
-        image = image.copy()
+        image = image.copy()  # Pillow would warn that the new image cannot hold it
         del image.info["transparency"]
     return image.convert(mode)
 
@@ -147,7 +144,7 @@ def _check_depth(image: Image.Image, mode: str) -> None:
 
 
 def _read_array(file: IO[bytes], is_archive: bool) -> np.ndarray:
-    """The array in a file of NumPy: `(H, W)` or `(H, W, C)`. Pickled objects are refused."""
+    """Read an array `(H, W)` or `(H, W, C)` from a file of NumPy. Pickled objects are refused."""
     if is_archive:
         with np.load(file, allow_pickle=False) as arrays:
             if len(arrays.files) != 1:
@@ -164,7 +161,7 @@ def _read_array(file: IO[bytes], is_archive: bool) -> np.ndarray:
 
 
 def _convert_array(array: np.ndarray, format: str | None) -> np.ndarray:
-    """An array file in a format: grey `(H, W)` or `(H, W, 1)`, or 8-bit RGB `(H, W, 3)`, as it was a picture."""
+    """Convert an array like a picture: grey `(H, W)` or `(H, W, 1)`, or 8-bit RGB `(H, W, 3)`."""
     if format is None:
         return array
     is_grey = array.ndim == 2 or array.shape[2] == 1
@@ -240,14 +237,10 @@ def _warn_of_lost_depth(image: Image.Image, path: str) -> None:
 
 
 def viewable_rgb(image: np.ndarray) -> np.ndarray:
-    """Make a picture to look at of an image of any type and number of channels.
+    """Make a picture to look at, `(H, W, 3)` uint8, of an image `(H, W)` or `(H, W, C)` of any type.
 
-    Args:
-        image: `(H, W)` or `(H, W, C)`.
-
-    Returns:
-        `(H, W, 3)` uint8: of three channels or more the first three, else the first one as grey. Other types than uint8
-        are scaled such that the lowest value is black and the highest white.
+    It has the first three channels, or else the first one as grey. Types other than uint8 are scaled such that the
+    lowest value is black and the highest white.
     """
     channels = image[:, :, None] if image.ndim == 2 else image
     channels = channels[:, :, :3] if channels.shape[2] >= 3 else channels[:, :, :1].repeat(3, axis=2)
@@ -284,10 +277,9 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def to_chw_tensor(image: np.ndarray) -> torch.Tensor:
-    """Convert an image to a tensor.
+    """Convert an image to a tensor whose pixels stay together in memory (channels last), as the array has them.
 
-    The pixels stay together in memory (channels last), as the array has them: a copy into planes would take longer than
-    the resize, and the model, which pads images into a batch, copies them anyway.
+    A copy into planes would take longer than the resize, and the model copies images into a batch anyway.
 
     Args:
         image: array `(H, W)` or `(H, W, C)`, in any memory order.

@@ -160,37 +160,11 @@ COCO_CATEGORIES = [
     {"id": 200, "isthing": 0, "name": "rug-merged", "color": [250, 141, 255]},
 ]
 
-COCO_PERSON_KEYPOINT_NAMES = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
+_PAIRED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_PERSON_KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _PAIRED_KEYPOINTS for side in ("left", "right")))
 
 # Names that change places when the image is mirrored.
-COCO_PERSON_KEYPOINT_FLIP_MAP = (
-    ("left_eye", "right_eye"),
-    ("left_ear", "right_ear"),
-    ("left_shoulder", "right_shoulder"),
-    ("left_elbow", "right_elbow"),
-    ("left_wrist", "right_wrist"),
-    ("left_hip", "right_hip"),
-    ("left_knee", "right_knee"),
-    ("left_ankle", "right_ankle"),
-)
+COCO_PERSON_KEYPOINT_FLIP_MAP = tuple((f"left_{part}", f"right_{part}") for part in _PAIRED_KEYPOINTS)
 
 # Lines of the drawn skeleton: (from, to, (R, G, B)).
 KEYPOINT_CONNECTION_RULES = [
@@ -261,16 +235,13 @@ def _get_coco_panoptic_separated_meta() -> dict[str, Any]:
 def _standard_panoptic_meta(categories: list[dict[str, Any]], labels: list[int]) -> dict[str, Any]:
     """Describe a panoptic data set in which things and stuff share one range of labels."""
     pairs = list(zip(categories, labels, strict=True))
-    names = [c["name"] for c in categories]
-    colors = [c["color"] for c in categories]
-    return {
-        "thing_dataset_id_to_contiguous_id": {c["id"]: label for c, label in pairs if c["isthing"]},
-        "stuff_dataset_id_to_contiguous_id": {c["id"]: label for c, label in pairs if not c["isthing"]},
-        "thing_classes": names,
-        "thing_colors": colors,
-        "stuff_classes": list(names),
-        "stuff_colors": list(colors),
-    }
+    meta: dict[str, Any] = {}
+    for kind, is_thing in (("thing", 1), ("stuff", 0)):
+        ids = {c["id"]: label for c, label in pairs if c["isthing"] == is_thing}
+        meta[f"{kind}_dataset_id_to_contiguous_id"] = ids
+        meta[f"{kind}_classes"] = [c["name"] for c in categories]
+        meta[f"{kind}_colors"] = [c["color"] for c in categories]
+    return meta
 
 
 def _get_coco_person_meta() -> dict[str, Any]:
@@ -292,18 +263,7 @@ def _get_cityscapes_meta() -> dict[str, Any]:
 
 
 def _get_builtin_metadata(dataset_name: str) -> dict[str, Any]:
-    """Return the class tables of a family of data sets.
-
-    Args:
-        dataset_name: one of "coco", "coco_panoptic_separated", "coco_panoptic_standard", "coco_person", "cityscapes",
-            "cityscapes_panoptic", "ade20k_sem_seg".
-
-    Returns:
-        keys and values for `detectron2.data.Metadata`.
-
-    Raises:
-        KeyError: the family is not known.
-    """
+    """Return the class tables of a family of data sets, as keys and values for `detectron2.data.Metadata`."""
     makers = {
         "coco": _get_coco_instances_meta,
         "coco_panoptic_separated": _get_coco_panoptic_separated_meta,

@@ -14,6 +14,7 @@ import numpy as np
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.data.formats.reading import AnnotationFileError, read_json, shorten, timed
+from detectron2.data.formats.run_lengths import encode_mask
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -25,6 +26,15 @@ logger = logging.getLogger(__name__)
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 _LABEL_OF_NAME = {c["name"]: i for i, c in enumerate(c for c in CITYSCAPES_CATEGORIES if c["isthing"])}
 _LABEL_OF_ID = {c["id"]: i for i, c in enumerate(c for c in CITYSCAPES_CATEGORIES if c["isthing"])}
+
+
+def check_label_image(record: dict[str, Any]) -> None:
+    """Say how to make the label images, if that of a record does not exist."""
+    if not PathManager.isfile(record["sem_seg_file_name"]):
+        raise FileNotFoundError(
+            f"There is no file '{record['sem_seg_file_name']}'. Make the files *_labelTrainIds.png with "
+            "cityscapesscripts/preparation/createTrainIdLabelImgs.py."
+        )
 
 
 def _frames(image_dir: str | os.PathLike[str], gt_dir: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -95,19 +105,9 @@ def load_cityscapes_semantic(image_dir: str | os.PathLike[str], gt_dir: str | os
     records = []
     for image_file, annotation_stem in _frames(image_dir, gt_dir):
         height, width, _ = _read_polygons(annotation_stem)
-        records.append(
-            {
-                "file_name": image_file,
-                "sem_seg_file_name": annotation_stem + "_labelTrainIds.png",
-                "height": height,
-                "width": width,
-            }
-        )
-    if not PathManager.isfile(records[0]["sem_seg_file_name"]):
-        raise FileNotFoundError(
-            f"There is no file '{records[0]['sem_seg_file_name']}'. Make the files *_labelTrainIds.png with "
-            "cityscapesscripts/preparation/createTrainIdLabelImgs.py."
-        )
+        labels = annotation_stem + "_labelTrainIds.png"
+        records.append({"file_name": image_file, "sem_seg_file_name": labels, "height": height, "width": width})
+    check_label_image(records[0])
     logger.info("Loaded %d images from %s", len(records), image_dir)
     return records
 
@@ -196,19 +196,13 @@ def _instances_of_ids(to_polygons: bool, frame: tuple[str, str]) -> dict[str, An
             {
                 "iscrowd": int(instance_id < 1000),
                 "category_id": label,
-                "segmentation": _polygons_of_mask(mask) if to_polygons else _run_lengths_of_mask(mask),
+                "segmentation": _polygons_of_mask(mask) if to_polygons else encode_mask(mask),
                 "bbox": [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)],
                 "bbox_mode": BoxMode.XYXY_ABS,
             }
         )
     annotations = [a for a in annotations if a["segmentation"]]
     return _record(image_file, ids.shape[0], ids.shape[1], annotations)
-
-
-def _run_lengths_of_mask(mask: np.ndarray) -> Any:
-    import pycocotools.mask as mask_util
-
-    return mask_util.encode(np.asfortranarray(mask))
 
 
 def _polygons_of_mask(mask: np.ndarray) -> list[list[float]]:

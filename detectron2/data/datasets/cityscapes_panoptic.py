@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.data.datasets.cityscapes import check_label_image
 from detectron2.data.formats.reading import read_json, shorten
 from detectron2.utils.file_io import PathManager
 
@@ -49,12 +50,12 @@ def load_cityscapes_panoptic(
         if unknown:
             raise ValueError(f"{gt_json}: image id {image_id} has segments of unknown categories: {shorten(unknown)}.")
         image_file = os.path.join(image_dir, city, image_id + "_leftImg8bit.png")
+        annotation_stem = image_file.replace("leftImg8bit", "gtFine").removesuffix(".png")
         records.append(
             {
                 "file_name": image_file,
                 "image_id": image_id,
-                "sem_seg_file_name": image_file.replace("leftImg8bit", "gtFine").removesuffix(".png")
-                + "_labelTrainIds.png",
+                "sem_seg_file_name": annotation_stem + "_labelTrainIds.png",
                 "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),
                 "segments_info": [
                     {**s, "category_id": labels[s["category_id"]], "isthing": s["category_id"] in things}
@@ -64,10 +65,6 @@ def load_cityscapes_panoptic(
         )
     if not records:
         raise ValueError(f"{gt_json} has no annotations.")
-    if not PathManager.isfile(records[0]["sem_seg_file_name"]):
-        raise FileNotFoundError(
-            f"There is no file '{records[0]['sem_seg_file_name']}'. Make the files *_labelTrainIds.png with "
-            "cityscapesscripts/preparation/createTrainIdLabelImgs.py."
-        )
+    check_label_image(records[0])
     logger.info("Loaded %d images from %s", len(records), image_dir)
     return records

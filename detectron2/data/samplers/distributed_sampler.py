@@ -48,15 +48,11 @@ class _EndlessSampler(Sampler):
         return self._seed
 
     def state_dict(self) -> dict[str, Any]:
-        """The seeds: with them, a sampler with the same arguments gives the same sequence."""
+        """Return the seeds: with them, a sampler with the same arguments gives the same sequence."""
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the seeds of another sampler; takes effect when iteration starts.
-
-        Args:
-            state_dict: what `state_dict` returned.
-        """
+        """Take over the seeds of another sampler; takes effect when iteration starts."""
         self._seed = int(state_dict["seed"])
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
@@ -64,8 +60,7 @@ class _EndlessSampler(Sampler):
         raise NotImplementedError
 
     def _infinite_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             indices = self._epoch(generator)
             if self._shuffle:
@@ -128,21 +123,16 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         logger.info("Training on a random subset: %d of %d samples.", self._size_subset, size)
 
     def _draw_subset(self, seed: int) -> None:
-        generator = torch.Generator()
-        generator.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         self._seed_subset = seed
         self._indexes_subset = torch.randperm(self._size, generator=generator)[: self._size_subset]
 
     def state_dict(self) -> dict[str, Any]:
-        """The seeds of shuffle and choice: with them, a sampler with the same arguments gives the same sequence."""
+        """Return the seeds of shuffle and choice."""
         return {**super().state_dict(), "seed_subset": self._seed_subset}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the seeds of another sampler, and draw its subset; takes effect when iteration starts.
-
-        Args:
-            state_dict: what `state_dict` returned.
-        """
+        """Take over the seeds of another sampler, and draw its subset; takes effect when iteration starts."""
         super().load_state_dict(state_dict)
         self._draw_subset(int(state_dict["seed_subset"]))
 
@@ -154,9 +144,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     """Like `TrainingSampler`, but each sample comes as often as its repeat factor says, on average.
 
     The fraction of a factor is rounded up or down at random, anew in each epoch; with a factor below 1, a sample comes
-    in some epochs only.
-    Source: Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation" (version 2 or later),
-    appendix B.2.
+    in some epochs only. Source: Gupta et al., "LVIS", 2019 (version 2 or later), appendix B.2.
     """
 
     def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None) -> None:
@@ -220,11 +208,7 @@ class InferenceSampler(Sampler):
     """Every sample exactly once: each rank takes one contiguous share, and shares differ in length by one at most."""
 
     def __init__(self, size: int) -> None:
-        """Make the sampler.
-
-        Args:
-            size: number of samples in the data set; 0 is allowed.
-        """
+        """Share `size` samples, which may be none, among the ranks."""
         if size < 0:
             raise ValueError(f"InferenceSampler got size={size}.")
         self._size = size

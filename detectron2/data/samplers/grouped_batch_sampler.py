@@ -10,8 +10,7 @@ __all__ = ["GroupedBatchSampler"]
 class GroupedBatchSampler(BatchSampler):
     """Yield batches of indices of one group each, in an order close to that of the underlying sampler.
 
-    A batch is given out as soon as its group has enough indices. Indices that do not fill a batch at the end are
-    dropped, which is of no account with an endless sampler.
+    A batch is given out as soon as its group has enough indices; those at the end that do not fill one are dropped.
     """
 
     def __init__(self, sampler: Sampler | Iterable[int], group_ids: Sequence[int], batch_size: int) -> None:
@@ -38,5 +37,5 @@ class GroupedBatchSampler(BatchSampler):
                 yield batch
 
     def __len__(self) -> int:
-        # A TypeError, as from objects without a length: list() asks for one and takes no for an answer only this way.
+        # list() goes on without a length only after a TypeError.
         raise TypeError("The number of batches depends on the order in which the sampler gives the groups.")

@@ -14,8 +14,7 @@ class WeightedTrainingSampler(RepeatFactorTrainingSampler):
     """Like `TrainingSampler`, but each data set has a share of the samples that does not depend on its size.
 
     An epoch has as many samples as there are images, on average. Images of a small data set with a large weight are
-    repeated in it, and of a large one with a small weight a part is drawn, another one in each epoch: within a data
-    set all images come equally often, up to rounding, or as often as `image_factors` say in proportion.
+    repeated in it; of a large one with a small weight each epoch draws another part.
     """
 
     def __init__(
