@@ -105,8 +105,10 @@ _EXPLANATIONS = {
     "Types of errors": "How much AP would rise if only this were corrected (TIDE, arXiv:2008.08115). Classification: "
     "right place, wrong class; localization: right class, overlap too small; duplicate: the object was already found; "
     "background: nothing is there; missed: not found, and not touched by the first two. Scores of all heights count.",
-    "Confusion": "Rows: what there is; columns: what was predicted, from the score threshold on. Last column: missed; "
-    "last row: found where nothing is.",
+    "Confusion": "Rows: what there is; columns: what was predicted, from the score threshold on. On the diagonal is "
+    "what is right, as precision and recall count it: a right detection is never shown as missed. The other detections "
+    "are paired with the other objects by falling overlap. Last column: objects that are left; last row: detections "
+    "that are left.",
     "Kinds of objects": "Area in square pixels: small below 32 x 32, large from 96 x 96 on. Objects in the image: how "
     "crowded it is.",
     "Keypoints": "Of detections that are right: how close each keypoint is to where it belongs, from 0 to 1, as OKS "

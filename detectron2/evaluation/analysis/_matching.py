@@ -9,26 +9,21 @@ lists only (`COCOeval.eval_imgs`): 3.9 s for 49,000 detections of 80 classes, wh
 bootstrap, the scores of object parts and the pictures need the match of every detection.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
+import hotcoco
 import numpy as np
-from pycocotools import mask as mask_util
 
 from .inputs import Found, Truth
-
-_PAIRS_AT_ONCE = 1 << 18  # of boxes or keypoints, whose numbers then fit the cache
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Pairs that overlap, by detection and then by object.
+    """N pairs by detection and then by object: both, int arrays (N,), and IoU or OKS, float array (N,).
 
-    Args:
-        detection: int array (N,).
-        object: int array (N,).
-        value: float array (N,), IoU; with a crowd region the covered share of the detection. For keypoints OKS.
+    With a crowd region the value is the share of the detection that it covers.
     """
 
     detection: np.ndarray
@@ -40,86 +35,44 @@ class Overlaps:
 
 
 def find_overlaps(truth: Truth, found: Found, least: float) -> Overlaps:
-    """Find all pairs, whatever their classes.
+    """Find all pairs that overlap enough, whatever their classes; detections that were not searched for have none."""
+    count = len(truth.image_ids)
+    detections = _by_image(np.flatnonzero(found.is_searched), found.image, count)
+    objects = _by_image(np.arange(len(truth.objects)), truth.image, count)
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for d, g in zip(detections, objects, strict=True):
+        if len(d) and len(g):
+            values = _measure(truth, found, d, g)
+            rows, columns = np.nonzero(values >= least)
+            parts.append((d[rows], g[columns], values[rows, columns]))
+    pairs = Overlaps(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return pairs[np.lexsort((pairs.object, pairs.detection))]
 
-    Args:
-        truth: ground truth.
-        found: detections. Those of classes that were not searched for have no pairs.
-        least: the least overlap of a pair.
 
-    Returns:
-        The pairs.
-    """
-    by_image = np.argsort(truth.image, kind="stable")
-    count = np.bincount(truth.image, minlength=len(truth.image_ids))
-    first = np.cumsum(count) - count
+def _by_image(rows: np.ndarray, image: np.ndarray, num_images: int) -> list[np.ndarray]:
+    rows = rows[np.argsort(image[rows], kind="stable")]
+    return np.split(rows, np.searchsorted(image[rows], np.arange(1, num_images)))
+
+
+def _measure(truth: Truth, found: Found, d: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Return the overlaps of detections and objects of one image; float array (len(d), len(g))."""
+    if truth.iou_type == "keypoints":
+        similar, counts = keypoint_similarity(truth, found, np.repeat(d, len(g)), np.tile(g, len(d)))
+        return (similar.sum(1) / np.maximum(counts.sum(1), 1)).reshape(len(d), len(g))
     if truth.iou_type == "segm":
-        return _mask_pairs(truth, found, by_image, first, count, least)
-    measure = _box_overlaps if truth.iou_type == "bbox" else _keypoint_overlaps
-    chosen = np.flatnonzero(found.is_searched)
-    partners = count[found.image[chosen]]
-    ends = np.cumsum(partners)
-    parts, start = [], 0
-    while start < len(chosen):
-        done = ends[start - 1] if start else 0
-        stop = max(int(np.searchsorted(ends, done + _PAIRS_AT_ONCE, side="right")), start + 1)
-        n = partners[start:stop]
-        detection = np.repeat(chosen[start:stop], n)
-        place = np.arange(len(detection)) - np.repeat(np.cumsum(n) - n, n)  # among the objects of the image
-        parts.append(_kept(truth, found, detection, by_image[first[found.image[detection]] + place], measure, least))
-        start = stop
-    return _joined(parts)
-
-
-_Measure = Callable[[Truth, Found, np.ndarray, np.ndarray], np.ndarray]
-
-
-def _kept(
-    truth: Truth, found: Found, detection: np.ndarray, object_: np.ndarray, measure: _Measure, least: float
-) -> Overlaps:
-    value = measure(truth, found, detection, object_)
-    kept = value >= least
-    return Overlaps(detection[kept], object_[kept], value[kept])
-
-
-def _joined(parts: list[Overlaps]) -> Overlaps:
-    empty = np.zeros(0, np.int64)
-    parts = [Overlaps(empty, empty, np.zeros(0)), *parts]
-    detection, object_ = (np.concatenate([getattr(p, name) for p in parts]) for name in ("detection", "object"))
-    return Overlaps(detection, object_, np.concatenate([p.value for p in parts]))
-
-
-def _box_overlaps(truth: Truth, found: Found, detection: np.ndarray, object_: np.ndarray) -> np.ndarray:
-    a, b = found.box_xywh[detection], truth.box_xywh[object_]
-    high, low = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]), np.maximum(a[:, :2], b[:, :2])
-    common = np.prod(np.maximum(high - low, 0.0), axis=1)
-    own, other = np.prod(a[:, 2:], axis=1), np.prod(b[:, 2:], axis=1)
-    union = np.where(truth.is_crowd[object_], own, own + other - common)
-    return np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
-
-
-def _keypoint_overlaps(truth: Truth, found: Found, detection: np.ndarray, object_: np.ndarray) -> np.ndarray:
-    similar, counts = keypoint_similarity(truth, found, detection, object_)
-    return similar.sum(1) / np.maximum(counts.sum(1), 1)
+        masks = [found.masks[i] for i in d], [truth.masks[i] for i in g]
+        return hotcoco.primitives.mask_iou(*masks, truth.is_crowd[g])
+    return hotcoco.primitives.bbox_iou(found.box_xywh[d], truth.box_xywh[g], truth.is_crowd[g])
 
 
 def keypoint_similarity(
     truth: Truth, found: Found, detection: np.ndarray, object_: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compare keypoints one by one (http://cocodataset.org/#keypoints-eval).
+    """Compare keypoints one by one (http://cocodataset.org/#keypoints-eval), for N pairs.
 
     Where an object has no labelled keypoints, those of the detection are compared with a region of three times the
-    object's width and height.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        detection: int array (N,).
-        object_: int array (N,).
-
-    Returns:
-        Similarity (N, P), from 0 to 1, 0 where a keypoint does not count, and whether it counts, bool (N, P). The mean
-        over those that count is the OKS.
+    object's width and height. The result is similarity (N, P), from 0 to 1, 0 where a keypoint does not count, and
+    whether it counts, bool (N, P); the mean over those that count is the OKS.
     """
     true_xy, is_labelled = truth.keypoints[object_, :, :2], truth.keypoints[object_, :, 2] > 0
     xy, box = found.keypoints[detection, :, :2], truth.box_xywh[object_][:, None]
@@ -132,63 +85,23 @@ def keypoint_similarity(
     return np.where(counts, np.exp(-squared / (2 * truth.sigmas) ** 2 / size / 2), 0.0), counts
 
 
-def _mask_pairs(
-    truth: Truth, found: Found, by_image: np.ndarray, first: np.ndarray, count: np.ndarray, least: float
-) -> Overlaps:
-    chosen = np.flatnonzero(found.is_searched)
-    chosen = chosen[np.argsort(found.image[chosen], kind="stable")]
-    images, starts = np.unique(found.image[chosen], return_index=True)
-    parts = []
-    for image, detections in zip(images.tolist(), np.split(chosen, starts[1:]), strict=True):
-        objects = by_image[first[image] : first[image] + count[image]]
-        if not len(objects):
-            continue
-        # of one image, in one call: pycocotools looks at the boxes before it looks at the masks
-        values = np.asarray(
-            mask_util.iou(
-                [found.masks[d] for d in detections],
-                [truth.masks[g] for g in objects],
-                truth.is_crowd[objects].astype(np.uint8).tolist(),
-            )
-        )
-        rows, columns = np.nonzero(values >= least)
-        parts.append(Overlaps(detections[rows], objects[columns], values[rows, columns]))
-    pairs = _joined(parts)
-    return pairs[np.lexsort((pairs.object, pairs.detection))]
-
-
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 # Square pixels, both ends belong to the range.
 _AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-_LIMITS = {"bbox": 100, "segm": 100, "keypoints": 20}
-_LVIS_LIMIT = 300
+_LIMITS = {"bbox": 100, "segm": 100, "keypoints": 20}  # of an image and class
+_LVIS_LIMIT = 300  # of an image
 _ALMOST_ONE = 1 - 1e-10  # an IoU of 1 comes out a little less
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How COCO, or LVIS, counts.
-
-    Args:
-        ious: T overlaps from which on a detection finds an object.
-        areas: A ranges by name, the first with everything.
-        limit: how many detections count, the best ones.
-        is_limit_per_class: they are counted in an image and class; otherwise in an image.
-    """
-
-    ious: tuple[float, ...]
-    areas: dict[str, tuple[float, float]]
-    limit: int
-    is_limit_per_class: bool
+def areas_of(truth: Truth) -> dict[str, tuple[float, float]]:
+    """Return the A ranges of areas of a task, the first with everything; COCO has no small persons with keypoints."""
+    return {name: ends for name, ends in _AREAS.items() if not (truth.iou_type == "keypoints" and name == "small")}
 
 
-def protocol_of(truth: Truth, ious: Sequence[float]) -> Protocol:
-    """Return the protocol for a kind of ground truth, with these overlaps."""
-    no_small = truth.iou_type == "keypoints"  # COCO has no small persons with keypoints
-    areas = {name: ends for name, ends in _AREAS.items() if not (no_small and name == "small")}
-    if truth.is_searched is not None:
-        return Protocol(tuple(ious), areas, _LVIS_LIMIT, is_limit_per_class=False)
-    return Protocol(tuple(ious), areas, _LIMITS[truth.iou_type], is_limit_per_class=True)
+def is_outside(area: np.ndarray, truth: Truth) -> np.ndarray:
+    """Mark areas, float array (n,), that are out of each range; bool array (A, n)."""
+    ends = np.array(list(areas_of(truth).values()))
+    return (area < ends[:, :1]) | (area > ends[:, 1:])
 
 
 @dataclass(frozen=True)
@@ -198,128 +111,72 @@ class Matching:
     Args:
         rank: int array (D,), place among the detections of its image and class, by falling score.
         is_used: bool array (D,), False beyond the limit and where the class was not searched for.
-        is_out: bool array (A, D), without a match neither right nor wrong: its own area is out of range, or not all
-            objects of its class are annotated.
-        candidates: int array (C,), rising.
-        matched: int array (A, T, C), the object each of them has found; -1 for none.
-        is_excused: bool array (A, T, C): that object need not be found.
+        right: bool array (A, T, D): has found an object.
+        counted: bool array (A, T, D): right or wrong, but not, for example, on a crowd.
+        matched: int array (D,), the object that each has found, of any area at the last overlap; -1 for none.
+        found_by: int array (G,), the detection that has found each; -1 for none.
         order: int array of the detections that are used, by class, then by falling score.
         ends: int array (K + 1,), where the classes begin and end in it.
     """
 
     rank: np.ndarray
     is_used: np.ndarray
-    is_out: np.ndarray
-    candidates: np.ndarray
+    right: np.ndarray
+    counted: np.ndarray
     matched: np.ndarray
-    is_excused: np.ndarray
+    found_by: np.ndarray
     order: np.ndarray
     ends: np.ndarray
-    _place: np.ndarray = field(repr=False)  # int array (D,), into candidates; -1 for the others
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """Bool array (D,): has found an object of any area at the last overlap."""
+        return self.right[0, -1]
+
+    @property
+    def is_counted(self) -> np.ndarray:
+        """Bool array (D,): right or wrong in the same sense."""
+        return self.counted[0, -1]
 
     def of_class(self, label: int) -> np.ndarray:
         """Return the used detections of a class by falling score; int array."""
         return self.order[self.ends[label] : self.ends[label + 1]]
 
-    def outcome(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look up what became of detections that are used.
 
-        Args:
-            rows: int array (n,).
-
-        Returns:
-            Whether each is right, and whether it is right or wrong: bool arrays (A, T, n).
-        """
-        shape = (*self.matched.shape[:2], len(rows))
-        right = np.zeros(shape, bool)
-        counts = np.broadcast_to(~self.is_out[:, None, rows], shape).copy()
-        place = self._place[rows]
-        known = np.flatnonzero(place >= 0)
-        has_match = self.matched[:, :, place[known]] >= 0
-        excused = self.is_excused[:, :, place[known]]
-        right[:, :, known] = has_match & ~excused
-        counts[:, :, known] = np.where(has_match, ~excused, counts[:, :, known])
-        return right, counts
-
-    def at(self, area: int, iou: int, num_objects: int) -> "Matches":
-        """The matches of one range and overlap, given by their places, for a number of annotations."""
-        matched = np.full(len(self.rank), -1)
-        matched[self.candidates] = self.matched[area, iou]
-        excused = np.zeros(len(self.rank), bool)
-        excused[self.candidates] = self.is_excused[area, iou]
-        ignored = np.where(matched >= 0, excused, self.is_out[area])
-        found_by = np.full(num_objects, -1)
-        hits = np.flatnonzero((matched >= 0) & ~ignored)
-        found_by[matched[hits]] = hits
-        return Matches(self.is_used, ignored, matched, found_by)
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The matching at one overlap.
-
-    Args:
-        is_used: bool array (D,), False for detections beyond the limit.
-        is_ignored: bool array (D,), True for detections that are neither right nor wrong, such as those on a crowd.
-        matched: int array (D,), the object each has found; -1 for none.
-        found_by: int array (G,), the detection that has found each; -1 for none.
-    """
-
-    is_used: np.ndarray
-    is_ignored: np.ndarray
-    matched: np.ndarray
-    found_by: np.ndarray
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Bool array (D,): whether a detection is right or wrong."""
-        return self.is_used & ~self.is_ignored
-
-    @property
-    def is_right(self) -> np.ndarray:
-        """Bool array (D,): whether a detection has found an object."""
-        return self.counts & (self.matched >= 0)
-
-
-def match(truth: Truth, found: Found, overlaps: Overlaps, protocol: Protocol) -> Matching:
-    """Match as COCO does.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        overlaps: at least those from the least overlap of the protocol on.
-        protocol: how.
-
-    Returns:
-        The matching.
-    """
-    rank, used = _ranks(found, protocol)
-    ranges = np.array(list(protocol.areas.values()))[:, :, None]
-    out = (found.area < ranges[:, 0]) | (found.area > ranges[:, 1]) | found.is_partial
-    excused = (truth.area < ranges[:, 0]) | (truth.area > ranges[:, 1]) | truth.is_ignored
-    thresholds = np.minimum(protocol.ious, _ALMOST_ONE)
+def match(truth: Truth, found: Found, overlaps: Overlaps, ious: Sequence[float]) -> Matching:
+    """Match as COCO or LVIS does, at T overlaps; the pairs are at least those from the least of them on."""
+    rank, used = _ranks(truth, found)
+    thresholds = np.minimum(ious, _ALMOST_ONE)
+    excused = is_outside(truth.area, truth) | truth.is_ignored
     same = found.label[overlaps.detection] == truth.label[overlaps.object]
     pairs = overlaps[same & used[overlaps.detection] & (overlaps.value >= thresholds.min())]
     candidates, which = np.unique(pairs.detection, return_inverse=True)
-    matched = _match_by_rank(pairs, rank, which, excused, truth.is_crowd, thresholds, len(candidates))
-    place = np.full(len(rank), -1)
-    place[candidates] = np.arange(len(candidates))
+    objects = _match_by_rank(pairs, rank, which, excused, truth.is_crowd, thresholds, len(candidates))
+    is_hit = objects >= 0
+    a, t, c = np.nonzero(is_hit)
+    is_hit[a, t, c] = ~excused[a, objects[a, t, c]]
+    # without a match neither right nor wrong: of another area, or not all objects of its class are annotated
+    counted = used & ~(is_outside(found.area, truth) | found.is_partial)
+    counted = np.repeat(counted[:, None], len(thresholds), axis=1)
+    counted[:, :, candidates] = np.where(objects >= 0, is_hit, counted[:, :, candidates])
+    right = np.zeros(counted.shape, bool)
+    right[:, :, candidates] = is_hit
+    matched, found_by = np.full(len(rank), -1), np.full(len(truth.objects), -1)
+    matched[candidates] = np.where(is_hit[0, -1], objects[0, -1], -1)
+    hits = np.flatnonzero(matched >= 0)
+    found_by[matched[hits]] = hits
     order = np.lexsort((rank, found.image, -found.score, found.label))
     order = order[used[order]]
     ends = np.searchsorted(found.label[order], np.arange(len(truth.class_ids) + 1))
-    is_excused = np.zeros(matched.shape, bool)
-    a, t, c = np.nonzero(matched >= 0)
-    is_excused[a, t, c] = excused[a, matched[a, t, c]]
-    return Matching(rank, used, out, candidates, matched, is_excused, order, ends, place)
+    return Matching(rank, used, right, counted, matched, found_by, order, ends)
 
 
-def _ranks(found: Found, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+def _ranks(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
     """Return `rank` and `is_used` of `Matching`."""
     rank = _rank_in_groups(found.score, found.image, found.label)
-    if protocol.is_limit_per_class:
-        return rank, found.is_searched & (rank < protocol.limit)
-    in_image = _rank_in_groups(found.score, found.image, np.zeros(len(rank), np.int64))
-    return rank, found.is_searched & (in_image < protocol.limit)
+    if truth.is_searched is None:
+        return rank, rank < _LIMITS[truth.iou_type]
+    return rank, found.is_searched & (_rank_in_groups(found.score, found.image) < _LVIS_LIMIT)
 
 
 def _rank_in_groups(score: np.ndarray, *groups: np.ndarray) -> np.ndarray:
@@ -343,22 +200,11 @@ def _match_by_rank(
     thresholds: np.ndarray,
     num_candidates: int,
 ) -> np.ndarray:
-    """Match detections by rank, in all images and classes at the same time.
+    """Match detections by rank, in all images and classes at the same time; int array (A, T, C) of objects or -1.
 
     Detections of one rank belong to different images or classes, so their choices are independent. Each takes the free
-    object that overlaps most (of equals the last), and an ignored object only if no other overlaps enough.
-
-    Args:
-        pairs: N of one class each.
-        rank: of each detection.
-        which: int array (N,), the detection of each pair as a number below `num_candidates`.
-        excused: bool array (A, G), objects that need not be found.
-        is_crowd: bool array (G,), objects that are left although they were taken.
-        thresholds: T least overlaps.
-        num_candidates: C.
-
-    Returns:
-        Int array (A, T, C), the objects; -1 for none.
+    object that overlaps most (of equals the last), and an excused object, bool array (A, G), only if no other overlaps
+    enough. `which` numbers the detection of each pair from 0 to C - 1.
     """
     shape = (len(excused), len(thresholds))
     matched = np.full((*shape, num_candidates), -1, np.int32)

@@ -6,42 +6,35 @@ is NaN.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from detectron2.evaluation._coco_diagnosis import explain_class_overlap, score_histogram
 
-from ._matching import COCO_IOUS, Matches, Matching, Overlaps, Protocol, find_overlaps, match, protocol_of
+from ._averages import RECALLS, average, check_resamples, intervals, metrics_of, weights_of_resamples
+from ._matching import COCO_IOUS, Matching, areas_of, find_overlaps, match
 from ._scores import (
     BINS,
-    RECALLS,
     CalibrationBin,
     DetectionScores,
     ImageScores,
     KeypointScores,
     PartScores,
-    average,
     calibrate,
     f1_curve,
-    frequencies_of,
-    mean_of_classes,
-    metrics_of,
+    most_frequent,
     score_classes,
     score_images,
     score_keypoints,
     score_parts,
     without_nan,
 )
-from .comparison import check_resamples, class_values, interval_of_run
 from .errors import BACKGROUND_IOU, ErrorType, count_confusion, count_errors, find_errors
 from .inputs import Found, Truth, read_found, read_truth
 
-__all__ = [
-    "DetectionAnalysis",
-    "analyze_detections",
-]
+__all__ = ["DetectionAnalysis", "analyze_detections"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,9 @@ class DetectionAnalysis:
         per_class: K scores.
         precision: float array (K, 101), precision at recalls 0, 0.01 … 1; NaN for classes without objects.
         f1: falling scores and the F1 with each as the threshold, over all classes.
-        confusion: int array (K + 1, K + 1), rows are true classes, columns predicted ones, last the background.
+        confusion: int array (K + 1, K + 1), rows are true classes, columns predicted ones, last the background. What
+            is right stands on the diagonal, which over a row gives the recall and over a column the precision at the
+            score threshold.
         parts: by property (area, aspect, crowdedness) and part.
         errors: by type: classification, localization, both, duplicate, background, missed.
         class_errors: the same of each class: of wrong detections the predicted one, of missed objects their own.
@@ -75,13 +70,8 @@ class DetectionAnalysis:
         notes: sentences about what makes numbers mean something else than they seem to.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
         >>> analysis = analyze_detections(truth, found)
         >>> analysis.confused()
@@ -133,11 +123,7 @@ class DetectionAnalysis:
 
     def confused(self) -> list[tuple[str, str, int]]:
         """Return (true class, predicted class, count) of every pair that occurs, most frequent first."""
-        names = [*(s.name for s in self.per_class), "background"]
-        rows, columns = np.nonzero(self.confusion)
-        counts = self.confusion[rows, columns]
-        order = np.lexsort((columns, rows, -counts))
-        return [(names[rows[i]], names[columns[i]], int(counts[i])) for i in order]
+        return most_frequent(self.confusion, [*(s.name for s in self.per_class), "background"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them, without those of single predictions; NaN is None."""
@@ -147,8 +133,8 @@ class DetectionAnalysis:
             "score_threshold": self.score_threshold,
             "notes": self.notes,
             "metrics": self.metrics,
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "overall": _plain(self.overall),
+            "intervals": self.intervals,
+            "overall": asdict(self.overall),
             "area_ap": self.area_ap,
             "errors": {name: asdict(e) for name, e in self.errors.items()},
             "gains": self.gains,
@@ -156,7 +142,7 @@ class DetectionAnalysis:
             "calibration": [asdict(b) for b in self.calibration],
             "keypoints": [asdict(k) for k in self.keypoints],
             "per_class": [
-                {**_plain(scores), "errors": {name: asdict(e) for name, e in errors.items()}}
+                {**asdict(scores), "errors": {name: asdict(e) for name, e in errors.items()}}
                 for scores, errors in zip(self.per_class, self.class_errors, strict=True)
             ],
             "confusion": [{"true": t, "predicted": p, "count": n} for t, p, n in self.confused()],
@@ -165,10 +151,6 @@ class DetectionAnalysis:
             "per_image": [asdict(s) for s in self.per_image],
         }
         return without_nan(content)
-
-
-def _plain(scores: DetectionScores) -> dict[str, Any]:
-    return {**asdict(scores), "ap_interval": list(scores.ap_interval)}
 
 
 def analyze_detections(
@@ -203,13 +185,8 @@ def analyze_detections(
         ValueError: the two do not fit together, or a number is out of range.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
         >>> analysis = analyze_detections(truth, found)
         >>> round(analysis.overall.ap, 3), analysis.errors["missed"].count
@@ -220,97 +197,71 @@ def analyze_detections(
     check_resamples(num_resamples, confidence)
     truth = read_truth(coco_gt, iou_type, kpt_oks_sigmas)
     found = read_found(results, truth)
-    protocol = protocol_of(truth, [*COCO_IOUS, iou_threshold])
     overlaps = find_overlaps(truth, found, BACKGROUND_IOU)
-    matching = match(truth, found, overlaps, protocol)
-    matches = matching.at(0, len(COCO_IOUS), len(truth.objects))
-    parts = _averages_and_classes(truth, found, matching, matches, protocol, score_threshold)
+    matching = match(truth, found, overlaps, [*COCO_IOUS, iou_threshold])
+    table, ends = average(truth, found, matching)[0], None
     if num_resamples:
-        intervals, ends = interval_of_run(truth, found, matching, num_resamples, confidence, seed)
-        parts = _with_intervals(parts, intervals, ends)
+        weights = weights_of_resamples(len(truth.image_ids), num_resamples, seed)
+        ends = intervals(average(truth, found, matching, weights), truth, confidence, table)
+    names = list(metrics_of(truth))
+    averages = [_class_averages(truth, k, table, ends) for k in range(len(table))]
+    overall, per_class, precision = score_classes(truth, found, matching, averages, score_threshold)
+    kind, target = find_errors(truth, found, overlaps, matching, iou_threshold)
+    errors, class_errors, gains = count_errors(truth, found, matching, kind, target)
+    per_image, is_found = score_images(truth, found, matching, score_threshold)
+    counted = matching.is_counted
+    score, is_right = found.score[counted], matching.is_right[counted]
     return DetectionAnalysis(
         iou_type=iou_type,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        **parts,
-        **_curves(found, matches, parts["overall"].num_objects),
-        **_errors(truth, found, overlaps, matches, iou_threshold),
-        **_images(truth, found, matches, score_threshold),
-        confusion=_confusion_matrix(truth, found, overlaps, iou_threshold, score_threshold),
-        parts=score_parts(truth, found, matching, matches, score_threshold),
-        keypoints=score_keypoints(truth, found, matches, score_threshold),
-        is_right=matches.is_right,
-        is_counted=matches.counts,
+        metrics=dict(zip(names, table[-1].tolist(), strict=True)),
+        intervals={} if ends is None else dict(zip(names, map(tuple, ends[:, -1].T.tolist()), strict=True)),
+        overall=overall,
+        per_class=per_class,
+        precision=precision,
+        f1=f1_curve(score, is_right, overall.num_objects),
+        confusion=count_confusion(truth, found, overlaps, matching, iou_threshold, score_threshold),
+        parts=score_parts(truth, found, matching, score_threshold),
+        errors=errors,
+        class_errors=class_errors,
+        gains=gains,
+        calibration=calibrate(score, is_right, BINS)[0],
+        keypoints=score_keypoints(truth, found, matching, score_threshold),
+        per_image=per_image,
+        is_right=matching.is_right,
+        is_counted=counted,
+        error=kind,
+        is_found=is_found,
         is_ignored=truth.is_ignored,
-        notes=find_notes(truth, found, matching, matches.is_right),
+        notes=_find_notes(truth, found, matching),
     )
 
 
-def _averages_and_classes(
-    truth: Truth, found: Found, matching: Matching, matches: Matches, protocol: Protocol, threshold: float
-) -> dict[str, Any]:
-    averages, metrics = average(truth, matching, protocol), metrics_of(truth, protocol)
-    values = mean_of_classes(class_values(averages, metrics)[None], metrics, frequencies_of(truth))[0]
-    scores = score_classes(truth, found, matching, matches, averages, list(protocol.areas), threshold)
+def _class_averages(truth: Truth, k: int, table: np.ndarray, ends: np.ndarray | None) -> dict[str, Any]:
+    """Return what `DetectionScores` has of a table of averages: of a class, or in the last row of all."""
+    value = dict(zip(metrics_of(truth), table[k].tolist(), strict=True))
+    recall = next(name for name in ("AR100", "AR300", "AR") if name in value)
+    low, high = (np.nan, np.nan) if ends is None else ends[:, k, 0].tolist()
     return {
-        "metrics": dict(zip(metrics, values.tolist(), strict=True)),
-        "intervals": {},
-        **dict(zip(("overall", "per_class", "precision"), scores, strict=True)),
+        "ap": value["AP"],
+        "ap50": value["AP50"],
+        "ap75": value["AP75"],
+        "ar": value[recall],
+        "area_ap": {name: value[f"AP{name[0]}"] for name in areas_of(truth) if name != "all"},
+        "ap_interval": (low, high),
     }
-
-
-def _with_intervals(
-    parts: dict[str, Any], intervals: dict[str, tuple[float, float]], of_classes: np.ndarray
-) -> dict[str, Any]:
-    scored = zip(parts["per_class"], of_classes.tolist(), strict=True)
-    return {
-        **parts,
-        "intervals": intervals,
-        "overall": replace(parts["overall"], ap_interval=intervals["AP"]),
-        "per_class": [replace(scores, ap_interval=tuple(ends)) for scores, ends in scored],
-    }
-
-
-def _curves(found: Found, matches: Matches, num_objects: int) -> dict[str, Any]:
-    score, right = found.score[matches.counts], matches.is_right[matches.counts]
-    return {"f1": f1_curve(score, right, num_objects), "calibration": calibrate(score, right, BINS)[0]}
-
-
-def _errors(truth: Truth, found: Found, overlaps: Overlaps, matches: Matches, iou: float) -> dict[str, Any]:
-    errors = find_errors(truth, found, overlaps, matches, iou)
-    counted = zip(("errors", "class_errors", "gains"), count_errors(truth, found, matches, errors), strict=True)
-    return {"error": errors.kind, **dict(counted)}
-
-
-def _images(truth: Truth, found: Found, matches: Matches, threshold: float) -> dict[str, Any]:
-    return dict(zip(("per_image", "is_found"), score_images(truth, found, matches, threshold), strict=True))
-
-
-def _confusion_matrix(truth: Truth, found: Found, overlaps: Overlaps, iou: float, threshold: float) -> np.ndarray:
-    true, predicted = count_confusion(truth, found, overlaps, iou, threshold)
-    size = len(truth.class_ids) + 1
-    return np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
 
 
 _MOST_OUTSIDE = 0.1  # share of boxes that leave their image by more than a tenth of its size
 
 
-def find_notes(truth: Truth, found: Found, matching: Matching, is_right: np.ndarray) -> list[str]:
-    """Look for what makes numbers mean something else than they seem to.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        matching: of both.
-        is_right: bool array (D,).
-
-    Returns:
-        Sentences.
-    """
+def _find_notes(truth: Truth, found: Found, matching: Matching) -> list[str]:
+    """Look for what makes numbers mean something else than they seem to."""
     if not len(found.score):
         return ["There are no predictions."]
     notes = _about_images(truth, found) + _about_limits(truth, found, matching)
-    if not is_right.any() and truth.objects_per_class.any():
+    if not matching.is_right.any() and truth.objects_per_class.any():
         annotated = [truth.class_ids[k] for k in np.flatnonzero(truth.objects_per_class)]
         predicted = [truth.class_ids[k] for k in np.unique(found.label)]
         reason = explain_class_overlap(predicted, annotated) or (

@@ -8,14 +8,13 @@ import contextlib
 import copy
 import io
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
+import hotcoco
 import numpy as np
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
@@ -24,16 +23,10 @@ from pycocotools.cocoeval import Params
 from detectron2.evaluation._coco_format import _complete_areas, _complete_dataset
 from detectron2.utils.file_io import PathManager
 
-__all__ = [
-    "TASKS",
-    "Found",
-    "Truth",
-    "read_found",
-    "read_json",
-    "read_truth",
-]
+__all__ = ["TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
 
-TASKS = ("bbox", "segm", "keypoints")
+_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+TASKS = tuple(_FIELDS)
 _COMPLETE = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
 
 
@@ -63,14 +56,8 @@ class Truth:
         is_partial: bool array (I, K), whether only some of the objects of a class are annotated; None: nowhere.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
-        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> read_truth(truth, "bbox").objects_per_class.tolist()
         [1]
     """
@@ -116,13 +103,8 @@ class Found:
         is_partial: bool array (D,), True where not all objects of the class are annotated in the image.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
         >>> read_found(found, read_truth(truth, "bbox")).score.tolist()
         [0.8]
@@ -156,14 +138,8 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
         ValueError: it is not in COCO format, is empty, has ids that do not fit, or lacks masks or keypoints.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
-        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> read_truth(truth, "bbox").class_names
         ['cat']
     """
@@ -187,8 +163,8 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
         class_ids=class_ids,
         class_names=_class_names(categories, class_ids),
         objects=objects,
-        image=_numbers(objects, "image_id", image_ids, "annotation", "an image"),
-        label=_numbers(objects, "category_id", class_ids, "annotation", "a category"),
+        image=_numbers(objects, "image_id", image_ids, "annotation"),
+        label=_numbers(objects, "category_id", class_ids, "annotation"),
         is_crowd=crowd,
         is_ignored=ignored,
         area=np.array([a["area"] for a in objects], float),
@@ -242,13 +218,23 @@ def _class_names(categories: Sequence[dict[str, Any]], class_ids: Sequence[Any])
     return [names[i] if times[names[i]] == 1 else f"{names[i]} ({i})" for i in class_ids]
 
 
-def _numbers(entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_name: str, wanted: str) -> np.ndarray:
-    """Return the position of each entry's id in `ids`."""
+def _numbers(entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_name: str) -> np.ndarray:
+    """Return the position of the id of each annotation or prediction in `ids`."""
     number = {known: n for n, known in enumerate(ids)}
     try:
         return np.array([number[entry[key]] for entry in entries], np.int64)
     except (KeyError, TypeError):
-        raise ValueError(explain_unknown_id(entries, key, ids, entry_name, wanted)) from None
+        pass
+    values = [(place, entry.get(key)) for place, entry in enumerate(entries)]
+    unknown = [(p, v) for p, v in values if not (isinstance(v, Hashable) and v in number)]
+    place, value = unknown[0]
+    has_other_type = any(str(value) == str(i) for i in ids)
+    hint = f" There is such an id of another type; {key} keeps its type." if has_other_type else ""
+    raise ValueError(
+        f"{len(unknown)} of {len(entries)} {entry_name}s have an unknown {key}; the first is {entry_name} {place} "
+        f"(counted from 0): {value!r}. The ground truth has {len(ids)} ids such as {ids[:3]!r}. Is it the data set "
+        f"that was predicted on?{hint}"
+    )
 
 
 def _true_masks(api: Any, objects: Sequence[dict[str, Any]]) -> list[Any]:
@@ -329,13 +315,8 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
         ValueError: keys are missing, numbers are not finite, or ids are not in the ground truth.
 
     Example:
-        >>> truth = {
-        ...     "images": [{"id": 1, "height": 100, "width": 100}],
-        ...     "categories": [{"id": 1, "name": "cat"}],
-        ...     "annotations": [
-        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-        ...     ],
-        ... }
+        >>> truth = {"images": [{"id": 1, "height": 100, "width": 100}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
         >>> found = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 18], "score": 0.8}]
         >>> read_found(found, read_truth(truth, "bbox")).area.tolist()
         [360.0]
@@ -343,18 +324,22 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
     if isinstance(results, (str, os.PathLike)):
         origin = os.fspath(results)
         results = read_json(origin)
-    check_kind(results, origin)
-    score, boxes, keypoints = check_columns(results, truth.iou_type, origin, truth.keypoints.shape[1])
-    image = _numbers(results, "image_id", truth.image_ids, "prediction", "an image")
-    label = _numbers(results, "category_id", truth.class_ids, "prediction", "a category")
+    if isinstance(results, dict):
+        kind = "ground truth in COCO format" if "images" in results else f"a dictionary with {sorted(results)[:5]}"
+        raise ValueError(
+            f"{origin} is {kind}; predictions are a list of dictionaries, as COCOEvaluator writes them to "
+            "coco_instances_results.json."
+        )
+    if not isinstance(results, Sequence) or isinstance(results, (str, bytes)):
+        raise TypeError(f"{origin} is of type {type(results).__name__}; predictions are a list of dictionaries.")
+    score, boxes, keypoints = _columns(results, truth, origin)
+    image = _numbers(results, "image_id", truth.image_ids, "prediction")
+    label = _numbers(results, "category_id", truth.class_ids, "prediction")
     masks: Any = _found_masks(results, truth, origin) if truth.iou_type == "segm" else []
+    area = boxes[:, 2] * boxes[:, 3]
     if masks:
-        import hotcoco
-
         # pycocotools fails to measure more than 255 masks in one call.
         boxes, area = mask_util.toBbox(masks), np.asarray(hotcoco.mask.area(masks), dtype=float)
-    else:
-        area = boxes[:, 2] * boxes[:, 3]
     searched, partial = truth.is_searched, truth.is_partial
     return Found(
         results=results,
@@ -410,166 +395,67 @@ def read_json(path: str) -> Any:
         raise ValueError(f"{path} is not JSON: {e}") from None
 
 
-_NEEDED = {
-    "bbox": ("image_id", "category_id", "bbox", "score"),
-    "segm": ("image_id", "category_id", "segmentation", "score"),
-    "keypoints": ("image_id", "category_id", "keypoints", "score"),
+_EXPECTED = {
+    "score": "a finite number",
+    "bbox": "4 finite numbers, (x, y, width, height) in pixels, with a width and a height of at least 0",
+    "keypoints": "finite numbers one after the other: x, y, score of each",
 }
 
 
-def check_kind(results: Any, origin: str) -> None:
-    """Raise an error unless the predictions are a list.
+def _columns(results: Sequence[Any], truth: Truth, origin: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores (D,), boxes (D, 4), zeros for masks, and keypoints (D, P, 3) of predictions, taken all at once.
 
-    Args:
-        results: what a file or a caller gave.
-        origin: its name, for messages.
-
-    Raises:
-        TypeError: it is neither a list nor a dictionary.
-        ValueError: it is a dictionary, such as ground truth.
+    Where this fails, say which prediction is wrong.
     """
-    if isinstance(results, dict):
-        kind = "ground truth in COCO format" if "images" in results else f"a dictionary with {sorted(results)[:5]}"
-        raise ValueError(
-            f"{origin} is {kind}; predictions are a list of dictionaries, as COCOEvaluator writes them to "
-            "coco_instances_results.json."
-        )
-    if not isinstance(results, Sequence) or isinstance(results, (str, bytes)):
-        raise TypeError(f"{origin} is of type {type(results).__name__}; predictions are a list of dictionaries.")
-
-
-def check_columns(
-    results: Sequence[Any], iou_type: str, origin: str, num_keypoints: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take the numbers out of predictions, all at once, and where this fails say which is wrong.
-
-    Args:
-        results: in COCO's result format.
-        iou_type: what they must have.
-        origin: for messages.
-        num_keypoints: P, of the ground truth; 0 where it has no objects.
-
-    Returns:
-        Scores (D,), boxes `(x, y, width, height)` (D, 4), zeros for masks, and keypoints (D, P, 3).
-
-    Raises:
-        ValueError: a key is missing, or a value is not what it should be.
-    """
-    count, needed = len(results), _NEEDED[iou_type]
-    empty = np.zeros((count, 0, 3))
+    count, field, num_keypoints = len(results), _FIELDS[truth.iou_type], truth.keypoints.shape[1]
+    boxes, points = np.zeros((count, 4)), np.zeros((count, num_keypoints, 3))
+    needed = {"image_id", "category_id", "score", field}
+    if not count:
+        return np.zeros(0), boxes, points
     try:
-        if any(key not in result for result in results for key in needed):
-            raise KeyError("a key is missing")
-        score = _numeric([r["score"] for r in results], (count,))
-        if iou_type == "segm":
-            return score, np.zeros((count, 4)), empty
-        if iou_type == "bbox":
-            boxes = _numeric([r["bbox"] for r in results], (count, 4))
-            if (boxes[:, 2:] < 0).any():
-                raise ValueError("a negative size")
-            return score, boxes, empty
-        points = _numeric([r["keypoints"] for r in results], (count, -1)).reshape(count, -1, 3)
-        if num_keypoints and points.shape[1] != num_keypoints and count:
-            raise ValueError("another number of keypoints")
-        return score, _boxes_of_keypoints(results, points), points
-    except (KeyError, TypeError, ValueError):
+        if not all(needed <= result.keys() for result in results):
+            raise ValueError("a key is missing")
+        has_boxes = field != "segmentation" and all("bbox" in result for result in results)
+        if has_boxes:
+            boxes = _column(results, "bbox", num_keypoints)
+        if field == "keypoints":
+            points = _column(results, field, num_keypoints)
+            if not has_boxes:  # COCO takes the box around the keypoints for the size of a detection
+                low, high = points[:, :, :2].min(1), points[:, :, :2].max(1)
+                boxes = np.concatenate([low, high - low], axis=1)
+        return _column(results, "score", num_keypoints), boxes, points
+    except (AttributeError, TypeError, ValueError):
         for place, result in enumerate(results):
-            _check_result(result, place, iou_type, origin, num_keypoints)
+            _check_result(result, f"{origin}: prediction {place}", needed, num_keypoints)
         raise  # found nothing to say about it
 
 
-def _numeric(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of finite numbers with the given shape; zeros where there are no values."""
-    if not values:
-        return np.zeros((0, *(abs(n) * (3 if n < 0 else 1) for n in shape[1:])))
-    array = np.array(values)  # no dtype: text must not be taken for numbers
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise ValueError("not finite numbers")
-    fits = array.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
-        raise ValueError("another shape")
-    return array.astype(float)
+def _column(results: Sequence[Any], key: str, num_keypoints: int) -> np.ndarray:
+    """Return one key of predictions as an array, and fail unless it holds finite numbers and has the right shape."""
+    column = np.array([result[key] for result in results])  # no dtype: text must not be taken for numbers
+    shape = {"score": (), "bbox": (4,), "keypoints": (num_keypoints or -1, 3)}[key]
+    is_fine = column.dtype.kind in "fiu" and np.isfinite(column).all() and column.ndim == (1 if key == "score" else 2)
+    if not is_fine or (key == "bbox" and (column[:, 2:] < 0).any()):
+        raise ValueError(_EXPECTED[key])
+    return column.astype(float).reshape(len(results), *shape)
 
 
-def _boxes_of_keypoints(results: Sequence[Any], points: np.ndarray) -> np.ndarray:
-    """Return the predicted boxes, or the boxes around the keypoints, which COCO takes for the size of a detection."""
-    if results and all("bbox" in r for r in results):
-        return _numeric([r["bbox"] for r in results], (len(results), 4))
-    if not points.size:
-        return np.zeros((len(points), 4))
-    low, high = points[:, :, :2].min(1), points[:, :, :2].max(1)
-    return np.concatenate([low, high - low], axis=1)
-
-
-def _check_result(result: Any, place: int, iou_type: str, origin: str, num_keypoints: int) -> None:
+def _check_result(result: Any, name: str, needed: set[str], num_keypoints: int) -> None:
+    """Raise an error that says what is wrong with a prediction, if anything is."""
     if not isinstance(result, dict):
-        raise ValueError(f"{origin}: prediction {place} is of type {type(result).__name__}, not a dictionary.")
-    missing = [key for key in _NEEDED[iou_type] if key not in result]
-    if missing:
-        advice = " Boxes can be analyzed with iou_type='bbox'." if missing in (["segmentation"], ["keypoints"]) else ""
-        raise ValueError(f"{origin}: prediction {place} lacks {', '.join(missing)}; it has {sorted(result)}.{advice}")
-    score = result["score"]
-    if not isinstance(score, Real) or not math.isfinite(score):
-        raise ValueError(f"{origin}: the score of prediction {place} is {score!r}, not a finite number.")
-    if iou_type == "bbox" or (iou_type == "keypoints" and "bbox" in result):
-        _check_box(result["bbox"], place, origin)
-    if iou_type == "keypoints":
-        _check_keypoints(result["keypoints"], place, origin, num_keypoints)
-
-
-def _check_box(box: Any, place: int, origin: str) -> None:
-    is_list = isinstance(box, (list, tuple)) and all(isinstance(v, Real) for v in box)
-    if not is_list or len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) < 0:
-        rotated = " Rotated boxes cannot be analyzed." if is_list and len(box) == 5 else ""
-        raise ValueError(
-            f"{origin}: the bbox of prediction {place} is {box!r}; expected 4 finite numbers, (x, y, width, height) in "
-            f"pixels, with a width and a height of at least 0.{rotated}"
-        )
-
-
-def _check_keypoints(points: Any, place: int, origin: str, count: int) -> None:
-    is_list = isinstance(points, (list, tuple)) and all(isinstance(v, Real) for v in points)
-    if not is_list or len(points) % 3 or not np.isfinite(points).all():
-        raise ValueError(
-            f"{origin}: the keypoints of prediction {place} are {str(points)[:80]}; expected x, y, score of each, "
-            "finite numbers one after the other."
-        )
-    if count and len(points) != 3 * count:
-        raise ValueError(
-            f"{origin}: prediction {place} has {len(points) // 3} keypoints, the objects of the ground truth {count}."
-        )
-
-
-def explain_unknown_id(
-    entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_name: str, wanted: str
-) -> str:
-    """What to say where ids of annotations or predictions are not those of the ground truth.
-
-    Args:
-        entries: of which at least one has an unknown id, or none.
-        key: of the id.
-        ids: those that are known.
-        entry_name: `"annotation"` or `"prediction"`.
-        wanted: what the id names, with an article.
-
-    Returns:
-        The message.
-    """
-    known = set(ids)
-    unknown = [(i, e.get(key)) for i, e in enumerate(entries) if _is_unknown(e.get(key), known)]
-    place, value = unknown[0]
-    hint = ""
-    if any(str(value) == str(i) for i in ids):
-        hint = f" There is {wanted} with this id as another type; {key} keeps its type."
-    return (
-        f"{len(unknown)} of {len(entries)} {entry_name}s have an unknown {key}; the first "
-        f"is {entry_name} {place} (counted from 0): {value!r}. The ground truth has {len(ids)} ids such as "
-        f"{ids[:3]!r}. Is it the data set that was predicted on?{hint}"
-    )
-
-
-def _is_unknown(value: Any, known: set[Any]) -> bool:
-    try:
-        return value not in known
-    except TypeError:  # a list, for example
-        return True
+        raise ValueError(f"{name} is of type {type(result).__name__}, not a dictionary.")
+    if missing := needed - result.keys():
+        advice = " Boxes can be analyzed with iou_type='bbox'." if missing < {"segmentation", "keypoints"} else ""
+        raise ValueError(f"{name} lacks {', '.join(sorted(missing))}; it has {sorted(result)}.{advice}")
+    for key in ("score", "bbox", "keypoints"):
+        if key in needed or (key == "bbox" and "keypoints" in needed and key in result):
+            try:
+                _column([result], key, num_keypoints)
+            except (TypeError, ValueError):
+                value, advice = result[key], ""
+                if key == "keypoints" and num_keypoints:
+                    advice = f" The objects of the ground truth have {num_keypoints} keypoints."
+                elif key == "bbox" and isinstance(value, (list, tuple)) and len(value) == 5:
+                    advice = " Rotated boxes cannot be analyzed."
+                shown = repr(value)[:80]
+                raise ValueError(f"{name} has the {key} {shown}; expected {_EXPECTED[key]}.{advice}") from None

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.panoptic_evaluation import COCOPanopticEvaluator, rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import SemSegEvaluator, _confusion, load_image_into_numpy_array
 
-from ._scores import without_nan
+from ._scores import most_frequent, without_nan
 from .inputs import read_json
 
 __all__ = [
@@ -79,12 +79,7 @@ class SegmentAnalysis:
 
     def confused(self) -> list[tuple[str, str, int]]:
         """Return (true class, predicted class, pixels) of every pair that occurs, most frequent first."""
-        if self.confusion is None:
-            return []
-        rows, columns = np.nonzero(self.confusion)
-        counts = self.confusion[rows, columns]
-        order = np.lexsort((columns, rows, -counts))
-        return [(self.class_names[rows[i]], self.class_names[columns[i]], int(counts[i])) for i in order]
+        return [] if self.confusion is None else most_frequent(self.confusion, self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them; NaN is None."""

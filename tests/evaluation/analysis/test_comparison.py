@@ -12,13 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2.evaluation.analysis import analyze_detections, compare_detections
-from detectron2.evaluation.analysis._matching import COCO_IOUS, find_overlaps, match, protocol_of
-from detectron2.evaluation.analysis._scores import (
-    frequencies_of,
-    mean_of_classes,
-    metrics_of,
-)
-from detectron2.evaluation.analysis.comparison import resample
+from detectron2.evaluation.analysis._averages import average, metrics_of
+from detectron2.evaluation.analysis._matching import COCO_IOUS, find_overlaps, match
 from detectron2.evaluation.analysis.inputs import read_found, read_truth
 
 
@@ -171,14 +166,25 @@ def test_weights_count_as_copies(random_case):
     copied_rows = [{**r, "score": next(q["score"] for q in rows if q["bbox"] is r["bbox"])} for r in copied_rows]
     gt = read_truth(dataset, "bbox")
     dt = read_found(rows, gt)
-    protocol = protocol_of(gt, COCO_IOUS)
-    matching = match(gt, dt, find_overlaps(gt, dt, 0.5), protocol)
-    metrics = metrics_of(gt, protocol)
-    values = resample(gt, dt, matching, protocol, metrics, times[None])
-    means = mean_of_classes(values, metrics, frequencies_of(gt))[0]
+    matching = match(gt, dt, find_overlaps(gt, dt, 0.5), COCO_IOUS)
+    values = average(gt, dt, matching, times[None])
+    np.testing.assert_allclose(average(gt, dt, matching, np.ones((1, 12), int)), average(gt, dt, matching), atol=1e-12)
     expected = np.where((stats := reference(copies, copied_rows).stats) < 0, np.nan, stats)
-    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-    np.testing.assert_allclose(means, expected, atol=1e-12)
+    assert list(metrics_of(gt)) == [
+        "AP",
+        "AP50",
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+        "AR1",
+        "AR10",
+        "AR100",
+        "ARs",
+        "ARm",
+        "ARl",
+    ]
+    np.testing.assert_allclose(values[0, -1], expected, atol=1e-12)
     assert values[0, 1, 0] == pytest.approx(reference(copies, copied_rows).eval["precision"][:, :, 1, 0, -1].mean())
 
 

