@@ -29,17 +29,7 @@ _DEFAULT_FOLDER = "./output"  # written in place of the real folder, which exist
 
 
 def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, trainer: Any) -> DetectionCheckpointer:
-    """Build the checkpointer for a model, sharded or not.
-
-    Args:
-        model: the model in training.
-        folder: folder of the checkpoints.
-        options: the options of the training.
-        trainer: the trainer; its state is saved as well.
-
-    Returns:
-        The checkpointer.
-    """
+    """Build the checkpointer for a model, sharded or not, which saves the state of the trainer as well."""
     checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
     checkpointer = checkpointer_type(model, folder, trainer=trainer)
     checkpointer.file_format = options.checkpoint_format
@@ -99,29 +89,17 @@ class SelfDescription:
         ).to_plain()
 
     def go_on_from(self, checkpoint: Mapping[str, Any], source: str) -> None:
-        """Keep the metrics from before a resume until there are newer ones, and log how the config differs.
-
-        Args:
-            checkpoint: what loading the checkpoint returned.
-            source: the file.
-        """
+        """Keep the metrics of a checkpoint until there are newer ones, and log how its config differs."""
         if "description" not in checkpoint:
             return
         self._former = CheckpointDescription.from_plain(checkpoint["description"], source)
         if self._config is None:
             self._config = self._read_config()
-        if comm.is_main_process():
-            differences = list(_differences(self._former.config, self._config[0]))
-            if differences:
-                more = (
-                    f"\n  and {len(differences) - _SHOWN_DIFFERENCES} more"
-                    if len(differences) > _SHOWN_DIFFERENCES
-                    else ""
-                )
-                logger.info(
-                    "The config differs from that of the resumed training:\n  %s%s",
-                    *("\n  ".join(differences[:_SHOWN_DIFFERENCES]), more),
-                )
+        lines = list(_differences(self._former.config, self._config[0])) if comm.is_main_process() else []
+        if len(lines) > _SHOWN_DIFFERENCES:
+            lines[_SHOWN_DIFFERENCES:] = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
+        if lines:
+            logger.info("The config differs from that of the resumed training:\n  %s", "\n  ".join(lines))
 
     def _metrics(self) -> tuple[dict[str, float], int | None]:
         """Return the metrics of the last evaluation, and its iteration."""
@@ -161,7 +139,6 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _channels(model: nn.Module, name: str) -> list[float] | None:
-    """Return the values that a model has for its channels."""
     value = getattr(model, name, None)
     return None if value is None or not hasattr(value, "flatten") else value.detach().flatten().tolist()
 

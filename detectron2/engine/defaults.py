@@ -68,13 +68,10 @@ logger = logging.getLogger(__name__)
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Build the argument parser that the training scripts share.
+    """Build the argument parser that the training scripts share, to which a script can add options.
 
     Args:
         epilog: text after the options; default: usage examples.
-
-    Returns:
-        The parser, to which a script can add options.
     """
     script = os.path.basename(sys.argv[0])
     parser = argparse.ArgumentParser(
@@ -90,24 +87,16 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML or LazyConfig file")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint of the output directory, if there is one",
-    )
+    text = "continue from the last checkpoint of the output directory, if there is one"
+    parser.add_argument("--resume", action="store_true", help=text)
     parser.add_argument("--eval-only", action="store_true", help="evaluate the weights and train nothing")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on *each* machine, one GPU each")
     parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    parser.add_argument(
-        "--dist-url", default="auto", help='where processes meet, "tcp://MACHINE0:PORT"; "auto": a free local port'
-    )
-    parser.add_argument(
-        "opts",
-        default=None,
-        nargs=argparse.REMAINDER,
-        help="changes to the config, after all options: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
-    )
+    text = 'where processes meet, "tcp://MACHINE0:PORT"; "auto": a free local port'
+    parser.add_argument("--dist-url", default="auto", help=text)
+    text = "changes to the config, after all options: pairs KEY VALUE for YAML, path.key=value for LazyConfig"
+    parser.add_argument("opts", default=None, nargs=argparse.REMAINDER, help=text)
     return parser
 
 
@@ -142,19 +131,25 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line: %s", args)
-    _log_config_file(logger, getattr(args, "config_file", ""))
+    if config_file := getattr(args, "config_file", ""):
+        with PathManager.open(config_file, "r") as f:
+            logger.info("Contents of %s:\n%s", config_file, str(f.read()))
     if comm.is_main_process() and output_dir:
-        _save_config(cfg, os.path.join(output_dir, "config.yaml"), logger)
+        path = os.path.join(output_dir, "config.yaml")
+        if isinstance(cfg, CfgNode):
+            with atomic_write(path, "w") as f:
+                f.write(cfg.dump())
+        else:
+            LazyConfig.save(cfg, path)
+        logger.info("The full config is in %s", path)
     seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
     seed_all_rng(None if seed is None or seed < 0 else seed + rank)
-    is_deterministic = bool(_try_get_key(cfg, "TRAIN.DETERMINISTIC", "train.deterministic", default=False))
-    if is_deterministic:
+    if _try_get_key(cfg, "TRAIN.DETERMINISTIC", "train.deterministic", default=False):
         _make_deterministic(seed, logger)
     # Benchmarking convolutions pays off only where image sizes repeat, which they do not in evaluation.
-    if not getattr(args, "eval_only", False) and not is_deterministic:
-        torch.backends.cudnn.benchmark = bool(
-            _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
-        )
+    elif not getattr(args, "eval_only", False):
+        benchmark = _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
+        torch.backends.cudnn.benchmark = bool(benchmark)
 
 
 def _make_deterministic(seed: int | None, logger: logging.Logger) -> None:
@@ -167,33 +162,15 @@ def _make_deterministic(seed: int | None, logger: logging.Logger) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _log_config_file(logger: logging.Logger, path: str) -> None:
-    if path:
-        with PathManager.open(path, "r") as f:
-            logger.info("Contents of %s:\n%s", path, str(f.read()))
-
-
-def _save_config(cfg: Any, path: str, logger: logging.Logger) -> None:
-    if isinstance(cfg, CfgNode):
-        with atomic_write(path, "w") as f:
-            f.write(cfg.dump())
-    else:
-        LazyConfig.save(cfg, path)
-    logger.info("The full config is in %s", path)
-
-
 def default_writers(
     output_dir: str, max_iter: int | None = None, images_per_iter: int | None = None
 ) -> list[EventWriter]:
-    """Build the default writers: terminal, `metrics.json` and TensorBoard.
+    """Build the default writers: terminal, `metrics.json` and TensorBoard, in this order.
 
     Args:
         output_dir: folder of the files; created if necessary.
         max_iter: number of iterations, for the estimate of the remaining time.
         images_per_iter: images in one iteration over all processes, for the speed.
-
-    Returns:
-        The writers, terminal first.
     """
     PathManager.mkdirs(output_dir)
     return [
@@ -235,11 +212,8 @@ class DefaultPredictor:
         name = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused"
         self.metadata = MetadataCatalog.get(name)
         checkpoint = DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
-        if (
-            name not in DatasetCatalog
-            and "thing_classes" not in self.metadata.as_dict()
-            and "description" in checkpoint
-        ):
+        is_known = name in DatasetCatalog or "thing_classes" in self.metadata.as_dict()
+        if not is_known and "description" in checkpoint:
             description = CheckpointDescription.from_plain(checkpoint["description"], cfg.MODEL.WEIGHTS)
             self.metadata = description.load_metadata()
         size = cfg.INPUT.MIN_SIZE_TEST
@@ -262,23 +236,22 @@ class DefaultPredictor:
             ValueError: the array does not have three dimensions.
         """
         if not isinstance(original_image, np.ndarray):
-            raise TypeError(
-                f"Expected an image as an array (H, W, C), got {type(original_image).__name__}"
-                + (": the file could not be read." if original_image is None else ".")
-            )
+            why = ": the file could not be read" if original_image is None else ""
+            raise TypeError(f"Expected an image as an array (H, W, C), got {type(original_image).__name__}{why}.")
         if original_image.ndim != 3:
             raise ValueError(f"Expected an image of shape (H, W, C), got {original_image.shape}.")
-        with torch.no_grad():
-            return self.model([self._prepare(original_image)])[0]
-
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """Return the input of the model for one BGR image."""
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         height, width = image.shape[:2]
         resized: Any = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.astype("float32").transpose(2, 0, 1)))
-        return {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
+        with torch.no_grad():
+            inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
+            return self.model([inputs])[0]
+
+
+def _of_inner_trainer(name: str, doc: str) -> Any:
+    """Make a property that is an attribute of `self._trainer`."""
+    return property(lambda self: getattr(self._trainer, name), lambda self, x: setattr(self._trainer, name, x), doc=doc)
 
 
 class DefaultTrainer(TrainerBase):
@@ -321,10 +294,7 @@ class DefaultTrainer(TrainerBase):
         self._trainer = trainer_type(model, data_loader, optimizer)
         self._trainer.accumulation_steps = options.accumulation_steps
         self._trainer.divergence = DivergencePolicy(
-            options.on_nonfinite_loss,
-            options.max_skipped_in_a_row,
-            cfg.OUTPUT_DIR,
-            lambda: (cfg.dump(), "yaml"),
+            options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.OUTPUT_DIR, lambda: (cfg.dump(), "yaml")
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # With a proxy, `trainer -> checkpointer -> trainer` is not a reference cycle that holds GPU memory.
@@ -387,14 +357,13 @@ class DefaultTrainer(TrainerBase):
 
         They are, in this order: timing, schedule, precise batch norm, checkpoints, evaluation, writing. Optional keys
         of the config add an average of the weights, the loss on the test sets, the best checkpoint and early stopping.
-
-        Returns:
-            The hooks; entries that are `None` are skipped when they are registered.
+        Entries that are `None` are skipped when they are registered.
         """
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's own loader must not start another set of workers
         options, period = self.train_options, cfg.TEST.EVAL_PERIOD
+        periods = {"period": cfg.SOLVER.CHECKPOINT_PERIOD, "max_to_keep": options.checkpoints_to_keep or None}
 
         def test_and_save_results() -> Mapping[str, Any]:
             self._last_eval_results = self.test(self.cfg, self.model)
@@ -408,10 +377,7 @@ class DefaultTrainer(TrainerBase):
             options,
             self.model,
             self.checkpointer,
-            checkpoint_periods={
-                "period": cfg.SOLVER.CHECKPOINT_PERIOD,
-                "max_to_keep": options.checkpoints_to_keep or None,
-            },
+            checkpoint_periods=periods,
             eval_period=period,
             evaluate=test_and_save_results,
             build_validation_loader=functools.partial(_build_validation_loader, cfg),
@@ -451,9 +417,8 @@ class DefaultTrainer(TrainerBase):
 
     def _check_test_sets(self) -> None:
         """Check names and classes of the test sets before training, where the default evaluation will use them."""
-        if self._subclass_defines("test", "build_test_loader"):
-            return  # it may name in DATASETS.TEST what it likes
-        if not any(isinstance(h, hooks.EvalHook) for h in self._hooks):
+        has_own = self._subclass_defines("test", "build_test_loader")  # it may name in DATASETS.TEST what it likes
+        if has_own or not any(isinstance(h, hooks.EvalHook) for h in self._hooks):
             return
         for name in self.cfg.DATASETS.TEST:
             if name not in DatasetCatalog:
@@ -463,9 +428,8 @@ class DefaultTrainer(TrainerBase):
     def _try_evaluators(self) -> None:
         """Try the evaluators, if `test` is what will evaluate; see `detectron2.engine.evaluator_trial`."""
         hook = getattr(self, "_eval_hook", None)
-        if not any(h is hook for h in self._hooks) or not self.cfg.DATASETS.TEST:
-            return
-        if not self.train_options.try_evaluator:
+        is_wanted = self.train_options.try_evaluator and self.cfg.DATASETS.TEST
+        if not is_wanted or not any(h is hook for h in self._hooks):
             return
         has_own_test = self._subclass_defines("test")
         if not has_own_test or self._subclass_defines("build_evaluator"):
@@ -500,32 +464,9 @@ class DefaultTrainer(TrainerBase):
         finally:
             super().after_train()
 
-    @property
-    def model(self) -> nn.Module:
-        """The model in training; with several processes, wrapped for data parallelism."""
-        return self._trainer.model
-
-    @model.setter
-    def model(self, value: nn.Module) -> None:
-        self._trainer.model = value
-
-    @property
-    def data_loader(self) -> Iterable:
-        """The training data."""
-        return self._trainer.data_loader
-
-    @data_loader.setter
-    def data_loader(self, value: Iterable) -> None:
-        self._trainer.data_loader = value
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer."""
-        return self._trainer.optimizer
-
-    @optimizer.setter
-    def optimizer(self, value: torch.optim.Optimizer) -> None:
-        self._trainer.optimizer = value
+    model = _of_inner_trainer("model", "The model in training; with several processes, wrapped for data parallelism.")
+    data_loader = _of_inner_trainer("data_loader", "The training data.")
+    optimizer = _of_inner_trainer("optimizer", "The optimizer.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the loop and its hooks, and of the inner trainer (optimizer, scaler)."""
@@ -576,7 +517,7 @@ class DefaultTrainer(TrainerBase):
 
         Args:
             cfg: the config of data sets, loaders and evaluators.
-            model: the model, put into evaluation mode during evaluation.
+            model: put into evaluation mode for the time being.
             evaluators: one for each data set; default: `build_evaluator`.
 
         Returns:
@@ -597,15 +538,12 @@ class DefaultTrainer(TrainerBase):
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             data_loader = cls.build_test_loader(cfg, name)
-            if evaluators is not None:
-                evaluator = evaluators[i]
-            else:
-                try:
-                    evaluator = cls.build_evaluator(cfg, name)
-                except NotImplementedError as e:
-                    logger.warning("No evaluator for %s (%s); it is not evaluated.", name, e or cls.__name__)
-                    results[name] = {}
-                    continue
+            try:
+                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[i]
+            except NotImplementedError as e:
+                logger.warning("No evaluator for %s (%s); it is not evaluated.", name, e or cls.__name__)
+                results[name] = {}
+                continue
             results[name] = inference_on_dataset(model, data_loader, evaluator)
             if comm.is_main_process() and isinstance(results[name], Mapping):
                 logger.info("Results on %s, to be copied:", name)
@@ -630,13 +568,12 @@ class DefaultTrainer(TrainerBase):
         Raises:
             ValueError: `IMS_PER_BATCH` is not divisible by `REFERENCE_WORLD_SIZE`.
         """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        reference, batch_size = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
         if reference in (0, num_workers):
             return cfg
-        if cfg.SOLVER.IMS_PER_BATCH % reference:
+        if batch_size % reference:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be divisible by "
-                f"SOLVER.REFERENCE_WORLD_SIZE ({reference})."
+                f"SOLVER.IMS_PER_BATCH ({batch_size}) must be divisible by SOLVER.REFERENCE_WORLD_SIZE ({reference})."
             )
         was_frozen = cfg.is_frozen()
         cfg = cfg.clone()
@@ -651,14 +588,10 @@ class DefaultTrainer(TrainerBase):
         solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_PERIOD / ratio)
         cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / ratio)
         solver.REFERENCE_WORLD_SIZE = num_workers  # so that scaling twice changes nothing
+        changed = (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.WARMUP_ITERS)
         logger.info(
             "Config scaled from %d to %d processes: IMS_PER_BATCH=%d, BASE_LR=%g, MAX_ITER=%d, WARMUP_ITERS=%d",
-            reference,
-            num_workers,
-            solver.IMS_PER_BATCH,
-            solver.BASE_LR,
-            solver.MAX_ITER,
-            solver.WARMUP_ITERS,
+            *(reference, num_workers, *changed),
         )
         if was_frozen:
             cfg.freeze()
@@ -666,14 +599,7 @@ class DefaultTrainer(TrainerBase):
 
 
 def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
-    """Return the number of iterations in one pass over the data set, which may be fractional.
-
-    Args:
-        loader: a loader of `detectron2.data.build_detection_train_loader`.
-        accumulation_steps: batches in one iteration.
-
-    Returns:
-        The number of iterations.
+    """Return the number of iterations in one pass over the data set of a loader, which may be fractional.
 
     Raises:
         ValueError: the loader does not know the size of its data set.
@@ -698,17 +624,14 @@ def _epochs_to_iterations(cfg: CfgNode, options: TrainOptions, loader: Any) -> C
     was_frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
-    solver = cfg.SOLVER
-    former = solver.MAX_ITER
+    solver, former = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     solver.MAX_ITER = max(1, math.ceil(options.max_epochs * per_epoch))
     if options.step_epochs:
         solver.STEPS = tuple(round(e * per_epoch) for e in options.step_epochs)
     else:
         solver.STEPS = tuple(round(step * solver.MAX_ITER / former) for step in solver.STEPS)
-    logger.info(
-        "%g epochs of %g iterations: MAX_ITER=%d, STEPS=%s",
-        *(options.max_epochs, per_epoch, solver.MAX_ITER, solver.STEPS),
-    )
+    text = "%g epochs of %g iterations: MAX_ITER=%d, STEPS=%s"
+    logger.info(text, options.max_epochs, per_epoch, solver.MAX_ITER, solver.STEPS)
     if was_frozen:
         cfg.freeze()
     return cfg

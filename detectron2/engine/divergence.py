@@ -67,16 +67,14 @@ class DivergencePolicy:
         self._watch = None
         if self.policy == "skip":
             if self._norms is None:
-                self._norms = _statistics(trainer.model)
+                norms = [m for m in trainer.model.modules() if isinstance(m, _NORMS_WITH_STATISTICS) and m.training]
+                self._norms = [buffer for m in norms for buffer in m.buffers(recurse=False)]
             self._norm_statistics = [(buffer, buffer.clone()) for buffer in self._norms]
         if self._folder:
             self._states = torch_states()  # models use no other generators
 
     def watch(self, total: torch.Tensor) -> None:
-        """Start to check the loss; call this between queueing the forward and the backward pass.
-
-        Args:
-            total: the sum of all losses of the step.
+        """Start to check the sum of the losses; call this between queueing the forward and the backward pass.
 
         Raises:
             FloatingPointError: another process left the step.
@@ -85,27 +83,19 @@ class DivergencePolicy:
         self._watch.raise_for_failure()
 
     def check(self, trainer: Any, losses: Mapping[str, Any]) -> None:
-        """Check the loss after queueing the backward pass; this waits for the forward pass.
-
-        Args:
-            trainer: the trainer.
-            losses: the losses of this step, by name.
+        """Check the losses of a step after queueing its backward pass; this waits for the forward pass.
 
         Raises:
             FloatingPointError: the sum of the losses is not finite in some process; all processes raise it.
         """
         if self._watch is None:  # a subclass computes its gradients itself
-            self._watch = LossWatch(_sum_of(losses), next(trainer.model.parameters()).device)
+            total = torch.as_tensor(sum(v.detach() if isinstance(v, torch.Tensor) else v for v in losses.values()))
+            self._watch = LossWatch(total, next(trainer.model.parameters()).device)
         raise_if_not_finite(trainer.iter, self._watch.totals(), losses)
         self._in_a_row = 0
 
     def handle(self, trainer: Any, batches: list[Any], error: FloatingPointError) -> None:
-        """Return if the step is to be skipped, otherwise raise.
-
-        Args:
-            trainer: the trainer.
-            batches: the batches of the step.
-            error: the error that `check` or the model raised.
+        """Return if the step is to be skipped after the error that `check` or the model raised, otherwise raise.
 
         Raises:
             FloatingPointError: training ends; the message has the origin, advice, and the file of the batch.
@@ -113,15 +103,14 @@ class DivergencePolicy:
         for buffer, value in self._norm_statistics:
             buffer.copy_(value)
         # A model that raises the error itself does so in one process, and the others wait for its gradients.
-        alone = comm.get_world_size() == 1
-        is_told = alone or isinstance(error, LossNotFinite)
-        is_joint = alone or (isinstance(error, LossNotFinite) and error.is_joint)
+        alone, joint = comm.get_world_size() == 1, error if isinstance(error, LossNotFinite) else None
         if self._watch is None and not alone:
             LossWatch(None, next(trainer.model.parameters()).device)
-            is_told = True
-        is_own = alone or not isinstance(error, LossNotFinite) or comm.get_rank() in error.ranks
+        is_told = alone or joint is not None or self._watch is None
+        is_own = alone or joint is None or comm.get_rank() in joint.ranks
+        can_skip = self.policy == "skip" and (alone or (joint is not None and joint.is_joint))
         self._in_a_row += 1
-        if self.policy == "skip" and is_joint and self._in_a_row <= self.max_in_a_row:
+        if can_skip and self._in_a_row <= self.max_in_a_row:
             self.num_skipped += 1
             put_scalar("skipped_steps", self.num_skipped)
             found = _from_all_processes([f"Images: {describe_images(batches)}"] if is_own else [], is_told)
@@ -130,25 +119,18 @@ class DivergencePolicy:
                 *(trainer.iter, self._in_a_row, self.num_skipped, error, " ".join(found)),
             )
             return
-        lines = [str(error)]
-        if self.policy == "skip" and is_joint:
-            lines.append(f"Gave up after {self.max_in_a_row} skipped steps in a row.")
-        noticed, saved = ([], []) if not is_own else self._details(trainer, batches, error)
+        lines = [str(error), *([f"Gave up after {self.max_in_a_row} skipped steps in a row."] if can_skip else [])]
+        noticed, saved = [str(error)] if joint is None and not alone else [], []
+        try:
+            if is_own:
+                noticed += [self._find(trainer, batches), f"Images of the batch: {describe_images(batches)}."]
+                saved = self._save(trainer, batches)
+        except Exception as e:  # the first error matters more, and other processes wait for this one
+            logger.exception("The search for its origin failed:")
+            noticed.append(f"The search for its origin failed: {type(e).__name__}: {e}")
         found = [line for line in _from_all_processes(noticed, is_told) if line != f"Rank {comm.get_rank()}: {error}"]
         lines += [*found, *_advice(trainer, batches), *_from_all_processes(saved, is_told)]
         raise FloatingPointError("\n".join(lines)) from error
-
-    def _details(self, trainer: Any, batches: list[Any], error: FloatingPointError) -> tuple[list[str], list[str]]:
-        """Return what this process finds out about its batch, and where it saved the batch."""
-        own_words = comm.get_world_size() > 1 and not isinstance(error, LossNotFinite)
-        lines = [str(error)] if own_words else []
-        try:
-            lines.append(self._find(trainer, batches))
-            lines.append(f"Images of the batch: {describe_images(batches)}.")
-            return lines, self._save(trainer, batches)
-        except Exception as e:  # the first error matters more, and other processes wait for this one
-            logger.exception("The search for its origin failed:")
-            return [*lines, f"The search for its origin failed: {type(e).__name__}: {e}"], []
 
     def _find(self, trainer: Any, batches: list[Any]) -> str:
         model = unwrap_model(trainer.model)
@@ -188,16 +170,6 @@ class DivergencePolicy:
         return [f"The batch is saved. To repeat the step: python -m detectron2.engine.replay {path}"]
 
 
-def _statistics(model: nn.Module) -> list[torch.Tensor]:
-    """Return the running statistics that a forward pass in training mode changes."""
-    norms = [m for m in model.modules() if isinstance(m, _NORMS_WITH_STATISTICS) and m.training]
-    return [b for m in norms for b in m.buffers(recurse=False)]
-
-
-def _sum_of(losses: Mapping[str, Any]) -> torch.Tensor:
-    return torch.as_tensor(sum(v.detach() if isinstance(v, torch.Tensor) else v for v in losses.values()))
-
-
 def _from_all_processes(lines: list[str], is_told: bool) -> list[str]:
     """Return the lines of all processes if all of them call this, otherwise those of this process."""
     if comm.get_world_size() == 1 or not is_told:
@@ -208,13 +180,9 @@ def _from_all_processes(lines: list[str], is_told: bool) -> list[str]:
 def describe_images(batches: list[Any]) -> str:
     """Return file names and ids of the images."""
     records = [d for batch in batches if isinstance(batch, (list, tuple)) for d in batch if isinstance(d, Mapping)]
-    names = []
-    for record in records:
-        known = [str(record[key]) for key in ("file_name",) if key in record]
-        if "image_id" in record:
-            known.append(f"(image_id {record['image_id']})")
-        names.append(" ".join(known))
-    return ", ".join(name for name in names if name) or "unknown"
+    forms = {"file_name": "{}", "image_id": "(image_id {})"}
+    names = [" ".join(form.format(r[key]) for key, form in forms.items() if key in r) for r in records]
+    return ", ".join(filter(None, names)) or "unknown"
 
 
 def _advice(trainer: Any, batches: list[Any]) -> list[str]:
@@ -236,11 +204,6 @@ def _advice(trainer: Any, batches: list[Any]) -> list[str]:
         "Usual causes are a learning rate that is too high for the batch size, too short a warm-up "
         "(SOLVER.WARMUP_ITERS), and wrong boxes; clipping gradients (SOLVER.CLIP_GRADIENTS) helps as well.",
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The origin
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def first_nonfinite(model: nn.Module, batch: Any) -> str | None:
@@ -325,13 +288,9 @@ _TYPE = "__type__"
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a batch into dicts, lists, numbers, text and CPU tensors.
+    """Turn a batch into dicts, lists, numbers, text and CPU tensors, which `torch.load(weights_only=True)` can read.
 
-    Args:
-        value: a batch of a data loader; objects of unknown types become their `repr`.
-
-    Returns:
-        A value that `torch.load(weights_only=True)` can read, and `from_plain` can turn back.
+    Objects of unknown types become their `repr`.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -1,11 +1,9 @@
 """Try the evaluators of a training before its first iteration.
 
-What is wrong with an evaluation (an id map, a file that is missing, an evaluator that does not fit the data set or the
-model, a package that is not installed) would otherwise show after the first period of training, or at its end.
-
-A trial builds the loader and the evaluator, shows them two images with what the model, trained or not, gives for them,
-and with made-up objects of every class, and computes the metrics. It leaves no trace: generators of random numbers,
-the model and its modes are as they were, and what is written goes to a temporary folder that is deleted.
+What is wrong with an evaluation (an id map, a missing file, an evaluator that does not fit the data set or the model)
+would otherwise show after the first period of training. A trial builds loader and evaluator, shows them two images
+with the predictions of the model and with made-up objects of every class, and computes the metrics. It leaves no trace
+in the model, the random numbers, the metadata or the output folder.
 """
 
 import contextlib
@@ -27,6 +25,7 @@ from torch import nn
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
+from detectron2.engine.hooks.validation_loss import undisturbed
 from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.sharding import is_sharded
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -52,19 +51,16 @@ def try_evaluators(trainer: Any, *, is_certain: bool) -> None:
     Raises:
         ValueError: an evaluation would fail; the message says which, why, and how to train without trying.
     """
-    with _scratch_folder() as folder:
-        cfg: CfgNode = trainer.cfg.clone()
-        cfg.defrost()
-        cfg.OUTPUT_DIR = folder
-        cfg.DATALOADER.NUM_WORKERS = 0  # for two images
+    cfg: CfgNode = trainer.cfg.clone()
+    cfg.defrost()
+    with _scratch_folder(cfg.DATASETS.TEST) as folder:
+        cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = folder, 0  # for two images
         cfg.freeze()
         for name in cfg.DATASETS.TEST:
-            trial = _Trial(name, trainer.model, "TEST.TRY_EVALUATOR False", is_certain)
-            with _metadata_kept(name, folder):
-                trial.run(
-                    lambda name=name: trainer.build_test_loader(cfg, name),
-                    lambda name=name: trainer.build_evaluator(cfg, name),
-                )
+            _Trial(name, trainer.model, "TEST.TRY_EVALUATOR False", is_certain).run(
+                lambda name=name: trainer.build_test_loader(cfg, name),
+                lambda name=name: trainer.build_evaluator(cfg, name),
+            )
 
 
 def try_lazy_evaluator(cfg: DictConfig, model: nn.Module, names: list[str]) -> None:
@@ -80,16 +76,15 @@ def try_lazy_evaluator(cfg: DictConfig, model: nn.Module, names: list[str]) -> N
     """
     if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return
-    with _scratch_folder() as folder, contextlib.ExitStack() as stack:
+    with _scratch_folder(names) as folder:
         cfg = copy.deepcopy(cfg)
         cfg.train.output_dir = folder
         if OmegaConf.is_dict(cfg.dataloader.test) and "num_workers" in cfg.dataloader.test:
             cfg.dataloader.test.num_workers = 0
         _redirect_output(cfg.dataloader.evaluator, folder)
-        for name in names:
-            stack.enter_context(_metadata_kept(name, folder))
-        trial = _Trial(", ".join(names) or "dataloader.test", model, "train.try_evaluator=False")
-        trial.run(lambda: instantiate(cfg.dataloader.test), lambda: instantiate(cfg.dataloader.evaluator))
+        _Trial(", ".join(names) or "dataloader.test", model, "train.try_evaluator=False").run(
+            lambda: instantiate(cfg.dataloader.test), lambda: instantiate(cfg.dataloader.evaluator)
+        )
 
 
 def _redirect_output(node: Any, folder: str) -> None:
@@ -105,153 +100,20 @@ def _redirect_output(node: Any, folder: str) -> None:
                 _redirect_output(node[key], folder)
 
 
-class _Trial:
-    """The trial of one evaluator; every process takes part."""
-
-    def __init__(self, name: str, model: nn.Module, switch: str, is_certain: bool = True) -> None:
-        self._name = name
-        self._model = unwrap_model(model)  # a wrapper would talk to the other processes, or change buffers
-        self._switch = switch
-        self._is_certain = is_certain
-        self._evaluator_name = "the evaluator"
-        self._phase = ""  # of the trial, for messages
-
-    def run(self, build_loader: Callable[[], Iterable], build_evaluator: Callable[[], Any]) -> None:
-        """Do it, and say so in one line of the log."""
-        start = time.perf_counter()
-        try:
-            with random_states_kept(), _modes_kept(self._model), _quiet(), _eager(), torch.no_grad():
-                images = self._try(build_loader, build_evaluator)
-        except NotImplementedError as e:
-            reason = str(e) or "not implemented"
-            self._say(logging.WARNING, f"No evaluator for {self._name} ({reason}); it will not be evaluated.")
-        except _WouldFailError as e:
-            if e.ends_training:
-                raise ValueError(str(e)) from e.__cause__
-            self._say(logging.WARNING, str(e))
-        else:
-            seconds = time.perf_counter() - start
-            what = f"The evaluator of {self._name} ({self._evaluator_name})"
-            self._say(logging.INFO, f"{what} was tried on {images} images in {seconds:.1f} s.")
-            self._compare_numbers_of_classes()
-
-    @staticmethod
-    def _say(level: int, text: str) -> None:
-        if comm.is_main_process():
-            logger.log(level, text)
-
-    def _try(self, build_loader: Callable[[], Iterable], build_evaluator: Callable[[], Any]) -> int:
-        self._phase = "cannot be built"
-        try:
-            evaluator = self._in_all_processes(build_evaluator)
-        except _WouldFailError as e:
-            if isinstance(e.__cause__, NotImplementedError):
-                raise e.__cause__ from None
-            raise
-        if isinstance(evaluator, list | tuple):
-            evaluator = DatasetEvaluators(evaluator)
-        if evaluator is None:
-            return 0
-        self._evaluator_name = _name_of(evaluator)
-        self._phase = "has no data"
-        batches = self._in_all_processes(lambda: _first_images(build_loader(), _IMAGES))
-        counts = comm.all_gather(len(batches))
-        if is_sharded(self._model):  # it gathers its weights in every pass, of which all processes must make as many
-            batches = batches[: min(counts)]
-        self._in_all_processes(lambda: self._show(evaluator, batches))
-        self._in_all_processes(
-            getattr(evaluator, "evaluate_part", evaluator.evaluate),
-            # Another's may need all images, or take no made-up predictions.
-            ends_training=_is_ours(evaluator),
-        )
-        return sum(counts)
-
-    def _show(self, evaluator: Any, batches: list[Any]) -> None:
-        """Run the model on every image; the evaluator sees the first as it is, the last with made-up objects."""
-        self._phase = "fails"
-        evaluator.reset()
-        self._model.eval()
-        # as in inference_on_dataset(); and whatever a model writes down is forgotten
-        with lean_masks(self._model, evaluator), EventStorage():
-            for inputs in batches:
-                self._phase = "has no predictions: the model fails"
-                outputs = self._model(inputs)
-                self._phase = "fails"
-                evaluator.process(inputs, self._adapted(outputs, is_last=inputs is batches[-1]))
-
-    def _in_all_processes(self, function: Callable[[], Any], ends_training: bool = True) -> Any:
-        """Call a function in every process; when it fails in one, all of them stop."""
-        result, error = None, None
-        try:
-            result = function()
-        except Exception as e:  # whatever it is: it is said, with its cause
-            error = e
-        ends_training = self._is_certain and (ends_training or isinstance(error, ImportError | FileNotFoundError))
-        failures = comm.all_gather(None if error is None else (_text(error), ends_training, self._phase))
-        failure = next((x for x in failures if x is not None), None)
-        if failure is None:
-            return result
-        text, ends_training, phase = failure
-        verdict = "Evaluation would fail" if ends_training else "Evaluation may fail"
-        raise _WouldFailError(
-            f"{verdict}: {self._evaluator_name} of the data set {self._name} {phase}. {text}\n"
-            f"It was tried on two images before training, so that this is known now. To train without trying: "
-            f"{self._switch}.",
-            ends_training,
-        ) from error
-
-    def _adapted(self, outputs: Any, is_last: bool) -> Any:
-        """Outputs in the documented form with what can be expected of a trained model; others as they are."""
-        if not isinstance(outputs, list):
-            return outputs
-        adapt = self._with_made_up_objects if is_last else self._without_foreign_classes
-        return [adapt(output) if isinstance(output, dict) else output for output in outputs]
-
-    def _without_foreign_classes(self, output: dict[str, Any]) -> dict[str, Any]:
-        """An untrained model may find classes that the data set does not have, a trained one will not."""
-        found, known = output.get("instances"), self._classes(self._metadata())
-        if not isinstance(found, Instances) or not found.has("pred_classes"):
-            return output
-        is_known = torch.isin(found.pred_classes, torch.tensor(known).to(found.pred_classes))
-        return {**output, "instances": found[is_known]}
-
-    def _with_made_up_objects(self, output: dict[str, Any]) -> dict[str, Any]:
-        """An untrained model finds few objects of few classes, or none."""
-        metadata = self._metadata()
-        output = dict(output)
-        found = output.get("instances")
-        if isinstance(found, Instances):
-            output["instances"] = made_up_instances(found, self._classes(metadata))
-        panoptic = output.get("panoptic_seg")
-        if isinstance(panoptic, tuple) and len(panoptic) == 2 and panoptic[1] is not None:
-            things = _labels(metadata, "thing_dataset_id_to_contiguous_id")
-            stuff = _labels(metadata, "stuff_dataset_id_to_contiguous_id")
-            output["panoptic_seg"] = made_up_panoptic(panoptic[0], things, stuff)
-        return output
-
-    def _metadata(self) -> Metadata:
-        return MetadataCatalog.get(self._name) if self._name in MetadataCatalog.list() else Metadata()
-
-    def _classes(self, metadata: Metadata) -> list[int]:
-        """Labels that both the model and the data set have."""
-        known = _labels(metadata, "thing_dataset_id_to_contiguous_id") or list(
-            range(len(metadata.get("thing_classes") or ()))
-        )
-        count = number_of_classes(self._model)
-        if not known:
-            return list(range(count or 1))
-        return [label for label in known if count is None or label < count] or known[:1]
-
-    def _compare_numbers_of_classes(self) -> None:
-        """Warn of classes that the model has and the data set does not: the first such prediction is an error."""
-        in_model, names = number_of_classes(self._model), self._metadata().get("thing_classes")
-        if names and in_model is not None and in_model > len(names):
-            self._say(
-                logging.WARNING,
-                f"The model has {in_model} classes and {self._name} {len(names)}: a prediction of any other class "
-                "would end the evaluation. Set the model's number of classes (MODEL.ROI_HEADS.NUM_CLASSES, "
-                f"MODEL.RETINANET.NUM_CLASSES) to {len(names)}.",
-            )
+@contextlib.contextmanager
+def _scratch_folder(names: Iterable[str]) -> Iterator[str]:
+    """Make a folder for all processes of a machine; afterwards it and metadata that point into it are gone."""
+    folder = tempfile.mkdtemp(prefix="evaluator_trial_") if comm.is_main_process() else ""
+    folder = comm.all_gather(folder)[0]
+    try:
+        os.makedirs(folder, exist_ok=True)  # on other machines
+        yield folder
+        comm.synchronize()  # no process writes any more; when one failed, all have, and each cleans up
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for values in [vars(MetadataCatalog.get(name)) for name in names if name in MetadataCatalog.list()]:
+            for key in [key for key, value in values.items() if isinstance(value, str) and value.startswith(folder)]:
+                del values[key]  # such as the file of a converted data set
 
 
 class _WouldFailError(Exception):
@@ -262,88 +124,167 @@ class _WouldFailError(Exception):
         self.ends_training = ends_training
 
 
-def _labels(metadata: Metadata, key: str) -> list[int]:
-    return sorted((metadata.get(key) or {}).values())
+class _Trial:
+    """The trial of one evaluator; every process takes part."""
+
+    def __init__(self, name: str, model: nn.Module, switch: str, is_certain: bool = True) -> None:
+        self._name = name
+        self._model = unwrap_model(model)  # a wrapper would talk to the other processes, or change buffers
+        self._switch = switch
+        self._is_certain = is_certain
+        self._evaluator_name = "the evaluator"
+
+    def run(self, build_loader: Callable[[], Iterable], build_evaluator: Callable[[], Any]) -> None:
+        """Try the evaluator, and log the outcome."""
+        start = time.perf_counter()
+        try:
+            with random_states_kept(), undisturbed(self._model), _quiet(), _eager(), torch.no_grad():
+                images = self._try(build_loader, build_evaluator)
+        except NotImplementedError as e:
+            reason = str(e) or "not implemented"
+            self._log(logging.WARNING, f"No evaluator for {self._name} ({reason}); it will not be evaluated.")
+        except _WouldFailError as e:
+            if e.ends_training:
+                raise ValueError(str(e)) from e.__cause__
+            self._log(logging.WARNING, str(e))
+        else:
+            seconds = time.perf_counter() - start
+            what = f"The evaluator of {self._name} ({self._evaluator_name})"
+            self._log(logging.INFO, f"{what} was tried on {images} images in {seconds:.1f} s.")
+            self._compare_numbers_of_classes()
+
+    @staticmethod
+    def _log(level: int, text: str) -> None:
+        if comm.is_main_process():
+            logger.log(level, text)
+
+    def _try(self, build_loader: Callable[[], Iterable], build_evaluator: Callable[[], Any]) -> int:
+        """Build, predict, process and evaluate; return the number of images in all processes."""
+        evaluator = self._in_all_processes("cannot be built", build_evaluator)
+        if isinstance(evaluator, list | tuple):
+            evaluator = DatasetEvaluators(evaluator)
+        if evaluator is None:
+            return 0
+        self._evaluator_name = ", ".join(type(member).__name__ for member in _members(evaluator))
+        batches = self._in_all_processes("has no data", lambda: _first_images(build_loader(), _IMAGES))
+        counts = comm.all_gather(len(batches))
+        if is_sharded(self._model):  # it gathers its weights in every pass, of which all processes must make as many
+            batches = batches[: min(counts)]
+        self._model.eval()
+        # As in inference_on_dataset(); what the model records is dropped.
+        with lean_masks(self._model, evaluator), EventStorage():
+            outputs = self._in_all_processes(
+                "has no predictions: the model fails", lambda: [self._model(inputs) for inputs in batches]
+            )
+
+        def process() -> None:
+            evaluator.reset()
+            for i, (inputs, output) in enumerate(zip(batches, outputs, strict=True), start=1):
+                evaluator.process(inputs, self._adapted(output, is_last=i == len(batches)))
+
+        self._in_all_processes("fails", process)
+        # The metrics of other evaluators may need all images, or take no made-up predictions.
+        is_ours = all(
+            isinstance(e, DatasetEvaluator) and type(e).evaluate.__module__.startswith("detectron2.")
+            for e in _members(evaluator)
+        )
+        self._in_all_processes("fails", getattr(evaluator, "evaluate_part", evaluator.evaluate), is_ours)
+        return sum(counts)
+
+    def _in_all_processes(self, phase: str, function: Callable[[], Any], ends_training: bool = True) -> Any:
+        """Call a function in every process; when it fails in one, all of them stop."""
+        result, error, failure = None, None, None
+        try:
+            result = function()
+        except Exception as e:  # the message names any error, and its cause
+            error = e
+            if isinstance(e, NotImplementedError) and phase == "cannot be built":
+                failure = "", False
+            else:
+                text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
+                failure = f"{type(e).__name__}: {text}", ends_training or isinstance(e, ImportError | FileNotFoundError)
+        failure = next((x for x in comm.all_gather(failure) if x is not None), None)
+        if failure is None:
+            return result
+        text, ends_training = failure
+        if not text:
+            raise NotImplementedError(*(error.args if error else ())) from None
+        ends_training = ends_training and self._is_certain
+        verdict = "Evaluation would fail" if ends_training else "Evaluation may fail"
+        raise _WouldFailError(
+            f"{verdict}: {self._evaluator_name} of the data set {self._name} {phase}. {text}\n"
+            f"It was tried on two images before training, so that this is known now. To train without trying: "
+            f"{self._switch}.",
+            ends_training,
+        ) from error
+
+    def _adapted(self, outputs: Any, is_last: bool) -> Any:
+        """Change outputs in the documented form to what a trained model may give; the last get made-up objects."""
+        if not isinstance(outputs, list):
+            return outputs
+        adapt = self._with_made_up_objects if is_last else self._without_foreign_classes
+        return [adapt(output) if isinstance(output, dict) else output for output in outputs]
+
+    def _without_foreign_classes(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Drop classes that the data set does not have; an untrained model may find them, a trained one will not."""
+        found, known = output.get("instances"), self._classes()
+        if not isinstance(found, Instances) or not found.has("pred_classes"):
+            return output
+        is_known = torch.isin(found.pred_classes, torch.tensor(known).to(found.pred_classes))
+        return {**output, "instances": found[is_known]}
+
+    def _with_made_up_objects(self, output: dict[str, Any]) -> dict[str, Any]:
+        output = dict(output)
+        found, panoptic = output.get("instances"), output.get("panoptic_seg")
+        if isinstance(found, Instances):
+            output["instances"] = made_up_instances(found, self._classes())
+        if isinstance(panoptic, tuple) and len(panoptic) == 2 and panoptic[1] is not None:
+            output["panoptic_seg"] = made_up_panoptic(panoptic[0], self._labels("thing"), self._labels("stuff"))
+        return output
+
+    @property
+    def _metadata(self) -> Metadata:
+        return MetadataCatalog.get(self._name) if self._name in MetadataCatalog.list() else Metadata()
+
+    def _labels(self, kind: str) -> list[int]:
+        return sorted((self._metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}).values())
+
+    def _classes(self) -> list[int]:
+        """Return the labels that both the model and the data set have."""
+        known = self._labels("thing") or list(range(len(self._metadata.get("thing_classes") or ())))
+        count = number_of_classes(self._model)
+        if not known:
+            return list(range(count or 1))
+        return [label for label in known if count is None or label < count] or known[:1]
+
+    def _compare_numbers_of_classes(self) -> None:
+        """Warn of classes that the model has and the data set does not: the first such prediction is an error."""
+        in_model, names = number_of_classes(self._model), self._metadata.get("thing_classes")
+        if names and in_model is not None and in_model > len(names):
+            self._log(
+                logging.WARNING,
+                f"The model has {in_model} classes and {self._name} {len(names)}: a prediction of any other class "
+                "would end the evaluation. Set the model's number of classes (MODEL.ROI_HEADS.NUM_CLASSES, "
+                f"MODEL.RETINANET.NUM_CLASSES) to {len(names)}.",
+            )
 
 
 def _first_images(loader: Iterable, count: int) -> list[Any]:
-    """The first batches of a loader, up to a number of images, with as many batches where there are several images."""
+    """Return the first batches of a loader, up to a number of images; a list of images becomes a batch of each."""
     batches: list[Any] = []
-    images = 0
     for batch in loader:
-        rest = count - images
-        if isinstance(batch, list):
-            batches += [[image] for image in batch[:rest]]
-        else:
-            batches.append(batch)
-        images += min(_length(batch), rest)
-        if images >= count:
+        batches += [[image] for image in batch] if isinstance(batch, list) else [batch]
+        if len(batches) >= count:
             break
     if not batches and comm.get_world_size() == 1:
         raise ValueError("The loader of the test data gives no image.")
-    return batches
-
-
-def _length(batch: Any) -> int:
-    return len(batch) if isinstance(batch, list) else 1
+    return batches[:count]
 
 
 def _members(evaluator: Any) -> list[Any]:
     if isinstance(evaluator, DatasetEvaluators):
         return [leaf for member in evaluator._evaluators for leaf in _members(member)]
     return [evaluator]
-
-
-def _name_of(evaluator: Any) -> str:
-    return ", ".join(type(member).__name__ for member in _members(evaluator))
-
-
-def _is_ours(evaluator: Any) -> bool:
-    """Whether all evaluators compute their metrics as those that come with the library."""
-    return all(
-        isinstance(e, DatasetEvaluator) and type(e).evaluate.__module__.startswith("detectron2.")
-        for e in _members(evaluator)
-    )
-
-
-def _text(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f"{type(error).__name__}: {text}"
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[str]:
-    """A folder for all processes of a machine, which is gone afterwards."""
-    folder = tempfile.mkdtemp(prefix="evaluator_trial_") if comm.is_main_process() else ""
-    folder = comm.all_gather(folder)[0]
-    try:
-        os.makedirs(folder, exist_ok=True)  # on other machines
-        yield folder
-        comm.synchronize()  # no process writes any more; when one failed, all have, and each cleans up
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _metadata_kept(name: str, folder: str) -> Iterator[None]:
-    """Afterwards the metadata of a data set names no file in the folder, such as a converted data set."""
-    try:
-        yield
-    finally:
-        values = vars(MetadataCatalog.get(name)) if name in MetadataCatalog.list() else {}
-        for key in [key for key, value in values.items() if isinstance(value, str) and value.startswith(folder)]:
-            del values[key]
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module is in training or evaluation mode as before, also those that differ from the model as a whole."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager
@@ -357,18 +298,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@contextlib.contextmanager
-def _eager() -> Iterator[None]:
-    """Compiled models are not compiled for evaluation, which takes minutes, before training has begun."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def _eager() -> contextlib.AbstractContextManager:
+    """Run compiled models as they are: to compile them for evaluation takes minutes, before training has begun."""
+    is_loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_loaded else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Made-up predictions. `N` objects, `H` and `W` the size of the original image, `K` classes of the model.
+# Made-up predictions
 # ---------------------------------------------------------------------------------------------------------------------
 
 # More would not try more, and each may have a mask of the size of the image.
@@ -395,64 +332,46 @@ def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances:
         classes: labels; of very many, some that are evenly spread, the first and the last among them.
 
     Returns:
-        the objects, on the device of the template.
+        The objects, on the device of the template.
     """
     height, width = template.image_size
     most = min(_MOST_OBJECTS, max(1, _MOST_MASK_PIXELS // max(1, height * width)))
     if len(classes) > most:
         classes = [classes[round(k)] for k in np.linspace(0, len(classes) - 1, most)]
+    count = len(classes)
+    y1, x1 = height // 4, width // 4
+    y2, x2 = y1 + max(1, height // 2), x1 + max(1, width // 2)
     made = Instances(template.image_size)
     for name, value in template.get_fields().items():
-        field = _field(name, value, classes, (height, width))
-        if field is not None:
-            made.set(name, field)
+        tensor = value if isinstance(value, torch.Tensor) else getattr(value, "tensor", None)
+        if name == "pred_classes":
+            made.set(name, torch.tensor(classes, dtype=value.dtype, device=value.device))
+        elif name == "scores":
+            made.set(name, torch.linspace(1.0, 0.5, count, device=value.device).to(value.dtype))
+        elif isinstance(value, RotatedBoxes):
+            box = value.tensor.new_tensor([[width / 2, height / 2, width / 2, height / 2, 0.0]])
+            made.set(name, RotatedBoxes(box.repeat(count, 1)))
+        elif isinstance(value, Boxes):
+            made.set(name, Boxes(value.tensor.new_tensor([[x1, y1, x2, y2]]).repeat(count, 1)))
+        elif name == "pred_masks_rle":
+            made.set(name, [_run_lengths((height, width), slice(y1, y2), slice(x1, x2)) for _ in classes])
+        elif isinstance(tensor, torch.Tensor):
+            field = tensor.new_zeros((count, *tensor.shape[1:]))
+            if tensor.shape[1:] == (height, width):  # masks of whole images
+                field[:, y1:y2, x1:x2] = 1
+            elif name == "pred_masks":  # masks of boxes
+                field.fill_(1)
+            is_plain = isinstance(value, torch.Tensor)
+            made.set(name, field if is_plain else type(value)(field))  # pyright: ignore[reportCallIssue]
     return made
 
 
-def _field(name: str, value: Any, classes: Sequence[int], size_hw: tuple[int, int]) -> Any:
-    """One field of all objects, or None where it is of an unknown kind."""
-    count = len(classes)
-    if name == "pred_classes":
-        return torch.tensor(classes, dtype=value.dtype, device=value.device)
-    if name == "scores":
-        return torch.linspace(1.0, 0.5, count, device=value.device).to(value.dtype)
-    if isinstance(value, RotatedBoxes):
-        height, width = size_hw
-        box = torch.tensor([[width / 2, height / 2, width / 2, height / 2, 0.0]])
-        return RotatedBoxes(box.to(value.tensor).repeat(count, 1))
-    if isinstance(value, Boxes):
-        return Boxes(_middle_xyxy(size_hw).to(value.tensor).repeat(count, 1))
-    if isinstance(value, list):
-        return [_run_lengths(size_hw) for _ in classes] if name == "pred_masks_rle" else None
-    tensor = value if isinstance(value, torch.Tensor) else getattr(value, "tensor", None)
-    if not isinstance(tensor, torch.Tensor):
-        return None
-    made = tensor.new_zeros((count, *tensor.shape[1:]))
-    if tensor.shape[1:] == size_hw:  # masks of whole images
-        y1, x1, y2, x2 = _middle_yxyx(size_hw)
-        made[:, y1:y2, x1:x2] = 1
-    elif name == "pred_masks":  # masks of boxes
-        made.fill_(1)
-    return made if isinstance(value, torch.Tensor) else type(value)(made)  # pyright: ignore[reportCallIssue]
-
-
-def _middle_yxyx(size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
-    height, width = size_hw
-    return height // 4, width // 4, height // 4 + max(1, height // 2), width // 4 + max(1, width // 2)
-
-
-def _middle_xyxy(size_hw: tuple[int, int]) -> torch.Tensor:
-    y1, x1, y2, x2 = _middle_yxyx(size_hw)
-    return torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32)
-
-
-def _run_lengths(size_hw: tuple[int, int]) -> dict[str, Any]:
-    """Compressed COCO run lengths of the box in the middle."""
+def _run_lengths(size_hw: tuple[int, int], rows: slice, columns: slice) -> dict[str, Any]:
+    """Return compressed COCO run lengths of a box."""
     import pycocotools.mask as mask_util
 
     mask = np.zeros(size_hw, dtype=np.uint8, order="F")
-    y1, x1, y2, x2 = _middle_yxyx(size_hw)
-    mask[y1:y2, x1:x2] = 1
+    mask[rows, columns] = 1
     return mask_util.encode(mask)  # type: ignore[return-value]
 
 
@@ -467,7 +386,7 @@ def made_up_panoptic(ids: torch.Tensor, things: Sequence[int], stuff: Sequence[i
         stuff: contiguous labels of stuff, in ascending order.
 
     Returns:
-        the map, and its segments in the documented form.
+        The map, and its segments in the documented form.
     """
     labels = [(True, label) for label in sorted({*things[:1], *things[-1:]})] + [(False, x) for x in stuff[-1:]]
     made = torch.zeros_like(ids)

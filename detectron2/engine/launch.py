@@ -67,7 +67,9 @@ def launch(
         return main_func(*args)
     if layout.rank is not None:
         return _run_in_group(layout, main_func, args, timeout)
-    _check_device_count(layout.local_size)
+    wanted, available = layout.local_size, torch.cuda.device_count()
+    if 0 < available < wanted:
+        raise ValueError(f"Expected a GPU for each of {wanted} processes, but this machine has {available} GPU(s).")
     layout, store = _open_store(layout)
     try:
         first_rank = layout.machine_rank * layout.local_size
@@ -75,12 +77,6 @@ def launch(
     finally:
         del store  # closes it
     return None
-
-
-def _check_device_count(wanted: int) -> None:
-    available = torch.cuda.device_count()
-    if 0 < available < wanted:
-        raise ValueError(f"Expected a GPU for each of {wanted} processes, but this machine has {available} GPU(s).")
 
 
 def _open_store(layout: Layout) -> tuple[Layout, Any]:

@@ -60,14 +60,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")
     )
     checkpointer = build_checkpointer(model, cfg.train.output_dir, options, trainer)
-    describe = SelfDescription(
-        trainer,
-        model,
-        lambda: lazy_config(cfg),
-        _dataset_names(cfg, "train"),
-        _image_format(cfg),
-        options.ema_decay > 0,
-    )
+    names, has_average = _dataset_names(cfg, "train"), options.ema_decay > 0
+    describe = SelfDescription(trainer, model, lambda: lazy_config(cfg), names, _image_format(cfg), has_average)
     checkpointer.describe = describe
     trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
     checkpoint = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
@@ -89,7 +83,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 def _hooks(
     cfg: DictConfig, options: TrainOptions, trainer: SimpleTrainer, checkpointer: DetectionCheckpointer, max_iter: int
 ) -> list[HookBase | None]:
-    model, images = trainer.model, _images_per_iteration(cfg, options)
+    model, batch_size = trainer.model, OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    images = None if batch_size is None else batch_size * options.accumulation_steps  # in one step of the optimizer
     periods = dict(cfg.train.checkpointer)
     if "checkpoints_to_keep" in cfg.train:
         periods["max_to_keep"] = options.checkpoints_to_keep or None
@@ -108,14 +103,7 @@ def _hooks(
     return with_outer_hooks(hooks, model, checkpointer, cfg.train.checkpointer.period, images)
 
 
-def _images_per_iteration(cfg: DictConfig, options: TrainOptions) -> int | None:
-    """Images in one step of the optimizer over all processes; `None` where the loader is made in another way."""
-    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
-    return None if batch_size is None else batch_size * options.accumulation_steps
-
-
 def _writers(cfg: DictConfig, max_iter: int, images: int | None) -> list[EventWriter]:
-    """The writers that `train.writers` names, or the usual ones."""
     if "writers" in cfg.train:
         return make_writers(cfg.train.writers, cfg.train.output_dir, max_iter, images, cfg)
     return default_writers(cfg.train.output_dir, max_iter, images)
@@ -131,26 +119,13 @@ def _validation_loader(cfg: DictConfig) -> Iterable:
 
 
 def _image_format(cfg: DictConfig) -> str | None:
-    """The colour order of the model's input, where a config of the usual form says it."""
-    places = ("dataloader.test.mapper", "dataloader.train.mapper")
-    found = [OmegaConf.select(cfg, f"{place}.image_format") for place in places]
-    return next((str(x) for x in (*found, OmegaConf.select(cfg, "model.input_format")) if x is not None), None)
+    """Return the colour order of the model's input, where a config of the usual form has it."""
+    keys = ("dataloader.test.mapper.image_format", "dataloader.train.mapper.image_format", "model.input_format")
+    return next((str(x) for key in keys if (x := OmegaConf.select(cfg, key)) is not None), None)
 
 
 def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -> DictConfig:
-    """Give `train.max_iter` and the steps of the schedule the values that the numbers of epochs mean.
-
-    Args:
-        cfg: is not changed.
-        options: its `max_epochs` and `step_epochs`.
-        loader: the training data.
-
-    Returns:
-        `cfg` itself where nothing is given in epochs.
-
-    Raises:
-        ValueError: the schedule has no steps, or another number of them.
-    """
+    """Return a config with `train.max_iter` and the steps of the schedule computed from the numbers of epochs."""
     if not options.max_epochs:
         return cfg
     cfg = copy.deepcopy(cfg)
@@ -159,11 +134,11 @@ def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -
     if not options.step_epochs:
         return cfg  # milestones are shares of the whole
     schedule = _find_call(cfg.lr_multiplier, "MultiStepParamScheduler")
-    if schedule is None or len(schedule.get("values", ())) != len(options.step_epochs) + 1:
+    values = () if schedule is None else schedule.get("values", ())
+    if schedule is None or len(values) != len(options.step_epochs) + 1:
         raise ValueError(
             "train.step_epochs needs lr_multiplier to be, or to contain, a MultiStepParamScheduler whose 'values' are "
-            f"one more than the steps; there are {len(options.step_epochs)} steps, and "
-            + ("it has none." if schedule is None else f"{len(schedule.get('values', ()))} values.")
+            f"one more than the steps; there are {len(options.step_epochs)} steps, and {len(values) or 'no'} values."
         )
     schedule.milestones = [round(epoch * per_epoch) for epoch in options.step_epochs]
     schedule.num_updates = cfg.train.max_iter
@@ -171,7 +146,7 @@ def _epochs_to_iterations(cfg: DictConfig, options: TrainOptions, loader: Any) -
 
 
 def _find_call(node: Any, name: str) -> Any:
-    """Return the first description of a call of a class of this name; `None` where there is none."""
+    """Return the first call of a class of this name in a config."""
     if not OmegaConf.is_dict(node):
         return None
     target = node.get("_target_")
@@ -181,11 +156,9 @@ def _find_call(node: Any, name: str) -> Any:
 
 
 def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
-    """The data sets of a loader that is made as in `configs/common/data`; none where it is made in another way."""
+    """Return the data sets of a loader that is made as in `configs/common/data`, otherwise none."""
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-    if names is None:
-        return []
-    return [names] if isinstance(names, str) else list(names)
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def lazy_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

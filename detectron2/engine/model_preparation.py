@@ -17,14 +17,7 @@ from detectron2.engine.options import TrainOptions
 from detectron2.engine.sharding import is_sharded, shard_model
 from detectron2.layers import FrozenBatchNorm2d
 
-__all__ = [
-    "compile_parts",
-    "create_ddp_model",
-    "freeze_by_pattern",
-    "parameter_table",
-    "prepare_model",
-    "uncompiled",
-]
+__all__ = ["compile_parts", "create_ddp_model", "freeze_by_pattern", "parameter_table", "prepare_model", "uncompiled"]
 
 logger = logging.getLogger("detectron2.engine.defaults")
 
@@ -34,15 +27,7 @@ _PARTS = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head
 
 
 def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
-    """Freeze, change the memory format, compile and shard a model in place, before the optimizer is built.
-
-    Args:
-        model: the model, on the device of this process.
-        options: the options of the training.
-
-    Returns:
-        `model`.
-    """
+    """Freeze, change the memory format, compile and shard a model in place, before the optimizer is built."""
     if options.freeze:
         freeze_by_pattern(model, options.freeze)
     if options.channels_last:
@@ -84,10 +69,9 @@ def create_ddp_model(
         kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")  # its name since PyTorch 2.15
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression or bf16_compression:
-        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 
-        hook = default_hooks.fp16_compress_hook if fp16_compression else default_hooks.bf16_compress_hook
-        ddp.register_comm_hook(state=None, hook=hook)
+        ddp.register_comm_hook(state=None, hook=fp16_compress_hook if fp16_compression else bf16_compress_hook)
     return ddp
 
 
@@ -125,14 +109,9 @@ def freeze_by_pattern(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def parameter_table(model: nn.Module, depth: int = 2) -> str:
-    """Return a table of the numbers of frozen and trainable parameters.
+    """Return a table of the numbers of frozen and trainable parameters, by the first `depth` parts of their names.
 
-    Args:
-        model: the model; weights of `FrozenBatchNorm2d` count as frozen.
-        depth: number of leading parts of a name that make a row.
-
-    Returns:
-        The table, as text.
+    Weights of `FrozenBatchNorm2d` count as frozen.
     """
     counts: dict[str, list[int]] = {}
 
@@ -152,19 +131,14 @@ def parameter_table(model: nn.Module, depth: int = 2) -> str:
 
 
 def compile_parts(model: nn.Module) -> None:
-    """Compile the backbone and the heads in place; classes, attributes and names of weights stay the same.
+    """Compile the backbone and the heads in place, or a model without these parts as a whole.
 
-    Args:
-        model: the model; one without these parts is compiled as a whole.
+    Classes, attributes and names of weights stay the same.
     """
     modules = dict(model.named_modules())
-    parts: list[nn.Module] = []
-    for name in _PARTS:
-        part = modules.get(name)
-        if part is not None:
-            parts += list(part) if isinstance(part, nn.ModuleList) else [part]
-    for part in parts or [model]:
-        part.compile()
+    for part in [modules[name] for name in _PARTS if name in modules] or [model]:
+        for module in part if isinstance(part, nn.ModuleList) else [part]:
+            module.compile()
 
 
 @contextlib.contextmanager

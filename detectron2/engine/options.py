@@ -83,13 +83,7 @@ class TrainOptions:
 
     @classmethod
     def from_lazy(cls, train: Any) -> "TrainOptions":
-        """Read the options from the section `train` of a LazyConfig.
-
-        Args:
-            train: the section; keys that training does not read cause a warning.
-
-        Returns:
-            The options.
+        """Read the options from the section `train` of a LazyConfig; keys that training does not read cause a warning.
 
         Raises:
             ValueError: a key is probably misspelt.
@@ -102,16 +96,7 @@ class TrainOptions:
 
 
 def get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
-    """Return the value of the first dotted key that a config has.
-
-    Args:
-        cfg: a `CfgNode` or an omegaconf config.
-        *keys: for example `"OUTPUT_DIR"` and `"train.output_dir"`.
-        default: the value where the config has none of the keys.
-
-    Returns:
-        The value, or `default`.
-    """
+    """Return the value of the first dotted key, such as `"train.output_dir"`, that a config of either kind has."""
     for key in keys:
         value = cfg
         for part in key.split("."):
@@ -125,19 +110,8 @@ def get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
 
 # Further keys of `train`, which lazy_train and default_setup read.
 _OTHER_TRAIN_KEYS = (
-    "output_dir",
-    "init_checkpoint",
-    "max_iter",
-    "amp",
-    "ddp",
-    "checkpointer",
-    "eval_period",
-    "log_period",
-    "device",
-    "seed",
-    "deterministic",
-    "cudnn_benchmark",
-    "writers",
+    *("output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "checkpointer", "eval_period", "log_period"),
+    *("device", "seed", "deterministic", "cudnn_benchmark", "writers"),
 )
 _GROUPS = {"amp": ("enabled",), "checkpointer": ("period", "max_to_keep", "file_prefix")}
 

@@ -5,6 +5,7 @@ python -m detectron2.engine.replay output/nonfinite_0000123.pth --device cuda
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
     model.to(device).train()
     batches = from_plain(content["batches"])
     kind = getattr(torch, content["autocast"]) if content["autocast"] else None
-    losses: dict[str, Any] = {}
+    losses: Any = {}
     found = None
     with random_states_kept(), torch.autocast(device, dtype=kind, enabled=kind is not None):
         if content["random_states"]:
@@ -58,17 +59,11 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
         if content["random_states"]:
             set_random_states(content["random_states"])
         for batch in batches:
-            losses = _losses(model, batch)
+            losses = {}
+            with EventStorage(), torch.no_grad(), contextlib.suppress(FloatingPointError):  # the model may notice
+                losses = model(batch)
+    losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
     return {name: float(value) for name, value in losses.items()}, found
-
-
-def _losses(model: nn.Module, batch: Any) -> dict[str, Any]:
-    try:
-        with EventStorage(), torch.no_grad():
-            losses = model(batch)
-    except FloatingPointError:  # it noticed by itself
-        return {}
-    return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 
 
 def _model_of(content: dict[str, Any], path: str) -> nn.Module:
@@ -88,14 +83,7 @@ def _model_of(content: dict[str, Any], path: str) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: arguments; those of the command line by default.
-
-    Returns:
-        0 if all losses are finite now, else 1.
-    """
+    """Run the command, and return 0 if all losses are finite now, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="nonfinite_*.pth, from the output folder of the run")
     parser.add_argument("--device", default="cpu", help="where to compute")

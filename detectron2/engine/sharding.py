@@ -63,12 +63,7 @@ def shard_model(
     if comm.get_world_size() == 1:
         return model
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        MixedPrecisionPolicy,
-        OffloadPolicy,
-        fully_shard,
-    )
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     blocks = list(_blocks(model, block_types))
     if not blocks:
@@ -100,16 +95,9 @@ def _gather_for(model: nn.Module, name: str) -> None:
     """Gather the weights also for a method other than forward, unless forward calls it and has gathered them."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    depth = [0]  # of calls of forward
-
-    def enter(*_: Any) -> None:
-        depth[0] += 1
-
-    def leave(*_: Any) -> None:
-        depth[0] -= 1
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
+    running: list[None] = []  # one entry for each call of forward that is running
+    model.register_forward_pre_hook(lambda *_: running.append(None))
+    model.register_forward_hook(lambda *_: running.pop(), always_call=True)
     plain = getattr(model, name)
     register_fsdp_forward_method(model, name)
     gathering = getattr(model, name)
@@ -117,7 +105,7 @@ def _gather_for(model: nn.Module, name: str) -> None:
     @functools.wraps(plain)
     def method(*args: Any, **kwargs: Any) -> Any:
         # One within the other would drop the weights twice, in whole_weights() as well.
-        return (plain if depth[0] else gathering)(*args, **kwargs)
+        return (plain if running else gathering)(*args, **kwargs)
 
     setattr(model, name, method)
 
@@ -181,25 +169,12 @@ class ShardedCheckpointer(DetectionCheckpointer):
         self.needs_all_processes = is_sharded(model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save everything, whole, to `<save_dir>/<name>.pth`, which then counts as the last checkpoint.
-
-        Args:
-            name: file name without folder and extension.
-            **kwargs: further data to save.
-        """
+        """Save everything, whole; see `DetectionCheckpointer.save`."""
         super().save(name, **kwargs)
         comm.synchronize()  # it is marked as the last one when any process goes on
 
     def save_aside(self, name: str, **kwargs: Any) -> str | None:
-        """Save like `save`, without a change to which checkpoint counts as the last one.
-
-        Args:
-            name: file name without folder and extension.
-            **kwargs: further data to save.
-
-        Returns:
-            The name of the file, on rank 0.
-        """
+        """Save everything, whole; see `DetectionCheckpointer.save_aside`. The name of the file is known on rank 0."""
         model, objects = self.model, self.checkpointables
         try:
             self.model = _Whole(model)
@@ -211,28 +186,25 @@ class ShardedCheckpointer(DetectionCheckpointer):
         return basename
 
     def load(self, path: str, checkpointables: Any = None) -> dict[str, Any]:
-        """Load a file, of which each process keeps its part.
-
-        Args:
-            path: path or URL; nothing is loaded when it is empty.
-            checkpointables: names of those to load; all when None.
-
-        Returns:
-            What else the file holds.
-        """
+        """Load a file, of which each process keeps its part; see `DetectionCheckpointer.load`."""
         rest = super().load(path, checkpointables)
-        for value in self.checkpointables.values():
-            for optimizer in _optimizers(value):
-                _split_optimizer_state(optimizer)
+        for owner in self.checkpointables.values():
+            optimizer = owner if isinstance(owner, torch.optim.Optimizer) else getattr(owner, "optimizer", None)
+            if isinstance(optimizer, torch.optim.Optimizer):
+                for parameter, state in optimizer.state.items():
+                    state.update({key: split_like(value, parameter) for key, value in state.items()})
         return rest
 
 
 class _Whole:
-    """What a checkpointable has as state, gathered at once so that all processes take part."""
+    """The state of a checkpointable, with whole tensors on the CPU in place of parts, which all processes gather."""
 
     def __init__(self, owner: Any) -> None:
+        from torch.distributed.tensor import DTensor
+        from torch.utils._pytree import tree_map_only
+
         state = owner.state_dict()
-        self._state = _gathered(state)
+        self._state = tree_map_only(DTensor, lambda part: part.full_tensor().detach().cpu(), state)
         if hasattr(state, "_metadata"):  # versions of modules, which PyTorch keeps beside their weights
             self._state._metadata = state._metadata
 
@@ -240,27 +212,12 @@ class _Whole:
         return self._state
 
 
-def _gathered(state: Any) -> Any:
-    """A copy of nested containers with whole tensors, on the CPU, in place of parts."""
-    from torch.distributed.tensor import DTensor
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(DTensor, _whole_on_cpu, state)
-
-
-def _whole_on_cpu(part: Any) -> torch.Tensor:
-    return part.detach().full_tensor().cpu()
-
-
 def _blocks(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
     for name, module in model.named_modules():
-        if types:
-            if isinstance(module, types):
-                yield module
-        elif isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
-            yield from module
-        elif isinstance(module, CNNBlockBase):
+        if isinstance(module, types or CNNBlockBase):
             yield module
+        elif not types and isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
+            yield from module
 
 
 @torch.no_grad()
@@ -280,12 +237,6 @@ def _split_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             state_dict[prefix + name] = split_like(state_dict[prefix + name], parameter)
 
 
-def _split_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    for parameter, state in optimizer.state.items():
-        for key in state:
-            state[key] = split_like(state[key], parameter)
-
-
 def split_like(value: Any, parameter: torch.Tensor) -> Any:
     """Return the part of a whole tensor that corresponds to a parameter's; anything else as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -300,9 +251,3 @@ def split_like(value: Any, parameter: torch.Tensor) -> Any:
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a tensor that is split, which changes with it; any other as it is."""
     return getattr(tensor, "_local_tensor", tensor)
-
-
-def _optimizers(owner: Any) -> Iterator[torch.optim.Optimizer]:
-    found = owner if isinstance(owner, torch.optim.Optimizer) else getattr(owner, "optimizer", None)
-    if isinstance(found, torch.optim.Optimizer):
-        yield found

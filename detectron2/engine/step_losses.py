@@ -47,11 +47,7 @@ class LossNotFinite(FloatingPointError):
 
 
 class HostCopy:
-    """A copy of a few numbers from the device to the host.
-
-    Args:
-        values: tensor of any shape, which must not be changed afterwards.
-    """
+    """A copy of a few numbers, which must not be changed afterwards, from the device to the host."""
 
     def __init__(self, values: torch.Tensor):
         self._values, self._arrival = _start_copy(values.detach())
@@ -80,7 +76,7 @@ def _start_copy(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:  # one for each device
     return torch.cuda.Stream(device)
 
 
@@ -140,11 +136,7 @@ class LossWatch:
             self._copy = HostCopy(_gather_rows(row))
 
     def raise_for_failure(self) -> None:
-        """Raise if another process left the step, because its gradients would never arrive.
-
-        Raises:
-            LossNotFinite: the loss is not finite in other processes, which left the step.
-        """
+        """Raise `LossNotFinite` if another process left the step, because its gradients would never arrive."""
         if not self._is_alone and self._copy.has_arrived():
             failed = [rank for rank, (_, has_failed) in enumerate(self._copy.numbers()) if has_failed]
             if failed:
@@ -152,14 +144,7 @@ class LossWatch:
                 raise LossNotFinite(text, failed, is_joint=False)
 
     def totals(self) -> list[float]:
-        """Return the sum of the losses in each process.
-
-        Returns:
-            One number for each process.
-
-        Raises:
-            LossNotFinite: see `raise_for_failure`.
-        """
+        """Return the sum of the losses in each process, or raise as `raise_for_failure` does."""
         found = self._copy.numbers()
         if self._is_alone:
             return [found]
@@ -193,11 +178,6 @@ def raise_if_not_finite(iteration: int, totals: Sequence[float], losses: Mapping
     raise LossNotFinite(f"{text}.", ranks)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Recording
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def record_losses(
     loss_dict: Mapping[str, Any], data_time: float, cur_iter: int | None = None, prefix: str = ""
 ) -> None:
@@ -222,21 +202,21 @@ def record_losses(
     if comm.get_world_size() == 1 and _is_at_hand(own):
         _record_at_once(storage, dict(zip(names, own.tolist(), strict=True)), data_time, at, prefix)
         return
-    if comm.get_world_size() == 1:
-        mean, longest, same = own, None, own.new_ones(1)
-        totals = own.sum()[None]
-    else:
+    mean, longest, same, totals = own, data_time, own.new_ones(1), own.sum()[None]
+    if comm.get_world_size() > 1:
         rows = _gather_rows(_message(names, own, data_time))
         is_same = rows[:, 0] == _key(names)
-        of_all = rows[:, _HEAD : _HEAD + len(names)]
         same = is_same.sum()[None]
-        mean = torch.where(is_same[:, None], of_all, 0.0).sum(dim=0) / same
+        mean = torch.where(is_same[:, None], rows[:, _HEAD : _HEAD + len(names)], 0.0).sum(dim=0) / same
         longest = rows[:, 1].max()
         totals = rows[:, _HEAD:].sum(dim=1)
     if comm.is_main_process():
-        _put(names, mean, data_time if longest is None else longest, cur_iter, f"{prefix}total_loss")
+        storage.put_scalar("data_time", longest, cur_iter=at)
+        # The model may return one loss, or the sum beside its losses, under the name of the sum.
+        kept = {name: value for name, value in zip(names, mean.unbind(), strict=True) if name != "total_loss"}
+        storage.put_vector((f"{prefix}total_loss", *kept), torch.stack([mean.sum(), *kept.values()]), cur_iter=at)
     storage._awaited.append((HostCopy(torch.cat([same, totals, own])), at, names))
-    _look_at_arrived(storage._awaited)
+    _raise_for_arrived(storage._awaited)
 
 
 def _is_at_hand(values: torch.Tensor) -> bool:
@@ -252,18 +232,6 @@ def _record_at_once(storage: EventStorage, losses: dict[str, float], data_time: 
     for name, value in losses.items():
         if name != "total_loss":
             storage.put_scalar(name, value, cur_iter=at)
-
-
-def _put(
-    names: tuple[str, ...], mean: torch.Tensor, data_time: float | torch.Tensor, cur_iter: int | None, total: str
-) -> None:
-    storage = get_event_storage()
-    storage.put_scalar("data_time", data_time, cur_iter=cur_iter)
-    values = torch.cat([mean.sum()[None], mean])
-    if "total_loss" in names:  # the model returns one loss, or the sum beside its losses
-        kept = [i for i, name in enumerate(names) if name != "total_loss"]
-        names, values = tuple(names[i] for i in kept), torch.stack([values[0], *(values[1 + i] for i in kept)])
-    storage.put_vector((total, *names), values, cur_iter=cur_iter)
 
 
 def _as_vector(loss_dict: Mapping[str, Any]) -> torch.Tensor:
@@ -284,23 +252,16 @@ def _key(names: Sequence[str]) -> float:
 
 def _message(names: Sequence[str], own: torch.Tensor, data_time: float) -> torch.Tensor:
     """Return the message for other processes: key of the names, seconds, losses, zeros."""
-    size = math.ceil((_HEAD + len(names)) / _MESSAGE) * _MESSAGE
-    message = own.new_zeros(size)
-    message[0] = _key(names)
-    message[1] = data_time
+    message = own.new_zeros(math.ceil((_HEAD + len(names)) / _MESSAGE) * _MESSAGE)
+    message[0], message[1] = _key(names), data_time
     message[_HEAD : _HEAD + len(names)] = own
     return message
 
 
-def _look_at_arrived(awaited: deque[tuple[HostCopy, int, tuple[str, ...]]]) -> None:
-    """Check the losses that have arrived.
+def _raise_for_arrived(awaited: deque[tuple[HostCopy, int, tuple[str, ...]]]) -> None:
+    """Check the losses that have arrived: copies, their iteration and their names; oldest first.
 
-    Args:
-        awaited: copies of `[processes with these losses, sum of the losses of each process, losses of this one]`, the
-            iteration, and the names; oldest first.
-
-    Raises:
-        LossNotFinite: losses are not finite.
+    A copy has the number of processes with these losses, the sum in each process, and the losses of this one.
     """
     world_size = comm.get_world_size()
     while awaited and awaited[0][0].has_arrived():

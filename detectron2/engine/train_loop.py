@@ -89,10 +89,7 @@ class TrainerBase:
         self.storage: EventStorage = None  # type: ignore[assignment]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Append hooks; they run in the order of registration.
-
-        Args:
-            hooks: the hooks; entries that are `None` are skipped.
+        """Append hooks, which run in the order of registration; entries that are `None` are skipped.
 
         Raises:
             TypeError: an entry is not a `HookBase`.
@@ -108,10 +105,6 @@ class TrainerBase:
         """Run the iterations `start_iter <= iter < max_iter`.
 
         `after_train` of every hook runs also when an iteration raises, so that logs and files are closed.
-
-        Args:
-            start_iter: the first iteration.
-            max_iter: one more than the last iteration.
         """
         logger.info("Starting training from iteration %d", start_iter)
         self.iter = self.start_iter = start_iter
@@ -119,7 +112,20 @@ class TrainerBase:
         self.stop_requested, self._stop_with = False, None
         with EventStorage(start_iter) as self.storage:
             try:
-                self._run(start_iter, max_iter)
+                self.before_train()
+                done = start_iter
+                while done < max_iter and not self.stop_requested:
+                    self.iter = done
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    done += 1
+                if self._stop_with is not None:
+                    raise self._stop_with
+                if self.stop_requested:
+                    self.max_iter = done
+                # In after_train, `iter == max_iter` if and only if training is complete.
+                self.iter = max(start_iter, self.max_iter)
             except BaseException as e:
                 if isinstance(e, Exception):
                     logger.exception("Training stopped by an exception in iteration %d:", self.iter)
@@ -129,24 +135,6 @@ class TrainerBase:
                     logger.exception("After that, a hook failed in after_train:")
                 raise
             self.after_train()
-
-    def _run(self, start_iter: int, max_iter: int) -> None:
-        self.before_train()
-        if not self.stop_requested:
-            for self.iter in range(start_iter, max_iter):
-                self.before_step()
-                self.run_step()
-                self.after_step()
-                if self.stop_requested:
-                    if self._stop_with is None:
-                        self.max_iter = self.iter + 1
-                    break
-        elif self._stop_with is None:
-            self.max_iter = start_iter
-        if self._stop_with is not None:
-            raise self._stop_with
-        # In after_train, `iter == max_iter` if and only if training is complete.
-        self.iter = max(start_iter, self.max_iter)
 
     def request_stop(self, stop_with: BaseException | None = None) -> None:
         """End training after the current iteration, or before the first one if called in `before_train`.
@@ -199,19 +187,12 @@ class TrainerBase:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the iteration and the state of every hook that has one, by the class name of the hook."""
-        state: dict[str, Any] = {"iteration": self.iter}
         hooks: dict[str, Any] = {}
         for hook in self._hooks:
-            if not (hook_state := hook.state_dict()):
-                continue
             name = type(hook).__qualname__
-            if name in hooks:
+            if (state := hook.state_dict()) and hooks.setdefault(name, state) is not state:
                 logger.warning("Two hooks of type %s keep state; only the first one is saved.", name)
-                continue
-            hooks[name] = hook_state
-        if hooks:
-            state["hooks"] = hooks
-        return state
+        return {"iteration": self.iter, **({"hooks": hooks} if hooks else {})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; states of hooks that are not registered are skipped."""
@@ -272,20 +253,10 @@ class SimpleTrainer(TrainerBase):
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
-        """Replace the data loader; the old one is released first.
-
-        Args:
-            data_loader_builder: returns the new loader.
-        """
+        """Replace the data loader by what the builder returns; the old one is released first."""
         self._data_loader_iter_obj = None
         self.data_loader = None
         self.data_loader = data_loader_builder()
-
-    def _next_batch(self) -> tuple[Any, float]:
-        """Return the next batch and the seconds spent waiting for it."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        return data, time.perf_counter() - start
 
     def run_step(self) -> None:
         """Run forward, backward, hooks and the step of the optimizer.
@@ -294,7 +265,11 @@ class SimpleTrainer(TrainerBase):
             FloatingPointError: a loss is not finite; the message names the loss, the iteration, the images, and the
                 first tensor in the model that is not finite.
         """
-        self._check_training_mode()
+        if not self.model.training:
+            raise RuntimeError(
+                f"[{type(self).__name__}] the model was switched to evaluation mode during training; "
+                "call model.train() at the end of the hook that did it."
+            )
         batches: list[Any] = []
         self.divergence.before_forward(self)
         try:
@@ -309,13 +284,9 @@ class SimpleTrainer(TrainerBase):
             self._update()
 
     def _compute_gradients(self, batches: list[Any]) -> tuple[dict[str, Any], float]:
-        """Run forward and backward on all batches of this step.
+        """Run forward and backward on all batches of this step, which are appended to `batches`.
 
-        Args:
-            batches: a list to which the batches are appended.
-
-        Returns:
-            The losses, averaged over the batches, and the seconds spent waiting for data.
+        Returns the losses, averaged over the batches, and the seconds spent waiting for data.
         """
         count = self.accumulation_steps
         if self.zero_grad_before_forward:
@@ -324,15 +295,19 @@ class SimpleTrainer(TrainerBase):
         data_time = 0.0
         so_far: torch.Tensor | None = None
         for i in range(count):
-            data, waited = self._next_batch()
-            data_time += waited
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
             batches.append(data)
-            with self._no_reduction() if i + 1 < count else contextlib.nullcontext():
+            is_last = i + 1 == count
+            # Gradients stay in this process until the last batch.
+            keeps = not is_last and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if keeps else contextlib.nullcontext():  # type: ignore[operator]
                 with self._autocast():
                     loss_dict = self.model(data)
                     total = _total_loss(loss_dict)
                 so_far = total.detach() if so_far is None else so_far + total.detach()
-                if i + 1 == count:
+                if is_last:
                     self.divergence.watch(so_far)
                 if i == 0 and not self.zero_grad_before_forward:
                     self.optimizer.zero_grad()
@@ -345,10 +320,6 @@ class SimpleTrainer(TrainerBase):
                 mean[name] = mean.get(name, 0.0) + value / count
         return mean, data_time
 
-    def _no_reduction(self) -> contextlib.AbstractContextManager:
-        """Keep gradients in this process until the last batch of the step."""
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
-
     def _autocast(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
@@ -360,13 +331,6 @@ class SimpleTrainer(TrainerBase):
 
     def _skip_update(self) -> None:
         """Leave the weights unchanged, because a loss is not finite."""
-
-    def _check_training_mode(self) -> None:
-        if not self.model.training:
-            raise RuntimeError(
-                f"[{type(self).__name__}] the model was switched to evaluation mode during training; "
-                "call model.train() at the end of the hook that did it."
-            )
 
     def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "") -> None:
         """Record the losses of the current iteration; projects override this or call it after their own step."""

@@ -232,7 +232,7 @@ class TestEpochs:
     @pytest.mark.parametrize(
         ("schedule", "text"),
         [
-            (L(ConstantParamScheduler)(value=1.0), "and it has none"),
+            (L(ConstantParamScheduler)(value=1.0), "and no values"),
             (L(MultiStepParamScheduler)(values=[1, 2, 3], milestones=[1, 2]), "There are 1 steps, and 3 values"),
         ],
     )

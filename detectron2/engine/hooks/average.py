@@ -21,8 +21,7 @@ __all__ = ["WeightAverage"]
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
-_Place = tuple[Mapping[str, torch.Tensor | None], str]
-"""A tensor of a module: the dictionary that holds it, and its key there."""
+_Place = tuple[Mapping[str, torch.Tensor | None], str]  # of a tensor: the dictionary that holds it, and its key there
 
 
 class WeightAverage(HookBase):
@@ -69,7 +68,7 @@ class WeightAverage(HookBase):
         self._loaded = {}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that are averaged, as they are now: in every step, where going through the model takes long."""
+        """Return the tensors that are averaged, as they are now; to walk through the model takes longer."""
         return {name: owner[key] for name, (owner, key) in self._places.items()}  # type: ignore[misc]
 
     @torch.no_grad()

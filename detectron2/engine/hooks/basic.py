@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -108,13 +109,12 @@ class IterationTimer(HookBase):
         if not self._steps or self._start is None:
             return
         total = time.perf_counter() - self._start
+        steps, whole, in_hooks = (
+            timedelta(seconds=round(s)) for s in (self._step_seconds, total, total - self._step_seconds)
+        )
         logger.info(
             "Trained %d iterations in %s (%.4f s an iteration); %s in all, of which %s in hooks",
-            self._steps,
-            _clock(self._step_seconds),
-            self._step_seconds / self._steps,
-            _clock(total),
-            _clock(total - self._step_seconds),
+            *(self._steps, steps, self._step_seconds / self._steps, whole, in_hooks),
         )
 
 
@@ -254,19 +254,7 @@ class EvalHook(HookBase):
         finally:
             self.trainer.is_evaluating = False
         if results:
-            if not isinstance(results, Mapping):
-                raise TypeError(
-                    f"The evaluation function must return a dict, got {type(results).__name__}: {results!r}"
-                )
-            numbers: dict[str, float] = {}
-            for name, value in flatten_results_dict(results).items():
-                try:
-                    numbers[name] = float(value)
-                except (TypeError, ValueError) as e:
-                    raise ValueError(
-                        "The evaluation function must return a nested dict of numbers; "
-                        f"{name!r} is {value!r} ({type(value).__name__})."
-                    ) from e
+            numbers = _numbers_in(results)
             for name, number in numbers.items():
                 self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
             # After training, the iteration of the trainer is one more than the last.
@@ -288,7 +276,17 @@ class EvalHook(HookBase):
         self._func = None
 
 
-def _clock(seconds: float) -> str:
-    """Return a duration as `h:mm:ss`."""
-    s = round(seconds)
-    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
+def _numbers_in(results: Any) -> dict[str, float]:
+    """Return the numbers of nested results by flat names."""
+    if not isinstance(results, Mapping):
+        raise TypeError(f"The evaluation function must return a dict, got {type(results).__name__}: {results!r}")
+    numbers: dict[str, float] = {}
+    for name, value in flatten_results_dict(results).items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                f"The evaluation function must return a nested dict of numbers; {name!r} is {value!r} "
+                f"({type(value).__name__})."
+            ) from e
+    return numbers

@@ -60,12 +60,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             self.checkpointer.remove_leftovers()
 
     def step(self, iteration: int, **kwargs: Any) -> None:
-        """Save if the period has passed, and remove old checkpoints.
-
-        Args:
-            iteration: the current iteration, counted from 0.
-            **kwargs: further data to save.
-        """
+        """Save `kwargs` as well if the period has passed, and remove old checkpoints."""
         before = list(self.recent_checkpoints)
         super().step(iteration, **kwargs)
         # Remove weights before the training state that belongs to them, so that every remaining checkpoint is complete.
@@ -141,12 +136,6 @@ class BestCheckpointer(HookBase):
             if self.best_metric is None or self._better(value, self.best_metric):
                 self.best_metric, self.best_iter = value, at
 
-    def _remember(self, at: int, value: float) -> None:
-        self.history.append((at, value))
-        if self._checkpointer.save_to_disk and self._checkpointer.save_dir:
-            with atomic_write(self._history_file, "w") as file:
-                json.dump({"metric": self._val_metric, "values": self.history}, file)
-
     def compare(self) -> None:
         """Save if the newest value is better than the best one."""
         found = self._newest()
@@ -156,34 +145,35 @@ class BestCheckpointer(HookBase):
             return
         value, at = found
         if self.best_metric is None or self._better(value, self.best_metric):
-            logger.info(
-                "%s = %.5g in iteration %d is the best so far; saving %s",
-                self._val_metric,
-                value,
-                at,
-                self._file_prefix,
-            )
+            text = "%s = %.5g in iteration %d is the best so far; saving %s"
+            logger.info(text, self._val_metric, value, at, self._file_prefix)
             self.best_metric, self.best_iter = value, at
             _save_aside(self._checkpointer, self._file_prefix, self._average, iteration=at, **{self._val_metric: value})
         # Last: a run killed before this evaluates once more; one killed after it has the checkpoint.
-        self._remember(at, value)
+        self.history.append((at, value))
+        if self._checkpointer.save_to_disk and self._checkpointer.save_dir:
+            with atomic_write(self._history_file, "w") as file:
+                json.dump({"metric": self._val_metric, "values": self.history}, file)
 
     def _newest(self) -> tuple[float, int] | None:
         """Return a value that was not compared yet, and its iteration; if there is none, log why and return `None`."""
         recorded = self.trainer.storage.latest()
         if self._val_metric not in recorded:
+            known = sorted(k for k in recorded if "/" in k)
+            near = nearest(self._val_metric, known)
+            text = "The metric %r was not recorded, so no best checkpoint is kept.%s Recorded: %s"
+            hint = f" Did you mean {near!r}?" if near else ""
             if comm.is_main_process():
-                _warn_of_missing_metric(self._val_metric, recorded)
+                logger.warning(text, self._val_metric, hint, ", ".join(known) or "none")
             return None
         value, at = recorded[self._val_metric]
         if at in (known for known, _ in self.history):
             return None
         if math.isnan(value):
             logger.warning(
-                "%s is NaN in iteration %d, so it is not compared: no %s is saved for it, and it does not count for "
-                "early stopping. A metric is NaN if the test data have no annotated objects, or none of this size or "
-                "class.",
-                *(self._val_metric, at, self._file_prefix),
+                f"{self._val_metric} is NaN in iteration {at}, so it is not compared: no {self._file_prefix} is saved "
+                "for it, and it does not count for early stopping. A metric is NaN if the test data have no annotated "
+                "objects, or none of this size or class."
             )
             return None
         return value, at
@@ -212,10 +202,6 @@ class AverageCheckpointer(HookBase):
     """Save the moving average of the weights as `model_final_ema` when training is complete.
 
     Register this hook after the evaluation, because its results become part of the description in the checkpoint.
-
-    Args:
-        average: the average.
-        checkpointer: saves the average, without the training state.
     """
 
     def __init__(self, average: WeightAverage, checkpointer: DetectionCheckpointer) -> None:
@@ -234,18 +220,13 @@ class AverageCheckpointer(HookBase):
 
 
 class FinalDescription(HookBase):
-    """Write the results of the final evaluation into the last checkpoint, which was saved before it.
+    """Write the results of the final evaluation into `model_final`, which `checkpointer` saved before it.
 
     Register this hook after the evaluation.
-
-    Args:
-        checkpointer: saved the checkpoint, and describes it.
-        name: name of the checkpoint.
     """
 
-    def __init__(self, checkpointer: DetectionCheckpointer, name: str = "model_final") -> None:
+    def __init__(self, checkpointer: DetectionCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._name = name
 
     def after_train(self) -> None:
         """Write the description again if training is complete and the model was evaluated."""
@@ -254,9 +235,9 @@ class FinalDescription(HookBase):
         if trainer.iter < trainer.max_iter or not was_evaluated:
             return
         try:
-            self._checkpointer.describe_again(self._name)
+            self._checkpointer.describe_again("model_final")
         except (OSError, ValueError):  # for example a full disk: training is complete nevertheless
-            logger.exception("The results of the last evaluation could not be written into %s:", self._name)
+            logger.exception("The results of the last evaluation could not be written into model_final:")
 
 
 class OwedEvaluation(HookBase):
@@ -345,30 +326,14 @@ class EarlyStopping(HookBase):
         return any(comm.all_gather(is_over))
 
 
-def _warn_of_missing_metric(name: str, recorded: Mapping[str, Any]) -> None:
-    known = sorted(k for k in recorded if "/" in k)
-    near = nearest(name, known)
-    logger.warning(
-        "The metric %r was not recorded, so no best checkpoint is kept.%s Recorded: %s",
-        *(name, f" Did you mean {near!r}?" if near else "", ", ".join(known) or "none"),
-    )
-
-
 def _save_aside(keeper: Checkpointer, name: str, average: WeightAverage | None, **data: Any) -> None:
-    """Save a checkpoint from which a resumed run does not continue.
-
-    Args:
-        keeper: saves the checkpoint.
-        name: name of the checkpoint.
-        average: if given, its weights are saved, without the training state.
-        **data: further data to save.
-    """
+    """Save a checkpoint from which a resumed run does not continue; of an average, the weights alone."""
     if average is None:
         _save_untagged(keeper, name, can_be_resumed=True, **data)
         return
-    state, keeper.checkpointables = keeper.checkpointables, {}
-    describe = getattr(keeper, "describe", None)
+    state, describe = keeper.checkpointables, getattr(keeper, "describe", None)
     try:
+        keeper.checkpointables = {}
         if describe is not None:
             keeper.describe = lambda: {**describe(), "is_average": True}  # type: ignore[attr-defined]
         with average.in_place():

@@ -69,16 +69,14 @@ def default_hooks(
     saves = is_main or is_sharded(model)  # all processes take part in saving a sharded model
     is_ours = isinstance(checkpointer, DetectionCheckpointer)
     average = None
-    if options.ema_decay:
+    if options.ema_decay:  # a checkpointer of ours saves the average itself, with a description
         average = WeightAverage(model, options.ema_decay, checkpointer.save_dir if is_main and not is_ours else "")
 
     def evaluate_average() -> Any:
         with contextlib.nullcontext() if average is None else average.in_place(), whole_weights(model):
             return evaluate()
 
-    hooks: list[HookBase | None] = [IterationTimer(), LRScheduler(scheduler=scheduler), precise_bn]
-    if average is not None:
-        hooks.append(average)
+    hooks: list[HookBase | None] = [IterationTimer(), LRScheduler(scheduler=scheduler), precise_bn, average]
     hooks.append(PeriodicCheckpointer(checkpointer, **checkpoint_periods) if saves else None)
     if options.validation_loss_period:
         hooks.append(ValidationLoss(options.validation_loss_period, model, build_validation_loader))
@@ -106,20 +104,10 @@ def with_outer_hooks(
     batch_size: int | None,
     notes: dict[str, str] | None = None,
 ) -> list[HookBase | None]:
-    """Put the hooks that must be first and last around those of `default_hooks`.
+    """Put the hooks that must be first and last around those of `default_hooks`; see there for the arguments.
 
     `DefaultTrainer.build_hooks` returns a list without them, which subclasses know and change by position.
-
-    Args:
-        hooks: the hooks in between.
-        model: the model in training.
-        checkpointer: saves the model.
-        checkpoint_period: iterations between two checkpoints.
-        batch_size: images in one iteration over all processes; unknown if None.
-        notes: see `RunSummary`.
-
-    Returns:
-        All hooks, in their order.
+    `batch_size` and `notes` are those of `RunSummary`.
     """
     first = [StopOnSignal(checkpointer), RandomStates(model, checkpoint_period)]
     return [*first, *hooks, FinalDescription(checkpointer), RunSummary(batch_size, notes)]

@@ -3,15 +3,12 @@
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from detectron2.engine.train_loop import HookBase
+from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.utils.file_io import PathManager
-
-if TYPE_CHECKING:
-    from detectron2.engine.train_loop import TrainerBase
 
 __all__ = ["AutogradProfiler", "TorchMemoryStats", "TorchProfiler"]
 
@@ -35,7 +32,7 @@ class TorchProfiler(HookBase):
 
     def __init__(
         self,
-        enable_predicate: "Callable[[TrainerBase], bool]",
+        enable_predicate: Callable[[TrainerBase], bool],
         output_dir: str,
         *,
         activities: Iterable | None = None,
@@ -54,17 +51,10 @@ class TorchProfiler(HookBase):
         PathManager.mkdirs(self._output_dir)
         to_tensorboard = None
         if self._save_tensorboard:
-            to_tensorboard = torch.profiler.tensorboard_trace_handler(
-                os.path.join(self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}")
-            )
-        self._profiler = torch.profiler.profile(
-            activities=self._activities,
-            on_trace_ready=to_tensorboard,
-            record_shapes=True,
-            profile_memory=True,
-            with_stack=True,
-            with_flops=True,
-        )
+            folder = os.path.join(self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}")
+            to_tensorboard = torch.profiler.tensorboard_trace_handler(folder)
+        extras: Any = dict.fromkeys(("record_shapes", "profile_memory", "with_stack", "with_flops"), True)
+        self._profiler = torch.profiler.profile(activities=self._activities, on_trace_ready=to_tensorboard, **extras)
         self._profiler.__enter__()
 
     def after_step(self) -> None:
@@ -97,9 +87,7 @@ class AutogradProfiler(TorchProfiler):
         use_cuda: also time CUDA kernels.
     """
 
-    def __init__(
-        self, enable_predicate: "Callable[[TrainerBase], bool]", output_dir: str, *, use_cuda: bool = True
-    ) -> None:
+    def __init__(self, enable_predicate: Callable[[TrainerBase], bool], output_dir: str, *, use_cuda: bool = True):
         activities = [torch.profiler.ProfilerActivity.CPU]
         if use_cuda and torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -124,14 +112,11 @@ class TorchMemoryStats(HookBase):
         if not torch.cuda.is_available() or self._runs >= self._max_runs:
             return
         if (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter == self.trainer.max_iter - 1:
-            mib = 1024.0 * 1024.0
+            cuda = torch.cuda
+            sizes = (cuda.memory_reserved, cuda.max_memory_reserved, cuda.memory_allocated, cuda.max_memory_allocated)
             logger.info(
                 "Iteration %d: CUDA memory reserved %.0f MiB (peak %.0f), allocated %.0f MiB (peak %.0f)",
-                self.trainer.iter,
-                torch.cuda.memory_reserved() / mib,
-                torch.cuda.max_memory_reserved() / mib,
-                torch.cuda.memory_allocated() / mib,
-                torch.cuda.max_memory_allocated() / mib,
+                *(self.trainer.iter, *(size() / 1024.0**2 for size in sizes)),
             )
             torch.cuda.reset_peak_memory_stats()
             self._runs += 1

@@ -51,10 +51,8 @@ class RandomStates(HookBase):
             return
         ranks, self._to_restore = self._to_restore["ranks"], None
         if len(ranks) != comm.get_world_size():
-            logger.warning(
-                "The checkpoint is from %d processes, but %d are running: random numbers differ from the former run.",
-                *(len(ranks), comm.get_world_size()),
-            )
+            text = "The checkpoint is from %d processes, but %d are running: random numbers differ from the former run."
+            logger.warning(text, len(ranks), comm.get_world_size())
             return
         set_random_states(ranks[comm.get_rank()])
 
@@ -69,8 +67,7 @@ class RandomStates(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the generators of all processes, and the buffers that changed."""
-        alone = comm.get_world_size() == 1
-        ranks = [random_states()] if alone else [random_states(), *(self._of_ranks or [])[1:]]
+        ranks = [random_states(), *(self._of_ranks or [])[1:]]
         buffers = {
             name: value.detach().clone()
             for name, value in _hidden_buffers(self._model)

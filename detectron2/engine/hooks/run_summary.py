@@ -1,4 +1,4 @@
-"""What a run is going to do, said before it begins, and how fast it is, said when that is known."""
+"""Log what a run is going to do before it begins, and how fast it is when that is known."""
 
 import logging
 import time
@@ -30,8 +30,7 @@ class RunSummary(HookBase):
         batch_size: images in one iteration over all processes; unknown when None.
         notes: further lines of the table: name to text, such as those of `explain_schedule`.
         warmup_iter: iterations at the start that are left out of the speed.
-        measured_iter: iterations that are measured. With the defaults the end is an iteration in which writers, too,
-            read what was recorded.
+        measured_iter: iterations that are measured; by default they end when the writers read what was recorded.
     """
 
     def __init__(
@@ -72,49 +71,35 @@ class RunSummary(HookBase):
         images = count_images(getattr(self.trainer, "data_loader", None))
         if images is not None:
             rows["images"] = str(images)
-        if self._batch_size:
-            rows["batch"] = self._describe_batch(self._batch_size)
-            if images:
-                rows["epochs"] = (
-                    f"{last * self._batch_size / images:.1f}, of {images / self._batch_size:g} iterations each"
-                )
+        inner: Any = getattr(self.trainer, "_trainer", self.trainer)  # which makes the steps of DefaultTrainer
+        size, processes, accumulated = self._batch_size, comm.get_world_size(), getattr(inner, "accumulation_steps", 1)
+        if size:
+            rows["batch"] = f"{size} images"
+            if processes > 1:
+                rows["batch"] += f", {size / processes:g} in each of {processes} processes"
+            if accumulated > 1:
+                rows["batch"] += f", in {accumulated} parts one after the other"
+        if size and images:
+            rows["epochs"] = f"{last * size / images:.1f}, of {images / size:g} iterations each"
         optimizer = getattr(self.trainer, "optimizer", None)
         if isinstance(optimizer, torch.optim.Optimizer):
             rows["optimizer"] = _describe_optimizer(optimizer, "learning rate" in self._notes)
-            rows["device"] = _describe_device(optimizer, getattr(self._inner, "precision", None))
+            rows["device"] = _describe_device(optimizer, getattr(inner, "precision", None))
         return {**rows, **self._notes}
-
-    @property
-    def _inner(self) -> Any:
-        """The trainer that makes the steps: DefaultTrainer leaves them to another one."""
-        return getattr(self.trainer, "_trainer", self.trainer)
-
-    def _describe_batch(self, size: int) -> str:
-        parts = [f"{size} images"]
-        processes = comm.get_world_size()
-        accumulated = getattr(self._inner, "accumulation_steps", 1)
-        if processes > 1:
-            parts.append(f"{size / processes:g} in each of {processes} processes")
-        if accumulated > 1:
-            parts.append(f"in {accumulated} parts one after the other")
-        return ", ".join(parts)
 
     def _log_speed(self, seconds: float, steps: int) -> None:
         if steps < 1 or not comm.is_main_process():
             return
         histories = self.trainer.storage.histories()
-        measured = {
-            name: [v for v, at in histories[name].values() if at > self._begin_iter]
+        times, waiting = (
+            [v for v, at in histories[name].values() if at > self._begin_iter] if name in histories else []
             for name in ("time", "data_time")
-            if name in histories
-        }
+        )
         # The clock of the whole loop also counts evaluations and checkpoints that fell into these iterations.
-        times, waiting = measured.get("time"), measured.get("data_time")
         step = max(sum(times) / len(times) if times else seconds / steps, 1e-9)
         text = f"Speed after the warm-up: {1 / step:.2f} iterations per second ({step:.3f} s each)"
         if self._batch_size:
             text += f", {self._batch_size / step:.1f} images per second"
-        histories = self.trainer.storage.histories()
         if not waiting:
             logger.info("%s.", text)
             return
@@ -130,14 +115,7 @@ class RunSummary(HookBase):
 
 
 def count_images(loader: Any) -> int | None:
-    """How many images a loader draws from.
-
-    Args:
-        loader: as of `detectron2.data.build_detection_train_loader`, or a torch loader.
-
-    Returns:
-        The length of the outermost data set that has one; None where there is none.
-    """
+    """Return how many images a loader draws from: the length of the outermost data set that has one."""
     inner = getattr(loader, "dataset", None)
     while inner is not None:  # loader, grouping, mapping, list
         if not isinstance(inner, torch.utils.data.DataLoader):  # whose length is in batches
@@ -172,14 +150,11 @@ def _describe_device(optimizer: torch.optim.Optimizer, precision: torch.dtype | 
 
 
 def explain_schedule(cfg: CfgNode, given: CfgNode | None = None) -> dict[str, str]:
-    """Say which learning rate a config leads to, and why.
+    """Return lines for `RunSummary`: which learning rate a config leads to, and why.
 
     Args:
         cfg: the config in use.
         given: the config before `auto_scale_workers` changed it.
-
-    Returns:
-        Lines for `RunSummary`.
     """
     solver = cfg.SOLVER
     text = f"{solver.BASE_LR:g} (SOLVER.BASE_LR)"
@@ -206,14 +181,11 @@ def _describe_schedule(solver: CfgNode) -> str:
         warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
         word = "at" if solver.WARMUP_METHOD == "constant" else "from"
         parts.append(f"warm-up {word} {solver.BASE_LR * solver.WARMUP_FACTOR:g} for {warmup} iterations")
-    name = solver.LR_SCHEDULER_NAME
-    if name == "WarmupMultiStepLR":
-        steps = [str(step) for step in solver.STEPS if step < solver.MAX_ITER]
-        parts.append(f"times {solver.GAMMA:g} at {', '.join(steps)}" if steps else "constant")
-    elif name == "WarmupCosineLR":
-        parts.append(f"half a cosine to {solver.BASE_LR_END:g}")
-    elif name == "WarmupStepWithFixedGammaLR":
-        parts.append(f"{solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}")
-    else:
-        parts.append(name)
-    return ", then ".join(parts)
+    steps = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER)
+    texts = {
+        "WarmupMultiStepLR": f"times {solver.GAMMA:g} at {steps}" if steps else "constant",
+        "WarmupCosineLR": f"half a cosine to {solver.BASE_LR_END:g}",
+        "WarmupStepWithFixedGammaLR": f"{solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}",
+    }
+    name: str = solver.LR_SCHEDULER_NAME
+    return ", then ".join([*parts, texts.get(name, name)])

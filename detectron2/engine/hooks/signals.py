@@ -92,25 +92,20 @@ class StopOnSignal(HookBase):
         name = f"{self._file_prefix}_{trainer.iter:07d}"
         keeper = self._checkpointer
         file_name = keeper.file_name(name) if hasattr(keeper, "file_name") else f"{name}.pth"
-        is_saved = keeper.has_checkpoint() and os.path.basename(keeper.get_checkpoint_file()) == file_name
-        if not is_saved:
+        if not keeper.has_checkpoint() or os.path.basename(keeper.get_checkpoint_file()) != file_name:
             keeper.save(name, iteration=trainer.iter)
         if comm.is_main_process():
-            logger.warning(
-                "%s stopped training after iteration %d; %s is saved. To continue:\n%s",
-                *(signal.Signals(self._received).name, trainer.iter, file_name, command_to_continue()),
-            )
+            text = "%s stopped training after iteration %d; %s is saved. To continue:\n%s"
+            signal_name = signal.Signals(self._received).name
+            logger.warning(text, signal_name, trainer.iter, file_name, command_to_continue())
 
 
 def command_to_continue(argv: Sequence[str] | None = None, original: Sequence[str] | None = None) -> str:
-    """Repeat the command line of this process, with `--resume`.
+    """Repeat the command line of this process with `--resume`, as text for a shell.
 
     Args:
         argv: script and arguments; default: `sys.argv`.
         original: the whole command, with interpreter; default: `sys.orig_argv`.
-
-    Returns:
-        What can be pasted into a shell.
     """
     argv = sys.argv if argv is None else argv
     original = sys.orig_argv if original is None else original

@@ -63,21 +63,16 @@ class ValidationLoss(HookBase):
 
     def measure(self) -> dict[str, float]:
         """Return the mean of each loss over the batches of all processes, and their sum; empty without data."""
-        with (
-            random_states_kept(),
-            whole_weights(self._model),
-            undisturbed(self._model),
-            uncompiled(self._model),
-            EventStorage(),
-            torch.no_grad(),
-        ):
+        model = self._model
+        with random_states_kept(), whole_weights(model), undisturbed(model), uncompiled(model), EventStorage():
             if self._loader is None:
                 self._loader = self._build_loader()
             torch.manual_seed(_SEED)
             sums: dict[str, torch.Tensor] = {}
             count = 0
             for batch in self._loader:
-                found = self._model(batch)
+                with torch.no_grad():
+                    found = model(batch)
                 found = {"total_loss": found} if isinstance(found, torch.Tensor) else found
                 for name, value in found.items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).detach().float()
