@@ -72,14 +72,7 @@ def _rewrite(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def convert_basic_c2_names(original_keys: Iterable[str]) -> list[str]:
-    """Rewrite Caffe2 blob names of a backbone, such as `res2_0_branch2a_w` to `res2.0.conv1.weight`.
-
-    Args:
-        original_keys: the names.
-
-    Returns:
-        The new names, in the same order.
-    """
+    """Rewrite Caffe2 names of a backbone, such as `res2_0_branch2a_w` to `res2.0.conv1.weight`, in the same order."""
     classifier = {"pred_b": "linear_b", "pred_w": "linear_w"}
     return [_rewrite(classifier.get(key, key).replace("_", "."), _BASIC_RULES) for key in original_keys]
 
@@ -232,15 +225,7 @@ _INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapp
 
 
 def without_wrappers(weights: dict[str, Any], model_keys: Iterable[str]) -> dict[str, Any]:
-    """Give weights the model's names where the two differ by what wrappers add to names.
-
-    Args:
-        weights: a state dict.
-        model_keys: the names in the model's.
-
-    Returns:
-        The weights, renamed where that makes more of them fit, and as they are otherwise.
-    """
+    """Give weights the model's names where these differ by what wrappers add, if that makes more of them fit."""
     own = set(model_keys)
     fitting = sum(key in own for key in weights)
     places = {_bare(key): key for key in own}
@@ -284,14 +269,9 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 
 def resnet_from_torchvision(weights: Mapping[str, Any], model_keys: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rename the weights of a torchvision ResNet to the ends of our names.
+    """Rename the weights of a torchvision ResNet, perhaps with a prefix, to the ends of our names.
 
-    Args:
-        weights: the state dict of a checkpoint, perhaps with a prefix.
-        model_keys: the state dict of the model.
-
-    Returns:
-        The renamed weights; None when they are not of such a network, or when the model uses those names itself.
+    The result is None when they are not of such a network, or when the model uses those names itself.
     """
     first = "layer1.0.conv1.weight"
     found = {key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")}

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from detectron2.checkpoint._advice import what_is_beside
-from detectron2.checkpoint.files import file_format, read_header, read_torch_file
+from detectron2.checkpoint.files import file_format, read_header, read_torch_file, what_is_beside
 from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.lazy_text import load_lazy_yaml
@@ -32,15 +31,8 @@ logger = logging.getLogger(__name__)
 
 # What drawing and naming of results needs.
 _METADATA = (
-    "thing_classes",
-    "thing_colors",
-    "stuff_classes",
-    "stuff_colors",
-    "keypoint_names",
-    "keypoint_flip_map",
-    "keypoint_connection_rules",
-    "ignore_label",
-    "label_divisor",
+    *("thing_classes", "thing_colors", "stuff_classes", "stuff_colors", "ignore_label", "label_divisor"),
+    *("keypoint_names", "keypoint_flip_map", "keypoint_connection_rules"),
 )
 
 
@@ -84,32 +76,19 @@ class CheckpointDescription:
 
     @classmethod
     def from_plain(cls, plain: Any, source: str) -> "CheckpointDescription":
-        """Read what `to_plain` returned; entries of later versions are left out.
+        """Read what `to_plain` returned, from the file `source`; entries of later versions are left out.
 
-        Args:
-            plain: the description in a file.
-            source: the file, for the message.
-
-        Returns:
-            The description.
-
-        Raises:
-            ValueError: it is none.
+        Something else is a `ValueError`.
         """
-        wanted = {f.name: f for f in dataclasses.fields(cls)}
         if not isinstance(plain, Mapping):
             raise ValueError(f"The description in {source} is a {type(plain).__name__}, not a dictionary.")
-        found = {name: value for name, value in plain.items() if name in wanted}
+        defaults = vars(cls())
+        found = {name: value for name, value in plain.items() if name in defaults}
         for name, value in found.items():
-            default = getattr(cls(), name)
-            if default is not None and not isinstance(value, type(default)):
+            is_kind = name != "config_kind" or value in ("yaml", "lazy")
+            if not is_kind or (defaults[name] is not None and not isinstance(value, type(defaults[name]))):
                 raise ValueError(f"The description in {source} is damaged: {name} is {value!r}.")
-        description = cls(**found)
-        if description.config_kind not in ("yaml", "lazy"):
-            raise ValueError(
-                f"The description in {source} has a config of an unknown kind: {description.config_kind!r}."
-            )
-        return description
+        return cls(**found)
 
     def load_config(self) -> Any:
         """Read the config.
@@ -164,27 +143,16 @@ def read_description(path: str) -> CheckpointDescription | None:
             plain = None if text is None else json.loads(text)
         except (ValueError, TypeError) as error:
             raise ValueError(f"The description in {path} is damaged: {error}") from error
-    elif kind == "torch" and _is_archive(local):
-        content = read_torch_file(local, mmap=True)
+    elif kind == "torch":
+        with open(local, "rb") as file:
+            is_archive = file.read(2) == b"PK"  # the older format cannot be mapped, and had no descriptions
+        content = read_torch_file(local, mmap=True) if is_archive else None
         plain = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
     return None if plain is None else CheckpointDescription.from_plain(plain, path)
 
 
-def _is_archive(path: str) -> bool:
-    """Whether a file is of the format that torch.save has had since there are descriptions."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def dataset_metadata(names: Sequence[str]) -> dict[str, Any]:
-    """Collect what is known about classes and keypoints of training data.
-
-    Args:
-        names: data sets; the first of which something is known counts.
-
-    Returns:
-        Keys and values of its metadata, made of plain containers.
-    """
+    """Collect the metadata about classes and keypoints of the first data set that has any, in plain containers."""
     from detectron2.data import MetadataCatalog
 
     for name in names:

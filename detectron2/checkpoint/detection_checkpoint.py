@@ -12,21 +12,16 @@ import torch.distributed as dist
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from detectron2.checkpoint._advice import (
-    OtherModelError,
-    how_to_resume_otherwise,
-    unmarked_checkpoints,
-    what_is_beside,
-)
-from detectron2.checkpoint._report import LoadReport, check_same_architecture
 from detectron2.checkpoint.c2_model_loading import match_by_ends, resnet_from_torchvision, without_wrappers
 from detectron2.checkpoint.files import (
     as_checkpoint,
     file_format,
     read_pickle_file,
-    read_safetensors_file,
     read_torch_file,
+    read_weights,
+    what_is_beside,
 )
+from detectron2.checkpoint.load_report import LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.training_state import (
     DESCRIPTION,
     describe_again,
@@ -87,20 +82,10 @@ class DetectionCheckpointer(Checkpointer):
     needs_all_processes: bool = False
 
     def __init__(
-        self,
-        model: nn.Module,
-        save_dir: str = "",
-        *,
-        save_to_disk: bool | None = None,
-        **checkpointables: Any,
+        self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
     ):
-        plain = unwrap_model(model)
-        super().__init__(
-            plain,
-            save_dir,
-            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
-            **checkpointables,
-        )
+        save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(unwrap_model(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logging.getLogger(__name__)
         self.path_manager = PathManager
         # A plain model may be loaded by one rank alone, so that only a wrapped one makes the ranks talk to each other.
@@ -109,9 +94,7 @@ class DetectionCheckpointer(Checkpointer):
         # About the file that is being loaded, for messages:
         self._source = "the checkpoint"
         self._covers: Callable[[str], bool] | None = None  # where it is of a part of the model: names in that part
-        self._must_be_complete = False
-        self._is_resuming = False
-        self._wants_state = True
+        self._must_be_complete, self._is_resuming, self._wants_state = False, False, True
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save everything to `<save_dir>/<name>.pth`, which then counts as the last checkpoint.
@@ -129,15 +112,7 @@ class DetectionCheckpointer(Checkpointer):
     def save_aside(self, name: str, **kwargs: Any) -> str | None:
         """Save like `save`, without a change to which checkpoint counts as the last one.
 
-        Args:
-            name: file name without folder and extension.
-            **kwargs: further data to save.
-
-        Returns:
-            The name of the file; `None` where this process does not save.
-
-        Raises:
-            ValueError: `name` has a folder, or `file_format` is unknown.
+        Returns the name of the file, or `None` where this process does not save.
         """
         if not self.save_dir or not self.save_to_disk:
             return None
@@ -167,16 +142,10 @@ class DetectionCheckpointer(Checkpointer):
         return f"{name}.{self.file_format}"
 
     def describe_again(self, name: str, **changes: Any) -> None:
-        """Bring the description in a checkpoint that was saved before up to date.
-
-        Args:
-            name: of the checkpoint; nothing is done where there is no such file, or no `describe`.
-            **changes: entries that differ from what `describe` returns.
-        """
+        """Write the present description, with changes, into a saved checkpoint; do nothing if there is none."""
         path = os.path.join(self.save_dir, self.file_name(name))
-        if self.describe is None or not self.save_dir or not self.save_to_disk or not os.path.isfile(path):
-            return
-        describe_again(path, {**self.describe(), **changes}, self.path_manager)
+        if self.describe is not None and self.save_dir and self.save_to_disk and os.path.isfile(path):
+            describe_again(path, {**self.describe(), **changes}, self.path_manager)
 
     def remove_leftovers(self) -> None:
         """Remove what a process that was killed while it saved left in `save_dir`."""
@@ -188,11 +157,7 @@ class DetectionCheckpointer(Checkpointer):
         remove_orphans(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Remember which file to resume from.
-
-        Args:
-            last_filename_basename: name of a file in `save_dir`.
-        """
+        """Remember the name of the file in `save_dir` to resume from."""
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w", self.path_manager) as file:
             file.write(last_filename_basename)
 
@@ -276,12 +241,14 @@ class DetectionCheckpointer(Checkpointer):
             FileNotFoundError: the last checkpoint, or the weights, are not where they should be.
             ValueError: the last checkpoint is damaged, or of a model with other shapes.
         """
-        if not resume:
-            return self.load(path, checkpointables=[])
-        if not self.has_checkpoint():
-            warning = unmarked_checkpoints(self.save_dir, self.get_all_checkpoint_files())
-            if warning:
-                self.logger.warning(warning)
+        if not resume or not self.has_checkpoint():
+            if resume and (names := self._numbered_checkpoints()):
+                last = os.path.join(self.save_dir, "last_checkpoint")
+                self.logger.warning(
+                    f"{self.save_dir} holds checkpoints ({', '.join(names)}), but no file last_checkpoint, which names "
+                    "the one to go on from: this training starts from the beginning. To continue instead: "
+                    f"echo {names[-1]} > {last}"
+                )
             return self.load(path, checkpointables=[])
         last = self.get_checkpoint_file()
         self._is_resuming = True
@@ -292,12 +259,20 @@ class DetectionCheckpointer(Checkpointer):
         except (ValueError, FileNotFoundError) as error:
             kinds = (UnsafePickleError, ValueError, FileNotFoundError)
             kind = next(k for k in kinds if isinstance(error, k))
-            raise kind(f"{error} {how_to_resume_otherwise(last, self.get_all_checkpoint_files())}") from error
+            text = f"{error} It was to be resumed, since {os.path.join(self.save_dir, 'last_checkpoint')} names it"
+            others = ", ".join(name for name in self._numbered_checkpoints() if name != os.path.basename(last))
+            text += f"; others, which could be named there instead, are {others}." if others else "."
+            raise kind(text) from error
         finally:
             self._is_resuming = False
 
+    def _numbered_checkpoints(self) -> list[str]:
+        """Return the names of the last periodic checkpoints in `save_dir`."""
+        names = sorted(os.path.basename(path) for path in self.get_all_checkpoint_files())
+        return [name for name in names if re.fullmatch(r"model_\d{7,}\.(pth|safetensors)", name)][-3:]
+
     def get_all_checkpoint_files(self) -> list[str]:
-        """Paths of the `.pth` and `.safetensors` files in `save_dir`."""
+        """Return the paths of the `.pth` and `.safetensors` files in `save_dir`."""
         if not self.path_manager.isdir(self.save_dir):
             return []
         paths = [os.path.join(self.save_dir, name) for name in self.path_manager.ls(self.save_dir)]
@@ -332,7 +307,7 @@ class DetectionCheckpointer(Checkpointer):
         return beside is None or os.path.isfile(beside)
 
     def _local_file(self, path: str) -> tuple[str, bool]:
-        """(local file, whether the path asks for the matching of names by their ends)."""
+        """Return the local file, and whether the path asks for the matching of names by their ends."""
         heuristics = False
         if not os.path.isfile(path):  # a file may have a question mark in its name
             options = parse_qs(urlsplit(path).query)
@@ -341,21 +316,18 @@ class DetectionCheckpointer(Checkpointer):
                     raise ValueError(f"{path}: only '?matching_heuristics=True' may follow the name of a file.")
                 heuristics = options["matching_heuristics"] == ["True"]
                 path = path.partition("?")[0]
-            path = self._download(path)
+            try:
+                path = self.path_manager.get_local_path(path)
+            except DownloadError as error:
+                if error.status not in (403, 404):  # Amazon S3 answers 403 as well where there is no such file
+                    raise
+                from detectron2.model_zoo.checkpoints import nearest_weights
+
+                text = f"{error} {nearest_weights(path)}"
+                raise DownloadError(text, error.url, error.cached, error.status) from error
         if not os.path.isfile(path):
             raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
         return path, heuristics
-
-    def _download(self, path: str) -> str:
-        try:
-            return self.path_manager.get_local_path(path)
-        except DownloadError as error:
-            if error.status not in (403, 404):
-                raise
-            from detectron2.model_zoo.checkpoints import nearest_weights
-
-            # Amazon S3 answers 403 as well where there is no such file.
-            raise DownloadError(f"{error} {nearest_weights(path)}", error.url, error.cached, error.status) from error
 
     def _read(self, path: str) -> dict[str, Any]:
         local, heuristics = self._local_file(path)
@@ -368,7 +340,7 @@ class DetectionCheckpointer(Checkpointer):
         """The content of a local file as a dictionary with the key `model`. Subclasses may add formats."""
         kind = file_format(filename)
         if kind == "safetensors":
-            weights, texts = read_safetensors_file(filename)
+            weights, texts = read_weights(filename)
             return {"model": weights, **read_beside(filename, texts, is_needed=self._wants_state)}
         data = self._torch_load(filename) if kind == "torch" else read_pickle_file(filename)
         return as_checkpoint(data, filename, is_pickle=kind == "pickle")

@@ -29,34 +29,24 @@ __all__ = [
     "file_format",
     "read_header",
     "read_pickle_file",
-    "read_safetensors_file",
     "read_torch_file",
     "read_weights",
     "require_safetensors",
+    "what_is_beside",
     "write_weights",
 ]
 
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-
-
 # What the interpreter of pickles raises when the bytes make no sense.
 _BROKEN_PICKLE = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
+    *(pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError),
+    *(RecursionError, TypeError, ValueError, struct.error),
 )
 
 
 def file_format(path: str) -> str:
-    """`"torch"` (written by torch.save), `"safetensors"` or `"pickle"`."""
+    """Return `"torch"` (written by torch.save), `"safetensors"` or `"pickle"`."""
     if path.endswith(".safetensors"):
         return "safetensors"
     with open(path, "rb") as file:
@@ -86,17 +76,13 @@ def _unreadable(path: str, error: BaseException) -> ValueError:
 @contextmanager
 def _numpy_stand_ins() -> Iterator[None]:
     """Let `torch.load` use our stand-ins for NumPy, also where the program has declared NumPy's own names safe."""
-    declared = torch.serialization.get_safe_globals()
+    declared: list[Any] = torch.serialization.get_safe_globals()
     table = numpy_globals()
-    others: list[Any] = [
-        entry
-        for entry in declared
-        if (entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}") not in table
-    ]
-    ours: list[Any] = [(obj, name) for name, obj in table.items()]
+    names = [entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}" for entry in declared]
+    others = [entry for entry, name in zip(declared, names, strict=True) if name not in table]
     torch.serialization.clear_safe_globals()
     try:
-        torch.serialization.add_safe_globals(others + ours)
+        torch.serialization.add_safe_globals([*others, *((obj, name) for name, obj in table.items())])
         yield
     finally:
         torch.serialization.clear_safe_globals()
@@ -140,7 +126,7 @@ def _is_torchscript(path: str) -> bool:
 
 
 def _refused_by_torch(message: str) -> str | None:
-    """What `torch.load` did not want to create, from its error; None when the file is damaged rather than unsafe."""
+    """Return what `torch.load` refused to create, from its error; None if the file is damaged rather than unsafe."""
     # Errors of our stand-ins come back inside the text of a new one.
     found = re.search(r"GLOBAL (\S+)|(numpy\..*: only .* are read)|(numpy array of .*)|(numpy\.ndarray of .*)", message)
     if found is not None:
@@ -167,17 +153,6 @@ def read_pickle_file(path: str) -> Any:
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
     except _BROKEN_PICKLE as error:
-        raise _unreadable(path, error) from error
-
-
-def read_safetensors_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a `.safetensors` file: the state dict, and the texts in its header."""
-    require_safetensors(f"Reading {path}")
-    from safetensors import SafetensorError
-
-    try:
-        return read_weights(path)
-    except (SafetensorError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -222,40 +197,23 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
     return {"model": data}
 
 
-# --------------------------------------------------------------------------------------------------------- safetensors
-
+# Types of tensors in `.safetensors` files.
 _TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }
 _VERSIONS = "module_versions"
 
 
 def require_safetensors(wanted_for: str) -> None:
-    """Check that such files can be read back.
-
-    Args:
-        wanted_for: who wants it, for the message.
-
-    Raises:
-        ImportError: the package is not installed.
-    """
+    """Raise `ImportError` if the package safetensors, without which such files cannot be read, is not installed."""
     if importlib.util.find_spec("safetensors") is None:
         raise ImportError(f"{wanted_for} needs the package safetensors: pip install safetensors")
 
 
 def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mapping[str, str], manager: Any) -> None:
-    """Write a state dict; the file appears under its name only when it is complete.
+    """Write a state dict as `.safetensors`; the file appears under its name only when it is complete.
 
     A tensor with several names is written once for each.
 
@@ -297,7 +255,7 @@ def _checked(name: str, value: Any) -> torch.Tensor:
 
 
 def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read all tensors onto the CPU.
+    """Read all tensors of a `.safetensors` file onto the CPU.
 
     Args:
         path: a local file.
@@ -307,30 +265,25 @@ def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
     Raises:
         ImportError: the package safetensors is missing.
-        safetensors.SafetensorError: the file is damaged.
+        ValueError: the file is damaged.
     """
     require_safetensors(f"Reading {path}")
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt", device="cpu") as file:
-        texts = dict(file.metadata() or {})
-        weights: dict[str, torch.Tensor] = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-    versions = texts.pop(_VERSIONS, None)
-    if versions is not None:
-        # as in torch.nn.Module.state_dict
-        weights._metadata = OrderedDict(json.loads(versions))  # type: ignore[attr-defined]
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            texts = dict(file.metadata() or {})
+            weights: dict[str, torch.Tensor] = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        versions = texts.pop(_VERSIONS, None)
+        if versions is not None:  # as in torch.nn.Module.state_dict
+            weights._metadata = OrderedDict(json.loads(versions))  # type: ignore[attr-defined]
+    except (SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from error
     return weights, texts
 
 
 def read_header(path: str) -> dict[str, str]:
-    """Read the texts in the header, and no tensor.
-
-    Args:
-        path: a local file.
-
-    Returns:
-        The texts; none where the file is damaged.
-    """
+    """Read the texts in the header of a `.safetensors` file; a damaged one has none."""
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -340,3 +293,12 @@ def read_header(path: str) -> dict[str, str]:
     except (struct.error, ValueError, AttributeError):
         return {}
     return texts if isinstance(texts, dict) else {}
+
+
+def what_is_beside(path: str) -> str:
+    """Return which checkpoints the folder of a missing file holds, for a message."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f"the folder {folder} does not exist"
+    others = sorted(name for name in os.listdir(folder) if name.endswith((".pth", ".pkl", ".safetensors")))
+    return f"the folder {folder} holds {', '.join(others) or 'no checkpoint'}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from detectron2.checkpoint.files import read_header, read_torch_file, write_weights
+from detectron2.checkpoint.files import read_header, read_torch_file, read_weights, write_weights
 from detectron2.utils.file_io import atomic_write
 
 __all__ = ["DESCRIPTION", "describe_again", "read_beside", "remove_orphans", "save_in_two_files", "state_file"]
@@ -27,21 +27,17 @@ _STATE_NAME = re.compile(r".*\.state2?\.pt")
 
 
 def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: Any) -> str:
-    """Save a checkpoint.
+    """Save what a `.pth` file would hold, and return the name of the file of weights.
 
-    Args:
-        folder: where to.
-        name: of the files, without endings.
-        data: what a `.pth` file would hold.
-
-            `model` and the description, and numbers and texts, go to the first file; everything else to the second,
-            which is left out where there is nothing else.
-        manager: the path manager.
-
-    Returns:
-        The name of the file of weights.
+    `model`, the description, numbers and texts go to the first file; everything else to the second, which is left out
+    where there is nothing else.
     """
-    texts, state = _split(data)
+    rest = {key: value for key, value in data.items() if key not in ("model", DESCRIPTION)}
+    extra = {key: value for key, value in rest.items() if _is_simple(value)}
+    state = {key: value for key, value in rest.items() if key not in extra}
+    texts = {_EXTRA: json.dumps(extra)}
+    if data.get(DESCRIPTION) is not None:
+        texts[DESCRIPTION] = json.dumps(data[DESCRIPTION])
     path = os.path.join(folder, f"{name}.safetensors")
     former = state_file(path) if os.path.isfile(path) else None
     used = None
@@ -60,32 +56,12 @@ def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: 
     return os.path.basename(path)
 
 
-def _split(data: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return texts for the header, and what goes to the second file."""
-    rest = {key: value for key, value in data.items() if key not in ("model", DESCRIPTION)}
-    extra = {key: value for key, value in rest.items() if _is_simple(value)}
-    texts = {_EXTRA: json.dumps(extra)}
-    if data.get(DESCRIPTION) is not None:
-        texts[DESCRIPTION] = json.dumps(data[DESCRIPTION])
-    return texts, {key: value for key, value in rest.items() if key not in extra}
-
-
 def _is_simple(value: Any) -> bool:
     return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def state_file(path: str) -> str | None:
-    """Return the file that a file of weights names as its second one; `None` where it names none.
-
-    Args:
-        path: a local file of weights.
-
-    Returns:
-        A path, which need not exist.
-
-    Raises:
-        ValueError: what it names is not a file beside it.
-    """
+    """Return the file, which need not exist, that a local file of weights names as its second one, if it names one."""
     name = read_header(path).get(_STATE)
     if name is None:
         return None
@@ -97,7 +73,7 @@ def state_file(path: str) -> str | None:
 
 
 def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict[str, Any]:
-    """Read what belongs to a file of weights.
+    """Return what a checkpoint holds apart from its weights.
 
     Args:
         path: the file of weights.
@@ -105,7 +81,7 @@ def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict
         is_needed: whether the state of the training is going to be used, and has to be there.
 
     Returns:
-        What the checkpoint holds apart from its weights.
+        The content of the header and of the second file.
 
     Raises:
         FileNotFoundError: the second file is missing though it is needed.
@@ -136,16 +112,8 @@ def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict
 
 
 def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> None:
-    """Replace the description in a checkpoint, and leave everything else.
-
-    Args:
-        path: a local file of either format.
-        description: the new one.
-        manager: the path manager.
-    """
+    """Replace the description in a local checkpoint of either format, and leave everything else."""
     if path.endswith(".safetensors"):
-        from detectron2.checkpoint.files import read_weights
-
         weights, texts = read_weights(path)
         write_weights(path, weights, {**texts, DESCRIPTION: json.dumps(description)}, manager)
         return
@@ -156,12 +124,7 @@ def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> N
 
 
 def remove_orphans(folder: str, names: Iterable[str] = ("*",)) -> None:
-    """Remove files with training states to which no file of weights refers any more.
-
-    Args:
-        folder: of the checkpoints.
-        names: patterns of the checkpoints' names, without endings.
-    """
+    """Remove files with training states, by patterns of names without endings, that no file of weights refers to."""
     for name in names:
         for path in glob.glob(os.path.join(glob.escape(folder), f"{name}.state*.pt")):
             if not _STATE_NAME.fullmatch(path):

@@ -70,8 +70,7 @@ logger = logging.getLogger(__name__)
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """Build the argument parser that the training scripts share, to which a script can add options.
 
-    Args:
-        epilog: text after the options; default: usage examples.
+    `epilog` is the text after the options; by default it shows examples of use.
     """
     script = os.path.basename(sys.argv[0])
     parser = argparse.ArgumentParser(
@@ -167,10 +166,8 @@ def default_writers(
 ) -> list[EventWriter]:
     """Build the default writers: terminal, `metrics.json` and TensorBoard, in this order.
 
-    Args:
-        output_dir: folder of the files; created if necessary.
-        max_iter: number of iterations, for the estimate of the remaining time.
-        images_per_iter: images in one iteration over all processes, for the speed.
+    The folder of the files, `output_dir`, is created if necessary. The number of iterations allows an estimate of the
+    remaining time, and the number of images in one iteration over all processes shows the speed.
     """
     PathManager.mkdirs(output_dir)
     return [
@@ -599,10 +596,9 @@ class DefaultTrainer(TrainerBase):
 
 
 def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
-    """Return the number of iterations in one pass over the data set of a loader, which may be fractional.
+    """Return the number of iterations, perhaps a fraction, in one pass over the data set of a loader.
 
-    Raises:
-        ValueError: the loader does not know the size of its data set.
+    A loader that does not know the size of its data set is a `ValueError`.
     """
     state = loader.state_dict() if hasattr(loader, "state_dict") else {}
     if not {"size", "total_batch_size"} <= state.keys():

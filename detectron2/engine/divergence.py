@@ -76,8 +76,7 @@ class DivergencePolicy:
     def watch(self, total: torch.Tensor) -> None:
         """Start to check the sum of the losses; call this between queueing the forward and the backward pass.
 
-        Raises:
-            FloatingPointError: another process left the step.
+        It raises `FloatingPointError` if another process left the step.
         """
         self._watch = LossWatch(total, total.device)
         self._watch.raise_for_failure()
@@ -85,8 +84,7 @@ class DivergencePolicy:
     def check(self, trainer: Any, losses: Mapping[str, Any]) -> None:
         """Check the losses of a step after queueing its backward pass; this waits for the forward pass.
 
-        Raises:
-            FloatingPointError: the sum of the losses is not finite in some process; all processes raise it.
+        If their sum is not finite in some process, all processes raise `FloatingPointError`.
         """
         if self._watch is None:  # a subclass computes its gradients itself
             total = torch.as_tensor(sum(v.detach() if isinstance(v, torch.Tensor) else v for v in losses.values()))
@@ -95,10 +93,9 @@ class DivergencePolicy:
         self._in_a_row = 0
 
     def handle(self, trainer: Any, batches: list[Any], error: FloatingPointError) -> None:
-        """Return if the step is to be skipped after the error that `check` or the model raised, otherwise raise.
+        """Return if the step is to be skipped after the error that `check` or the model raised.
 
-        Raises:
-            FloatingPointError: training ends; the message has the origin, advice, and the file of the batch.
+        Otherwise training ends with a `FloatingPointError` that has the origin, advice, and the file of the batch.
         """
         for buffer, value in self._norm_statistics:
             buffer.copy_(value)

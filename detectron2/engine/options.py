@@ -83,10 +83,9 @@ class TrainOptions:
 
     @classmethod
     def from_lazy(cls, train: Any) -> "TrainOptions":
-        """Read the options from the section `train` of a LazyConfig; keys that training does not read cause a warning.
+        """Read the options from the section `train` of a LazyConfig.
 
-        Raises:
-            ValueError: a key is probably misspelt.
+        Keys that training does not read cause a warning; one that is probably misspelt is a `ValueError`.
         """
         _check_train_keys(train, [row.name for row in fields(cls)])
         found: dict[str, Any] = {row.name: train[row.name] for row in fields(cls) if row.name in train}

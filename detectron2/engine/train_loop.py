@@ -89,11 +89,7 @@ class TrainerBase:
         self.storage: EventStorage = None  # type: ignore[assignment]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Append hooks, which run in the order of registration; entries that are `None` are skipped.
-
-        Raises:
-            TypeError: an entry is not a `HookBase`.
-        """
+        """Append hooks, which run in the order of registration; entries that are `None` are skipped."""
         kept = [h for h in hooks if h is not None]
         for hook in kept:
             if not isinstance(hook, HookBase):

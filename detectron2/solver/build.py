@@ -1,9 +1,9 @@
 """From a config to an optimizer and a learning-rate schedule."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 from typing import Any, cast
@@ -39,7 +39,7 @@ _BEFORE_ALL = (".patch_embed", ".pos_embed", ".absolute_pos_embed")
 
 
 def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
-    """Factors for `lr_factor_func` of `detectron2.solver.get_default_optimizer_params`.
+    """Return the `lr_factor_func` of `detectron2.solver.get_default_optimizer_params` for layer-wise decay.
 
     With `n` layers, layer `i` gets `rate ** (n - i)`; patches, positions or the stem get one factor more, and
     what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer, or
@@ -106,7 +106,7 @@ def _decay_stages(names: Iterable[str], rate: float) -> Callable[[str], float]:
     return factor
 
 
-Clipper = Callable[[Any], None]
+Clipper = Callable[[Any], Any]
 """Clips, in place, the gradients of one parameter or of several."""
 
 
@@ -118,79 +118,24 @@ class GradientClipType(Enum):
     FULL_MODEL = "full_model"
 
 
-def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def _clip_each_by_norm(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float) -> None:
+    """Call `torch.nn.utils.clip_grad_norm_` for each parameter by itself, in a handful of kernels for all of them."""
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-    return [p.grad for p in parameters if p.grad is not None]
-
-
-@dataclass(frozen=True)
-class ClipByValue:
-    """Limits every element of a gradient to [-limit, limit].
-
-    Args:
-        limit: greatest magnitude.
-    """
-
-    limit: float
-
-    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
-        gradients = _gradients(parameters)
-        if gradients:
-            torch._foreach_clamp_min_(gradients, -self.limit)
-            torch._foreach_clamp_max_(gradients, self.limit)
-
-
-@dataclass(frozen=True)
-class ClipEachByNorm:
-    """Scales the gradient of every parameter, by itself, down to a norm.
-
-    This is `torch.nn.utils.clip_grad_norm_` called per parameter, in a handful of kernels for all of them.
-
-    Args:
-        limit: greatest norm.
-        norm_type: the p of the norm; may be infinite.
-    """
-
-    limit: float
-    norm_type: float
-
-    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
-        gradients = _gradients(parameters)
-        if not gradients:
-            return
-        norms = torch._foreach_norm(gradients, self.norm_type)
-        if len({norm.device for norm in norms}) == 1:
-            factors = (self.limit / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind()
-        else:  # a model that is spread over devices
-            factors = tuple((self.limit / (norm + 1e-6)).clamp_(max=1.0) for norm in norms)
-        torch._foreach_mul_(gradients, factors)
-
-
-@dataclass(frozen=True)
-class ClipAllByNorm:
-    """Scales all gradients by one factor, so that their norm, taken over all of them together, stays within a limit.
-
-    Args:
-        limit: greatest norm.
-        norm_type: the p of the norm; may be infinite.
-    """
-
-    limit: float
-    norm_type: float
-
-    def __call__(self, parameters: torch.Tensor | Iterable[torch.Tensor]) -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, self.limit, self.norm_type)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    norms = torch._foreach_norm(gradients, norm_type)
+    if len({norm.device for norm in norms}) == 1:
+        factors = (max_norm / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind()
+    else:  # a model that is spread over devices
+        factors = tuple((max_norm / (norm + 1e-6)).clamp_(max=1.0) for norm in norms)
+    torch._foreach_mul_(gradients, factors)
 
 
 def clipping_class(base: type[Optimizer], clipper: Clipper) -> type[Optimizer]:
-    """A subclass of an optimizer that clips gradients before each step.
+    """Make a subclass of an optimizer that clips gradients before each step.
 
-    Args:
-        base: the optimizer's class.
-        clipper: called with all parameters of the optimizer.
-
-    Returns:
-        A class whose instances can be pickled, although it has no name in any module.
+    Its instances can be pickled, although it has no name in any module.
     """
 
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
@@ -228,32 +173,19 @@ def _rebuild(base: type[Optimizer], clipper: Clipper) -> Optimizer:
     return cls.__new__(cls)
 
 
-_NORMALIZATION_LAYERS = tuple(
-    getattr(nn, name)
-    for name in (
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "BatchNorm3d",
-        "SyncBatchNorm",
-        "GroupNorm",
-        "InstanceNorm1d",
-        "InstanceNorm2d",
-        "InstanceNorm3d",
-        "LayerNorm",
-        "LocalResponseNorm",
-        "RMSNorm",
-    )
+_NORMALIZATION_LAYERS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm),
 )
 
 
 def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
-    """The clipper that a `SOLVER.CLIP_GRADIENTS` node describes: a function of one parameter or of several."""
+    """Return the clipper that a `SOLVER.CLIP_GRADIENTS` node describes: a function of one parameter or of several."""
     kind = GradientClipType(cfg.CLIP_TYPE)
     if kind is GradientClipType.VALUE:
-        return ClipByValue(cfg.CLIP_VALUE)
-    if kind is GradientClipType.FULL_MODEL:
-        return ClipAllByNorm(cfg.CLIP_VALUE, cfg.NORM_TYPE)
-    return ClipEachByNorm(cfg.CLIP_VALUE, cfg.NORM_TYPE)
+        return functools.partial(nn.utils.clip_grad_value_, clip_value=cfg.CLIP_VALUE)
+    clip = nn.utils.clip_grad_norm_ if kind is GradientClipType.FULL_MODEL else _clip_each_by_norm
+    return functools.partial(clip, max_norm=cfg.CLIP_VALUE, norm_type=cfg.NORM_TYPE)
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimizer]) -> Any:
@@ -276,16 +208,12 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimi
     return optimizer
 
 
-def _sgd_settings(solver: CfgNode) -> dict[str, Any]:
-    return {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-
-
 def _adam_settings(solver: CfgNode) -> dict[str, Any]:
     return {"betas": tuple(solver.get("BETAS", (0.9, 0.999)))}
 
 
 _OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
-    "SGD": (torch.optim.SGD, _sgd_settings),
+    "SGD": (torch.optim.SGD, lambda solver: {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
     "Adam": (torch.optim.Adam, _adam_settings),
     "AdamW": (torch.optim.AdamW, _adam_settings),
 }
@@ -366,14 +294,15 @@ def get_default_optimizer_params(
         ValueError: `base_lr` is missing where a factor needs it, or `bias` is overridden twice.
     """
     by_name = dict(overrides or {})
-    bias = _bias_settings(base_lr, bias_lr_factor, weight_decay_bias)
-    if bias:
+    factor = bias_lr_factor if bias_lr_factor is not None and bias_lr_factor != 1.0 else None
+    if base_lr is None and (factor is not None or lr_factor_func is not None):
+        raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr, so base_lr must be given.")
+    if factor is not None or weight_decay_bias is not None:
         if "bias" in by_name:
             raise ValueError("overrides['bias'] contradicts bias_lr_factor or weight_decay_bias; give only one.")
-        by_name["bias"] = bias
-    if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func multiplies base_lr, so base_lr must be given.")
-    defaults = {name: value for name, value in (("lr", base_lr), ("weight_decay", weight_decay)) if value is not None}
+        rate = None if factor is None else cast(float, base_lr) * factor
+        by_name["bias"] = _given(lr=rate, weight_decay=weight_decay_bias)
+    defaults = _given(lr=base_lr, weight_decay=weight_decay)
 
     groups: list[dict[str, Any]] = []
     seen: set[int] = set()
@@ -394,15 +323,8 @@ def get_default_optimizer_params(
     return reduce_param_groups(groups)
 
 
-def _bias_settings(base_lr: float | None, lr_factor: float | None, weight_decay: float | None) -> dict[str, float]:
-    settings: dict[str, float] = {}
-    if lr_factor is not None and lr_factor != 1.0:
-        if base_lr is None:
-            raise ValueError("bias_lr_factor multiplies base_lr, so base_lr must be given.")
-        settings["lr"] = base_lr * lr_factor
-    if weight_decay is not None:
-        settings["weight_decay"] = weight_decay
-    return settings
+def _given(**settings: float | None) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -444,9 +366,7 @@ def _cosine(solver: CfgNode) -> ParamScheduler:
 
 
 def _fixed_gamma(solver: CfgNode) -> ParamScheduler:
-    return StepWithFixedGammaParamScheduler(
-        base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
-    )
+    return StepWithFixedGammaParamScheduler(1.0, solver.NUM_DECAYS, solver.GAMMA, solver.MAX_ITER)
 
 
 _SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {

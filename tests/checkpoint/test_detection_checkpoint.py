@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
-from detectron2.checkpoint._report import LoadReport
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, DownloadError, PathManager
 
@@ -629,27 +628,6 @@ def test_caffe2_weights_of_other_classes_are_information(tmp_path, log):
     assert float(model.roi_heads.box_head.fc1.weight.detach().sum()) == 30
     assert {level for level, _ in log()} == {"INFO"}
     assert any("(320, 6) in the file, (12, 6) in the model" in message for _, message in log())
-
-
-@pytest.mark.parametrize(
-    ("key", "in_file", "in_model", "is_class_layer"),
-    [
-        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (4, 8), True),
-        ("roi_heads.box_predictor.2.bbox_pred.bias", (320,), (12,), True),
-        ("roi_heads.mask_head.predictor.weight", (80, 8, 1, 1), (3, 8, 1, 1), True),
-        ("roi_heads.keypoint_head.score_lowres.weight", (8, 17, 4, 4), (8, 5, 4, 4), True),
-        ("head.cls_score.weight", (720, 8, 3, 3), (27, 8, 3, 3), True),
-        ("sem_seg_head.predictor.weight", (54, 8, 1, 1), (3, 8, 1, 1), True),
-        ("roi_heads.mask_head.point_head.fc1.weight", (8, 336, 1), (8, 259, 1), True),
-        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (81, 9), False),  # another width of the box head
-        ("roi_heads.box_predictor.cls_score.weight", (81, 8), (4, 9), False),
-        ("roi_heads.box_head.fc1.weight", (8, 4), (9, 4), False),
-        ("head.bbox_pred.weight", (36, 8, 3, 3), (12, 8, 3, 3), False),  # other anchors
-        ("cls_score.x.weight", (81, 8), (4, 8), False),
-    ],
-)
-def test_what_depends_on_the_classes(key, in_file, in_model, is_class_layer):
-    assert LoadReport(0, 0, resized=[(key, in_file, in_model)]).other_resized == ([] if is_class_layer else [key])
 
 
 def test_unused_weights_are_a_warning(tmp_path, log):

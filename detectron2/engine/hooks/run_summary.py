@@ -152,9 +152,7 @@ def _describe_device(optimizer: torch.optim.Optimizer, precision: torch.dtype | 
 def explain_schedule(cfg: CfgNode, given: CfgNode | None = None) -> dict[str, str]:
     """Return lines for `RunSummary`: which learning rate a config leads to, and why.
 
-    Args:
-        cfg: the config in use.
-        given: the config before `auto_scale_workers` changed it.
+    `given` is the config before `auto_scale_workers` changed it.
     """
     solver = cfg.SOLVER
     text = f"{solver.BASE_LR:g} (SOLVER.BASE_LR)"

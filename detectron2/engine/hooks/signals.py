@@ -101,12 +101,7 @@ class StopOnSignal(HookBase):
 
 
 def command_to_continue(argv: Sequence[str] | None = None, original: Sequence[str] | None = None) -> str:
-    """Repeat the command line of this process with `--resume`, as text for a shell.
-
-    Args:
-        argv: script and arguments; default: `sys.argv`.
-        original: the whole command, with interpreter; default: `sys.orig_argv`.
-    """
+    """Repeat the command line of this process, `sys.argv` and `sys.orig_argv`, with `--resume`, as text for a shell."""
     argv = sys.argv if argv is None else argv
     original = sys.orig_argv if original is None else original
     arguments = list(argv[1:])

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tabulate import tabulate
 from torch import nn
 
-from detectron2.checkpoint._advice import OtherModelError
-
-__all__ = ["LoadReport", "check_same_architecture", "forgivable_missing", "forgivable_unexpected"]
-
+__all__ = ["LoadReport", "OtherModelError", "check_same_architecture"]
 # Layers with a row (or a column) for each class or keypoint: replacing them is what fine-tuning does. The layers of a
 # point head read the class scores that it refines.
 _CLASS_LAYER = re.compile(
@@ -22,40 +20,26 @@ _CLASS_LAYER = re.compile(
 _POINT_LAYER = re.compile(r"(^|\.)\w*point_head\.fc\d+\.weight$")
 # Zeros that a transformer adds to what it was pre-trained with.
 _STARTS_AT_ZERO = re.compile(r"\.rel_pos_[hw]$")
+# Constants that are set at construction, and counters, which need not be in a checkpoint; older versions stored more.
+_CONSTANT = re.compile(r"^pixel_(mean|std)$|num_batches_tracked$")
+_STORED_CONSTANT = re.compile(rf"{_CONSTANT.pattern}|(^|\.)anchor_generator\.cell_anchors(\.\d+)?$")
 # Parts of a model and of a checkpoint, below which they have nothing to do with each other.
 _LEAST_OVERLAP = 0.1
 
 
-def forgivable_missing(key: str) -> bool:
-    """Whether a model's tensor need not be in a checkpoint: constants that are set at construction, counters."""
-    return key in ("pixel_mean", "pixel_std") or key.endswith("num_batches_tracked")
-
-
-def forgivable_unexpected(key: str) -> bool:
-    """Whether a tensor in a checkpoint is a constant that older versions stored, or a counter."""
-    return (
-        key in ("pixel_mean", "pixel_std")
-        or key.endswith("num_batches_tracked")
-        or re.search(r"(^|\.)anchor_generator\.cell_anchors(\.\d+)?$", key) is not None
-    )
+class OtherModelError(ValueError):
+    """A training cannot be continued, since the model is another one."""
 
 
 def check_same_architecture(model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that fit next to nothing in a model.
+    """Refuse weights, under names that were matched already, that fit next to nothing in a model.
 
-    Args:
-        model_state: the model's state dict.
-        weights: the checkpoint's state dict, under names that were matched already.
-        source: the file, for the message.
-
-    Raises:
-        ValueError: less than a tenth of the model's elements and of the checkpoint's tensors agree in name and shape.
+    It raises `ValueError` where less than a tenth of the model's elements and of the checkpoint's tensors agree in name
+    and shape.
     """
     if not model_state or not weights:
         return
-    fitting = [
-        key for key, value in weights.items() if key in model_state and _shape(value) == _shape(model_state[key])
-    ]
+    fitting = [key for key, w in weights.items() if key in model_state and _shape(w) == _shape(model_state[key])]
     total = sum(value.numel() for value in model_state.values() if not nn.parameter.is_lazy(value))
     filled = sum(model_state[key].numel() for key in fitting if not nn.parameter.is_lazy(model_state[key]))
     if filled >= _LEAST_OVERLAP * total or len(fitting) >= _LEAST_OVERLAP * len(weights):
@@ -103,21 +87,12 @@ class LoadReport:
 
     @classmethod
     def of(cls, model: nn.Module, incompatible: Any, covers: Callable[[str], bool] | None = None) -> "LoadReport":
-        """Summarize what `_load_model` returned.
-
-        Args:
-            model: the model.
-            incompatible: missing and unexpected names, and shapes that differ.
-            covers: for a file of a part of the model, whether a name lies in that part.
-
-        Returns:
-            The report.
-        """
+        """Summarize what `_load_model` returned; in a file of a part of the model, `covers` names in that part."""
         sizes = {key: 0 if nn.parameter.is_lazy(value) else value.numel() for key, value in model.state_dict().items()}
         resized = {key for key, _, _ in incompatible.incorrect_shapes}
         missing = _without_aliases(model, [key for key in incompatible.missing_keys if key not in resized])
         not_loaded = {*missing, *resized}
-        absent = [key for key in missing if not forgivable_missing(key)]
+        absent = [key for key in missing if not _CONSTANT.search(key)]
         within = [key for key in absent if covers is None or (covers(key) and not _STARTS_AT_ZERO.search(key))]
         return cls(
             total=sum(sizes.values()),
@@ -125,7 +100,7 @@ class LoadReport:
             parts=_counts(sizes, not_loaded),
             missing=within,
             elsewhere=[key for key in absent if key not in set(within)],
-            unexpected=[key for key in incompatible.unexpected_keys if not forgivable_unexpected(key)],
+            unexpected=[key for key in incompatible.unexpected_keys if not _STORED_CONSTANT.search(key)],
             resized=[(key, tuple(a), tuple(b)) for key, a, b in incompatible.incorrect_shapes],
             is_partial=covers is not None,
         )
@@ -139,40 +114,22 @@ class LoadReport:
         """Write one table: information where it is as it should be, else a warning.
 
         Other classes are as they should be, and so is what lies outside the part of the model that the file is of.
-
-        Args:
-            logger: where to.
-            source: the file.
         """
-        head, rows = self._head(source), self._rows()
-        if not rows:
-            logger.info(head)
-        elif self.missing or self.other_resized:
-            logger.warning(
-                "%s\nNOT ALL WAS LOADED: the rest keeps its random initialization, and results will suffer unless that "
-                "is intended. Check that the config fits the checkpoint.\n%s",
-                head,
-                self._table(rows),
+        level, advice = logging.INFO, ""
+        if self.missing or self.other_resized:
+            level = logging.WARNING
+            advice = (
+                "\nNOT ALL WAS LOADED: the rest keeps its random initialization, and results will suffer unless that "
+                "is intended. Check that the config fits the checkpoint."
             )
         elif self.unexpected and not self.is_partial:
-            logger.warning(
-                "%s\nNOT ALL WAS USED: the file has weights that the model lacks. Check that the config fits the "
-                "checkpoint.\n%s",
-                head,
-                self._table(rows),
-            )
-        else:
-            logger.info("%s\n%s", head, self._table(rows))
+            level = logging.WARNING
+            advice = "\nNOT ALL WAS USED: the file has weights that the model lacks. Check that the config fits it."
+        table = self._table()
+        logger.log(level, "%s%s%s", self._head(source), advice, table and f"\n{table}")
 
     def require_complete(self, source: str) -> None:
-        """Refuse a model that is in part random: its predictions mean nothing.
-
-        Args:
-            source: the file.
-
-        Raises:
-            ValueError: not every tensor of the model was filled.
-        """
+        """Raise `ValueError` if the model is in part random, because its predictions mean nothing."""
         if not (self.missing or self.elsewhere or self.resized):
             return
         cure = "Use the config that the weights were trained with, or weights of this config (MODEL.WEIGHTS)."
@@ -180,19 +137,10 @@ class LoadReport:
             cure = f"The file was trained for other classes: {_class_numbers(self.resized)}"
         elif self.is_partial:
             cure = f"The file holds a part of the model, to start training from. {cure}"
-        raise ValueError(
-            f"{self._head(source)} A model that is in part random predicts noise. {cure}\n{self._table(self._rows())}"
-        )
+        raise ValueError(f"{self._head(source)} A model that is in part random predicts noise. {cure}\n{self._table()}")
 
     def require_same_shapes(self, source: str) -> None:
-        """Refuse to continue the training of a model whose tensors had other shapes: its optimizer state is of those.
-
-        Args:
-            source: the file.
-
-        Raises:
-            OtherModelError: shapes differ.
-        """
+        """Raise `OtherModelError` if tensors had other shapes in the training, whose optimizer state is of those."""
         if not self.resized:
             return
         cure = "Continue with the config of that training."
@@ -201,7 +149,7 @@ class LoadReport:
         raise OtherModelError(
             f"The training in {source} cannot be continued with this model. {cure} To train this model from those "
             "weights, start anew: MODEL.WEIGHTS (train.init_checkpoint) and another output folder, without --resume."
-            f"\n{self._table(self._rows())}"
+            f"\n{self._table()}"
         )
 
     def _head(self, source: str) -> str:
@@ -209,14 +157,8 @@ class LoadReport:
         share = (1000 * self.loaded // self.total if self.total else 1000) / 10
         return f"{share:.1f}% of the model ({self.loaded:,} of {self.total:,} values) was loaded from {source}."
 
-    @staticmethod
-    def _table(rows: list[tuple[str, str, str]]) -> str:
-        from tabulate import tabulate
-
-        return tabulate(rows, headers=["", "tensors", "remark"], tablefmt="pipe")
-
-    def _rows(self) -> list[tuple[str, str, str]]:
-        """What differs, after what was loaded; nothing when nothing differs."""
+    def _table(self) -> str:
+        """Return a table of what was loaded and what differs; empty when nothing differs."""
         rows = [("shape differs, skipped", key, f"{a} in the file, {b} in the model") for key, a, b in self.resized]
         rows += [("not in the file", group, "keeps its initialization") for group in _grouped(self.missing)]
         # Of a detector most is not in the file of its backbone: by parts, not by names.
@@ -224,19 +166,16 @@ class LoadReport:
         rows += [("not in the file", part, f"{count} tensors, not expected") for part, count in others.items()]
         rows += [("not in the model", group, "ignored") for group in _grouped(self.unexpected)]
         if not rows:
-            return []
+            return ""
         loaded = [("loaded", part, f"{some} of {every} tensors") for part, (some, every) in self.parts.items() if some]
-        return loaded + rows
+        return tabulate(loaded + rows, headers=["", "tensors", "remark"], tablefmt="pipe")
 
 
 def _counts(sizes: Mapping[str, int], not_loaded: set[str]) -> dict[str, tuple[int, int]]:
-    """Top-level part -> numbers of its tensors that were loaded, and of all; constants and counters do not count."""
-    counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for key in sizes:
-        if not forgivable_missing(key):
-            counts[key.partition(".")[0]][0] += key not in not_loaded
-            counts[key.partition(".")[0]][1] += 1
-    return {part: (some, every) for part, (some, every) in counts.items()}
+    """Count for each top-level part its tensors that were loaded, and all; constants and counters do not count."""
+    every = Counter(key.partition(".")[0] for key in sizes if not _CONSTANT.search(key))
+    some = Counter(key.partition(".")[0] for key in sizes if not _CONSTANT.search(key) and key not in not_loaded)
+    return {part: (some[part], every[part]) for part in every}
 
 
 def _differ_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
@@ -267,20 +206,18 @@ def _grouped(keys: Iterable[str]) -> list[str]:
     for key in keys:
         head, _, tail = key.rpartition(".")
         groups[head].append(tail)
-    lines = []
-    for head, tails in groups.items():
-        dot = "." if head else ""
-        lines.append(head + dot + (tails[0] if len(tails) == 1 else "{" + ", ".join(sorted(tails)) + "}"))
-    return sorted(lines)
+    return sorted(
+        (f"{head}." if head else "") + (tails[0] if len(tails) == 1 else "{" + ", ".join(sorted(tails)) + "}")
+        for head, tails in groups.items()
+    )
 
 
 def _without_aliases(model: nn.Module, missing: list[str]) -> list[str]:
     """Drop names of tensors that were loaded under another of their names."""
     absent = set(missing)
     names: defaultdict[int, set[str]] = defaultdict(set)
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
-            names[id(tensor)].add(f"{prefix}.{name}" if prefix else name)
+    for tensors in (model.named_parameters, model.named_buffers):
+        for name, tensor in tensors(remove_duplicate=False):
+            names[id(tensor)].add(name)
     loaded_elsewhere = {name for group in names.values() if group - absent for name in group}
     return [key for key in missing if key not in loaded_elsewhere]
