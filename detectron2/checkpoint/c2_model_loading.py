@@ -80,14 +80,8 @@ def convert_basic_c2_names(original_keys: Iterable[str]) -> list[str]:
 def convert_c2_detectron_names(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Rewrite the names of a Detectron 1 model, and put its classes in our order.
 
-    Detectron 1 counts the background as class 0. Here it comes last in the classifier and has neither box
-    regression nor masks.
-
-    Args:
-        weights: Caffe2 names to tensors.
-
-    Returns:
-        New names to tensors, and new names to old ones.
+    Detectron 1 counts the background as class 0. Here it comes last in the classifier and has neither box regression
+    nor masks. The second result maps new names to old ones.
     """
     originals = sorted(weights)
     renamed: dict[str, torch.Tensor] = {}
@@ -145,12 +139,10 @@ def align_and_update_state_dicts(
     logger = logging.getLogger(__name__)
     matching = match_by_ends(model_state_dict, ckpt_state_dict, c2_conversion)
     for key, model_key in matching.resized.items():
+        shapes = tuple(matching.weights[key].shape), tuple(model_state_dict[model_key].shape)
         logger.warning(
             "%s is not loaded: its shape is %s in the checkpoint (%s) but %s in the model.",
-            model_key,
-            tuple(matching.weights[key].shape),
-            matching.origin[key],
-            tuple(model_state_dict[model_key].shape),
+            *(model_key, shapes[0], matching.origin[key], shapes[1]),
         )
     result: dict[str, torch.Tensor] = {}
     for key, model_key in matching.taken.items():
@@ -161,19 +153,12 @@ def align_and_update_state_dicts(
 
 @dataclass
 class Matching:
-    """Where the weights of a checkpoint belong in a model.
+    """Where the weights of a checkpoint belong in a model."""
 
-    Args:
-        weights: the checkpoint's, after the conversion of Caffe2 names.
-        origin: their names to those in the file.
-        taken: their names to those in the model.
-        resized: the same, where the shapes differ.
-    """
-
-    weights: Mapping[str, Any]
-    origin: Mapping[str, str]
-    taken: dict[str, str] = field(default_factory=dict)
-    resized: dict[str, str] = field(default_factory=dict)
+    weights: Mapping[str, Any]  # the checkpoint's, after the conversion of Caffe2 names
+    origin: Mapping[str, str]  # from their names to those in the file
+    taken: dict[str, str] = field(default_factory=dict)  # from their names to those in the model
+    resized: dict[str, str] = field(default_factory=dict)  # the same, where the shapes differ
 
     def renamed(self) -> dict[str, Any]:
         """All weights, those that have a place under the model's name."""

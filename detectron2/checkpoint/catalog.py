@@ -25,16 +25,9 @@ class ModelCatalog:
 
     @staticmethod
     def get(name: str) -> str:
-        """The URL of a model.
+        """Return the URL of what follows `catalog://`, such as `"ImageNetPretrained/MSRA/R-50"`.
 
-        Args:
-            name: what follows `catalog://`, such as `"ImageNetPretrained/MSRA/R-50"`.
-
-        Returns:
-            Its URL.
-
-        Raises:
-            KeyError: the name is not in the catalog.
+        A name that is not in the catalog is a `KeyError`.
         """
         group, _, key = name.partition("/")
         if group != "ImageNetPretrained" or key not in ModelCatalog.C2_IMAGENET_MODELS:

@@ -91,15 +91,10 @@ class CheckpointDescription:
         return cls(**found)
 
     def load_config(self) -> Any:
-        """Read the config.
+        """Read the config: a `CfgNode` with the keys of projects that the training had, or an omegaconf `DictConfig`.
 
-        Returns:
-            A `CfgNode`, which has the keys of projects that the training had as well, or an omegaconf `DictConfig`.
-            The latter describes calls, and whoever wrote the file chose which: check them before instantiating it, as
-            `detectron2 predict` does.
-
-        Raises:
-            ValueError: there is no config, or it cannot be read.
+        The latter describes calls, and whoever wrote the file chose which: check them before instantiating it, as
+        `detectron2 predict` does. A config that is missing or cannot be read is a `ValueError`.
         """
         if not self.config:
             raise ValueError("The description has no config.")

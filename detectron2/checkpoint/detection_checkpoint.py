@@ -21,7 +21,7 @@ from detectron2.checkpoint.files import (
     read_weights,
     what_is_beside,
 )
-from detectron2.checkpoint.load_report import LoadReport, OtherModelError, check_same_architecture
+from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.training_state import (
     DESCRIPTION,
     describe_again,
@@ -36,18 +36,6 @@ from detectron2.utils.safe_pickle import UnsafePickleError
 from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["DetectionCheckpointer"]
-
-_TORCHVISION_INPUT = (
-    "%s has torchvision's names of a ResNet, which were converted. Such weights expect RGB images scaled to [0, 1] "
-    "(INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]) and "
-    "MODEL.RESNETS.STRIDE_IN_1X1 False."
-)
-
-_UNFITTING_STATE = (
-    "The state of {!r} in {} does not fit this training ({}). To continue a training, its config has to stay as it "
-    "was: optimizer, frozen parts, schedule. To train otherwise from those weights, start anew: MODEL.WEIGHTS "
-    "(train.init_checkpoint) and another output folder, without --resume."
-)
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -194,7 +182,10 @@ class DetectionCheckpointer(Checkpointer):
                     self.checkpointables[key].load_state_dict(checkpoint.pop(key))
                 except (ValueError, KeyError) as error:
                     why = f"it lacks {error}" if isinstance(error, KeyError) else error
-                    raise OtherModelError(_UNFITTING_STATE.format(key, path, why)) from error
+                    raise OtherModelError(
+                        f"The state of {key!r} in {path} does not fit this training ({why}). To continue a training, "
+                        f"its config has to stay as it was: optimizer, frozen parts, schedule. {START_ANEW}"
+                    ) from error
             elif "__author__" not in checkpoint:
                 self.logger.warning("%s has no state of %r, which therefore starts afresh.", path, key)
         return checkpoint
@@ -358,7 +349,11 @@ class DetectionCheckpointer(Checkpointer):
         heuristics = checkpoint.get("matching_heuristics", False)
         converted = resnet_from_torchvision(weights, model_state)
         if converted is not None:
-            self.logger.warning(_TORCHVISION_INPUT, self._source)
+            self.logger.warning(
+                f"{self._source} has torchvision's names of a ResNet, which were converted. Such weights expect RGB "
+                "images scaled to [0, 1] (INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, "
+                "57.12, 57.375]) and MODEL.RESNETS.STRIDE_IN_1X1 False."
+            )
             weights, heuristics = converted, True
         self._covers = None
         if heuristics:

@@ -90,18 +90,10 @@ def _numpy_stand_ins() -> Iterator[None]:
 
 
 def read_torch_file(path: str, mmap: bool = False) -> Any:
-    """Read a file of `torch.save` onto the CPU.
+    """Read a local file of `torch.save` onto the CPU; with `mmap`, tensors that are not used are not read.
 
-    Args:
-        path: a local file.
-        mmap: map the tensors into memory, so that those that are not used are not read.
-
-    Returns:
-        What was saved.
-
-    Raises:
-        UnsafeCheckpointError: it holds more than tensors, NumPy arrays and plain containers.
-        ValueError: it is damaged.
+    A file with more than tensors, NumPy arrays and plain containers is an `UnsafeCheckpointError`; one that is damaged
+    is a `ValueError`.
     """
     if _is_torchscript(path):
         raise ValueError(f"{path} is an exported TorchScript program; load the checkpoint that it was made from.")
@@ -135,18 +127,7 @@ def _refused_by_torch(message: str) -> str | None:
 
 
 def read_pickle_file(path: str) -> Any:
-    """Read a pickle, as the published weights are, also one of Python 2.
-
-    Args:
-        path: a local file.
-
-    Returns:
-        What was pickled; tensors lie on the CPU.
-
-    Raises:
-        UnsafeCheckpointError: it holds more than tensors, NumPy arrays and plain containers.
-        ValueError: it is damaged.
-    """
+    """Read a local pickle, as the published weights are, also one of Python 2; errors are as in `read_torch_file`."""
     try:
         with open(path, "rb") as file:
             return read_pickle(file)
@@ -157,18 +138,10 @@ def read_pickle_file(path: str) -> Any:
 
 
 def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
-    """Bring the layouts that are found in the wild to `{"model": state_dict, ...}`.
+    """Bring the layouts that are found in the wild to `{"model": state_dict, ...}`; another one is a `ValueError`.
 
-    Args:
-        data: what the file holds.
-        path: its name, for error messages.
-        is_pickle: whether it is a plain pickle; one of nothing but arrays is then a Caffe2 file.
-
-    Returns:
-        A dictionary with `model`, and `matching_heuristics` where names are only the ends of the model's names.
-
-    Raises:
-        ValueError: it is none of the known layouts.
+    The key `matching_heuristics` is there where names are only the ends of the model's names. A plain pickle of nothing
+    but arrays is a Caffe2 file.
     """
     if not isinstance(data, Mapping):
         raise ValueError(
@@ -199,9 +172,18 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
 
 # Types of tensors in `.safetensors` files.
 _TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.bool: "BOOL",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
 }
 _VERSIONS = "module_versions"
 
@@ -215,16 +197,8 @@ def require_safetensors(wanted_for: str) -> None:
 def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mapping[str, str], manager: Any) -> None:
     """Write a state dict as `.safetensors`; the file appears under its name only when it is complete.
 
-    A tensor with several names is written once for each.
-
-    Args:
-        path: the file.
-        weights: on any device; one at a time is copied to the CPU.
-        header: texts to keep in the header.
-        manager: the path manager.
-
-    Raises:
-        TypeError: something in `weights` is not a tensor, or of a type that the format does not know.
+    A tensor with several names is written once for each; one at a time is copied to the CPU. A value that is not a
+    tensor, or of a type that the format does not know, is a `TypeError`.
     """
     texts = {"format": "pt", **header}
     versions = getattr(weights, "_metadata", None)
@@ -255,17 +229,9 @@ def _checked(name: str, value: Any) -> torch.Tensor:
 
 
 def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read all tensors of a `.safetensors` file onto the CPU.
+    """Read the state dict of a local `.safetensors` file onto the CPU, and the texts in its header.
 
-    Args:
-        path: a local file.
-
-    Returns:
-        The state dict, and the texts in the header.
-
-    Raises:
-        ImportError: the package safetensors is missing.
-        ValueError: the file is damaged.
+    It raises `ImportError` if the package safetensors is missing, and `ValueError` if the file is damaged.
     """
     require_safetensors(f"Reading {path}")
     from safetensors import SafetensorError, safe_open

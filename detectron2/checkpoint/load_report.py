@@ -10,7 +10,12 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-__all__ = ["LoadReport", "OtherModelError", "check_same_architecture"]
+__all__ = ["START_ANEW", "LoadReport", "OtherModelError", "check_same_architecture"]
+
+START_ANEW = (
+    "To train otherwise from those weights, start anew: MODEL.WEIGHTS (train.init_checkpoint) and another output "
+    "folder, without --resume."
+)
 # Layers with a row (or a column) for each class or keypoint: replacing them is what fine-tuning does. The layers of a
 # point head read the class scores that it refines.
 _CLASS_LAYER = re.compile(
@@ -63,27 +68,18 @@ def _some(keys: Iterable[str], count: int = 3) -> str:
 
 @dataclass
 class LoadReport:
-    """The outcome of loading a state dict.
+    """The outcome of loading a state dict."""
 
-    Args:
-        total: elements of all tensors of the model.
-        loaded: elements of those that were filled.
-        parts: for each top-level part of the model the numbers of its tensors that were filled, and of all.
-        missing: names that the checkpoint lacks.
-        elsewhere: names that it lacks, outside of the part of the model that it is of.
-        unexpected: names that the model lacks.
-        resized: (name, shape in the checkpoint, shape in the model) of tensors that were skipped.
-        is_partial: whether the file is of a part of the model, such as a pre-trained backbone.
-    """
-
-    total: int
-    loaded: int
+    total: int  # elements of all tensors of the model
+    loaded: int  # elements of those that were filled
+    # For each top-level part of the model, the numbers of its tensors that were filled, and of all.
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # names that the checkpoint lacks
+    elsewhere: list[str] = field(default_factory=list)  # the same, outside of the part of the model that it is of
+    unexpected: list[str] = field(default_factory=list)  # names that the model lacks
+    # Name, shape in the checkpoint and shape in the model of tensors that were skipped.
     resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    is_partial: bool = False
+    is_partial: bool = False  # the file is of a part of the model, such as a pre-trained backbone
 
     @classmethod
     def of(cls, model: nn.Module, incompatible: Any, covers: Callable[[str], bool] | None = None) -> "LoadReport":
@@ -147,9 +143,7 @@ class LoadReport:
         if not self.other_resized:
             cure = f"That training had other classes: {_class_numbers(self.resized)}"
         raise OtherModelError(
-            f"The training in {source} cannot be continued with this model. {cure} To train this model from those "
-            "weights, start anew: MODEL.WEIGHTS (train.init_checkpoint) and another output folder, without --resume."
-            f"\n{self._table()}"
+            f"The training in {source} cannot be continued with this model. {cure} {START_ANEW}\n{self._table()}"
         )
 
     def _head(self, source: str) -> str:

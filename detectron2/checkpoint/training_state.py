@@ -73,19 +73,10 @@ def state_file(path: str) -> str | None:
 
 
 def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict[str, Any]:
-    """Return what a checkpoint holds apart from its weights.
+    """Return what a checkpoint holds apart from its weights: the texts in its header, and its second file.
 
-    Args:
-        path: the file of weights.
-        texts: its header.
-        is_needed: whether the state of the training is going to be used, and has to be there.
-
-    Returns:
-        The content of the header and of the second file.
-
-    Raises:
-        FileNotFoundError: the second file is missing though it is needed.
-        ValueError: it is damaged, or of another save.
+    The second file may be missing unless it is needed, to go on with the training (`FileNotFoundError`). One that is
+    damaged, or of another save, is a `ValueError`.
     """
     found: dict[str, Any] = {}
     try:

@@ -9,52 +9,20 @@ from detectron2.engine.defaults import (
     default_setup,
     default_writers,
 )
-from detectron2.engine.hooks import (
-    AutogradProfiler,
-    BestCheckpointer,
-    CallbackHook,
-    EarlyStopping,
-    EvalHook,
-    IterationTimer,
-    LRScheduler,
-    PeriodicCheckpointer,
-    PeriodicWriter,
-    PreciseBN,
-    StopOnSignal,
-    TorchMemoryStats,
-    TorchProfiler,
-    ValidationLoss,
-    WeightAverage,
-)
+from detectron2.engine.hooks import *  # noqa: F403  # each hook is public here, too
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.engine.lazy import lazy_test, lazy_train
 from detectron2.engine.sharding import ShardedCheckpointer, shard_model
-from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "AMPTrainer",
-    "AutogradProfiler",
-    "BestCheckpointer",
-    "CallbackHook",
     "DefaultPredictor",
     "DefaultTrainer",
-    "EarlyStopping",
-    "EvalHook",
-    "HookBase",
-    "IterationTimer",
-    "LRScheduler",
-    "PeriodicCheckpointer",
-    "PeriodicWriter",
-    "PreciseBN",
     "ShardedCheckpointer",
     "SimpleTrainer",
-    "StopOnSignal",
-    "TorchMemoryStats",
-    "TorchProfiler",
     "TrainerBase",
-    "ValidationLoss",
-    "WeightAverage",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
@@ -65,3 +33,4 @@ __all__ = [
     "lazy_train",
     "shard_model",
 ]
+__all__ += hooks.__all__

@@ -39,13 +39,8 @@ def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, tra
 class SelfDescription:
     """Describe the state of a training; called when a checkpoint is saved.
 
-    Args:
-        trainer: has the iteration, the hooks and the newest metrics.
-        model: the model in training.
-        read_config: returns the config as text, and its kind; called once, when needed.
-        dataset_names: names of the training data sets.
-        image_format: colour order of the images that the model expects.
-        has_average: whether the moving average of the weights is evaluated.
+    `read_config` returns the config as text, and its kind; it is called once, when needed. `has_average` tells whether
+    the moving average of the weights is evaluated.
     """
 
     def __init__(

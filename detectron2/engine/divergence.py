@@ -187,13 +187,12 @@ def _advice(trainer: Any, batches: list[Any]) -> list[str]:
     rate = max((float(g["lr"]) for g in groups), default=0.0)
     base = max((float(g.get("initial_lr", g["lr"])) for g in groups), default=0.0)
     images = sum(len(b) for b in batches if isinstance(b, (list, tuple))) * comm.get_world_size()
+    published = _IMAGES_OF_PUBLISHED_RATES
     text = f"Iteration {trainer.iter}. Learning rate: {rate:g}"
     text += f" (of {base:g} after the warm-up)." if base != rate else "."
-    if 0 < images < _IMAGES_OF_PUBLISHED_RATES:
-        text += (
-            f" The published rates are for {_IMAGES_OF_PUBLISHED_RATES} images per batch; scaled linearly to the "
-            f"{images} here, {base:g} would be {base * images / _IMAGES_OF_PUBLISHED_RATES:g}."
-        )
+    if 0 < images < published:
+        text += f" The published rates are for {published} images per batch; scaled linearly to the {images} here, "
+        text += f"{base:g} would be {base * images / published:g}."
     else:
         text += f" Try {base / 2:g}."
     return [
@@ -204,14 +203,9 @@ def _advice(trainer: Any, batches: list[Any]) -> list[str]:
 
 
 def first_nonfinite(model: nn.Module, batch: Any) -> str | None:
-    """Repeat a forward pass and find the first tensor that is not finite.
+    """Repeat a forward pass in training mode, and describe the first tensor that is not finite, if there is one.
 
-    Args:
-        model: the model, in training mode; its buffers are restored afterwards.
-        batch: the input of the model.
-
-    Returns:
-        A sentence that names an input, a parameter, or the first layer with such an output; `None` if there is none.
+    It is in the input, a parameter, or the output of a layer. Buffers of the model are restored.
     """
     bad = _first_bad(tensors_in(batch, "batch"))
     if bad:
@@ -276,10 +270,6 @@ def _first_bad(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches in files
-# ---------------------------------------------------------------------------------------------------------------------
-
 _TENSOR_CLASSES = {cls.__name__: cls for cls in (Boxes, RotatedBoxes, BitMasks, Keypoints)}
 _TYPE = "__type__"
 
@@ -332,15 +322,7 @@ def from_plain(value: Any) -> Any:
 
 
 def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Find the tensors in batches, outputs of layers, and structures.
-
-    Args:
-        value: any object.
-        path: name of the object, with which the names of its parts begin.
-
-    Yields:
-        `(path, tensor)`, such as `("[0].instances.gt_boxes", tensor)`.
-    """
+    """Yield the tensors in batches, outputs of layers, and structures, such as `("[0].instances.gt_boxes", tensor)`."""
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, Mapping):

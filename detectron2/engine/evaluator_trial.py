@@ -64,15 +64,9 @@ def try_evaluators(trainer: Any, *, is_certain: bool) -> None:
 
 
 def try_lazy_evaluator(cfg: DictConfig, model: nn.Module, names: list[str]) -> None:
-    """Try the evaluator of a LazyConfig.
+    """Try `dataloader.evaluator` of a LazyConfig, if there is one, on `dataloader.test`; see `try_evaluators`.
 
-    Args:
-        cfg: reads `dataloader.test` and `dataloader.evaluator`, if there is one.
-        model: the model in training.
-        names: the data sets that are evaluated, as far as they are known.
-
-    Raises:
-        ValueError: an evaluation would fail; the message says which, why, and how to train without trying.
+    `names` are the data sets that are evaluated, as far as they are known.
     """
     if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return
@@ -304,11 +298,7 @@ def _eager() -> contextlib.AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if is_loaded else contextlib.nullcontext()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Made-up predictions
-# ---------------------------------------------------------------------------------------------------------------------
-
-# More would not try more, and each may have a mask of the size of the image.
+# More made-up objects would not try more, and each may have a mask of the size of the image.
 _MOST_OBJECTS = 100
 _MOST_MASK_PIXELS = 50_000_000
 
@@ -323,16 +313,10 @@ def number_of_classes(model: nn.Module) -> int | None:
 
 
 def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances:
-    """Make objects with the fields that a model's objects have.
+    """Make objects with the fields that the objects of a model, often none, have; fields of unknown kinds are left out.
 
-    Every object is the same box in the middle of the image, of another class. Fields of unknown kinds are left out.
-
-    Args:
-        template: what the model found, often nothing.
-        classes: labels; of very many, some that are evenly spread, the first and the last among them.
-
-    Returns:
-        The objects, on the device of the template.
+    Every object is the same box in the middle of the image, of another class. Of very many classes, some are taken that
+    are evenly spread, the first and the last among them.
     """
     height, width = template.image_size
     most = min(_MOST_OBJECTS, max(1, _MOST_MASK_PIXELS // max(1, height * width)))
@@ -378,15 +362,8 @@ def _run_lengths(size_hw: tuple[int, int], rows: slice, columns: slice) -> dict[
 def made_up_panoptic(ids: torch.Tensor, things: Sequence[int], stuff: Sequence[int]) -> tuple[torch.Tensor, list]:
     """Divide an image into columns, for the first and the last class of things, and the last class of stuff.
 
-    In some data sets the first stuff class stands for all things and is not a class of its own.
-
-    Args:
-        ids: the model's map (H, W), for its size and type.
-        things: contiguous labels of things, in ascending order.
-        stuff: contiguous labels of stuff, in ascending order.
-
-    Returns:
-        The map, and its segments in the documented form.
+    In some data sets the first stuff class stands for all things and is not a class of its own. The result is a map of
+    the size and type of `ids` (H, W), and its segments in the documented form.
     """
     labels = [(True, label) for label in sorted({*things[:1], *things[-1:]})] + [(False, x) for x in stuff[-1:]]
     made = torch.zeros_like(ids)

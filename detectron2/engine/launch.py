@@ -94,14 +94,10 @@ def _spawned(local_rank: int, layout: Layout, main_func: Callable, args: tuple, 
     """Body of one spawned process."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         # Otherwise each process uses every core, and they slow each other down.
-        torch.set_num_threads(max(1, _usable_cores() // layout.local_size))
+        affinity = getattr(os, "sched_getaffinity", None)  # not on every system; batch systems and containers limit it
+        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // layout.local_size))
     _run_in_group(layout.of_child(local_rank), main_func, args, timeout)
-
-
-def _usable_cores() -> int:
-    """Return the number of cores that this process may use, which a batch system or a container may limit."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: timedelta) -> Any:

@@ -76,16 +76,10 @@ def create_ddp_model(
 
 
 def freeze_by_pattern(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze the parameters with matching names, and the statistics of batch norm layers among them.
+    """Freeze the parameters with matching names; `FrozenBatchNorm2d` replaces batch norm whose parameters all match.
 
-    Args:
-        model: the model, changed in place: matching parameters require no gradient. If all parameters of a batch norm
-            layer match, `FrozenBatchNorm2d` replaces the layer.
-        patterns: patterns as for file names: `backbone.*`, `*.norm.*`, `roi_heads.box_head.fc?.weight`. A name without
-            wildcards selects the parameter, or all parameters of the module, with that name.
-
-    Raises:
-        ValueError: a pattern matches no parameter.
+    Patterns are as for file names: `backbone.*`, `*.norm.*`, `roi_heads.box_head.fc?.weight`. A name without wildcards
+    selects the parameter, or all parameters of the module, with that name. One that matches nothing is a `ValueError`.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()

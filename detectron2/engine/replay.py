@@ -26,7 +26,7 @@ __all__ = ["main", "replay"]
 
 
 def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tuple[dict[str, float], str | None]:
-    """Compute the losses of a saved step again, with the weights and random numbers of then.
+    """Compute the losses of a saved step again, with its weights and random numbers.
 
     Args:
         path: a file `nonfinite_*.pth`.

@@ -73,16 +73,15 @@ def shard_model(
             "create_ddp_model for other models."
         )
     _copy_from_rank_zero(model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {
-        "mesh": init_device_mesh(device, (comm.get_world_size(),)),
-        "reshard_after_forward": reshard_after_forward,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
-        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
-    }
-    for block in blocks:
-        fully_shard(block, **options)
-    fully_shard(model, **options)
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (comm.get_world_size(),))
+    for module in [*blocks, model]:
+        fully_shard(
+            module,
+            mesh=mesh,
+            reshard_after_forward=reshard_after_forward,
+            mp_policy=MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
+            offload_policy=CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+        )
     for name in _OTHER_ENTRIES:
         if hasattr(model, name):
             _gather_for(model, name)
@@ -125,10 +124,7 @@ def is_sharded(model: nn.Module) -> bool:
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Within a `with` block, every process has all weights, so that each can run the model on as much as it likes.
 
-    A sharded model gathers its weights in every pass, and waits for processes that make fewer.
-
-    Args:
-        model: any; one that is not sharded has all of its weights.
+    Otherwise a sharded model gathers its weights in every pass, and waits for processes that make fewer.
     """
     if not is_sharded(model):
         yield

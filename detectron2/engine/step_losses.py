@@ -32,12 +32,9 @@ _KEYS = 1 << 24  # integers that float32 holds exactly
 
 
 class LossNotFinite(FloatingPointError):
-    """A loss is infinite or NaN, and all processes know it.
+    """A loss is infinite or NaN in the processes `ranks`, and all processes know it.
 
-    Args:
-        message: names iteration and process.
-        ranks: the processes with such a loss.
-        is_joint: whether all processes raise this at the same point of the same step.
+    If `is_joint`, all processes raise this at the same point of the same step.
     """
 
     def __init__(self, message: str, ranks: Sequence[int] = (0,), is_joint: bool = True):
@@ -117,11 +114,8 @@ class LossWatch:
     """Exchange the sum of the losses between processes while the device works; all processes make one in every step.
 
     It is made after the forward pass is queued, and read after the backward pass is queued. The device then computes
-    gradients while the host waits for the loss, and the weights are unchanged.
-
-    Args:
-        total: the sum of the losses; None if this process could not compute it.
-        device: the device of the model.
+    gradients while the host waits for the loss, and the weights are unchanged. A process that could not compute the sum
+    of its losses gives None for it.
     """
 
     def __init__(self, total: torch.Tensor | None, device: torch.device):
@@ -157,15 +151,9 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def raise_if_not_finite(iteration: int, totals: Sequence[float], losses: Mapping[str, Any]) -> None:
-    """Check the losses of a step: the one place that decides, and words the message.
+    """Raise `LossNotFinite` if the sum of the losses is not finite in some process.
 
-    Args:
-        iteration: iteration of the step.
-        totals: the sum of the losses in each process.
-        losses: the losses of this process, by name; shown if they are not finite.
-
-    Raises:
-        LossNotFinite: the sum is not finite in some process.
+    This is the one place that decides, and words the message, which shows the losses of this process.
     """
     ranks = [rank for rank, total in enumerate(totals) if not math.isfinite(total)]
     if not ranks:

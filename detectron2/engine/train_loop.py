@@ -372,18 +372,9 @@ class SimpleTrainer(TrainerBase):
 class AMPTrainer(SimpleTrainer):
     """`SimpleTrainer` with automatic mixed precision.
 
-    The default is float16 with a gradient scaler on CUDA, and bfloat16 without one on the CPU.
-
-    Args:
-        model: as in `SimpleTrainer`.
-        data_loader: as in `SimpleTrainer`.
-        optimizer: as in `SimpleTrainer`.
-        grad_scaler: scales the loss so that float16 gradients do not underflow; default: a new scaler if needed.
-        gather_metric_period: as in `SimpleTrainer`.
-        zero_grad_before_forward: as in `SimpleTrainer`.
-        precision: the autocast type; default: by device.
-        log_grad_scaler: record the scale as `grad_scaler`.
-        async_write_metrics: as in `SimpleTrainer`.
+    Arguments are those of `SimpleTrainer` and three more. `precision` is the autocast type: by default float16 on CUDA,
+    and bfloat16 on the CPU. `grad_scaler` scales the loss so that float16 gradients do not underflow, by default a new
+    scaler if that is needed. `log_grad_scaler` records its scale as `grad_scaler`.
     """
 
     def __init__(

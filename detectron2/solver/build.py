@@ -43,17 +43,8 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
 
     With `n` layers, layer `i` gets `rate ** (n - i)`; patches, positions or the stem get one factor more, and
     what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer, or
-    a stage of a ResNet or RegNet.
-
-    Args:
-        model: its attribute `backbone` holds one of those backbones, by itself or below a pyramid.
-        rate: factor from one layer to the one below it, in (0, 1].
-
-    Returns:
-        From the full name of a parameter to its factor.
-
-    Raises:
-        ValueError: the rate is out of range, or the backbone has no layers that are known here.
+    a stage of a ResNet or RegNet, in `model.backbone`, by itself or below a pyramid; other backbones, and a rate
+    outside of (0, 1], are a `ValueError`.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"The factor between two layers must be in (0, 1], but is {rate}.")

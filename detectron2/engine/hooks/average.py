@@ -107,7 +107,7 @@ class WeightAverage(HookBase):
         logger.info("The average of the weights is in %s", path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average."""
+        """Return the average."""
         return {"average": self._average} if self._average else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

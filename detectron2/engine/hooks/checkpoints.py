@@ -244,12 +244,8 @@ class OwedEvaluation(HookBase):
     """Repeat an evaluation that an interrupted run did not complete, before training is resumed.
 
     A checkpoint is written before the evaluation of the same iteration, which may then be interrupted. Every process
-    registers this hook, after the hooks that evaluate and `BestCheckpointer`.
-
-    Args:
-        period: iterations between two evaluations.
-        best: has the history of evaluations; `None` except on the main process, which decides for all.
-        evaluator: class of the hook whose `evaluate()` is called.
+    registers this hook, after the hooks that evaluate and `BestCheckpointer`, which has the history of evaluations:
+    `best` is `None` except on the main process, which decides for all. `evaluator` is the class of the hook to call.
     """
 
     def __init__(self, period: int, best: BestCheckpointer | None, evaluator: type[EvalHook | ValidationLoss]) -> None:
@@ -313,17 +309,13 @@ class EarlyStopping(HookBase):
             self.trainer.request_stop()
 
     def _is_over(self) -> bool:
-        is_over = False
-        if self._best is not None and self._best.best_iter is not None:
-            best_at = self._best.best_iter
-            since = sum(at > best_at for at, _ in self._best.history)
-            is_over = since >= self._patience
-            if is_over:
-                logger.info(
-                    "Training ends: the best value, %.5g, was found in iteration %d, %d evaluations ago.",
-                    *(self._best.best_metric, best_at, since),
-                )
-        return any(comm.all_gather(is_over))
+        since, best = 0, self._best
+        if best is not None and best.best_iter is not None:
+            since = sum(at > best.best_iter for at, _ in best.history)
+        if best is not None and since >= self._patience:
+            text = "Training ends: the best value, %.5g, was found in iteration %d, %d evaluations ago."
+            logger.info(text, best.best_metric, best.best_iter, since)
+        return any(comm.all_gather(since >= self._patience))
 
 
 def _save_aside(keeper: Checkpointer, name: str, average: WeightAverage | None, **data: Any) -> None:

@@ -79,12 +79,9 @@ class TorchProfiler(HookBase):
 
 
 class AutogradProfiler(TorchProfiler):
-    """Profile chosen iterations and write one Chrome trace each, without TensorBoard.
+    """Profile chosen iterations like `TorchProfiler`, but write one Chrome trace each, without TensorBoard.
 
-    Args:
-        enable_predicate: as in `TorchProfiler`.
-        output_dir: as in `TorchProfiler`.
-        use_cuda: also time CUDA kernels.
+    With `use_cuda` it also times CUDA kernels.
     """
 
     def __init__(self, enable_predicate: Callable[[TrainerBase], bool], output_dir: str, *, use_cuda: bool = True):

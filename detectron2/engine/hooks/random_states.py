@@ -22,11 +22,8 @@ class RandomStates(HookBase):
 
     Both are needed to resume exactly. Such a buffer is, for example, a running average of the number of objects.
 
-    Register this hook before all others: the restored state is then in place when the first iteration begins.
-
-    Args:
-        model: the model in training.
-        period: iterations between two checkpoints; the processes exchange their states then.
+    Register this hook before all others: the restored state is then in place when the first iteration begins. The
+    processes exchange their states when the period of checkpoints has passed.
     """
 
     def __init__(self, model: nn.Module, period: int) -> None:

@@ -96,10 +96,9 @@ class ValidationLoss(HookBase):
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within a `with` block, a model computes losses as in training; afterwards its modes and buffers are as before.
+    """Within a `with` block, a model computes losses as in training, but with batch norm and dropout as in evaluation.
 
-    Args:
-        model: any; its batch norm and dropout layers are in evaluation mode for the time being.
+    Afterwards its modes and buffers are as before.
     """
     modes = {module: module.training for module in model.modules()}
     places = [
