@@ -146,15 +146,9 @@ class Box2BoxTransformRotated:
         self.scale_clamp = scale_clamp
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
-        """Encode each target relative to its source: `Tensor[R, 5]` of `(dx, dy, dw, dh, da)`.
+        """Encode targets relative to sources, both `Tensor[R, 5]`, as `Tensor[R, 5]` of `(dx, dy, dw, dh, da)`.
 
-        Args:
-            src_boxes: `Tensor[R, 5]`, for instance proposals; their sides must be positive.
-            target_boxes: `Tensor[R, 5]`, for instance matched ground truth.
-
-        Returns:
-            What `apply_deltas` turns back into the targets, unless the clamp cuts it. Of the two ways to turn
-            the shorter one is taken.
+        The sides of sources must be positive. Of the two ways to turn the shorter one is taken.
         """
         _check_pair(src_boxes, target_boxes)
         src_center, src_wh, src_angle = src_boxes.split((2, 2, 1), dim=-1)
@@ -167,14 +161,9 @@ class Box2BoxTransformRotated:
         return torch.cat((shift, growth, turn), dim=-1)
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Decode deltas relative to boxes, in single precision at least.
+        """Decode deltas `Tensor[R, k * 5]` relative to boxes `Tensor[R, 5]`, in single precision at least.
 
-        Args:
-            deltas: `Tensor[R, k * 5]`: for every box `k` encodings, for instance one for each class.
-            boxes: `Tensor[R, 5]`.
-
-        Returns:
-            `Tensor[R, k * 5]` of boxes, with angles in [-180, 180).
+        The result is `Tensor[R, k * 5]` of boxes, with angles in [-180, 180).
         """
         if deltas.shape[1] % 5 != 0 or boxes.shape[1] != 5:
             raise ValueError(
@@ -208,14 +197,10 @@ class Box2BoxTransformLinear:
         self.normalize_by_size = normalize_by_size
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
-        """Encode each target relative to the centre of its source.
+        """Encode targets relative to the centres of sources, both `Tensor[R, 4]`.
 
-        Args:
-            src_boxes: `Tensor[R, 4]`.
-            target_boxes: `Tensor[R, 4]`; meaningful where they contain the source's centre.
-
-        Returns:
-            `Tensor[R, 4]` of distances to the left, upper, right and lower side.
+        The result is `Tensor[R, 4]` of distances to the left, upper, right and lower side; meaningful where the target
+        contains the centre.
         """
         _check_pair(src_boxes, target_boxes)
         center, size_wh = _center_and_size(src_boxes)
@@ -247,9 +232,7 @@ def _dense_box_regression_loss(
     box_reg_loss_type: str = "smooth_l1",
     smooth_l1_beta: float = 0.0,
 ) -> torch.Tensor:
-    """Sum the box loss over all positive anchors of a batch.
-
-    Only the rows of positive anchors are encoded or decoded: they are a few in many thousands.
+    """Sum the box loss over all positive anchors of a batch; only their rows are encoded or decoded.
 
     Args:
         anchors: the anchors of each level, `R_i` boxes.

@@ -40,15 +40,9 @@ def assign_boxes_to_levels(
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> torch.Tensor:
-    """Join the boxes of all images into `Tensor[R, 1 + 4]`: index of the image, then the box.
+    """Join the boxes of all images into `Tensor[R, 1 + 4]`, as `detectron2.layers.ROIAlign` takes them.
 
-    Rotated boxes give `Tensor[R, 1 + 5]`.
-
-    Args:
-        box_lists: for each image its boxes.
-
-    Returns:
-        The regions as `detectron2.layers.ROIAlign` takes them.
+    A row is the index of the image, then the box. Rotated boxes give `Tensor[R, 1 + 5]`.
     """
     boxes = cat([b.tensor for b in box_lists])
     image_index = cat([torch.full_like(b.tensor[:, :1], i) for i, b in enumerate(box_lists)])

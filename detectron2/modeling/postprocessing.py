@@ -86,19 +86,9 @@ def detector_postprocess(
 def paste_predicted_masks(
     results: Instances, mask_format: MaskFormat = "full", mask_threshold: float = 0.5, boxes_name: str = "pred_boxes"
 ) -> Instances:
-    """Bring masks that are known inside boxes into another format, as `detector_postprocess` does.
+    """Return new instances whose `pred_masks`, if they are `ROIMasks`, have another format of `detector_postprocess`.
 
-    Args:
-        results: detections of one image with `pred_masks`, `ROIMasks`; others are returned as they are.
-        mask_format: the format wanted.
-        mask_threshold: a mask covers the pixels whose probability is at least this.
-        boxes_name: the field with the boxes of the masks, in pixels of `results.image_size`.
-
-    Returns:
-        New instances with the same other fields.
-
-    Raises:
-        ValueError: the format is not known.
+    `boxes_name` is the field with the boxes of the masks, in pixels of `results.image_size`.
     """
     check_mask_format(mask_format)
     if mask_format == "roi" or not results.has("pred_masks") or not isinstance(results.pred_masks, ROIMasks):

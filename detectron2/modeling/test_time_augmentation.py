@@ -105,16 +105,7 @@ class _ModelWithTTA(nn.Module):
 
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Predict on each image.
-
-        Args:
-            batched_inputs: what the model takes: dictionaries with "image", `Tensor[C, H, W]`, and optionally "height"
-                and "width", the size of the original image and so of the results. Instead of "image", "file_name" will
-                do.
-
-        Returns:
-            What the model returns, one dictionary for each image.
-        """
+        """Return what the model returns, for inputs that it takes; instead of "image", "file_name" will do."""
         return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
 
     def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:

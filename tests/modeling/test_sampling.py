@@ -1,9 +1,10 @@
-"""How many elements are drawn, and from where."""
+"""Which labels are refused; how many elements are drawn, and from where."""
 
 import pytest
 import torch
 
-from detectron2.modeling.sampling import subsample_labels
+from detectron2.modeling.sampling import check_labels, subsample_labels
+from detectron2.structures import Instances
 
 # (positives, negatives, ignored, asked for, fraction) -> (positives, negatives) drawn
 TABLE = [
@@ -34,3 +35,12 @@ def test_every_element_has_a_chance():
     labels = torch.zeros(10, dtype=torch.int8)
     seen = {subsample_labels(labels, 1, 0.5, 0)[1].item() for _ in range(300)}
     assert seen == set(range(10))
+
+
+def test_check_labels():
+    image = Instances((9, 9))
+    check_labels([], 3, "")
+    check_labels([image, Instances((9, 9), gt_classes=torch.tensor([0, 2]))], 3, "")
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=rf"image 1 .* label {wrong}, .*0 to 2; set K to the number of classes"):
+            check_labels([image, Instances((9, 9), gt_classes=torch.tensor([0, wrong]))], 3, "set K")

@@ -19,17 +19,9 @@ returns a `Backbone`.
 
 
 def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the backbone that `cfg.MODEL.BACKBONE.NAME` names.
+    """Build the backbone that `cfg.MODEL.BACKBONE.NAME` names, on the CPU.
 
-    Args:
-        cfg: the whole config.
-        input_shape: of the input image; by default it has as many channels as `cfg.MODEL.PIXEL_MEAN` has entries.
-
-    Returns:
-        The backbone, on the CPU.
-
-    Raises:
-        TypeError: the registered entry returned something that is not a `Backbone`.
+    By default the image has as many channels as `cfg.MODEL.PIXEL_MEAN` has entries.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

@@ -154,7 +154,7 @@ def _pyramid_conv(in_channels: Any, out_channels: int, kernel_size: int, norm: A
     layer = Conv2d(
         in_channels,
         out_channels,
-        kernel_size=kernel_size,
+        kernel_size,
         padding=kernel_size // 2,
         bias=not norm,
         norm=get_norm(norm, out_channels),

@@ -161,23 +161,9 @@ def _depthwise_conv(channels: int, kernel_size: Sequence[int], stride: int) -> n
 class MultiScaleBlock(nn.Module):
     """Pooling attention, then two linear layers, both as residuals after a norm.
 
-    Args:
-        dim: channels of the input.
-        dim_out: channels of the output.
-        num_heads: attention heads.
-        mlp_ratio: channels between the two linear layers, as a multiple of `dim_out`.
-        qkv_bias: see `MultiScaleAttention`.
-        drop_path: probability of leaving out a residual, for one image.
-        norm_layer: makes a norm from a number of channels.
-        act_layer: makes the activation between the two linear layers.
-        qkv_pool_kernel: `(height, width)` of the kernels that pool.
-        stride_q: factor by which the map becomes smaller.
-        stride_kv: step of pooling keys and values.
-        residual_pooling: see `MultiScaleAttention`.
-        window_size: see `MultiScaleAttention`.
-        use_rel_pos: see `MultiScaleAttention`.
-        rel_pos_zero_init: see `MultiScaleAttention`.
-        input_size: see `MultiScaleAttention`.
+    Arguments are those of `MultiScaleAttention`, where `qkv_pool_kernel` is its `pool_kernel`, and three more:
+    `mlp_ratio`, channels between the two linear layers as a multiple of `dim_out`; `act_layer`, which makes the
+    activation between them; and `drop_path`, the probability of leaving out a residual, for one image.
     """
 
     def __init__(

@@ -336,14 +336,7 @@ class AnyNet(Backbone):
         return outputs
 
     def freeze(self, freeze_at: int = 0) -> nn.Module:
-        """Fix the parameters of the first parts and turn their batch norms into frozen ones, for fine-tuning.
-
-        Args:
-            freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and `s1`, and so on.
-
-        Returns:
-            This network.
-        """
+        """Do what `ResNet.freeze` does: 0 freezes nothing, 1 the stem, 2 the stem and `s1`, and so on."""
         if freeze_at >= 1:
             self.stem.freeze()
         for name in self.stage_names[: max(freeze_at - 1, 0)]:

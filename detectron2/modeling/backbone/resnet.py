@@ -43,16 +43,8 @@ STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **kwargs) -> Conv2d:
     """Make a bias-free, size-preserving (up to stride) convolution with its norm, initialised for ReLU."""
-    padding = kwargs.pop("padding", kernel_size // 2)
-    layer = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        padding=padding,
-        bias=False,
-        norm=get_norm(norm, out_channels),
-        **kwargs,
-    )
+    kwargs = {"padding": kernel_size // 2, "bias": False, "norm": get_norm(norm, out_channels), **kwargs}
+    layer = Conv2d(in_channels, out_channels, kernel_size=kernel_size, **kwargs)
     c2_msra_fill(layer)
     return layer
 
@@ -160,16 +152,8 @@ class BottleneckBlock(ResidualBlock):
         super().__init__(in_channels, out_channels, stride, norm)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = conv(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
-        self.conv2 = conv(
-            bottleneck_channels,
-            bottleneck_channels,
-            3,
-            norm,
-            stride=stride_3x3,
-            padding=dilation,
-            dilation=dilation,
-            groups=num_groups,
-        )
+        geometry: dict[str, int] = {"stride": stride_3x3, "padding": dilation, "dilation": dilation}
+        self.conv2 = conv(bottleneck_channels, bottleneck_channels, 3, norm, groups=num_groups, **geometry)
         self.conv3 = conv(bottleneck_channels, out_channels, 1, norm)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,17 +166,8 @@ class DeformBottleneckBlock(ResidualBlock):
     The offsets start at zero, so an untrained block is an ordinary bottleneck (a modulated one is half of it, since
     its mask starts at sigmoid(0)).
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        bottleneck_channels: channels of the 3x3 convolution, over all groups.
-        stride: stride of the block.
-        num_groups: groups of the 3x3 convolution.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        stride_in_1x1: stride in the first 1x1 convolution and not in the 3x3 one.
-        dilation: dilation of the 3x3 convolution.
-        deform_modulated: also predict a weight for every sampling point.
-        deform_num_groups: channel groups that have offsets of their own.
+    Arguments are those of `BottleneckBlock`, and: `deform_modulated`, whether to predict a weight for every sampling
+    point too; and `deform_num_groups`, channel groups that have offsets of their own.
     """
 
     def __init__(
@@ -419,10 +394,9 @@ class ResNet(Backbone):
         for i, num_blocks in enumerate(blocks_per_stage):
             out_channels = (64 if basic else 256) * 2**i
             extra = dict(kwargs) if basic else {"bottleneck_channels": out_channels // 4, **kwargs}
+            extra.update(in_channels=in_channels, out_channels=out_channels)
             extra["stride_per_block"] = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
-            stages.append(
-                ResNet.make_stage(block_class, num_blocks, in_channels=in_channels, out_channels=out_channels, **extra)
-            )
+            stages.append(ResNet.make_stage(block_class, num_blocks, **extra))
             in_channels = out_channels
         return stages
 
@@ -476,14 +450,8 @@ def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             )
         if options.DEFORM_ON_PER_STAGE[i]:
             block_class = DeformBottleneckBlock
-            kwargs.update(
-                deform_modulated=options.DEFORM_MODULATED,
-                deform_num_groups=options.DEFORM_NUM_GROUPS,
-            )
-        stages.append(
-            ResNet.make_stage(
-                block_class, blocks_per_stage[i], in_channels=in_channels, out_channels=out_channels, **kwargs
-            )
-        )
+            kwargs.update(deform_modulated=options.DEFORM_MODULATED, deform_num_groups=options.DEFORM_NUM_GROUPS)
+        kwargs.update(in_channels=in_channels, out_channels=out_channels)
+        stages.append(ResNet.make_stage(block_class, blocks_per_stage[i], **kwargs))
         in_channels = out_channels
     return ResNet(stem, stages, out_features=out_features, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)

@@ -114,18 +114,9 @@ class WindowAttention(nn.Module):
 class SwinTransformerBlock(nn.Module):
     """Window attention, then two linear layers, both as residuals after a norm (figure 3b of the paper).
 
-    Args:
-        dim: channels of the tokens.
-        num_heads: attention heads.
-        window_size: side of a window.
-        shift_size: tokens by which the windows are shifted down and to the right; 0 shifts nothing.
-        mlp_ratio: channels between the two linear layers, as a multiple of `dim`.
-        qkv_bias: see `WindowAttention`.
-        qk_scale: see `WindowAttention`.
-        drop_rate: probability of dropping an element of an output.
-        attn_drop_rate: probability of dropping a weight of attention.
-        drop_path_rate: probability of leaving out a residual, for one image.
-        norm_layer: makes a norm from a number of channels.
+    Arguments are those of `WindowAttention`, and: `shift_size`, tokens by which the windows are shifted down and to the
+    right; `mlp_ratio`, channels between the two linear layers as a multiple of `dim`; `drop_path_rate`, probability of
+    leaving out a residual, for one image; and `norm_layer`, which makes a norm from a number of channels.
     """
 
     def __init__(

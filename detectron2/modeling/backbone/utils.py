@@ -51,16 +51,9 @@ def window_partition(x: torch.Tensor, window_size: int) -> tuple[torch.Tensor, t
 def window_unpartition(
     windows: torch.Tensor, window_size: int, pad_hw: tuple[int, int], hw: tuple[int, int]
 ) -> torch.Tensor:
-    """Put windows together again, and take the padding away: the inverse of `window_partition`.
+    """Put windows `Tensor[N * windows, S, S, C]` together again, and take the padding away: `Tensor[N, H, W, C]`.
 
-    Args:
-        windows: `Tensor[N * windows, S, S, C]`.
-        window_size: side `S` of a window, in tokens.
-        pad_hw: `(height, width)` of the maps with padding.
-        hw: `(height, width)` without it.
-
-    Returns:
-        The maps, `Tensor[N, H, W, C]`.
+    This is the inverse of `window_partition`. `pad_hw` is the size of the maps with padding, `hw` without it.
     """
     rows, columns = pad_hw[0] // window_size, pad_hw[1] // window_size
     n, channels = windows.shape[0] // (rows * columns), windows.shape[-1]

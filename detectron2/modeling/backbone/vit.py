@@ -149,19 +149,11 @@ def _required_norm(norm: str | Callable[[int], nn.Module], channels: int) -> nn.
 class Block(nn.Module):
     """A transformer block: attention, then two linear layers, both as residuals after a norm.
 
-    Args:
-        dim: channels `C`.
-        num_heads: attention heads.
-        mlp_ratio: channels between the two linear layers, as a multiple of `dim`.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        drop_path_rate: probability of leaving out a residual branch for an image, in training.
-        norm_layer: makes a norm over the last of `C` channels.
-        act_layer: makes the activation between the two linear layers.
-        use_rel_pos: whether attention uses relative positions.
-        rel_pos_zero_init: whether their tables start at zero.
-        window_size: side of the windows within which attention works, in tokens; 0 for the whole map.
-        use_residual_block: whether a `ResBottleneckBlock` follows.
-        input_size: `(H, W)` of the maps for which the tables of relative positions are made.
+    Arguments are those of `Attention`, and: `mlp_ratio`, channels between the two linear layers as a multiple of `dim`;
+    `drop_path_rate`, probability of leaving out a residual for an image, in training; `norm_layer`, which makes a norm
+    over the last of `C` channels; `act_layer`, which makes the activation between the linear layers; `window_size`,
+    side in tokens of the windows within which attention works, 0 for the whole map; and `use_residual_block`, whether
+    a `ResBottleneckBlock` follows.
     """
 
     def __init__(

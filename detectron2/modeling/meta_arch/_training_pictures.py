@@ -12,15 +12,9 @@ _YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.
 
 
 def image_to_rgb(image: torch.Tensor, input_format: str | None) -> np.ndarray:
-    """Turn a model's input `Tensor[C, H, W]` in [0, 255] into an RGB array `(H, W, 3)` of bytes.
+    """Turn a model's input `Tensor[C, H, W]` in [0, 255] into a contiguous RGB array `(H, W, 3)` of bytes.
 
-    Args:
-        image: not normalised.
-        input_format: the config's `INPUT.FORMAT`: "BGR", "YUV-BT.601", "L" and so on; None counts as RGB. Of images
-            with other than 1 or 3 channels the first is shown in grey.
-
-    Returns:
-        The array, contiguous.
+    `input_format` is the config's `INPUT.FORMAT`; None counts as RGB. Unless C is 3, the first channel shows in grey.
     """
     pixels = image.detach().float().cpu().numpy().transpose(1, 2, 0)
     if pixels.shape[2] != 3:
@@ -33,17 +27,7 @@ def image_to_rgb(image: torch.Tensor, input_format: str | None) -> np.ndarray:
 
 
 def side_by_side(image: torch.Tensor, input_format: str | None, gt_boxes: Boxes, pred_boxes: Boxes) -> np.ndarray:
-    """Draw ground truth on the left and predictions on the right of one picture.
-
-    Args:
-        image: `Tensor[C, H, W]`, not normalised.
-        input_format: see `image_to_rgb`.
-        gt_boxes: in pixels of this image.
-        pred_boxes: in pixels of this image.
-
-    Returns:
-        `(3, H, 2 W)` bytes, RGB, as `put_image` takes it.
-    """
+    """Draw ground truth left and predictions right on copies of one image: RGB bytes `(3, H, 2 W)` for `put_image`."""
     from detectron2.utils.visualizer import Visualizer
 
     rgb = image_to_rgb(image, input_format)

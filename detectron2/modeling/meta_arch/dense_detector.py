@@ -202,9 +202,9 @@ class DenseDetector(DetectorBase):
             ]
         )
 
-    def _detect_in_image(self, *arguments: Any, activation: Callable | None = None) -> Instances:
-        """Decode all levels of one image, suppress per class, and keep the best; arguments as of the method above."""
-        detections = self._decode_multi_level_predictions(*arguments, activation=activation)
+    def _detect_in_image(self, *arguments: Any, **options: Any) -> Instances:
+        """Do `_decode_multi_level_predictions` of one image, suppress per class, and keep the best."""
+        detections = self._decode_multi_level_predictions(*arguments, **options)
         boxes, scores, classes = detections.pred_boxes.tensor, detections.scores, detections.pred_classes
         keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
         return detections[keep[: self.max_detections_per_image]]
@@ -215,9 +215,8 @@ class DenseDetector(DetectorBase):
             raise ValueError(f"got {len(batched_inputs)} inputs but results of {len(results)} images")
         image = batched_inputs[0]["image"]
         detected = detector_postprocess(results[0], image.shape[1], image.shape[2])
-        picture = side_by_side(
-            image, self.input_format, batched_inputs[0]["instances"].gt_boxes, detected.pred_boxes[:20]
-        )
+        gt_boxes = batched_inputs[0]["instances"].gt_boxes
+        picture = side_by_side(image, self.input_format, gt_boxes, detected.pred_boxes[:20])
         put_image("Left: GT bounding boxes; Right: up to 20 highest scoring results", picture)
 
 

@@ -124,15 +124,7 @@ class FCOS(DenseDetector):
 
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[torch.Tensor]:
-        """Find the object that each location learns.
-
-        Args:
-            anchors: the locations of each level.
-            gt_instances: for each image its ground truth, with the field `gt_boxes`.
-
-        Returns:
-            For each image `Tensor[R]` int64, the row of the object, or -1 for none.
-        """
+        """Find the object that each location learns: for each image `Tensor[R]` int64, its row, or -1 for none."""
         num_locations = sum(len(level) for level in anchors)
         matched = []
         for gt in gt_instances:
@@ -148,15 +140,9 @@ class FCOS(DenseDetector):
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Say what each location should predict.
+        """Say what each location should predict: for each image labels `Tensor[R]` int64 and boxes `Tensor[R, 4]`.
 
-        Args:
-            anchors: the locations of each level.
-            gt_instances: for each image its ground truth, with the fields `gt_boxes` and `gt_classes`.
-
-        Returns:
-            For each image a label for every location, `Tensor[R]` int64: the class, or `K` for background; and the box
-            of its object, `Tensor[R, 4]`, meaningful for positive locations.
+        A label is a class, or `K` for background; the box of the object is meaningful for positive locations.
         """
         check_labels(gt_instances, self.num_classes, "set num_classes (model.num_classes in a LazyConfig)")
         gt_labels, matched_boxes = [], []
@@ -215,14 +201,9 @@ class FCOS(DenseDetector):
         return {name: loss / normalizer for name, loss in losses.items()}
 
     def compute_ctrness_targets(self, anchors: list[Boxes], gt_boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Compute centre-ness (equation 3): 1 at the centre of a box, falling to 0 at its sides.
+        """Compute centre-ness `Tensor[N, R]` (equation 3): 1 at the centre of a box, falling to 0 at its sides.
 
-        Args:
-            anchors: the locations of each level.
-            gt_boxes: for each image the box of every location, `Tensor[R, 4]`.
-
-        Returns:
-            `Tensor[N, R]` in [0, 1]; 0 where a box does not contain its location.
+        `gt_boxes` are for each image the box of every location, `Tensor[R, 4]`. Outside of it centre-ness is 0.
         """
         x, y = cat([level.get_centers() for level in anchors]).unbind(dim=1)
         x1, y1, x2, y2 = torch.stack(gt_boxes).unbind(dim=2)
@@ -250,16 +231,10 @@ class FCOS(DenseDetector):
         box_delta: list[torch.Tensor],
         image_size: tuple[int, int],
     ) -> Instances:
-        """Detect objects in one image: threshold, decode, suppress per class, and keep the best.
+        """Detect objects in one image, as `RetinaNet.inference_single_image`.
 
-        Args:
-            anchors: the locations of each level.
-            box_cls: for each level the scores `Tensor[R_i, K]`, with centre-ness, in [0, 1].
-            box_delta: for each level `Tensor[R_i, 4]`.
-            image_size: `(height, width)`.
-
-        Returns:
-            Detections, best first, with the fields `pred_boxes`, `scores` and `pred_classes`.
+        Of each level `box_cls` are scores `Tensor[R_i, K]` in [0, 1], with centre-ness, and `box_delta` is
+        `Tensor[R_i, 4]`.
         """
         return self._detect_in_image(
             anchors, box_cls, box_delta, self.test_score_thresh, self.test_topk_candidates, image_size

@@ -87,15 +87,10 @@ class PanopticFPN(GeneralizedRCNN):
         return {**semantic_losses, **proposal_losses, **detector_losses}
 
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented signature
-        """Run the model in inference mode.
+        """Run the model in inference mode; results as of `forward`.
 
-        Args:
-            batched_inputs: as in `forward`.
-            do_postprocess: bring the results to the size that the inputs ask for, and merge them.
-
-        Returns:
-            As `forward`; without postprocessing a list of raw `Instances` at the size of the model's input, and
-            semantic scores `Tensor[N, K, H, W]` at the size of the padded input.
+        Without postprocessing they are neither resized nor merged: a list of raw `Instances` at the size of the model's
+        input, and semantic scores `Tensor[N, K, H, W]` at the size of the padded input.
         """
         if self.training:
             raise ValueError("inference() was called in training mode; call model.eval() first")

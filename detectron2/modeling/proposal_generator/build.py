@@ -19,14 +19,9 @@ returns a module that maps images, features and (in training) ground truth to pr
 
 
 def build_proposal_generator(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
-    """Build the proposal generator that `cfg.MODEL.PROPOSAL_GENERATOR.NAME` names.
+    """Build the proposal generator that `cfg.MODEL.PROPOSAL_GENERATOR.NAME` names, for the backbone's output shapes.
 
-    Args:
-        cfg: the whole config.
-        input_shape: the shapes of the backbone's outputs.
-
-    Returns:
-        The module; None for the name "PrecomputedProposals", with which proposals come with the input.
+    It is None for the name "PrecomputedProposals", with which proposals come with the input.
     """
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if name == "PrecomputedProposals":

@@ -65,10 +65,8 @@ def _proposals_from_candidates(
             best = batched_nms(candidates, scores, level[keep], nms_thresh)[:post_nms_topk]
         else:  # stops when it has enough
             best = greedy_nms(candidates, scores, nms_thresh, level[keep], limit=post_nms_topk)
-        result = Instances(image_size)
-        result.proposal_boxes = box_type(candidates[best])
-        result.objectness_logits = scores[best]
-        proposals.append(result)
+        boxes_of_image = box_type(candidates[best])
+        proposals.append(Instances(image_size, proposal_boxes=boxes_of_image, objectness_logits=scores[best]))
     return proposals
 
 
@@ -142,12 +140,7 @@ def add_ground_truth_to_proposals(
 def add_ground_truth_to_proposals_single_image(gt: Instances | Boxes, proposals: Instances) -> Instances:
     """Append ground truth to the proposals of one image, with a logit that says "certainly an object".
 
-    Args:
-        gt: ground truth with the field `gt_boxes`, or the boxes alone.
-        proposals: has the fields `proposal_boxes` and `objectness_logits`; any other field must exist in `gt` too.
-
-    Returns:
-        The proposals followed by the ground truth, with the fields of the proposals.
+    Fields of the proposals other than `proposal_boxes` and `objectness_logits` must exist in `gt` too.
     """
     fields = {} if isinstance(gt, Boxes) else dict(gt.get_fields())
     gt_boxes = gt if isinstance(gt, Boxes) else gt.gt_boxes
@@ -160,7 +153,5 @@ def add_ground_truth_to_proposals_single_image(gt: Instances | Boxes, proposals:
             f"proposals have fields {missing} that the ground truth lacks (it has {sorted(fields)}), so the two cannot "
             "be joined"
         )
-    appended = Instances(proposals.image_size)
-    for name in proposals.get_fields():
-        appended.set(name, fields[name])
+    appended = Instances(proposals.image_size, **{name: fields[name] for name in proposals.get_fields()})
     return Instances.cat([proposals, appended])

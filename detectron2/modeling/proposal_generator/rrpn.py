@@ -32,11 +32,7 @@ class RRPN(RPN):
     """Region proposal network that scores rotated anchors, refines them, and keeps the best as rotated proposals.
 
     Its anchor generator makes rotated boxes (`RotatedAnchorGenerator`), its `box2box_transform` is a
-    `Box2BoxTransformRotated`.
-
-    Args:
-        *args: see `RPN`.
-        **kwargs: see `RPN`.
+    `Box2BoxTransformRotated`; all other arguments are as of `RPN`.
     """
 
     @configurable

@@ -106,18 +106,10 @@ def fast_rcnn_inference_single_image(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
-    """`fast_rcnn_inference` of one image; a row with a value that is not finite is passed over.
+    """`fast_rcnn_inference` of one image: boxes `Tensor[R, K * 4]` or `Tensor[R, 4]`, scores `Tensor[R, K + 1]`.
 
-    Args:
-        boxes: `Tensor[R, K * 4]` or `Tensor[R, 4]`.
-        scores: `Tensor[R, K + 1]`.
-        image_shape: `(height, width)` in pixels.
-        score_thresh: see `fast_rcnn_inference`.
-        nms_thresh: see `fast_rcnn_inference`.
-        topk_per_image: see `fast_rcnn_inference`.
-
-    Returns:
-        The detections, best first, and the row of `boxes` that each came from, `Tensor[D]`.
+    A row with a value that is not finite is passed over. Returns the detections, best first, and the row of `boxes`
+    that each came from, `Tensor[D]`.
     """
     return detections_of_image(Boxes, boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image)
 
@@ -142,11 +134,8 @@ def detections_of_image(
     picked_scores = scores[rows, classes]
 
     keep = best_after_nms(picked.tensor, picked_scores, classes, nms_thresh, topk_per_image)
-    result = Instances(image_shape)
-    result.pred_boxes = box_type(picked.tensor[keep])
-    result.scores = picked_scores[keep]
-    result.pred_classes = classes[keep]
-    return result, rows[keep]
+    kept = box_type(picked.tensor[keep])
+    return Instances(image_shape, pred_boxes=kept, scores=picked_scores[keep], pred_classes=classes[keep]), rows[keep]
 
 
 def _log_classification_stats(pred_logits: torch.Tensor, gt_classes: torch.Tensor, prefix: str = "fast_rcnn") -> None:

@@ -54,28 +54,12 @@ class MatchedBitMasks(BitMasks):
         return MatchedBitMasks(self._masks, index.reshape(-1))
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
-        """The same masks on another device.
-
-        Args:
-            *args: as of `torch.Tensor.to`.
-            **kwargs: as of `torch.Tensor.to`.
-
-        Returns:
-            New masks.
-        """
+        """The same masks on another device; arguments as of `torch.Tensor.to`."""
         masks = self._masks.to(*args, **kwargs)
         return MatchedBitMasks(masks, self._index.to(masks.device))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Cut the region of each mask out of it and resample it; see `BitMasks.crop_and_resize`.
-
-        Args:
-            boxes: `Tensor[R, 4]`, `(x1, y1, x2, y2)` in pixels.
-            mask_size: cells along each side of the result.
-
-        Returns:
-            `bool[R, mask_size, mask_size]`.
-        """
+        """Cut the region `Tensor[R, 4]` of each mask out of it, `bool[R, M, M]`; see `BitMasks.crop_and_resize`."""
         height, width = self.image_size
         few = min(len(self), max(1, _PASS_PIXELS // max(1, height * width)))
         if len(boxes) != len(self) or len(self._masks) > few:
