@@ -49,7 +49,7 @@ def add_config_arguments(
         "--config-file",
         required=required,
         metavar="FILE",
-        help="a YAML or LazyConfig file, or the name of one in the model zoo",
+        help="a YAML or LazyConfig file, or its name in the model zoo",
     )
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument(
@@ -149,9 +149,6 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
 
     Returns:
         A frozen `CfgNode`, or an omegaconf `DictConfig`. Its device is the CPU if it names a GPU and there is none.
-
-    Raises:
-        ValueError: a LazyConfig lacks a section that every command needs.
     """
     if _is_lazy(path):
         lazy = LazyConfig.load(path)
@@ -169,18 +166,9 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
 
 
 def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: str | None = None) -> Any:
-    """Load the config given, the one in the checkpoint, or the one that training left beside the weights.
+    """Load the config of `--config-file`, the one in the checkpoint, or the one that training left beside the weights.
 
-    Args:
-        args: `config_file`, `weights` and `imports` of the command line.
-        opts: changes to it, as for `load_config`.
-        output_dir: as for `load_config`.
-
-    Returns:
-        What `load_config` returns.
-
-    Raises:
-        ValueError: there is no config, or the one in the checkpoint describes calls that weights may not make.
+    A `ValueError` says that there is none, or that the one in the checkpoint describes calls that weights may not make.
     """
     if args.config_file:
         return load_config(find_config_file(args.config_file), opts, output_dir)
@@ -251,17 +239,9 @@ def _available_device(device: str, key: str) -> str:
 
 
 def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
-    """Build a model for inference from a config of either kind.
+    """Build a model in evaluation mode from a config of either kind, and load `weights`, or those that it names.
 
-    Args:
-        cfg: what `load_config` returned.
-        weights: a checkpoint; empty: the one that the config names.
-
-    Returns:
-        The model in evaluation mode, and the mapper that turns `{"file_name": path}` into its input.
-
-    Raises:
-        ValueError: there are no weights; predictions of random ones would be noise.
+    The mapper that is returned with the model turns `{"file_name": path}` into its input.
     """
     weights = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.get("init_checkpoint", ""))
     if not weights:

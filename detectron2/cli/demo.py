@@ -6,6 +6,7 @@ predictions beside the truth, and writes everything into one `report.html`.
 
 import argparse
 import datetime
+import functools
 import html
 import json
 import logging
@@ -191,28 +192,13 @@ Try next
     )
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
+_say = functools.partial(print, flush=True)
 _SCALE = 3.0  # the demo's images are small; drawn larger, labels do not cover the objects
 _LEAST_SCORE = 0.5
 
 
 def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, count: int) -> list[Path]:
-    """Draw the truth (left) and the predictions (right) of the first images of a data set.
-
-    Args:
-        model: in evaluation mode.
-        cfg: the config of the model.
-        dataset_name: a registered data set.
-        folder: gets one PNG per image.
-        count: how many images.
-
-    Returns:
-        The paths of the pictures.
-    """
+    """Draw the truth (left) and the predictions (right) of the first `count` images into PNG files, and return them."""
     folder.mkdir(parents=True, exist_ok=True)
     mapper, metadata = DatasetMapper(cfg, is_train=False), MetadataCatalog.get(dataset_name)
     paths = []
@@ -245,7 +231,7 @@ def write_report(
         path: the page.
         cfg: shown at the end.
         results: `{task: {metric: value}}`.
-        seconds: of the iterations that were measured.
+        seconds: how long iterations took; None if not measured.
         curve: the picture of the training.
         pictures: truth beside prediction.
     """

@@ -6,7 +6,7 @@ the current config is *downgraded* (its values get the old names), the file is m
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -42,14 +42,10 @@ _RENAMED: dict[int, dict[str, str]] = {
 }
 
 # Version 1 described the anchors of the RPN and of RetinaNet separately; the meta-architecture decides which apply.
-_RPN_ANCHORS = {
-    f"{_RPN}.ANCHOR_SIZES": f"{_ANCHORS}.SIZES",
-    f"{_RPN}.ANCHOR_ASPECT_RATIOS": f"{_ANCHORS}.ASPECT_RATIOS",
-}
-_RETINANET_ANCHORS = {
-    f"{_RETINANET}.ANCHOR_SIZES": f"{_ANCHORS}.SIZES",
-    f"{_RETINANET}.ANCHOR_ASPECT_RATIOS": f"{_ANCHORS}.ASPECT_RATIOS",
-}
+_RPN_ANCHORS, _RETINANET_ANCHORS = (
+    {f"{group}.ANCHOR_SIZES": f"{_ANCHORS}.SIZES", f"{group}.ANCHOR_ASPECT_RATIOS": f"{_ANCHORS}.ASPECT_RATIOS"}
+    for group in (_RPN, _RETINANET)
+)
 _ANCHOR_STRIDES = f"{_RETINANET}.ANCHOR_STRIDES"  # version 2 takes them from the feature maps
 
 _LATEST = max(_RENAMED)
@@ -119,7 +115,7 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
 
 
 def guess_version(cfg: CfgNode, filename: str, known: Mapping[str, Any] | None = None) -> int:
-    """Guess the version of a partial config without `VERSION` from its keys.
+    """Guess the version of a partial config without `VERSION` from its keys; raise a `ValueError` if they are mixed.
 
     Args:
         cfg: the content of a file.
@@ -128,23 +124,20 @@ def guess_version(cfg: CfgNode, filename: str, known: Mapping[str, Any] | None =
 
     Returns:
         The number of the version; the newest if there are no old names.
-
-    Raises:
-        ValueError: if the file mixes names of several versions.
     """
-    old_names = {1: [*_RENAMED[2], *_RPN_ANCHORS, *_RETINANET_ANCHORS, _ANCHOR_STRIDES], 0: list(_RENAMED[1])}
-    found = {
-        version: [n for n in names if _find(cfg, n) is not None and (known is None or _find(known, n) is None)]
-        for version, names in old_names.items()
-    }
-    if found[0]:
+
+    def occurring(names: Iterable[str]) -> list[str]:
+        return [n for n in names if _find(cfg, n) is not None and (known is None or _find(known, n) is None)]
+
+    if occurring(_RENAMED[1]):
         return 0
-    if not found[1]:
+    old_names = occurring([*_RENAMED[2], *_RPN_ANCHORS, *_RETINANET_ANCHORS, _ANCHOR_STRIDES])
+    if not old_names:
         return _LATEST
     new_names = [n for n in _RENAMED[2].values() if _find(cfg, n) is not None]
     if new_names:
         raise ValueError(
-            f"{filename} has keys of config version 1 ({', '.join(found[1])}) "
+            f"{filename} has keys of config version 1 ({', '.join(old_names)}) "
             f"and of version 2 ({', '.join(new_names)}). Rename the old ones."
         )
     return 1
@@ -166,13 +159,13 @@ def _find(cfg: Mapping[str, Any], name: str) -> tuple[Any, str] | None:
     return (node, key) if isinstance(node, Mapping) and key in node else None
 
 
-def _group(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
-    """Return the group of `name` and its last part; missing groups are created."""
+def _set(cfg: CfgNode, name: str, value: Any) -> None:
+    """Set a key; missing groups are created."""
     *groups, key = name.split(".")
     node = cfg
     for group in groups:
         node = node.setdefault(group, type(cfg)())
-    return node, key
+    node[key] = value
 
 
 def _move(cfg: CfgNode, source: str, target: str) -> None:
@@ -181,9 +174,7 @@ def _move(cfg: CfgNode, source: str, target: str) -> None:
     if found is None:
         return
     node, key = found
-    value = node.pop(key)
-    into, into_key = _group(cfg, target)
-    into[into_key] = value
+    _set(cfg, target, node.pop(key))
     groups = source.split(".")[:-1]
     while groups:
         parent = _find(cfg, ".".join(groups))
@@ -210,7 +201,5 @@ def _downgrade_anchors(cfg: CfgNode) -> None:
         for old, new in table.items():
             found = _find(cfg, new)
             if found is not None:
-                node, key = _group(cfg, old)
-                node[key] = copy.deepcopy(found[0][found[1]])
-    strides, key = _group(cfg, _ANCHOR_STRIDES)
-    strides[key] = []
+                _set(cfg, old, copy.deepcopy(found[0][found[1]]))
+    _set(cfg, _ANCHOR_STRIDES, [])

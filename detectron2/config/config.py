@@ -42,12 +42,9 @@ def get_cfg() -> CfgNode:
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Let `detectron2.config.global_cfg` hold the keys of `cfg`.
+    """Let `detectron2.config.global_cfg` hold the keys of `cfg`, whose groups are shared, not copied.
 
     For quick experiments: the values can then be read anywhere without passing the config along.
-
-    Args:
-        cfg: the config with the keys; its groups are shared, not copied.
     """
     global_cfg.clear()
     global_cfg.update(cfg)
@@ -133,13 +130,9 @@ def _wrap_function(func: Callable[..., Any], from_config: Callable[..., Any]) ->
     return wrapped
 
 
-def _is_config(value: Any) -> bool:
-    return isinstance(value, YacsNode | DictConfig)
-
-
 def _has_config(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     # A config of another kind named "cfg" is an ordinary argument.
-    return bool(args and _is_config(args[0])) or _is_config(kwargs.get("cfg"))
+    return any(isinstance(value, YacsNode | DictConfig) for value in (*args[:1], kwargs.get("cfg")))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -36,10 +36,8 @@ def dump_dataclass(obj: Any) -> dict[str, Any]:
     """
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise TypeError(f"dump_dataclass() takes an instance of a dataclass, but got {obj!r}.")
-    described: dict[str, Any] = {_TARGET: convert_target_to_string(type(obj))}
-    for field in dataclasses.fields(obj):
-        described[field.name] = _describe(getattr(obj, field.name))
-    return described
+    fields = {field.name: _describe(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
+    return {_TARGET: convert_target_to_string(type(obj)), **fields}
 
 
 def _describe(value: Any) -> Any:
@@ -89,7 +87,7 @@ def _call(cfg: Mapping[Any, Any], path: str) -> Any:
         return target(**arguments)
     except Exception as e:
         # One note per level, innermost first: together they lead from the failing call to the root.
-        _add_note(e, f"while building {_name(target)!r}, described at {_where(path)} of the config")
+        _add_note(e, f"while building {_name(target)!r}, described at {path or 'the root'} of the config")
         raise
 
 
@@ -98,19 +96,15 @@ def _resolve_target(target: Any, path: str) -> Callable[..., Any]:
         try:
             target = locate(target)
         except ImportError as e:
-            _add_note(e, f"named by _target_ at {_where(path)} of the config")
+            _add_note(e, f"named by _target_ at {path or 'the root'} of the config")
             raise
     if not callable(target):
-        raise TypeError(f"_target_ at {_where(path)} of the config is not callable: {target!r}.")
+        raise TypeError(f"_target_ at {path or 'the root'} of the config is not callable: {target!r}.")
     return target
 
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _where(path: str) -> str:
-    return path or "the root"
 
 
 def _name(target: Any) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from detectron2.config.lazy_text import load_lazy_yaml, save_yaml, to_python
 from detectron2.config.merge import nearest
 from detectron2.config.optional_keys import OPTIONAL_KEYS
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["LazyCall", "LazyConfig"]
@@ -70,18 +71,7 @@ class LazyConfig:
 
     @staticmethod
     def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """Load a config file whose path is relative to the calling file.
-
-        Args:
-            filename: the path relative to the caller's file.
-            keys: the same as in `load`.
-
-        Returns:
-            The same as `load`.
-
-        Raises:
-            ValueError: if the call does not come from a file.
-        """
+        """Do what `load` does for a path that is relative to the calling file."""
         caller = sys._getframe(1).f_code.co_filename
         if caller.startswith("<"):
             raise ValueError(f"LazyConfig.load_rel() was called from {caller}, not from a file; use LazyConfig.load().")
@@ -156,7 +146,7 @@ class LazyConfig:
         return cfg
 
 
-# --------------------------------------------------------------------------------------------------------- config files
+# Config files
 
 
 def _pick(names: Mapping[str, Any], key: str, filename: str) -> Any:
@@ -184,8 +174,6 @@ class _Session:
         self._loading: list[str] = []
 
     def load(self, filename: str) -> dict[str, Any]:
-        from detectron2.utils.file_io import PathManager
-
         extension = os.path.splitext(filename)[1]
         if extension not in (".py", ".yaml", ".yml"):
             raise ValueError(f"A lazy config file ends in .py, .yaml or .yml, but got {filename!r}.")
@@ -235,8 +223,6 @@ def _own_copy(value: Any) -> Any:
 
 def _relative_path(filename: str, level: int, module: str) -> str:
     """Return the file that `from ..module` (`level` dots) means in `filename`."""
-    from detectron2.utils.file_io import PathManager
-
     folder = os.path.dirname(filename)
     for _ in range(level - 1):
         folder = os.path.dirname(folder) if "://" in folder else os.path.join(folder, os.pardir)
@@ -272,7 +258,7 @@ class _RelativeImports(ast.NodeTransformer):
         return ast.copy_location(ast.Assign([ast.Tuple(list(targets), ast.Store())], call), node)
 
 
-# ------------------------------------------------------------------------------------------------------------ overrides
+# Overrides
 
 
 def _parse(parser: Any, text: str) -> Any:

@@ -9,7 +9,6 @@ import dataclasses
 import enum
 import functools
 import inspect
-import io
 import logging
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf, SCMode
 
 from detectron2.config.safe_yaml import SafeConfigLoader, UnsafeYamlError, load_yaml
+from detectron2.utils.file_io import atomic_write
 from detectron2.utils.registry import convert_target_to_string, locate
 
 __all__ = ["load_lazy_yaml", "make_partial", "missing_object", "save_yaml", "to_python", "to_yaml"]
@@ -37,30 +37,14 @@ _FORMER_MODULE = "detectron2.config._lazy_objects."
 def make_partial(func: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
     """Build a `functools.partial`; saved configs describe one as a call of this function.
 
-    Args:
-        func: the function.
-        args: its first positional arguments.
-        keywords: its named arguments.
-
-    Returns:
-        The `functools.partial` object.
-
-    Example:
-        >>> make_partial(int, ["101"], {"base": 2})()
-        5
+    >>> make_partial(int, ["101"], {"base": 2})()
+    5
     """
     return functools.partial(func, *args, **keywords)
 
 
 def missing_object(description: str) -> NoReturn:
-    """Stand for an object that could not be written to YAML.
-
-    Args:
-        description: the place and the type of the object.
-
-    Raises:
-        ValueError: always; the message says how to get the object back.
-    """
+    """Stand for an object that could not be written to YAML: a call raises a `ValueError` that says what to do."""
     raise ValueError(
         f"This config was read from a YAML file that could not hold {description}. "
         "Set the value again, or load the config from the Python file that it came from."
@@ -117,21 +101,12 @@ _LazyYamlLoader.add_constructor(f"{_PYTHON}object/apply:functools.partial", _con
 
 
 def load_lazy_yaml(text: str, filename: str) -> dict[str, Any]:
-    """Read a saved lazy config without importing or calling anything.
+    """Read the text of a saved lazy config as plain values, without importing or calling anything.
 
-    Args:
-        text: the content of the file.
-        filename: the name of the file, for messages.
+    A `ValueError` that names the file says that the text is not valid YAML, or asks to run code.
 
-    Returns:
-        Plain dictionaries, lists, numbers and text.
-
-    Raises:
-        ValueError: if the text is not valid YAML, or asks to run code.
-
-    Example:
-        >>> load_lazy_yaml("model: {_target_: torch.nn.ReLU}", "a.yaml")
-        {'model': {'_target_': 'torch.nn.ReLU'}}
+    >>> load_lazy_yaml("model: {_target_: torch.nn.ReLU}", "a.yaml")
+    {'model': {'_target_': 'torch.nn.ReLU'}}
     """
     content = load_yaml(text.replace(_FORMER_MODULE, f"{__name__}."), filename, loader=_LazyYamlLoader)
     if content is None:
@@ -145,17 +120,10 @@ def load_lazy_yaml(text: str, filename: str) -> dict[str, Any]:
 
 
 def to_yaml(cfg: Any) -> tuple[str, list[str]]:
-    """Write a lazy config as YAML text.
+    """Return a lazy config as YAML text, and the places with values that YAML cannot hold; a placeholder stands there.
 
-    Args:
-        cfg: an omegaconf config, or plain dictionaries and lists.
-
-    Returns:
-        The text, and a list of the places with values that YAML cannot hold. A placeholder stands for each.
-
-    Example:
-        >>> to_yaml({"lr": 0.1, "act": torch.nn.ReLU})[0]
-        'lr: 0.1\\nact: {_target_: detectron2.utils.registry.locate, name: torch.nn.ReLU}\\n'
+    >>> to_yaml({"lr": 0.1, "act": torch.nn.ReLU})[0]
+    'lr: 0.1\\nact: {_target_: detectron2.utils.registry.locate, name: torch.nn.ReLU}\\n'
     """
     lost: list[str] = []
     content = _to_plain(_container(cfg), "", lost)
@@ -175,33 +143,23 @@ def save_yaml(cfg: Any, filename: str) -> None:
     """
     filename = str(filename)
     text, lost = to_yaml(cfg)
-    _write(filename, text.encode())
+    with atomic_write(filename) as file:
+        file.write(text.encode())
     if lost:
         pickle_name = os.path.splitext(filename)[0] + ".pkl"
-        logger.warning(
-            "%s cannot hold %s: the values are missing there. The whole config was pickled to %s.",
-            filename,
-            "; ".join(lost),
-            pickle_name,
-        )
+        warning = "%s cannot hold %s: the values are missing there. The whole config was pickled to %s."
+        logger.warning(warning, filename, "; ".join(lost), pickle_name)
         _save_pickle(cfg, pickle_name)
 
 
 def _save_pickle(cfg: Any, filename: str) -> None:
     import cloudpickle
 
-    buffer = io.BytesIO()
     try:
-        cloudpickle.dump(cfg, buffer)
+        content = cloudpickle.dumps(cfg)
     except Exception:  # objects may raise anything when they are pickled; the YAML file is written already
         logger.exception("The config cannot be pickled to %s either.", filename)
         return
-    _write(filename, buffer.getvalue())
-
-
-def _write(filename: str, content: bytes) -> None:
-    from detectron2.utils.file_io import atomic_write
-
     with atomic_write(filename) as file:
         file.write(content)
 

@@ -45,18 +45,10 @@ class ConfigError(UnknownConfigKeyError, ConfigTypeError):
 
 
 def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `(path, value)` for every value that is not itself a mapping.
+    """Yield `(path, value)` for every value that is not itself a mapping; paths begin with `prefix`.
 
-    Args:
-        node: a config, or nested dictionaries.
-        prefix: the beginning of every path.
-
-    Yields:
-        The full name and the value of one key.
-
-    Example:
-        >>> list(iter_leaves({"LR": 0.1, "MODEL": {"DEPTH": 50}}))
-        [('LR', 0.1), ('MODEL.DEPTH', 50)]
+    >>> list(iter_leaves({"LR": 0.1, "MODEL": {"DEPTH": 50}}))
+    [('LR', 0.1), ('MODEL.DEPTH', 50)]
     """
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -66,18 +58,10 @@ def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that is most similar to a given one.
+    """Return the known name that is most similar to a given one, or None if none is similar.
 
-    Args:
-        name: the name to look up.
-        known: the known names.
-
-    Returns:
-        One of `known`, or None if none is similar.
-
-    Example:
-        >>> nearest("SOLVER.BASE_LT", ["SOLVER.BASE_LR", "MODEL.WEIGHTS"])
-        'SOLVER.BASE_LR'
+    >>> nearest("SOLVER.BASE_LT", ["SOLVER.BASE_LR", "MODEL.WEIGHTS"])
+    'SOLVER.BASE_LR'
     """
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
@@ -223,17 +207,10 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
 
 
 def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) -> None:
-    """Overwrite the values of `target` with those of `source`, all or none.
+    """Overwrite the values of `target` with those of `source`, all or none; `origin` is the file, for messages.
 
-    Args:
-        source: the new values.
-        target: the config to change.
-        origin: the file of `source`, for messages.
-
-    Raises:
-        UnknownConfigKeyError: if keys of `source` do not exist in `target` (and new ones are not allowed there).
-        ConfigTypeError: if values have another type than those in `target`.
-        TypeError: if `source` is not a config node.
+    An `UnknownConfigKeyError` names keys that `target` does not have (where new ones are not allowed), a
+    `ConfigTypeError` values of another type than those in `target`, and a `ConfigError` both.
     """
     if not isinstance(source, YacsNode):
         raise TypeError(f"Expected a CfgNode to merge from, but got {type(source).__name__}; use CfgNode({{...}}).")
@@ -244,14 +221,8 @@ def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) 
 def merge_pairs(pairs: Sequence[Any], target: YacsNode) -> None:
     """Overwrite values of `target` with `[path, value, path, value, ...]`, all or none.
 
-    Args:
-        pairs: alternating paths and values; text values are read as Python literals where possible.
-        target: the config to change.
-
-    Raises:
-        UnknownConfigKeyError: if a path does not exist.
-        ConfigTypeError: if a value has another type than the one it replaces.
-        ValueError: if the list has an odd length.
+    Text values are read as Python literals where possible. The errors are those of `merge_config`, and a `ValueError`
+    for a list of odd length.
     """
     if len(pairs) % 2:
         has_equals = any(isinstance(p, str) and "=" in p for p in pairs[::2])

@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode as _FvcoreNode
 from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
 from detectron2.config.merge import ConfigTypeError, iter_leaves, merge_config, merge_pairs
 from detectron2.config.safe_yaml import load_yaml
+from detectron2.utils.file_io import PathManager
 
 __all__ = ["CfgNode"]
 
@@ -38,8 +39,6 @@ class CfgNode(_FvcoreNode):
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
-        from detectron2.utils.file_io import PathManager
-
         return PathManager.open(filename, "r")
 
     @classmethod
@@ -130,15 +129,7 @@ class CfgNode(_FvcoreNode):
         self.update(upgraded)
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
-        """Overwrite values by those of another config, which may be partial.
-
-        Args:
-            cfg_other: a CfgNode.
-
-        Raises:
-            KeyError: if it has unknown keys (and new ones are not allowed).
-            ValueError: if values have a wrong type.
-        """
+        """Overwrite values by those of another config, which may be partial; the errors are those of a file."""
         _refuse_base(cfg_other)
         merge_config(cfg_other, self)  # type: ignore[arg-type]  # other mappings get a TypeError with advice
 
@@ -156,15 +147,7 @@ class CfgNode(_FvcoreNode):
         merge_pairs(cfg_list, self)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Return the config as YAML text that `merge_from_file` can read.
-
-        Args:
-            *args: positional arguments of `yaml.safe_dump`.
-            **kwargs: keyword arguments of `yaml.safe_dump`.
-
-        Returns:
-            The text, with tuples written as lists.
-        """
+        """Return the config as YAML text, with tuples as lists; the arguments are those of `yaml.safe_dump`."""
         return _FvcoreNode.dump(_unshared(self), *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -63,18 +63,12 @@ PROJECT_FOLDERS = {
 
 
 def adders_of(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Find the functions that add missing keys.
+    """Find as few functions as possible that add the keys with these full names, each with the keys that it adds.
 
-    Args:
-        paths: full names of keys that a config lacks.
+    The function with the most keys comes first. Keys that no function adds are left out.
 
-    Returns:
-        The dotted names of as few functions as possible, each with the keys in `paths` that it adds; the function with
-        the most keys comes first. Keys that no function adds are left out.
-
-    Example:
-        >>> adders_of(["MODEL.POINT_HEAD.NUM_FC", "SOLVER.TYPO"])
-        {'detectron2.projects.point_rend.add_pointrend_config': ['MODEL.POINT_HEAD.NUM_FC']}
+    >>> adders_of(["MODEL.POINT_HEAD.NUM_FC", "SOLVER.TYPO"])
+    {'detectron2.projects.point_rend.add_pointrend_config': ['MODEL.POINT_HEAD.NUM_FC']}
     """
     left = list(paths)
     found: dict[str, list[str]] = {}

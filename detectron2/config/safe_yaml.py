@@ -68,21 +68,13 @@ class ExpressionError(ValueError):
 
 
 def evaluate(text: str) -> Any:
-    """Compute the value of an arithmetic or list expression.
+    """Compute the value of an arithmetic or list expression: a number, text, None, or a list or tuple of these.
 
-    Args:
-        text: a Python expression, e.g. `"[32 * x for x in range(1, 5)]"`.
+    An `ExpressionError` says that the text is not valid, uses anything but numbers, text, lists, tuples, comprehensions
+    and a few functions of numbers, or is too large.
 
-    Returns:
-        A number, text, None, or a list or tuple of these.
-
-    Raises:
-        ExpressionError: if it is not valid, uses anything but numbers, text, lists, tuples, comprehensions and a few
-            functions of numbers, or is too large.
-
-    Example:
-        >>> evaluate("[[x, x * 2] for x in range(1, 3)]")
-        [[1, 2], [2, 4]]
+    >>> evaluate("[[x, x * 2] for x in range(1, 3)]")
+    [[1, 2], [2, 4]]
     """
     if not isinstance(text, str):
         raise ExpressionError(f"expected text, but got {type(text).__name__} {text!r}")
@@ -301,23 +293,13 @@ class _NamedText(io.StringIO):
 
 
 def load_yaml(stream: str | IO[Any], source: str = "the text", loader: Callable[[Any], Any] = SafeConfigLoader) -> Any:
-    """Read one YAML document.
+    """Read one YAML document, as text or an open file; None if it is empty. Messages name the `source`.
 
-    Args:
-        stream: the text, or an open file.
-        source: the file name, for messages.
-        loader: the class of the YAML loader.
+    An `UnsafeYamlError` says that it contains a tag that would run code, or an expression that is not supported, and
+    any other `ValueError` that it is not valid YAML.
 
-    Returns:
-        The value of the document; None if it is empty.
-
-    Raises:
-        UnsafeYamlError: if it contains a tag that would run code, or an expression that is not supported.
-        ValueError: if it is not valid YAML.
-
-    Example:
-        >>> load_yaml('SIZES: !!python/object/apply:eval ["[2 ** x for x in range(5, 8)]"]')
-        {'SIZES': [32, 64, 128]}
+    >>> load_yaml('SIZES: !!python/object/apply:eval ["[2 ** x for x in range(5, 8)]"]')
+    {'SIZES': [32, 64, 128]}
     """
     text = _NamedText(stream if isinstance(stream, str) else stream.read())
     text.name = source

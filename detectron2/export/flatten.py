@@ -4,7 +4,7 @@ An object is taken apart into its leaves, from left to right, and a `Schema`, wh
 together again. A leaf is a tensor, or anything that has no parts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,12 @@ class Schema:
         """Make an object of this structure from leaves, as `flatten_to_tuple` returns them."""
         if len(leaves) != self.num_leaves:
             raise ValueError(f"This structure has {self.num_leaves} leaves, got {len(leaves)}.")
+        return self._build(iter(leaves))
+
+    def _build(self, leaves: Iterator[Any]) -> Any:
         if self.kind is None:
-            return leaves[0]
-        objects, begin = [], 0
-        for part in self.parts:
-            objects.append(part(leaves[begin : begin + part.num_leaves]))
-            begin += part.num_leaves
-        return _join(self.kind, objects, self.fixed)
+            return next(leaves)
+        return _join(self.kind, [part._build(leaves) for part in self.parts], self.fixed)
 
 
 def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:

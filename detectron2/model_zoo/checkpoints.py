@@ -115,14 +115,7 @@ BACKBONES: tuple[str, ...] = (
 
 
 def nearest_weights(path: str) -> str:
-    """A sentence for an error, with the published weights whose names are most like one that does not exist.
-
-    Args:
-        path: a `detectron2://` path or an address.
-
-    Returns:
-        The sentence; empty when nothing is like it.
-    """
+    """Return a sentence with the published weights that are nearest to a path or address; empty if none is near."""
     known = [f"{folder}/{name}/{file}" for folder, names in CHECKPOINTS.items() for name, file in names.items()]
     wanted = path.removeprefix("detectron2://").removeprefix(URL_PREFIX)
     close = difflib.get_close_matches(wanted, [*known, *BACKBONES], n=3, cutoff=0.5)

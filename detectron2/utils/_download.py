@@ -72,28 +72,13 @@ def is_offline() -> bool:
 
 
 def cache_folder(cache_dir: str | None = None) -> str:
-    """Return the folder of downloaded files.
-
-    Args:
-        cache_dir: another folder than the usual one.
-
-    Returns:
-        `cache_dir`, else `$DETECTRON2_CACHE`, else `$FVCORE_CACHE`, else `~/.torch/iopath_cache`.
-    """
+    """Return `cache_dir`, else `$DETECTRON2_CACHE`, else `$FVCORE_CACHE`, else `~/.torch/iopath_cache`."""
     folder = cache_dir or os.environ.get("DETECTRON2_CACHE") or os.environ.get("FVCORE_CACHE")
     return os.path.expanduser(folder or "~/.torch/iopath_cache")
 
 
 def cached_path(url: str, folder: str) -> str:
-    """Return the path of a remote file in the cache.
-
-    Args:
-        url: address of the file.
-        folder: folder of the cache.
-
-    Returns:
-        A path inside that folder, different for each address.
-    """
+    """Return the path of a remote file inside the folder of the cache, different for each address."""
     parts = urlsplit(url)
     segments = [segment for segment in parts.path.split("/") if segment not in ("", ".", "..")] or ["index"]
     if parts.query:
@@ -223,7 +208,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
             logger.info("%s %s to %s", "Continuing" if resumed else "Downloading", url, target)
             with open(part, "ab" if resumed else "wb") as file:
                 if not resumed:  # after the file was emptied, so that the version belongs to its bytes
-                    _write_version(target, response.headers)
+                    Path(f"{part}.json").write_text(json.dumps(_version(response.headers)), encoding="utf-8")
                 _copy(response, file, os.path.basename(target), offset, total)
                 file.flush()
                 os.fsync(file.fileno())
@@ -312,16 +297,10 @@ def _version(headers: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in pairs.items() if value}
 
 
-def _write_version(target: str, headers: Mapping[str, str]) -> None:
-    with open(f"{target}.part.json", "w", encoding="utf-8") as file:
-        json.dump(_version(headers), file)
-
-
 def _read_version(target: str) -> dict[str, str]:
     """Return the version of the partial file; empty if it is not known."""
     try:
-        with open(f"{target}.part.json", encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(Path(f"{target}.part.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -362,7 +341,7 @@ def _announced_digests(headers: Mapping[str, str]) -> dict[str, str]:
 def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digits: str | None) -> None:
     if not announced and not name_digits:
         return
-    algorithms = ("md5", "sha1", "sha256") if name_digits else tuple(announced)
+    algorithms = ("md5", "sha1", "sha256") if name_digits else announced
     digests = {algorithm: hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms}
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -371,10 +350,10 @@ def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digit
     found = {algorithm: digest.hexdigest() for algorithm, digest in digests.items()}
     for algorithm, expected in announced.items():
         if found[algorithm] != expected:
-            raise _TryAgain(
-                f"the {algorithm} of the downloaded file is {found[algorithm]}, but the server announced {expected}",
-                from_start=True,
+            reason = (
+                f"the {algorithm} of the downloaded file is {found[algorithm]}, but the server announced {expected}"
             )
+            raise _TryAgain(reason, from_start=True)
     if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):
         logger.warning(
             f"{url} is complete ({_size(path)} bytes), but none of its digests begins with the {name_digits} in its "
@@ -407,15 +386,7 @@ def _error(url: str, target: str, reason: str, status: int | None = None) -> Dow
 
 
 def url_exists(url: str, cache_dir: str | None = None) -> bool:
-    """Return whether the cache or the server has a file.
-
-    Args:
-        url: address of the file.
-        cache_dir: as for `fetch`.
-
-    Returns:
-        False also if the server cannot be reached.
-    """
+    """Return whether the cache or the server has a file; False if the server cannot be reached."""
     if os.path.isfile(cached_path(url, cache_folder(cache_dir))):
         return True
     if is_offline():

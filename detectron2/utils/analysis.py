@@ -5,13 +5,13 @@ The counters are those of fvcore, extended to models that take `list[dict]` and 
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fvcore.nn import ActivationCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, parameter_count, parameter_count_table
 from fvcore.nn import FlopCountAnalysis as _FvcoreFlopCountAnalysis
-from fvcore.nn import parameter_count as _fvcore_parameter_count
-from fvcore.nn import parameter_count_table as _fvcore_parameter_count_table
 from torch import nn
 
 __all__ = [
@@ -110,12 +110,19 @@ class FlopCountAnalysis(_FvcoreFlopCountAnalysis):
         self.set_op_handle(**handles)
 
 
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def _images_only(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"image": item["image"]} for item in inputs]
-
-
-def _in_giga(counts: dict[str, Any]) -> defaultdict[str, float]:
-    return defaultdict(float, {name: count / 1e9 for name, count in counts.items()})
 
 
 def flop_count_operators(model: nn.Module, inputs: list[dict[str, Any]]) -> defaultdict[str, float]:
@@ -128,13 +135,9 @@ def flop_count_operators(model: nn.Module, inputs: list[dict[str, Any]]) -> defa
     Returns:
         Operator to billions of operations.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _in_giga(FlopCountAnalysis(model, _images_only(inputs)).by_operator())
-    finally:
-        model.train(was_training)
+    with _inference(model):
+        counts = FlopCountAnalysis(model, _images_only(inputs)).by_operator()
+    return defaultdict(float, {name: count / 1e9 for name, count in counts.items()})
 
 
 def activation_count_operators(
@@ -150,46 +153,15 @@ def activation_count_operators(
     Returns:
         Operator to millions of elements.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            adapter = _adapter(model, _images_only(inputs))
-            analysis = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
-            analysis.set_op_handle(_ATTENTION, _attention_activations)
-            analysis.set_op_handle(**kwargs.pop("supported_ops", None) or {})
-            if kwargs:
-                raise TypeError(f"activation_count_operators() got unknown arguments {sorted(kwargs)}.")
-            analysis.unsupported_ops_warnings(False)
-            counts = analysis.by_operator()
-    finally:
-        model.train(was_training)
+    with _inference(model):
+        adapter = _adapter(model, _images_only(inputs))
+        analysis = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
+        analysis.set_op_handle(_ATTENTION, _attention_activations)
+        analysis.set_op_handle(**kwargs.pop("supported_ops", None) or {})
+        if kwargs:
+            raise TypeError(f"activation_count_operators() got unknown arguments {sorted(kwargs)}.")
+        counts = analysis.unsupported_ops_warnings(False).by_operator()
     return defaultdict(float, {name: count / 1e6 for name, count in counts.items()})
-
-
-def parameter_count(model: nn.Module) -> defaultdict[str, int]:
-    """Count the elements of each parameter and of each module.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Name to count; the name `""` is the whole model.
-    """
-    return _fvcore_parameter_count(model)
-
-
-def parameter_count_table(model: nn.Module, max_depth: int = 3) -> str:
-    """Return the counts of `parameter_count` as a table.
-
-    Args:
-        model: any module.
-        max_depth: levels of sub-modules to show.
-
-    Returns:
-        The table as text.
-    """
-    return _fvcore_parameter_count_table(model, max_depth)
 
 
 def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:

@@ -7,6 +7,8 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -70,9 +72,6 @@ def detect_compute_compatibility(CUDA_HOME: str | None, so_file: str) -> str:
     Returns:
         Architectures such as `"8.0, 9.0"`, or the reason why they are not known.
     """
-    import re
-    import subprocess
-
     program = os.path.join(CUDA_HOME or "", "bin", "cuobjdump")
     if not os.path.isfile(program):
         return f"{so_file}; cannot find cuobjdump"

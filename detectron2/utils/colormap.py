@@ -38,29 +38,12 @@ def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 
 def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """Draw one colour of the palette with the global generator of NumPy.
-
-    Args:
-        rgb: RGB, or BGR by default.
-        maximum: the value of full intensity, 255 or 1.
-
-    Returns:
-        float32 array (3,).
-    """
+    """Draw one colour, a float32 array (3,), with NumPy's global generator; the arguments are those of `colormap`."""
     return colormap(rgb, maximum)[np.random.randint(0, len(_PALETTE))]  # noqa: NPY002  # seeded by users through numpy
 
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """Draw `N` different colours of the palette.
-
-    Args:
-        N: number of colours, at most the size of the palette.
-        rgb: RGB, or BGR by default.
-        maximum: the value of full intensity, 255 or 1.
-
-    Returns:
-        float32 arrays (3,).
-    """
+    """Draw `N` different colours, float32 arrays (3,), at most the size of the palette; the rest as in `colormap`."""
     if len(_PALETTE) < N:
         raise ValueError(f"The palette has {len(_PALETTE)} colours; {N} different ones were asked for.")
     palette = colormap(rgb, maximum)

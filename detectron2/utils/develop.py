@@ -36,16 +36,7 @@ def create_dummy_class(klass: str, dependency: str | Iterable[str], message: str
 
 
 def create_dummy_func(func: str, dependency: str | Iterable[str], message: str = "") -> Callable[..., NoReturn]:
-    """Create a function that raises `ImportError` when called, in place of one that needs a missing dependency.
-
-    Args:
-        func: name of the function.
-        dependency: name of the missing dependency.
-        message: added to the error, for instance how to install it.
-
-    Returns:
-        The function.
-    """
+    """Create a function named `func` that raises `ImportError` when called; the rest as in `create_dummy_class`."""
     explanation = _explain(func, dependency, message)
 
     def missing(*args: Any, **kwargs: Any) -> NoReturn:

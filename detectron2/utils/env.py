@@ -35,18 +35,9 @@ def seed_all_rng(seed: int | None = None) -> None:
 
 
 def import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
-    """Run a Python file as a module.
+    """Run a `.py` file as a module and return the module.
 
-    Args:
-        module_name: name of the module.
-        file_path: path of the `.py` file.
-        make_importable: whether later `import` statements find the module by its name.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: the file is not Python source by its name.
+    With `make_importable`, later `import` statements find the module by its name.
     """
     spec = importlib.util.spec_from_file_location(module_name, file_path)
     if spec is None or spec.loader is None:
@@ -67,14 +58,7 @@ _import_file = import_file  # the name that projects import
 
 
 def setup_environment() -> None:
-    """Run the set-up module that `DETECTRON2_ENV_MODULE` names, once per process.
-
-    The variable holds a dotted module name or the path of a `.py` file; the module must define
-    `setup_environment()`.
-
-    Raises:
-        AttributeError: the module defines no `setup_environment`.
-    """
+    """Run `setup_environment()` of the module or `.py` file that `DETECTRON2_ENV_MODULE` names, once per process."""
     custom = os.environ.get("DETECTRON2_ENV_MODULE")
     if not custom or custom in _DONE:
         return
@@ -122,6 +106,5 @@ def fixup_module_metadata(
 
 def _is_implementation_detail_of(obj: Any, module_name: str) -> bool:
     """Return whether a class or function was defined in the module or in one below it."""
-    home = getattr(obj, "__module__", None)
-    named = isinstance(getattr(obj, "__qualname__", None), str)
-    return named and isinstance(home, str) and (home == module_name or home.startswith(module_name + "."))
+    home, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    return isinstance(qualname, str) and isinstance(home, str) and f"{home}.".startswith(f"{module_name}.")

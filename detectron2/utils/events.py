@@ -59,14 +59,7 @@ _CURRENT_STORAGE_STACK: list["EventStorage"] = []
 
 
 def get_event_storage() -> "EventStorage":
-    """Return the innermost open storage.
-
-    Returns:
-        The storage.
-
-    Raises:
-        RuntimeError: no storage is open.
-    """
+    """Return the innermost open storage; raise a `RuntimeError` if none is open."""
     if not _CURRENT_STORAGE_STACK:
         raise RuntimeError(
             "No EventStorage is open. Run this inside 'with EventStorage() as storage:', as the trainers do; "
@@ -236,16 +229,9 @@ class EventStorage:
                 self._latest[name] = (number, iteration)
 
     def history(self, name: str) -> HistoryBuffer:
-        """Return all values of one scalar.
+        """Return the buffer with all values of one scalar, by its full name; raise a `KeyError` for an unknown name.
 
-        Args:
-            name: its full name, prefix included.
-
-        Returns:
-            The buffer, with `latest`, `median`, `avg`, `global_avg` and `values`.
-
-        Raises:
-            KeyError: no scalar has that name.
+        The buffer has the methods `latest`, `median`, `avg`, `global_avg` and `values`.
         """
         self._flush()
         if name not in self._buffers:
@@ -263,14 +249,7 @@ class EventStorage:
         return self._latest
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Return what `latest` returns, with noisy scalars replaced by their median over the last iterations.
-
-        Args:
-            window_size: number of iterations.
-
-        Returns:
-            Name to (value, iteration).
-        """
+        """Return what `latest` returns, with noisy scalars replaced by their median over the last iterations."""
         return {
             name: (
                 float(self._buffers[name].median(self.count_samples(name, window_size)))
@@ -282,15 +261,7 @@ class EventStorage:
         }
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
-        """Count the values of a scalar in its last iterations.
-
-        Args:
-            name: its full name.
-            window_size: number of iterations, counted back from its newest value.
-
-        Returns:
-            The count, at least 1.
-        """
+        """Count the values of a scalar, by its full name, in the `window_size` iterations up to its newest value."""
         values = self.history(name).values()
         oldest = values[-1][1] - window_size
         return sum(1 for _ in itertools.takewhile(lambda entry: entry[1] > oldest, reversed(values)))
@@ -329,11 +300,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Prefix the names of everything put inside with `name/`. An inner scope replaces the outer one.
-
-        Args:
-            name: the prefix.
-        """
+        """Prefix the names of everything put inside with `name/`. An inner scope replaces the outer one."""
         outer, self._prefix = self._prefix, name.rstrip("/") + "/"
         try:
             yield

@@ -46,8 +46,7 @@ class HTTPURLHandler(_IopathHTTPURLHandler):
     def _exists(self, path: str, **kwargs: Any) -> bool:
         return url_exists(path)
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return url_exists(path)
+    _isfile = _exists
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
         return False
@@ -78,8 +77,7 @@ class Detectron2Handler(PathHandler):
     def _exists(self, path: str, **kwargs: Any) -> bool:
         return PathManager.exists(self._url(path), **kwargs)
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return PathManager.isfile(self._url(path), **kwargs)
+    _isfile = _exists
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
         return False
@@ -88,15 +86,10 @@ class Detectron2Handler(PathHandler):
         return self.S3_DETECTRON2_PREFIX + path[len(self.PREFIX) :]
 
 
-def _new_path_manager() -> PathManagerBase:
-    manager = PathManagerBase()
-    for handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
-        manager.register_handler(handler)
-    return manager
-
-
-PathManager: PathManagerBase = _new_path_manager()
+PathManager = PathManagerBase()
 """The path manager of this library: an instance, as in iopath. Register handlers for other schemes on it."""
+for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
+    PathManager.register_handler(_handler)
 
 
 @contextmanager
@@ -122,9 +115,7 @@ def atomic_write(
         with manager.open(target, mode) as remote:
             yield remote
         return
-    folder = os.path.dirname(target)
-    if folder:
-        os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     temporary = f"{target}.{os.getpid()}.tmp"
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:

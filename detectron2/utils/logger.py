@@ -21,13 +21,7 @@ _DATE_FORMAT = "%m/%d %H:%M:%S"
 
 
 class _Formatter(logging.Formatter):
-    """Prefixes warnings and errors with their level and shortens the package's name.
-
-    Args:
-        color: write ANSI colours.
-        root_name: the name of the logger that is set up.
-        short_name: name to show instead.
-    """
+    """Prefixes warnings and errors with their level, and shows `short_name` in place of `root_name`."""
 
     def __init__(self, color: bool, root_name: str, short_name: str):
         head = "[%(asctime)s %(short_name)s]: "
@@ -176,14 +170,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log a message at the first and then at every `n`-th call from the same line.
-
-    Args:
-        lvl: logging level.
-        msg: the message.
-        n: period, in calls.
-        name: name of the logger; the caller's module by default.
-    """
+    """Log a message at the first and then at every `n`-th call from the same line; the rest as in `log_first_n`."""
     module, place = _caller()
     identity = ("every", place)
     _TIMES_SEEN[identity] += 1
@@ -192,14 +179,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log a message at most once in `n` seconds per calling line.
-
-    Args:
-        lvl: logging level.
-        msg: the message.
-        n: shortest time between two messages, in seconds.
-        name: name of the logger; the caller's module by default.
-    """
+    """Log a message at most once in `n` seconds per calling line; the rest as in `log_first_n`."""
     module, place = _caller()
     now = time.monotonic()
     last = _LAST_LOGGED.get(place)
@@ -209,14 +189,7 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 
 def create_small_table(small_dict: Mapping[str, Any]) -> str:
-    """Format a few numbers as a Markdown table with one row; the keys are the header.
-
-    Args:
-        small_dict: names and values, few enough for one line.
-
-    Returns:
-        The table, as text of three lines.
-    """
+    """Format a few numbers as a Markdown table with one row, three lines of text; the keys are the header."""
     from tabulate import tabulate
 
     return tabulate(

@@ -14,10 +14,8 @@ _R = TypeVar("_R")
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "out of memory" in text and any(word in text for word in ("CUDA", "MPS", "HIP", "XPU"))
+    is_named = "out of memory" in str(error) and any(word in str(error) for word in ("CUDA", "MPS", "HIP", "XPU"))
+    return is_named or isinstance(error, torch.OutOfMemoryError)
 
 
 @contextmanager

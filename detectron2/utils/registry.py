@@ -4,6 +4,7 @@
 """
 
 import difflib
+import functools
 import importlib
 from typing import Any
 
@@ -15,16 +16,7 @@ __all__ = ["Registry", "convert_target_to_string", "locate", "lookup"]
 def lookup(registry: Registry, name: str, key: str) -> Any:
     """Return the registered object that a config names.
 
-    Args:
-        registry: registry of the object.
-        name: name of the object.
-        key: config key that holds the name.
-
-    Returns:
-        The object.
-
-    Raises:
-        KeyError: the name is not registered; the message has the config key and similar names.
+    If it is not registered, the message of the `KeyError` has the config key, `key`, and similar names.
     """
     if name in registry:
         return registry.get(name)
@@ -35,12 +27,6 @@ def lookup(registry: Registry, name: str, key: str) -> Any:
         f"{key} is {name!r}, which is not registered. {hint}Registered are: {', '.join(names) or 'none'}. A class of "
         f"your own is registered once the module that defines it has been imported."
     )
-
-
-def _follow(obj: Any, attributes: list[str]) -> Any:
-    for name in attributes:
-        obj = getattr(obj, name)
-    return obj
 
 
 def locate(name: str) -> Any:
@@ -69,7 +55,7 @@ def locate(name: str) -> Any:
                 continue  # this prefix is not a module, so the rest are attributes of a shorter one
             raise ImportError(f"Cannot import {name!r}: module {module_name!r} needs {error.name!r}.") from error
         try:
-            return _follow(module, parts[depth:])
+            return functools.reduce(getattr, parts[depth:], module)
         except AttributeError as error:
             raise ImportError(f"Cannot import {name!r}: {error}. Check the spelling of the last part.") from error
     raise ImportError(f"Cannot import {name!r}: module {parts[0]!r} does not exist.")

@@ -174,19 +174,9 @@ class _Unpickler(_PurePythonUnpickler):
 def load_plain_pickle(
     file: IO[bytes], *, name: str | os.PathLike[str], extra: Mapping[str, Callable[..., Any]] | None = None
 ) -> Any:
-    """Read a pickle like `read_pickle`, with messages that name the file. Files of Python 2 are read as well.
+    """Read a pickle like `read_pickle`, with messages that begin with `name`; bytes of Python 2 become text.
 
-    Args:
-        file: open for reading in binary mode.
-        name: the file's name.
-        extra: as in `read_pickle`.
-
-    Returns:
-        What the pickle holds, with bytes of Python 2 as text.
-
-    Raises:
-        UnsafePickleError: the pickle refers to anything else.
-        ValueError: the file is not a pickle, or is cut off.
+    A `ValueError` that is not an `UnsafePickleError` says that the file is not a pickle, or is cut off.
     """
     try:
         return read_pickle(file, extra)

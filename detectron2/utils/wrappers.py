@@ -10,18 +10,9 @@ __all__ = ["unwrap_model"]
 def unwrap_model(model: Any) -> Any:
     """Return the model within `DistributedDataParallel`, `DataParallel` and `torch.compile`, however deeply nested.
 
-    Args:
-        model: a model, wrapped or not.
-
-    Returns:
-        The innermost model; `model` itself when it has no such wrapper.
-
-    Example:
-        >>> from torch import nn
-        >>> from detectron2.utils.wrappers import unwrap_model
-        >>> linear = nn.Linear(2, 2)
-        >>> unwrap_model(nn.DataParallel(linear)) is linear
-        True
+    >>> linear = nn.Linear(2, 2)
+    >>> unwrap_model(nn.DataParallel(linear)) is linear
+    True
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

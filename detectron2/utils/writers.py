@@ -51,11 +51,7 @@ class EventWriter:
 
 
 class _ScalarWriter(EventWriter):
-    """Base class of writers that show each new scalar once.
-
-    Args:
-        window_size: iterations over which noisy scalars are smoothed (median).
-    """
+    """Base class of writers that show each new scalar once; noisy ones as the median over `window_size` iterations."""
 
     def __init__(self, window_size: int):
         self._window_size = window_size
@@ -211,11 +207,10 @@ class CommonMetricPrinter(EventWriter):
         for name in ("time", "data_time"):
             buffer = storage.histories().get(name)
             if buffer is not None:
-                fields.append(f"{name}: {buffer.avg(storage.count_samples(name, self._window_size)):.4f}")
-                fields.append(f"last_{name}: {buffer.latest():.4f}")
-                if name == "time" and self._images_per_iter:
-                    seconds = buffer.avg(storage.count_samples(name, self._window_size))
-                    fields.append(f"images/s: {self._images_per_iter / seconds:.1f}" if seconds > 0 else "")
+                seconds = buffer.avg(storage.count_samples(name, self._window_size))
+                fields += [f"{name}: {seconds:.4f}", f"last_{name}: {buffer.latest():.4f}"]
+                if name == "time" and self._images_per_iter and seconds > 0:
+                    fields.append(f"images/s: {self._images_per_iter / seconds:.1f}")
         return fields
 
     def _learning_rate(self, storage: EventStorage) -> str:
@@ -328,15 +323,12 @@ class CSVWriter(_ScalarWriter):
     def __init__(self, csv_file: str | os.PathLike, window_size: int = 20):
         super().__init__(window_size)
         self._path = os.fspath(csv_file)
-        self._columns: list[str] | None = None  # None until the file has been read
 
     def write(self) -> None:
         """Append one row for each iteration that has new scalars."""
         rows = self._new_scalars(get_event_storage())
         if not rows:
             return
-        if self._columns is None:
-            self._columns = self._continue_file()
         names = dict.fromkeys(name for scalars in rows.values() for name in sorted(scalars))
         added = [name for name in names if name not in self._columns]
         if added:
@@ -354,8 +346,9 @@ class CSVWriter(_ScalarWriter):
         with PathManager.open(self._path, "r") as file:
             return str(file.read())
 
-    def _continue_file(self) -> list[str]:
-        """Return the columns of the existing file, and remove an incomplete last row."""
+    @functools.cached_property
+    def _columns(self) -> list[str]:
+        """The columns of the file. The first use removes an incomplete last row of an existing file."""
         text = self._read()
         if not text:
             return ["iteration"]
@@ -371,9 +364,8 @@ class CSVWriter(_ScalarWriter):
 
     def _add_columns(self, names: list[str]) -> None:
         """Rewrite the file with more columns, which are empty in the existing rows."""
-        assert self._columns is not None, "the file must be read before columns are added"
         old = list(csv.DictReader(io.StringIO(self._read())))
-        self._columns = [*self._columns, *names]
+        self._columns += names
         with atomic_write(self._path, "w") as file:
             table = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
             table.writeheader()
@@ -402,14 +394,7 @@ def _plain(value: Any) -> Any:
 
 
 class _ServiceWriter(_ScalarWriter):
-    """Base class of writers for services. The first write opens a run; a run that is already open stays open.
-
-    Args:
-        package: the package of the service.
-        window_size: iterations over which noisy scalars are smoothed (median).
-        config: config to store with the run.
-        arguments: arguments of the function that opens a run.
-    """
+    """Base class of writers for services. The first write opens a run; a run that is already open stays open."""
 
     def __init__(self, package: str, window_size: int, config: Mapping[str, Any] | None, arguments: dict[str, Any]):
         super().__init__(window_size)
