@@ -22,6 +22,14 @@ __all__ = ["TRACKER_HEADS_REGISTRY", "BaseTracker", "OverlapTracker", "build_tra
 # Entries are called as `tracker(cfg)`.
 TRACKER_HEADS_REGISTRY = Registry("TRACKER_HEADS")
 _TRACK_FIELDS = ("ID", "ID_period", "lost_frame_count")
+# Arguments of OverlapTracker that cfg.TRACKER_HEADS may leave out; there their names are in capitals.
+_OPTIONS = (
+    "max_num_instances",
+    "max_lost_frame_count",
+    "min_box_rel_dim",
+    "min_instance_period",
+    "track_iou_threshold",
+)
 
 
 class BaseTracker:
@@ -55,14 +63,7 @@ class BaseTracker:
         self._id_count = 0
 
     def update(self, predictions: Instances) -> Instances:
-        """Take the detections of the next frame and number them.
-
-        Args:
-            predictions: detections of the frame with `pred_boxes`, in pixels of the frame.
-
-        Returns:
-            Instances with at least the fields `pred_boxes` and `ID`.
-        """
+        """Take the detections of the next frame, with `pred_boxes` in pixels, and return them with `ID`."""
         raise NotImplementedError(f"{type(self).__name__} must define update(predictions)")
 
     @classmethod
@@ -193,15 +194,8 @@ class OverlapTracker(BaseTracker):
         needed = [key for key in ("VIDEO_HEIGHT", "VIDEO_WIDTH") if key not in heads]
         if needed:
             raise KeyError(f"{cls.__name__} needs the size of the video: set {needed} in cfg.TRACKER_HEADS, in pixels")
-        return {
-            "video_height": heads.VIDEO_HEIGHT,
-            "video_width": heads.VIDEO_WIDTH,
-            "max_num_instances": heads.get("MAX_NUM_INSTANCES", 200),
-            "max_lost_frame_count": heads.get("MAX_LOST_FRAME_COUNT", 0),
-            "min_box_rel_dim": heads.get("MIN_BOX_REL_DIM", 0.02),
-            "min_instance_period": heads.get("MIN_INSTANCE_PERIOD", 1),
-            "track_iou_threshold": heads.get("TRACK_IOU_THRESHOLD", 0.5),
-        }
+        given = {name: heads[name.upper()] for name in _OPTIONS if name.upper() in heads}
+        return {"video_height": heads.VIDEO_HEIGHT, "video_width": heads.VIDEO_WIDTH, **given}
 
 
 def overlaps_of(instances: Instances, prev_instances: Instances) -> torch.Tensor:

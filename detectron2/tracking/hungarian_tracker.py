@@ -33,14 +33,9 @@ class BaseHungarianTracker(OverlapTracker):
     """
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
-        """Costs of all pairs of boxes.
+        """Costs `(len(instances), len(prev_instances))` of all pairs of boxes of a frame and the one before.
 
-        Args:
-            instances: instances of a frame.
-            prev_instances: instances of the frame before.
-
-        Returns:
-            `(len(instances), len(prev_instances))`; `LARGE_COST_VALUE` or more for a pair that must not be matched.
+        A pair that must not be matched costs `LARGE_COST_VALUE` or more.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build_cost_matrix(instances, prev_instances)")
 

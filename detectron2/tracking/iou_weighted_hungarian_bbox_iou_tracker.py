@@ -29,15 +29,7 @@ class IOUWeightedHungarianBBoxIOUTracker(VanillaHungarianBBoxIOUTracker):
     """
 
     def assign_cost_matrix_values(self, cost_matrix: np.ndarray, bbox_pairs: list[dict[str, Any]]) -> np.ndarray:
-        """Set the costs of the pairs that overlap enough: their IoU with a minus sign.
-
-        Args:
-            cost_matrix: `(instances, previous instances)`, changed in place.
-            bbox_pairs: pairs as `create_prediction_pairs` lists them.
-
-        Returns:
-            The same matrix.
-        """
+        """Set, in place, the costs of the pairs of `create_prediction_pairs`: their IoU with a minus sign."""
         for pair in bbox_pairs:
             cost_matrix[pair["idx"], pair["prev_idx"]] = -pair["IoU"]
         return cost_matrix

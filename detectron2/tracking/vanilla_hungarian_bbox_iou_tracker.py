@@ -32,30 +32,14 @@ class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
     """
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
-        """Costs of all pairs of boxes: what `assign_cost_matrix_values` gives to those that overlap enough.
-
-        Args:
-            instances: instances of a frame.
-            prev_instances: instances of the frame before.
-
-        Returns:
-            `(len(instances), len(prev_instances))`.
-        """
+        """Costs of all pairs of boxes: what `assign_cost_matrix_values` gives to those that overlap enough."""
         overlaps = overlaps_of(instances, prev_instances)
         pairs = create_prediction_pairs(instances, prev_instances, overlaps, self._track_iou_threshold)
         cost = np.full(tuple(overlaps.shape), float(LARGE_COST_VALUE))
         return self.assign_cost_matrix_values(cost, pairs)
 
     def assign_cost_matrix_values(self, cost_matrix: np.ndarray, bbox_pairs: list[dict[str, Any]]) -> np.ndarray:
-        """Set the costs of the pairs that overlap enough: -1 for all.
-
-        Args:
-            cost_matrix: `(instances, previous instances)`, changed in place.
-            bbox_pairs: pairs as `create_prediction_pairs` lists them.
-
-        Returns:
-            The same matrix.
-        """
+        """Set, in place, the costs of the pairs of `create_prediction_pairs`: -1 for all."""
         for pair in bbox_pairs:
             cost_matrix[pair["idx"], pair["prev_idx"]] = -1
         return cost_matrix

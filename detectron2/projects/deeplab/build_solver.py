@@ -14,15 +14,7 @@ __all__ = ["build_lr_scheduler"]
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """The schedule that `SOLVER.LR_SCHEDULER_NAME` names: `WarmupPolyLR` or one of the standard ones.
 
-    Args:
-        cfg: the whole config, for `WarmupPolyLR` with the keys of `add_deeplab_config`.
-        optimizer: the optimizer whose rates it sets; step it once per iteration.
-
-    Returns:
-        The scheduler.
-
-    Raises:
-        ValueError: the name is unknown or its settings contradict each other.
+    Step it once per iteration. `WarmupPolyLR` needs the keys of `add_deeplab_config`.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":

@@ -6,11 +6,7 @@ __all__ = ["add_deeplab_config"]
 
 
 def add_deeplab_config(cfg: CfgNode) -> None:
-    """Add the keys of DeepLab, with their defaults, to a config.
-
-    Args:
-        cfg: the config to change, usually fresh from `get_cfg()`.
-    """
+    """Add the keys of DeepLab, with their defaults, to a config, usually fresh from `get_cfg()`."""
     # A schedule of the name "WarmupPolyLR": (1 - progress) ** power, not below the ending, relative to BASE_LR.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0

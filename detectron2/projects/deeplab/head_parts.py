@@ -25,11 +25,9 @@ __all__ = [
     "branch",
     "build_loss",
     "conv_norm_relu",
-    "fuse_block",
+    "conv_pair",
     "labelled_pixel_loss",
     "predictor",
-    "projection",
-    "separable_5x5",
     "sorted_by_stride",
     "train_crop_hw",
 ]
@@ -74,41 +72,25 @@ def conv_norm_relu(in_channels: Any, out_channels: int, kernel_size: int, norm: 
     return layer
 
 
-def separable_5x5(in_channels: int, out_channels: int, norm: Norm) -> DepthwiseSeparableConv2d:
-    """A depthwise separable convolution as large as two of 3x3."""
-    return DepthwiseSeparableConv2d(
-        in_channels,
-        out_channels,
-        kernel_size=5,
-        padding=2,
-        norm1=norm,
-        activation1=F.relu,
-        norm2=norm,
-        activation2=F.relu,
-    )
-
-
-def projection(shape: ShapeSpec, out_channels: int, norm: Norm) -> Conv2d:
-    """A 1x1 convolution that keeps the details of a fine map from outweighing what is joined with it."""
-    return conv_norm_relu(shape.channels, out_channels, 1, norm)
-
-
-def fuse_block(in_channels: int, out_channels: int, norm: Norm, depthwise_separable: bool) -> nn.Module:
-    """What follows each joining of two maps."""
+def conv_pair(in_channels: int, middle: int, out_channels: int, norm: Norm, depthwise_separable: bool) -> nn.Module:
+    """Two 3x3 convolutions with `middle` channels between them, or a depthwise separable one as large as both."""
     if depthwise_separable:
-        return separable_5x5(in_channels, out_channels, norm)
-    return nn.Sequential(
-        conv_norm_relu(in_channels, out_channels, 3, norm), conv_norm_relu(out_channels, out_channels, 3, norm)
-    )
+        return DepthwiseSeparableConv2d(
+            in_channels,
+            out_channels,
+            kernel_size=5,
+            padding=2,
+            norm1=norm,
+            activation1=F.relu,
+            norm2=norm,
+            activation2=F.relu,
+        )
+    return nn.Sequential(conv_norm_relu(in_channels, middle, 3, norm), conv_norm_relu(middle, out_channels, 3, norm))
 
 
 def branch(in_channels: int, out_channels: int, norm: Norm, depthwise_separable: bool = False) -> nn.Module:
     """What lies between a decoder and one of several classifiers or regressors on it."""
-    if depthwise_separable:
-        return separable_5x5(in_channels, out_channels, norm)
-    return nn.Sequential(
-        conv_norm_relu(in_channels, in_channels, 3, norm), conv_norm_relu(in_channels, out_channels, 3, norm)
-    )
+    return conv_pair(in_channels, in_channels, out_channels, norm, depthwise_separable)
 
 
 def predictor(in_channels: int, out_channels: int) -> Conv2d:
@@ -129,20 +111,7 @@ def aspp(
     train_size_hw: Sequence[int] | None,
     depthwise_separable: bool,
 ) -> ASPP:
-    """ASPP on a feature map, whose average is taken over a window of the training size, if that is known.
-
-    Args:
-        shape: stride and channels of the feature map.
-        out_channels: channels of every branch.
-        dilations: of the three 3x3 branches.
-        norm: norm of the convolutions.
-        dropout: probability of dropping an output value.
-        train_size_hw: size of the training images in pixels, a multiple of the stride.
-        depthwise_separable: whether the 3x3 branches are depthwise separable.
-
-    Returns:
-        The module.
-    """
+    """`ASPP` on a feature map, whose average is taken over a window of the training size, in pixels, if it is known."""
     stride: Any = shape.stride
     in_channels: Any = shape.channels
     window_hw = None
@@ -184,15 +153,10 @@ class PixelClassifier(nn.Module):
         targets: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Classify pixels, or in training compute the loss.
+        """Classify pixels from feature maps by name, or in training compute the loss.
 
-        Args:
-            features: feature maps by name, `Tensor[N, C, H / stride, W / stride]`.
-            targets: in training int64 `Tensor[N, H, W]`.
-            weights: in training a weight for each pixel, `Tensor[N, H, W]`; None for equal ones.
-
-        Returns:
-            In training None and the losses; in inference scores `Tensor[N, K, H, W]` and an empty dictionary.
+        In training, with int64 targets and optional weights of the pixels, `Tensor[N, H, W]` each, the result is None
+        and the losses; in inference scores `Tensor[N, K, H, W]` and an empty dictionary.
         """
         scores = self.layers(features)
         if not self.training:
@@ -207,16 +171,7 @@ class PixelClassifier(nn.Module):
     def losses(
         self, predictions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Compute the loss at the size of the input.
-
-        Args:
-            predictions: result of `layers`.
-            targets: int64 `Tensor[N, H, W]`.
-            weights: `Tensor[N, H, W]` or None.
-
-        Returns:
-            `{"loss_sem_seg": scalar}`.
-        """
+        """`{"loss_sem_seg": scalar}` of what `layers` returns, computed at the size of targets `Tensor[N, H, W]`."""
         scores = self._upsampled(predictions.float(), targets.shape[-2:])
         return {"loss_sem_seg": self.loss(scores, targets, weights) * self.loss_weight}
 
@@ -229,16 +184,9 @@ class PixelClassifier(nn.Module):
 def labelled_pixel_loss(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, *, ignore_value: int
 ) -> torch.Tensor:
-    """Cross entropy, times the weights if there are any, averaged over the pixels that have a label.
+    """Cross entropy of logits `Tensor[N, K, H, W]`, averaged over the pixels that have a label; 0 where none has.
 
-    Args:
-        logits: `Tensor[N, K, H, W]`.
-        targets: int64 `Tensor[N, H, W]`.
-        weights: `Tensor[N, H, W]` or None.
-        ignore_value: label of pixels without a loss.
-
-    Returns:
-        A scalar, 0 where no pixel has a label.
+    Targets are int64 `Tensor[N, H, W]`; with weights, of the same shape, the loss of each pixel is multiplied.
     """
     if weights is None:
         return semantic_loss(logits, targets, ignore_value)
@@ -247,15 +195,9 @@ def labelled_pixel_loss(
 
 
 def build_loss(loss_type: str, ignore_value: int, top_k: float = _HARD_PIXELS) -> Callable[..., torch.Tensor]:
-    """The loss called `loss_type` of scores `Tensor[N, K, H, W]` and labels `Tensor[N, H, W]`.
+    """The loss "cross_entropy" or "hard_pixel_mining", over the part `top_k` of the pixels.
 
-    Args:
-        loss_type: "cross_entropy" or "hard_pixel_mining".
-        ignore_value: label of pixels without a loss.
-        top_k: part of the pixels that count as hard.
-
-    Returns:
-        A function of scores, labels and optional weights of the pixels, `Tensor[N, H, W]`.
+    It is a function of scores `Tensor[N, K, H, W]`, labels `Tensor[N, H, W]` and optional weights of the pixels.
     """
     if loss_type == "cross_entropy":
         return partial(labelled_pixel_loss, ignore_value=ignore_value)

@@ -39,15 +39,10 @@ class DeepLabCE(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the loss.
+        """The loss of logits `Tensor[N, K, H, W]` and int64 labels `Tensor[N, H, W]`.
 
-        Args:
-            logits: `Tensor[N, K, H, W]`.
-            labels: int64 `Tensor[N, H, W]`.
-            weights: a factor for each pixel, `Tensor[N, H, W]`.
-
-        Returns:
-            A scalar, connected to `logits` even where every pixel is ignored.
+        `weights`, of the same shape, are factors for each pixel. The result is connected to `logits` even where every
+        pixel is ignored.
         """
         per_pixel = F.cross_entropy(
             logits, labels, weight=self.weight, ignore_index=self.ignore_label, reduction="none"

@@ -58,21 +58,14 @@ _STEMS: dict[str, type[BasicStem] | type[DeepLabStem]] = {"basic": BasicStem, "d
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the dilated `ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
-
-    Args:
-        cfg: the whole config, with the keys of `add_deeplab_config`.
-        input_shape: channels of the image.
-
-    Returns:
-        The backbone.
-
-    Raises:
-        ValueError: the options contradict each other.
-    """
+    """The dilated `ResNet` that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe."""
     options = cfg.MODEL.RESNETS
     blocks_per_stage = blocks_in_stages(options.DEPTH)
-    dilations = _dilations(options, blocks_per_stage)
+    _check_options(options, blocks_per_stage)
+    res2, res3, res4, _ = blocks_per_stage
+    # Multi-grid: https://arxiv.org/abs/1706.05587, section 3.2.1
+    grid = [options.RES5_DILATION * factor for factor in options.RES5_MULTI_GRID]
+    dilations = [[1] * res2, [1] * res3, [options.RES4_DILATION] * res4, grid]
     image_channels: Any = input_shape.channels
     stem = _STEMS[options.STEM_TYPE](image_channels, options.STEM_OUT_CHANNELS, options.NORM)
 
@@ -98,15 +91,6 @@ def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
         )
         in_channels = out_channels
     return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
-
-
-def _dilations(options: CfgNode, blocks_per_stage: tuple[int, ...]) -> list[list[int]]:
-    """The dilation of every block of every stage, from options that have been checked."""
-    _check_options(options, blocks_per_stage)
-    res2, res3, res4, _ = blocks_per_stage
-    # Multi-grid: https://arxiv.org/abs/1706.05587, section 3.2.1
-    grid = [options.RES5_DILATION * factor for factor in options.RES5_MULTI_GRID]
-    return [[1] * res2, [1] * res3, [options.RES4_DILATION] * res4, grid]
 
 
 def _check_options(options: CfgNode, blocks_per_stage: tuple[int, ...]) -> None:

@@ -20,9 +20,9 @@ from .head_parts import (
     PixelClassifier,
     aspp,
     build_loss,
-    fuse_block,
+    conv_norm_relu,
+    conv_pair,
     predictor,
-    projection,
     sorted_by_stride,
     train_crop_hw,
 )
@@ -182,13 +182,11 @@ class DeepLabV3PlusHead(PixelClassifier):
         *finer, coarsest = self.in_features
         self.decoder = nn.ModuleDict()
         for i, name in enumerate(finer):
-            joined = project_channels[i] + decoder_channels[i + 1]
-            self.decoder[name] = nn.ModuleDict(
-                {
-                    "project_conv": projection(input_shape[name], project_channels[i], norm),
-                    "fuse_conv": fuse_block(joined, decoder_channels[i], norm, use_depthwise_separable_conv),
-                }
-            )
+            # Projected to few channels, the details of a fine map do not outweigh what they are joined with.
+            project_conv = conv_norm_relu(input_shape[name].channels, project_channels[i], 1, norm)
+            joined, out = project_channels[i] + decoder_channels[i + 1], decoder_channels[i]
+            fuse_conv = conv_pair(joined, out, out, norm, use_depthwise_separable_conv)
+            self.decoder[name] = nn.ModuleDict({"project_conv": project_conv, "fuse_conv": fuse_conv})
         pyramid = aspp(
             input_shape[coarsest],
             decoder_channels[-1],
@@ -211,16 +209,13 @@ class DeepLabV3PlusHead(PixelClassifier):
     def decode(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Features at the common stride, `Tensor[N, decoder_channels[0], H / s, W / s]`."""
         *finer, coarsest = self.in_features
-        x = self._part(coarsest, "project_conv")(features[coarsest])
+        stages: dict[str, Any] = dict(self.decoder.items())
+        x = stages[coarsest]["project_conv"](features[coarsest])
         for name in reversed(finer):
-            detail = self._part(name, "project_conv")(features[name])
+            detail = stages[name]["project_conv"](features[name])
             x = F.interpolate(x, size=detail.shape[-2:], mode="bilinear", align_corners=False)
-            x = self._part(name, "fuse_conv")(torch.cat([detail, x], dim=1))
+            x = stages[name]["fuse_conv"](torch.cat([detail, x], dim=1))
         return x
-
-    def _part(self, feature: str, part: str) -> nn.Module:
-        stage: Any = self.decoder[feature]
-        return stage[part]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:

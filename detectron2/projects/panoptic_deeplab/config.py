@@ -7,11 +7,7 @@ __all__ = ["add_panoptic_deeplab_config"]
 
 
 def add_panoptic_deeplab_config(cfg: CfgNode) -> None:
-    """Add the keys of Panoptic-DeepLab, and those of DeepLab, with their defaults to a config.
-
-    Args:
-        cfg: the config to change, usually fresh from `get_cfg()`.
-    """
+    """Add the keys of Panoptic-DeepLab, and those of DeepLab, with their defaults to a config."""
     add_deeplab_config(cfg)
     # What the training targets are made like, see PanopticDeepLabTargetGenerator.
     cfg.INPUT.GAUSSIAN_SIGMA = 10

@@ -51,21 +51,7 @@ class PanopticDeeplabDatasetMapper:
         logger.info("augmentations used in training: %s", augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one image.
-
-        Args:
-            dataset_dict: one image of a data set in the standard panoptic format, with "file_name",
-                "pan_seg_file_name" and "segments_info".
-
-        Returns:
-            The input of the model; see the class.
-
-        Raises:
-            FileNotFoundError: a file does not exist.
-            KeyError: the data set is not panoptic.
-            detection_utils.SizeMismatchError: the image has another size than annotated.
-            ValueError: the panoptic map has another size than the image.
-        """
+        """Make the input of the model from one image of a data set in the standard panoptic format; see the class."""
         dataset_dict = copy.deepcopy(dataset_dict)  # it is changed below
         missing = [key for key in ("pan_seg_file_name", "segments_info") if key not in dataset_dict]
         if missing:

@@ -149,30 +149,20 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
         offset_targets: torch.Tensor | None = None,
         offset_weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Predict centres and offsets, or in training compute their losses.
+        """Predict centres and offsets from feature maps by name, or in training compute their losses.
 
-        Args:
-            features: feature maps by name, `Tensor[N, C, H / stride, W / stride]`.
-            center_targets: in training `Tensor[N, H, W]` (or `[N, 1, H, W]`, as the following).
-            center_weights: in training `Tensor[N, H, W]`.
-            offset_targets: in training `Tensor[N, 2, H, W]`.
-            offset_weights: in training `Tensor[N, H, W]`.
-
-        Returns:
-            In training twice None, the losses of the centres and those of the offsets. In inference the heatmap
-            `Tensor[N, 1, H, W]`, the offsets `Tensor[N, 2, H, W]` in pixels of the input, and two empty dictionaries.
+        In training the targets of the offsets are `Tensor[N, 2, H, W]`, all others `Tensor[N, H, W]` or
+        `[N, 1, H, W]`; the result is twice None, the losses of the centres and those of the offsets. In inference it
+        is the heatmap `Tensor[N, 1, H, W]`, the offsets `Tensor[N, 2, H, W]` in pixels of the input, and two empty
+        dictionaries.
         """
         center, offset = self.layers(features)
         if not self.training:
             return self._upsampled(center.float()), self._upsampled(offset.float()) * self.common_stride, {}, {}
         if center_targets is None or center_weights is None or offset_targets is None or offset_weights is None:
             raise ValueError("training PanopticDeepLabInsEmbedHead needs targets and weights of centres and offsets")
-        return (
-            None,
-            None,
-            self.center_losses(center, center_targets, center_weights),
-            self.offset_losses(offset, offset_targets, offset_weights),
-        )
+        center_losses = self.center_losses(center, center_targets, center_weights)
+        return None, None, center_losses, self.offset_losses(offset, offset_targets, offset_weights)
 
     def layers(self, features: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]  # two results where the base has one
         """Heatmap `Tensor[N, 1, H / s, W / s]` and offsets `Tensor[N, 2, H / s, W / s]` in cells of that grid."""
@@ -182,15 +172,9 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
     def center_losses(
         self, predictions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Weighted mean squared error of the heatmap.
+        """`{"loss_center": scalar}`, the weighted mean squared error of the heatmap; 0 when no pixel has a weight.
 
-        Args:
-            predictions: `Tensor[N, 1, H / s, W / s]`.
-            targets: `Tensor[N, H, W]` or `[N, 1, H, W]`.
-            weights: of the pixels, alike.
-
-        Returns:
-            `{"loss_center": scalar}`, 0 when no pixel has a weight.
+        `predictions` are those of `layers`; targets and weights as in `forward`.
         """
         predicted = self._upsampled(predictions.float(), targets.shape[-2:])[:, 0]
         error = (predicted - _without_channel(targets)).square()
@@ -199,15 +183,9 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
     def offset_losses(
         self, predictions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Weighted mean over pixels of the L1 distance of offsets.
+        """`{"loss_offset": scalar}`, the weighted mean over pixels of the L1 distance; 0 when no pixel has a weight.
 
-        Args:
-            predictions: `Tensor[N, 2, H / s, W / s]` in cells of that grid.
-            targets: `Tensor[N, 2, H, W]` in pixels.
-            weights: of the pixels, `Tensor[N, H, W]` or `[N, 1, H, W]`.
-
-        Returns:
-            `{"loss_offset": scalar}`, 0 when no pixel has a weight.
+        `predictions` are those of `layers`, in cells of their grid; targets, in pixels, and weights as in `forward`.
         """
         predicted = self._upsampled(predictions.float(), targets.shape[-2:]) * self.common_stride
         error = (predicted - targets).abs().sum(dim=1)

@@ -30,19 +30,10 @@ _DISTANCES_ON_CPU, _DISTANCES_ELSEWHERE = 1 << 18, 1 << 24
 def find_instance_center(
     center_heatmap: torch.Tensor, threshold: float = 0.1, nms_kernel: int = 3, top_k: int | None = None
 ) -> torch.Tensor:
-    """Find the peaks of a heatmap.
+    """The peaks of a heatmap `Tensor[1, H, W]`: int64 `Tensor[K, 2]`, in the order of rows, then columns.
 
-    Args:
-        center_heatmap: `Tensor[1, H, W]`.
-        threshold: only higher values are peaks.
-        nms_kernel: side in pixels, odd, of the square in which a peak is the highest value.
-        top_k: number of highest peaks to keep; None for all.
-
-    Returns:
-        `Tensor[K, 2]` int64, the peaks in the order of rows, then columns.
-
-    Raises:
-        ValueError: the kernel is even, which has no middle.
+    A peak is above the threshold and the highest value of a square with a side of `nms_kernel` pixels, an odd number;
+    of more than `top_k` peaks the highest are kept.
     """
     if nms_kernel < 1 or nms_kernel % 2 == 0:
         raise ValueError(f"nms_kernel (MODEL.PANOPTIC_DEEPLAB.NMS_KERNEL) must be odd and positive, got {nms_kernel}")
@@ -59,17 +50,9 @@ def find_instance_center(
 
 
 def group_pixels(center_points: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Give each pixel the centre nearest to where its offset points.
+    """The number, 1, 2 … K, of the centre nearest to where the offset of each pixel points: int64 `Tensor[1, H, W]`.
 
-    Args:
-        center_points: `Tensor[K, 2]`, at least one.
-        offsets: `Tensor[2, H, W]`.
-
-    Returns:
-        int64 `Tensor[1, H, W]` of 1, 2 … K, in the order of the centres.
-
-    Raises:
-        ValueError: `center_points` is empty.
+    `center_points` are `Tensor[K, 2]`, at least one, and offsets `Tensor[2, H, W]`.
     """
     _expect_map("offsets", offsets, 2)
     if len(center_points) == 0:
@@ -109,18 +92,8 @@ def get_instance_segmentation(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Group the pixels of things into instances, whatever their class.
 
-    Args:
-        sem_seg: integer `Tensor[1, H, W]`, the label of every pixel.
-        center_heatmap: `Tensor[1, H, W]`.
-        offsets: `Tensor[2, H, W]`.
-        thing_seg: `Tensor[1, H, W]`, nonzero for pixels of things; None to tell from `thing_ids`.
-        thing_ids: labels of things.
-        threshold: see `find_instance_center`.
-        nms_kernel: see `find_instance_center`.
-        top_k: see `find_instance_center`.
-
-    Returns:
-        int64 `Tensor[1, H, W]` of 1, 2 … K, 0 for pixels of stuff; and the centres, `Tensor[1, K, 2]`.
+    The arguments are those of `get_panoptic_segmentation`; `thing_seg` is its `foreground_mask`. The result is int64
+    `Tensor[1, H, W]` of 1, 2 … K, 0 for pixels of stuff; and the centres, `Tensor[1, K, 2]`.
     """
     centers = find_instance_center(center_heatmap, threshold, nms_kernel, top_k)
     instances = torch.zeros_like(sem_seg, dtype=torch.int64)
@@ -145,18 +118,9 @@ def merge_semantic_and_instance(
 ) -> torch.Tensor:
     """Merge labels and instances: an instance takes the most frequent label of its pixels, stuff the rest.
 
-    Args:
-        sem_seg: integer `Tensor[1, H, W]`, the label of every pixel.
-        ins_seg: integer `Tensor[1, H, W]`, the instance of every pixel, 0 for none.
-        semantic_thing_seg: `Tensor[1, H, W]`, nonzero where pixels can belong to an instance.
-        label_divisor: more than the instances of one class can be.
-        thing_ids: labels of things.
-        stuff_area: stuff that is left with fewer pixels is dropped.
-        void_label: for pixels that belong to nothing.
-
-    Returns:
-        `Tensor[1, H, W]` of the type of `sem_seg`: `label * label_divisor`, for the i-th instance of a label plus i
-        (from 1 on, in the order of instances).
+    All maps are `Tensor[1, H, W]`: `ins_seg` is the instance of every pixel, 0 for none, and `semantic_thing_seg` is
+    nonzero where pixels can belong to one. Other arguments are those of `get_panoptic_segmentation`. The result, of the
+    type of `sem_seg`, is `label * label_divisor`, for the i-th instance of a label plus i (from 1 on, in their order).
     """
     num_labels = int(sem_seg.max()) + 1 if sem_seg.numel() else 1
     is_thing_pixel = (ins_seg > 0) & (semantic_thing_seg > 0)

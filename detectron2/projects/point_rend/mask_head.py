@@ -5,7 +5,7 @@ cells. Points are `(x, y)` as shares of their region's box.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ def channels_of(names: Sequence[str], shapes: dict[str, ShapeSpec], key: str) ->
     return sum(shapes[name].channels or 0 for name in names)
 
 
-def _check_config(cfg: CfgNode) -> None:
-    """Raise when the config asks for what a PointRend mask head cannot do."""
+def arguments_from_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Arguments that the two mask heads have in common, but for the heads inside of them."""
     classes, point_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.POINT_HEAD.NUM_CLASSES
     if classes != point_classes:
         raise ValueError(
@@ -62,10 +62,6 @@ def _check_config(cfg: CfgNode) -> None:
             f"to '' (it is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r})"
         )
 
-
-def arguments_from_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-    """Arguments that the two mask heads have in common, but for the heads inside of them."""
-    _check_config(cfg)
     head, point_head = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
     return {
         "in_features": head.IN_FEATURES,
@@ -80,7 +76,20 @@ def arguments_from_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> di
 
 
 class PointMaskHead(nn.Module):
-    """What both mask heads do: read the regions, and predict masks for groups of them in inference."""
+    """What both mask heads do: read the regions, and predict masks for groups of them in inference.
+
+    In place of pooled features they take the feature maps themselves: `MODEL.ROI_MASK_HEAD.POOLER_TYPE` is "".
+
+    Args:
+        in_features: feature maps that are read over whole regions.
+        pooler_resolution: side `S` of the grid on which they are read.
+        point_in_features: feature maps that the point head reads.
+        feature_scales: the size of each feature map relative to the image, by name.
+        train_num_points: points of a region in training.
+        subdivision_steps: how often the resolution is doubled in inference.
+        subdivision_num_points: points of a region that are predicted at each of these steps.
+        vis_period: number of iterations between pictures of coarse masks in the event storage; 0 for never.
+    """
 
     def __init__(
         self,
@@ -92,7 +101,7 @@ class PointMaskHead(nn.Module):
         train_num_points: int,
         subdivision_steps: int,
         subdivision_num_points: int,
-        vis_period: int,
+        vis_period: int = 0,
     ):
         super().__init__()
         self.roi_pooler_in_features = tuple(in_features)
@@ -143,6 +152,10 @@ class PointMaskHead(nn.Module):
         mask_rcnn_inference(cat(logits), instances)
         return instances
 
+    def _subdivide(self, logits: torch.Tensor, predict: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        steps, num_points = self.mask_point_subdivision_steps, self.mask_point_subdivision_num_points
+        return subdivide(logits, steps, num_points, lambda x: -x.abs(), predict)
+
     def _predict(self, features: dict[str, torch.Tensor], boxes: list[Boxes], classes: torch.Tensor) -> torch.Tensor:
         """Mask logits `Tensor[R, 1, M, M]` of the class of each region."""
         raise NotImplementedError(f"{type(self).__name__} must define _predict(features, boxes, classes)")
@@ -151,12 +164,8 @@ class PointMaskHead(nn.Module):
 def calculate_uncertainty(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """How near to the border of its mask something is: minus the absolute logit of the class of each region.
 
-    Args:
-        logits: `Tensor[R, K, ...]`, or `Tensor[R, 1, ...]` when masks do not depend on the class.
-        classes: `Tensor[R]` int64.
-
-    Returns:
-        `Tensor[R, 1, ...]`.
+    From logits `Tensor[R, K, ...]`, or `Tensor[R, 1, ...]` when masks do not depend on the class, and int64 classes
+    `Tensor[R]` to `Tensor[R, 1, ...]`.
     """
     return -select_class(logits, classes).unsqueeze(1).abs()
 
@@ -165,21 +174,12 @@ def calculate_uncertainty(logits: torch.Tensor, classes: torch.Tensor) -> torch.
 class PointRendMaskHead(PointMaskHead):
     """Predicts a coarse mask, and then its uncertain points one by one (PointRend, section 4).
 
-    In place of pooled features it takes the feature maps themselves: `MODEL.ROI_MASK_HEAD.POOLER_TYPE` is "".
-
     Args:
         coarse_head: from features `Tensor[R, C, S, S]` of whole regions to coarse mask logits.
         point_head: from fine-grained features and coarse logits at points to logits; None for coarse masks only.
-        in_features: feature maps that the coarse head reads.
-        pooler_resolution: side `S` of the grid on which they are read.
-        point_in_features: feature maps that the point head reads.
-        feature_scales: the size of each feature map relative to the image, by name.
-        train_num_points: points of a region in training.
-        oversample_ratio: how many candidates are drawn for each of them.
-        importance_sample_ratio: share of them that are the least certain candidates.
-        subdivision_steps: how often the resolution is doubled in inference.
-        subdivision_num_points: points of a region that are predicted at each of these steps.
-        vis_period: number of iterations between pictures of coarse masks in the event storage; 0 for never.
+        oversample_ratio: how many candidates are drawn for each point in training.
+        importance_sample_ratio: share of the points that are the least certain candidates.
+        **kwargs: arguments of `PointMaskHead`.
     """
 
     @configurable
@@ -188,27 +188,11 @@ class PointRendMaskHead(PointMaskHead):
         *,
         coarse_head: nn.Module,
         point_head: nn.Module | None,
-        in_features: Sequence[str],
-        pooler_resolution: int,
-        point_in_features: Sequence[str],
-        feature_scales: dict[str, float],
-        train_num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
-        subdivision_steps: int,
-        subdivision_num_points: int,
-        vis_period: int = 0,
+        **kwargs: Any,
     ):
-        super().__init__(
-            in_features=in_features,
-            pooler_resolution=pooler_resolution,
-            point_in_features=point_in_features,
-            feature_scales=feature_scales,
-            train_num_points=train_num_points,
-            subdivision_steps=subdivision_steps,
-            subdivision_num_points=subdivision_num_points,
-            vis_period=vis_period,
-        )
+        super().__init__(**kwargs)
         self.mask_point_oversample_ratio = oversample_ratio
         self.mask_point_importance_sample_ratio = importance_sample_ratio
         self.coarse_head = coarse_head
@@ -217,15 +201,10 @@ class PointRendMaskHead(PointMaskHead):
             self.point_head = point_head
 
     def forward(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> Any:
-        """Predict a mask for every region.
+        """Predict a mask for every region from feature maps by name, each `Tensor[N, C, H, W]`.
 
-        Args:
-            features: feature maps by name, each `Tensor[N, C, H, W]`.
-            instances: the regions: in training foreground proposals with ground truth, in inference detections.
-
-        Returns:
-            In training the losses `loss_mask` of the coarse masks and `loss_mask_point`; in inference `instances`,
-            with `pred_masks` set.
+        In training `instances` are foreground proposals with ground truth, and the result is the losses `loss_mask` of
+        the coarse masks and `loss_mask_point`; in inference they are detections, and get `pred_masks`.
         """
         if not self.training:
             return self._inference(features, instances)
@@ -269,13 +248,7 @@ class PointRendMaskHead(PointMaskHead):
         def predict(coords: torch.Tensor) -> torch.Tensor:
             return select_class(self._point_logits(features, boxes, coarse_mask, coords), classes).unsqueeze(1)
 
-        return subdivide(
-            logits,
-            self.mask_point_subdivision_steps,
-            self.mask_point_subdivision_num_points,
-            lambda x: -x.abs(),
-            predict,
-        )
+        return self._subdivide(logits, predict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -305,63 +278,30 @@ class ImplicitPointRendMaskHead(PointMaskHead):
     Args:
         parameter_head: from features `Tensor[R, C, S, S]` of whole regions to the parameters of the point head.
         point_head: from fine-grained features, coordinates and parameters to logits.
-        in_features: feature maps that the parameter head reads.
-        pooler_resolution: side `S` of the grid on which they are read.
-        point_in_features: feature maps that the point head reads.
-        feature_scales: the size of each feature map relative to the image, by name.
-        train_num_points: points of a region in training.
-        subdivision_steps: how often the resolution is doubled in inference.
-        subdivision_num_points: points of a region that are predicted at each of these steps; a square number.
         parameters_l2_weight: weight of the mean square of the predicted parameters in the loss.
-        vis_period: not used, because the head predicts no coarse masks.
+        **kwargs: arguments of `PointMaskHead`, of which `subdivision_num_points` must be a square number.
     """
 
     @configurable
     def __init__(
-        self,
-        *,
-        parameter_head: nn.Module,
-        point_head: nn.Module,
-        in_features: Sequence[str],
-        pooler_resolution: int,
-        point_in_features: Sequence[str],
-        feature_scales: dict[str, float],
-        train_num_points: int,
-        subdivision_steps: int,
-        subdivision_num_points: int,
-        parameters_l2_weight: float = 0.0,
-        vis_period: int = 0,
+        self, *, parameter_head: nn.Module, point_head: nn.Module, parameters_l2_weight: float = 0.0, **kwargs: Any
     ):
-        super().__init__(
-            in_features=in_features,
-            pooler_resolution=pooler_resolution,
-            point_in_features=point_in_features,
-            feature_scales=feature_scales,
-            train_num_points=train_num_points,
-            subdivision_steps=subdivision_steps,
-            subdivision_num_points=subdivision_num_points,
-            vis_period=vis_period,
-        )
-        self.mask_point_subdivision_init_resolution = math.isqrt(subdivision_num_points)
-        if self.mask_point_subdivision_init_resolution**2 != subdivision_num_points:
+        super().__init__(**kwargs)
+        num_points = self.mask_point_subdivision_num_points
+        self.mask_point_subdivision_init_resolution = math.isqrt(num_points)
+        if self.mask_point_subdivision_init_resolution**2 != num_points:
             raise ValueError(
                 "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS must be a square number, because the first prediction is "
-                f"made on a square grid of this many points; got {subdivision_num_points}"
+                f"made on a square grid of this many points; got {num_points}"
             )
         self.regularizer = parameters_l2_weight
         self.point_head = point_head
         self.parameter_head = parameter_head
 
     def forward(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> Any:
-        """Predict a mask for every region.
+        """Predict a mask for every region, as `PointRendMaskHead.forward` does.
 
-        Args:
-            features: feature maps by name, each `Tensor[N, C, H, W]`.
-            instances: the regions: in training foreground proposals with ground truth, in inference detections.
-
-        Returns:
-            In training the losses `loss_mask_point` and, unless its weight is 0, `loss_mask_l2` of the parameters; in
-            inference `instances`, with `pred_masks` set.
+        The losses are `loss_mask_point` and, unless its weight is 0, `loss_mask_l2` of the parameters.
         """
         if not self.training:
             return self._inference(features, instances)
@@ -396,13 +336,7 @@ class ImplicitPointRendMaskHead(PointMaskHead):
 
         side = self.mask_point_subdivision_init_resolution
         grid = generate_regular_grid_point_coords(parameters.shape[0], side, parameters.device)
-        return subdivide(
-            predict(grid).unflatten(2, (side, side)),
-            self.mask_point_subdivision_steps,
-            self.mask_point_subdivision_num_points,
-            lambda x: -x.abs(),
-            predict,
-        )
+        return self._subdivide(predict(grid).unflatten(2, (side, side)), predict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

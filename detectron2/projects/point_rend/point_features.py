@@ -51,16 +51,7 @@ def point_sample(input: torch.Tensor, point_coords: torch.Tensor, **kwargs: Any)
 
 
 def generate_regular_grid_point_coords(R: int, side_size: int, device: torch.device | str) -> torch.Tensor:
-    """Centres of the cells of a square grid, the same for every region.
-
-    Args:
-        R: number of regions.
-        side_size: cells along each side.
-        device: where the result goes.
-
-    Returns:
-        `Tensor[R, side_size ** 2, 2]`, `(x, y)` as shares of the region, row after row.
-    """
+    """Centres of the cells of a square grid, the same for all `R` regions: `Tensor[R, side_size ** 2, 2]`."""
     centres = (torch.arange(side_size, device=device, dtype=torch.float32) + 0.5) / side_size
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y], dim=2).reshape(1, side_size * side_size, 2).expand(R, -1, -1)
@@ -109,15 +100,9 @@ def get_uncertain_point_coords_with_randomness(
 def get_uncertain_point_coords_on_grid(
     uncertainty_map: torch.Tensor, num_points: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cells of a map that are least certain.
+    """The `num_points` cells of a map `Tensor[R, 1, H, W]` that are least certain, or all if there are fewer.
 
-    Args:
-        uncertainty_map: `Tensor[R, 1, H, W]`, larger where less certain.
-        num_points: how many cells; all of them if there are fewer.
-
-    Returns:
-        Indices of the cells in `[0, H * W)`, `Tensor[R, P]`, and their centres, `Tensor[R, P, 2]`, `(x, y)` as shares
-        of the map.
+    The result is their indices in `[0, H * W)`, `Tensor[R, P]`, and their centres, `Tensor[R, P, 2]`.
     """
     regions, _, height, width = uncertainty_map.shape
     if num_points >= height * width:
@@ -132,15 +117,7 @@ def get_uncertain_point_coords_on_grid(
 
 @torch.no_grad()
 def get_point_coords_wrt_image(boxes_coords: torch.Tensor, point_coords: torch.Tensor) -> torch.Tensor:
-    """From shares of boxes to pixels of the image.
-
-    Args:
-        boxes_coords: `Tensor[R, 4]`, `(x1, y1, x2, y2)` in pixels.
-        point_coords: `Tensor[R, P, 2]`, `(x, y)` as shares of each box.
-
-    Returns:
-        `Tensor[R, P, 2]`, `(x, y)` in continuous pixel coordinates.
-    """
+    """Points `Tensor[R, P, 2]` from shares of boxes `Tensor[R, 4]`, `(x1, y1, x2, y2)`, to pixels of the image."""
     corner, opposite = boxes_coords[:, None, :2], boxes_coords[:, None, 2:]
     return corner + point_coords * (opposite - corner)
 
@@ -179,15 +156,10 @@ def point_sample_fine_grained_features(
 
 
 def sample_point_labels(instances: Sequence[Instances], point_coords: torch.Tensor) -> torch.Tensor:
-    """What the ground truth masks say at points.
+    """What ground truth masks say at points `Tensor[R, P, 2]`: `Tensor[R, P]` in `[0, 1]`, bilinearly interpolated.
 
-    Args:
-        instances: regions of each image, `R` in all, with `proposal_boxes` and `gt_masks`, which must be bitmaps.
-            The fields may be absent on images without regions.
-        point_coords: `Tensor[R, P, 2]`, `(x, y)` as shares of each region.
-
-    Returns:
-        `Tensor[R, P]` in `[0, 1]`, bilinearly interpolated between pixels, 0 outside the image.
+    The regions of each image, `R` in all, have `proposal_boxes` and `gt_masks`, which must be bitmaps; without
+    regions the fields may be absent. Outside the image the result is 0.
     """
     labels = []
     with torch.no_grad():
@@ -208,11 +180,9 @@ def sample_point_labels(instances: Sequence[Instances], point_coords: torch.Tens
 
 
 def _interpolate_bitmaps(masks: BitMasks, coords_px: torch.Tensor) -> torch.Tensor:
-    """Bitmaps `bool[R, H, W]` at `(x, y)` in pixels, `Tensor[R, P, 2]`: float `Tensor[R, P]`.
-
-    Four reads of the bitmap for each point. To make floating point numbers of the bitmaps first, as `grid_sample` asks
-    for, would take half a gigabyte for 128 regions of an image of 800 x 1333 pixels.
-    """
+    """Bitmaps `bool[R, H, W]` at `(x, y)` in pixels, `Tensor[R, P, 2]`: float `Tensor[R, P]`."""
+    # Four reads for each point. Floating point bitmaps, which `grid_sample` asks for, would take half a gigabyte for
+    # 128 regions of an image of 800 x 1333 pixels.
     if isinstance(masks, MatchedBitMasks):  # regions share the bitmaps of their objects
         bitmaps, owner = masks._masks.tensor, masks._index
     else:

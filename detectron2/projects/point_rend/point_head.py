@@ -110,14 +110,9 @@ class StandardPointHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # pyright: ignore[reportArgumentType]  # bias=True above
 
     def forward(self, fine_grained_features: torch.Tensor, coarse_features: torch.Tensor) -> torch.Tensor:
-        """Predict for points.
+        """Logits `Tensor[R, K, P]`, or `Tensor[R, 1, P]` if class agnostic, of points.
 
-        Args:
-            fine_grained_features: `Tensor[R, C, P]`, feature maps read at the points.
-            coarse_features: `Tensor[R, K, P]`, the coarse prediction read at the points.
-
-        Returns:
-            Logits `Tensor[R, K, P]`, or `Tensor[R, 1, P]` if class agnostic.
+        A point is described by the feature maps, `Tensor[R, C, P]`, and the coarse prediction, `Tensor[R, K, P]`.
         """
         x = torch.cat([fine_grained_features, coarse_features], dim=1)
         for fc in self.fc_layers:
@@ -196,16 +191,10 @@ class ImplicitPointHead(nn.Module):
     def forward(
         self, fine_grained_features: torch.Tensor | None, point_coords: torch.Tensor, parameters: torch.Tensor
     ) -> torch.Tensor:
-        """Predict for points.
+        """Logits `Tensor[R, K, P]`, or `Tensor[R, 1, P]` if class agnostic, of points.
 
-        Args:
-            fine_grained_features: `Tensor[R, C, P]`, feature maps read at the points; not used, and possibly None,
-                when image features are disabled.
-            point_coords: `Tensor[R, P, 2]`, `(x, y)` as shares of the region.
-            parameters: `Tensor[R, num_params]`.
-
-        Returns:
-            Logits `Tensor[R, K, P]`, or `Tensor[R, 1, P]` if class agnostic.
+        A point is described by the feature maps, `Tensor[R, C, P]` (possibly None when image features are disabled),
+        and by `(x, y)` as shares of its region, `Tensor[R, P, 2]`. `parameters` are `Tensor[R, num_params]`.
         """
         described = []
         if self.positional_encoding_enabled:

@@ -25,11 +25,7 @@ __all__ = ["PointRendSemSegHead", "calculate_uncertainty"]
 def calculate_uncertainty(sem_seg_logits: torch.Tensor) -> torch.Tensor:
     """How close the two best classes are: the second best logit minus the best (PointRend, section 4.2).
 
-    Args:
-        sem_seg_logits: `Tensor[N, K, ...]`.
-
-    Returns:
-        `Tensor[N, 1, ...]`, at most 0. With a single class, minus the absolute logit.
+    From `Tensor[N, K, ...]` to `Tensor[N, 1, ...]`, at most 0. With a single class, minus the absolute logit.
     """
     first, *others = sem_seg_logits.unbind(dim=1)
     if not others:
@@ -101,15 +97,10 @@ class PointRendSemSegHead(nn.Module):
     def forward(
         self, features: Mapping[str, torch.Tensor], targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Classify pixels, or in training compute the losses.
+        """Classify pixels from feature maps by name, or in training compute the losses.
 
-        Args:
-            features: feature maps by name, `Tensor[N, C, H / stride, W / stride]`.
-            targets: in training int64 `Tensor[N, H, W]`.
-
-        Returns:
-            In training None and the losses, those of the coarse head and `loss_sem_seg_point`; in inference scores
-            `Tensor[N, K, H, W]` and an empty dictionary.
+        In training, with int64 targets `Tensor[N, H, W]`, the result is None and the losses, those of the coarse head
+        and `loss_sem_seg_point`; in inference scores `Tensor[N, K, H, W]` and an empty dictionary.
         """
         coarse = self.coarse_sem_seg_head.layers(features)
         if not self.training:

@@ -1,5 +1,7 @@
 """The layers of the heads of DeepLab and Panoptic-DeepLab; the heads are tested in test_semantic_seg.py."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from detectron2.projects.deeplab.head_parts import (
     aspp,
     branch,
     build_loss,
-    fuse_block,
+    conv_pair,
     labelled_pixel_loss,
     predictor,
     sorted_by_stride,
@@ -35,10 +37,10 @@ def test_size_of_training_images():
         train_crop_hw(cfg)
 
 
-@pytest.mark.parametrize("make", [fuse_block, branch])
+@pytest.mark.parametrize("make", [partial(conv_pair, 4, 6), partial(branch, 4)])
 @pytest.mark.parametrize("separable", [False, True])
 def test_blocks_keep_the_resolution(make, separable):
-    block = make(4, 6, "BN", separable).eval()
+    block = make(6, "BN", separable).eval()
     assert isinstance(block, DepthwiseSeparableConv2d) == separable
     out = block(torch.randn(2, 4, 5, 7))
     assert out.shape == (2, 6, 5, 7) and (out >= 0).all()
