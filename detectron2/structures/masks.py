@@ -273,17 +273,9 @@ class PolygonMasks:
         return f"PolygonMasks(num_instances={len(self)})"
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Draw the part of each mask within a box into a small grid, as a training target of Mask R-CNN.
+        """Draw the part of each mask within its box into a small grid: bool `(N, mask_size, mask_size)`.
 
-        Args:
-            boxes: `(N, 4)`, `(x1, y1, x2, y2)`, one for each mask.
-            mask_size: cells along each side of the grid.
-
-        Returns:
-            bool `(N, mask_size, mask_size)`, on the device of `boxes`.
-
-        Raises:
-            ValueError: there are not as many boxes as masks.
+        The arguments are those of `BitMasks.crop_and_resize`; the result is on the device of the boxes.
         """
         import pycocotools.mask as mask_util
 
@@ -345,16 +337,9 @@ class ROIMasks(_TensorOfMasks):
         return f"ROIMasks(num_instances={len(self)}, size={tuple(self.tensor.shape[1:])})"
 
     def to_bitmasks(self, boxes: Boxes | torch.Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """Paste every mask into the image.
+        """Paste every mask into its box, `Boxes` or `(N, 4)` of `(x1, y1, x2, y2)`, of the image.
 
-        Args:
-            boxes: the region of each mask: `Boxes` or `(N, 4)`, `(x1, y1, x2, y2)`.
-            height: height of the image.
-            width: width of the image.
-            threshold: least value of a pixel that belongs to the object, in [0, 1].
-
-        Returns:
-            One bitmap for each mask.
+        Pixels of at least the threshold, in [0, 1], belong to the object.
         """
         return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold))
 
