@@ -80,14 +80,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     system, start = system_memory(), process_memory()
-    if system is None or start is None:
+    if system is None or not start:
         raise SystemExit("This reads /proc, which only Linux has.")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {mib(system[1])}; before: RSS {mib(start.rss)}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {mib(system[1])}; before: RSS {mib(start['RSS'])}")
     records = make_records(args.images)
     in_memory = process_memory()
-    assert in_memory is not None
     objects = sum(len(r["annotations"]) for r in records)
-    print(f"{args.images} images, {objects} objects; as a list: {mib(in_memory.rss - start.rss)}")
+    print(f"{args.images} images, {objects} objects; as a list: {mib(in_memory['RSS'] - start['RSS'])}")
     if args.list:
         print("list:       ", measure(DatasetFromList(records, serialize=False), args.workers))
     begin = time.perf_counter()

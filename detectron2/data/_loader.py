@@ -1,13 +1,9 @@
 """Loaders that know how far they got, that watch their workers, and say what to do when one of them dies.
 
-A training stream is the sequence of samples that a sampler and a seed determine. Each sample has a place in it, and
-its random numbers (augmentations) depend on seed and place only. For indexed data sets the number of workers
-therefore changes nothing: neither the order of batches, nor which samples they hold, nor how these are augmented. The
-same holds for a stream that is continued at some batch. What is outside of this:
-
-- iterable data sets, whose order is their own: it depends on the number of workers, and they start at the beginning;
-- generators of random numbers that a mapper keeps to itself;
-- a mapper that returns None now and then for the same element.
+A training stream is the sequence of samples that a sampler and a seed determine. The random numbers (augmentations) of
+a sample depend on the seed and its place in the stream only, so that neither the number of workers nor a stop and a
+continuation change the batches. This does not hold for iterable data sets, which have an order of their own and start
+at the beginning; for random generators that a mapper keeps to itself; for a mapper that returns None now and then.
 """
 
 import functools
@@ -16,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.utils.data as torchdata
 
@@ -40,21 +36,18 @@ _REPORT_MEMORY_AFTER = 50  # batches of the torch loader: then workers have touc
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class ProcessMemory(NamedTuple):
-    """Memory of one process, in bytes; None where the system does not tell."""
+def process_memory(pid: int | str = "self") -> dict[str, int]:
+    """Read how much memory a process uses, in bytes; nothing if it has ended, or if this is not Linux.
 
-    rss: int  # all its pages that are in memory
-    pss: int | None = None  # the same, each shared page divided by the number of processes that share it
-    uss: int | None = None  # pages that no other process shares: what another worker costs
-
-
-def process_memory(pid: int | str = "self") -> ProcessMemory | None:
-    """Read how much memory a process uses; None if it has ended, or if this is not Linux."""
+    RSS is all its pages that are in memory; PSS is the same with each shared page divided by the number of processes
+    that share it; USS is the pages that no other process shares, which is what another worker costs.
+    """
     sizes = _read_sizes(f"/proc/{pid}/smaps_rollup")  # not every system has this file, nor lets us read it
     if {"Rss", "Pss", "Private_Clean", "Private_Dirty"} <= sizes.keys():
-        return ProcessMemory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+        uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
+        return {"RSS": sizes["Rss"], "PSS": sizes["Pss"], "USS": uss}
     sizes = _read_sizes(f"/proc/{pid}/status")
-    return ProcessMemory(sizes["VmRSS"]) if "VmRSS" in sizes else None
+    return {"RSS": sizes["VmRSS"]} if "VmRSS" in sizes else {}
 
 
 def system_memory() -> tuple[int, int] | None:
@@ -65,16 +58,12 @@ def system_memory() -> tuple[int, int] | None:
 
 def describe_workers(pids: Sequence[int]) -> str | None:
     """Say how much memory workers use, each on average, and this process; None if nothing is known."""
-    own = process_memory()
-    workers = [m for m in map(process_memory, pids) if m is not None]
-    if own is None or not workers:
+    own, workers = process_memory(), [memory for memory in map(process_memory, pids) if memory]
+    if not own or not workers:
         return None
-    parts = []
-    for name in ("uss", "pss", "rss"):
-        values = [value for m in workers if (value := getattr(m, name)) is not None]
-        if values:
-            parts.append(f"{name.upper()} {mib(sum(values) / len(values))}")
-    return f"{len(workers)} workers, each {', '.join(parts)} on average; main process RSS {mib(own.rss)}"
+    sizes = {name: [m[name] for m in workers if name in m] for name in ("USS", "PSS", "RSS")}
+    means = ", ".join(f"{name} {mib(sum(values) / len(values))}" for name, values in sizes.items() if values)
+    return f"{len(workers)} workers, each {means} on average; main process RSS {mib(own['RSS'])}"
 
 
 def mib(size: float) -> str:
@@ -90,11 +79,6 @@ def _read_sizes(path: str) -> dict[str, int]:
     except OSError:
         return {}
     return {name: 1024 * int(value.split()[0]) for name, _, value in lines}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Workers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def usable_workers(wanted: int) -> int:
@@ -147,10 +131,8 @@ def explain_worker_error(error: BaseException, num_workers: int) -> str | None:
 
 
 def _memory_left() -> str:
-    parts = []
     system = system_memory()
-    if system is not None:
-        parts.append(f"{mib(system[0])} of {mib(system[1])} memory")
+    parts = [] if system is None else [f"{mib(system[0])} of {mib(system[1])} memory"]
     try:
         shm = os.statvfs("/dev/shm")
         parts.append(f"{mib(shm.f_bavail * shm.f_frsize)} of {mib(shm.f_blocks * shm.f_frsize)} shared memory")
@@ -159,20 +141,15 @@ def _memory_left() -> str:
     return f"Now free: {', '.join(parts)}." if parts else ""
 
 
-class _WorkerStart:
-    """What a worker does first: keep its memory shared with the main process, then what the user wants.
+def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
+    """Keep a worker's memory shared with the main process, then do what the user wants.
 
     The garbage collector writes to every object that it looks at, except frozen ones, and each page that is written to
     becomes the worker's own: 90 MiB after one collection, before any data are loaded.
     """
-
-    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
-        self._worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id: int) -> None:
-        gc.freeze()
-        if self._worker_init_fn is not None:
-            self._worker_init_fn(worker_id)
+    gc.freeze()
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
 
 
 class GuardedLoader(torchdata.DataLoader):
@@ -182,7 +159,7 @@ class GuardedLoader(torchdata.DataLoader):
     """The workers of the last iteration that was started."""
 
     def __init__(self, dataset: Any, *, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any) -> None:
-        super().__init__(dataset, worker_init_fn=_WorkerStart(worker_init_fn), **kwargs)
+        super().__init__(dataset, worker_init_fn=functools.partial(_start_worker, worker_init_fn), **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's iterator, wrapped
         iterator = super().__iter__()
@@ -226,10 +203,8 @@ class _TrainStream(GuardedLoader):
 
     def _after_batch(self) -> None:
         self._num_delivered += 1
-        if self._num_delivered == _REPORT_MEMORY_AFTER and self.worker_pids:
-            text = describe_workers(self.worker_pids)
-            if text is not None:
-                logger.info("Memory of data loading: %s.", text)
+        if self._num_delivered == _REPORT_MEMORY_AFTER and (text := describe_workers(self.worker_pids)) is not None:
+            logger.info("Memory of data loading: %s.", text)
         mapped = self.dataset.dataset if isinstance(self.dataset, ToIterableDataset) else self.dataset
         bad_images = getattr(mapped, "_bad_images", None)
         # Reported when it has doubled: a log that grows slowly, and says in the end how bad it is.
@@ -240,11 +215,6 @@ class _TrainStream(GuardedLoader):
                 '"skip").',
                 total,
             )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Position
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Positioned:
@@ -273,7 +243,7 @@ class _Positioned:
         self._stream().restart_workers()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to hold to continue the stream behind the last batch; the same on all ranks."""
+        """Return what a checkpoint needs to continue the stream behind the last batch; the same on all ranks."""
         state: dict[str, Any] = {"num_batches": self.num_batches}
         source = self._stream().dataset
         if isinstance(source, ToIterableDataset):

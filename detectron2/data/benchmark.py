@@ -68,17 +68,7 @@ class DataLoaderBenchmark:
         max_time_seconds: float = 90,
         **kwargs: Any,
     ) -> None:
-        """Take the arguments of `detectron2.data.build_detection_train_loader`.
-
-        Args:
-            dataset: a list of dicts, or an indexed torch data set.
-            mapper: turns an element into a sample.
-            sampler: gives indices; `TrainingSampler` by default.
-            total_batch_size: number of samples of a batch on all ranks together.
-            num_workers: number of processes that load data, on each rank.
-            max_time_seconds: upper bound for the time of each measurement.
-            **kwargs: further arguments of `detectron2.data.build.build_batch_data_loader`.
-        """
+        """Take the arguments of `build_detection_train_loader`, and an upper bound for the time of each measurement."""
         self.dataset = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
         self.mapper = mapper
         self.sampler = TrainingSampler(len(self.dataset)) if sampler is None else sampler
@@ -131,8 +121,7 @@ class DataLoaderBenchmark:
         )
         iterator = iter(loader)  # has to live until the memory of its workers is read
         average = self._measure(iterator, what, "batch", num_iter, warmup)
-        memory = describe_workers(loader.worker_pids)
-        if memory is not None:
+        if (memory := describe_workers(loader.worker_pids)) is not None:
             logger.info("%s: %s", what, memory)
         return average
 
@@ -168,6 +157,6 @@ def _copy_tensors(sample: Any) -> Any:
 
 def _ram_usage() -> str:
     system, own = system_memory(), process_memory()
-    if system is None or own is None:  # not Linux
+    if system is None or not own:  # not Linux
         return "unknown"
-    return f"{mib(system[1] - system[0])} of {mib(system[1])}, {mib(own.rss)} of it by this process"
+    return f"{mib(system[1] - system[0])} of {mib(system[1])}, {mib(own['RSS'])} of it by this process"

@@ -61,11 +61,6 @@ logger = logging.getLogger(__name__)
 DatasetDicts = list[dict[str, Any]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def trivial_batch_collator(batch: list[Any]) -> list[Any]:
     """Make a batch of samples by leaving them in their list."""
     return batch
@@ -109,10 +104,10 @@ def build_batch_data_loader(
         single_gpu_batch_size: number of samples of a batch on each rank; overrides `total_batch_size`.
         prefetch_factor: number of batches that each worker prepares in advance.
         persistent_workers: whether workers stay alive when the data set has been gone through.
-        pin_memory: whether to copy tensors to page-locked memory. That is one more copy of each image, which pays only
-            if the training step copies to the GPU without waiting.
-        seed: seed of the random numbers that samples are loaded with (augmentations). None takes the sampler's, or
-            draws one from torch's global generator.
+        pin_memory: whether to copy tensors to page-locked memory, which pays only if the training step copies to the
+            GPU without waiting.
+        seed: seed of the random numbers of samples (augmentations). None takes the sampler's, or draws one from torch's
+            global generator.
         **kwargs: further arguments of `torch.utils.data.DataLoader`.
 
     Returns:
@@ -179,11 +174,6 @@ def _local_batch_size(total_batch_size: int, single_gpu_batch_size: int | None) 
             f"number of processes ({world_size}), e.g. {max(down, world_size)} or {max(down, 0) + world_size}."
         )
     return total_batch_size // world_size
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The train loader
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
@@ -329,10 +319,6 @@ def build_detection_train_loader(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The test loader
-# ---------------------------------------------------------------------------------------------------------------------
-
 # A wrong folder shows in the first few files; every header of a test set is not worth waiting for.
 _TEST_FILES_TO_CHECK = 200
 
@@ -403,10 +389,6 @@ def build_detection_test_loader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn
     )
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The sampler of a config
-# ---------------------------------------------------------------------------------------------------------------------
 
 _MAX_CLASSES = 100  # rows of a table
 

@@ -42,11 +42,6 @@ class UnknownDatasetError(KeyError):
         return str(self.args[0])  # KeyError would show the message quoted, with its line breaks escaped
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# DatasetCatalog
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _cell_values(function: types.FunctionType) -> list[Any]:
     values = []
     for cell in function.__closure__ or ():
@@ -160,10 +155,6 @@ class _DatasetCatalog(UserDict):
     __repr__ = __str__
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# MetadataCatalog
-# ---------------------------------------------------------------------------------------------------------------------
-
 # Keys that our own code reads or writes; they serve to recognise a misspelt one.
 _WELL_KNOWN_KEYS = (
     "thing_classes",
@@ -203,16 +194,14 @@ def _difference(old: Any, new: Any) -> str:
     """Say where two tables differ, since a message shows only how they begin; empty for plain values."""
     if type(old) is not type(new):
         return f" (a {type(old).__name__} and a {type(new).__name__})"
-    if isinstance(old, Mapping):
-        for key in [*old, *new]:
-            pair = [_SHORT.repr(table[key]) if key in table else "missing" for table in (old, new)]
-            if key not in old or key not in new or not _equal(old[key], new[key]):
-                return f" (they differ at {key!r}: {pair[0]} and {pair[1]})"
-    elif isinstance(old, (list, tuple)):
-        for index, (a, b) in enumerate(zip(old, new, strict=False)):
-            if not _equal(a, b):
-                return f" (they differ at index {index}: {_SHORT.repr(a)} and {_SHORT.repr(b)})"
-        return f" ({len(old)} and {len(new)} entries)"
+    if not isinstance(old, (Mapping, list, tuple)):
+        return ""
+    tables = [t if isinstance(t, Mapping) else {f"index {i}": value for i, value in enumerate(t)} for t in (old, new)]
+    for key in {**tables[0], **tables[1]}:
+        if not all(key in t for t in tables) or not _equal(*(t[key] for t in tables)):
+            place = key if not isinstance(old, Mapping) else repr(key)
+            values = [_SHORT.repr(t[key]) if key in t else "missing" for t in tables]
+            return f" (they differ at {place}: {values[0]} and {values[1]})"
     return ""
 
 

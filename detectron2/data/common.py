@@ -30,10 +30,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Random numbers of a sample
-# ---------------------------------------------------------------------------------------------------------------------
-
 _64_BITS = 2**64 - 1
 
 
@@ -71,10 +67,6 @@ def _scrambled(z: int) -> int:
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
     return z ^ (z >> 31)
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images that cannot be read
-# ---------------------------------------------------------------------------------------------------------------------
 
 # What readers raise for damaged, missing and mislabelled files. Other exceptions are mistakes in a program.
 _BAD_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -124,11 +116,6 @@ def _check_in_a_row(count: int, description: str) -> None:
             "image folder is still there; to see the error itself, set DATALOADER.ON_BAD_IMAGE (on_bad_image) to "
             '"stop".'
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# DatasetFromList
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _TorchSerializedList:
@@ -190,8 +177,7 @@ class DatasetFromList(torchdata.Dataset):
 
         Args:
             lst: the elements.
-            copy: whether to hand out deep copies, so that they can be changed without changing the list. A serialized
-                list hands out new objects anyway.
+            copy: whether to hand out deep copies, which may be changed. A serialized list hands out new objects anyway.
             serialize: whether to keep the elements serialized in one buffer that data loading workers share, instead
                 of a copy of the list in each; or a function that makes such a list.
         """
@@ -210,11 +196,6 @@ class DatasetFromList(torchdata.Dataset):
     def __getitem__(self, idx: int) -> Any:
         element = self._lst[idx]
         return copy.deepcopy(element) if self._copy and not self._serialize else element
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# MapDataset
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _describe(element: Any, index: Any) -> str:
@@ -340,11 +321,6 @@ class MapDataset(torchdata.Dataset):
                 return index
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Iterable data sets
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _share_of_worker(iterable: Iterable[Any], chunk_size: int = 1) -> Iterator[Any]:
     """In a data loading worker, yield only this worker's share: every `num_workers`-th chunk."""
     worker = torchdata.get_worker_info()
@@ -372,8 +348,8 @@ class ToIterableDataset(torchdata.IterableDataset):
     """An indexed data set in the order of a sampler, as an iterable one.
 
     Attributes:
-        seed: if not None, each sample is loaded with random numbers that depend on this and its place in the stream
-            only; else with those of the process that loads it. Takes effect when iteration starts.
+        seed: if not None, the random numbers of each sample depend on this and its place in the stream only. Takes
+            effect when iteration starts.
     """
 
     def __init__(
@@ -384,10 +360,9 @@ class ToIterableDataset(torchdata.IterableDataset):
         Args:
             dataset: an indexed data set.
             sampler: gives the indices.
-            shard_sampler: whether each data loading worker takes only its share of the indices. Without it each
-                yields all of them, which is right only if the sampler itself knows about workers.
-            shard_chunk_size: number of consecutive indices that one worker takes at a time; a batch whose size
-                divides it consists of consecutive samples.
+            shard_sampler: whether each data loading worker takes only its share of the indices; the sampler has to
+                know about workers otherwise.
+            shard_chunk_size: number of consecutive indices that one worker takes at a time.
         """
         if isinstance(dataset, torchdata.IterableDataset):
             raise TypeError("ToIterableDataset needs a data set with indices; this one is iterable already.")

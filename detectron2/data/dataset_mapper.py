@@ -84,13 +84,10 @@ class DatasetMapper:
         instance_mask_format: "polygon" or "bitmask".
         keypoint_hflip_indices: see `detection_utils.create_keypoint_hflip_indices`.
         precomputed_proposal_topk: how many precomputed proposals to keep; None to use none.
-        recompute_boxes: whether to replace boxes by the tightest ones around the masks, which a crop may have cut.
-        use_rotated_boxes: whether the model takes rotated boxes; upright ones then become rotated ones of angle 0.
-            Otherwise rotated boxes become the upright ones around them.
-
-    Raises:
-        ValueError: if boxes are to be recomputed without masks, or rotated boxes are asked for together with masks or
-            keypoints, or the mask format is unknown.
+        recompute_boxes: whether to replace boxes by the tightest ones around the masks, which a crop may have cut;
+            needs masks.
+        use_rotated_boxes: whether the model takes rotated boxes, without masks and keypoints; upright ones then become
+            rotated ones of angle 0. Otherwise rotated boxes become the upright ones around them.
     """
 
     @configurable
@@ -130,20 +127,11 @@ class DatasetMapper:
         logger.info("augmentations used in %s: %s", "training" if is_train else "inference", augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one image.
+        """Map one image of a data set in the standard format to what the built-in models accept; see the class.
 
-        Args:
-            dataset_dict: one image of a data set in the standard format.
-
-        Returns:
-            What the built-in models accept; see the class.
-
-        Raises:
-            FileNotFoundError: if an image file does not exist.
-            detection_utils.SizeMismatchError: if the image has another size than annotated.
-            ValueError: if an annotation is not usable; the message names file and annotation.
+        A missing file is a FileNotFoundError, an image of another size than annotated a `SizeMismatchError`, and an
+        annotation that is not usable a ValueError, whose message names file and annotation.
         """
-        # It is changed below.
         unused = () if self.is_train else ("annotations",)
         dataset_dict = {key: _copied(value) for key, value in dataset_dict.items() if key not in unused}
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)

@@ -423,7 +423,7 @@ def transform_keypoint_annotations(
 ) -> np.ndarray:
     """Transform the keypoints of one instance.
 
-    A keypoint that ends outside the image is marked as not labelled. After an odd number of horizontal flips, left and
+    A keypoint that ends outside the image is marked as not labelled. If the image was flipped horizontally, left and
     right keypoints change places.
 
     Args:
@@ -436,8 +436,7 @@ def transform_keypoint_annotations(
         `(K, 3)` float64. Where `v` is 0 and the image was flipped, all three numbers are 0.
 
     Raises:
-        ValueError: if the number of keypoints differs from that of the flip indices, or if there are none and the
-            image was flipped.
+        ValueError: if the flip indices are of another number, or missing for an image that was flipped.
     """
     transform = _as_one(transforms)
     keypoints = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
@@ -461,8 +460,7 @@ def transform_keypoint_annotations(
                 "or set INPUT.RANDOM_FLIP to 'none'"
             )
         keypoints = keypoints[np.asarray(keypoint_hflip_indices), :]
-        # COCO's convention for keypoints that are not labelled.
-        keypoints[keypoints[:, 2] == 0] = 0
+        keypoints[keypoints[:, 2] == 0] = 0  # COCO's convention for keypoints that are not labelled
     return keypoints
 
 
@@ -564,11 +562,8 @@ def transform_rotated_annotation(annotation: dict[str, Any], transforms: Transfo
         transforms: what was done to the image.
 
     Returns:
-        The same dict. "bbox" is a float64 array `(center_x, center_y, width, height, angle)` of mode `XYWHA_ABS`, not
-        clipped to the image; what else is in the dict is not transformed.
-
-    Raises:
-        KeyError: if the annotation has no box.
+        The same dict. Only "bbox" is transformed: a float64 array `(center_x, center_y, width, height, angle)` of mode
+        `XYWHA_ABS`, not clipped to the image.
     """
     bbox, mode = _box_and_mode(annotation)
     bbox = BoxMode.convert(np.array(bbox, dtype=np.float64), mode, BoxMode.XYWHA_ABS)
@@ -581,8 +576,7 @@ def annotations_to_instances_rotated(annos: list[dict[str, Any]], image_size: tu
     """Gather annotations with rotated boxes of one image into `Instances`.
 
     Args:
-        annos: annotations whose "bbox" is `(center_x, center_y, width, height, angle)`, mode `XYWHA_ABS`, already
-            transformed.
+        annos: annotations, each after `transform_rotated_annotation`.
         image_size: `(height, width)` of the transformed image.
 
     Returns:
@@ -620,14 +614,10 @@ def filter_empty_instances(
     """
     if not by_box and not by_mask:
         raise ValueError("filter_empty_instances needs by_box=True or by_mask=True")
-    keep = None
-    if by_box:
-        keep = _has_size(instances.gt_boxes, box_threshold)
+    keep = _has_size(instances.gt_boxes, box_threshold) if by_box else torch.ones(len(instances), dtype=torch.bool)
     if by_mask and instances.has("gt_masks"):
         has_mask = instances.gt_masks.nonempty()
-        keep = has_mask if keep is None else keep & has_mask
-    if keep is None:
-        keep = torch.ones(len(instances), dtype=torch.bool)
+        keep = keep.to(has_mask.device) & has_mask
     if not all(keep.tolist()):  # the usual case needs no copy of all masks
         instances = instances[keep]
     return (instances, keep) if return_mask else instances

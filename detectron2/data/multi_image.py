@@ -211,7 +211,7 @@ def _hide_outside(keypoints: Keypoints, image_hw: tuple[int, int]) -> Keypoints:
 
 
 def _bitmaps(instances: Instances) -> torch.Tensor:
-    """The masks of instances as bitmaps of the image: bool `(N, H, W)`."""
+    """Return the masks of instances as bitmaps of the image: bool `(N, H, W)`."""
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         return BitMasks.from_polygon_masks(masks, *instances.image_size).tensor
@@ -219,7 +219,7 @@ def _bitmaps(instances: Instances) -> torch.Tensor:
 
 
 def _areas(masks: torch.Tensor) -> torch.Tensor:
-    """Number of pixels of bitmaps bool `(N, H, W)`: `(N,)`."""
+    """Count the pixels of bitmaps bool `(N, H, W)`."""
     # PyTorch would convert every pixel to 64 bits, which takes 50 times as long.
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
 
@@ -244,9 +244,6 @@ class MultiImageAugmentation:
     Args:
         num_others: how many other samples one needs.
         prob: probability that the augmentation is applied.
-
-    Raises:
-        ValueError: if `prob` is not a probability.
     """
 
     def __init__(self, num_others: int, prob: float = 1.0):
@@ -256,17 +253,9 @@ class MultiImageAugmentation:
         self.prob = prob
 
     def combine(self, sample: Sample, others: Sequence[Sample]) -> Sample:
-        """Make one sample.
+        """Make one new sample of `sample` and `num_others` others.
 
-        Args:
-            sample: the sample that is augmented; entries that cannot be combined, such as its file name, are kept.
-            others: `num_others` other samples.
-
-        Returns:
-            A new sample.
-
-        Raises:
-            NotImplementedError: if the subclass does not define it.
+        Entries of `sample` that cannot be combined, such as its file name, are kept.
         """
         raise NotImplementedError(f"{type(self).__name__} must define combine")
 
@@ -279,16 +268,13 @@ class Mosaic(MultiImageAugmentation):
 
     Args:
         size: `(height, width)` of the result in pixels; one number means a square.
-        scale_range: each image is scaled to fit in the size times a number drawn from `[min, max)`; None leaves the
-            sizes that the mapper made.
-        center_range: the four parts meet between these fractions of height and width.
+        scale_range: each image is scaled to fit in the size times a number drawn from `[min, max)`, greater than 0;
+            None leaves the sizes that the mapper made.
+        center_range: the four parts meet between these fractions, in [0, 1], of height and width.
         min_visible: instances are left out if less than this part of their box is left.
         pad_value: grey level where no image is.
         seg_pad_value: label where no image is.
         prob: probability that the augmentation is applied.
-
-    Raises:
-        ValueError: if a range is not ordered, or beyond what it can be.
     """
 
     def __init__(
@@ -326,12 +312,8 @@ class Mosaic(MultiImageAugmentation):
             if "sem_seg" in out:
                 _place_labels(source["sem_seg"], placement, out["sem_seg"])
         if "instances" in sample:
-            out["instances"] = _concatenate(
-                [
-                    _place_instances(s["instances"], p, self.min_visible)
-                    for s, p in zip(samples, placements, strict=True)
-                ]
-            )
+            pairs = zip(samples, placements, strict=True)
+            out["instances"] = _concatenate([_place_instances(s["instances"], p, self.min_visible) for s, p in pairs])
         return out
 
     def _draw(self, sizes_hw: list[tuple[int, int]]) -> list[_Placement]:
@@ -359,12 +341,9 @@ class MixUp(MultiImageAugmentation):
     in full, however faint they are. Label maps cannot be mixed.
 
     Args:
-        alpha: the weight of the first image is drawn from the distribution Beta(alpha, alpha).
+        alpha: the weight of the first image is drawn from the distribution Beta(alpha, alpha); greater than 0.
         pad_value: grey level where only one of the images is.
         prob: probability that the augmentation is applied.
-
-    Raises:
-        ValueError: if `alpha` is not positive.
     """
 
     def __init__(self, alpha: float = 1.5, *, pad_value: float = 128, prob: float = 1.0):
@@ -401,20 +380,17 @@ class MixUp(MultiImageAugmentation):
 class CopyPaste(MultiImageAugmentation):
     """Objects of another image pasted onto this one (Ghiasi et al., "Simple Copy-Paste", arXiv:2012.07177).
 
-    A random subset of the other image's objects is copied by their masks. Masks and boxes of what they cover are made
-    smaller, and instances that are covered wholly are left out; keypoints that are covered are marked as not visible
-    (`v = 1`), and a label map gets the labels of the other image. Where the images differ in size, the other one is put
-    at a random place, and cut at the edges. The masks of the result are bitmaps.
+    A random subset of the other image's objects is copied by their masks. What they cover loses that part of its masks
+    and boxes, or is left out; its keypoints there are marked as not visible (`v = 1`), and a label map gets the labels
+    of the other image. An image of another size is put at a random place, and cut at the edges. The masks of the
+    result are bitmaps.
 
     The paper scales both images strongly before: use `T.LargeScaleJitter` in the mapper.
 
     Args:
-        max_objects: the most objects that are pasted; None for all of them.
+        max_objects: the most objects that are pasted, at least one; None for all of them.
         min_visible: instances are left out if no more than this part of their mask stays visible.
         prob: probability that the augmentation is applied.
-
-    Raises:
-        ValueError: if `max_objects` is less than one.
     """
 
     def __init__(self, *, max_objects: int | None = None, min_visible: float = 0.0, prob: float = 1.0):
@@ -559,14 +535,7 @@ class MultiImageMapper:
         self._oldest = 0
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Sample | None:
-        """Map a record and combine the sample with others.
-
-        Args:
-            dataset_dict: one image of a data set.
-
-        Returns:
-            The sample, or None if the wrapped mapper makes nothing of this record.
-        """
+        """Map a record and combine the sample with others; None if the wrapped mapper makes nothing of the record."""
         record = None if self.dataset is not None else copy.deepcopy(dataset_dict)  # mappers may change it
         sample = self.mapper(dataset_dict)
         if sample is None:

@@ -151,7 +151,7 @@ class TestMetadata:
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [
-            ([], ["a"], "0 and 1 entries"),
+            ([], ["a"], "differ at index 0: missing and 'a'"),
             (list("abcdefghij"), list("abcdefghix"), "differ at index 9: 'j' and 'x'"),
             ({i: i for i in range(90)}, {**{i: i for i in range(90)}, 80: 0}, "differ at 80: 80 and 0"),
             ({1: 0}, {}, "differ at 1: 0 and missing"),

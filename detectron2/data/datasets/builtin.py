@@ -75,10 +75,6 @@ def _load(name: str) -> list[dict[str, Any]]:
     return entry.load({**entry.describe(), **MetadataCatalog.get(name).as_dict(), "name": name})
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# COCO: instances, person keypoints, panoptic
-# --------------------------------------------------------------------------------------------------------------------
-
 # part of the names: (folder of the images, end of the names of annotation files)
 _COCO_PARTS = {
     "2014_train": ("train2014", "train2014"),
@@ -134,11 +130,6 @@ for _part in ("2017_train", "2017_val", "2017_val_100"):
     )
     _values["evaluator_type"] = "sem_seg"
     _add(f"{_name}_stuffonly", _load_coco_stuff, "coco_panoptic_separated", _stuff, **_values)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# LVIS, Cityscapes, Pascal VOC, ADE20K
-# --------------------------------------------------------------------------------------------------------------------
 
 
 # name: end of the name of the annotation file

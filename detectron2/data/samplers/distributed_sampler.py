@@ -56,7 +56,7 @@ class _EndlessSampler(Sampler):
         self._seed = int(state_dict["seed"])
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
-        """Indices of one epoch (int64), before shuffling."""
+        """Return the indices of one epoch (int64), before shuffling."""
         raise NotImplementedError
 
     def _infinite_indices(self) -> Iterator[int]:
@@ -109,9 +109,6 @@ class RandomSubsetTrainingSampler(TrainingSampler):
             shuffle: whether each epoch has its own random order.
             seed_shuffle: seed of the shuffle, the same on all ranks; None draws one and shares it.
             seed_subset: seed of the choice of the part, the same on all ranks; None draws one and shares it.
-
-        Raises:
-            ValueError: the ratio is outside (0, 1], or so small that no sample is left.
         """
         super().__init__(size, shuffle, seed_shuffle)
         if not 0.0 < subset_ratio <= 1.0:
@@ -151,13 +148,10 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         """Make the sampler.
 
         Args:
-            repeat_factors: `Tensor[N]`, how often each of the `N` samples comes in an epoch; all ones is the same
-                as `TrainingSampler`.
+            repeat_factors: `Tensor[N]`, how often each of the `N` samples comes in an epoch: finite, not negative, not
+                all zero. All ones is the same as `TrainingSampler`.
             shuffle: whether each epoch has its own random order.
             seed: seed of shuffle and rounding, the same on all ranks; None draws one and shares it.
-
-        Raises:
-            ValueError: there are no factors, or they are negative, not finite or all zero.
         """
         _check_size(len(repeat_factors), self)
         if not (torch.isfinite(repeat_factors).all() and (repeat_factors >= 0).all() and repeat_factors.any()):

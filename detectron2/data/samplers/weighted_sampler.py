@@ -30,15 +30,11 @@ class WeightedTrainingSampler(RepeatFactorTrainingSampler):
 
         Args:
             sizes: number of images of each data set, in the order in which they stand one behind the other.
-            weights: weight of each data set: a data set with twice the weight is sampled twice as often. 0 leaves one
-                out.
+            weights: a data set with twice the weight of another is sampled twice as often; 0 leaves one out.
             image_factors: `Tensor[N]`, how often each of the `N` images comes in proportion to the others of its
                 data set, e.g. from `repeat_factors_from_category_frequency`; None for equally often.
             shuffle: whether each epoch has its own random order.
             seed: seed of shuffle and choice, the same on all ranks; None draws one and shares it.
-
-        Raises:
-            ValueError: the arguments do not fit together, or a data set without images has a weight.
         """
         super().__init__(_factors(sizes, weights, image_factors), shuffle=shuffle, seed=seed)
 

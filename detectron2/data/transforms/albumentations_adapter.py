@@ -77,16 +77,7 @@ class Albumentations(Augmentation):
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
         """Augment the image and record what happened to its pixels and to points.
 
-        Args:
-            image: of a type that Albumentations takes: uint8, or float32 in [0, 1].
-            boxes: `(N, 4)` for transforms that look at boxes before they crop; the others need none.
-
-        Returns:
-            What was done, which can be applied to annotations.
-
-        Raises:
-            TypeError: if the transforms make something else than an array of the image.
-            ValueError: if they drop keypoints.
+        The image is uint8, or float32 in [0, 1]. Boxes `(N, 4)` are for transforms that look at them before they crop.
         """
         if hasattr(self._compose, "set_random_seed"):  # older ones follow the generators of Python and NumPy
             self._compose.set_random_seed(int(np.random.randint(_LARGEST_SEED)))  # noqa: NPY002 (workers seed it)
@@ -277,9 +268,7 @@ class _Recorded(Transform):
 
     def inverse(self) -> Transform:
         """Not possible in general: pixels may be lost."""
-        raise NotImplementedError(
-            "what Albumentations did to an image cannot be inverted; use transforms of this package"
-        )
+        raise NotImplementedError("what Albumentations did cannot be inverted; use transforms of this package")
 
     def __repr__(self) -> str:
         return f"Albumentations({self._image.shape[:2]} -> {self._result.shape[:2]})"

@@ -86,9 +86,7 @@ class Augmentation:
         class CropAroundLabel(Augmentation):
             def get_transform(self, image, sem_seg): ...
 
-    With a single parameter it gets the image. The usual names are `image` (`(H, W)` or `(H, W, C)`, uint8 in [0, 255]
-    or floating point in [0, 1] or [0, 255]), `boxes` (`(N, 4)` float32, `(x1, y1, x2, y2)`, absolute) and `sem_seg`
-    (`(H, W)` integer labels).
+    With a single parameter it gets the image. The usual names are those of `AugInput`.
 
     A transform is deterministic, so it can be applied again to whatever belongs to the image. Randomness lies in the
     augmentation only, and comes from `numpy.random`, which data-loader workers seed.
@@ -120,15 +118,8 @@ class Augmentation:
     def __call__(self, aug_input: Any) -> Transform:
         """Transform the data in place and return the transform that did it.
 
-        Args:
-            aug_input: an `AugInput`, or anything that has the attributes that this policy needs and a method
-                `transform(tfm)` that transforms them in place.
-
-        Returns:
-            The transform that was applied.
-
-        Raises:
-            TypeError: if `get_transform` returns something other than a transform.
+        `aug_input` is an `AugInput`, or anything that has the attributes that this policy needs and a method
+        `transform(tfm)` that transforms them in place.
         """
         tfm = self.get_transform(*_get_aug_input_args(self, aug_input))
         if not isinstance(tfm, Transform):

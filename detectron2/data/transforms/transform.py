@@ -114,9 +114,7 @@ class ExtentTransform(Transform):
 
     def inverse(self) -> Transform:
         """Not possible: this transform does not know the size of the input image."""
-        raise NotImplementedError(
-            "ExtentTransform does not know the size of the image it came from, so it cannot be inverted"
-        )
+        raise NotImplementedError("ExtentTransform cannot be inverted: it does not know the size of the image")
 
     def _extract(self, img: np.ndarray, interp: int, fill: int) -> np.ndarray:
         h, w = self.output_size
@@ -248,13 +246,9 @@ class RotationTransform(Transform):
         return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
 
     def create_rotation_matrix(self, offset: float = 0) -> np.ndarray:
-        """Return the `(2, 3)` matrix that maps points `(x, y)` of the input to points of the result.
+        """Return the `(2, 3)` float64 matrix that maps points `(x, y)` of the input to points of the result.
 
-        Args:
-            offset: where the origin of both frames lies: 0 for continuous coordinates, -0.5 for pixel indices.
-
-        Returns:
-            A float64 matrix.
+        `offset` says where the origin of both frames lies: 0 for continuous coordinates, -0.5 for pixel indices.
         """
         theta = np.deg2rad(self.angle)
         cos, sin = np.cos(theta), np.sin(theta)
@@ -333,9 +327,6 @@ class PILColorTransform(ColorTransform):
         >>> T.PILColorTransform(ImageOps.invert).apply_image(np.array([[0, 200]], dtype=np.uint8))
         array([[255,  55]], dtype=uint8)
     """
-
-    def __init__(self, op: Callable[[Image.Image], Image.Image]):
-        super().__init__(op)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Apply the function to an 8-bit image `(H, W)` or `(H, W, 3)`."""
