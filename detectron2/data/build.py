@@ -346,7 +346,6 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
         "dataset": dataset,
         "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
-        "sampler": None if isinstance(dataset, torchdata.IterableDataset) else InferenceSampler(len(dataset)),
     }
 
 

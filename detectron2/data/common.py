@@ -322,18 +322,11 @@ class MapDataset(torchdata.Dataset):
 
 
 def _share_of_worker(iterable: Iterable[Any], chunk_size: int = 1) -> Iterator[Any]:
-    """In a data loading worker, yield only this worker's share: every `num_workers`-th chunk."""
+    """Return the share of this data loading worker: every `num_workers`-th chunk; everything in another process."""
     worker = torchdata.get_worker_info()
-    if worker is None or worker.num_workers == 1:
-        yield from iterable
-        return
-    iterator = iter(iterable)
-    for chunk_index in itertools.count():
-        chunk = list(itertools.islice(iterator, chunk_size))
-        if not chunk:
-            return
-        if chunk_index % worker.num_workers == worker.id:
-            yield from chunk
+    if worker is None:
+        return iter(iterable)
+    return (e for i, e in enumerate(iterable) if i // chunk_size % worker.num_workers == worker.id)
 
 
 @dataclass(frozen=True)

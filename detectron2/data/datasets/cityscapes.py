@@ -94,13 +94,10 @@ def load_cityscapes_semantic(image_dir: str | os.PathLike[str], gt_dir: str | os
 
     Args:
         image_dir: folder of the images, e.g. "~/cityscapes/leftImg8bit/train".
-        gt_dir: folder of the annotations, e.g. "~/cityscapes/gtFine/train".
+        gt_dir: folder of the annotations, e.g. "~/cityscapes/gtFine/train"; the label images have to be made before.
 
     Returns:
         one dict per image, with `sem_seg_file_name`.
-
-    Raises:
-        FileNotFoundError: the label images have not been made yet.
     """
     records = []
     for image_file, annotation_stem in _frames(image_dir, gt_dir):
@@ -130,6 +127,11 @@ def _record(image_file: str, height: int, width: int, annotations: list[dict[str
         "width": width,
         "annotations": annotations,
     }
+
+
+def _annotation(is_group: bool, label: int, segmentation: Any, box: list[float]) -> dict[str, Any]:
+    known = {"iscrowd": int(is_group), "category_id": label, "segmentation": segmentation}
+    return {**known, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
 
 
 def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[str, Any]:
@@ -165,16 +167,10 @@ def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[st
         if not parts:
             continue
         bounds = np.array([p.bounds for p in parts])
-        annotations.append(
-            {
-                "iscrowd": int(is_group),
-                "category_id": label,
-                # shapely repeats the first vertex at the end; the COCO format closes polygons by itself.
-                "segmentation": [np.asarray(p.exterior.coords)[:-1].reshape(-1).tolist() for p in parts],
-                "bbox": [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()],
-                "bbox_mode": BoxMode.XYXY_ABS,
-            }
-        )
+        box = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
+        # shapely repeats the first vertex at the end; the COCO format closes polygons by itself.
+        polygons = [np.asarray(p.exterior.coords)[:-1].reshape(-1).tolist() for p in parts]
+        annotations.append(_annotation(is_group, label, polygons, box))
     return _record(image_file, height, width, annotations)
 
 
@@ -192,15 +188,9 @@ def _instances_of_ids(to_polygons: bool, frame: tuple[str, str]) -> dict[str, An
             continue
         mask = np.asarray(ids == instance_id, dtype=np.uint8, order="F")
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        annotations.append(
-            {
-                "iscrowd": int(instance_id < 1000),
-                "category_id": label,
-                "segmentation": _polygons_of_mask(mask) if to_polygons else encode_mask(mask),
-                "bbox": [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)],
-                "bbox_mode": BoxMode.XYXY_ABS,
-            }
-        )
+        box = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+        segmentation = _polygons_of_mask(mask) if to_polygons else encode_mask(mask)
+        annotations.append(_annotation(instance_id < 1000, label, segmentation, box))
     annotations = [a for a in annotations if a["segmentation"]]
     return _record(image_file, ids.shape[0], ids.shape[1], annotations)
 
