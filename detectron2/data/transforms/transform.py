@@ -475,8 +475,8 @@ def _rotate_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
     return rotated_boxes
 
 
-def _keep_rotated_box(transform, rotated_boxes: np.ndarray) -> np.ndarray:
-    return rotated_boxes
+def _keep_rotated_box(transform, x: np.ndarray) -> np.ndarray:
+    return x
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -489,17 +489,23 @@ def _flip_vertically(transform: Any, img: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.flip(img, axis=0 if img.ndim <= 3 else -3))
 
 
-def _refuse(kind: str, name: str) -> Callable[[Any, np.ndarray], np.ndarray]:
-    def refuse(transform: Any, values: np.ndarray) -> np.ndarray:
-        raise NotImplementedError(
-            f"GridSampleTransform cannot transform {kind}: its grid only says where each pixel comes from; register a "
-            f'function that knows the opposite direction with GridSampleTransform.register_type("{name}", function), '
-            "or use it for images and label maps alone"
-        )
-
-    return refuse
+def _no_direction(kind: str, name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"GridSampleTransform cannot transform {kind}: its grid only says where each pixel comes from; register a "
+        f'function that knows the opposite direction with GridSampleTransform.register_type("{name}", function), '
+        "or use it for images and label maps alone"
+    )
 
 
+def _refuse_coords(transform: Any, coords: np.ndarray) -> np.ndarray:
+    raise _no_direction("points, polygons and boxes", "coords")
+
+
+def _refuse_rotated_box(transform: Any, rotated_boxes: np.ndarray) -> np.ndarray:
+    raise _no_direction("rotated boxes", "rotated_box")
+
+
+# The names of parameters are those of the methods, which are documented.
 _ROTATED_BOX_FUNCTIONS: dict[type[Transform], Callable[[Any, np.ndarray], np.ndarray]] = {
     HFlipTransform: HFlip_rotated_box,
     VFlipTransform: VFlip_rotated_box,
@@ -512,7 +518,7 @@ _ROTATED_BOX_FUNCTIONS: dict[type[Transform], Callable[[Any, np.ndarray], np.nda
     NoOpTransform: _keep_rotated_box,
     BlendTransform: _keep_rotated_box,
     ColorTransform: _keep_rotated_box,
-    GridSampleTransform: _refuse("rotated boxes", "rotated_box"),
+    GridSampleTransform: _refuse_rotated_box,
 }
 for _class, _function in _ROTATED_BOX_FUNCTIONS.items():
     _class.register_type("rotated_box", _function)
@@ -520,4 +526,4 @@ for _class, _function in _ROTATED_BOX_FUNCTIONS.items():
 VFlipTransform.register_type("image", _flip_vertically)
 # The method of fvcore needs shapely, and empties polygons that touch themselves.
 CropTransform.register_type("polygons", _crop_polygons)
-GridSampleTransform.register_type("coords", _refuse("points, polygons and boxes", "coords"))
+GridSampleTransform.register_type("coords", _refuse_coords)
