@@ -1,5 +1,7 @@
 """Geometry laws of the transforms, and their pixels against Pillow, PyTorch, OpenCV and shapely."""
 
+import inspect
+
 import fvcore.transforms.transform as fvcore_transforms
 import numpy as np
 import pytest
@@ -304,6 +306,18 @@ def test_extent_of_labels_keeps_large_numbers():
     out = T.ExtentTransform((0, 0, 4, 4), (8, 8)).apply_segmentation(labels)
     assert out.dtype == np.int64
     assert (out == 2**30 + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter"),
+    [
+        (T.GridSampleTransform.apply_coords, "coords"),
+        (T.NoOpTransform.apply_rotated_box, "x"),
+        (T.HFlipTransform.apply_rotated_box, "rotated_boxes"),
+    ],
+)
+def test_registered_functions_have_the_documented_parameters(method, parameter):
+    assert list(inspect.signature(method).parameters)[1] == parameter
 
 
 def test_extent_cannot_be_inverted():
