@@ -4,14 +4,13 @@ import functools
 import html
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detectron2.cli._html import inline_svg
-from detectron2.evaluation.analysis import Comparison, DetectionAnalysis
+from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, SegmentAnalysis
 from detectron2.utils.file_io import atomic_write
 
 INK, LINE, PAGE = "#222223", "#b0b0b1", "#fefefd"  # as no other colour, so that a page can put its own in their place
@@ -35,51 +34,14 @@ _MOST_LETTERS = 28
 _UNKNOWN = "□"
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart.
+_MANY_CLASSES = 10  # more have no colours that can be told apart
+_MOST_NUMBERS = 20  # classes of a confusion matrix in whose cells numbers can be read
+_MOST_BARS = 40
+_MOST_CONFUSED = 40
+_BLUE, _RED, _ORANGE, _GREEN, _GREY = "#3b8bc4", "#d1495b", "#e08e2b", "#3a9d5d", "#9a9a9b"
 
-    Args:
-        file: the PNG.
-        element: the same as HTML.
-    """
-
-    file: Path
-    element: str
-
-
-def draw_chart(
-    draw: Callable[[Any], None], size_wh: tuple[float, float], path: Path, label: str, names: "Names"
-) -> Chart:
-    """Draw a figure with one panel.
-
-    Args:
-        draw: is given the axes.
-        size_wh: in inches.
-        path: the PNG to write.
-        label: alternative text for screen readers.
-        names: those that are drawn.
-
-    Returns:
-        The chart.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    svg = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size_wh, dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure.add_subplot())
-        with atomic_write(path, "wb") as f:
-            figure.savefig(f, format="png", facecolor="white")
-        figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    text = names.restore(svg.getvalue())
-    for color, role in ((INK, "currentColor"), (LINE, "var(--line)"), (PAGE, "var(--page)")):
-        text = text.replace(color, role)
-    return Chart(path, inline_svg(text, path.stem, label))
+_Draw = Callable[[Any], None]
+_Chart = tuple[str, tuple[float, float], _Draw, str]  # file name, size in inches, function, what it says in words
 
 
 class Names:
@@ -132,135 +94,158 @@ def _letters() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
 
 
-_RECALLS = np.linspace(0.0, 1.0, 101)
-_MANY_CLASSES = 10  # more have no colours that can be told apart
-_MOST_NUMBERS = 20  # classes of a confusion matrix in whose cells numbers can be read
-_MOST_BARS = 40
-_MOST_CONFUSED = 40
-_BLUE, _RED, _ORANGE, _GREEN, _GREY = "#3b8bc4", "#d1495b", "#e08e2b", "#3a9d5d", "#9a9a9b"
-
-_Draw = Callable[[Any], None]
-
-
-def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, folder: Path) -> dict[str, Chart]:
-    """Draw all charts.
-
-    Args:
-        analysis: what to draw.
-        comparison: with another run, if there is one.
-        folder: gets the PNG files.
-
-    Returns:
-        For each title the chart.
-    """
+def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, folder: Path) -> dict[str, str]:
+    """Draw all charts as PNG files into a folder, and return the same by title as HTML."""
     classes = [*(s.name for s in analysis.per_class), "background"]
     names = Names([*classes, *(k.name for k in analysis.keypoints)])
-    bars = (6.4, 1.4 + 0.22 * min(len(analysis.per_class), _MOST_BARS))
-    charts: dict[str, tuple[str, tuple[float, float], _Draw]] = {
-        "AP by class": ("classes", bars, lambda axes: _draw_classes(axes, analysis, names)),
-        "Precision and recall": ("precision_recall", (6.4, 4.4), lambda axes: _draw_precision(axes, analysis, names)),
-        "F1 and threshold": ("f1", (6.4, 3.8), lambda axes: _draw_f1(axes, analysis)),
-        "Types of errors": ("errors", (6.4, 3.2), lambda axes: _draw_errors(axes, analysis)),
-        "Confusion": _confusion_chart(analysis.confusion, classes, names),
-        "Kinds of objects": ("parts", (7.4, 3.8), lambda axes: _draw_parts(axes, analysis)),
-        "Calibration": ("calibration", (5.2, 4.4), lambda axes: _draw_calibration(axes, analysis)),
+    overall, best = analysis.overall, analysis.overall.best
+    is_wrong_by = ", ".join(f"{name} {e.count}" for name, e in analysis.errors.items())
+    charts: dict[str, _Chart] = {}
+    if comparison is not None:
+        ap = comparison.metrics["AP"]
+        said = f"AP {ap.delta:+.3f}, interval {ap.low:+.3f} to {ap.high:+.3f}"
+        charts["Comparison"] = ("comparison", (6.4, 3.8), lambda axes: _draw_comparison(axes, comparison), said)
+    charts |= {
+        "AP by class": _class_chart(analysis, names),
+        "Precision and recall": (
+            "precision_recall",
+            (6.4, 4.4),
+            lambda axes: _draw_precision(axes, analysis, names),
+            "",
+        ),
+        "F1 and threshold": (
+            "f1",
+            (6.4, 3.8),
+            lambda axes: _draw_f1(axes, analysis),
+            f"best {best.f1:.3f} at a score of {best.threshold:.2f}",
+        ),
+        "Types of errors": ("errors", (6.4, 3.2), _error_bars(analysis), is_wrong_by),
+        "Confusion": _confusion_chart(analysis.confusion, classes, names, is_percent=False),
+        "Kinds of objects": ("parts", (7.4, 3.8), lambda axes: _draw_parts(axes, analysis), ""),
+        "Calibration": (
+            "calibration",
+            (5.2, 4.4),
+            lambda axes: _draw_calibration(axes, analysis),
+            f"expected calibration error {overall.calibration_error:.3f}",
+        ),
     }
     if analysis.keypoints:
-        size = (6.4, 1.0 + 0.22 * len(analysis.keypoints))
-        charts["Keypoints"] = ("keypoints", size, lambda axes: _draw_keypoints(axes, analysis, names))
-    if comparison is not None:
-        charts = {"Comparison": ("comparison", (6.4, 3.8), lambda axes: _draw_comparison(axes, comparison)), **charts}
-    return {
-        title: draw_chart(draw, size_wh, folder / f"{name}.png", _describe(title, analysis, comparison), names)
-        for title, (name, size_wh, draw) in charts.items()
-    }
+        rows = [(names[k.name], k.similarity, f"{k.similarity:.3f}  n={k.count}", _NONE) for k in analysis.keypoints]
+        charts["Keypoints"] = ("keypoints", (6.4, 1.0 + 0.22 * len(rows)), _bars(rows, "mean contribution to OKS"), "")
+    return _draw_all(charts, folder, names)
 
 
-def _describe(title: str, analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
-    """Return the alternative text of a chart."""
-    overall = analysis.overall
-    known = sorted((s for s in analysis.per_class if s.num_objects), key=lambda s: -s.ap)
-    says = ""
-    if title == "AP by class" and known:
-        says = f"best {known[0].name} with {known[0].ap:.3f}, worst {known[-1].name} with {known[-1].ap:.3f}"
-    elif title == "F1 and threshold":
-        says = f"best {overall.best.f1:.3f} at a score of {overall.best.threshold:.2f}"
-    elif title == "Types of errors":
-        says = ", ".join(f"{name} {e.count}" for name, e in analysis.errors.items())
-    elif title == "Calibration":
-        says = f"expected calibration error {overall.calibration_error:.3f}"
-    elif title == "Comparison" and comparison is not None:
-        ap = comparison.metrics["AP"]
-        says = f"AP {ap.delta:+.3f}, interval {ap.low:+.3f} to {ap.high:+.3f}"
-    return f"Chart: {title}. {says}" if says else f"Chart: {title}."
+def draw_pixel_charts(analysis: SegmentAnalysis, folder: Path) -> dict[str, str]:
+    """Draw the charts of labels of pixels as PNG files into a folder, and return the same by title as HTML."""
+    name, names = {"sem_seg": "IoU", "panoptic_seg": "PQ"}[analysis.task], Names([s.name for s in analysis.per_class])
+    known = [(s.name, s.values[name], f"{s.values[name]:.3f}", _NONE) for s in analysis.per_class]
+    charts = {f"{name} by class": _best_and_worst_chart(known, name, names)}
+    if analysis.confusion is not None:
+        charts["Confusion"] = _confusion_chart(analysis.confusion, analysis.class_names, names, is_percent=True)
+    return _draw_all(charts, folder, names)
 
 
-def draw_named_bars(axes: Any, labels: Sequence[str], values: Sequence[float], texts: Sequence[str]) -> None:
-    """Draw horizontal bars from the top down, each with a text at its end.
+def _draw_all(charts: dict[str, _Chart], folder: Path, names: Names) -> dict[str, str]:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    Args:
-        axes: of matplotlib.
-        labels: of the bars.
-        values: their lengths; NaN for none.
-        texts: at their ends.
-    """
-    places = np.arange(len(labels))[::-1]
-    lengths = np.nan_to_num(np.asarray(values, float))
-    axes.barh(places, lengths, color=_BLUE, height=0.7)
-    for place, length, text in zip(places, lengths, texts, strict=True):
-        _annotate_bar(axes, max(length, 0.0), float(place), text)
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.margins(x=0.2, y=0.02)
-    axes.grid(alpha=0.5, axis="x")
-    axes.set_axisbelow(True)
+    drawn = {}
+    for title, (name, size_wh, draw, said) in charts.items():
+        svg = io.StringIO()
+        with matplotlib.rc_context(_STYLE):
+            figure = Figure(figsize=size_wh, dpi=110, layout="constrained")
+            FigureCanvasAgg(figure)
+            draw(figure.add_subplot())
+            with atomic_write(folder / f"{name}.png", "wb") as f:
+                figure.savefig(f, format="png", facecolor="white")
+            figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        text = names.restore(svg.getvalue())
+        for color, role in ((INK, "currentColor"), (LINE, "var(--line)"), (PAGE, "var(--page)")):
+            text = text.replace(color, role)
+        drawn[title] = inline_svg(text, name, f"Chart: {title}. {said}" if said else f"Chart: {title}.")
+    return drawn
 
 
-def _annotate_bar(axes: Any, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+_NONE = (np.nan, np.nan)
+_Bar = tuple[str, float, str, tuple[float, float]]  # label, length, text at the end, ends of an interval or NaN
 
 
-def _draw_classes(axes: Any, analysis: DetectionAnalysis, names: Names) -> None:
-    known = sorted((s for s in analysis.per_class if s.num_objects), key=lambda s: -s.ap)
-    shown = known
+def _bars(rows: Sequence[_Bar], label: str, end: float = 1.3, title: str = "") -> _Draw:
+    """Return a function that draws horizontal bars from the top down, from 0 to an end of the axis."""
+
+    def draw(axes: Any) -> None:
+        places = np.arange(len(rows))[::-1].tolist()
+        lengths = np.nan_to_num([length for _, length, _, _ in rows]).tolist()
+        axes.barh(places, lengths, color=_BLUE, height=0.7)
+        for place, length, (_, _, text, (low, high)) in zip(places, lengths, rows, strict=True):
+            if low <= high:
+                axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+                length = max(length, high)
+            axes.annotate(
+                text, (max(length, 0.0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        axes.set_yticks(places, [name for name, *_ in rows], fontsize=8)
+        axes.margins(x=0.2, y=0.02)
+        axes.grid(alpha=0.5, axis="x")
+        axes.set_axisbelow(True)
+        axes.set(xlabel=label, xlim=(0, end))
+        axes.set_title(title, fontsize=9)
+        if end > 1:
+            axes.set_xticks(np.linspace(0, 1, 6))
+
+    return draw
+
+
+def _best_and_worst_chart(rows: Sequence[_Bar], label: str, names: Names) -> _Chart:
+    """Draw a bar for each class that has a value, or if there are many for the best and the worst."""
+    known = sorted((row for row in rows if not np.isnan(row[1])), key=lambda row: -row[1])
+    said = f"best {known[0][0]} with {known[0][1]:.3f}, worst {known[-1][0]} with {known[-1][1]:.3f}" if known else ""
+    half, title = _MOST_BARS // 2, ""
     if len(known) > _MOST_BARS:
-        half = _MOST_BARS // 2
-        shown = known[:half] + known[-half:]
-        axes.set_title(f"the {half} best and the {half} worst of {len(known)} classes", fontsize=9)
-    has_interval = any(not np.isnan(s.ap_interval[0]) for s in shown)
-    ends = [f"{s.ap:.3f}  n={s.num_objects}" for s in shown]
-    labels, texts = [names[s.name] for s in shown], [""] * len(shown) if has_interval else ends
-    draw_named_bars(axes, labels, [s.ap for s in shown], texts)
-    if has_interval:
-        for place, (scores, text) in enumerate(zip(reversed(shown), reversed(ends), strict=True)):
-            low, high = np.nan_to_num(scores.ap_interval, nan=scores.ap)
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
-            _annotate_bar(axes, max(high, scores.ap), place, text)
-    axes.set(xlabel="AP" + (" with 95 % interval" if has_interval else ""), xlim=(0, 1.3), xticks=np.linspace(0, 1, 6))
+        title = f"the {half} best and the {half} worst of {len(known)} classes"
+        known = known[:half] + known[-half:]
+    shown = [(names[name], value, text, ends) for name, value, text, ends in known]
+    return "classes", (6.4, 1.4 + 0.22 * len(shown)), _bars(shown, label, title=title), said
+
+
+def _class_chart(analysis: DetectionAnalysis, names: Names) -> _Chart:
+    rows = [(s.name, s.ap, f"{s.ap:.3f}  n={s.num_objects}", s.ap_interval) for s in analysis.per_class]
+    label = "AP with 95 % interval" if any(low <= high for *_, (low, high) in rows) else "AP"
+    return _best_and_worst_chart(rows, label, names)
+
+
+def _error_bars(analysis: DetectionAnalysis) -> _Draw:
+    rows = [(name, e.delta_ap, f"{e.delta_ap:.3f}  n={e.count}", _NONE) for name, e in analysis.errors.items()]
+    top = max([gain for _, gain, _, _ in rows if not np.isnan(gain)], default=0.0)
+    return _bars(rows, f"AP at {_threshold_name(analysis)} won by correcting it", max(1.3 * top, 0.05))
+
+
+def _threshold_name(analysis: DetectionAnalysis) -> str:
+    return f"{'OKS' if analysis.iou_type == 'keypoints' else 'IoU'} {analysis.iou_threshold:g}"
 
 
 def _draw_precision(axes: Any, analysis: DetectionAnalysis, names: Names) -> None:
+    recalls = np.linspace(0.0, 1.0, analysis.precision.shape[1])
     is_known = ~np.isnan(analysis.precision).any(axis=1)
     few = is_known.sum() <= _MANY_CLASSES
     known = analysis.precision[is_known]
     if few:
         for row, k in zip(known, np.flatnonzero(is_known).tolist(), strict=True):
-            axes.plot(_RECALLS, row, linewidth=1.1, label=names[analysis.per_class[k].name])
+            axes.plot(recalls, row, linewidth=1.1, label=names[analysis.per_class[k].name])
     else:
         from matplotlib.collections import LineCollection
 
-        curves = np.stack([np.broadcast_to(_RECALLS, known.shape), known], axis=2)
+        curves = np.stack([np.broadcast_to(recalls, known.shape), known], axis=2)
         # of many classes a page needs no more than a picture
         axes.add_collection(LineCollection(list(curves), colors=_GREY, linewidths=0.8, alpha=0.4, rasterized=True))
     if is_known.any():
-        axes.plot(_RECALLS, known.mean(0), color=INK, linewidth=2.4, label="mean")
+        axes.plot(recalls, known.mean(0), color=INK, linewidth=2.4, label="mean")
         axes.legend(fontsize="small", loc="lower left" if few else "upper right")
-    name = f"precision ({_iou_name(analysis)} {analysis.iou_threshold:g})"
+    name = f"precision ({_threshold_name(analysis)})"
     axes.set(xlabel="recall", ylabel=name, xlim=(0, 1.01), ylim=(0, 1.02))
     axes.grid(alpha=0.5)
-
-
-def _iou_name(analysis: DetectionAnalysis) -> str:
-    return "OKS" if analysis.iou_type == "keypoints" else "IoU"
 
 
 def _draw_f1(axes: Any, analysis: DetectionAnalysis) -> None:
@@ -291,52 +276,34 @@ def _thinned(x: np.ndarray, y: np.ndarray, count: int = 400) -> tuple[np.ndarray
     return x[chosen], y[chosen]
 
 
-def _draw_errors(axes: Any, analysis: DetectionAnalysis) -> None:
-    errors = analysis.errors
-    texts = [f"{e.delta_ap:.3f}  n={e.count}" for e in errors.values()]
-    draw_named_bars(axes, list(errors), [e.delta_ap for e in errors.values()], texts)
-    top = max([e.delta_ap for e in errors.values() if not np.isnan(e.delta_ap)], default=0.0)
-    name = f"AP at {_iou_name(analysis)} {analysis.iou_threshold:g} won by correcting it"
-    axes.set(xlabel=name, xlim=(0, max(1.3 * top, 0.05)))
-
-
-def _confusion_chart(
-    counts: np.ndarray, classes: Sequence[str], names: Names
-) -> tuple[str, tuple[float, float], _Draw]:
-    """Return file name, size in inches, and function."""
-    chosen, note = np.arange(len(classes)), ""
-    if len(classes) > _MOST_CONFUSED + 1:  # the background is always shown
-        wrong = counts[:-1, :-1] - np.diag(counts.diagonal()[:-1])
-        order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CONFUSED]
-        chosen = np.append(np.sort(order), len(classes) - 1)
-        note = f"the {_MOST_CONFUSED} classes that are mixed up most, of {len(classes) - 1}"
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cells = np.ix_(chosen, chosen)
-    size_wh = (min(4.0 + 0.32 * len(chosen), 14.0), min(3.4 + 0.3 * len(chosen), 13.0))
+def _confusion_chart(counts: np.ndarray, classes: Sequence[str], names: Names, is_percent: bool) -> _Chart:
+    """Draw a confusion matrix: of detections, with the background last; or of pixels, whose numbers are too long."""
+    size = len(classes) if is_percent else len(classes) - 1
+    wrong = counts[:size, :size] - np.diag(counts.diagonal()[:size])
+    chosen = np.flatnonzero(counts.sum(0) + counts.sum(1)) if is_percent else np.arange(size)
+    note = "percent of the pixels of each true class" if is_percent else ""
+    if len(chosen) > _MOST_CONFUSED:
+        order = np.argsort(-(wrong.sum(0) + wrong.sum(1))[chosen], kind="stable")[:_MOST_CONFUSED]
+        chosen = np.sort(chosen[order])
+        note = note or f"the {_MOST_CONFUSED} classes that are mixed up most, of {size}"
+    chosen = np.append(chosen, np.arange(size, len(classes)))  # the background is always shown
+    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[np.ix_(chosen, chosen)]
+    numbers = (100 * shares).round().astype(int) if is_percent else counts[np.ix_(chosen, chosen)]
     labels = [names[classes[int(i)]] for i in chosen]
-    return "confusion", size_wh, lambda axes: draw_confusion(axes, counts[cells], shares[cells], labels, note)
 
+    def draw(axes: Any) -> None:
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(note, fontsize=9)
+        if len(labels) <= _MOST_NUMBERS + 1:
+            for row, column in zip(*np.nonzero(numbers), strict=True):
+                color = "white" if shares[row, column] > 0.6 else "black"
+                axes.text(column, row, numbers[row, column], ha="center", va="center", fontsize=7, color=color)
 
-def draw_confusion(axes: Any, counts: np.ndarray, shares: np.ndarray, labels: Sequence[str], note: str) -> None:
-    """Draw a confusion matrix.
-
-    Args:
-        axes: of matplotlib.
-        counts: int array (n, n), rows are true classes, columns predicted ones.
-        shares: float array (n, n), of the whole row.
-        labels: of the rows and columns.
-        note: text above.
-    """
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
-    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(note, fontsize=9)
-    if len(labels) <= _MOST_NUMBERS + 1:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[row, column] > 0.6 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+    return "confusion", (min(4.0 + 0.32 * len(chosen), 14.0), min(3.4 + 0.3 * len(chosen), 13.0)), draw, ""
 
 
 def _draw_parts(axes: Any, analysis: DetectionAnalysis) -> None:
@@ -349,7 +316,7 @@ def _draw_parts(axes: Any, analysis: DetectionAnalysis) -> None:
     label = f"recall from a score of {analysis.score_threshold:g} on"
     axes.barh(places - 0.18, recall, height=0.34, color=_ORANGE, label=label)
     axes.set_yticks(places, [f"{name}  (n={s.num_objects})" for name, s in rows], fontsize=8)
-    axes.set(xlim=(0, 1), xlabel=f"at {_iou_name(analysis)} {analysis.iou_threshold:g}")
+    axes.set(xlim=(0, 1), xlabel=f"at {_threshold_name(analysis)}")
     axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.5, axis="x")
     axes.set_axisbelow(True)
@@ -367,13 +334,6 @@ def _draw_calibration(axes: Any, analysis: DetectionAnalysis) -> None:
     axes.set_title(f"expected calibration error {analysis.overall.calibration_error:.3f}", fontsize=10)
     axes.legend(fontsize="small", loc="upper left")
     axes.grid(alpha=0.5)
-
-
-def _draw_keypoints(axes: Any, analysis: DetectionAnalysis, names: Names) -> None:
-    shown = analysis.keypoints
-    values = [k.similarity for k in shown]
-    draw_named_bars(axes, [names[k.name] for k in shown], values, [f"{k.similarity:.3f}  n={k.count}" for k in shown])
-    axes.set(xlabel="mean contribution to OKS", xlim=(0, 1.3), xticks=np.linspace(0, 1, 6))
 
 
 def _draw_comparison(axes: Any, comparison: Comparison) -> None:

@@ -6,63 +6,53 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.cli._analysis_charts import Chart
 from detectron2.cli._html import table, write_page
-from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, DetectionScores, Difference, SegmentAnalysis
+from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, Difference, SegmentAnalysis
 from detectron2.utils.file_io import atomic_write
 
+_Table = tuple[list[str], list[list[Any]]]  # titles and rows
 
-def class_columns(analysis: DetectionAnalysis) -> list[str]:
-    """Return titles of what `class_row` gives."""
-    areas = [f"AP {name}" for name in analysis.area_ap]
+
+def class_table(analysis: DetectionAnalysis) -> _Table:
+    """Return the scores of each class and, in the last row, of all."""
     ends = ["AP low", "AP high"] if analysis.intervals else []
+    averages = ["AP", *ends, "AP50", "AP75", *(f"AP {name}" for name in analysis.area_ap), "AR"]
     points = ["precision", "recall", "F1", "best F1", "best threshold", "best precision", "best recall"]
-    averages = ["AP", *ends, "AP50", "AP75", *areas, "AR"]
-    return ["class", "objects", "detections", *averages, *points, "calibration error"]
+    rows = []
+    for s in [*analysis.per_class, analysis.overall]:
+        at, best = s.at_threshold, s.best
+        ends = s.ap_interval if analysis.intervals else ()
+        row = [s.name, s.num_objects, s.num_detections, s.ap, *ends, s.ap50, s.ap75, *s.area_ap.values(), s.ar]
+        row += [at.precision, at.recall, at.f1, best.f1, best.threshold, best.precision, best.recall]
+        rows.append([*row, s.calibration_error])
+    return ["class", "objects", "detections", *averages, *points, "calibration error"], rows
 
 
-def class_row(scores: DetectionScores, analysis: DetectionAnalysis) -> list[Any]:
-    """Return the line of a class."""
-    at, best = scores.at_threshold, scores.best
-    ends = scores.ap_interval if analysis.intervals else ()
-    averages = [scores.ap, *ends, scores.ap50, scores.ap75, *scores.area_ap.values(), scores.ar]
-    points = [at.precision, at.recall, at.f1, best.f1, best.threshold, best.precision, best.recall]
-    return [scores.name, scores.num_objects, scores.num_detections, *averages, *points, scores.calibration_error]
+def error_table(analysis: DetectionAnalysis) -> _Table:
+    """Return for each class and, in the last row, for all how often each type occurs, and the AP it costs."""
+    names, kinds = [*(s.name for s in analysis.per_class), "all"], [*analysis.class_errors, analysis.errors]
+    rows = [
+        [name, *(value for e in errors.values() for value in (e.count, e.delta_ap))]
+        for name, errors in zip(names, kinds, strict=True)
+    ]
+    return ["class", *(title for name in analysis.errors for title in (name, f"{name} AP"))], rows
 
 
-def error_columns(analysis: DetectionAnalysis) -> list[str]:
-    """Return titles of what `error_row` gives: for each type how often, and the AP that correcting it would win."""
-    return ["class", *(title for name in analysis.errors for title in (name, f"{name} AP"))]
-
-
-def error_row(name: str, errors: dict[str, Any]) -> list[Any]:
-    """Return the line of a class."""
-    return [name, *(value for e in errors.values() for value in (e.count, e.delta_ap))]
-
-
-def segment_rows(analysis: SegmentAnalysis) -> tuple[list[str], list[list[Any]]]:
-    """Return titles and the lines of the classes."""
+def segment_table(analysis: SegmentAnalysis) -> _Table:
+    """Return the scores of each class."""
+    words: dict[Any, str] = {True: "yes", False: "no"}
     titles = list(analysis.per_class[0].values) if analysis.per_class else []
-    rows = [[scores.name, *scores.values.values()] for scores in analysis.per_class]
-    return ["class", *titles], [[_words(value) for value in row] for row in rows]
-
-
-def _words(value: Any) -> Any:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    rows = [[s.name, *(words[v] if isinstance(v, bool) else v for v in s.values.values())] for s in analysis.per_class]
+    return ["class", *titles], rows
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table.
-
-    Args:
-        path: the file.
-        columns: titles.
-        rows: cells; NaN becomes an empty one.
-    """
+    """Write a table; NaN becomes an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -73,15 +63,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that people can read too: each class, image and pair of classes on a line of its own.
-
-    Args:
-        path: the file.
-        content: what it holds.
-    """
+    """Write a JSON file that people can read too: each class, image and pair of classes on a line of its own."""
     parts = []
     for key, value in content.items():
-        if isinstance(value, (list, dict)) and value and _is_long(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if any(isinstance(v, (list, dict)) for v in inner):
             items = value.items() if isinstance(value, dict) else ((None, v) for v in value)
             lines = ",\n".join(f"  {f'{json.dumps(k)}: ' if k is not None else ''}{json.dumps(v)}" for k, v in items)
             opened, closed = "{}" if isinstance(value, dict) else "[]"
@@ -92,11 +78,7 @@ def write_metrics(path: Path, content: dict[str, Any]) -> None:
         f.write("{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def _is_long(value: Any) -> bool:
-    return any(isinstance(v, (list, dict)) for v in (value.values() if isinstance(value, dict) else value))
-
-
-_KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 _MOST_CONFUSIONS = 20
 _EXPLANATIONS = {
     "Precision and recall": "Precision at each recall, interpolated as COCO does.",
@@ -119,72 +101,108 @@ _EXPLANATIONS = {
 }
 
 
-def write_analysis_page(
+def write_detection_page(
     path: Path,
     files: tuple[str, str],
     analysis: DetectionAnalysis,
     comparison: Comparison | None,
-    charts: Mapping[str, Chart],
-    worst: Mapping[str, str],
+    charts: Mapping[str, str],
+    pictures: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write `report.html`, which holds all pictures.
+    """Write `report.html`, which holds all charts, by title, and pictures, by caption, and says notes at the top.
 
-    Args:
-        path: the page.
-        files: predictions, and name or file of the ground truth.
-        analysis: where the numbers come from.
-        comparison: with another run, if there is one.
-        charts: by title.
-        worst: pictures, as HTML, by caption.
-        notes: said at the top.
+    Files are the predictions, and name or file of the ground truth.
     """
-    parts: dict[str, str] = {}
-    for name, chart in charts.items():
-        tables = _tables_of(name, analysis, comparison)
-        parts[name] = f"<p>{_EXPLANATIONS.get(name, '')}</p>{chart.element}{tables}"
-    if worst:
-        shown = "".join(f"<h3>{html.escape(caption)}</h3>{pair}" for caption, pair in worst.items())
-        parts["Images with the most errors"] = (
+    tables = {
+        "Comparison": "" if comparison is None else _comparison_tables(comparison),
+        "Confusion": _confusion_table(analysis.confused(), "detections and objects"),
+        "Types of errors": _error_tables(analysis),
+        "Kinds of objects": _folded(
+            ["kind", "objects", "AP", "recall"],
+            [
+                [f"{prop}: {part}", s.num_objects, s.ap, s.recall]
+                for prop, parts in analysis.parts.items()
+                for part, s in parts.items()
+            ],
+        ),
+        "Calibration": _folded(
+            ["score", "detections", "mean score", "share of right ones"],
+            [[f"{b.low:.1f} to {b.high:.1f}", b.count, b.confidence, b.accuracy] for b in analysis.calibration],
+        ),
+    }
+    parts = {
+        name: f"<p>{_EXPLANATIONS.get(name, '')}</p>{chart}{tables.get(name, '')}" for name, chart in charts.items()
+    }
+    if pictures:
+        parts[_PICTURES] = (
             "<p>Left: truth, green where found, red where missed. Right: predictions, green if right, red, with the "
-            f"type of the error, if wrong. Grey does not count.</p>{shown}"
+            "type of the error, if wrong. Grey does not count.</p>"
         )
-    shown = [s for s in analysis.per_class if s.num_objects or s.num_detections]
+    columns, rows = class_table(analysis)
+    shown, last = _with_any(analysis, rows)
     absent = len(analysis.per_class) - len(shown)
     note = f"<p>{absent} classes have neither objects nor detections; per_class.csv has them too.</p>" if absent else ""
-    rows, last = [class_row(s, analysis) for s in shown], class_row(analysis.overall, analysis)
-    parts["All classes"] = note + table(
-        class_columns(analysis), rows, "Scores of each class", last=last, is_sortable=True
-    )
-    title, said = page_title(*files)
-    body = [said, f"<p>{_facts(analysis)}</p>"]
-    body += [f"<p>{html.escape(note)}</p>" for note in [*notes, *analysis.notes]]
-    body += [_summary(analysis), *contents(parts)]
-    write_page(path, title, body)
+    parts["All classes"] = note + table(columns, shown, "Scores of each class", last=last, is_sortable=True)
+    _write(path, files, [_facts(analysis)], [*notes, *analysis.notes], _summary(analysis), parts, pictures)
 
 
-def page_title(predictions: str, data: str) -> tuple[str, str]:
-    """Return the title of a page, short, and as its first element with the whole names."""
-    title = f"Analysis of {os.path.basename(predictions)}"
-    names = f"<p>Predictions: {html.escape(predictions)}<br>Ground truth: {html.escape(data)}</p>"
-    return title, f"<h1>{html.escape(title)}</h1>{names}"
+def write_segment_page(
+    path: Path, files: tuple[str, str], analysis: SegmentAnalysis, charts: dict[str, str], pictures: Mapping[str, str]
+) -> None:
+    """Write `report.html` for labels of pixels, as `write_detection_page` does."""
+    parts = dict(charts)
+    if analysis.confusion is not None:
+        parts["Confusion"] += _confusion_table(analysis.confused(), "pixels")
+    if pictures:
+        parts[_PICTURES] = ""
+    columns, rows = segment_table(analysis)
+    shown = [row for row in rows if any(isinstance(v, (int, float)) and v > 0 for v in row[1:])]
+    absent = f"<p>{len(rows) - len(shown)} classes do not occur.</p>" if len(shown) < len(rows) else ""
+    parts["All classes"] = absent + table(columns, shown, "Scores of each class", is_sortable=True)
+    numbers = table(["metric", "value"], list(analysis.metrics.items()), "All classes")
+    _write(path, files, [], analysis.notes, numbers, parts, pictures)
 
 
-def contents(parts: Mapping[str, str]) -> list[str]:
-    """Return links to the parts of a page, given by title, and the parts."""
-    links = "".join(f'<a href="#part-{n}">{html.escape(name)}</a> ' for n, name in enumerate(parts))
-    sections = [
-        f'<section aria-labelledby="part-{n}"><h2 id="part-{n}">{html.escape(name)}</h2>{content}</section>'
-        for n, (name, content) in enumerate(parts.items())
-    ]
-    return [f"<nav aria-label=Contents>{links}</nav>", *sections]
+_PICTURES = "Images with the most errors"
+
+
+def _write(
+    path: Path,
+    files: tuple[str, str],
+    facts: list[str],
+    notes: Sequence[str],
+    numbers: str,
+    parts: Mapping[str, str],
+    pictures: Mapping[str, str],
+) -> None:
+    """Write a page: what was analyzed, notes, the main numbers, links to the parts, by title, and the parts."""
+    title = f"Analysis of {os.path.basename(files[0])}"
+    names = f"<p>Predictions: {html.escape(files[0])}<br>Ground truth: {html.escape(files[1])}</p>"
+    said = "".join(f"<p>{html.escape(text)}</p>" for text in (*facts, *notes))
+    links, sections = [], []
+    for n, (name, content) in enumerate(parts.items()):
+        if name == _PICTURES:
+            content += "".join(f"<h3>{html.escape(caption)}</h3>{pair}" for caption, pair in pictures.items())
+        links.append(f'<a href="#part-{n}">{html.escape(name)}</a> ')
+        heading = f'<h2 id="part-{n}">{html.escape(name)}</h2>'
+        sections.append(f'<section aria-labelledby="part-{n}">{heading}{content}</section>')
+    contents = f"<nav aria-label=Contents>{''.join(links)}</nav>"
+    write_page(path, title, [f"<h1>{html.escape(title)}</h1>", names, said, numbers, contents, *sections])
+
+
+def _with_any(analysis: DetectionAnalysis, rows: list[list[Any]]) -> tuple[list[list[Any]], list[Any]]:
+    """Return the rows of classes with objects or detections, and the last row."""
+    *of_classes, last = rows
+    with_any = [bool(s.num_objects or s.num_detections) for s in analysis.per_class]
+    return [row for row, is_shown in zip(of_classes, with_any, strict=True) if is_shown], last
 
 
 def _facts(analysis: DetectionAnalysis) -> str:
     overall = analysis.overall
     overlap = "OKS" if analysis.iou_type == "keypoints" else "IoU"
     return (
-        f"{overall.num_detections} detections ({_KINDS[analysis.iou_type]}), {overall.num_objects} objects, "
+        f"{overall.num_detections} detections ({KINDS[analysis.iou_type]}), {overall.num_objects} objects, "
         f"{len(analysis.per_image)} images, {len(analysis.per_class)} classes. A detection is right from an {overlap} "
         f"of {analysis.iou_threshold:g} on; precision, recall, F1, confusion and pictures are for scores of at least "
         f"{analysis.score_threshold:g}."
@@ -204,72 +222,49 @@ def _summary(analysis: DetectionAnalysis) -> str:
     )
 
 
-def _interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return "-" if math.isnan(low) else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
-def _tables_of(name: str, analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
-    """Return the numbers behind a chart."""
-    if name == "Comparison" and comparison is not None:
-        return _comparison_tables(comparison)
-    if name == "Confusion":
-        return confusion_table(analysis.confused(), "detections and objects")
-    if name == "Types of errors":
-        both = [[title, gain] for title, gain in analysis.gains.items()]
-        rows = [
-            error_row(s.name, e)
-            for s, e in zip(analysis.per_class, analysis.class_errors, strict=True)
-            if s.num_objects or s.num_detections
-        ]
-        last = error_row("all", analysis.errors)
-        by_class = table(error_columns(analysis), rows, "Errors of each class", last=last, is_sortable=True)
-        return table(["without any", "AP won"], both) + f"<details><summary>By class</summary>{by_class}</details>"
-    if name == "Kinds of objects":
-        rows = [
-            [f"{prop}: {part}", s.num_objects, s.ap, s.recall]
-            for prop, parts in analysis.parts.items()
-            for part, s in parts.items()
-        ]
-        return _folded("Numbers", table(["kind", "objects", "AP", "recall"], rows))
-    if name == "Calibration":
-        rows = [[f"{b.low:.1f} to {b.high:.1f}", b.count, b.confidence, b.accuracy] for b in analysis.calibration]
-        return _folded("Numbers", table(["score", "detections", "mean score", "share of right ones"], rows))
-    return ""
+def _folded(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
+    return f"<details><summary>Numbers</summary>{table(columns, rows, caption)}</details>"
 
 
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"
+def _error_tables(analysis: DetectionAnalysis) -> str:
+    columns, rows = error_table(analysis)
+    shown, last = _with_any(analysis, rows)
+    by_class = table(columns, shown, "Errors of each class", last=last, is_sortable=True)
+    gains = table(["without any", "AP won"], list(analysis.gains.items()))
+    return f"{gains}<details><summary>By class</summary>{by_class}</details>"
 
 
-def confusion_table(confused: Sequence[tuple[str, str, int]], unit: str) -> str:
+def _confusion_table(confused: Sequence[tuple[str, str, int]], unit: str) -> str:
     """Return the most frequent pairs of different classes, from pairs with their counts in a unit, most first."""
-    totals: dict[str, int] = {}
+    totals: Counter[str] = Counter()
     for true, _, count in confused:
-        totals[true] = totals.get(true, 0) + count
-    wrong = [(t, p, n) for t, p, n in confused if t != p]
-    rows = [[f"{t} as {p}", n, n / totals[t]] for t, p, n in wrong[:_MOST_CONFUSIONS]]
-    caption = f"Most frequent, of {len(wrong)}" if len(wrong) > _MOST_CONFUSIONS else "All"
-    return _folded("Numbers", table(["true as predicted", unit, "share of the true class"], rows, caption))
+        totals[true] += count
+    rows = [[f"{t} as {p}", n, n / totals[t]] for t, p, n in confused if t != p]
+    caption = f"Most frequent, of {len(rows)}" if len(rows) > _MOST_CONFUSIONS else "All"
+    return _folded(["true as predicted", unit, "share of the true class"], rows[:_MOST_CONFUSIONS], caption)
 
 
 def _comparison_tables(comparison: Comparison) -> str:
     titles = ["first", "second", "difference", f"{comparison.confidence:.0%} interval"]
-    rows = [[name, *_cells(d)] for name, d in comparison.metrics.items() if not math.isnan(d.delta)]
     changed = sorted((item for item in comparison.per_class.items() if item[1].delta), key=lambda i: i[1].delta)
-    by_class = [[name, *_cells(d)] for name, d in changed if not math.isnan(d.delta)]
-    by_area = [
-        [f"{name}: {area}", *_cells(d)]
-        for name, areas in comparison.per_class_areas.items()
-        for area, d in areas.items()
-        if d.delta and not math.isnan(d.delta)
-    ]
+    by_area = {f"{n}: {area}": d for n, areas in comparison.per_class_areas.items() for area, d in areas.items()}
     clear = sum(d.is_clear for _, d in changed)
+    content = table(["AP of", *titles], _rows(dict(changed)), "AP of each class that differs", is_sortable=True)
+    areas = _rows({name: d for name, d in by_area.items() if d.delta})
+    content += table(["AP of", *titles], areas, "By size, where it differs", is_sortable=True)
     said = f"Classes: {clear} of {len(comparison.per_class)} differ clearly"
-    content = table(["AP of", *titles], by_class, "AP of each class that differs", is_sortable=True)
-    content += table(["AP of", *titles], by_area, "By size, where it differs", is_sortable=True)
-    return table(["metric", *titles], rows, "All classes") + _folded(said, content)
+    whole = table(["metric", *titles], _rows(comparison.metrics), "All classes")
+    return f"{whole}<details><summary>{said}</summary>{content}</details>"
 
 
-def _cells(difference: Difference) -> list[Any]:
-    interval = "-" if math.isnan(difference.low) else f"{difference.low:+.3f} to {difference.high:+.3f}"
-    return [difference.first, difference.second, f"{difference.delta:+.3f}", interval]
+def _rows(differences: Mapping[str, Difference]) -> list[list[Any]]:
+    """Return a row for each difference that is defined."""
+    return [
+        [name, d.first, d.second, f"{d.delta:+.3f}", _interval(d.low, d.high, "+")]
+        for name, d in differences.items()
+        if not math.isnan(d.delta)
+    ]

@@ -10,7 +10,7 @@ import yaml
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_dict
-from detectron2.evaluation.analysis.inputs import TASKS, read_json
+from detectron2.evaluation.analysis.inputs import FIELDS, TASKS, read_json
 
 __all__ = ["Source", "find_sources", "open_data", "tasks_of"]
 
@@ -21,7 +21,6 @@ _FILES = {
     "sem_seg_predictions.json": "sem_seg",
     "predictions.json": "panoptic_seg",
 }
-_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -57,26 +56,26 @@ def find_sources(path: str, data: str | None) -> list[Source]:
         FileNotFoundError: there is nothing.
         ValueError: it is not known what the predictions belong to, or the file holds no predictions.
     """
-    if not os.path.isdir(path):
+    if os.path.isdir(path):
+        folders = [Path(path), Path(path, "inference")]
+        files = {folder / name: kind for folder in folders for name, kind in _FILES.items()}
+        kinds = [(file, kind) for file, kind in files.items() if file.is_file()]
+        found = [(file, kind, read_json(str(file)) if kind == "instances" else None) for file, kind in kinds]
+    else:
         content = read_json(path)
         kind = _kind_of(content, path)
-        config = _config_of(Path(path).parent)
-        found = data or _data_of(config, Path(path).parent, path)
-        return [Source(path, kind, content if kind == "instances" else None, found, _sigmas(config))]
-    folders = [Path(path), Path(path, "inference")]
-    found = [(folder / name, kind) for folder in folders for name, kind in _FILES.items() if (folder / name).is_file()]
+        found = [(Path(path), kind, content if kind == "instances" else None)]
     if not found:
         parts = sorted(str(p.parent) for p in Path(path).glob("*/*/*_results.json"))
         advice = f" There are some in {', '.join(parts)}." if parts else " 'detectron2 eval' writes them."
         raise FileNotFoundError(
             f"{path} has no predictions ({', '.join(_FILES)}), neither in itself nor in 'inference'.{advice}"
         )
-    config = _config_of(found[0][0].parent)
-    name = data or _data_of(config, found[0][0].parent, path)
-    return [
-        Source(str(file), kind, read_json(str(file)) if kind == "instances" else None, name, _sigmas(config))
-        for file, kind in found
-    ]
+    folder = found[0][0].parent
+    config = _config_of(folder)
+    name, test = data or _data_of(config, folder, path), config.get("TEST")
+    sigmas = tuple(test.get("KEYPOINT_OKS_SIGMAS") or ()) if isinstance(test, dict) else ()
+    return [Source(str(file), kind, content, name, sigmas) for file, kind, content in found]
 
 
 def _kind_of(content: Any, path: str) -> str:
@@ -105,11 +104,6 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _sigmas(config: dict[str, Any]) -> tuple[float, ...]:
-    test = config.get("TEST")
-    return tuple(test.get("KEYPOINT_OKS_SIGMAS") or ()) if isinstance(test, dict) else ()
-
-
 def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
     """Return the run's test data set: a registered name, or the file that the evaluator wrote by the predictions."""
     names = _test_names(config)
@@ -134,18 +128,7 @@ def _test_names(config: dict[str, Any]) -> list[str]:
 
 
 def open_data(name: str, images: str | None) -> tuple[Any, list[str]]:
-    """Find ground truth.
-
-    Args:
-        name: of a registered data set, or a file.
-        images: folder of the images, if it is given.
-
-    Returns:
-        A file or a dictionary in COCO format, and folders in which the images may lie.
-
-    Raises:
-        FileNotFoundError: it is neither, or the folder does not exist.
-    """
+    """Find ground truth by name or file: a file or a dictionary in COCO format, and folders of the images."""
     given = [images] if images else []
     if images and not os.path.isdir(images):
         raise FileNotFoundError(f"--images: there is no folder {images}.")
@@ -164,20 +147,11 @@ def open_data(name: str, images: str | None) -> tuple[Any, list[str]]:
 
 
 def tasks_of(results: Sequence[Any], objects: Sequence[dict[str, Any]], chosen: Sequence[str]) -> list[str]:
-    """Which tasks predictions can be analyzed for.
-
-    Args:
-        results: the predictions.
-        objects: the annotations.
-        chosen: what is asked for; empty for all that both have.
-
-    Returns:
-        At least one, in the order of COCO's.
-    """
+    """Return the chosen tasks, or all that predictions and annotations have; at least one, in the order of COCO's."""
     if chosen:
         return [task for task in TASKS if task in chosen]
     first = results[0] if isinstance(results, Sequence) and results and isinstance(results[0], dict) else {}
-    fields = {task for task, field in _FIELDS.items() if field in first}
-    annotated = {task for task, field in _FIELDS.items() if any(a.get(field) for a in objects)}
+    fields = {task for task, field in FIELDS.items() if field in first}
+    annotated = {task for task, field in FIELDS.items() if any(a.get(field) for a in objects)}
     both = [task for task in TASKS if task in fields & (annotated | {"bbox"})]
     return both or ["bbox"]

@@ -4,7 +4,6 @@ screens, without anything from elsewhere."""
 import base64
 import html
 import io
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,27 +62,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
 _MANY_ROWS = 30
 
 
-def picture(path: Path, alt: str | None = None) -> str:
-    """Return an image element that holds the PNG file; the alternative text is `alt` or the file's name."""
+def picture(path: Path) -> str:
+    """Return an image element that holds the PNG file; the alternative text is the file's name."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(alt or path.stem)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def figure(pixels: Any, caption: str, quality: int = 80) -> str:
-    """Make a figure of a photograph.
-
-    Args:
-        pixels: uint8 array (height, width, 3), RGB.
-        caption: text below it.
-        quality: of the JPEG, which is a tenth of the size of a PNG.
-
-    Returns:
-        The element.
-    """
+def figure(pixels: Any, caption: str) -> str:
+    """Return a figure of a photograph, uint8 array (height, width, 3), RGB, as a JPEG: a tenth of the size of a PNG."""
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=quality, optimize=True)
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=80, optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
     text = html.escape(caption)
     image = f'<img loading="lazy" alt="{text}" src="data:image/jpeg;base64,{data}">'
@@ -91,15 +81,9 @@ def figure(pixels: Any, caption: str, quality: int = 80) -> str:
 
 
 def inline_svg(svg: str, name: str, label: str) -> str:
-    """Make a drawing a part of a page.
+    """Make an SVG file that matplotlib wrote a part of a page.
 
-    Args:
-        svg: a whole SVG file as matplotlib writes it.
-        name: distinguishes its ids from those of other drawings in the page.
-        label: alternative text for screen readers.
-
-    Returns:
-        The element.
+    The name distinguishes its ids from those of other drawings; the label is the alternative text.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -147,24 +131,13 @@ def table(
 
 
 def _row(cells: Sequence[Any]) -> str:
-    first, *rest = (html.escape(_text(value)) for value in cells)
+    texts = ("-" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in cells)  # NaN equals nothing
+    first, *rest = map(html.escape, texts)
     return f"<tr><th scope=row>{first}</th>" + "".join(f"<td>{value}</td>" for value in rest) + "</tr>"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
-
-
 def write_page(path: Path, title: str, body: list[str]) -> None:
-    """Write a whole page.
-
-    Args:
-        path: the file; its name leads to a complete page or to the old one.
-        title: text, of the window.
-        body: HTML.
-    """
+    """Write a whole page from the title of its window and HTML; the file is always the old or the new one."""
     content = "".join(body)
     script = _SCRIPT if "class=sortable" in content else ""
     head = f'<meta charset=utf-8><meta name=viewport content="width=device-width"><title>{html.escape(title)}</title>'

@@ -6,10 +6,9 @@ detectron2 analyze new.json --compare old.json --data instances_val.json --image
 """
 
 import argparse
-import html
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detectron2.cli._analysis_charts import Chart, Names, draw_chart, draw_charts, draw_confusion, draw_named_bars
+from detectron2.cli._analysis_charts import Names, draw_charts, draw_pixel_charts
 from detectron2.cli._analysis_page import (
-    class_columns,
-    class_row,
-    confusion_table,
-    contents,
-    error_columns,
-    error_row,
-    page_title,
-    segment_rows,
-    write_analysis_page,
+    KINDS,
+    class_table,
+    error_table,
+    segment_table,
     write_csv,
+    write_detection_page,
     write_metrics,
+    write_segment_page,
 )
 from detectron2.cli._analysis_run import Source, find_sources, open_data, tasks_of
-from detectron2.cli._html import figure, table, write_page
+from detectron2.cli._html import figure
 from detectron2.cli.common import add_dataset_arguments, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -56,50 +52,26 @@ from detectron2.visualization.visualizer import Visualizer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `detectron2 analyze`."""
-    parser.add_argument(
-        "predictions",
-        metavar="PREDICTIONS",
-        help="output folder of a run; or a file with predictions, such as coco_instances_results.json",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DATA",
-        help="ground truth: a registered data set, or a file in COCO format; default: the run's test data set",
-    )
-    parser.add_argument("--images", metavar="DIR", help="folder of the images, for pictures; default: as registered")
-    parser.add_argument(
-        "--task",
-        nargs="+",
-        choices=TASKS,
-        default=[],
-        metavar="TASK",
-        help="bbox, segm or keypoints, or several; default: all that predictions and ground truth have",
-    )
-    parser.add_argument(
-        "--iou", type=float, default=0.5, metavar="IOU", help="least IoU (of keypoints OKS) of a match; default: 0.5"
-    )
-    parser.add_argument(
-        "--score", type=float, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5"
-    )
-    parser.add_argument("--worst", type=int, default=8, metavar="N", help="number of pictures; default: 8")
-    parser.add_argument("--compare", metavar="PREDICTIONS", help="those of an earlier run, to be compared with")
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=500,
-        metavar="N",
-        help="of the bootstrap for confidence intervals, 0 for none; default: 500",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default: 0")
-    parser.add_argument(
-        "--sigmas",
-        metavar="A,B,C",
-        help="OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons",
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here"
-    )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    add = parser.add_argument
+    run_or_file = "output folder of a run; or a file with predictions, such as coco_instances_results.json"
+    add("predictions", metavar="PREDICTIONS", help=run_or_file)
+    truth = "ground truth: a registered data set, or a file in COCO format; default: the run's test data set"
+    add("--data", metavar="DATA", help=truth)
+    add("--images", metavar="DIR", help="folder of the images, for pictures; default: as registered")
+    tasks = "bbox, segm or keypoints, or several; default: all that predictions and ground truth have"
+    add("--task", nargs="+", choices=TASKS, default=[], metavar="TASK", help=tasks)
+    least = "least IoU (of keypoints OKS) of a match; default: 0.5"
+    add("--iou", type=float, default=0.5, metavar="IOU", help=least)
+    add("--score", type=float, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5")
+    add("--worst", type=int, default=8, metavar="N", help="number of pictures; default: 8")
+    add("--compare", metavar="PREDICTIONS", help="those of an earlier run, to be compared with")
+    resamples = "of the bootstrap for confidence intervals, 0 for none; default: 500"
+    add("--resamples", type=int, default=500, metavar="N", help=resamples)
+    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default: 0")
+    sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
+    add("--sigmas", metavar="A,B,C", help=sigmas)
+    add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
+    add("--traceback", action="store_true", help="show where an error came from")
     add_dataset_arguments(parser)
 
 
@@ -115,13 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_sources(sources: Sequence[Source], args: argparse.Namespace, folder: Path) -> None:
-    """Analyze predictions, each kind in a folder of its own where there are several.
-
-    Args:
-        sources: what `find_sources` returned.
-        args: the options of the command.
-        folder: gets the files.
-    """
+    """Analyze predictions, as `find_sources` returns them, each kind in a folder of its own where there are several."""
     for source in sources:
         own = folder if len(sources) == 1 else folder / source.kind
         if source.kind == "instances":
@@ -129,7 +95,7 @@ def run_sources(sources: Sequence[Source], args: argparse.Namespace, folder: Pat
         elif args.compare or args.task:
             raise ValueError(f"--compare and --task are for detections; {source.file} has labels of pixels.")
         else:
-            sys.stdout.write(_analyze_pixels(source, args.images, args.worst, own))
+            _analyze_pixels(source, args.images, args.worst, own)
 
 
 def _analyze_instances(source: Source, args: argparse.Namespace, folder: Path) -> None:
@@ -165,64 +131,31 @@ def _analyze_task(
 ) -> None:
     truth = read_truth(api, task, source.sigmas)
     results = read_found(source.content, truth, source.file).results  # with messages that name the file
-    analysis = analyze_detections(
-        api,
-        results,
-        task,
-        args.iou,
-        args.score,
-        num_resamples=args.resamples,
-        seed=args.seed,
-        kpt_oks_sigmas=source.sigmas,
-    )
-    comparison = None
+    options = {"num_resamples": args.resamples, "seed": args.seed, "kpt_oks_sigmas": source.sigmas}
+    analysis = analyze_detections(api, results, task, args.iou, args.score, **options)
+    comparison, notes = None, []
+    content: dict[str, Any] = {"predictions": source.file, "data": source.data, **analysis.to_dict()}
     if earlier is not None:
         read_found(earlier.content, truth, earlier.file)
-        comparison = compare_detections(
-            api,
-            earlier.content,
-            results,
-            task,
-            args.resamples,
-            seed=args.seed,
-            kpt_oks_sigmas=source.sigmas,
-        )
+        comparison = compare_detections(api, earlier.content, results, task, **options)
+        content["comparison"] = {"first": earlier.file, "seed": args.seed, **comparison.to_dict()}
+        notes = [f"First: {earlier.file}; second: {source.file}."]
     folder.mkdir(parents=True, exist_ok=True)
-    remove_old_pictures(folder)
-    worst, unread = draw_worst(analysis, api, results, roots, args.worst, folder)
-    notes = [f"First: {earlier.file}; second: {source.file}."] if earlier else []
+    _remove_old_pictures(folder)
+    worst, unread = _draw_worst(analysis, api, results, roots, args.worst, folder)
     if unread:
         note = f"{len(unread)} of {len(unread) + len(worst)} images could not be read, for example {unread[0]}; "
         notes.append(note + "name their folder with --images.")
         sys.stderr.write(notes[-1] + "\n")
-    _write_files(source, earlier, analysis, comparison, args.seed, folder)
-    charts = draw_charts(analysis, comparison, folder)
-    files = (source.file, source.data)
-    write_analysis_page(folder / "report.html", files, analysis, comparison, charts, worst, notes)
-    for note in analysis.notes:
-        sys.stderr.write(f"{note}\n")
-    sys.stdout.write(_summary(analysis, comparison) + f"The whole report is {folder / 'report.html'}\n")
-
-
-def _write_files(
-    source: Source,
-    earlier: Source | None,
-    analysis: DetectionAnalysis,
-    comparison: Comparison | None,
-    seed: int,
-    folder: Path,
-) -> None:
-    content: dict[str, Any] = {"predictions": source.file, "data": source.data, **analysis.to_dict()}
-    if comparison is not None and earlier is not None:
-        content["comparison"] = {"first": earlier.file, "seed": seed, **comparison.to_dict()}
     write_metrics(folder / "metrics.json", content)
-    rows = [class_row(scores, analysis) for scores in [*analysis.per_class, analysis.overall]]
-    write_csv(folder / "per_class.csv", class_columns(analysis), rows)
-    names = [*(s.name for s in analysis.per_class), "all"]
-    kinds = [*analysis.class_errors, analysis.errors]
-    rows = [error_row(name, errors) for name, errors in zip(names, kinds, strict=True)]
-    write_csv(folder / "errors.csv", error_columns(analysis), rows)
+    write_csv(folder / "per_class.csv", *class_table(analysis))
+    write_csv(folder / "errors.csv", *error_table(analysis))
     write_csv(folder / "confusion.csv", ["true", "predicted", "count"], analysis.confused())
+    charts = draw_charts(analysis, comparison, folder)
+    page = folder / "report.html"
+    write_detection_page(page, (source.file, source.data), analysis, comparison, charts, worst, notes)
+    sys.stderr.write("".join(f"{note}\n" for note in analysis.notes))
+    sys.stdout.write(f"{_summary(analysis, comparison)}The whole report is {page}\n")
 
 
 def _summary(analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
@@ -230,10 +163,8 @@ def _summary(analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
     overall, best = analysis.overall, analysis.overall.best
     low, high = overall.ap_interval
     interval = f" ({low:.3f} to {high:.3f})" if low <= high else ""
-    kind = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[analysis.iou_type]
-    lines = [
-        f"{kind}: AP {overall.ap:.3f}{interval}  AP50 {overall.ap50:.3f}  AP75 {overall.ap75:.3f}  AR {overall.ar:.3f}",
-    ]
+    averages = f"AP50 {overall.ap50:.3f}  AP75 {overall.ap75:.3f}  AR {overall.ar:.3f}"
+    lines = [f"{KINDS[analysis.iou_type]}: AP {overall.ap:.3f}{interval}  {averages}"]
     if best.threshold == best.threshold:  # it is NaN where there are no detections
         lines.append(
             f"best F1 {best.f1:.3f} at a score of {best.threshold:.2f} "
@@ -249,25 +180,8 @@ def _summary(analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-_MAIN = {"sem_seg": "IoU", "panoptic_seg": "PQ"}
-_MOST = 40  # classes in a chart
-
-
-def _analyze_pixels(source: Source, images: str | None, worst: int, folder: Path) -> str:
-    """Analyze, and write the files.
-
-    Args:
-        source: predictions of labels, on a registered data set.
-        images: folder of the images; None for where the data set has them.
-        worst: number of pictures.
-        folder: gets the files.
-
-    Returns:
-        The main numbers, for the terminal.
-
-    Raises:
-        ValueError: the data set is not registered.
-    """
+def _analyze_pixels(source: Source, images: str | None, worst: int, folder: Path) -> None:
+    """Analyze predictions of labels, and write the files."""
     if source.data not in DatasetCatalog:
         raise ValueError(
             f"{source.file} has labels of pixels; the ground truth of those is a registered data set, and "
@@ -275,70 +189,17 @@ def _analyze_pixels(source: Source, images: str | None, worst: int, folder: Path
         )
     analysis = (analyze_sem_seg if source.kind == "sem_seg" else analyze_panoptic)(source.data, source.file)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_old_pictures(folder)
+    _remove_old_pictures(folder)
     pictures = _draw_worst_pixels(analysis, source, images, worst, folder)
     write_metrics(folder / "metrics.json", {"predictions": source.file, "data": source.data, **analysis.to_dict()})
-    columns, rows = segment_rows(analysis)
-    write_csv(folder / "per_class.csv", columns, rows)
+    write_csv(folder / "per_class.csv", *segment_table(analysis))
     if analysis.confusion is not None:
         write_csv(folder / "confusion.csv", ["true", "predicted", "pixels"], analysis.confused())
-    _write_pixel_page(folder / "report.html", source, analysis, _draw_pixel_charts(analysis, folder), pictures)
+    page = folder / "report.html"
+    write_segment_page(page, (source.file, source.data), analysis, draw_pixel_charts(analysis, folder), pictures)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in list(analysis.metrics.items())[:3])
     notes = "".join(f"{note}\n" for note in analysis.notes)
-    return f"{numbers}\n{notes}The whole report is {folder / 'report.html'}\n"
-
-
-def _draw_pixel_charts(analysis: SegmentAnalysis, folder: Path) -> dict[str, Chart]:
-    name, names = _MAIN[analysis.task], Names([s.name for s in analysis.per_class])
-    known = sorted((s for s in analysis.per_class if not np.isnan(s.values[name])), key=lambda s: -s.values[name])
-    shown, note = known, ""
-    if len(known) > _MOST:
-        shown, note = known[: _MOST // 2] + known[-_MOST // 2 :], f"best and worst of {len(known)} classes"
-
-    def draw_classes(axes: Any) -> None:
-        values = [s.values[name] for s in shown]
-        draw_named_bars(axes, [names[s.name] for s in shown], values, [f"{v:.3f}" for v in values])
-        axes.set(xlabel=name, xlim=(0, 1.2), xticks=np.linspace(0, 1, 6), title=note)
-
-    title, size_wh = f"{name} by class", (6.4, 1.4 + 0.22 * len(shown))
-    charts = {title: draw_chart(draw_classes, size_wh, folder / "classes.png", f"Chart: {title}.", names)}
-    if analysis.confusion is not None:
-        charts["Confusion"] = _pixel_confusion_chart(analysis.confusion, analysis.class_names, names, folder)
-    return charts
-
-
-def _pixel_confusion_chart(counts: np.ndarray, classes: Sequence[str], names: Names, folder: Path) -> Chart:
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    wrong = counts - np.diag(counts.diagonal())
-    occurring = np.flatnonzero(counts.sum(0) + counts.sum(1))
-    order = np.argsort(-(wrong.sum(0) + wrong.sum(1))[occurring], kind="stable")
-    chosen = np.sort(occurring[order[:_MOST]])
-    cells = np.ix_(chosen, chosen)
-    percent = (100 * shares[cells]).round().astype(int)  # numbers of pixels are too long
-    labels = [names[classes[int(i)]] for i in chosen]
-    note = "percent of the pixels of each true class"
-    size_wh = (min(4.0 + 0.32 * len(chosen), 14.0), min(3.4 + 0.3 * len(chosen), 13.0))
-    draw: Callable[[Any], None] = lambda axes: draw_confusion(axes, percent, shares[cells], labels, note)  # noqa: E731
-    return draw_chart(draw, size_wh, folder / "confusion.png", "Chart: Confusion.", names)
-
-
-def _write_pixel_page(
-    path: Path, source: Source, analysis: SegmentAnalysis, charts: dict[str, Chart], pictures: dict[str, str]
-) -> None:
-    title, said = page_title(source.file, source.data)
-    parts = {name: chart.element for name, chart in charts.items()}
-    if analysis.confusion is not None:
-        parts["Confusion"] += confusion_table(analysis.confused(), "pixels")
-    if pictures:
-        shown = (f"<h3>{html.escape(caption)}</h3>{pair}" for caption, pair in pictures.items())
-        parts["Images with the most errors"] = "".join(shown)
-    columns, rows = segment_rows(analysis)
-    shown = [row for row in rows if any(isinstance(v, (int, float)) and v > 0 for v in row[1:])]
-    absent = f"<p>{len(rows) - len(shown)} classes do not occur.</p>" if len(shown) < len(rows) else ""
-    parts["All classes"] = absent + table(columns, shown, "Scores of each class", is_sortable=True)
-    numbers = table(["metric", "value"], list(analysis.metrics.items()), "All classes")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in analysis.notes)
-    write_page(path, title, [said, notes, numbers, *contents(parts)])
+    sys.stdout.write(f"{numbers}\n{notes}The whole report is {page}\n")
 
 
 def _draw_worst_pixels(
@@ -346,47 +207,37 @@ def _draw_worst_pixels(
 ) -> dict[str, str]:
     """Draw truth and prediction as HTML, by caption; images that cannot be read are left out."""
     bad = [s for s in analysis.per_image if sum(v for k, v in s.values.items() if k != "share")][:count]
-    metadata = MetadataCatalog.get(source.data)
-    records = {
-        str(record["file_name"] if analysis.task == "sem_seg" else record["image_id"]): record
-        for record in DatasetCatalog.get(source.data)
-    }
-    draw = _sem_seg_pair if analysis.task == "sem_seg" else _panoptic_pair
-    predicted = _predictions(analysis.task, source, {s.name for s in bad})
+    is_sem_seg, metadata = analysis.task == "sem_seg", MetadataCatalog.get(source.data)
+    key = "file_name" if is_sem_seg else "image_id"
+    records = {str(record[key]): record for record in DatasetCatalog.get(source.data)}
+    wanted = {s.name for s in bad}
+    if is_sem_seg:
+        predicted: dict[str, Any] = dict(read_label_maps(source.data, source.file, wanted))
+    else:
+        predicted = {str(i): rest for i, *rest in read_panoptic(source.file) if str(i) in wanted}
     drawn: dict[str, str] = {}
     for scores in bad:
         record = records[scores.name]
         roots = [os.path.join(images, os.path.dirname(record["file_name"])), images] if images else []
         name = os.path.basename(record["file_name"])
-        pixels = read_picture(record["file_name"], [""])
-        pixels = read_picture(name, roots) if pixels is None else pixels
-        if pixels is not None and scores.name in predicted:
-            sides = draw(pixels, record, predicted[scores.name], metadata)
-            said = {
-                k: f"{v:.0%} of the labelled ones" if k == "share" else f"{v} {k}" for k, v in scores.values.items()
-            }
-            values = ", ".join(said.values())
-            drawn[f"{name}: {values}"] = write_pair(folder, len(drawn) + 1, *sides)
+        pixels = _read_picture(record["file_name"], [""])
+        pixels = _read_picture(name, roots) if pixels is None else pixels
+        if pixels is None or scores.name not in predicted:
+            continue
+        draw = _draw_sem_seg if is_sem_seg else _draw_panoptic
+        sides = draw(pixels, record, predicted[scores.name], metadata)
+        said = (f"{v:.0%} of the labelled ones" if k == "share" else f"{v} {k}" for k, v in scores.values.items())
+        drawn[f"{name}: {', '.join(said)}"] = _write_pair(folder, len(drawn) + 1, *sides)
     return drawn
 
 
-def _predictions(task: str, source: Source, wanted: set[str]) -> dict[str, Any]:
-    if task == "sem_seg":
-        return dict(read_label_maps(source.data, source.file, wanted))
-    return {str(i): (ids, segments) for i, ids, segments in read_panoptic(source.file) if str(i) in wanted}
-
-
-def _sem_seg_pair(pixels: np.ndarray, record: dict[str, Any], labels: np.ndarray, metadata: Any) -> list[np.ndarray]:
+def _draw_sem_seg(pixels: np.ndarray, record: dict[str, Any], labels: np.ndarray, metadata: Any) -> list[np.ndarray]:
     true = np.array(load_image_into_numpy_array(record["sem_seg_file_name"], dtype=int))
-    sides = []
-    for side in (true, labels):
-        drawn = np.where(side < len(metadata.stuff_classes), side, -1)
-        visualizer = Visualizer(pixels, metadata, scale=picture_scale(pixels))
-        sides.append(visualizer.draw_sem_seg(torch.from_numpy(drawn), area_threshold=100).get_image())
-    return sides
+    sides = (torch.from_numpy(np.where(side < len(metadata.stuff_classes), side, -1)) for side in (true, labels))
+    return [_visualizer(pixels, metadata).draw_sem_seg(side, area_threshold=100).get_image() for side in sides]
 
 
-def _panoptic_pair(
+def _draw_panoptic(
     pixels: np.ndarray, record: dict[str, Any], predicted: tuple[np.ndarray, list[dict[str, Any]]], metadata: Any
 ) -> list[np.ndarray]:
     true_ids = rgb_to_id_map(load_image_into_numpy_array(record["pan_seg_file_name"])).astype(np.int64)
@@ -397,22 +248,17 @@ def _panoptic_pair(
         is_thing = segment["category_id"] in things
         ids = things if is_thing else metadata.stuff_dataset_id_to_contiguous_id
         found.append({**segment, "category_id": ids[segment["category_id"]], "isthing": is_thing})
-    sides = []
-    for ids, segments in ((true_ids, true), (predicted[0], found)):
-        visualizer = Visualizer(pixels, metadata, scale=picture_scale(pixels))
-        drawn = visualizer.draw_panoptic_seg(torch.from_numpy(ids), segments, area_threshold=100)
-        sides.append(drawn.get_image())
-    return sides
+    sides = ((torch.from_numpy(true_ids), true), (torch.from_numpy(predicted[0]), found))
+    return [_visualizer(pixels, metadata).draw_panoptic_seg(*s, area_threshold=100).get_image() for s in sides]
 
 
 _GREEN, _RED, _GREY = (0.1, 0.7, 0.2), (0.9, 0.1, 0.1), (0.6, 0.6, 0.6)
 _LEAST_SIDE, _MOST_SIDE = 480, 900
 _GAP = 12
-_NAME = "worst_{:02d}.png"
 _SKELETON_COLOR = (255, 165, 0)
 
 
-def draw_worst(
+def _draw_worst(
     analysis: DetectionAnalysis,
     api: Any,
     results: Sequence[dict[str, Any]],
@@ -420,21 +266,7 @@ def draw_worst(
     count: int,
     folder: Path,
 ) -> tuple[dict[str, str], list[str]]:
-    """Draw the images with the most errors.
-
-    Found objects and right detections are green, missed objects and wrong detections red, what does not count grey.
-
-    Args:
-        analysis: of the results.
-        api: the ground truth, a pycocotools `COCO`.
-        results: predictions in COCO's result format.
-        roots: folders in which images may lie.
-        count: how many.
-        folder: gets the PNG files.
-
-    Returns:
-        For each caption both pictures as HTML, and the names of images that could not be read.
-    """
+    """Draw the images with the most errors: by caption both pictures as HTML; and name those that cannot be read."""
     worst = analysis.worst_images(count)
     wanted = {s.image_id for s in worst}
     objects = _by_image(api.dataset.get("annotations", []), wanted)
@@ -445,22 +277,21 @@ def draw_worst(
     metadata = _skeleton(api.dataset["categories"])
     drawn, unread = {}, []
     for scores in worst:
-        image = api.imgs[scores.image_id]
-        file_name = _file_name(image)
-        pixels = read_picture(file_name, roots)
+        file_name = _file_name(api.imgs[scores.image_id])
+        pixels = _read_picture(file_name, roots)
         if pixels is None:
             unread.append(file_name)
             continue
-        true = [(_true_style(n, a, names, analysis), a) for n, a in objects.get(scores.image_id, [])]
+        true = [(_true_style(n, names[a["category_id"]], analysis), a) for n, a in objects.get(scores.image_id, [])]
         predicted = [
-            (_found_style(n, r, names, analysis), r)
+            (_found_style(n, f"{names[r['category_id']]} {r['score']:.0%}", analysis), r)
             for n, r in found.get(scores.image_id, [])
             if r["score"] >= analysis.score_threshold
         ]
         sides = [_draw(pixels, entries, analysis.iou_type, metadata) for entries in (true, predicted)]
         name = os.path.basename(file_name) if os.path.isabs(file_name) else file_name
         caption = f"{name}: {scores.num_right} right, {scores.num_wrong} wrong, {scores.num_missed} missed"
-        drawn[caption] = write_pair(folder, len(drawn) + 1, *sides)
+        drawn[caption] = _write_pair(folder, len(drawn) + 1, *sides)
     return drawn, unread
 
 
@@ -483,17 +314,15 @@ def _by_image(entries: Iterable[dict[str, Any]], wanted: set[Any]) -> dict[Any, 
 _Style = tuple[str, tuple[float, float, float]]
 
 
-def _true_style(place: int, entry: dict[str, Any], names: dict[Any, str], analysis: DetectionAnalysis) -> _Style:
+def _true_style(place: int, label: str, analysis: DetectionAnalysis) -> _Style:
     """Return label and colour of an annotation; the label repeats in words what the colour says."""
-    name = names[entry["category_id"]]
     if analysis.is_ignored[place]:
-        return f"{name} (not counted)", _GREY
-    return (name, _GREEN) if analysis.is_found[place] else (f"{name}, missed", _RED)
+        return f"{label} (not counted)", _GREY
+    return (label, _GREEN) if analysis.is_found[place] else (f"{label}, missed", _RED)
 
 
-def _found_style(place: int, entry: dict[str, Any], names: dict[Any, str], analysis: DetectionAnalysis) -> _Style:
+def _found_style(place: int, label: str, analysis: DetectionAnalysis) -> _Style:
     """Return label and colour of a detection."""
-    label = f"{names[entry['category_id']]} {entry['score']:.0%}"
     if analysis.is_right[place]:
         return label, _GREEN
     if not analysis.is_counted[place]:
@@ -513,16 +342,8 @@ def _skeleton(categories: Sequence[dict[str, Any]]) -> Metadata:
     return metadata
 
 
-def read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
-    """Read an image.
-
-    Args:
-        file_name: as the data set has it.
-        roots: folders in which it may lie.
-
-    Returns:
-        The RGB image, uint8 array (height, width, 3), or None if there is none that can be read.
-    """
+def _read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
+    """Read an image from one of the folders in which it may lie, RGB, or return None if none can be read."""
     for root in roots:
         path = os.path.join(root, file_name)
         if os.path.isfile(path):
@@ -533,17 +354,17 @@ def read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
     return None
 
 
-def picture_scale(pixels: np.ndarray) -> float:
-    """Return the scale of a picture; small images are enlarged, so that labels do not cover the objects."""
+def _visualizer(pixels: np.ndarray, metadata: Any) -> Visualizer:
+    """Make a visualizer that enlarges small images, so that labels do not cover the objects."""
     longest = max(pixels.shape[:2])
-    return min(max(_LEAST_SIDE, longest), _MOST_SIDE) / longest
+    return Visualizer(pixels, metadata, scale=min(max(_LEAST_SIDE, longest), _MOST_SIDE) / longest)
 
 
 def _draw(
     pixels: np.ndarray, entries: Sequence[tuple[_Style, dict[str, Any]]], iou_type: str, metadata: Metadata
 ) -> np.ndarray:
     """Return the image with annotations or detections on it."""
-    visualizer = Visualizer(pixels, metadata, scale=picture_scale(pixels))
+    visualizer = _visualizer(pixels, metadata)
     if not entries:
         return visualizer.get_output().get_image()
     labels, colors = [style[0] for style, _ in entries], [style[1] for style, _ in entries]
@@ -570,25 +391,15 @@ def _box_xywh(entry: dict[str, Any]) -> list[float]:
     return [*xy.min(0).tolist(), *np.ptp(xy, axis=0).tolist()]
 
 
-def write_pair(folder: Path, place: int, left: np.ndarray, right: np.ndarray) -> str:
-    """Write two pictures side by side into a PNG file.
-
-    Args:
-        folder: gets the file.
-        place: its number, from 1 on.
-        left: of the truth, RGB.
-        right: of the predictions.
-
-    Returns:
-        Both as HTML; on a narrow screen they are below each other.
-    """
-    gap = np.full((left.shape[0], _GAP, 3), 255, np.uint8)
-    with atomic_write(folder / _NAME.format(place), "wb") as f:
-        Image.fromarray(np.concatenate([left, gap, right], axis=1)).save(f, format="PNG")
-    return f"<div class=pair>{figure(left, 'truth')}{figure(right, 'predictions')}</div>"
+def _write_pair(folder: Path, place: int, truth: np.ndarray, predictions: np.ndarray) -> str:
+    """Write two pictures side by side into a PNG file, and return both as HTML."""
+    gap = np.full((truth.shape[0], _GAP, 3), 255, np.uint8)
+    with atomic_write(folder / f"worst_{place:02d}.png", "wb") as f:
+        Image.fromarray(np.concatenate([truth, gap, predictions], axis=1)).save(f, format="PNG")
+    return f"<div class=pair>{figure(truth, 'truth')}{figure(predictions, 'predictions')}</div>"
 
 
-def remove_old_pictures(folder: Path) -> None:
+def _remove_old_pictures(folder: Path) -> None:
     """Remove what an earlier analysis has drawn into the same folder and this one might not draw again."""
     for path in folder.glob("worst_*.png"):
         if path.stem.removeprefix("worst_").isdigit():

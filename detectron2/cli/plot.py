@@ -23,18 +23,14 @@ from detectron2.cli._html import picture, write_page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `detectron2 plot`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        metavar="NAME",
-        help='what to draw: names or patterns such as "bbox/*"; default: losses, main metrics, learning rate',
-    )
-    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="average N neighbouring points; default: 1")
-    parser.add_argument(
-        "--output", metavar="DIR", help="where curves.png and curves.html go; default: the run, or . for several runs"
-    )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
+    shown = 'what to draw: names or patterns such as "bbox/*"; default: losses, main metrics, learning rate'
+    add("--metrics", nargs="+", metavar="NAME", help=shown)
+    add("--smooth", type=int, default=1, metavar="N", help="average N neighbouring points; default: 1")
+    folder = "where curves.png and curves.html go; default: the run, or . for several runs"
+    add("--output", metavar="DIR", help=folder)
+    add("--traceback", action="store_true", help="show where an error came from")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,13 +75,7 @@ _COLUMNS = 3
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
-
-    Args:
-        name: shown in legends.
-        file: where the numbers come from.
-        curves: by name of the scalar.
-    """
+    """One training run: its name in legends, the file of its numbers, and curves by the name of the scalar."""
 
     name: str
     file: Path
@@ -93,21 +83,10 @@ class Run:
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read `metrics.json`.
+    """Read `metrics.json`, given by itself or by its folder.
 
     What a run that was killed has left behind is tolerated: a last line that is cut off. Where iterations were repeated
     after a resume, the newer numbers count.
-
-    Args:
-        path: the file, or the folder that holds it.
-        name: for legends.
-
-    Returns:
-        The run.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line in the middle of the file is not a record, or there are no records.
     """
     file = path / "metrics.json" if path.is_dir() else path
     if not file.is_file():
@@ -148,18 +127,7 @@ def _as_curve(values: dict[int, float]) -> Curve:
 
 
 def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None) -> list[str]:
-    """Names of the scalars to show, in the order in which they are shown.
-
-    Args:
-        runs: what there is.
-        patterns: names, or patterns such as `"bbox/*"`; None for losses, learning rate and main metrics.
-
-    Returns:
-        The names.
-
-    Raises:
-        ValueError: a pattern fits nothing.
-    """
+    """Return the names of the scalars to show, in order, by patterns; None: losses, learning rate and main metrics."""
     known = sorted({name for run in runs for name in run.curves}, key=_rank)
     if patterns is None:
         return [name for name in known if _is_shown_by_default(name)] or known
@@ -184,14 +152,9 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def smooth(curve: Curve, window: int) -> np.ndarray:
-    """Mean over the neighbours of each point.
+    """Return the mean over a window of the neighbours of each point, fewer at both ends.
 
-    Args:
-        curve: the points.
-        window: number of points; fewer at both ends. 1 changes nothing.
-
-    Returns:
-        The values. Points that are not finite stay so, and are left out of their neighbours' means.
+    Points that are not finite stay so, and are left out of their neighbours' means.
     """
     values = curve[1]
     if not len(values):
@@ -209,14 +172,7 @@ def _centred_sum(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def panels(metrics: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Say what is drawn together: a loss, and the same loss on other data.
-
-    Args:
-        metrics: names.
-
-    Returns:
-        For each panel the name that it is called by, and the name of the validation loss that belongs to it, if any.
-    """
+    """Return what is drawn together: the metric that a panel is called by, and its validation loss, if any."""
     partners = {name: f"{_VALIDATION}{name}" for name in metrics if f"{_VALIDATION}{name}" in metrics}
     return [(name, partners.get(name)) for name in metrics if name not in partners.values()]
 
@@ -224,11 +180,7 @@ def panels(metrics: Sequence[str]) -> list[tuple[str, str | None]]:
 def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: Path) -> None:
     """Draw a panel for each metric, a line for each run; validation losses are dashed lines beside those of training.
 
-    Args:
-        runs: at least one.
-        metrics: at least one name.
-        window: of `smooth`, for what is recorded often; the unsmoothed line stays visible, in pale.
-        path: the PNG to write.
+    What is recorded often is smoothed by a window; the unsmoothed line stays visible, in pale.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -275,15 +227,7 @@ def _draw_line(axes: Any, curve: Curve, window: int, color: str, style: str) -> 
 
 
 def value_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:
-    """An HTML table: for each metric and run the last value, and the least and the greatest with their iterations.
-
-    Args:
-        runs: columns.
-        metrics: rows.
-
-    Returns:
-        The element.
-    """
+    """Return an HTML table of the last value of each metric and run, with the least and the greatest."""
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
     lines = []
     for metric in metrics:

@@ -6,7 +6,7 @@ one class. What is not defined, such as the recall of a class without objects, i
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import hotcoco
@@ -133,12 +133,14 @@ def most_frequent(counts: np.ndarray, names: Sequence[str]) -> list[tuple[str, s
     return [(names[t], names[p], int(counts[t, p])) for t, p in pairs]
 
 
-def without_nan(content: Any) -> Any:
-    """Return nested dictionaries and lists with None in place of NaN, as JSON needs it."""
+def as_json(content: Any) -> Any:
+    """Return nested dataclasses, dictionaries and lists as JSON takes them; NaN becomes None."""
+    if is_dataclass(content):
+        content = vars(content)
     if isinstance(content, dict):
-        return {key: without_nan(value) for key, value in content.items()}
+        return {key: as_json(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [without_nan(value) for value in content]
+        return [as_json(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
 
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ._averages import average, check_resamples, intervals, metrics_of, weights_of_resamples
 from ._matching import COCO_IOUS, find_overlaps, match
-from ._scores import without_nan
+from ._scores import as_json
 from .inputs import read_found, read_truth
 
 __all__ = ["Comparison", "Difference", "compare_detections"]
@@ -71,7 +71,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them; NaN is None."""
-        return without_nan(asdict(self))
+        return as_json(self)
 
 
 def compare_detections(

@@ -6,7 +6,7 @@ is NaN.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ._scores import (
     ImageScores,
     KeypointScores,
     PartScores,
+    as_json,
     calibrate,
     f1_curve,
     most_frequent,
@@ -29,7 +30,6 @@ from ._scores import (
     score_images,
     score_keypoints,
     score_parts,
-    without_nan,
 )
 from .errors import BACKGROUND_IOU, ErrorType, count_confusion, count_errors, find_errors
 from .inputs import Found, Truth, read_found, read_truth
@@ -127,30 +127,20 @@ class DetectionAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them, without those of single predictions; NaN is None."""
-        content = {
-            "iou_type": self.iou_type,
-            "iou_threshold": self.iou_threshold,
-            "score_threshold": self.score_threshold,
-            "notes": self.notes,
-            "metrics": self.metrics,
-            "intervals": self.intervals,
-            "overall": asdict(self.overall),
-            "area_ap": self.area_ap,
-            "errors": {name: asdict(e) for name, e in self.errors.items()},
-            "gains": self.gains,
-            "parts": {name: {p: asdict(s) for p, s in parts.items()} for name, parts in self.parts.items()},
-            "calibration": [asdict(b) for b in self.calibration],
-            "keypoints": [asdict(k) for k in self.keypoints],
-            "per_class": [
-                {**asdict(scores), "errors": {name: asdict(e) for name, e in errors.items()}}
-                for scores, errors in zip(self.per_class, self.class_errors, strict=True)
-            ],
-            "confusion": [{"true": t, "predicted": p, "count": n} for t, p, n in self.confused()],
-            "recalls": RECALLS.round(2).tolist(),
-            "precision": {s.name: row for s, row in zip(self.per_class, self.precision.round(5).tolist(), strict=True)},
-            "per_image": [asdict(s) for s in self.per_image],
-        }
-        return without_nan(content)
+        names = [scores.name for scores in self.per_class]
+        arrays = {"f1", "is_right", "is_counted", "error", "is_found", "is_ignored", "class_errors"}
+        content = {key: value for key, value in vars(self).items() if key not in arrays}
+        per_class = zip(self.per_class, self.class_errors, strict=True)
+        return as_json(
+            {
+                **content,
+                "area_ap": self.area_ap,
+                "per_class": [{**vars(scores), "errors": errors} for scores, errors in per_class],
+                "confusion": [{"true": t, "predicted": p, "count": n} for t, p, n in self.confused()],
+                "recalls": RECALLS.round(2).tolist(),
+                "precision": dict(zip(names, self.precision.round(5).tolist(), strict=True)),
+            }
+        )
 
 
 def analyze_detections(

@@ -46,21 +46,11 @@ class ErrorType:
 def find_errors(
     truth: Truth, found: Found, overlaps: Overlaps, matching: Matching, iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each wrong detection to one type.
+    """Assign each wrong detection to one type, at the IoU from which on a detection finds an object.
 
     Where several fit, the order is localization, classification, duplicate, background; the rest is both, as in the
-    authors' program.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        overlaps: all pairs from `BACKGROUND_IOU` on.
-        matching: of both.
-        iou: from which on a detection finds an object.
-
-    Returns:
-        Place in `ERROR_NAMES`, -1 for what is right or does not count, and the object that was meant by a wrong class
-        or place, -1 for none: int arrays (D,).
+    authors' program. The result is the place in `ERROR_NAMES`, -1 for what is right or does not count, and the object
+    that was meant by a wrong class or place, -1 for none: int arrays (D,).
     """
     count = len(found.score)
     wrong = matching.is_counted & ~matching.is_right
@@ -92,18 +82,9 @@ def count_errors(
 ) -> tuple[dict[str, ErrorType], list[dict[str, ErrorType]], dict[str, float]]:
     """Count errors, and find what AP would be without each type.
 
-    An object is missed if nothing has found it and no detection with the wrong class or place was meant for it.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        matching: of both.
-        kind: of the errors, as `find_errors` returns it.
-        target: the same.
-
-    Returns:
-        The errors of all classes; of each class: wrong detections of it, and its objects that were missed; and by how
-        much AP would rise without any `"false positives"` or `"false negatives"`.
+    An object is missed if nothing has found it and no detection with the wrong class or place was meant for it. The
+    result is the errors of all classes; of each class, which are wrong detections of it and its objects that were
+    missed; and by how much AP would rise without any `"false positives"` or `"false negatives"`.
     """
     num_classes, is_error = len(truth.class_ids), kind >= 0
     is_missed = ~truth.is_ignored & (matching.found_by < 0)
@@ -188,18 +169,8 @@ def count_confusion(
 
     Right detections, which are those of precision and recall, stand on the diagonal. The other detections that count
     are paired with the other objects one to one by falling overlap; what is left has the background as its partner. So
-    each object is counted once in its row and each detection once in its column.
-
-    Args:
-        truth: ground truth.
-        found: detections.
-        overlaps: all pairs from `iou` on.
-        matching: of both.
-        iou: the least of a pair.
-        threshold: the least score of a detection.
-
-    Returns:
-        Int array (K + 1, K + 1), rows are true classes, columns predicted ones, last the background.
+    each object is counted once in its row and each detection once in its column: int array (K + 1, K + 1), rows are
+    true classes, columns predicted ones, last the background.
     """
     size = len(truth.class_ids) + 1
     counts = np.zeros((size, size), np.int64)

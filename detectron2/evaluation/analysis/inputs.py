@@ -23,10 +23,10 @@ from pycocotools.cocoeval import Params
 from detectron2.evaluation._coco_format import _complete_areas, _complete_dataset
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
+__all__ = ["FIELDS", "TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
 
-_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-TASKS = tuple(_FIELDS)
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+TASKS = tuple(FIELDS)
 _COMPLETE = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
 
 
@@ -153,9 +153,15 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
     image_ids, class_ids = _sorted_ids(images), _sorted_ids(categories)
     objects = api.dataset.get("annotations", [])
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in objects], bool)
-    keypoints = _true_keypoints(objects) if iou_type == "keypoints" else np.zeros((len(objects), 0, 3))
-    ignored = crowd | (_num_keypoints(objects, keypoints) == 0) if iou_type == "keypoints" else crowd
-    searched, partial = _federation(images, objects, image_ids, class_ids)
+    keypoints, ignored = np.zeros((len(objects), 0, 3)), crowd
+    if iou_type == "keypoints":
+        keypoints = _true_keypoints(objects)
+        labelled = (keypoints[:, :, 2] > 0).sum(1).tolist()
+        number = [a.get("num_keypoints", n) for a, n in zip(objects, labelled, strict=True)]
+        ignored = crowd | (np.array(number, int) == 0)
+    image = _numbers(objects, "image_id", image_ids, "annotation")
+    label = _numbers(objects, "category_id", class_ids, "annotation")
+    searched, partial = _federation(images, image_ids, class_ids, image, label)
     return Truth(
         api=api,
         iou_type=iou_type,
@@ -163,8 +169,8 @@ def read_truth(coco_gt: Any, iou_type: str, sigmas: Sequence[float] = ()) -> Tru
         class_ids=class_ids,
         class_names=_class_names(categories, class_ids),
         objects=objects,
-        image=_numbers(objects, "image_id", image_ids, "annotation"),
-        label=_numbers(objects, "category_id", class_ids, "annotation"),
+        image=image,
+        label=label,
         is_crowd=crowd,
         is_ignored=ignored,
         area=np.array([a["area"] for a in objects], float),
@@ -261,12 +267,6 @@ def _true_keypoints(objects: Sequence[dict[str, Any]]) -> np.ndarray:
     return rows.reshape(len(objects), -1, 3)
 
 
-def _num_keypoints(objects: Sequence[dict[str, Any]], keypoints: np.ndarray) -> np.ndarray:
-    """Return the number of labelled keypoints of each object; int array (G,)."""
-    counted = (keypoints[:, :, 2] > 0).sum(1).tolist()
-    return np.array([a.get("num_keypoints", n) for a, n in zip(objects, counted, strict=True)], np.int64)
-
-
 def _sigmas(count: int, given: Sequence[float]) -> np.ndarray:
     sigmas = np.array(given if len(given) else Params(iouType="keypoints").kpt_oks_sigmas, float)
     if count and len(sigmas) != count:
@@ -278,25 +278,19 @@ def _sigmas(count: int, given: Sequence[float]) -> np.ndarray:
 
 
 def _federation(
-    images: Sequence[dict[str, Any]], objects: Sequence[dict[str, Any]], image_ids: list[Any], class_ids: list[Any]
+    images: Sequence[dict[str, Any]], image_ids: list[Any], class_ids: list[Any], image: np.ndarray, label: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return `is_searched` and `is_partial` of `Truth` (Gupta et al., LVIS, arXiv:1908.03195, section 2)."""
     keys = ("neg_category_ids", "not_exhaustive_category_ids")
-    if not any(key in image for image in images for key in keys):
+    if not any(key in entry for entry in images for key in keys):
         return None, None
-    row = {i: n for n, i in enumerate(image_ids)}
-    column = {c: n for n, c in enumerate(class_ids)}
-    tables = []
-    for key in keys:
-        table = np.zeros((len(image_ids), len(class_ids)), bool)
-        for image in images:
-            table[row[image["id"]], [column[c] for c in image.get(key) or () if c in column]] = True
-        tables.append(table)
-    searched, partial = tables
-    for annotation in objects:  # with an unknown id it is reported elsewhere
-        if annotation["image_id"] in row and annotation["category_id"] in column:
-            searched[row[annotation["image_id"]], column[annotation["category_id"]]] = True
-    return searched, partial
+    row, column = ({known: n for n, known in enumerate(ids)} for ids in (image_ids, class_ids))
+    tables = np.zeros((2, len(image_ids), len(class_ids)), bool)
+    for table, key in zip(tables, keys, strict=True):
+        for entry in images:
+            table[row[entry["id"]], [column[c] for c in entry.get(key) or () if c in column]] = True
+    tables[0, image, label] = True
+    return tables[0], tables[1]
 
 
 def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
@@ -407,7 +401,7 @@ def _columns(results: Sequence[Any], truth: Truth, origin: str) -> tuple[np.ndar
 
     Where this fails, say which prediction is wrong.
     """
-    count, field, num_keypoints = len(results), _FIELDS[truth.iou_type], truth.keypoints.shape[1]
+    count, field, num_keypoints = len(results), FIELDS[truth.iou_type], truth.keypoints.shape[1]
     boxes, points = np.zeros((count, 4)), np.zeros((count, num_keypoints, 3))
     needed = {"image_id", "category_id", "score", field}
     if not count:

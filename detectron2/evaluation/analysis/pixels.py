@@ -7,7 +7,7 @@ occur, is NaN.
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.panoptic_evaluation import COCOPanopticEvaluator, rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import SemSegEvaluator, _confusion, load_image_into_numpy_array
 
-from ._scores import most_frequent, without_nan
+from ._scores import as_json, most_frequent
 from .inputs import read_json
 
 __all__ = [
@@ -83,15 +83,10 @@ class SegmentAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them; NaN is None."""
-        content = {
-            "task": self.task,
-            "notes": self.notes,
-            "metrics": self.metrics,
-            "per_class": [{"name": s.name, **s.values} for s in self.per_class],
-            "confusion": [{"true": t, "predicted": p, "pixels": n} for t, p, n in self.confused()],
-            "per_image": [asdict(s) for s in self.per_image],
-        }
-        return without_nan(content)
+        content = {key: value for key, value in vars(self).items() if key != "class_names"}
+        content["per_class"] = [{"name": s.name, **s.values} for s in self.per_class]
+        content["confusion"] = [{"true": t, "predicted": p, "pixels": n} for t, p, n in self.confused()]
+        return as_json(content)
 
 
 def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:

@@ -168,7 +168,7 @@ def test_a_score_on_an_edge_lies_in_the_bin_that_begins_there(tenths):
 
 def test_confusion_differs():
     # Two detections of one object: a better score with the wrong class, a better overlap with the right one. hotcoco
-    # lets the score decide, so the object counts as confused although it was found; here the overlap decides.
+    # lets the score decide, so the object counts as confused although it was found; here what is right counts first.
     content = {
         "images": [{"id": 1, "height": 99, "width": 99}],
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
