@@ -5,22 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from ._coco_table import ResultTable
+from ._coco_table import values_of
 
 _HISTOGRAM_EDGES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _CAPPED_PART_OF_IMAGES = 0.01
 
 
 def explain_cap(counts: Sequence[int], limit: int) -> str | None:
-    """What to say where many images have as many detections as are counted.
-
-    Args:
-        counts: detections of each image.
-        limit: how many of an image count for AP.
-
-    Returns:
-        None where fewer than one image in a hundred has.
-    """
+    """What to say where an image in a hundred, or more, has as many detections (`counts`) as count for AP."""
     reached = sum(count >= limit for count in counts)
     if not reached or reached < _CAPPED_PART_OF_IMAGES * len(counts):
         return None
@@ -49,16 +41,7 @@ def score_histogram(scores: np.ndarray) -> str:
 def explain_class_overlap(
     predicted: Collection[int], annotated: Collection[int], maps: str = "`thing_dataset_id_to_contiguous_id`"
 ) -> str | None:
-    """What to say where no class that was predicted has an object in the ground truth.
-
-    Args:
-        predicted: category ids of the predictions.
-        annotated: category ids of the ground truth.
-        maps: what in the metadata leads from labels to category ids.
-
-    Returns:
-        None where some have.
-    """
+    """What to say where no predicted category has an object in the ground truth; `maps` are those of the metadata."""
     if set(predicted) & set(annotated):
         return None
     return (
@@ -69,12 +52,7 @@ def explain_class_overlap(
 
 
 def check_category_ids(metadata: Any, in_file: Collection[int]) -> None:
-    """Refuse a map from other category ids than those of the annotation file: no prediction could count.
-
-    Args:
-        metadata: of the data set.
-        in_file: category ids of the annotation file.
-    """
+    """Refuse a map from other category ids than those of the annotation file: no prediction could count."""
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
     if mapping and in_file and not set(mapping) & set(in_file):
         raise ValueError(
@@ -84,34 +62,19 @@ def check_category_ids(metadata: Any, in_file: Collection[int]) -> None:
         )
 
 
-def explain_zero_ap(coco_results: "ResultTable | list[dict[str, Any]]", annotated: Collection[int]) -> str:
-    """What to say where predictions were made and none of them counted for AP.
-
-    Args:
-        coco_results: at least one, with the category ids of the data set.
-        annotated: category ids of the objects in the ground truth.
-
-    Returns:
-        the numbers, the likely reason, and how the scores are distributed.
-    """
-    if isinstance(coco_results, ResultTable):
-        scores, predicted = coco_results.scores, np.unique(coco_results.category_ids).tolist()
-        images = len(np.unique(coco_results.image_index))
-    else:
-        scores = np.array([result["score"] for result in coco_results])
-        predicted = sorted({result["category_id"] for result in coco_results})
-        images = len({result["image_id"] for result in coco_results})
+def explain_zero_ap(coco_results: Sequence[dict[str, Any]], annotated: Collection[int]) -> str:
+    """What to say where none of the results counts for AP; `annotated` are the categories that have objects."""
+    predicted, images = (set(values_of(coco_results, key)) for key in ("category_id", "image_id"))
     reason = explain_class_overlap(predicted, annotated)
     if reason is None:
-        shared = len(set(predicted) & set(annotated))
         reason = (
-            f"{shared} predicted categories do have objects, so the classes fit and the places do not: untrained or "
-            "wrong weights, boxes in another frame than the original image (`height` and `width` of the inputs), or "
-            "images in another channel order (INPUT.FORMAT)"
+            f"{len(predicted & set(annotated))} predicted categories do have objects, so the classes fit and the "
+            "places do not: untrained or wrong weights, boxes in another frame than the original image (`height` and "
+            "`width` of the inputs), or images in another channel order (INPUT.FORMAT)"
         )
     return (
-        f"None of {len(scores)} detections on {images} images matches an object; {reason}. Scores: "
-        f"{score_histogram(scores)}."
+        f"None of {len(coco_results)} detections on {len(images)} images matches an object; {reason}. Scores: "
+        f"{score_histogram(np.array(values_of(coco_results, 'score')))}."
     )
 
 

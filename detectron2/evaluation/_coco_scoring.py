@@ -6,7 +6,7 @@ Letters: `T` IoU thresholds, `R` recall thresholds, `K` classes, `A` area ranges
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import hotcoco
@@ -17,8 +17,8 @@ from pycocotools.cocoeval import COCOeval
 
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
-from ._coco_table import ResultTable
-from .fast_eval_api import COCOeval_opt, takes_image_ids
+from ._coco_table import ResultTable, values_of
+from .fast_eval_api import COCOeval_opt, as_hotcoco, takes_image_ids
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,9 @@ AREA_RANGES = {
 
 
 class COCOevalMaxDets(COCOeval):
-    """COCO evaluation with an AP that honours `params.maxDets`; COCO's own summary requires 100 per image.
+    """COCO evaluation with an AP of the largest limit in `params.maxDets`, where COCO's summary requires 100 per image.
 
-    The AP numbers use the largest limit in `params.maxDets`, the recall numbers each limit in turn. Keypoints are
-    summarised as COCO does.
+    The recall numbers use each limit in turn. Keypoints are summarised as COCO does.
     """
 
     def summarize(self) -> None:
@@ -75,7 +74,7 @@ class COCOevalMaxDets(COCOeval):
 
 
 class _FastMaxDets(COCOevalMaxDets, COCOeval_opt):
-    """The summary of the one with the engine of the other."""
+    """The summary of `COCOevalMaxDets` with the engine of `COCOeval_opt`."""
 
 
 def _choose_evaluator(iou_type: str, limits: Sequence[int], fast: bool) -> type[COCOeval]:
@@ -85,17 +84,7 @@ def _choose_evaluator(iou_type: str, limits: Sequence[int], fast: bool) -> type[
 
 
 def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
-    """The three limits of detections per image: `[1, 10, 100]`, or with another limit for AP in the last place.
-
-    Args:
-        max_dets_per_image: None, the limit for AP, or all three limits in increasing order.
-
-    Returns:
-        at least three limits in increasing order.
-
-    Raises:
-        ValueError: fewer than three limits were listed, they decrease, or one is below 1.
-    """
+    """Three or more increasing limits of detections per image, from None (`[1, 10, 100]`), a limit for AP, or all."""
     if max_dets_per_image is None:
         return [1, 10, _DEFAULT_AP_LIMIT]
     if isinstance(max_dets_per_image, int):
@@ -111,18 +100,15 @@ def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
     return limits
 
 
-def _check_image_ids(coco_gt: Any, coco_results: Sequence[dict[str, Any]]) -> None:
+def check_image_ids(coco_gt: Any, coco_results: Sequence[dict[str, Any]]) -> None:
+    """Refuse results on images that the ground truth does not have."""
     known = set(coco_gt.getImgIds())
-    if isinstance(coco_results, ResultTable):
-        unknown = {coco_results.image_ids[k] for k in np.unique(coco_results.image_index).tolist()} - known
-    else:
-        unknown = {result["image_id"] for result in coco_results} - known
-    if unknown:
-        examples = sorted(unknown, key=str)[:3]
+    if unknown := set(values_of(coco_results, "image_id")) - known:
         raise ValueError(
-            f"{len(unknown)} predicted image ids are not in the ground truth, for example {examples!r}; the ground "
-            f"truth has {len(known)} images with ids such as {sorted(known, key=str)[:3]!r}. Evaluate on the data set "
-            "that was run, and keep its `image_id` (also its type) in the mapper."
+            f"{len(unknown)} predicted image ids are not in the ground truth, for example "
+            f"{sorted(unknown, key=str)[:3]!r}; the ground truth has {len(known)} images with ids such as "
+            f"{sorted(known, key=str)[:3]!r}. Evaluate on the data set that was run, and keep its `image_id` (also its "
+            "type) in the mapper."
         )
 
 
@@ -135,12 +121,20 @@ def _check_keypoint_count(coco_results: Sequence[dict[str, Any]], sigmas: np.nda
         )
 
 
-def _log_prints(function: Callable[[], Any]) -> None:
-    """Run a function that prints its report, and send the report to the log instead."""
+def run_protocol(evaluator: Any, max_dets: Sequence[int] | None, img_ids: Sequence[int] | None) -> Any:
+    """Evaluate, accumulate and summarize, with what is printed sent to the log; returns the evaluator."""
+    if max_dets is not None:
+        evaluator.params.maxDets = list(max_dets)
+    if img_ids is not None:
+        evaluator.params.imgIds = list(img_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        function()
+        evaluator.summarize()
     if report := printed.getvalue().rstrip():
         logger.info("\n" + report)
+    return evaluator
 
 
 def _evaluate_predictions_on_coco(
@@ -168,41 +162,28 @@ def _evaluate_predictions_on_coco(
     """
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
-    _check_image_ids(coco_gt, coco_results)
+    check_image_ids(coco_gt, coco_results)
     limits = check_max_dets(max_dets_per_image)
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
-    evaluator = kind(coco_gt, _load_results(coco_gt, coco_results, iou_type, use_fast_impl), iou_type)
+    evaluator = kind(coco_gt, load_results(coco_gt, coco_results, iou_type, use_fast_impl), iou_type)
     if iou_type == "keypoints":
         if kpt_oks_sigmas is not None and len(kpt_oks_sigmas):
             evaluator.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
         _check_keypoint_count(coco_results, evaluator.params.kpt_oks_sigmas)
-    else:
-        evaluator.params.maxDets = limits
-    if img_ids is not None:
-        evaluator.params.imgIds = list(img_ids)
-    for step in (evaluator.evaluate, evaluator.accumulate):
-        with contextlib.redirect_stdout(io.StringIO()):
-            step()
-    _log_prints(evaluator.summarize)
-    return evaluator
+    return run_protocol(evaluator, None if iou_type == "keypoints" else limits, img_ids)
 
 
-def _load_results(coco_gt: Any, coco_results: Sequence[dict[str, Any]], iou_type: str, fast: bool) -> Any:
-    fast = fast and takes_image_ids(coco_gt)
-    if fast and isinstance(coco_results, ResultTable) and iou_type in ("bbox", "segm") and _fits_array(coco_results):
-        return _load_table(_as_hotcoco(coco_gt), coco_results, iou_type)
+def load_results(coco_gt: Any, coco_results: Sequence[dict[str, Any]], iou_type: str, fast: bool) -> Any:
+    """Results as a data set of hotcoco where it can read the ground truth and is wanted, else of pycocotools."""
+    if fast and takes_image_ids(coco_gt):
+        coco_gt = as_hotcoco(coco_gt)
+        if isinstance(coco_results, ResultTable) and iou_type != "keypoints" and _fits_array(coco_results):
+            return _load_table(coco_gt, coco_results, iou_type)
     # without the box, the area that decides small, medium or large is that of the mask
     unwanted = "bbox" if iou_type == "segm" else None
-    # pycocotools writes ids and areas into the dictionaries it is given
-    copies = [{k: v for k, v in result.items() if k != unwanted} for result in coco_results]
-    if fast:
-        return _as_hotcoco(coco_gt).load_res(copies)
     with contextlib.redirect_stdout(io.StringIO()):
-        return coco_gt.loadRes(copies)
-
-
-def _as_hotcoco(coco_gt: Any) -> Any:
-    return coco_gt if isinstance(coco_gt, hotcoco.COCO) else hotcoco.COCO(coco_gt.dataset)
+        # pycocotools writes ids and areas into the dictionaries it is given
+        return coco_gt.loadRes([{k: v for k, v in result.items() if k != unwanted} for result in coco_results])
 
 
 def _fits_array(table: ResultTable) -> bool:
@@ -228,14 +209,7 @@ def _load_table(ground_truth: Any, table: ResultTable, iou_type: str) -> Any:
 
 
 def _greedy_overlaps(ious: np.ndarray) -> np.ndarray:
-    """Best overlap of each object when objects take proposals one after the other, the best covered object first.
-
-    Args:
-        ious: (proposals, objects); overwritten.
-
-    Returns:
-        the overlap of each match, 0 for objects that no proposal was left for.
-    """
+    """Overlaps of the matches when the best covered object takes its proposal first; `ious` (P, O) is overwritten."""
     matched = np.zeros(ious.shape[1])
     for step in range(min(ious.shape)):
         proposal, target = np.unravel_index(ious.argmax(), ious.shape)
@@ -252,7 +226,7 @@ def _evaluate_box_proposals(
     area: str = "all",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Recall of box proposals; much faster than the full COCO protocol, and class-agnostic.
+    """Recall of box proposals, whatever their class.
 
     Args:
         dataset_predictions: per image `image_id` and `proposals` with `proposal_boxes` (x1, y1, x2, y2) in

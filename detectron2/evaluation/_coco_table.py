@@ -1,6 +1,5 @@
-"""COCO results kept as columns: numbers in arrays, masks as the bytes of their run lengths.
+"""COCO results kept as columns: a row takes about fifty bytes and its run lengths, a dictionary about a kilobyte.
 
-A result as a dictionary takes about a kilobyte, as a row of these columns about fifty bytes and its run lengths.
 Letters: `N` results, `K` keypoints. Boxes are `(x, y, width, height)` in absolute pixels, or rotated boxes as
 predicted; an image is `image_id`, whatever its type.
 """
@@ -10,7 +9,6 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,23 +18,25 @@ from detectron2.structures import Instances
 
 __all__ = [
     "ResultTable",
-    "compact",
     "join_results",
     "pack_predictions",
+    "replace_category_ids",
     "run_length_columns",
     "unpack_predictions",
+    "values_of",
     "write_predictions",
     "write_results",
 ]
 
 _ROWS_AT_ONCE = 4096
+_COLUMNS = ("image_index", "category_ids", "boxes", "scores", "size_hw", "counts", "keypoints")
 
 
 class ResultTable(Sequence[dict[str, Any]]):
-    """Behaves like the list of the result dictionaries, each of which is made when it is asked for.
+    """Behaves like a list of result dictionaries, each of which is made when it is asked for.
 
-    To change a dictionary changes nothing here; `list(table)` gives dictionaries to keep. Pickles and copies are such
-    lists.
+    A change to such a dictionary does not change the table; `list(table)` gives dictionaries to keep. Pickles and
+    copies are lists.
 
     Args:
         image_ids: the images that the results are on.
@@ -45,8 +45,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         boxes: `(N, 4)`, or `(N, 5)` for rotated boxes.
         scores: `(N,)`.
         size_hw: int32 `(N, 2)`, height and width of the masks; None without masks.
-        counts: uint8, the compressed run lengths of all masks one after the other.
-        counts_ends: int64 `(N,)`, where those of each mask end in `counts`; they begin where the one before ends.
+        counts: `(N,)`, the compressed run lengths of each mask, as bytes; None without masks.
         keypoints: `(N, 3K)`; None without keypoints.
     """
 
@@ -59,7 +58,6 @@ class ResultTable(Sequence[dict[str, Any]]):
         scores: np.ndarray,
         size_hw: np.ndarray | None = None,
         counts: np.ndarray | None = None,
-        counts_ends: np.ndarray | None = None,
         keypoints: np.ndarray | None = None,
     ):
         self.image_ids = list(image_ids)
@@ -69,9 +67,11 @@ class ResultTable(Sequence[dict[str, Any]]):
         self.scores = scores
         self.size_hw = size_hw
         self.counts = counts
-        self.counts_ends = counts_ends
         self.keypoints = keypoints
-        self.part_of: ResultTable | None = None  # the table of which the arrays are parts
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by the names of the arguments, without those that are None."""
+        return {name: column for name in _COLUMNS if (column := getattr(self, name)) is not None}
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -80,15 +80,13 @@ class ResultTable(Sequence[dict[str, Any]]):
         """One result, or a list of those that a slice selects."""
         if isinstance(item, slice):
             start, stop, step = item.indices(len(self))
-            if step == 1:
-                return self._rows(start, stop)
-            return [self[i] for i in range(start, stop, step)]
+            return self._rows(start, stop) if step == 1 else [self[i] for i in range(start, stop, step)]
         index = range(len(self))[item]
         return self._rows(index, index + 1)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield from self._rows(start, min(start + _ROWS_AT_ONCE, len(self)))
+            yield from self._rows(start, start + _ROWS_AT_ONCE)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, (str, bytes)):
@@ -111,20 +109,10 @@ class ResultTable(Sequence[dict[str, Any]]):
 
     def rle_dicts(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
         """The masks as `{"size": [height, width], "counts": text}`."""
-        if self.size_hw is None or self.counts is None or self.counts_ends is None:
+        if self.size_hw is None or self.counts is None:
             raise ValueError("These results have no masks.")
-        stop = len(self) if stop is None else stop
-        if stop <= start:
-            return []
-        origin = int(self.counts_ends[start - 1]) if start else 0
-        ends = (self.counts_ends[start:stop] - origin).tolist()
-        text = self.counts[origin : origin + ends[-1]].tobytes().decode("ascii")
-        begins = [0, *ends[:-1]]
-        # rows of one table hold their own lists, so that a caller may change them
-        return [
-            {"size": size, "counts": text[begin:end]}
-            for size, begin, end in zip(self.size_hw[start:stop].tolist(), begins, ends, strict=True)
-        ]
+        rows = zip(self.size_hw[start:stop].tolist(), self.counts[start:stop], strict=True)
+        return [{"size": size, "counts": counts.decode("ascii")} for size, counts in rows]
 
     def _rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         columns: dict[str, list] = {
@@ -137,18 +125,14 @@ class ResultTable(Sequence[dict[str, Any]]):
             columns["segmentation"] = self.rle_dicts(start, stop)
         if self.keypoints is not None:
             columns["keypoints"] = self.keypoints[start:stop].tolist()
-        names = list(columns)
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def run_length_columns(rles: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The columns of compressed run lengths, for the arguments of `ResultTable`."""
-    counts = [_as_bytes(rle) for rle in rles]
-    return {
-        "size_hw": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
-        "counts": np.frombuffer(b"".join(counts), dtype=np.uint8),
-        "counts_ends": np.cumsum([len(c) for c in counts], dtype=np.int64),
-    }
+    """The columns of run lengths, for the arguments of `ResultTable`."""
+    counts = np.empty(len(rles), dtype=object)
+    counts[:] = [_as_bytes(rle) for rle in rles]
+    return {"size_hw": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2), "counts": counts}
 
 
 def _as_bytes(rle: dict[str, Any]) -> bytes:
@@ -161,42 +145,22 @@ def _as_bytes(rle: dict[str, Any]) -> bytes:
     return counts if isinstance(counts, bytes) else counts.encode("ascii")
 
 
-def _columns_of(table: ResultTable) -> tuple[bool, bool, int, int]:
-    """What tables must agree on to be joined: masks, keypoints and their number, numbers of a box."""
-    keypoints = 0 if table.keypoints is None else table.keypoints.shape[1]
-    return table.size_hw is not None, table.keypoints is not None, keypoints, table.boxes.shape[1]
+def values_of(results: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """The `"image_id"`, `"category_id"` or `"score"` of each result in a table or in a list."""
+    if not isinstance(results, ResultTable):
+        return [result[key] for result in results]
+    if key == "image_id":
+        return [results.image_ids[k] for k in results.image_index.tolist()]
+    return {"category_id": results.category_ids, "score": results.scores}[key].tolist()
 
 
-def _concatenate(tables: Sequence[ResultTable]) -> ResultTable:
-    """One table of the results of several, at least one, which have the same columns."""
-
-    def joined(name: str, shifts: np.ndarray | None = None) -> Any:
-        parts = [getattr(table, name) for table in tables]
-        if shifts is not None:
-            parts = [part + shift for part, shift in zip(parts, shifts, strict=True)]
-        return np.concatenate(parts)
-
-    def shifts(sizes: list[int]) -> np.ndarray:
-        return np.cumsum([0, *sizes[:-1]])
-
-    optional: dict[str, Any] = {}
-    if tables[0].size_hw is not None:
-        bytes_before = shifts([len(table.counts) for table in tables if table.counts is not None])
-        optional = {
-            "size_hw": joined("size_hw"),
-            "counts": joined("counts"),
-            "counts_ends": joined("counts_ends", bytes_before),
-        }
-    if tables[0].keypoints is not None:
-        optional["keypoints"] = joined("keypoints")
-    return ResultTable(
-        list(chain.from_iterable(table.image_ids for table in tables)),
-        joined("image_index", shifts([len(table.image_ids) for table in tables])),
-        joined("category_ids"),
-        joined("boxes"),
-        joined("scores"),
-        **optional,
-    )
+def replace_category_ids(results: Sequence[dict[str, Any]], category_ids: list[int]) -> None:
+    """Give each result in a table or in a list another category, in place."""
+    if isinstance(results, ResultTable):
+        results.category_ids = np.array(category_ids, dtype=np.int64)
+        return
+    for result, category_id in zip(results, category_ids, strict=True):
+        result["category_id"] = category_id
 
 
 def join_results(predictions: Sequence[dict[str, Any]]) -> "ResultTable | list[dict[str, Any]]":
@@ -209,31 +173,25 @@ def join_results(predictions: Sequence[dict[str, Any]]) -> "ResultTable | list[d
         A table where all results come in tables of the same columns, otherwise a list of dictionaries.
     """
     filled = [p["instances"] for p in predictions if len(p["instances"])]
-    if not filled or any(not isinstance(table, ResultTable) for table in filled):
+    kinds = {isinstance(t, ResultTable) and tuple((k, c.shape[1:]) for k, c in t.columns().items()) for t in filled}
+    if len(kinds) != 1 or False in kinds:
         return [dict(result) for results in filled for result in results]
-    if len({*map(_columns_of, filled)}) > 1:
-        return [dict(result) for results in filled for result in results]
-    whole = filled[0].part_of
-    if whole is not None and all(t.part_of is whole for t in filled) and sum(map(len, filled)) == len(whole):
-        return ResultTable(**_columns(whole))  # compact() has joined them
-    return _concatenate(filled)
-
-
-def _columns(table: ResultTable) -> dict[str, Any]:
-    return {name: value for name, value in vars(table).items() if name != "part_of"}
+    columns = {name: np.concatenate([getattr(table, name) for table in filled]) for name in filled[0].columns()}
+    sizes = [len(table.image_ids) for table in filled]
+    columns["image_index"] += np.repeat(np.cumsum(sizes) - sizes, [len(table) for table in filled])
+    return ResultTable([image_id for table in filled for image_id in table.image_ids], **columns)
 
 
 def pack_predictions(predictions: list[dict[str, Any]]) -> Any:
     """What to send of predictions to another process: a few arrays for tables and proposals, else the predictions."""
     if predictions and all(set(p) == {"image_id", "proposals"} for p in predictions):
         return _pack_proposals(predictions)
-    tables = [p.get("instances") for p in predictions]
-    if any(len(p) != 2 or not isinstance(t, ResultTable) for p, t in zip(predictions, tables, strict=True)):
+    if any(set(p) != {"image_id", "instances"} for p in predictions):
         return predictions
     joined = join_results(predictions)
     if not isinstance(joined, ResultTable):
         return predictions
-    return [p["image_id"] for p in predictions], [len(p["instances"]) for p in predictions], _columns(joined)
+    return [p["image_id"] for p in predictions], [len(p["instances"]) for p in predictions], joined.columns()
 
 
 def unpack_predictions(packed: Any) -> list[dict[str, Any]]:
@@ -243,12 +201,13 @@ def unpack_predictions(packed: Any) -> list[dict[str, Any]]:
     if isinstance(packed, dict):
         return _unpack_proposals(packed)
     image_ids, lengths, columns = packed
-    whole = ResultTable(**columns)
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [
-        {"image_id": image_id, "instances": _part(whole, image_id, end - length, end)}
-        for image_id, length, end in zip(image_ids, lengths, ends, strict=True)
-    ]
+    predictions = []
+    for image_id, length, end in zip(image_ids, lengths, ends, strict=True):
+        part = {name: column[end - length : end] for name, column in columns.items()}
+        part["image_index"] = np.zeros(length, dtype=np.int64)
+        predictions.append({"image_id": image_id, "instances": ResultTable([image_id], **part)})
+    return predictions
 
 
 def _pack_proposals(predictions: list[dict[str, Any]]) -> Any:
@@ -275,46 +234,8 @@ def _unpack_proposals(packed: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def compact(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same predictions, with the numbers of all images in common arrays where their tables allow it.
-
-    `join_results` then copies nothing more. Give the argument up, or it keeps what was joined alive.
-    """
-    return unpack_predictions(pack_predictions(predictions))
-
-
-def _part(whole: ResultTable, image_id: Any, start: int, stop: int) -> ResultTable:
-    rows = slice(start, stop)
-    optional: dict[str, Any] = {}
-    if whole.size_hw is not None and whole.counts is not None and whole.counts_ends is not None:
-        begin = int(whole.counts_ends[start - 1]) if start else 0
-        end = int(whole.counts_ends[stop - 1]) if stop else 0
-        optional = {
-            "size_hw": whole.size_hw[rows],
-            "counts": whole.counts[begin:end],
-            "counts_ends": whole.counts_ends[rows] - begin,
-        }
-    if whole.keypoints is not None:
-        optional["keypoints"] = whole.keypoints[rows]
-    part = ResultTable(
-        [image_id],
-        np.zeros(stop - start, dtype=np.int64),
-        whole.category_ids[rows],
-        whole.boxes[rows],
-        whole.scores[rows],
-        **optional,
-    )
-    part.part_of = whole
-    return part
-
-
 def write_results(file: Any, coco_results: "ResultTable | list[dict[str, Any]]") -> None:
-    """Write COCO's result file, a JSON list; the text of a part of it is in memory at a time.
-
-    Args:
-        file: opened for text.
-        coco_results: what to write.
-    """
+    """Write COCO's result file, a JSON list, to a file opened for text; only a part of its text is in memory."""
     file.write("[")
     for start in range(0, len(coco_results), _ROWS_AT_ONCE):
         file.write(", " if start else "")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -19,50 +20,25 @@ from .sem_seg_evaluation import SemSegEvaluator
 __all__ = ["build_evaluator"]
 
 
-def _build_coco(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return COCOEvaluator(name, distributed=distributed, output_dir=output_dir, kpt_oks_sigmas=sigmas)
-
-
-def _build_rotated(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return RotatedCOCOEvaluator(name, distributed=distributed, output_dir=output_dir)
-
-
-def _build_sem_seg(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return SemSegEvaluator(name, distributed=distributed, output_dir=output_dir)
-
-
-def _build_voc(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return PascalVOCDetectionEvaluator(name)
-
-
-def _build_lvis(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return LVISEvaluator(name, distributed=distributed, output_dir=output_dir)
-
-
-def _build_panoptic(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return COCOPanopticEvaluator(name, output_dir)
-
-
-def _build_cityscapes_instance(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(name)
-
-
-def _build_cityscapes_sem_seg(name, output_dir, distributed, sigmas) -> DatasetEvaluator:
-    return CityscapesSemSegEvaluator(name)
-
-
-# Panoptic data sets come with or without these kinds of ground truth; the key of the metadata tells.
-_OPTIONAL: dict[Callable[..., DatasetEvaluator], str] = {_build_coco: "json_file", _build_sem_seg: "sem_seg_root"}
-
 _BY_TYPE: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
-    "coco": (_build_coco,),
-    "sem_seg": (_build_sem_seg,),
-    "pascal_voc": (_build_voc,),
-    "lvis": (_build_lvis,),
-    "coco_panoptic_seg": (_build_sem_seg, _build_coco, _build_panoptic),
-    "cityscapes_instance": (_build_cityscapes_instance,),
-    "cityscapes_sem_seg": (_build_cityscapes_sem_seg,),
-    "cityscapes_panoptic_seg": (_build_panoptic, _build_cityscapes_sem_seg, _build_cityscapes_instance),
+    "coco": (COCOEvaluator,),
+    "sem_seg": (SemSegEvaluator,),
+    "pascal_voc": (PascalVOCDetectionEvaluator,),
+    "lvis": (LVISEvaluator,),
+    "coco_panoptic_seg": (SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator),
+    "cityscapes_instance": (CityscapesInstanceEvaluator,),
+    "cityscapes_sem_seg": (CityscapesSemSegEvaluator,),
+    "cityscapes_panoptic_seg": (COCOPanopticEvaluator, CityscapesSemSegEvaluator, CityscapesInstanceEvaluator),
+}
+# COCO's panoptic data sets come with or without these kinds of ground truth; the key of the metadata tells.
+_OPTIONAL: dict[Any, str] = {COCOEvaluator: "json_file", SemSegEvaluator: "sem_seg_root"}
+# The arguments, besides the data set, that evaluators take.
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    COCOEvaluator: ("distributed", "output_dir", "kpt_oks_sigmas"),
+    RotatedCOCOEvaluator: ("distributed", "output_dir"),
+    LVISEvaluator: ("distributed", "output_dir"),
+    SemSegEvaluator: ("distributed", "output_dir"),
+    COCOPanopticEvaluator: ("output_dir",),
 }
 
 
@@ -96,46 +72,48 @@ def build_evaluator(
     """
     if isinstance(output_dir, CfgNode):
         output_dir, cfg = None, output_dir
-    sigmas = ()
+    arguments = {"distributed": distributed, "output_dir": output_dir, "kpt_oks_sigmas": ()}
     if cfg is not None:
         # Predictions on each data set have the same names, so several need a folder each.
         own = (dataset_name,) if len(cfg.DATASETS.TEST) > 1 else ()
-        output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", *own)
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        arguments["output_dir"] = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", *own)
+        arguments["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
     if kind is None:
-        builders = _builders_by_fields(dataset_name, metadata)
+        classes = _classes_by_fields(dataset_name, metadata)
     elif kind in _BY_TYPE:
-        builders = _BY_TYPE[kind]
+        classes = _BY_TYPE[kind]
         if kind == "coco_panoptic_seg":
-            builders = tuple(b for b in builders if b not in _OPTIONAL or metadata.get(_OPTIONAL[b]) is not None)
+            classes = tuple(c for c in classes if c not in _OPTIONAL or metadata.get(_OPTIONAL[c]) is not None)
     else:
         raise ValueError(
             f"{dataset_name!r} has evaluator_type {kind!r}; known are {sorted(_BY_TYPE)}. Build its evaluator yourself."
         )
-    if cfg is not None and cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator":
-        builders = tuple(_build_rotated if b is _build_coco else b for b in builders)
-    evaluators = [build(dataset_name, output_dir, distributed, sigmas) for build in builders]
+    evaluators = []
+    for class_ in classes:
+        if class_ is COCOEvaluator and cfg is not None and cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator":
+            class_ = RotatedCOCOEvaluator
+        evaluators.append(class_(dataset_name, **{name: arguments[name] for name in _ARGUMENTS.get(class_, ())}))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def _builders_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:
+def _classes_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:
     """Evaluators for the ground truth that the entries of a data set have."""
     fields: set[str] = set()
     is_rotated = False
     for entry in DatasetCatalog.get(name):
         fields.update(entry)
         is_rotated |= any(a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in entry.get("annotations", ()))
-    builders = []
+    classes: list[Callable[..., DatasetEvaluator]] = []
     if "annotations" in fields or metadata.get("json_file") is not None:
-        builders.append(_build_rotated if is_rotated else _build_coco)
+        classes.append(RotatedCOCOEvaluator if is_rotated else COCOEvaluator)
     if "sem_seg_file_name" in fields and metadata.get("stuff_classes") is not None:
-        builders.append(_build_sem_seg)
-    if not builders:
+        classes.append(SemSegEvaluator)
+    if not classes:
         raise ValueError(
             f"Cannot choose an evaluator for {name!r}: its entries have the fields {sorted(fields)}, but "
             "neither `annotations` nor `sem_seg_file_name` (with `stuff_classes` in its metadata). Set "
             "`evaluator_type` in its metadata, or build an evaluator yourself."
         )
-    return tuple(builders)
+    return tuple(classes)

@@ -39,10 +39,9 @@ _NOT_EVALUATED = 255
 
 @contextlib.contextmanager
 def _adapted_to_today(module: Any) -> Iterator[None]:
-    """Have a module of cityscapesscripts 2.3 run on today's NumPy while it evaluates; all is put back afterwards.
+    """Have a module of cityscapesscripts 2.3 run on today's NumPy for a while, and write no file to the current folder.
 
-    It calls `numpy.in1d`, which NumPy 2.4 removed, and writes its matches as JSON, with numbers of NumPy that JSON does
-    not have, to the current folder, where they do not belong.
+    It calls `numpy.in1d`, which NumPy 2.4 removed, and writes its matches as JSON, with numbers that JSON has not.
     """
     with contextlib.ExitStack() as stack:
         if hasattr(module, "writeDict2JSON"):

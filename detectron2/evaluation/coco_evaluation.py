@@ -6,12 +6,11 @@ import os
 import pickle
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
 from tabulate import tabulate
 
 from detectron2.config import CfgNode
@@ -27,10 +26,11 @@ from ._coco_format import instances_to_coco_json, instances_to_table, load_coco_
 from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
 from ._coco_table import (
     ResultTable,
-    compact,
     join_results,
     pack_predictions,
+    replace_category_ids,
     unpack_predictions,
+    values_of,
     write_predictions,
     write_results,
 )
@@ -79,6 +79,12 @@ class COCOEvaluator(DatasetEvaluator):
 
     mask_formats = ("rle", "roi", "full")
 
+    # What other protocols replace.
+    _known_tasks: Sequence[str] = tuple(_METRICS)
+    _results_file = "coco_instances_results.json"
+    _first_category = 0  # category id of the model's class 0, where the metadata has no map
+    _warns_at_cap = True
+
     def __init__(
         self,
         dataset_name: str,
@@ -91,29 +97,28 @@ class COCOEvaluator(DatasetEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = True,
     ):
-        self._logger = logging.getLogger(__name__)
-        self._distributed = distributed
-        self._output_dir = output_dir
-        self._use_fast_impl = use_fast_impl
-        self._max_dets_per_image = check_max_dets(max_dets_per_image)
         if isinstance(tasks, CfgNode):
             # scripts of the published system's early releases give the config in this place
             kpt_oks_sigmas = kpt_oks_sigmas if len(kpt_oks_sigmas) else tasks.TEST.KEYPOINT_OKS_SIGMAS
             tasks = None
-        if unknown := sorted(set(tasks or ()) - set(_METRICS)):
-            raise ValueError(f"COCOEvaluator knows the tasks {list(_METRICS)}, not {unknown}.")
+        if unknown := sorted(set(tasks or ()) - set(self._known_tasks)):
+            raise ValueError(f"{type(self).__name__} knows the tasks {list(self._known_tasks)}, not {unknown}.")
+        self._logger = logging.getLogger(__name__)
         self._tasks = None if tasks is None else tuple(tasks)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._use_fast_impl = use_fast_impl
+        self._max_dets_per_image: Any = check_max_dets(max_dets_per_image)
         self._kpt_oks_sigmas = kpt_oks_sigmas
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._coco_api = self._load_ground_truth(dataset_name, allow_cached_coco)
+        self._coco_api: Any = self._load_ground_truth(dataset_name, allow_cached_coco)
         check_category_ids(self._metadata, self._coco_api.getCatIds())
-        # test splits come without annotations: results are written, not scored
-        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._do_evaluation = self._has_annotations()
         self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
 
-    def _load_ground_truth(self, dataset_name: str, allow_cached: bool) -> COCO:
+    def _load_ground_truth(self, dataset_name: str, allow_cached: bool) -> Any:
         if self._metadata.get("json_file") is not None:
             return load_coco_api(self._metadata.json_file)
         self._logger.info(f"{dataset_name!r} has no `json_file` in its metadata; converting it to COCO format.")
@@ -128,6 +133,10 @@ class COCOEvaluator(DatasetEvaluator):
         self._metadata.json_file = path
         return load_coco_api(path)
 
+    def _has_annotations(self) -> bool:
+        """False for test splits, whose results are written, not scored."""
+        return "annotations" in self._coco_api.dataset
+
     def reset(self):
         """Forget the predictions."""
         self._predictions = []
@@ -135,14 +144,12 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any):
         """Keep one batch of predictions as COCO results: boxes as numbers, masks as RLE.
 
-        `_predictions` gets a dictionary with `image_id` and `instances` for each image; the latter reads like the
-        list of `instances_to_coco_json`.
-
         Args:
             inputs: the inputs of the model, a list of dictionaries with `image_id`.
             outputs: a list of dictionaries with `instances` (`detectron2.structures.Instances` in the frame
                 of the original image) or `proposals`.
         """
+        # `_predictions` gets `image_id` and `instances`, which reads like the list of `instances_to_coco_json`.
         for input_, output in zip(inputs, outputs, strict=True):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
@@ -164,12 +171,12 @@ class COCOEvaluator(DatasetEvaluator):
             `{task: {metric: percent}}` with a task `box_proposals` for proposals; empty on all processes but the
             main one.
         """
-        self._predictions = predictions = compact(self._predictions)
+        predictions = self._predictions
         if self._distributed:
             comm.synchronize()
             if comm.get_world_size() > 1:
                 parts = comm.gather(pack_predictions(predictions), dst=0)
-                predictions = compact([p for part in parts for p in unpack_predictions(part)])
+                predictions = [p for part in parts for p in unpack_predictions(part)]
             if not comm.is_main_process():
                 return {}
         if not predictions:
@@ -190,25 +197,20 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         """Tasks for which the COCO results have the fields."""
-        tasks = {"bbox"}
-        for prediction in predictions:
-            if "segmentation" in prediction:
-                tasks.add("segm")
-            if "keypoints" in prediction:
-                tasks.add("keypoints")
-        return sorted(tasks)
+        fields = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+        found = {task for task, field in fields.items() if any(field in prediction for prediction in predictions)}
+        return sorted(({"bbox"} | found) & set(self._known_tasks))
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Score instances task by task into `self._results`."""
         # Copies, since their categories change below: evaluating a second time starts from the same predictions.
         coco_results = join_results(predictions)
-        tasks = self._tasks or self._tasks_from_predictions(
-            # all rows of a table have the same fields
-            coco_results[:1] if isinstance(coco_results, ResultTable) else coco_results
-        )
+        # all rows of a table have the same fields
+        some = coco_results[:1] if isinstance(coco_results, ResultTable) else coco_results
+        tasks = sorted(self._tasks or self._tasks_from_predictions(some))
         self._to_dataset_categories(coco_results)
         if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            path = os.path.join(self._output_dir, self._results_file)
             self._logger.info(f"Saving results to {path}")
             with atomic_write(path, "w") as f:
                 write_results(f, coco_results)
@@ -217,39 +219,35 @@ class COCOEvaluator(DatasetEvaluator):
             return
         if not coco_results:
             self._explain_no_results(predictions)
-        cap = explain_cap([len(prediction["instances"]) for prediction in predictions], self._max_dets_per_image[-1])
-        if cap is not None:
+        counts = [len(prediction["instances"]) for prediction in predictions]
+        if self._warns_at_cap and (cap := explain_cap(counts, self._max_dets_per_image[-1])) is not None:
             self._logger.warning(cap)
-        matched = False
-        for task in sorted(tasks):
-            coco_eval = None
-            if coco_results:
-                coco_eval = _evaluate_predictions_on_coco(
-                    self._coco_api,
-                    coco_results,
-                    task,
-                    kpt_oks_sigmas=self._kpt_oks_sigmas,
-                    use_fast_impl=self._use_fast_impl,
-                    img_ids=img_ids,
-                    max_dets_per_image=self._max_dets_per_image,
-                )
-                matched = matched or bool((coco_eval.eval["precision"] > 0).any())
-            self._results[task] = self._derive_coco_results(
-                coco_eval, task, class_names=self._metadata.get("thing_classes")
-            )
-        if coco_results and tasks and not matched:
+        for task in tasks:
+            self._results[task] = self._score(coco_results, task, img_ids)
+        if coco_results and not any(self._results[task].get("AP50", 1.0) > 0 for task in tasks):
             self._explain_no_matches(coco_results)
 
-    def _to_dataset_categories(self, coco_results: Any) -> None:
-        """Replace the model's contiguous class ids by the category ids of the data set, in place.
+    def _score(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> dict[str, float]:
+        """The metrics of a task, NaN where nothing was found."""
+        coco_eval = self._evaluate_task(coco_results, task, img_ids) if coco_results else None
+        return self._derive_coco_results(coco_eval, task, class_names=self._metadata.get("thing_classes"))
 
-        Args:
-            coco_results: a list of results, or a table.
-        """
+    def _evaluate_task(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> Any:
+        return _evaluate_predictions_on_coco(
+            self._coco_api,
+            coco_results,
+            task,
+            self._kpt_oks_sigmas,
+            self._use_fast_impl,
+            img_ids=img_ids,
+            max_dets_per_image=self._max_dets_per_image,
+        )
+
+    def _to_dataset_categories(self, coco_results: Any) -> None:
+        """Replace the model's contiguous class ids by the category ids of the data set, in place."""
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
-            known = set(self._coco_api.getCatIds())
-            to_dataset_id = {category: category for category in known}
+            to_dataset_id = {category - self._first_category: category for category in self._coco_api.getCatIds()}
         else:
             to_dataset_id = {contiguous: original for original, contiguous in mapping.items()}
             if sorted(to_dataset_id) != list(range(len(to_dataset_id))):
@@ -257,18 +255,11 @@ class COCOEvaluator(DatasetEvaluator):
                     "thing_dataset_id_to_contiguous_id must map to 0, 1, 2 …; it maps to "
                     f"{sorted(to_dataset_id)[:10]} in the metadata of {self._metadata.get('name')!r}."
                 )
-        if isinstance(coco_results, ResultTable):
-            predicted, row_of, index = np.unique(coco_results.category_ids, return_index=True, return_inverse=True)
-            for category, row in zip(predicted.tolist(), row_of.tolist(), strict=True):
-                if category not in to_dataset_id:
-                    self._refuse_class(coco_results[row], to_dataset_id)
-            translated = np.array([to_dataset_id[category] for category in predicted.tolist()], dtype=np.int64)
-            coco_results.category_ids = translated[index]
-            return
-        for result in coco_results:
-            if result["category_id"] not in to_dataset_id:
-                self._refuse_class(result, to_dataset_id)
-            result["category_id"] = to_dataset_id[result["category_id"]]
+        predicted = values_of(coco_results, "category_id")
+        for row, category in enumerate(predicted):
+            if category not in to_dataset_id:
+                self._refuse_class(coco_results[row], to_dataset_id)
+        replace_category_ids(coco_results, [to_dataset_id[category] for category in predicted])
 
     def _check_classes(self, table: ResultTable) -> None:
         """Refuse an unknown class at the first image with one, and not after all of them."""
@@ -284,7 +275,7 @@ class COCOEvaluator(DatasetEvaluator):
             "(MODEL.ROI_HEADS.NUM_CLASSES or MODEL.RETINANET.NUM_CLASSES) must be that of the data set."
         )
 
-    def _explain_no_matches(self, coco_results: "ResultTable | list[dict[str, Any]]") -> None:
+    def _explain_no_matches(self, coco_results: Sequence[dict[str, Any]]) -> None:
         annotated = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd", 0)}
         if annotated:
             self._logger.warning(explain_zero_ap(coco_results, annotated))
@@ -340,10 +331,8 @@ class COCOEvaluator(DatasetEvaluator):
         if coco_eval is None:
             return dict.fromkeys(metrics, float("nan"))
         # recalls follow the precisions in `stats`; only the latter are reported
-        results = {
-            name: float(value * 100) if value >= 0 else float("nan")
-            for name, value in zip(metrics, coco_eval.stats, strict=False)
-        }
+        stats = zip(metrics, coco_eval.stats, strict=False)
+        results = {name: float(value * 100) if value >= 0 else float("nan") for name, value in stats}
         self._logger.info(f"Evaluation results for {iou_type}:\n" + create_small_table(results))
         if not all(np.isfinite(value) for value in results.values()):
             self._logger.info("NaN marks a metric without ground truth, such as no small objects.")
@@ -357,26 +346,24 @@ class COCOEvaluator(DatasetEvaluator):
             )
             return results
         per_class = _per_class_ap(coco_eval, class_names)
-        self._logger.info(f"AP of each class for {iou_type}:\n" + _class_table(per_class))
+        self._logger.info(f"AP of each class for {iou_type}:\n" + class_table(per_class, "AP"))
         results.update({f"AP-{name}": ap for name, ap in per_class.items()})
         return results
 
 
 def _per_class_ap(coco_eval: Any, class_names: Sequence[str]) -> dict[str, float]:
     """AP in percent for each class, over all areas and with the largest detection limit; NaN without ground truth."""
-    precisions = coco_eval.eval["precision"]
     per_class = {}
     for index, name in enumerate(class_names):
-        precision = precisions[:, :, index, 0, -1]
+        precision = coco_eval.eval["precision"][:, :, index, 0, -1]
         precision = precision[precision > -1]
         per_class[str(name)] = float(precision.mean() * 100) if precision.size else float("nan")
     return per_class
 
 
-def _class_table(per_class: dict[str, float], columns: int = 3) -> str:
-    """Names and numbers side by side, a few classes a line."""
-    columns = min(columns, len(per_class))
-    cells = [cell for item in per_class.items() for cell in item]
-    cells += [None] * (-len(cells) % (2 * columns))
-    rows = [cells[start : start + 2 * columns] for start in range(0, len(cells), 2 * columns)]
-    return tabulate(rows, tablefmt="pipe", floatfmt=".3f", headers=["class", "AP"] * columns, numalign="left")
+def class_table(numbers: Mapping[str, float], metric: str) -> str:
+    """Names of classes and their numbers side by side, three classes in a line."""
+    cells = [cell for item in numbers.items() for cell in item]
+    rows = [cells[start : start + 6] for start in range(0, len(cells), 6)]
+    headers = ["class", metric] * min(3, len(numbers))
+    return tabulate(rows, tablefmt="pipe", floatfmt=".3f", headers=headers, numalign="left")

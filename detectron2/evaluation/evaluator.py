@@ -27,6 +27,7 @@ __all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "infere
 logger = logging.getLogger(__name__)
 
 _CALLBACK_NAMES = ("on_start", "before_inference", "after_inference", "on_end")
+_METHODS_WITH_OUTPUTS = ("__call__", "forward", "inference", "_postprocess", "_inference_one_image")
 _REPORT_EVERY_SECONDS = 5.0
 _DRAW_EVERY_SECONDS = 0.2
 _ERASE_LINE = "\r\x1b[K"
@@ -83,9 +84,9 @@ class DatasetEvaluator:
         return None
 
     def evaluate_part(self) -> Mapping[str, Any] | None:
-        """Compute the metrics though only some images were processed, to see that it can be done.
+        """Compute the metrics though only some images were processed, as training does before its first iteration.
 
-        Training does so before its first iteration. To be overridden where `evaluate` insists on all images.
+        To be overridden where `evaluate` insists on all images.
         """
         return self.evaluate()
 
@@ -173,75 +174,53 @@ def inference_context(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-class _Stopwatch:
-    """Seconds spent in the parts of the loop, with the first iterations (lazy initialisation) left out."""
-
-    def __init__(self, warmup: int):
-        self.warmup = warmup
-        self.begin = time.perf_counter()
-        self._restart()
-
-    def _restart(self):
-        self.seconds = {"data": 0.0, "inference": 0.0, "eval": 0.0}
-        self.images = 0
-        self.measured_from = time.perf_counter()
-        self.mark = self.measured_from
-
-    def start_iteration(self, index: int):
-        if index == self.warmup:
-            # the wait for this batch was spent before the restart, so it does not count
-            self._restart()
-
-    def lap(self, part: str):
-        now = time.perf_counter()
-        self.seconds[part] += now - self.mark
-        self.mark = now
-
-    def images_per_second(self) -> float:
-        """Since the last restart; 0 where it cannot be told."""
-        seconds = time.perf_counter() - self.measured_from
-        return self.images / seconds if seconds > 0 else 0.0
-
-    def measured(self, done: int) -> int:
-        """Number of iterations since the last restart when `done` are complete."""
-        return done - self.warmup if done > self.warmup else done
-
-    def breakdown(self, done: int) -> str:
-        n = max(self.measured(done), 1)
-        parts = ", ".join(f"{name} {seconds / n:.4f}" for name, seconds in self.seconds.items())
-        return f"seconds per batch: {parts}, total {(time.perf_counter() - self.measured_from) / n:.4f}"
-
-    def eta(self, done: int, total: int) -> datetime.timedelta:
-        per_batch = (time.perf_counter() - self.measured_from) / max(self.measured(done), 1)
-        return datetime.timedelta(seconds=round(per_batch * (total - done)))
-
-
 class _Progress:
-    """How far the loop is: one line that is drawn over and over in a terminal, elsewhere a log line now and then."""
+    """Speed of the loop without its first iterations, as a line that is redrawn in a terminal, else in the log."""
 
-    def __init__(self, watch: _Stopwatch, total: int):
-        self._watch = watch
+    def __init__(self, total: int):
         self._total = total
-        self._last = watch.begin
+        self._warmup = min(5, total - 1)  # lazy initialisation takes its time in these
+        self._done = 0
+        self._begin = self._last_report = time.perf_counter()
         # where the log hides progress messages, the progress line is hidden too
-        self._draws = is_main_process() and logger.isEnabledFor(logging.INFO) and _is_terminal(sys.stderr)
+        is_terminal = getattr(sys.stderr, "isatty", lambda: False)()
+        self._draws = is_main_process() and logger.isEnabledFor(logging.INFO) and is_terminal
         self._drawn = False
+        self.restart()
 
-    def update(self, done: int) -> None:
-        watch = self._watch
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._seconds = {"data": 0.0, "inference": 0.0, "eval": 0.0}
+        self._images = 0
+        self._measured_after = self._done
+        self._measured_from = self._mark = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Charge the time since the last lap to a part of the loop."""
+        now = time.perf_counter()
+        self._seconds[part] += now - self._mark
+        self._mark = now
+        if part == "data" and self._done == self._warmup:
+            self.restart()  # without the wait for this batch
+
+    def end_iteration(self, images: int) -> None:
+        """Report from time to time."""
+        self.lap("eval")
+        self._images += images
+        self._done += 1
         wait = _DRAW_EVERY_SECONDS if self._draws else _REPORT_EVERY_SECONDS
-        if watch.mark - self._last < wait or done <= watch.warmup:
+        if self._mark - self._last_report < wait or self._done <= self._warmup:
             return
-        self._last = watch.mark
-        speed, eta = f"{watch.images_per_second():.1f} images/s", watch.eta(done, self._total)
+        self._last_report = self._mark
+        batches, per_batch = f"{self._done}/{self._total} batches", self._per_batch(self._elapsed())
+        eta = datetime.timedelta(seconds=round(per_batch * (self._total - self._done)))
         if self._draws:
-            width = shutil.get_terminal_size().columns - 1
-            line = f"{done}/{self._total} batches, {done / self._total:.0%}, {speed}, ETA {eta}"
-            sys.stderr.write(_ERASE_LINE + line[:width])
+            line = f"{batches}, {self._done / self._total:.0%}, {self._speed()}, ETA {eta}"
+            sys.stderr.write(_ERASE_LINE + line[: shutil.get_terminal_size().columns - 1])
             sys.stderr.flush()
             self._drawn = True
         else:
-            logger.info(f"{done}/{self._total} batches; {speed}; {watch.breakdown(done)}; ETA {eta}")
+            logger.info(f"{batches}; {self._speed()}; {self._breakdown()}; ETA {eta}")
 
     def close(self) -> None:
         """Take the line away."""
@@ -249,30 +228,29 @@ class _Progress:
             sys.stderr.write(_ERASE_LINE)
             sys.stderr.flush()
 
+    def summary(self) -> str:
+        """What the loop took in all."""
+        took = datetime.timedelta(seconds=round(time.perf_counter() - self._begin))
+        return f"Inference took {took} for {self._done} batches ({self._speed()}); {self._breakdown()}"
 
-def _is_terminal(stream: Any) -> bool:
-    return bool(getattr(stream, "isatty", lambda: False)())
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._measured_from
 
+    def _per_batch(self, seconds: float) -> float:
+        return seconds / max(self._done - self._measured_after, 1)
 
-def _as_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
-    if evaluator is None:
-        return DatasetEvaluators([])
-    if isinstance(evaluator, Sequence):
-        return DatasetEvaluators(evaluator)
-    return evaluator
+    def _speed(self) -> str:
+        return f"{self._images / max(self._elapsed(), 1e-9):.1f} images/s"
+
+    def _breakdown(self) -> str:
+        seconds = {**self._seconds, "total": self._elapsed()}
+        return "seconds per batch: " + ", ".join(f"{part} {self._per_batch(s):.4f}" for part, s in seconds.items())
 
 
 def _synchronize_device() -> None:
     """Wait for the accelerator, so that time is charged to the part of the loop that caused it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _checked_callbacks(callbacks: Mapping[str, Callable[[], Any]] | None) -> dict[str, Callable[[], Any]]:
-    chosen = dict(callbacks or {})
-    if unknown := sorted(set(chosen) - set(_CALLBACK_NAMES)):
-        raise ValueError(f"inference_on_dataset knows the callbacks {_CALLBACK_NAMES}, not {unknown}.")
-    return {name: chosen.get(name, lambda: None) for name in _CALLBACK_NAMES}
 
 
 def inference_on_dataset(
@@ -283,17 +261,13 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run `model` on every batch of `data_loader`, evaluate the outputs, and log how long each part took.
 
-    Progress (images per second of this process, remaining time) is a line at the bottom of a terminal, where the log of
-    this module is on at INFO and standard error is a terminal; otherwise it is logged every few seconds. When something
-    fails, the log names the images of the batch. When nothing is found on any image, it says why, as far as the model's
-    scores and weights tell.
-
-    A model that can give masks as run lengths does so while evaluators ask for no more: with 100 objects in an image,
-    whole masks are a hundred times as large as the image.
+    Progress is a line at the bottom of a terminal, elsewhere a log line every few seconds. When something fails, the
+    log names the images of the batch. When nothing is found on any image, it says why, as far as the model's scores and
+    weights tell. A model that can give masks as run lengths does so while evaluators ask for no more: with 100 objects
+    in an image, whole masks are a hundred times as large as the image.
 
     Args:
-        model: takes a batch, returns its outputs. An `nn.Module` is switched to evaluation mode for the loop and
-            back afterwards, also when the loop fails.
+        model: takes a batch, returns its outputs. An `nn.Module` is in evaluation mode during the loop.
         data_loader: yields batches; it must have a length.
         evaluator: one evaluator, several, or None to measure the speed alone.
         callbacks: functions without arguments to call `on_start` and `on_end` of the loop and
@@ -310,9 +284,18 @@ def inference_on_dataset(
         >>> dict(inference_on_dataset(model, [[{"image_id": 1}], [{"image_id": 2}]], None))
         {}
     """
-    call = _checked_callbacks(callbacks)
-    evaluator = _as_evaluator(evaluator)
-    total = _length(data_loader)
+    callbacks = callbacks or {}
+    if unknown := sorted(set(callbacks) - set(_CALLBACK_NAMES)):
+        raise ValueError(f"inference_on_dataset knows the callbacks {_CALLBACK_NAMES}, not {unknown}.")
+    if evaluator is None or isinstance(evaluator, Sequence):
+        evaluator = DatasetEvaluators(evaluator or [])
+    try:
+        total = len(data_loader)  # pyright: ignore[reportArgumentType]
+    except TypeError as e:
+        raise TypeError(
+            f"inference_on_dataset needs a data loader with a length, and {type(data_loader).__name__} has none ({e}). "
+            "Give the data set a __len__, or evaluate a list of its elements."
+        ) from e
     logger.info(f"Inference on {total} batches in each of {get_world_size()} processes")
     evaluator.reset()
     with contextlib.ExitStack() as stack:
@@ -320,24 +303,47 @@ def inference_on_dataset(
             stack.enter_context(inference_context(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(lean_masks(model, evaluator))
-        silence = Silence(model)
-        _run_loop(model, data_loader, evaluator, call, total, silence)
-        if is_main_process() and (reasons := silence.explain()) is not None:
-            logger.warning(reasons)
+        _run_loop(model, data_loader, evaluator, [callbacks.get(name, lambda: None) for name in _CALLBACK_NAMES], total)
     start = time.perf_counter()
     results = evaluator.evaluate()
     logger.info(f"Computed the metrics in {time.perf_counter() - start:.2f} seconds")
     return {} if results is None else results  # pyright: ignore[reportReturnType]  # evaluators' own dictionary type
 
 
-def _length(data_loader: Any) -> int:
-    try:
-        return len(data_loader)
-    except TypeError as e:
-        raise TypeError(
-            f"inference_on_dataset needs a data loader with a length, and {type(data_loader).__name__} has none ({e}). "
-            "Give the data set a __len__, or evaluate a list of its elements."
-        ) from e
+def _run_loop(model, data_loader, evaluator, callbacks, total):
+    on_start, before_inference, after_inference, on_end = callbacks
+    silent_inputs, silent_images = None, 0  # the first batch, while nothing has been found; -1 afterwards
+    with contextlib.closing(_Progress(total)) as progress:
+        on_start()
+        progress.restart()
+        for index, inputs in enumerate(data_loader):
+            progress.lap("data")
+            stage = "The model"
+            try:
+                before_inference()
+                outputs = model(inputs)
+                _synchronize_device()
+                after_inference()
+                progress.lap("inference")
+                stage = _name_of(evaluator)
+                evaluator.process(inputs, outputs)
+            except Exception as e:
+                progress.close()  # or the message would begin behind the line
+                logger.error(f"{stage} failed on batch {index}{_images_of(inputs)}: {type(e).__name__}: {e}")
+                raise
+            if silent_images >= 0 and isinstance(outputs, list) and all(map(_is_empty, outputs)):
+                silent_inputs = inputs if silent_inputs is None else silent_inputs
+                silent_images += len(outputs)
+            else:
+                silent_inputs, silent_images = None, -1
+            count = len(inputs) if isinstance(inputs, Sequence) else 1
+            # the loader prepares its next batch while these two would still be alive
+            del inputs, outputs
+            progress.end_iteration(count)
+        on_end()
+    logger.info(progress.summary())
+    if silent_images > 0 and is_main_process():
+        logger.warning(_explain_silence(model, silent_inputs, silent_images))
 
 
 def _name_of(evaluator: Any) -> str:
@@ -348,57 +354,11 @@ def _name_of(evaluator: Any) -> str:
 
 def _images_of(inputs: Any) -> str:
     """The images of a batch, for messages."""
-    names = []
-    for x in inputs if isinstance(inputs, Sequence) else [inputs]:
-        if isinstance(x, Mapping) and ("file_name" in x or "image_id" in x):
-            names.append(f"{x.get('file_name', 'an image')} (image_id {x.get('image_id')!r})")
-    return ", ".join(names)
-
-
-def _where(stage: str, index: int, inputs: Any, error: Exception) -> str:
-    """What failed, and with which images."""
-    images = _images_of(inputs)
-    return f"{stage} failed on batch {index}{f', {images}' if images else ''}: {type(error).__name__}: {error}"
-
-
-def _run_loop(model, data_loader, evaluator, call, total, silence):
-    watch = _Stopwatch(warmup=min(5, total - 1))
-    done = 0
-    with contextlib.closing(_Progress(watch, total)) as progress:
-        call["on_start"]()
-        watch.mark = time.perf_counter()
-        for index, inputs in enumerate(data_loader):
-            watch.lap("data")
-            watch.start_iteration(index)
-            stage = "The model"
-            try:
-                call["before_inference"]()
-                outputs = model(inputs)
-                _synchronize_device()
-                call["after_inference"]()
-                watch.lap("inference")
-                stage = _name_of(evaluator)
-                evaluator.process(inputs, outputs)
-            except Exception as e:
-                progress.close()  # or the message would begin behind the line
-                logger.error(_where(stage, index, inputs, e))
-                raise
-            silence.look(inputs, outputs)
-            watch.lap("eval")
-            watch.images += len(inputs) if isinstance(inputs, Sequence) else 1
-            done = index + 1
-            # the loader prepares its next batch while these two would still be alive
-            del inputs, outputs
-            progress.update(done)
-        call["on_end"]()
-    elapsed = datetime.timedelta(seconds=round(time.perf_counter() - watch.begin))
-    logger.info(
-        f"Inference took {elapsed} for {done} batches ({watch.images_per_second():.1f} images/s); "
-        f"{watch.breakdown(done)}"
+    return "".join(
+        f", {x.get('file_name', 'an image')} (image_id {x.get('image_id')!r})"
+        for x in (inputs if isinstance(inputs, Sequence) else [inputs])
+        if isinstance(x, Mapping) and ("file_name" in x or "image_id" in x)
     )
-
-
-_METHODS_WITH_OUTPUTS = ("__call__", "forward", "inference", "_postprocess", "_inference_one_image")
 
 
 @contextlib.contextmanager
@@ -469,58 +429,20 @@ def _is_declared_for(kind: type, attribute: str, methods: tuple[str, ...]) -> bo
     return False
 
 
-_KEYS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST, MODEL.RETINANET.SCORE_THRESH_TEST"
+def _explain_silence(model: Any, inputs: Any, images: int) -> str:
+    """Say that nothing was found, and why, as far as the model tells, which runs once more without its threshold."""
+    sentences = [f"The model found nothing on any of {images} images."]
+    if isinstance(model, nn.Module):
+        from detectron2.utils.wrappers import unwrap_model
 
-
-class Silence:
-    """Whether a model found nothing on any image; it looks at outputs until there is something.
-
-    Args:
-        model: what is asked for reasons; of a function none are known but the outputs.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._images = 0
-        self._lasts = True
-        self._inputs: Any = None  # the first batch, to be asked again
-
-    def look(self, inputs: Any, outputs: Any) -> None:
-        """Take in one batch; outputs in another than the documented form end the watch."""
-        if not self._lasts:
-            return
-        if not isinstance(outputs, list) or not all(_is_empty(output) for output in outputs):
-            self._lasts, self._inputs = False, None
-            return
-        if self._inputs is None:
-            self._inputs = inputs
-        self._images += len(outputs)
-
-    def explain(self) -> str | None:
-        """Say that nothing was found, and why, as far as it can be told.
-
-        It runs the model once more, in the mode in which it is, without its score threshold.
-
-        Returns:
-            None where something was found, or no image was seen.
-        """
-        if not self._lasts or not self._images:
-            return None
-        sentences = [f"The model found nothing on any of {self._images} images."]
-        if isinstance(self._model, nn.Module):
-            sentences += _explain_model(self._model, self._inputs)
-        return " ".join(sentences)
-
-
-def _explain_model(model: nn.Module, inputs: Any) -> list[str]:
-    from detectron2.utils.wrappers import unwrap_model
-
-    model = unwrap_model(model)  # no other process takes part
-    # Also while its weights are together for the evaluation: asking for its state would split them again.
-    if hasattr(model, "set_reshard_after_forward") or any(hasattr(p, "full_tensor") for p in model.parameters()):
-        return [explain_weights(model)]  # of a sharded one nothing can be seen alone
-    found = (_explain_scores(model, inputs), _explain_values(model), explain_weights(model))
-    return [sentence for sentence in found if sentence]
+        model = unwrap_model(model)  # no other process takes part
+        # Of a sharded model nothing can be seen alone, and to ask for its state would split its weights again.
+        if not hasattr(model, "set_reshard_after_forward") and not any(
+            hasattr(p, "full_tensor") for p in model.parameters()
+        ):
+            sentences += [_explain_scores(model, inputs), _explain_values(model)]
+        sentences.append(explain_weights(model))
+    return " ".join(filter(None, sentences))
 
 
 def _is_empty(output: Any) -> bool:
@@ -536,39 +458,30 @@ def _is_empty(output: Any) -> bool:
 
 def _explain_scores(model: nn.Module, inputs: Any) -> str | None:
     """How the scores of a batch lie below the threshold, or None where the model has none."""
-    thresholds = sorted({m.test_score_thresh for m in _with_threshold(model)})
-    if not thresholds:
+    parts: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "test_score_thresh", None), float | int)]
+    if not parts:
         return None
+    thresholds = [part.test_score_thresh for part in parts]
     try:
-        with _without_threshold(model), torch.no_grad():
+        for part in parts:
+            part.test_score_thresh = 0.0
+        with torch.no_grad():
             outputs = model(inputs)
     except RuntimeError as e:  # there may be too little memory for this many objects
         return f"(What it finds below its score threshold cannot be seen: {e})"
+    finally:
+        for part, threshold in zip(parts, thresholds, strict=True):
+            part.test_score_thresh = threshold
     scores = [o["instances"].scores.float().cpu().numpy() for o in outputs if "instances" in o]
     scores = np.concatenate([np.zeros(0), *scores])
-    limits = ", ".join(f"{t:g}" for t in thresholds)
+    limits = ", ".join(f"{t:g}" for t in sorted(set(thresholds)))
     if not scores.size:
         return f"Even without the score threshold ({limits}) nothing is found on the first batch."
     return (
-        f"On the first batch the highest score is {scores.max():.3g}; the threshold is {limits} ({_KEYS}). Scores "
-        f"without it: {score_histogram(scores)}."
+        f"On the first batch the highest score is {scores.max():.3g}; the threshold is {limits} "
+        "(MODEL.ROI_HEADS.SCORE_THRESH_TEST, MODEL.RETINANET.SCORE_THRESH_TEST). Scores without it: "
+        f"{score_histogram(scores)}."
     )
-
-
-def _with_threshold(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if isinstance(getattr(m, "test_score_thresh", None), float | int)]
-
-
-@contextlib.contextmanager
-def _without_threshold(model: nn.Module) -> Iterator[None]:
-    parts = [(part, part.test_score_thresh) for part in _with_threshold(model)]
-    try:
-        for part, _ in parts:
-            part.test_score_thresh = 0.0
-        yield
-    finally:
-        for part, threshold in parts:
-            part.test_score_thresh = threshold
 
 
 def _explain_values(model: nn.Module) -> str | None:

@@ -14,12 +14,8 @@ __all__ = ["COCOeval_opt"]
 _PARAMETERS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats")
 
 
-def _to_hotcoco(dataset: Any, numbers: "dict[Any, int] | None" = None) -> hotcoco.COCO:
-    """A hotcoco data set with the same content; a pycocotools data set is read as it is now, edits included.
-
-    `numbers` replaces image ids that hotcoco does not take: an id may be any text (a file name, for instance), while
-    hotcoco wants integers from 0.
-    """
+def as_hotcoco(dataset: Any, numbers: "dict[Any, int] | None" = None) -> hotcoco.COCO:
+    """A hotcoco data set with the content that a pycocotools one has now; `numbers` replace the image ids."""
     if isinstance(dataset, hotcoco.COCO):
         return dataset
     content = dataset.dataset
@@ -66,7 +62,7 @@ class COCOeval_opt(COCOeval):
             self._id_of = sorted(self.cocoGt.getImgIds())  # in the order that decides between equal scores
             numbers = {image_id: number for number, image_id in enumerate(self._id_of)}
         engine = hotcoco.COCOeval(
-            _to_hotcoco(self.cocoGt, numbers), _to_hotcoco(self.cocoDt, numbers), self.params.iouType
+            as_hotcoco(self.cocoGt, numbers), as_hotcoco(self.cocoDt, numbers), self.params.iouType
         )
         for name in _PARAMETERS:
             value = getattr(self.params, name)

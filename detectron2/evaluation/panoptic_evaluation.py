@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import os
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 
 from ._coco_diagnosis import explain_class_overlap
+from .coco_evaluation import class_table
 from .evaluator import DatasetEvaluator
 from .sem_seg_evaluation import load_image_into_numpy_array
 
@@ -28,6 +29,11 @@ _NEEDED = (
     "thing_dataset_id_to_contiguous_id",
     "stuff_dataset_id_to_contiguous_id",
 )
+# Columns of a table of counts. An IoU sum is over the matched pairs of segments.
+COUNTS = ("iou_sum", "tp", "fp", "fn")
+_IOU, _TP, _FP, _FN = range(4)
+_MATCH_IOU = 0.5  # a pair of segments with a higher IoU matches; no segment can then be in two pairs
+_MAX_ID = 256**3
 
 
 class COCOPanopticEvaluator(DatasetEvaluator):
@@ -48,8 +54,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         if missing := [key for key in _NEEDED if self._metadata.get(key) is None]:
             raise ValueError(f"COCOPanopticEvaluator needs {missing} in the metadata of {dataset_name!r}.")
-        self._thing_contiguous_id_to_dataset_id = _inverse(self._metadata.thing_dataset_id_to_contiguous_id)
-        self._stuff_contiguous_id_to_dataset_id = _inverse(self._metadata.stuff_dataset_id_to_contiguous_id)
+        things = self._metadata.thing_dataset_id_to_contiguous_id
+        stuff = self._metadata.stuff_dataset_id_to_contiguous_id
+        self._thing_contiguous_id_to_dataset_id = {contiguous: original for original, contiguous in things.items()}
+        self._stuff_contiguous_id_to_dataset_id = {contiguous: original for original, contiguous in stuff.items()}
         self._output_dir = output_dir
         self._dataset = _read_panoptic_json(self._metadata.panoptic_json)
         # test splits come without annotations: predictions are written, not scored
@@ -103,15 +111,13 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         return labels + 1, segments  # 0 is void in the files
 
     def _convert_category_id(self, segment_info: Mapping[str, Any]) -> dict[str, Any]:
-        """A segment with the category id of the data set in place of the model's; without `isthing` it has it."""
+        """A segment with the category id of the data set; without `isthing` it has it already."""
         segment = dict(segment_info)
         is_thing, category = segment.pop("isthing", None), segment["category_id"]
-        if is_thing is None:
-            converted = category
-        elif is_thing:
-            converted = self._thing_contiguous_id_to_dataset_id.get(category)
-        else:
-            converted = self._stuff_contiguous_id_to_dataset_id.get(category)
+        converted = category
+        if is_thing is not None:
+            maps = self._stuff_contiguous_id_to_dataset_id, self._thing_contiguous_id_to_dataset_id
+            converted = maps[bool(is_thing)].get(category)
         if converted not in self._row_of_category:
             kind = {None: "", True: "thing "}.get(is_thing, "stuff ")
             raise ValueError(
@@ -190,12 +196,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             return None
         if not predicted:
             return "No predicted segment counts: the predictions are void, or lie where the ground truth is void."
-        reason = explain_class_overlap(
-            predicted, annotated, "the maps `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`"
-        )
-        return f"None of {int(fp.sum())} predicted segments matches one of the ground truth" + (
-            f"; {reason}." if reason else ", though classes agree: untrained or wrong weights, or maps of another size."
-        )
+        maps = "the maps `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`"
+        reason = explain_class_overlap(predicted, annotated, maps)
+        reason = reason or "the classes agree: untrained or wrong weights, or maps of another size"
+        return f"None of {int(fp.sum())} predicted segments matches one of the ground truth; {reason}."
 
     def _summary(self, counts: np.ndarray) -> dict[str, float]:
         is_thing = np.array([bool(category["isthing"]) for category in self._dataset["categories"]])
@@ -208,16 +212,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             rows.append([name, *percent.values(), metrics["categories"]])
         table = tabulate(rows, headers=["", "PQ", "SQ", "RQ", "#categories"], tablefmt="pipe", floatfmt=".3f")
         self._logger.info("Panoptic evaluation results:\n" + table)
-        self._logger.info("Panoptic quality of each category:\n" + self._category_table(counts))
+        names = [str(category.get("name", category["id"])) for category in self._dataset["categories"]]
+        per_class = {n: 100 * quality(row[None])["PQ"] for n, row in zip(names, counts, strict=True) if row[1:].any()}
+        self._logger.info("Panoptic quality of each category:\n" + class_table(per_class, "PQ"))
         return results
-
-    def _category_table(self, counts: np.ndarray, columns: int = 3) -> str:
-        """PQ of the categories that occur, a few in a line."""
-        names = [category.get("name", category["id"]) for category in self._dataset["categories"]]
-        rows = zip(names, counts, strict=True)
-        cells = [cell for name, row in rows if row[1:].any() for cell in (name, 100 * quality(row[None])["PQ"])]
-        lines = [cells[start : start + 2 * columns] for start in range(0, len(cells), 2 * columns)]
-        return tabulate(lines, headers=["category", "PQ"] * columns, tablefmt="pipe", floatfmt=".3f", numalign="left")
 
     def _write(self, predictions: list[dict[str, Any]]) -> None:
         """Write predictions as COCO asks for: a JSON file, and a folder of its name with the PNG files."""
@@ -232,10 +230,6 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._logger.info(f"Saving panoptic predictions to {path}")
         with atomic_write(path, "w") as f:
             f.write(json.dumps({**self._dataset, "annotations": entries}))
-
-
-def _inverse(mapping: Mapping[int, int]) -> dict[int, int]:
-    return {contiguous: original for original, contiguous in mapping.items()}
 
 
 def _read_panoptic_json(json_file: str) -> dict[str, Any]:
@@ -265,16 +259,8 @@ def _as_prediction(input_: Mapping[str, Any], ids: np.ndarray, segments: list[di
     }
 
 
-# Columns of a table of counts. An IoU sum is over the matched pairs of segments.
-COUNTS = ("iou_sum", "tp", "fp", "fn")
-_IOU, _TP, _FP, _FN = range(4)
-# A pair of segments matches when its IoU is above this; no segment can then be in two pairs.
-_MATCH_IOU = 0.5
-_MAX_ID = 256**3
-
-
 def rgb_to_id_map(colors: np.ndarray) -> np.ndarray:
-    """Segment ids (height, width) from a picture (height, width, 3) that holds `R + 256 G + 256**2 B`.
+    """Read the segment ids `R + 256 G + 256**2 B` off a picture.
 
     Args:
         colors: uint8 array (height, width, 3).
@@ -315,10 +301,7 @@ def id_map_to_rgb(ids: np.ndarray) -> np.ndarray:
 
 
 def _overlaps(truth_ids: np.ndarray, predicted_ids: np.ndarray) -> list[tuple[int, int, int]]:
-    """The pairs of a true and a predicted id that share pixels, and how many.
-
-    Segments are made of long runs of pixels, so runs are sorted and not pixels.
-    """
+    """The pairs of a true and a predicted id that share pixels, and how many; runs are sorted and not pixels."""
     pairs = (truth_ids.astype(np.int64) << 32 | predicted_ids.astype(np.int64) & 0xFFFFFFFF).ravel()
     if pairs.size == 0:
         return []
@@ -361,10 +344,8 @@ def match_segments(
     truth = {segment["id"]: segment for segment in truth_segments}
     predicted = {segment["id"]: segment for segment in predicted_segments if segment["id"] != 0}
     overlaps = _overlaps(truth_ids, predicted_ids)
-    truth_area: defaultdict[int, int] = defaultdict(int)
-    predicted_area: defaultdict[int, int] = defaultdict(int)
-    in_void: defaultdict[int, int] = defaultdict(int)
-    in_crowd: defaultdict[int, int] = defaultdict(int)  # of the prediction's category
+    truth_area, predicted_area, in_void = Counter(), Counter(), Counter()
+    in_crowd = Counter()  # of the prediction's category
     for true_id, predicted_id, pixels in overlaps:
         truth_area[true_id] += pixels
         if predicted_id not in predicted:

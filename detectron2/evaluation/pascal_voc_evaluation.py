@@ -7,7 +7,6 @@ import logging
 import os
 import xml.etree.ElementTree as ET
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +69,11 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._is_2007 = meta.year == 2007
         self._cpu_device = torch.device("cpu")
         self._logger = logging.getLogger(__name__)
-        self._predictions: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
+        self.reset()
 
     def reset(self):
         """Forget the predictions."""
-        self._predictions = defaultdict(list)
+        self._predictions: list[tuple[str, np.ndarray]] = []  # of each image, with rows (class, score, box)
 
     def process(self, inputs: Any, outputs: Any):
         """Keep the boxes of one batch.
@@ -85,20 +84,13 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """
         for input_, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(self._cpu_device)
-            scored = np.concatenate(
-                [
-                    instances.scores.numpy().astype(np.float64).reshape(-1, 1),
-                    instances.pred_boxes.tensor.numpy().astype(np.float64).reshape(-1, 4),
-                ],
-                axis=1,
-            )
-            # from continuous coordinates to one-based inclusive pixels
-            scored[:, 1:3] += 1
             # VOC's result files hold this many decimals, and ties among rounded scores are part of the numbers
-            scored = np.concatenate([scored[:, :1].round(3), scored[:, 1:].round(1)], axis=1)
-            classes = instances.pred_classes.numpy()
-            for class_id in np.unique(classes):
-                self._predictions[int(class_id)].append((str(input_["image_id"]), scored[classes == class_id]))
+            scores = instances.scores.numpy().astype(np.float64).reshape(-1, 1).round(3)
+            boxes = instances.pred_boxes.tensor.numpy().astype(np.float64).reshape(-1, 4)
+            boxes[:, :2] += 1  # from continuous coordinates to one-based inclusive pixels
+            classes = instances.pred_classes.numpy().astype(np.float64).reshape(-1, 1)
+            rows = np.concatenate([classes, scores, boxes.round(1)], axis=1)
+            self._predictions.append((str(input_["image_id"]), rows))
 
     def evaluate(self):
         """Score the predictions.
@@ -107,21 +99,28 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             `{"bbox": {"AP", "AP50", "AP75"}}` in percent on the main process, None on others. Classes without any
             ground truth are left out of the averages.
         """
-        gathered = comm.gather(_pack(self._predictions), dst=0)
+        # a few arrays in place of one for each image
+        names, lengths = [name for name, _ in self._predictions], [len(rows) for _, rows in self._predictions]
+        rows = np.concatenate([np.zeros((0, 6)), *[rows for _, rows in self._predictions]])
+        gathered = comm.gather((np.array(names), lengths, rows), dst=0)
         if not comm.is_main_process():
             return None
-        predictions: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
-        for part in gathered:
-            for class_id, name, rows in _unpack(*part):
-                predictions[class_id].append((name, rows))
-        if unknown := sorted(set(predictions) - set(range(len(self._class_names)))):
+        names = [name for part in gathered for name in np.repeat(part[0], part[1]).tolist()]
+        rows = np.concatenate([part[2] for part in gathered])
+        if unknown := sorted(set(rows[:, 0].tolist()) - set(range(len(self._class_names)))):
             raise ValueError(
-                f"The model predicts class {unknown[-1]}, but {self._dataset_name!r} has {len(self._class_names)} "
+                f"The model predicts class {unknown[-1]:g}, but {self._dataset_name!r} has {len(self._class_names)} "
                 "classes; MODEL.ROI_HEADS.NUM_CLASSES must be that number."
             )
         with PathManager.open(self._image_set_path) as f:
             image_names = [str(line).split()[0] for line in f if line.strip()]
         index_of = {name: index for index, name in enumerate(image_names)}
+        if unknown := sorted(set(names) - set(index_of)):
+            raise ValueError(
+                f"Predictions for image {unknown[0]!r} (and {len(unknown) - 1} others), which {self._image_set_path} "
+                "does not list. `image_id` must be the name of the annotation file without .xml."
+            )
+        image = np.array([index_of[name] for name in names], dtype=np.int64)
         objects = _read_objects([self._anno_file_template.format(name) for name in image_names])
         self._logger.info(
             f"Evaluating {self._dataset_name} on {len(image_names)} images by the rules of "
@@ -129,50 +128,15 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         )
         table = np.full((len(self._class_names), len(_THRESHOLDS_PERCENT)), np.nan)
         for class_id, name in enumerate(self._class_names):
-            if name in objects:
-                detections = self._collect(predictions.get(class_id, []), index_of)
-                table[class_id] = _ap_of_class(detections, objects[name], self._is_2007)
-            else:
+            if name not in objects:
                 self._logger.warning(f"No object of class {name!r} in this split; it is left out of the averages.")
+                continue
+            mine = np.flatnonzero(rows[:, 0] == class_id)
+            # The rounding above makes ties. The published evaluation leaves their order to numpy's default sort, and
+            # the AP of a small split moves by up to 0.01 with it, so the same sort is used here.
+            order = mine[np.argsort(-rows[mine, 1])]
+            table[class_id] = _ap_of_class(_Detections(image[order], rows[order, 2:]), objects[name], self._is_2007)
         return OrderedDict(bbox=_summary(table))
-
-    def _collect(self, entries: list[tuple[str, np.ndarray]], index_of: dict[str, int]) -> _Detections:
-        """Put the detections of one class in the order of their scores."""
-        if unknown := sorted({name for name, _ in entries if name not in index_of}):
-            raise ValueError(
-                f"Predictions for image {unknown[0]!r} (and {len(unknown) - 1} others), which {self._image_set_path} "
-                "does not list. `image_id` must be the name of the annotation file without .xml."
-            )
-        scored = np.concatenate([np.zeros((0, 5)), *[rows for _, rows in entries]])
-        image = np.repeat(
-            np.array([index_of[name] for name, _ in entries], dtype=np.int64), [len(rows) for _, rows in entries]
-        )
-        # The rounding above makes ties. The published evaluation leaves their order to numpy's default sort, and the
-        # AP of a small split moves by up to 0.01 with it, so the same sort is used here.
-        order = np.argsort(-scored[:, 0])
-        return _Detections(image[order], scored[order, 1:])
-
-
-def _pack(predictions: dict[int, list[tuple[str, np.ndarray]]]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """What to send of predictions to another process: a few arrays in place of one for each class of each image.
-
-    Args:
-        predictions: by class, for each image the name and the scores and boxes.
-
-    Returns:
-        the images by name; for each entry (E, 3) its class, its image and how many rows it has; all rows (D, 5).
-    """
-    entries = [(class_id, name, rows) for class_id, of_class in predictions.items() for name, rows in of_class]
-    index_of = {name: index for index, name in enumerate(dict.fromkeys(name for _, name, _ in entries))}
-    table = np.array([(c, index_of[name], len(rows)) for c, name, rows in entries], dtype=np.int64).reshape(-1, 3)
-    return list(index_of), table, np.concatenate([np.zeros((0, 5)), *[rows for _, _, rows in entries]])
-
-
-def _unpack(names: list[str], table: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Class, image and rows of each entry of `_pack`, in their order."""
-    parts = np.split(rows, np.cumsum(table[:-1, 2])) if len(table) else []
-    for (class_id, image, _), part in zip(table.tolist(), parts, strict=True):
-        yield class_id, names[image], part
 
 
 def _summary(table: np.ndarray) -> dict[str, float]:
@@ -194,20 +158,21 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
     """
     with PathManager.open(filename) as f:
         root = ET.parse(f).getroot()
-    return [_parse_object(node, filename) for node in root.findall("object")]
-
-
-def _parse_object(node: ET.Element, filename: str) -> dict[str, Any]:
-    box = node.find("bndbox")
-    if box is None:
-        raise ValueError(f"{filename}: an object {node.findtext('name')!r} has no <bndbox>.")
-    return {
-        "name": node.findtext("name"),
-        "pose": node.findtext("pose", "Unspecified"),
-        "truncated": int(node.findtext("truncated") or 0),
-        "difficult": int(node.findtext("difficult") or 0),
-        "bbox": [int(float(box.findtext(side) or "nan")) for side in ("xmin", "ymin", "xmax", "ymax")],
-    }
+    records = []
+    for node in root.findall("object"):
+        box = node.find("bndbox")
+        if box is None:
+            raise ValueError(f"{filename}: an object {node.findtext('name')!r} has no <bndbox>.")
+        records.append(
+            {
+                "name": node.findtext("name"),
+                "pose": node.findtext("pose", "Unspecified"),
+                "truncated": int(node.findtext("truncated") or 0),
+                "difficult": int(node.findtext("difficult") or 0),
+                "bbox": [int(float(box.findtext(side) or "nan")) for side in ("xmin", "ymin", "xmax", "ymax")],
+            }
+        )
+    return records
 
 
 def _read_objects(filenames: list[str]) -> dict[str, _Objects]:
@@ -247,15 +212,7 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
 
 
 def _best_objects(detections: _Detections, objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection the object in its image that overlaps it most.
-
-    Args:
-        detections: D of them.
-        objects: G of them.
-
-    Returns:
-        the IoU (D,) with both ends of boxes included, -inf without an object, and the index of the object (D,).
-    """
+    """For each detection the best IoU with an object of its image, -inf without one, and the index of the object."""
     by_image = np.argsort(objects.image, kind="stable")
     sorted_images = objects.image[by_image]
     first = np.searchsorted(sorted_images, detections.image, side="left")

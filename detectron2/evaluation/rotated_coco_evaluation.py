@@ -7,8 +7,7 @@ counter-clockwise. Only the overlap counts: a box turned by 180 degrees is as go
 import contextlib
 import io
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +15,10 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from detectron2.config import CfgNode
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import atomic_write
 
-from ._coco_scoring import COCOevalMaxDets, _check_image_ids, check_max_dets
-from ._coco_table import ResultTable, join_results, write_results
+from ._coco_scoring import COCOevalMaxDets, check_image_ids, run_protocol
 from .coco_evaluation import COCOEvaluator
 from .fast_eval_api import COCOeval_opt
 
@@ -42,16 +38,7 @@ class RotatedCOCOeval(COCOevalMaxDets):
 
     @staticmethod
     def compute_iou_dt_gt(dt: Sequence[Any], gt: Sequence[Any], is_crowd: Sequence[int]) -> np.ndarray:
-        """Overlaps of detections with objects.
-
-        Args:
-            dt: boxes of four or five numbers.
-            gt: boxes of four or five numbers.
-            is_crowd: for each object whether it is a crowd, where the overlap is the share of the detection in it.
-
-        Returns:
-            array (D, G).
-        """
+        """Overlaps (D, G) of boxes of four or five numbers; of a crowd, the share of the detection that is in it."""
         if len(dt) == 0 or len(gt) == 0:
             return np.zeros((len(dt), len(gt)))
         found = torch.tensor([_as_rotated(box) for box in dt], dtype=torch.float64)
@@ -80,11 +67,11 @@ class RotatedCOCOeval(COCOevalMaxDets):
 
 
 class _FastRotatedCOCOeval(COCOevalMaxDets, COCOeval_opt):
-    """The same by hotcoco; detections may also come as a `ResultTable`."""
+    """The same by hotcoco, for a list or a table of results."""
 
-    def __init__(self, cocoGt: Any = None, cocoDt: Any = None, iouType: str = "bbox"):
-        found = _oriented_results(cocoGt, cocoDt) if isinstance(cocoDt, ResultTable) else _oriented(cocoDt)
-        super().__init__(_oriented(cocoGt), found, iouType)
+    def __init__(self, cocoGt: COCO, results: Sequence[dict[str, Any]]):
+        found = ({**r, "id": k, "area": r["bbox"][2] * r["bbox"][3]} for k, r in enumerate(results, start=1))
+        super().__init__(_oriented(cocoGt, cocoGt.dataset.get("annotations", [])), _oriented(cocoGt, found), "bbox")
 
     def evaluate(self) -> None:
         """Match the detections of each image to its ground truth."""
@@ -96,124 +83,42 @@ class _FastRotatedCOCOeval(COCOevalMaxDets, COCOeval_opt):
             params.iouType = "bbox"
 
 
-def _oriented(coco: COCO) -> Any:
-    """A data set with its boxes in hotcoco's form: angles clockwise in radians."""
-    content: Any = coco.dataset
-    annotations = []
-    for a in content.get("annotations", []):
+def _oriented(coco: COCO, annotations: Iterable[Any]) -> Any:
+    """A data set of annotations on the images of another, with boxes as in hotcoco: angles clockwise in radians."""
+    converted = []
+    for a in annotations:
         x, y, w, h, angle = _as_rotated(a["bbox"])
-        box = {"bbox": [x - w / 2, y - h / 2, w, h], "obb": [x, y, w, h, -math.radians(angle)]}
         kept = {key: a[key] for key in ("id", "image_id", "category_id", "area", "iscrowd", "score") if key in a}
-        annotations.append({**kept, **box})
-    dataset = {"images": content["images"], "categories": content["categories"], "annotations": annotations}
-    return SimpleNamespace(dataset=dataset, getImgIds=coco.getImgIds, getCatIds=coco.getCatIds)
-
-
-def _oriented_results(coco: COCO, table: ResultTable) -> Any:
-    """Results on the images of a data set, as a data set of the form of `_oriented`."""
-    x, y, w, h = table.boxes[:, :4].T.astype(np.float64)
-    angle = np.zeros(len(table))
-    if table.boxes.shape[1] == 5:
-        angle = -np.radians(table.boxes[:, 4].astype(np.float64))
-    else:
-        x, y = x + w / 2, y + h / 2
-    columns = {
-        "id": range(1, len(table) + 1),
-        "image_id": [table.image_ids[k] for k in table.image_index.tolist()],
-        "category_id": table.category_ids.tolist(),
-        "area": (w * h).tolist(),
-        "iscrowd": [0] * len(table),
-        "score": table.scores.tolist(),
-        "bbox": np.stack([x - w / 2, y - h / 2, w, h], 1).tolist(),
-        "obb": np.stack([x, y, w, h, angle], 1).tolist(),
-    }
-    annotations = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        converted.append({**kept, "bbox": [x - w / 2, y - h / 2, w, h], "obb": [x, y, w, h, -math.radians(angle)]})
     content: Any = coco.dataset
-    dataset = {"images": content["images"], "categories": content["categories"], "annotations": annotations}
+    dataset = {"images": content["images"], "categories": content["categories"], "annotations": converted}
     return SimpleNamespace(dataset=dataset, getImgIds=coco.getImgIds, getCatIds=coco.getCatIds)
 
 
 class RotatedCOCOEvaluator(COCOEvaluator):
     """COCO's AP of boxes, rotated or not, in percent (NaN where undefined); arguments as of `COCOEvaluator`.
 
-    Args:
-        dataset_name: a registered data set.
-        tasks: `("bbox",)` or None.
-        distributed: collect the predictions of all processes in the main one, which evaluates.
-        output_dir: folder for the predictions; None to write nothing.
-        max_dets_per_image: how many detections of an image count for AP.
-        use_fast_impl: compute with hotcoco; False for pycocotools, much slower.
-        kpt_oks_sigmas: not used, because rotated boxes have no keypoints.
-        allow_cached_coco: reuse a converted data set that is already in `output_dir`.
+    The task is `"bbox"`, and `kpt_oks_sigmas` is not used, because rotated boxes have neither masks nor keypoints.
     """
 
-    def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | CfgNode | None = None,
-        distributed: bool = True,
-        output_dir: str | None = None,
-        *,
-        max_dets_per_image: int | Sequence[int] | None = None,
-        use_fast_impl: bool = True,
-        kpt_oks_sigmas: Sequence[float] = (),
-        allow_cached_coco: bool = True,
-    ):
-        super().__init__(
-            dataset_name,
-            tasks,
-            distributed,
-            output_dir,
-            max_dets_per_image=max_dets_per_image,
-            use_fast_impl=use_fast_impl,
-            kpt_oks_sigmas=kpt_oks_sigmas,
-            allow_cached_coco=allow_cached_coco,
-        )
-        if self._tasks not in (None, ("bbox",)):
-            raise ValueError(f"RotatedCOCOEvaluator knows the task 'bbox' only, not {self._tasks}.")
+    _known_tasks = ("bbox",)
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
-        """Score instances into `self._results["bbox"]`."""
-        # copies: categories are replaced, and the predictions may be evaluated again
-        coco_results = join_results(predictions)
-        self._to_dataset_categories(coco_results)
-        if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._logger.info(f"Saving results to {path}")
-            with atomic_write(path, "w") as f:
-                write_results(f, coco_results)
-        if not self._do_evaluation:
-            self._logger.info("The ground truth has no annotations, so the results are not scored.")
-            return
-        coco_eval = None
-        if coco_results:
-            coco_eval = self._evaluate_predictions_on_coco(self._coco_api, coco_results, img_ids)
-        else:
-            self._explain_no_results(predictions)
-        self._results["bbox"] = self._derive_coco_results(
-            coco_eval, "bbox", class_names=self._metadata.get("thing_classes")
-        )
+    def _evaluate_task(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> COCOevalMaxDets:
+        return self._evaluate_predictions_on_coco(self._coco_api, coco_results, img_ids)
 
     def _evaluate_predictions_on_coco(
         self, coco_gt: Any, coco_results: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> COCOevalMaxDets:
         """A finished evaluation of results with boxes of four or five numbers."""
-        _check_image_ids(coco_gt, coco_results)
-        with contextlib.redirect_stdout(io.StringIO()):
-            if self._use_fast_impl and isinstance(coco_results, ResultTable):
-                evaluator: Any = _FastRotatedCOCOeval(coco_gt, coco_results, "bbox")
-            else:
-                kind = _FastRotatedCOCOeval if self._use_fast_impl else RotatedCOCOeval
-                # pycocotools writes ids and areas into the dictionaries it is given
-                boxes = ("image_id", "category_id", "bbox", "score")
-                evaluator = kind(coco_gt, coco_gt.loadRes([{k: r[k] for k in boxes} for r in coco_results]), "bbox")
-            evaluator.params.maxDets = check_max_dets(self._max_dets_per_image)
-            if img_ids is not None:
-                evaluator.params.imgIds = list(img_ids)
-            evaluator.evaluate()
-            evaluator.accumulate()
-        evaluator.summarize()
-        return evaluator
+        check_image_ids(coco_gt, coco_results)
+        if self._use_fast_impl:
+            evaluator: Any = _FastRotatedCOCOeval(coco_gt, coco_results)
+        else:
+            # pycocotools writes ids and areas into the dictionaries it is given
+            results = [{k: r[k] for k in ("image_id", "category_id", "bbox", "score")} for r in coco_results]
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluator = RotatedCOCOeval(coco_gt, coco_gt.loadRes(results), "bbox")
+        return run_protocol(evaluator, self._max_dets_per_image, img_ids)
 
     def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
         raise ValueError("RotatedCOCOEvaluator scores 'instances'; it has no measure for 'proposals'.")

@@ -3,7 +3,6 @@
 A label map is an integer array (height, width). `K` classes; index `K` stands for pixels without a label.
 """
 
-import itertools
 import json
 import logging
 import math
@@ -88,9 +87,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._cpu_device = torch.device("cpu")
         self.input_file_to_gt_file = _label_files(dataset_name)
         to_contiguous = meta.get("stuff_dataset_id_to_contiguous_id")
-        self._contiguous_id_to_dataset_id = None
-        if to_contiguous is not None:
-            self._contiguous_id_to_dataset_id = {v: k for k, v in to_contiguous.items()}
+        self._contiguous_id_to_dataset_id = to_contiguous and {v: k for k, v in to_contiguous.items()}
         self._class_names = meta.stuff_classes
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self._num_classes = len(meta.stuff_classes)
@@ -168,12 +165,14 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"{path} has (height, width) {truth.shape}, the prediction {shape_hw}. Labels are compared in the "
                 "size of the original image, to which the model brings its result by `height` and `width` of its input."
             )
-        truth[truth == self._ignore_label] = self._num_classes
-        if truth.size and not 0 <= truth.min() <= truth.max() <= self._num_classes:
+        is_ignored = truth == self._ignore_label
+        known = truth[~is_ignored]
+        if known.size and not 0 <= known.min() <= known.max() < self._num_classes:
             raise ValueError(
-                f"{path} has labels from {truth.min()} to {truth.max()}; expected 0 to {self._num_classes - 1}, or "
+                f"{path} has labels from {known.min()} to {known.max()}; expected 0 to {self._num_classes - 1}, or "
                 f"{self._ignore_label} for ignored pixels (metadata: ignore_label)."
             )
+        truth[is_ignored] = self._num_classes
         return truth
 
     def evaluate(self):
@@ -189,25 +188,21 @@ class SemSegEvaluator(DatasetEvaluator):
             parts = comm.gather((conf, boundary, predictions), dst=0)
             if not comm.is_main_process():
                 return None
-            conf = np.sum([part[0] for part in parts], axis=0)
-            boundary = np.sum([part[1] for part in parts], axis=0)
-            predictions = list(itertools.chain(*[part[2] for part in parts]))
+            conf, boundary = (np.sum([part[k] for part in parts], axis=0) for k in (0, 1))
+            predictions = [prediction for part in parts for prediction in part[2]]
         # columns are the truth; unlabelled pixels count nowhere
         metrics = self._metrics(conf, boundary)
         if (reason := self._explain(conf)) is not None:
             self._logger.warning(reason)
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
-            path = os.path.join(self._output_dir, "sem_seg_predictions.json")
-            with atomic_write(path, "w") as f:
+            with atomic_write(os.path.join(self._output_dir, "sem_seg_predictions.json"), "w") as f:
                 f.write(json.dumps(predictions))
-            path = os.path.join(self._output_dir, "sem_seg_evaluation.pth")
-            with atomic_write(path) as f:
+            with atomic_write(os.path.join(self._output_dir, "sem_seg_evaluation.pth")) as f:
                 torch.save(metrics, f)
-        results = OrderedDict(sem_seg=metrics)
         main = {key: value for key, value in metrics.items() if "-" not in key}
         self._logger.info("Semantic segmentation results:\n" + create_small_table(main))
-        return results
+        return OrderedDict(sem_seg=metrics)
 
     def _explain(self, conf: np.ndarray) -> str | None:
         """What to say where the numbers mean little."""
@@ -308,28 +303,24 @@ def _confusion(predicted: np.ndarray, truth: np.ndarray, size: int) -> np.ndarra
 def _label_boundary(labels: np.ndarray) -> np.ndarray:
     """How far a label map (height, width) exceeds its erosion by 2 % of the diagonal; 0 away from boundaries.
 
-    For a map of 0 and 1 this is the inner boundary of the mask. For more labels the published evaluation takes the
-    same difference of labels, and its numbers are kept. Outside the image counts as label 0.
+    For a map of 0 and 1 this is the inner boundary of the mask; for more labels it is what the published evaluation
+    computes. Outside the image counts as label 0.
     """
     height, width = labels.shape
     reach = max(1, round(_BOUNDARY_RATIO * math.hypot(height, width)))
     eroded = np.pad(labels, 1)
-    for axis in (0, 1):
-        eroded = _running_minimum(eroded, reach, axis)
+    for _ in range(2):  # along one axis, then along the other
+        eroded = _running_minimum(eroded, reach).T
     return labels - eroded[1:-1, 1:-1]
 
 
-def _running_minimum(values: np.ndarray, reach: int, axis: int) -> np.ndarray:
-    """Minimum over `reach` neighbours to both sides along an axis, by doubling windows (logarithmic in reach)."""
-    size, total = values.shape[axis], 2 * reach + 1
-    margin = [(reach, reach) if k == axis else (0, 0) for k in range(2)]
+def _running_minimum(values: np.ndarray, reach: int) -> np.ndarray:
+    """Minimum over `reach` neighbours to both sides along the rows, by doubling windows (logarithmic in reach)."""
+    size, total = len(values), 2 * reach + 1
+    margin = ((reach, reach), (0, 0))
     window, covered = np.pad(values, margin, constant_values=np.iinfo(values.dtype).max), 1
     while covered < total:
         step = min(covered, total - covered)
-        ahead, behind = (slice(step, None), slice(None, -step))
-        if axis == 0:
-            window = np.minimum(window[behind], window[ahead])
-        else:
-            window = np.minimum(window[:, behind], window[:, ahead])
+        window = np.minimum(window[:-step], window[step:])
         covered += step
-    return window[:size] if axis == 0 else window[:, :size]
+    return window[:size]

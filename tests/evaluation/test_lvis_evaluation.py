@@ -317,7 +317,7 @@ def test_wrong_use_is_explained(lvis, names, tools):
     with pytest.raises(ValueError, match="keypoints"):
         LVISEvaluator(lvis(dataset), ("keypoints",))
     evaluator = LVISEvaluator(lvis(dataset), distributed=False)
-    with pytest.raises(ValueError, match=r"class 3, .*has 3 classes.*NUM_CLASSES"):
+    with pytest.raises(ValueError, match=r"class 3, .*has the 3 classes.*NUM_CLASSES"):
         run(evaluator, [({"image_id": 1}, {"instances": tools.predicted([[0, 0, 5, 5]], [0.5], [3])})])
     with pytest.raises(ValueError, match="not in the ground truth"):
         run(evaluator, [({"image_id": 99}, {"instances": tools.predicted([[0, 0, 5, 5]], [0.5], [0])})])

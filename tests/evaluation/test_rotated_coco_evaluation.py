@@ -213,7 +213,7 @@ def test_without_annotations_results_are_only_written(coco, tmp_path):
 def test_wrong_use_is_explained(coco):
     dataset, _ = random_rotated(0)
     name = coco(dataset)
-    with pytest.raises(ValueError, match="'bbox' only"):
+    with pytest.raises(ValueError, match=r"\['bbox'\], not \['segm'\]"):
         RotatedCOCOEvaluator(name, ("bbox", "segm"))
     evaluator = RotatedCOCOEvaluator(name, ("bbox",), distributed=False)
     with pytest.raises(ValueError, match="not in the ground truth"):

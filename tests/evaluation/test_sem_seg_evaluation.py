@@ -179,6 +179,14 @@ def test_wrong_use_is_explained(sem_seg, names):
         evaluator.process([{"file_name": files[0]}], [{"instances": 0}])
 
 
+@pytest.mark.parametrize("label", [3, 4, 254])
+def test_labels_that_are_no_class_are_refused(sem_seg, label):
+    """The number of classes is not a class, though this index counts the pixels without a label."""
+    name, files = sem_seg([np.array([[0, label]])])
+    with pytest.raises(ValueError, match=rf"0\.png has labels from 0 to {label}; expected 0 to 2, or 255"):
+        run(SemSegEvaluator(name, False), files, [one_hot(np.array([[0, 0]]))])
+
+
 def test_missing_and_coloured_label_files_are_named(sem_seg, tmp_path):
     name, files = sem_seg([np.zeros((3, 3))])
     evaluator = SemSegEvaluator(name, False)
