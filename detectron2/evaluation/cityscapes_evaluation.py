@@ -71,6 +71,10 @@ class CityscapesEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a data set with `gt_dir` in its metadata, a folder of ground truth like Cityscapes' gtFine/val.
+
+    Example:
+        >>> issubclass(CityscapesSemSegEvaluator, CityscapesEvaluator)  # which says what a model predicts
+        True
     """
 
     _module_name = ""
@@ -182,6 +186,15 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
     Args:
         dataset_name: a data set with `gt_dir` and `thing_classes` in its metadata; these are names of Cityscapes,
             in a panoptic data set also of stuff.
+
+    Example:
+        >>> evaluator = CityscapesInstanceEvaluator("one_car")  # all of one image
+        >>> evaluator.reset()
+        >>> found = Instances((100, 100), pred_masks=torch.ones(1, 100, 100), scores=torch.ones(1))
+        >>> found.pred_classes = torch.tensor([0])
+        >>> evaluator.process([{"file_name": "ulm_000000_000019_leftImg8bit.png"}], [{"instances": found}])
+        >>> round(evaluator.evaluate()["segm"]["AP"])
+        100
     """
 
     mask_formats = ("rle", "roi", "full")
@@ -239,6 +252,14 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
 
     Args:
         dataset_name: a data set with `gt_dir` in its metadata; its labels are Cityscapes' train ids.
+
+    Example:
+        >>> evaluator = CityscapesSemSegEvaluator("one_car")  # all of one image
+        >>> evaluator.reset()
+        >>> scores = nn.functional.one_hot(torch.full((100, 100), 13), 19).permute(2, 0, 1)
+        >>> evaluator.process([{"file_name": "ulm_000000_000019_leftImg8bit.png"}], [{"sem_seg": scores}])
+        >>> round(evaluator.evaluate()["sem_seg"]["IoU"])
+        100
     """
 
     mask_formats = ()

@@ -40,6 +40,14 @@ class LVISEvaluator(COCOEvaluator):
         output_dir: folder for `instances_predictions.pth` (the predictions, for `torch.load`) and
             `lvis_instances_results.json` (LVIS's result format); None to write nothing.
         max_dets_per_image: how many detections of an image count, over all categories; None for LVIS's 300.
+
+    Example:
+        >>> evaluator = LVISEvaluator("one_cat", ["bbox"], distributed=False)  # one object, at (10, 10, 30, 30)
+        >>> boxes = Boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
+        >>> found = Instances((100, 100), pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.tensor([0]))
+        >>> evaluator.process([{"image_id": 1}], [{"instances": found}])
+        >>> round(evaluator.evaluate()["bbox"]["AP"])
+        100
     """
 
     _known_tasks = _TASKS

@@ -47,6 +47,14 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
     Args:
         dataset_name: a data set with `dirname` in its metadata (the folder with `Annotations` and `ImageSets`),
             `split`, `year` (2007: AP by eleven points; 2012: area under the curve) and `thing_classes`.
+
+    Example:
+        >>> evaluator = PascalVOCDetectionEvaluator("one_cat")  # one object, at (10, 10, 30, 30)
+        >>> boxes = Boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
+        >>> found = Instances((100, 100), pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.tensor([0]))
+        >>> evaluator.process([{"image_id": "1"}], [{"instances": found}])
+        >>> evaluator.evaluate()["bbox"]["AP"]
+        100.0
     """
 
     mask_formats = ()

@@ -99,6 +99,14 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     """COCO's AP of boxes, rotated or not, in percent (NaN where undefined); arguments as of `COCOEvaluator`.
 
     The task is `"bbox"`, and `kpt_oks_sigmas` is not used, because rotated boxes have neither masks nor keypoints.
+
+    Example:
+        >>> evaluator = RotatedCOCOEvaluator("one_cat", distributed=False)  # one object, at (10, 10, 30, 30)
+        >>> boxes = RotatedBoxes(torch.tensor([[20.0, 20.0, 20.0, 20.0, 180.0]]))
+        >>> found = Instances((100, 100), pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.tensor([0]))
+        >>> evaluator.process([{"image_id": 1}], [{"instances": found}])
+        >>> round(evaluator.evaluate()["bbox"]["AP"])
+        100
     """
 
     _known_tasks = ("bbox",)

@@ -56,6 +56,12 @@ class SemSegEvaluator(DatasetEvaluator):
         sem_seg_loading_fn: reads a label file into an integer array (height, width).
         num_classes: not used any more; the number of `stuff_classes` counts.
         ignore_label: not used any more; `ignore_label` of the metadata counts.
+
+    Example:
+        >>> evaluator = SemSegEvaluator("one_cat", distributed=False)  # 400 pixels of a cat, 9600 of the floor
+        >>> evaluator.process([{"file_name": "1.jpg"}], [{"sem_seg": torch.zeros(2, 100, 100)}])  # all of it floor
+        >>> round(evaluator.evaluate()["sem_seg"]["pACC"])
+        96
     """
 
     mask_formats = ()

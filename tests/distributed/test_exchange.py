@@ -15,9 +15,10 @@ def alone_in_a_group():
     dist.destroy_process_group()
 
 
-def test_success_says_nothing(alone_in_a_group):
+def test_success_says_nothing(alone_in_a_group, caplog, capfd):
     with tracked("barrier"):
         dist.barrier()
+    assert (caplog.text, capfd.readouterr().out) == ("", "")
 
 
 def test_a_failure_names_process_operation_and_line(alone_in_a_group):

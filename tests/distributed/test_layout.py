@@ -21,7 +21,9 @@ ONE_TASK_PER_NODE = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", 
 
 def test_a_free_port_can_be_taken():
     with socket.socket() as s:
-        s.bind(("127.0.0.1", find_free_port()))
+        port = find_free_port()
+        s.bind(("127.0.0.1", port))
+        assert s.getsockname()[1] == port > 0
 
 
 def test_parts_of_an_address():

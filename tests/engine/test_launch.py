@@ -37,7 +37,9 @@ def test_an_argument_of_the_wrong_kind_is_the_functions_own_error():
 
 def test_auto_is_a_free_local_port():
     with socket.socket() as s:
-        s.bind(("127.0.0.1", _find_free_port()))
+        port = _find_free_port()
+        s.bind(("127.0.0.1", port))
+        assert s.getsockname()[1] == port > 0
 
 
 def test_a_port_in_use(monkeypatch):

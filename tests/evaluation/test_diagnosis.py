@@ -14,7 +14,9 @@ def test_maps_that_can_count(mapping, in_file):
     metadata = Metadata()
     if mapping is not None:
         metadata.thing_dataset_id_to_contiguous_id = mapping
+    before = metadata.as_dict()
     check_category_ids(metadata, in_file)
+    assert metadata.as_dict() == before
 
 
 def test_a_map_from_other_ids_is_refused(coco, tools):

@@ -13,7 +13,10 @@ CONV = (64, 128, 3)  # fan in 576, fan out 1152
 
 def test_without_bias():
     for fill in (c2_msra_fill, c2_xavier_fill):
-        fill(nn.Conv2d(1, 1, 1, bias=False))
+        conv = nn.Conv2d(1, 1, 1, bias=False)
+        before = conv.weight.item()
+        fill(conv)
+        assert conv.weight.item() != before and conv.bias is None
 
 
 def test_xavier_is_uniform_with_variance_of_one_over_fan_in():

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,31 @@ def test_nothing_unsafe_is_called():
         if unsafe.search(line.split("#")[0]) and "`" not in line
     ]
     assert calls == []
+
+
+def tests_without_assertion(trees: Iterable[ast.Module]) -> list[str]:
+    """Return the tests that neither assert nor expect an error, themselves or by what they use."""
+    expecting = re.compile("raises|warns|fail|assert_.*")
+    asserting, others = set(), {}
+    for function in (n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        nodes = list(ast.walk(function))
+        used = {n.id for n in nodes if isinstance(n, ast.Name)} | {
+            n.attr for n in nodes if isinstance(n, ast.Attribute)
+        }
+        if any(isinstance(n, ast.Assert) for n in nodes) or any(map(expecting.fullmatch, used)):
+            asserting.add(function.name)
+        else:
+            others[function] = used | {argument.arg for argument in function.args.args}
+    while more := [f for f, used in others.items() if used & asserting]:
+        asserting |= {f.name for f in more}
+        others = {f: used for f, used in others.items() if f not in more}
+    return [f.name for f in others if f.name.startswith("test_")]
+
+
+def test_every_test_asserts():
+    made_up = ast.parse(
+        "def test_a(): f()\ndef test_b(): assert f()\ndef test_c(): g()\ndef g(): h()\ndef h(): assert 1\n"
+        "def test_d():\n    with pytest.raises(E): f()\n"
+    )
+    assert tests_without_assertion([made_up]) == ["test_a"]
+    assert tests_without_assertion(ast.parse(p.read_text()) for p in (ROOT / "tests").rglob("*.py")) == []

@@ -66,7 +66,9 @@ def custom_environment(monkeypatch):
 
 def test_setup_environment_without_a_module(monkeypatch, custom_environment):
     monkeypatch.delenv("DETECTRON2_ENV_MODULE", raising=False)
+    before = dict(os.environ), set(sys.modules)
     env.setup_environment()
+    assert (dict(os.environ), set(sys.modules)) == before and not env._DONE
 
 
 def test_setup_environment_runs_a_file_once(tmp_path, custom_environment):

@@ -101,6 +101,14 @@ def analyze_sem_seg(dataset_name: str, predictions: str) -> SegmentAnalysis:
 
     Raises:
         ValueError: the file holds something else, or images that the data set does not have.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     evaluator = SemSegEvaluator("one_cat", distributed=False, output_dir=folder)
+        ...     evaluator.process([{"file_name": "1.jpg"}], [{"sem_seg": torch.zeros(2, 100, 100)}])  # all of it floor
+        ...     _ = evaluator.evaluate()
+        ...     analyze_sem_seg("one_cat", folder + "/sem_seg_predictions.json").confused()
+        [('floor', 'floor', 9600), ('cat', 'floor', 400)]
     """
     evaluator = SemSegEvaluator(dataset_name, distributed=False)
     names = list(MetadataCatalog.get(dataset_name).stuff_classes)
@@ -210,6 +218,16 @@ def analyze_panoptic(dataset_name: str, predictions: str) -> SegmentAnalysis:
 
     Raises:
         ValueError: the file holds something else, or images that the data set does not have.
+
+    Example:
+        >>> segments = [{"id": 1, "isthing": False, "category_id": 0}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     evaluator = COCOPanopticEvaluator("one_cat", folder)
+        ...     output = {"panoptic_seg": (torch.ones(100, 100).long(), segments)}  # all of it floor
+        ...     evaluator.process([{"image_id": 1, "file_name": "1.jpg"}], [output])
+        ...     _ = evaluator.evaluate()
+        ...     analyze_panoptic("one_cat", folder + "/predictions.json").per_image[0].values
+        {'wrong': 0, 'missed': 1}
     """
     evaluator = COCOPanopticEvaluator(dataset_name)
     if not evaluator._do_evaluation:
