@@ -57,10 +57,10 @@ def instances_to_table(instances: Instances, img_id: int | str) -> ResultTable:
         optional["keypoints"] = keypoints.reshape(count, keypoints.shape[1] * 3)
     return ResultTable(
         [img_id],
-        np.zeros(count, dtype=np.int64),
-        instances.pred_classes.numpy().astype(np.int64),
-        boxes,
-        _to_array(instances.scores),
+        image_index=np.zeros(count, dtype=np.int64),
+        category_ids=instances.pred_classes.numpy().astype(np.int64),
+        boxes=boxes,
+        scores=_to_array(instances.scores),
         **optional,
     )
 

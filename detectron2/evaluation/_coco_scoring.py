@@ -146,19 +146,10 @@ def _evaluate_predictions_on_coco(
     img_ids: Sequence[int] | None = None,
     max_dets_per_image: Sequence[int] | None = None,
 ) -> COCOeval:
-    """Score COCO results.
+    """Score COCO results, at least one, with the category ids of the data set, by hotcoco or else by pycocotools.
 
-    Args:
-        coco_gt: ground truth.
-        coco_results: at least one result dictionary, with the category ids of the data set.
-        iou_type: `"bbox"`, `"segm"` or `"keypoints"`.
-        kpt_oks_sigmas: falloff of each keypoint; empty for those of COCO's persons.
-        use_fast_impl: compute with hotcoco, else with pycocotools.
-        img_ids: evaluate on these images; None for all.
-        max_dets_per_image: limits of detections per image; None for `[1, 10, 100]`. Not used for keypoints.
-
-    Returns:
-        an evaluator with `stats`, `eval["precision"]` of shape (T, R, K, A, M), and `params`.
+    Without `kpt_oks_sigmas`, `img_ids` and `max_dets_per_image` it takes COCO's sigmas, all images and `[1, 10, 100]`.
+    Returns an evaluator with `stats`, `eval["precision"]` of shape (T, R, K, A, M), and `params`.
     """
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
@@ -226,19 +217,11 @@ def _evaluate_box_proposals(
     area: str = "all",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Recall of box proposals, whatever their class.
+    """Recall of box proposals, whatever their class, for objects of an area of `AREA_RANGES` that are no crowds.
 
-    Args:
-        dataset_predictions: per image `image_id` and `proposals` with `proposal_boxes` (x1, y1, x2, y2) in
-            absolute pixels and `objectness_logits`.
-        coco_api: ground truth; crowd regions are left out.
-        thresholds: IoU thresholds; None for 0.50:0.05:0.95.
-        area: a name in `AREA_RANGES`.
-        limit: use this many of the highest-scoring proposals of each image; None for all.
-
-    Returns:
-        `ar` (mean recall over the thresholds), `recalls`, `thresholds`, `gt_overlaps` (the matched IoU of
-        each object, ascending) and `num_pos`.
+    Each prediction has an `image_id` and `proposals`, of which the best `limit` are used. Returns `ar` (the mean over
+    the thresholds, by default 0.50:0.05:0.95), `recalls`, `thresholds`, `gt_overlaps` (the matched IoU of each object,
+    ascending) and `num_pos`.
     """
     if area not in AREA_RANGES:
         raise ValueError(f"Unknown area range {area!r}; choose from {list(AREA_RANGES)}.")

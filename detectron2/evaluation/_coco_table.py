@@ -16,18 +16,6 @@ import torch
 
 from detectron2.structures import Instances
 
-__all__ = [
-    "ResultTable",
-    "join_results",
-    "pack_predictions",
-    "replace_category_ids",
-    "run_length_columns",
-    "unpack_predictions",
-    "values_of",
-    "write_predictions",
-    "write_results",
-]
-
 _ROWS_AT_ONCE = 4096
 _COLUMNS = ("image_index", "category_ids", "boxes", "scores", "size_hw", "counts", "keypoints")
 

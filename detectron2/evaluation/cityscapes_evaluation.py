@@ -54,7 +54,7 @@ def _adapted_to_today(module: Any) -> Iterator[None]:
 
 
 def _cityscapes_module(name: str) -> Any:
-    """A module of cityscapesscripts, or an ImportError that says how to get it."""
+    """Import a module of cityscapesscripts, or say how to get it."""
     try:
         return importlib.import_module(f"cityscapesscripts.{name}" if name else "cityscapesscripts")
     except ImportError as e:
@@ -116,11 +116,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         return os.path.join(self._temp_dir, stem + (self._prediction_suffix if suffix is None else suffix))
 
     def evaluate(self):
-        """Score the files.
-
-        Returns:
-            a dictionary of metrics in percent on the main process, None on others.
-        """
+        """Score the files; the metrics, in percent, are on the main process, None on others."""
         return self._evaluate(is_whole=True)
 
     def evaluate_part(self):
@@ -135,11 +131,8 @@ class CityscapesEvaluator(DatasetEvaluator):
             predictions, truth = self._paired_files(is_whole)
             module = _cityscapes_module(self._module_name)
             args = copy.copy(module.args)  # the package's own stay as they are
-            args.predictionPath = os.path.abspath(self._temp_dir)
-            args.predictionWalk = None
-            args.JSONOutput = False
-            args.colorized = False
-            args.quiet = True
+            args.predictionPath, args.predictionWalk = os.path.abspath(self._temp_dir), None
+            args.JSONOutput, args.colorized, args.quiet = False, False, True
             args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
             with contextlib.redirect_stdout(io.StringIO()), _adapted_to_today(module):
                 results = self._select(module.evaluateImgLists(predictions, truth, args))
@@ -157,10 +150,8 @@ class CityscapesEvaluator(DatasetEvaluator):
             truth |= {_frame(f): os.path.join(folder, f) for f in files if f.endswith(self._truth_suffix)}
         if not truth:
             raise FileNotFoundError(f"There are no files */*{self._truth_suffix} in {root!r} (metadata: gt_dir).")
-        written = os.listdir(self._temp_dir)
-        predictions = {
-            _frame(f): os.path.join(self._temp_dir, f) for f in written if f.endswith(self._prediction_suffix)
-        }
+        written = [f for f in os.listdir(self._temp_dir) if f.endswith(self._prediction_suffix)]
+        predictions = {_frame(f): os.path.join(self._temp_dir, f) for f in written}
         missing = sorted(set(truth) - set(predictions))
         if missing and is_whole:
             raise ValueError(
@@ -213,13 +204,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
             )
 
     def process(self, inputs: Any, outputs: Any):
-        """Write the masks of one batch.
-
-        Args:
-            inputs: a list of dictionaries with `file_name`.
-            outputs: a list of dictionaries with `instances` in the frame of the original image; without it nothing
-                was found.
-        """
+        """Write the masks of a batch: inputs with `file_name`, outputs with `instances` if something was found."""
         for input_, output in zip(inputs, outputs, strict=True):
             lines = []
             if "instances" in output:
@@ -269,12 +254,7 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
     _prediction_suffix = "_pred.png"
 
     def process(self, inputs: Any, outputs: Any):
-        """Write the label maps of one batch.
-
-        Args:
-            inputs: a list of dictionaries with `file_name`.
-            outputs: a list of dictionaries with `sem_seg`, scores (classes, height, width) of the original image.
-        """
+        """Write the labels of a batch: inputs with `file_name`, outputs with `sem_seg`, scores (K, height, width)."""
         id_of_label = np.full(256, _NOT_EVALUATED, dtype=np.uint8)
         id_of_label[: len(_IDS_OF_LABELS)] = _IDS_OF_LABELS
         for input_, output in zip(inputs, outputs, strict=True):
@@ -299,18 +279,16 @@ def whole_masks(instances: Instances) -> Iterator[np.ndarray]:
         instances: with `pred_masks` (`ROIMasks`, with `pred_boxes`, are pasted at the threshold 0.5) or
             `pred_masks_rle`.
 
-    Returns:
+    Yields:
         Arrays (height, width) that are not zero where the object is.
     """
-    if not instances.has("pred_masks"):
-        return _uncropped(map(decode_part, instances.pred_masks_rle), instances)
-    masks = instances.pred_masks
-    if isinstance(masks, ROIMasks):
-        return _uncropped(paste_masks_in_boxes(masks.tensor, instances.pred_boxes, instances.image_size), instances)
-    return (mask.numpy() for mask in getattr(masks, "tensor", masks))
-
-
-def _uncropped(parts: Iterator[tuple[np.ndarray, tuple[int, int]]], instances: Instances) -> Iterator[np.ndarray]:
+    if instances.has("pred_masks") and not isinstance(instances.pred_masks, ROIMasks):
+        yield from (mask.numpy() for mask in getattr(instances.pred_masks, "tensor", instances.pred_masks))
+        return
+    if instances.has("pred_masks"):
+        parts = paste_masks_in_boxes(instances.pred_masks.tensor, instances.pred_boxes, instances.image_size)
+    else:
+        parts = map(decode_part, instances.pred_masks_rle)
     for bits, (x, y) in parts:
         mask = np.zeros(instances.image_size, np.bool_)
         mask[y : y + bits.shape[0], x : x + bits.shape[1]] = bits

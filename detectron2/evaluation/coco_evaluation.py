@@ -142,14 +142,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: Any, outputs: Any):
-        """Keep one batch of predictions as COCO results: boxes as numbers, masks as RLE.
-
-        Args:
-            inputs: the inputs of the model, a list of dictionaries with `image_id`.
-            outputs: a list of dictionaries with `instances` (`detectron2.structures.Instances` in the frame
-                of the original image) or `proposals`.
-        """
-        # `_predictions` gets `image_id` and `instances`, which reads like the list of `instances_to_coco_json`.
+        """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image, or `proposals`."""
+        # `instances` in `_predictions` reads like the list of `instances_to_coco_json`.
         for input_, output in zip(inputs, outputs, strict=True):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
@@ -317,16 +311,7 @@ class COCOEvaluator(DatasetEvaluator):
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """Name the summary numbers of a finished evaluation, and add the AP of each class.
-
-        Args:
-            coco_eval: an evaluator with `stats` and `eval`; None when there were no predictions.
-            iou_type: the task.
-            class_names: names in the order of the category ids; with two or more, `AP-<name>` is added for each.
-
-        Returns:
-            percentages, NaN where undefined.
-        """
+        """The summary of an evaluation, or of None, in percent, and `AP-<name>` where there are two or more classes."""
         metrics = _METRICS[iou_type]
         if coco_eval is None:
             return dict.fromkeys(metrics, float("nan"))

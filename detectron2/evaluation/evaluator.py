@@ -118,14 +118,7 @@ class DatasetEvaluators(DatasetEvaluator):
             member.process(inputs, outputs)
 
     def evaluate(self):
-        """Merge the members' results into one dictionary.
-
-        Returns:
-            the results of all members, empty on all processes but the main one.
-
-        Raises:
-            ValueError: two members report under the same task name, so one would hide the other.
-        """
+        """Merge the members' results, of which no two may have the same task, into one dictionary."""
         return self._merged(lambda member: member.evaluate())
 
     def evaluate_part(self):

@@ -108,15 +108,7 @@ class COCOeval_opt(COCOeval):
         pass
 
     def accumulate(self, p: Any = None) -> None:
-        """Compute `eval["precision"]` (T, R, K, A, M), `eval["scores"]` and `eval["recall"]` (T, K, A, M).
-
-        Args:
-            p: must be None or `self.params`: the parameters are fixed when `evaluate()` runs.
-
-        Raises:
-            RuntimeError: `evaluate()` has not run.
-            ValueError: other parameters were given.
-        """
+        """Compute `eval["precision"]` (T, R, K, A, M), `eval["scores"]` and `eval["recall"]` (T, K, A, M)."""
         if self._engine is None:
             raise RuntimeError("COCOeval_opt.accumulate() needs evaluate() to run first.")
         if p is not None and p is not self.params:

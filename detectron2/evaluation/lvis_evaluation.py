@@ -92,18 +92,10 @@ def _evaluate_predictions_on_lvis(
     class_names: Sequence[str] | None = None,
     img_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Score results in LVIS's format.
+    """Score results in LVIS's format, with the category ids of the data set: percent, NaN where undefined.
 
-    Args:
-        lvis_gt: ground truth: a `hotcoco.COCO`, or an object with the content of an LVIS file in `dataset`.
-        lvis_results: result dictionaries with the category ids of the data set.
-        iou_type: `"bbox"` or `"segm"`.
-        max_dets_per_image: detections of an image that count, over all categories; None for 300.
-        class_names: not used; AP of each class is not part of the protocol.
-        img_ids: evaluate on these images; None for all.
-
-    Returns:
-        The metrics of `LVISEvaluator` in percent, NaN where undefined.
+    The ground truth is a `hotcoco.COCO`, or has the content of an LVIS file in `dataset`. `class_names` is not used:
+    AP of each class is not part of the protocol.
     """
     if iou_type not in _TASKS:
         raise ValueError(f"LVIS is evaluated for {list(_TASKS)}, not {iou_type!r}.")

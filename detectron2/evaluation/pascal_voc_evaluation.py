@@ -84,12 +84,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._predictions: list[tuple[str, np.ndarray]] = []  # of each image, with rows (class, score, box)
 
     def process(self, inputs: Any, outputs: Any):
-        """Keep the boxes of one batch.
-
-        Args:
-            inputs: a list of dictionaries with `image_id`, the name of the annotation file without its suffix.
-            outputs: a list of dictionaries with `instances` in the frame of the original image.
-        """
+        """Keep a batch: inputs with `image_id`, a file name without suffix, outputs with `instances` on the original image."""
         for input_, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(self._cpu_device)
             # VOC's result files hold this many decimals, and ties among rounded scores are part of the numbers
@@ -101,12 +96,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             self._predictions.append((str(input_["image_id"]), rows))
 
     def evaluate(self):
-        """Score the predictions.
-
-        Returns:
-            `{"bbox": {"AP", "AP50", "AP75"}}` in percent on the main process, None on others. Classes without any
-            ground truth are left out of the averages.
-        """
+        """Return `{"bbox": {"AP", "AP50", "AP75"}}` on the main process, as means over classes, else None."""
         # a few arrays in place of one for each image
         names, lengths = [name for name, _ in self._predictions], [len(rows) for _, rows in self._predictions]
         rows = np.concatenate([np.zeros((0, 6)), *[rows for _, rows in self._predictions]])

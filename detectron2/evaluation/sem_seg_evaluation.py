@@ -110,12 +110,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: Any, outputs: Any):
-        """Count one batch.
-
-        Args:
-            inputs: a list of dictionaries with `file_name`.
-            outputs: a list of dictionaries with `sem_seg`, the scores of the classes (K, height, width).
-        """
+        """Count a batch: inputs with `file_name`, outputs with `sem_seg`, scores of the classes (K, height, width)."""
         for input_, output in zip(inputs, outputs, strict=True):
             predicted = self._predicted_labels(input_["file_name"], output)
             truth = self._load_truth(input_["file_name"], predicted.shape)

@@ -46,13 +46,11 @@ def _formatted(value: Any) -> str:
 def _shortfall(results: Mapping[str, Any], task: str, metric: str, expected: float, tolerance: float) -> str | None:
     """What is wrong with one metric, or None."""
     metrics = results.get(task)
-    if not isinstance(metrics, Mapping):
-        return f"{task}/{metric}: expected {expected}, but there are no results of this task, only {list(results)}"
-    if metric not in metrics:
-        return f"{task}/{metric}: expected {expected}, but there is no such result, only {list(metrics)}"
-    actual = metrics[metric]
-    if not math.isfinite(actual) or abs(actual - expected) > tolerance:
-        return f"{task}/{metric}: {actual}, expected {expected} within {tolerance}"
+    if not isinstance(metrics, Mapping) or metric not in metrics:
+        there = metrics if isinstance(metrics, Mapping) else results
+        return f"{task}/{metric}: expected {expected}, but there is no such result, only {list(there)}"
+    if not math.isfinite(metrics[metric]) or abs(metrics[metric] - expected) > tolerance:
+        return f"{task}/{metric}: {metrics[metric]}, expected {expected} within {tolerance}"
     return None
 
 

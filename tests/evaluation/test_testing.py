@@ -68,8 +68,8 @@ def test_verification_ends_the_process(entry, caplog):
 @pytest.mark.parametrize(
     ("results", "text"),
     [
-        ({}, "there are no results of this task, only []"),
-        ({"val": {"bbox": {"AP": 1.0}}}, "there are no results of this task, only ['val']"),
+        ({}, "there is no such result, only []"),
+        ({"val": {"bbox": {"AP": 1.0}}}, "there is no such result, only ['val']"),
         ({"bbox": {"AP50": 1.0}}, "there is no such result, only ['AP50']"),
         ({"bbox": {"AP": 1.0}}, "bbox/AP: 1.0, expected 2.0 within 0.5"),
     ],
