@@ -217,7 +217,7 @@ def _evaluate_box_proposals(
     area: str = "all",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Recall of box proposals, whatever their class, for objects of an area of `AREA_RANGES` that are no crowds.
+    """Recall of box proposals, whatever their class, for objects (without crowds) of an area of `AREA_RANGES`.
 
     Each prediction has an `image_id` and `proposals`, of which the best `limit` are used. Returns `ar` (the mean over
     the thresholds, by default 0.50:0.05:0.95), `recalls`, `thresholds`, `gt_overlaps` (the matched IoU of each object,

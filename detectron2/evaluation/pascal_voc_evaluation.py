@@ -84,7 +84,10 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._predictions: list[tuple[str, np.ndarray]] = []  # of each image, with rows (class, score, box)
 
     def process(self, inputs: Any, outputs: Any):
-        """Keep a batch: inputs with `image_id`, a file name without suffix, outputs with `instances` on the original image."""
+        """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image.
+
+        An `image_id` is the name of the annotation file without its suffix.
+        """
         for input_, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(self._cpu_device)
             # VOC's result files hold this many decimals, and ties among rounded scores are part of the numbers
