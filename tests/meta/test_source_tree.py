@@ -80,7 +80,7 @@ def test_nothing_unsafe_is_called():
     assert calls == []
 
 
-def tests_without_assertion(trees: Iterable[ast.Module]) -> list[str]:
+def find_tests_without_assertion(trees: Iterable[ast.Module]) -> list[str]:
     """Return the tests that neither assert nor expect an error, themselves or by what they use."""
     expecting = re.compile("raises|warns|fail|assert_.*")
     asserting, others = set(), {}
@@ -104,5 +104,5 @@ def test_every_test_asserts():
         "def test_a(): f()\ndef test_b(): assert f()\ndef test_c(): g()\ndef g(): h()\ndef h(): assert 1\n"
         "def test_d():\n    with pytest.raises(E): f()\n"
     )
-    assert tests_without_assertion([made_up]) == ["test_a"]
-    assert tests_without_assertion(ast.parse(p.read_text()) for p in (ROOT / "tests").rglob("*.py")) == []
+    assert find_tests_without_assertion([made_up]) == ["test_a"]
+    assert find_tests_without_assertion(ast.parse(p.read_text()) for p in (ROOT / "tests").rglob("*.py")) == []
