@@ -46,9 +46,9 @@ from detectron2.data.formats.annotated_images import (
     write_folder_atomically,
 )
 from detectron2.data.formats.coco import (
-    content_to_dicts,
     keypoint_metadata,
     read_coco,
+    read_content,
     renamed_images,
     write_coco,
     write_content,
@@ -70,7 +70,7 @@ class Source:
         name: as the user calls it.
         dicts: in the standard format, as far as it could be read.
         class_names: in the order of the labels; None if they are not known.
-        findings: mistakes found in reading.
+        findings: mistakes found in reading; None if it was not read from files.
         metadata: for drawing.
         data: what was read, if it was read from files.
         drops_degenerate: whether training leaves out degenerate boxes of it.
@@ -79,7 +79,7 @@ class Source:
     name: str
     dicts: list[dict[str, Any]]
     class_names: list[str] | None
-    findings: list[Finding]
+    findings: list[Finding] | None
     metadata: Metadata
     data: AnnotatedImages | None = None
     drops_degenerate: bool = False
@@ -115,16 +115,17 @@ def open_source(name: str, args: argparse.Namespace) -> Source:
         if not isinstance(dicts, list):
             raise ValueError(f"'{name}' is a {type(dicts).__name__}; only lists of dicts can be looked at.")
         classes = known.get("thing_classes")
-        return Source(name, dicts, None if classes is None else list(classes), [], known, None, drops)
+        return Source(name, dicts, None if classes is None else list(classes), None, known, None, drops)
     data = open_data(name, args)
-    dicts, class_names, findings = content_to_dicts(data)
+    reader = read_content(data)
+    dicts, class_names = list(reader.records.values()), list(reader.categories.values())
     # Drawing works without a flip map; training asks for it.
     metadata.set(thing_classes=class_names).suggest(keypoint_flip_map=[]).suggest(
         **keypoint_metadata(data.content["categories"])
     )
     if known is not None and known.get("thing_colors") is not None:
         metadata.set(thing_colors=known.thing_colors)
-    return Source(name, dicts, class_names, data.findings + findings, metadata, data, drops)
+    return Source(name, dicts, class_names, data.findings + reader.report.findings, metadata, data, drops)
 
 
 def open_data(name: str, args: argparse.Namespace, source_format: str | None = None) -> AnnotatedImages:
@@ -385,12 +386,12 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
     data = open_data(name, args)
     changes = fix(data, check_files=args.files != 0, max_files=args.files)
     write_content(data.content, Path(args.fix))
-    dicts, class_names, findings = content_to_dicts(data)
+    reader = read_content(data)
     report = inspect_dataset_dicts(
-        dicts,
+        list(reader.records.values()),
         name=args.fix,
-        class_names=class_names,
-        findings=findings,
+        class_names=list(reader.categories.values()),
+        findings=reader.report.findings,
         check_files=args.files != 0,
         max_files=args.files,
         **expected,
@@ -493,9 +494,9 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 def _stop_at_errors(data: AnnotatedImages) -> None:
     """Raise if some of what was read could not be understood; it would be missing in the result."""
-    dicts, _, findings = content_to_dicts(data)
-    crowd_too = [{**d, "annotations": [{**a, "iscrowd": 0} for a in d["annotations"]]} for d in dicts]
-    findings = [*data.findings, *findings, *structure_findings(AnnotationTable.gather(crowd_too))]
+    reader = read_content(data)
+    crowd_too = [{**d, "annotations": [{**a, "iscrowd": 0} for a in d["annotations"]]} for d in reader.records.values()]
+    findings = [*data.findings, *reader.report.findings, *structure_findings(AnnotationTable.gather(crowd_too))]
     errors = [f.text for f in findings if f.level == "error"]
     if errors:
         raise DatasetError(data.source, errors)

@@ -77,20 +77,24 @@ def without_annotations(dicts: list[dict[str, Any]], filter_empty: bool | None) 
 
 def annotation_id_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
     """Find annotations that share an id."""
-    ids = [a["id"] for d in dicts for a in d.get("annotations") or () if "id" in a]
-    if len(set(ids)) == len(ids):
+    known = [
+        (n, position, a["id"])
+        for n, d in enumerate(dicts)
+        for position, a in enumerate(d.get("annotations") or ())
+        if a.get("id") is not None
+    ]
+    counts = Counter(annotation_id for _, _, annotation_id in known)
+    if len(counts) == len(known):
         return []
-    counts = Counter(ids)
-    cases, images = [], []
-    for n, d in enumerate(dicts):
-        for position, a in enumerate(d.get("annotations") or ()):
-            if "id" in a and counts[a["id"]] > 1:
-                images.append(n)
-                if len(cases) < MAX_CASES:
-                    cases.append(Case("", d.get("file_name"), d.get("image_id"), position, a["id"]))
-    what = f"{quantity(len(images))} an id that another one has too"
+    twice = [place for place in known if counts[place[2]] > 1]
+    cases = [
+        Case("", dicts[n].get("file_name"), dicts[n].get("image_id"), position, annotation_id)
+        for n, position, annotation_id in twice[:MAX_CASES]
+    ]
+    images = np.array([n for n, _, _ in twice], dtype=np.int64)
+    what = f"{quantity(len(twice))} an id that another one has too"
     cure = "Evaluation counts only one of them; give each its own id."
-    return [Finding("annotation-id-twice", "error", what, cure, len(images), cases, np.array(images, dtype=np.int64))]
+    return [Finding("annotation-id-twice", "error", what, cure, len(twice), cases, images)]
 
 
 def duplicate_annotations(table: AnnotationTable, boxes_xyxy: np.ndarray) -> list[Finding]:

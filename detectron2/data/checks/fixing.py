@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from detectron2.data.checks.files import file_problems
 from detectron2.data.checks.masks import polygon_areas
 from detectron2.data.formats.annotated_images import AnnotatedImages, read_images_hw
-from detectron2.data.formats.coco import CocoReader
-from detectron2.data.formats.reading import is_polygon
+from detectron2.data.formats.coco import read_content
+from detectron2.data.formats.reading import AnnotationFileError, checked_id, is_polygon
 
 __all__ = ["fix"]
 
@@ -31,7 +32,7 @@ def fix(data: AnnotatedImages, *, check_files: bool = True, max_files: int | Non
     changes: Counter[str] = Counter()
     categories = _categories(data.content["categories"], changes)
     images, same = _images(data.content["images"], changes)
-    annotations = _annotations(data.content["annotations"], same, {c["id"] for c in categories}, changes)
+    annotations = _annotations(data.content["annotations"], same, {c["id"]: c for c in categories}, changes)
     if check_files:
         images = _check_files(data, images, annotations, changes, max_files)
     sizes_wh = {i["id"]: (i.get("width"), i.get("height")) for i in images}
@@ -42,26 +43,40 @@ def fix(data: AnnotatedImages, *, check_files: bool = True, max_files: int | Non
     _clean_keypoints(annotations, changes)
     data.findings = []
     data.content = {**data.content, "images": images, "annotations": annotations, "categories": categories}
-    unusable = set(CocoReader(data).unusable)
+    _number_annotations(annotations, changes)
+    unusable = set(read_content(data).unusable)
     changes["annotations with values that cannot be used taken out"] += len(unusable)
     annotations[:] = [a for n, a in enumerate(annotations) if n not in unusable]
-    _number_annotations(annotations, changes)
     return {what: count for what, count in changes.items() if count}
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+def _as_id(value: Any) -> int | str | None:
+    """Return an id as the reader understands it; None if it is none."""
+    try:
+        return checked_id(value, "", "")
+    except AnnotationFileError:
+        return None
+
+
+def _meant(value: Any, ids: Mapping[Any, Any], by_text: Mapping[str, Any], changes: Counter[str]) -> Any:
+    """Return which of the ids is meant, be it as a number or as text; None if it is none of them."""
+    found = _as_id(value)
+    if found is None or found in ids:
+        return found
+    changes["ids written as the images and categories have them"] += str(found) in by_text
+    return by_text.get(str(found))
 
 
 def _categories(categories: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:
     kept: dict[Any, dict[str, Any]] = {}
     for category in categories:
-        if not _is_id(category.get("id")) or category["id"] in kept:
+        category_id = _as_id(category.get("id"))
+        if category_id is None or category_id in kept:
             changes["categories without an id, or with that of an earlier one, taken out"] += 1
         else:
-            kept[category["id"]] = dict(category)
+            kept[category_id] = {**category, "id": category_id}
             if not isinstance(category.get("name"), str):
-                kept[category["id"]]["name"] = f"class_{category['id']}"
+                kept[category_id]["name"] = f"class_{category_id}"
                 changes["categories named after their id"] += 1
     return list(kept.values())
 
@@ -72,8 +87,8 @@ def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[d
     by_file: dict[str, Any] = {}
     same: dict[Any, Any] = {}
     for image in images:
-        image_id, file_name = image.get("id"), image.get("file_name")
-        if not _is_id(image_id) or not isinstance(file_name, str):
+        image_id, file_name = _as_id(image.get("id")), image.get("file_name")
+        if image_id is None or not isinstance(file_name, str):
             changes["images without id or file_name taken out"] += 1
         elif image_id in same:
             changes["images with the id of an earlier one taken out"] += 1
@@ -82,7 +97,7 @@ def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[d
             changes["images of the same file put together"] += 1
         else:
             same[image_id] = by_file[file_name] = image_id
-            kept[image_id] = dict(image)
+            kept[image_id] = {**image, "id": image_id}
     for image in kept.values():
         sides = image.get("width"), image.get("height")
         if any(s is not None and (not isinstance(s, (int, float)) or s <= 0 or s != int(s)) for s in sides):
@@ -92,17 +107,19 @@ def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[d
 
 
 def _annotations(
-    annotations: list[dict[str, Any]], same: dict[Any, Any], categories: set[Any], changes: Counter[str]
+    annotations: list[dict[str, Any]], same: dict[Any, Any], categories: dict[Any, Any], changes: Counter[str]
 ) -> list[dict[str, Any]]:
     kept = []
+    images_by_text, categories_by_text = ({str(i): i for i in ids} for ids in (same, categories))
     for annotation in annotations:
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not _is_id(image_id) or image_id not in same:
+        image_id = _meant(annotation.get("image_id"), same, images_by_text, changes)
+        category_id = _meant(annotation.get("category_id"), categories, categories_by_text, changes)
+        if image_id not in same:
             changes["annotations of images that are not there taken out"] += 1
-        elif not _is_id(category_id) or category_id not in categories:
+        elif category_id not in categories:
             changes["annotations of unknown categories taken out"] += 1
         else:
-            fixed = {**annotation, "image_id": same[image_id]}
+            fixed = {**annotation, "image_id": same[image_id], "category_id": category_id}
             if fixed.pop("ignore", 0):
                 fixed["iscrowd"] = 1
                 changes["annotations marked with 'ignore' marked with 'iscrowd'"] += 1
@@ -254,11 +271,12 @@ def _clean_keypoints(annotations: list[dict[str, Any]], changes: Counter[str]) -
 
 def _number_annotations(annotations: list[dict[str, Any]], changes: Counter[str]) -> None:
     """Give each its own id, and what other programs ask for."""
-    taken = {a["id"] for a in annotations if _is_id(a.get("id"))}
+    taken = {_as_id(a.get("id")) for a in annotations}
     following = max((i for i in taken if isinstance(i, int)), default=0) + 1
     seen: set[Any] = set()
     for annotation in annotations:
-        if not _is_id(annotation.get("id")) or annotation["id"] in seen:
+        known = annotation["id"] = _as_id(annotation.get("id"))
+        if known is None or known in seen:
             annotation["id"] = following
             following += 1
             changes["annotations given an id of their own"] += 1

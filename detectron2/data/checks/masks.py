@@ -162,24 +162,23 @@ def flat_polygons(table: AnnotationTable) -> tuple[list[Any], np.ndarray]:
     return polygons, np.array(owners, dtype=np.int64)
 
 
-def polygon_areas(polygons: list[Any]) -> np.ndarray:
-    """Return `float64[P]`, areas in square pixels by the shoelace formula; not finite if a coordinate is not."""
+def polygon_areas(polygons: list[Any], *, signed: bool = False) -> np.ndarray:
+    """Return `float64[P]`, areas of `[x1, y1, ..., xn, yn]` in square pixels by the shoelace formula.
+
+    Not finite if a coordinate is not. With `signed`, the sign tells which way round the outline runs.
+    """
     areas = [np.zeros(0)]
     for start in range(0, len(polygons), _CHUNK):  # all coordinates of a large data set at once would take gigabytes
-        areas.append(_areas(polygons[start : start + _CHUNK]))
-    return np.concatenate(areas)
+        areas.append(_signed_areas(polygons[start : start + _CHUNK]))
+    return np.concatenate(areas) if signed else np.abs(np.concatenate(areas))
 
 
-def _areas(polygons: list[Any]) -> np.ndarray:
-    try:
-        return _areas_of_numbers(polygons)
-    except (TypeError, ValueError):
-        return np.array([np.nan]) if len(polygons) == 1 else np.concatenate([_areas([p]) for p in polygons])
-
-
-def _areas_of_numbers(polygons: list[Any]) -> np.ndarray:
+def _signed_areas(polygons: list[Any]) -> np.ndarray:
     counts = np.fromiter((len(p) // 2 for p in polygons), dtype=np.int64, count=len(polygons))
-    flat = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=2 * int(counts.sum()))
+    try:
+        flat = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=2 * int(counts.sum()))
+    except (TypeError, ValueError):  # other things than numbers in one of them
+        return np.array([np.nan]) if len(polygons) == 1 else np.concatenate([_signed_areas([p]) for p in polygons])
     points = flat.reshape(-1, 2)
     first = np.cumsum(counts) - counts
     # Relative to the first point: products of large coordinates would cost digits.
@@ -187,7 +186,7 @@ def _areas_of_numbers(polygons: list[Any]) -> np.ndarray:
     following[first + counts - 1] = first
     with np.errstate(invalid="ignore"):  # infinite coordinates
         x, y = (points - np.repeat(points[first], counts, axis=0)).T
-        return np.abs(np.add.reduceat(x * y[following] - y * x[following], first)) / 2
+        return np.add.reduceat(x * y[following] - y * x[following], first) / 2
 
 
 def flat_polygon_findings(table: AnnotationTable) -> list[Finding]:

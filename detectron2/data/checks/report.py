@@ -118,7 +118,7 @@ def inspect_dataset_dicts(
     drop_degenerate: bool = False,
     check_files: bool = True,
     max_files: int | None = FULL_CHECK_LIMIT,
-    findings: Sequence[Finding] = (),
+    findings: Sequence[Finding] | None = None,
 ) -> DatasetReport:
     """Check a data set thoroughly, and report everything that is worth knowing. Nothing is raised or logged.
 
@@ -139,18 +139,19 @@ def inspect_dataset_dicts(
         drop_degenerate: whether training leaves out annotations with degenerate boxes; else these are errors.
         check_files: whether to read the headers of the image files.
         max_files: how many of them, evenly spaced; None: all.
-        findings: what a reader found before.
+        findings: what a reader of files found, which has checked the ids of annotations; None if there was none.
 
     Returns:
         the report.
     """
-    found = list(findings) if dicts else [*findings, EMPTY]
+    found = [*(findings or ()), *([] if dicts else [EMPTY])]
     report = DatasetReport(name, found, num_images=len(dicts))
     unreadable = record_findings(dicts)
     if unreadable:  # nothing else can be said
         found += unreadable
         return report
-    found += image_id_findings(dicts) + file_name_findings(dicts) + annotation_id_findings(dicts)
+    found += image_id_findings(dicts) + file_name_findings(dicts)
+    found += annotation_id_findings(dicts) if findings is None else []
     found += without_annotations(dicts, filter_empty) + class_name_findings(class_names or ())
     if num_classes is None and class_names is not None:
         num_classes, num_classes_key = len(class_names), "the number of classes of the data set"

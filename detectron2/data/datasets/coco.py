@@ -15,28 +15,18 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 from iopath.common.file_io import file_lock
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.formats.coco import AnnotationConverter, check_annotation_ids, image_records, keypoint_metadata
-from detectron2.data.formats.reading import (
-    AnnotationFileError,
-    checked_id,
-    checked_objects,
-    describe,
-    find_duplicates,
-    group_by_image,
-    paused_gc,
-    read_json,
-    shorten,
-    timed,
-)
+from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader, keypoint_metadata
+from detectron2.data.formats.reading import Report, find_duplicates, paused_gc, read_json, shorten, timed
 from detectron2.data.formats.run_lengths import encode_mask, run_lengths
 from detectron2.structures import BoxMode
+from detectron2.structures.masks import polygon_area
 from detectron2.utils.file_io import PathManager, atomic_write
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]
@@ -78,61 +68,47 @@ def load_coco_json(
         ValueError: the file is not in the COCO format, ids occur twice, an annotation has an unknown category, or
             numbers that cannot be (a mask of another size than its image, half a keypoint, infinite polygons).
     """
+
+    def labels(reader: CocoReader) -> dict[int | str, int] | None:
+        return None if dataset_name is None else set_class_metadata(reader, dataset_name)
+
     with timed(str(json_file)), paused_gc():
-        content = read_json(json_file)
-        records = image_records(content, os.fspath(image_root), json_file)
-        annotations = checked_objects(content, "annotations", json_file, required=False)
-        check_annotation_ids(annotations, json_file)
-        labels = None if dataset_name is None else _set_class_metadata(content, json_file, dataset_name)
-        converter = AnnotationConverter(json_file, labels, records, extra_annotation_keys or [])
-        grouped = group_by_image(annotations, records, json_file, converter, consume=True)
-        converter.finish()
-        for image_id, record in records.items():
-            record["annotations"] = grouped[image_id]
-    logger.info("Loaded %d images in COCO format from %s", len(records), json_file)
-    return list(records.values())
+        return load_content(read_json(json_file), json_file, image_root, labels, extra_annotation_keys)
 
 
-def _set_class_metadata(content: dict[str, Any], json_file: Any, dataset_name: str) -> dict[int | str, int]:
-    """Put the class names and ids into the metadata; return the label of each category id."""
-    names: dict[int | str, str] = {}
-    for index, category in enumerate(checked_objects(content, "categories", json_file)):
-        where = f"categories[{index}]"
-        missing = [key for key in ("id", "name") if key not in category]
-        if missing:
-            raise AnnotationFileError(json_file, where, f"needs 'id' and 'name'; it has: {shorten(category)}.")
-        category_id = checked_id(category["id"], json_file, where)
-        if not isinstance(category["name"], str):
-            raise AnnotationFileError(json_file, where, f"'name' must be a string, not {describe(category['name'])}.")
-        if category_id in names:
-            duplicates = find_duplicates(c.get("id") for c in content["categories"])
-            raise AnnotationFileError(
-                json_file, "categories", f"several categories have the same id: {shorten(sorted(duplicates, key=str))}."
-            )
-        names[category_id] = category["name"]
-    if len({isinstance(category_id, str) for category_id in names}) > 1:
-        raise AnnotationFileError(
-            json_file,
-            "categories",
-            "some ids are numbers and others strings, so they have no order. Write all alike.",
-        )
-    ids: list[Any] = list(names)
-    ids.sort()
+def load_content(
+    content: dict[str, Any],
+    json_file: Any,
+    image_root: str | os.PathLike[str],
+    labels: Callable[[CocoReader], Mapping[Any, int] | None],
+    extra_annotation_keys: Iterable[str] | None,
+) -> list[dict[str, Any]]:
+    """Turn the content of a file, which is used up, into dataset dicts; the first error in it is raised."""
+    reader = CocoReader(json_file, content, os.fspath(image_root), Report(COCO_MISTAKES, strict=True))
+    reader.read_annotations(labels(reader), extra_annotation_keys or (), consume=True)
+    reader.report.log_warnings(json_file)
+    logger.info("Loaded %d images in COCO format from %s", len(reader.records), json_file)
+    return list(reader.records.values())
+
+
+def set_class_metadata(reader: CocoReader, dataset_name: str) -> dict[int | str, int]:
+    """Put the class names and ids of a file into the metadata; return the label of each category id."""
+    names = reader.categories
+    ids, classes = list(names), list(names.values())
     labels = {category_id: label for label, category_id in enumerate(ids)}
-    classes = [names[category_id] for category_id in ids]
     if len(set(classes)) != len(classes):
         logger.warning(
             "%s: several categories have the same name: %s. They stay different classes, but results of evaluation "
             "that are listed by name show only one of them.",
-            *(json_file, shorten(find_duplicates(classes))),
+            *(reader.file, shorten(find_duplicates(classes))),
         )
     if "coco" not in dataset_name and ids != list(range(1, len(ids) + 1)):
         logger.info(
             "%s: the category ids are not 1 to %d; they become the labels 0 to %d in the order of the ids.",
-            *(json_file, len(ids), len(ids) - 1),
+            *(reader.file, len(ids), len(ids) - 1),
         )
     metadata = MetadataCatalog.get(dataset_name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=labels)
-    metadata.suggest(**keypoint_metadata(content["categories"]))
+    metadata.suggest(**keypoint_metadata(reader.content["categories"]))
     return labels
 
 
@@ -375,7 +351,7 @@ def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, 
     """Return polygons or run lengths that JSON can hold, and their area in square pixels."""
     if isinstance(segmentation, (list, tuple)):
         polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
-        return [p.tolist() for p in polygons], sum(_polygon_area(p) for p in polygons)
+        return [p.tolist() for p in polygons], sum(polygon_area(p[0::2], p[1::2]) for p in polygons)
     size_hw = (int(record["height"]), int(record["width"]))
     if hasattr(segmentation, "shape"):  # a mask of NumPy or torch
         mask = np.asarray(segmentation)
@@ -396,12 +372,6 @@ def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, 
     area = float(mask_util.area(cast(Any, segmentation)))
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": [int(v) for v in segmentation["size"]], "counts": text}, area
-
-
-def _polygon_area(polygon: np.ndarray) -> float:
-    """Area of `[x1, y1, ..., xn, yn]` by the shoelace formula."""
-    x, y = polygon[0::2], polygon[1::2]
-    return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:

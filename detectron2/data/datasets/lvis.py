@@ -1,20 +1,18 @@
 """Data sets in the LVIS format: COCO's, with categories that were not searched for in every image."""
 
 import functools
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_coco_instances_meta
-from detectron2.data.datasets.coco import _set_class_metadata
-from detectron2.data.formats.coco import AnnotationConverter, image_records
+from detectron2.data.datasets.coco import load_content, set_class_metadata
+from detectron2.data.formats.coco import CocoReader
 from detectron2.data.formats.reading import (
     AnnotationFileError,
     checked_file_name,
     checked_objects,
-    group_by_image,
     is_polygon,
     paused_gc,
     read_json,
@@ -22,8 +20,6 @@ from detectron2.data.formats.reading import (
 )
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
-
-logger = logging.getLogger(__name__)
 
 
 def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
@@ -97,36 +93,23 @@ def load_lvis_json(
     """
     with timed(str(json_file)), paused_gc():
         content = read_json(json_file)
-        records = _image_records(content, os.fspath(image_root), json_file)
-        convert = AnnotationConverter(
-            json_file, _labels(content, json_file, dataset_name), records, extra_annotation_keys or []
-        )
-
-        def convert_strictly(annotation: dict[str, Any]) -> dict[str, Any] | None:
+        images = checked_objects(content, "images", json_file)
+        for index, image in enumerate(images):
+            if "coco_url" in image:  # LVIS draws its images from several folders of COCO; only this URL tells which
+                url = checked_file_name(image["coco_url"], json_file, f"images[{index}]", "coco_url")
+                image["file_name"] = os.path.join(*url.split("/")[-2:])
+        for annotation in checked_objects(content, "annotations", json_file, required=False):
             _check_polygons(annotation, json_file)
-            return convert(annotation)
 
-        annotations = checked_objects(content, "annotations", json_file, required=False)
-        grouped = group_by_image(annotations, records, json_file, convert_strictly, consume=True)
-        convert.finish()
-        for image_id, record in records.items():
-            record["annotations"] = grouped[image_id]
-    logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
-    return list(records.values())
+        def labels(reader: CocoReader) -> Mapping[Any, int]:
+            return _labels(reader, dataset_name)
+
+        records = load_content(content, json_file, image_root, labels, extra_annotation_keys)
+        lists = {i["id"]: {key: i.get(key) or [] for key in _LISTS} for i in images}
+        return [{**record, **lists[record["image_id"]]} for record in records]
 
 
-def _image_records(content: dict[str, Any], image_root: str, json_file: Any) -> dict[int | str, dict[str, Any]]:
-    """Dataset dicts by image id, without annotations."""
-    images = checked_objects(content, "images", json_file)
-    for index, image in enumerate(images):
-        if "coco_url" in image:  # LVIS draws its images from several folders of COCO; only this URL tells which
-            url = checked_file_name(image["coco_url"], json_file, f"images[{index}]", "coco_url")
-            image["file_name"] = os.path.join(*url.split("/")[-2:])
-    records = image_records(content, image_root, json_file)
-    lists = ("not_exhaustive_category_ids", "neg_category_ids")
-    for image in images:
-        records[image["id"]].update({key: image.get(key) or [] for key in lists})
-    return records
+_LISTS = ("not_exhaustive_category_ids", "neg_category_ids")
 
 
 def _check_polygons(annotation: dict[str, Any], json_file: Any) -> None:
@@ -146,7 +129,7 @@ class _OneLess(dict):
         return category_id - 1
 
 
-def _labels(content: dict[str, Any], json_file: Any, dataset_name: str | None) -> Mapping[Any, int]:
+def _labels(reader: CocoReader, dataset_name: str | None) -> Mapping[Any, int]:
     """Put the class tables into the metadata; return the label of each category id."""
     if dataset_name is None:
         return _OneLess()
@@ -157,6 +140,6 @@ def _labels(content: dict[str, Any], json_file: Any, dataset_name: str | None) -
         if any(version in dataset_name for version in ("cocofied", "v0.5", "v1")):
             raise
         # Someone's own data set in this format: it tells its classes itself.
-        return _set_class_metadata(content, json_file, dataset_name)
+        return set_class_metadata(reader, dataset_name)
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     return ids if ids is not None else {label + 1: label for label in range(len(metadata.thing_classes))}

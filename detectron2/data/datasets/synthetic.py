@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from detectron2.data.checks.masks import polygon_areas
+
 __all__ = ["SHAPE_CLASSES", "generate_shapes_dataset"]
 
 SHAPE_CLASSES = ("disc", "square", "triangle", "star", "cross", "moon")
@@ -177,16 +179,10 @@ def _contours(mask: np.ndarray) -> list[np.ndarray]:
     lines = contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5)
     # The padding shifts indices by 1, and the centre of pixel i lies at i + 0.5.
     parts = [np.asarray(line)[:-1] - 0.5 for line in lines if len(line) > 3]
-    areas = [_signed_area(p) for p in parts]
+    areas = polygon_areas([p.reshape(-1) for p in parts], signed=True)
     direction = np.sign(max(areas, key=abs))  # outer lines run one way, holes the other
     outer = [p for p, a in zip(parts, areas, strict=True) if a * direction > 0]
     return [p for p in outer if np.ptp(p, axis=0).min() >= 2] or outer
-
-
-def _signed_area(polygon: np.ndarray) -> float:
-    """Return the area by the shoelace formula; its sign tells the direction."""
-    x, y = polygon.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _regular(radii: list[float], start: float = -np.pi / 2) -> np.ndarray:

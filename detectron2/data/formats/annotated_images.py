@@ -7,13 +7,13 @@ loaders, which stop at the first mistake, the readers gather all as findings and
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, quantity
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
 from detectron2.data.formats.reading import image_size_hw
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "AnnotatedImages",
     "fill_sizes",
-    "findings_of",
     "flat_names",
     "guess_format",
+    "image_path",
     "place_images",
     "read_images_hw",
     "split_overlaps",
@@ -59,11 +59,7 @@ class AnnotatedImages:
 
     def path(self, image: dict[str, Any]) -> str:
         """Return the file of one of `content["images"]`."""
-        name = image["file_name"]
-        path = os.path.join(self.image_root, name)
-        if "\\" in name and os.sep != "\\" and not os.path.exists(path):  # as the loader does
-            path = os.path.join(self.image_root, name.replace("\\", "/"))
-        return path
+        return image_path(self.image_root, image["file_name"])
 
     def select(self, split: str) -> "AnnotatedImages":
         """Take the part that belongs to one split.
@@ -127,11 +123,6 @@ def guess_format(path: str | os.PathLike[str]) -> str:
     )
 
 
-def findings_of(kind: str, level: Level, cases: list[Case], what: Callable[[int], str], cure: str) -> list[Finding]:
-    """Return one finding of all cases, if there are any."""
-    return [Finding(kind, level, what(len(cases)), cure, len(cases), cases[:MAX_CASES])] if cases else []
-
-
 def split_overlaps(splits: dict[str, list[Any]]) -> list[Finding]:
     """Find images that are in two splits, other than such as train and trainval."""
     findings = []
@@ -150,6 +141,14 @@ def split_overlaps(splits: dict[str, list[Any]]) -> list[Finding]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def image_path(root: str, name: str) -> str:
+    """Return the file of an image; separators of Windows are understood everywhere."""
+    path = os.path.join(root, name)
+    if "\\" in name and os.sep != "\\" and not os.path.exists(path):
+        path = os.path.join(root, name.replace("\\", "/"))
+    return path
 
 
 def read_images_hw(paths: Iterable[str]) -> list[tuple[int, int] | Exception]:

@@ -1,37 +1,32 @@
-"""The COCO format: read a file with all its mistakes, and write one.
+"""The COCO format: read a file, for training or with all its mistakes, and write one."""
 
-See `detectron2.data.datasets.coco` for the loader, which stops at mistakes.
-"""
-
+import functools
 import json
 import logging
 import math
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from detectron2.data.checks.findings import Case, Finding, quantity
+from detectron2.data.checks.findings import Case
 from detectron2.data.formats.annotated_images import (
     AnnotatedImages,
-    findings_of,
     flat_names,
+    image_path,
     place_images,
     read_images_hw,
 )
 from detectron2.data.formats.reading import (
     AnnotationFileError,
+    Meaning,
+    Report,
     checked_file_name,
     checked_id,
     checked_objects,
     checked_size,
     describe,
-    find_duplicates,
-    image_size_hw,
     is_polygon,
     paused_gc,
     read_json,
@@ -42,14 +37,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import atomic_write
 
 __all__ = [
-    "AnnotationConverter",
+    "COCO_MISTAKES",
     "CocoReader",
-    "check_annotation_ids",
-    "content_to_dicts",
     "guess_image_root",
-    "image_records",
     "keypoint_metadata",
     "read_coco",
+    "read_content",
     "renamed_images",
     "write_coco",
     "write_content",
@@ -57,13 +50,66 @@ __all__ = [
 
 logger = logging.getLogger("detectron2.data.datasets.coco")
 
-# What Pillow raises for files that are not images, or damaged ones.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # Far more pixels than any image has; beyond it, float32 and the drawing of polygons have no use for a number.
 _LARGEST = 1e7
 _LINE_COLOR = (102, 204, 255)
 _OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 _SIDE = re.compile("|".join(_OTHER_SIDE))
+
+COCO_MISTAKES = {
+    "format": Meaning("error", "part", "another form than the COCO format", "See the COCO format."),
+    "category-incomplete": Meaning("error", "category", "no usable 'id' or 'name'", "Each needs both."),
+    "category-twice": Meaning("error", "category", "the id of an earlier one", "Renumber them."),
+    "category-ids-mixed": Meaning(
+        "error", "list of categories", "numbers and strings as ids, so they have no order", "Write all alike."
+    ),
+    "image-incomplete": Meaning("error", "image", "no usable 'id' or 'file_name'", "Each needs both."),
+    "image-id-twice": Meaning(
+        "error",
+        "image",
+        "an id that an earlier one has too",
+        "It is not clear to which of them annotations belong; give each its own id.",
+    ),
+    "image-size": Meaning(
+        "error",
+        "image",
+        "no usable 'width' and 'height'",
+        "Write the size of the file in pixels, or leave both out; then they are read from the file.",
+    ),
+    "annotation-id-twice": Meaning(
+        "error",
+        "annotation",
+        "an id that an earlier one has too",
+        "Evaluation counts only one of them; give each its own id.",
+    ),
+    "no-image_id": Meaning("error", "annotation", "no usable 'image_id'", "Give it the id of its image."),
+    "image_id-type": Meaning(
+        "error",
+        "annotation",
+        "an 'image_id' that is a string where the id of the image is a number, or the other way round",
+        "Write both as numbers, or both as strings.",
+    ),
+    "annotation-orphan": Meaning(
+        "warning", "annotation", "an 'image_id' that no image has", "Such annotations are left out in loading."
+    ),
+    "category-unknown": Meaning(
+        "error",
+        "annotation",
+        "a category_id that is not among the ids of 'categories'",
+        "Add the category, or correct the annotation.",
+    ),
+    "annotation-ignore": Meaning(
+        "error", "annotation", "'ignore' set", "Mark regions to be left out with 'iscrowd': 1."
+    ),
+    "annotation-unusable": Meaning("error", "annotation", "values that cannot be used", "Correct them or take it out."),
+    "polygon-points": Meaning(
+        "warning",
+        "annotation",
+        "a polygon of less than three points or with an odd count of numbers",
+        "Such polygons are left out in loading, and so are annotations that have no others.",
+    ),
+}
+"""What can be wrong with a file in this format."""
 
 
 def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, split: str = "") -> AnnotatedImages:
@@ -89,26 +135,23 @@ def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, 
             "file, detectron2.data.datasets.register_coco_panoptic(name, metadata, image_root, panoptic_root, "
             "panoptic_json), and give the name and --import FILE.py."
         )
-    findings = [
-        Finding("format", "error", f"'{key}' is not a list but {type(content[key]).__name__}", "See the COCO format.")
-        for key in ("images", "annotations", "categories")
-        if key in content and not isinstance(content[key], list)
-    ]
-    if "images" not in content:
-        findings.append(
-            Finding("format", "error", f"there is no 'images'; there is {list(content)}", "See the COCO format.")
-        )
+    report = Report(COCO_MISTAKES)
     for key in ("images", "annotations", "categories"):
-        entries = content.get(key)
-        content[key] = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-        if isinstance(entries, list) and len(content[key]) != len(entries):
-            what = f"{len(entries) - len(content[key])} entries of '{key}' are not objects"
-            findings.append(Finding("format", "error", what, "See the COCO format."))
+        content[key] = _objects(content, key, json_file, report, required=key == "images" or key in content)
     root = guess_image_root(json_file, content["images"]) if image_root is None else os.fspath(image_root)
     stem = Path(json_file).stem.lower()
     name = split or next((s for s in ("train", "val", "test") if s in stem), "train")
     ids = [i["id"] for i in content["images"] if "id" in i]
-    return AnnotatedImages(os.fspath(json_file), "coco", content, root, {name: ids}, findings)
+    return AnnotatedImages(os.fspath(json_file), "coco", content, root, {name: ids}, report.findings)
+
+
+def _objects(content: dict[str, Any], key: str, file: Any, report: Report, required: bool) -> list[dict[str, Any]]:
+    try:
+        return checked_objects(content, key, file, required=required)
+    except AnnotationFileError as e:
+        report("format", e)
+        entries = content.get(key)
+        return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
 def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, Any]]) -> str:
@@ -128,507 +171,348 @@ def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, A
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def content_to_dicts(data: AnnotatedImages) -> tuple[list[dict[str, Any]], list[str], list[Finding]]:
-    """Turn what was read into dataset dicts, as far as possible.
+def read_content(data: AnnotatedImages) -> "CocoReader":
+    """Read what an `AnnotatedImages` holds as far as possible; mistakes are in `report.findings` of the result.
 
-    Args:
-        data: what was read.
-
-    Returns:
-        one dict for each image, the class names in the order of the labels, and what is wrong with the structure.
+    Annotations get "id" besides, and labels for category ids.
     """
-    reader = CocoReader(data)
-    return reader.dicts, reader.class_names, reader.findings
-
-
-_MEANINGS: Any = {
-    "image-incomplete": ("error", "image", "no usable 'id' or 'file_name'", "Each needs both."),
-    "image-id-twice": (
-        "error",
-        "image",
-        "an id that an earlier one has too",
-        "It is not clear to which of them annotations belong; give each its own id.",
-    ),
-    "image-size": (
-        "error",
-        "image",
-        "no usable 'width' and 'height'",
-        "Write the size of the file in pixels, or leave both out; then they are read from the file.",
-    ),
-    "no-image_id": ("error", "annotation", "no 'image_id'", "Give it the id of its image, or take it out."),
-    "annotation-orphan": (
-        "warning",
-        "annotation",
-        "an 'image_id' that no image has",
-        "Such annotations are left out in loading.",
-    ),
-    "category-unknown": (
-        "error",
-        "annotation",
-        "a category_id that is not among the ids of 'categories'",
-        "Add the category, or correct the annotation.",
-    ),
-    "annotation-ignore": ("error", "annotation", "'ignore' set", "Mark regions to be left out with 'iscrowd': 1."),
-    "annotation-unusable": ("error", "annotation", "values that cannot be used", "Correct them or take it out."),
-    "polygon-points": (
-        "warning",
-        "annotation",
-        "a polygon of less than three points or with an odd count of numbers",
-        "Such polygons are left out in loading, and so are annotations that have no others.",
-    ),
-}
+    with paused_gc():
+        reader = CocoReader(data.source, data.content, data.image_root, Report(COCO_MISTAKES))
+        labels = {category_id: label for label, category_id in enumerate(reader.categories)}
+        reader.read_annotations(labels, ["id"])
+    return reader
 
 
 class CocoReader:
-    """Reads all that can be read of a COCO annotation file.
+    """Walks the content of a COCO file once, and turns it into dataset dicts.
 
     Args:
-        data: what the file holds.
+        json_file: the file, for messages.
+        content: what it holds.
+        image_root: folder that the file names are relative to.
+        report: takes the mistakes.
 
     Attributes:
-        dicts: one dict for each image.
-        class_names: in the order of the labels.
-        findings: what is wrong.
-        unusable: positions in the file of annotations that the loader would stop at.
+        file, content, report: the arguments.
+        records: a dict for each image id, in the order of the ids, with `file_name, height, width, image_id` (the size
+            may be missing unless `report` is strict), and `annotations` after `read_annotations`.
+        unusable: positions of the annotations with an error.
     """
 
-    def __init__(self, data: AnnotatedImages) -> None:
-        self.dicts: list[dict[str, Any]] = []
-        self.findings: list[Finding] = []
+    def __init__(self, json_file: Any, content: dict[str, Any], image_root: str, report: Report) -> None:
+        self.report = report
         self.unusable: list[int] = []
-        self._cases: dict[str, list[Case]] = defaultdict(list)
-        self._labels, self.class_names = _labels(data.content["categories"], self.findings)
-        by_id = self._read_images(data)
-        with paused_gc():
-            self._read_annotations(data, by_id)
-        for kind, (level, noun, what, cure) in _MEANINGS.items():
-            self.findings += findings_of(
-                kind, level, self._cases[kind], lambda n, noun=noun, what=what: f"{quantity(n, noun)} {what}", cure
-            )
+        self.file, self.content = json_file, content
+        self._labels: Mapping[Any, int] | None = None
+        # Of compressed run lengths: text, converted annotation, and what `_mistake` asks for.
+        self._compressed: list[tuple[str, dict[str, Any], Any, dict[str, Any], int]] = []
+        self.records = self._read_images(image_root)
 
-    def _read_images(self, data: AnnotatedImages) -> dict[Any, dict[str, Any]]:
-        by_id: dict[Any, dict[str, Any]] = {}
-        for position, image in enumerate(data.content["images"]):
-            image_id, file_name = image.get("id"), image.get("file_name")
+    @functools.cached_property
+    def categories(self) -> dict[int | str, str]:
+        """The name of each category id, in the order of the labels."""
+        names: dict[int | str, str] = {}
+        for index, category in enumerate(_objects(self.content, "categories", self.file, self.report, True)):
+            where = f"categories[{index}]"
             try:
-                checked_id(image_id, "", "")
-                checked_file_name(file_name, "", "")
+                if "id" not in category or "name" not in category:
+                    what = f"needs 'id' and 'name'; it has: {shorten(category)}."
+                    raise AnnotationFileError(self.file, where, what)
+                category_id, name = checked_id(category["id"], self.file, where), category["name"]
+                if not isinstance(name, str):
+                    raise AnnotationFileError(self.file, where, f"'name' must be a string, not {describe(name)}.")
             except AnnotationFileError as e:
-                self._cases["image-incomplete"].append(Case(f"images[{position}]: {e.what}"))
+                self.report("category-incomplete", e)
                 continue
-            if image_id in by_id:
-                self._cases["image-id-twice"].append(Case("", str(file_name), image_id))
-                continue
-            record = {"file_name": data.path(image), "image_id": image_id, "annotations": []}
-            height, width = image.get("height"), image.get("width")
-            if height is not None and width is not None:
-                try:
-                    record["height"] = checked_size(height, "", "", "height")
-                    record["width"] = checked_size(width, "", "", "width")
-                except AnnotationFileError as e:
-                    self._cases["image-size"].append(Case(f"({e.what})", record["file_name"], image_id))
-                    record.pop("height", None)
-            by_id[image_id] = record
-            self.dicts.append(record)
-        unknown = [d for d in self.dicts if "width" not in d]
-        said = {c.image_id for c in self._cases["image-size"]}
-        for record, size in zip(unknown, read_images_hw(d["file_name"] for d in unknown), strict=True):
-            if not isinstance(size, Exception):
-                record["height"], record["width"] = size
-            elif record["image_id"] not in said:
-                value = f"(not in the annotations, and not to be read from the file: {size})"
-                self._cases["image-size"].append(Case(value, record["file_name"], record["image_id"]))
-        return by_id
+            if category_id in names:
+                what = f"an earlier category has the id {category_id!r}, too."
+                self.report("category-twice", AnnotationFileError(self.file, where, what))
+            names.setdefault(category_id, name)
+        if len({isinstance(category_id, str) for category_id in names}) > 1:
+            what = "some ids are numbers and others strings, so they have no order. Write all alike."
+            self.report("category-ids-mixed", AnnotationFileError(self.file, "categories", what))
+        return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
-    def _read_annotations(self, data: AnnotatedImages, by_id: dict[Any, dict[str, Any]]) -> None:
-        converter = AnnotationConverter(data.source, self._labels, by_id, ["id"])
-        texts, owners = [], []
-        for position, annotation in enumerate(data.content["annotations"]):
-            image_id = _hashable(annotation.get("image_id"))
-            record = by_id.get(image_id)
-            if record is None:
-                lacking = image_id is None
-                value = f"annotations[{position}]" if lacking else f"image_id {image_id!r}"
-                case = Case(value, annotation_id=annotation.get("id"))
-                self._cases["no-image_id" if lacking else "annotation-orphan"].append(case)
-                if lacking:
-                    self.unusable.append(position)
+    def _read_images(self, root: str) -> dict[int | str, dict[str, Any]]:
+        records: dict[int | str, dict[str, Any]] = {}
+        unsized = []
+        from_windows = 0
+        for index, image in enumerate(_objects(self.content, "images", self.file, self.report, True)):
+            where = f"images[{index}]"
+            try:
+                if "id" not in image or "file_name" not in image:
+                    what = f"needs 'id' and 'file_name'; it has: {shorten(image)}."
+                    raise AnnotationFileError(self.file, where, what)
+                image_id = checked_id(image["id"], self.file, where)
+                name = checked_file_name(image["file_name"], self.file, where)
+            except AnnotationFileError as e:
+                self.report("image-incomplete", e)
                 continue
-            converted = self._convert(converter, annotation, record, position)
-            if converted is None:
+            if image_id in records:
+                what = f"an earlier image has the id {image_id!r}, too. Ids must be unique."
+                self.report("image-id-twice", AnnotationFileError(self.file, where, what), Case("", name, image_id))
                 continue
-            record["annotations"].append(converted)
-            mask = converted.get("segmentation")
-            if isinstance(mask, dict) and isinstance(mask["counts"], str):
-                texts.append(mask["counts"])
-                owners.append((converted, record, annotation, position))
-        totals = run_length_totals(texts).tolist()
-        for total, (converted, record, annotation, position) in zip(totals, owners, strict=True):
-            pixels = record["height"] * record["width"]
-            if total != pixels:
-                value = f"the run lengths in 'segmentation' are of {total} pixels, while the image has {pixels}"
-                self._report("annotation-unusable", value, annotation, record, position)
+            path = image_path(root, name)
+            from_windows += "\\" in name and not path.endswith(name)
+            height, width = image.get("height"), image.get("width")
+            records[image_id] = record = {"file_name": path, "height": height, "width": width, "image_id": image_id}
+            if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
+                continue
+            try:
+                if height is None or width is None:
+                    unsized.append(record)
+                else:
+                    hint = " (Where both are missing, they are read from the image.)"
+                    for key in ("height", "width"):
+                        record[key] = checked_size(image[key], self.file, f"image id {image_id}", key, hint)
+            except AnnotationFileError as e:
+                self.report("image-size", e, Case(f"({e.what})", path, image_id))
+                del record["height"], record["width"]
+        for record, size in zip(unsized, read_images_hw(r["file_name"] for r in unsized), strict=True):
+            if isinstance(size, Exception):
+                image_id, path = record["image_id"], record["file_name"]
+                what = f"it has no 'height' and 'width', and '{path}' cannot be read instead: {size}"
+                mistake = AnnotationFileError(self.file, f"image id {image_id}", what)
+                self.report("image-size", mistake, Case(f"({what})", path, image_id))
+                del record["height"], record["width"]
+            else:
+                record["height"], record["width"] = size
+        if from_windows:
+            logger.info("%s: %d file names have '\\' between folders, which is read as '/'.", self.file, from_windows)
+        try:
+            return dict(sorted(records.items()))
+        except TypeError:  # ids of several types: any fixed order will do
+            return dict(sorted(records.items(), key=lambda item: str(item[0])))
+
+    def read_annotations(
+        self, labels: Mapping[Any, int] | None, extra_keys: Iterable[str] = (), *, consume: bool = False
+    ) -> None:
+        """Convert the annotations one by one, and put them into the records.
+
+        Args:
+            labels: the label of each category id; None leaves the ids as they are.
+            extra_keys: further keys of each annotation to hand through.
+            consume: empty the list of the content on the way, so that the old and the new annotations need not be in
+                memory together.
+        """
+        self._labels = labels
+        annotations = _objects(self.content, "annotations", self.file, self.report, False)
+        self._check_ids(annotations)
+        records = self.records
+        for record in records.values():
+            record["annotations"] = []
+        for position, annotation in enumerate(_taken_out(annotations) if consume else annotations):
+            try:
+                record = records[annotation["image_id"]]
+            except (KeyError, TypeError):
+                self._without_image(annotation, position)
+                continue
+            try:
+                converted = self._convert(annotation, record, position)
+            except AnnotationFileError as e:
+                self._mistake("annotation-unusable", e.what, annotation, record, position)
+                continue
+            if converted is not None:
+                if extra_keys:
+                    converted = {**{k: annotation[k] for k in extra_keys if k in annotation}, **converted}
+                record["annotations"].append(converted)
+        totals = run_length_totals([text for text, *_ in self._compressed]).tolist()
+        for total, (_, converted, annotation, record, position) in zip(totals, self._compressed, strict=True):
+            what = _total_is_wrong(total, converted["segmentation"]["size"])
+            if what:
+                self._mistake("annotation-unusable", what, annotation, record, position)
                 del converted["segmentation"]
 
-    def _convert(
-        self, converter: "AnnotationConverter", annotation: dict[str, Any], record: dict[str, Any], position: int
-    ) -> dict[str, Any] | None:
-        if _hashable(annotation.get("category_id")) not in self._labels:
-            value = f"category_id {annotation.get('category_id')!r}"
-            self._report("category-unknown", value, annotation, record, position)
-            return None
-        if annotation.get("ignore"):
-            self._report("annotation-ignore", f"ignore {annotation['ignore']!r}", annotation, record, position)
-            annotation = {**annotation, "ignore": 0}
-        mask = annotation.get("segmentation")
-        if isinstance(mask, list) and all(isinstance(p, list) for p in mask):
-            if not all(is_polygon(p) or (p and isinstance(p[0], list)) for p in mask):  # pairs are an error
-                where = None if _hashable(annotation.get("id")) is not None else position
-                case = Case(str(mask)[:80], record["file_name"], record["image_id"], where, annotation.get("id"))
-                self._cases["polygon-points"].append(case)
-        elif isinstance(mask, dict) and "height" not in record:  # the size that it should have is unknown
-            annotation = {k: v for k, v in annotation.items() if k != "segmentation"}
+    def _check_ids(self, annotations: list[dict[str, Any]]) -> None:
+        """Check that ids, where annotations have any, are ids, and that each occurs once."""
+        ids = [a["id"] for a in annotations if a.get("id") is not None]
+        # The ids of the published 2014 "minival" files are known not to be unique; nothing depends on them.
+        may_repeat = "minival" in os.path.basename(os.fspath(self.file))
+        if not set(map(type, ids)) - {int, str} and (may_repeat or len(set(ids)) == len(ids)):
+            return
+        seen = set()
+        for position, annotation in enumerate(annotations):
+            value, where = annotation.get("id"), f"annotations[{position}]"
+            if value is None:
+                continue
+            try:
+                known = checked_id(value, self.file, where)
+            except AnnotationFileError as e:
+                self.unusable.append(position)
+                self.report("annotation-unusable", e)
+                continue
+            if known in seen and not may_repeat:
+                what = f"an earlier annotation has the id {known!r}, too. Evaluation would count only one of them."
+                self.report("annotation-id-twice", AnnotationFileError(self.file, where, what))
+            seen.add(known)
+
+    def _without_image(self, annotation: dict[str, Any], position: int) -> None:
+        """Report an annotation whose image is not among the records."""
+        image_id, annotation_id = annotation.get("image_id"), annotation.get("id")
+        where, known = f"annotation id {annotation_id}", f"image_id {image_id!r}"
+        kind, what = "annotation-orphan", "it belongs to no image of the file."
         try:
-            converted = converter(annotation)
-            if converted is not None and converted.get("id") is not None:
-                checked_id(converted["id"], "", "")
-            elif converted is not None:
-                converted.pop("id", None)
-            return converted
+            if image_id is None:
+                raise AnnotationFileError(self.file, where, "it has no 'image_id'.")
+            text = str(checked_id(image_id, self.file, where, "image_id"))
+            meant = self._ids_by_text.get(text)
+            if meant is not None:
+                kind = "image_id-type"
+                what = f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write both alike."
         except AnnotationFileError as e:
-            self._report("annotation-unusable", f"{e.what.rstrip('.')},", annotation, record, position)
-            return None
+            kind, what, known = "no-image_id", e.what, e.what
+        if kind != "annotation-orphan":
+            self.unusable.append(position)
+        place = position if annotation_id is None else None
+        case = Case(known, annotation=place, annotation_id=annotation_id)
+        self.report(kind, AnnotationFileError(self.file, where, what), case)
 
-    def _report(self, kind: str, value: str, annotation: dict[str, Any], record: dict[str, Any], position: int) -> None:
-        known = annotation.get("id")
-        where = position if known is None else None
-        self._cases[kind].append(Case(value, record["file_name"], record["image_id"], where, known))
-        self.unusable.append(position)
+    @functools.cached_property
+    def _ids_by_text(self) -> dict[str, int | str]:
+        return {str(image_id): image_id for image_id in self.records}
 
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, (int, str)) else None
-
-
-def _labels(categories: list[dict[str, Any]], findings: list[Finding]) -> tuple[dict[Any, int], list[str]]:
-    whole = [c for c in categories if _hashable(c.get("id")) is not None and isinstance(c.get("name"), str)]
-    if len(whole) < len(categories):
-        what = f"{len(categories) - len(whole)} of 'categories' have no usable 'id' or 'name'"
-        findings.append(Finding("category-incomplete", "error", what, "Each needs both.", len(categories) - len(whole)))
-    counts = Counter(c["id"] for c in whole)
-    twice = [Case(f"id {i!r}") for i, n in counts.items() if n > 1]
-    findings += findings_of(
-        "category-twice", "error", twice, lambda n: "ids of categories occur twice", "Renumber them."
-    )
-    if len({isinstance(i, str) for i in counts}) > 1:
-        what = "some ids of categories are numbers and others are strings, so they have no order"
-        findings.append(Finding("category-ids-mixed", "error", what, "Write all alike."))
-    ordered = sorted({c["id"]: c for c in reversed(whole)}.values(), key=lambda c: (isinstance(c["id"], str), c["id"]))
-    return {c["id"]: label for label, c in enumerate(ordered)}, [c["name"] for c in ordered]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def image_records(content: dict[str, Any], root: str, json_file: Any) -> dict[int | str, dict[str, Any]]:
-    """Check the images of a file.
-
-    Args:
-        content: what the file holds.
-        root: folder that the file names are relative to.
-        json_file: the file, for messages.
-
-    Returns:
-        a dataset dict for each id, in the order of the ids, with `file_name, height, width, image_id`.
-
-    Raises:
-        ValueError: an image lacks something, ids occur twice, or an image without a size cannot be read.
-    """
-    images = checked_objects(content, "images", json_file)
-    records: dict[int | str, dict[str, Any]] = {}
-    from_windows = 0
-    for index, image in enumerate(images):
-        where = f"images[{index}]"
-        if "id" not in image or "file_name" not in image:
-            raise AnnotationFileError(json_file, where, f"needs 'id' and 'file_name'; it has: {shorten(image)}.")
-        image_id = checked_id(image["id"], json_file, where)
-        if image_id in records:
-            duplicates = find_duplicates(i.get("id") for i in images)
-            raise AnnotationFileError(
-                json_file, "images", f"several images have the same id: {shorten(duplicates)}. Ids must be unique."
-            )
-        name = checked_file_name(image["file_name"], json_file, where)
-        path = os.path.join(root, name)
-        if "\\" in name and os.sep != "\\" and not os.path.exists(path):
-            path = os.path.join(root, name.replace("\\", "/"))
-            from_windows += 1
-        height, width = _size_hw(image, path, json_file, f"image id {image_id}")
-        records[image_id] = {"file_name": path, "height": height, "width": width, "image_id": image_id}
-    if from_windows:
-        logger.info("%s: %d file names have '\\' between folders, which is read as '/'.", json_file, from_windows)
-    try:
-        return dict(sorted(records.items()))
-    except TypeError:  # ids of several types: any fixed order will do
-        return dict(sorted(records.items(), key=lambda item: str(item[0])))
-
-
-def _size_hw(image: dict[str, Any], path: str, json_file: Any, where: str) -> tuple[int, int]:
-    height, width = image.get("height"), image.get("width")
-    if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
-        return height, width
-    if height is not None and width is not None:
-        hint = " (Where both are missing, they are read from the image.)"
-        return (
-            checked_size(height, json_file, where, "height", hint),
-            checked_size(width, json_file, where, "width", hint),
+    def _mistake(self, kind: str, what: str, annotation: dict[str, Any], record: dict[str, Any], position: int) -> None:
+        """Report a mistake in an annotation of a known image."""
+        annotation_id, image_id = annotation.get("id"), record["image_id"]
+        mistake = AnnotationFileError(
+            self.file, f"annotation id {annotation_id} of image id {image_id}", what.rstrip(".") + "."
         )
-    try:
-        return image_size_hw(path)
-    except _UNREADABLE as e:
-        raise AnnotationFileError(
-            json_file, where, f"it has no 'height' and 'width', and '{path}' cannot be read instead: {e}"
-        ) from e
+        place = position if annotation_id is None else None
+        case = Case(what.rstrip(".") + ",", record["file_name"], image_id, place, annotation_id)
+        if COCO_MISTAKES[kind].level == "error":
+            self.unusable.append(position)
+        self.report(kind, mistake, case)
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotations
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def check_annotation_ids(annotations: list[dict[str, Any]], json_file: Any) -> None:
-    """Check that no two annotations have the same id.
-
-    Args:
-        annotations: those of the file; ids are optional.
-        json_file: the file, for messages.
-
-    Raises:
-        ValueError: an id occurs twice, or is neither a number nor a string.
-    """
-    ids = [a["id"] for a in annotations if a.get("id") is not None]
-    if set(map(type, ids)) - {int, str}:
-        ids = [
-            checked_id(a["id"], json_file, f"annotations[{index}]")
-            for index, a in enumerate(annotations)
-            if a.get("id") is not None
-        ]
-    # The ids of the published 2014 "minival" files are known not to be unique; nothing depends on them.
-    if len(set(ids)) != len(ids) and "minival" not in os.path.basename(os.fspath(json_file)):
-        raise AnnotationFileError(
-            json_file,
-            "annotations",
-            f"several annotations have the same id: {shorten(find_duplicates(ids))}. Evaluation would count only one "
-            "of them; give each annotation its own id.",
-        )
-
-
-class AnnotationConverter:
-    """Turns annotations of the file into those of a dataset dict, and counts what it had to leave out.
-
-    Args:
-        json_file: the file, for messages.
-        labels: the label of each category id; None leaves the ids as they are.
-        records: dataset dicts by image id, for the size that masks must have.
-        extra_keys: further keys to hand through.
-    """
-
-    def __init__(
-        self,
-        json_file: Any,
-        labels: Mapping[int | str, int] | None,
-        records: Mapping[Any, dict[str, Any]],
-        extra_keys: list[str],
-    ) -> None:
-        self._json_file = json_file
-        self._labels = labels
-        self._records = records
-        self._extra_keys = extra_keys
-        self._without_valid_polygon: list[Any] = []
-        self._compressed: list[tuple[Any, Any, str, int]] = []  # annotation id, image id, text, number of pixels
-
-    def __call__(self, annotation: dict[str, Any]) -> dict[str, Any] | None:
-        """Convert one annotation, whose image is among the records; None if no polygon of it has three points."""
+    def _convert(self, annotation: dict[str, Any], record: dict[str, Any], position: int) -> dict[str, Any] | None:
+        """Return one annotation of a dataset dict; None if it is left out."""
         converted: dict[str, Any] = {}
         if annotation.get("ignore"):
-            raise self._error(annotation, "'ignore' is not supported; mark regions to be left out with 'iscrowd': 1")
+            what = "'ignore' is not supported; mark regions to be left out with 'iscrowd': 1"
+            self._mistake("annotation-ignore", what, annotation, record, position)
         crowd = annotation.get("iscrowd")
         if crowd is not None:
             if crowd not in (0, 1):
-                raise self._error(annotation, f"'iscrowd' must be 0 or 1, not {describe(crowd)}")
+                raise self._error(f"'iscrowd' must be 0 or 1, not {describe(crowd)}")
             converted["iscrowd"] = int(crowd)
 
         box = annotation.get("bbox")
         if box is not None:
-            self._check_box(annotation, box)
+            if not isinstance(box, list) or len(box) not in (4, 5):
+                got = f"[{shorten(box, 6)}]" if isinstance(box, list) and len(box) < 20 else describe(box)
+                raise self._error(f"'bbox' must be [x, y, width, height], not {got}")
+            # NaN and infinity are left to the validation of the data set, which reports all such boxes, or drops them.
+            self._check_numbers("bbox", box, finite=False)
             converted["bbox"] = box
         converted["bbox_mode"] = BoxMode.XYWHA_ABS if box is not None and len(box) == 5 else BoxMode.XYWH_ABS
 
-        segmentation = annotation.get("segmentation")
-        if segmentation:
-            segmentation = self._segmentation(annotation, segmentation)
-            if segmentation is None:
+        mask = annotation.get("segmentation")
+        if isinstance(mask, dict) and mask:
+            if "height" in record:  # else it is not known which size it should have
+                converted["segmentation"] = mask = self._mask(mask, [record["height"], record["width"]])
+                if isinstance(mask["counts"], str):
+                    self._compressed.append((mask["counts"], converted, annotation, record, position))
+        elif mask:
+            polygons = self._polygons(mask)
+            if len(polygons) < len(mask):
+                self._mistake("polygon-points", str(mask)[:80], annotation, record, position)
+            if not polygons:
                 return None
-            converted["segmentation"] = segmentation
-        elif segmentation not in (None, [], {}):
-            raise self._segmentation_error(annotation, segmentation)
+            converted["segmentation"] = polygons
+        elif mask not in (None, [], {}):
+            raise self._error(f"'segmentation' must be a list or an object, not {describe(mask)}")
 
         keypoints = annotation.get("keypoints")
         if keypoints is not None:
-            self._check_keypoints(annotation, keypoints)
+            if not isinstance(keypoints, list) or len(keypoints) % 3:
+                what = "'keypoints' must be three numbers for each keypoint, [x1, y1, v1, ...], not "
+                raise self._error(what + describe(keypoints))
+            self._check_numbers("keypoints", keypoints)
             moved = [v + 0.5 for v in keypoints]
             moved[2::3] = keypoints[2::3]
             converted["keypoints"] = moved
 
-        if self._labels is not None or "category_id" in annotation:
-            converted["category_id"] = self._label(annotation)
-        for key in self._extra_keys:
-            if key in annotation:
-                converted.setdefault(key, annotation[key])
+        category_id = annotation.get("category_id")
+        if self._labels is not None:
+            try:
+                converted["category_id"] = self._labels[category_id]
+            except (KeyError, TypeError):  # the second: a list or such
+                known = shorten(self._labels, 10)
+                what = f"category_id {shorten([category_id])} is not among the ids of 'categories': {known}"
+                self._mistake("category-unknown", what, annotation, record, position)
+                return None
+        elif "category_id" in annotation:
+            converted["category_id"] = checked_id(category_id, self.file, "", "category_id")
         return converted
 
-    def _label(self, annotation: dict[str, Any]) -> int | str:
-        category_id = annotation.get("category_id")
-        if self._labels is None:
-            if type(category_id) is int and 0 <= category_id < 2**31:
-                return category_id
-            return checked_id(category_id, self._json_file, self._where(annotation), "category_id")
-        try:
-            return self._labels[category_id]  # pyright: ignore[reportArgumentType] (another type is not a key then)
-        except (KeyError, TypeError):
-            raise self._error(
-                annotation,
-                f"category_id {shorten([category_id])} is not among the ids of 'categories': "
-                f"{shorten(self._labels, 10)}",
-            ) from None
+    def _error(self, what: str) -> AnnotationFileError:
+        return AnnotationFileError(self.file, "", what)
 
-    def _check_box(self, annotation: dict[str, Any], box: Any) -> None:
-        if not isinstance(box, list) or len(box) not in (4, 5):
-            what = f"[{shorten(box, 6)}]" if isinstance(box, list) and len(box) < 20 else describe(box)
-            raise self._error(annotation, f"'bbox' must be [x, y, width, height], not {what}")
-        try:
-            if math.hypot(*box) < _LARGEST:
-                return
-        except (TypeError, OverflowError):
-            pass
-        # NaN and infinity are left to the validation of the data set, which reports all such boxes, or drops them.
-        bad = [v for v in box if not _is_number(v) or (abs(v) >= _LARGEST and abs(v) != math.inf)]
-        if bad:
-            raise self._error(
-                annotation,
-                f"'bbox' must be four numbers of pixels (five if it is rotated), below {_LARGEST:.0e}; one is "
-                f"{describe(bad[0])}",
-            )
-
-    def _check_keypoints(self, annotation: dict[str, Any], keypoints: Any) -> None:
-        if not isinstance(keypoints, list) or len(keypoints) % 3:
-            raise self._error(
-                annotation,
-                f"'keypoints' must be three numbers for each keypoint, [x1, y1, v1, ...], not {describe(keypoints)}",
-            )
-        self._check_numbers(annotation, "keypoints", keypoints)
-
-    def _check_numbers(self, annotation: dict[str, Any], key: str, numbers: list[Any]) -> None:
+    def _check_numbers(self, key: str, numbers: list[Any], *, finite: bool = True) -> None:
         try:
             if math.hypot(*numbers) < _LARGEST:
                 return
         except (TypeError, OverflowError):
             pass
-        bad = [v for v in numbers if not _is_number(v) or not abs(v) < _LARGEST]
-        if bad:
-            raise self._error(
-                annotation, f"'{key}' must be numbers of pixels, below {_LARGEST:.0e}; one is {describe(bad[0])}"
-            )
+        for v in numbers:
+            is_number = isinstance(v, (int, float)) and not isinstance(v, bool)
+            is_useless = v != v or v in (math.inf, -math.inf)
+            if not is_number or (not abs(v) < _LARGEST and (finite or not is_useless)):
+                raise self._error(f"'{key}' must be numbers of pixels, below {_LARGEST:.0e}; one is {describe(v)}")
 
-    def _segmentation(self, annotation: dict[str, Any], segmentation: Any) -> Any:
-        """Return polygons, or a mask as compressed run lengths; None if no polygon has three points."""
-        if isinstance(segmentation, dict):
-            return self._mask(annotation, segmentation)
-        if not isinstance(segmentation, list):
-            raise self._segmentation_error(annotation, segmentation)
-        polygons = [p for p in segmentation if is_polygon(p)]
-        if len(polygons) != len(segmentation):
-            wrong = [p for p in segmentation if not isinstance(p, list)]
-            if wrong:
-                hint = " (for a single polygon: [[x1, y1, x2, y2, ...]])" if _is_number(wrong[0]) else ""
-                raise self._error(
-                    annotation,
-                    f"'segmentation' must be a list of polygons, which are lists themselves{hint}; one is "
-                    f"{describe(wrong[0])}",
-                )
-            if any(p and isinstance(p[0], list) for p in segmentation):
-                raise self._error(
-                    annotation,
-                    "'segmentation' must have polygons [x1, y1, x2, y2, ...], all numbers in one list; one has pairs "
-                    f"of them: {str(segmentation[0])[:60]}",
-                )
-        for polygon in polygons:
-            self._check_numbers(annotation, "segmentation", polygon)
-        if not polygons:
-            self._without_valid_polygon.append(annotation.get("id"))
-            return None
-        return polygons
+    def _polygons(self, polygons: Any) -> list[list[float]]:
+        """Return the polygons of three points or more."""
+        if not isinstance(polygons, list):
+            raise self._error(f"'segmentation' must be a list or an object, not {describe(polygons)}")
+        good = [p for p in polygons if is_polygon(p)]
+        if len(good) != len(polygons):
+            for p in polygons:
+                if not isinstance(p, list) or (p and isinstance(p[0], list)):
+                    found = f"has pairs of numbers: {str(p)[:60]}" if isinstance(p, list) else f"is {describe(p)}"
+                    raise self._error(
+                        "'segmentation' must be a list of polygons, each of them one list of numbers: "
+                        f"[[x1, y1, x2, y2, ...], ...]; one {found}"
+                    )
+        for polygon in good:
+            self._check_numbers("segmentation", polygon)
+        return good
 
-    def _mask(self, annotation: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]:
-        record = self._records[annotation["image_id"]]
-        size_hw = [record["height"], record["width"]]
-        if mask.get("size") != size_hw:
-            got = mask.get("size")
-            got = f"[{shorten(got)}]" if isinstance(got, list) and len(got) < 5 else describe(got)
+    def _mask(self, mask: dict[str, Any], size_hw: list[int]) -> dict[str, Any]:
+        """Return a mask as compressed run lengths; those that are compressed already are still to be added up."""
+        size, counts = mask.get("size"), mask.get("counts")
+        if size != size_hw:
+            got = f"[{shorten(size)}]" if isinstance(size, list) and len(size) < 5 else describe(size)
             raise self._error(
-                annotation,
-                f"the 'size' of run lengths in 'segmentation' must be that of the image, [height, width] = {size_hw}, "
-                f"not {got}",
+                "the 'size' of run lengths in 'segmentation' must be that of the image, [height, width] = "
+                f"{size_hw}, not {got}"
             )
-        counts, pixels = mask.get("counts"), size_hw[0] * size_hw[1]
         if isinstance(counts, list):
             if not all(type(v) is int and v >= 0 for v in counts):
-                raise self._error(annotation, "'counts' of run lengths in 'segmentation' must be whole numbers from 0")
-            if sum(counts) != pixels:
-                raise self._wrong_total(annotation.get("id"), annotation["image_id"], sum(counts), pixels)
+                raise self._error("'counts' of run lengths in 'segmentation' must be whole numbers from 0")
+            what = _total_is_wrong(sum(counts), size_hw)
+            if what:
+                raise self._error(what)
             return run_lengths({"size": size_hw, "counts": counts})
-        if not isinstance(counts, str) or not is_compressed(counts):
+        if not is_compressed(counts):
             raise self._error(
-                annotation,
                 "'counts' of run lengths in 'segmentation' must be a list of numbers, or a whole string of "
-                f"pycocotools, not {describe(counts)}",
+                f"pycocotools, not {describe(counts)}"
             )
-        self._compressed.append((annotation.get("id"), annotation["image_id"], counts, pixels))
         return {"size": size_hw, "counts": counts}
 
-    def _wrong_total(self, annotation_id: Any, image_id: Any, total: int, pixels: int) -> AnnotationFileError:
-        there = f"of {total} pixels" if 0 <= total < 2**63 else "with a number that is too large"
-        return AnnotationFileError(
-            self._json_file,
-            f"annotation id {annotation_id} of image id {image_id}",
-            f"the run lengths in 'segmentation' are {there}, while the image has {pixels}.",
-        )
 
-    def _segmentation_error(self, annotation: dict[str, Any], segmentation: Any) -> ValueError:
-        return self._error(annotation, f"'segmentation' must be a list or an object, not {describe(segmentation)}")
-
-    def _where(self, annotation: dict[str, Any]) -> str:
-        return f"annotation id {annotation.get('id')} of image id {annotation.get('image_id')}"
-
-    def _error(self, annotation: dict[str, Any], what: str) -> AnnotationFileError:
-        return AnnotationFileError(self._json_file, self._where(annotation), what + ".")
-
-    def finish(self) -> None:
-        """Do the checks that are faster for all annotations together, and log what was left out."""
-        totals = run_length_totals([text for _, _, text, _ in self._compressed]).tolist()
-        for (annotation_id, image_id, _, pixels), total in zip(self._compressed, totals, strict=True):
-            if total != pixels:
-                raise self._wrong_total(annotation_id, image_id, total, pixels)
-        if self._without_valid_polygon:
-            logger.warning(
-                "%s: %d annotations are left out, since none of their polygons has three points or more (ids %s).",
-                *(self._json_file, len(self._without_valid_polygon), shorten(self._without_valid_polygon)),
-            )
+def _total_is_wrong(total: int, size_hw: list[int]) -> str:
+    """Say what is wrong with the total of run lengths; nothing if it is right."""
+    pixels = size_hw[0] * size_hw[1]
+    if total == pixels:
+        return ""
+    there = f"of {total} pixels" if 0 <= total < 2**63 else "with a number that is too large"
+    return f"the run lengths in 'segmentation' are {there}, while the image has {pixels}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _taken_out(values: list[Any]) -> Iterator[Any]:
+    values.reverse()
+    while values:
+        yield values.pop()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

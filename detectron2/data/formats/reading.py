@@ -10,8 +10,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,6 @@ __all__ = [
     "checked_size",
     "describe",
     "find_duplicates",
-    "group_by_image",
     "image_size_hw",
     "is_polygon",
     "paused_gc",
@@ -363,81 +362,3 @@ def _array_size_hw(path: str) -> tuple[int, int]:
     with arrays:
         height, width = arrays[arrays.files[0]].shape[:2]
         return height, width
-
-
-def group_by_image(
-    annotations: list[dict[str, Any]],
-    image_ids: Iterable[Any],
-    json_file: Any,
-    convert: Callable[[dict], dict | None],
-    *,
-    consume: bool = False,
-) -> dict[Any, list[dict[str, Any]]]:
-    """Convert annotations one by one and gather them under the id of their image.
-
-    Args:
-        annotations: in the order of the file.
-        image_ids: ids of all images of the data set.
-        json_file: where they come from, for messages.
-        convert: turns one annotation of the file into one of a dataset dict; None leaves it out.
-        consume: empty `annotations` on the way, so that the old and the new ones need not be in memory together.
-
-    Returns:
-        a list for each image id, in the order of `image_ids`; annotations in the order of the file.
-
-    Raises:
-        ValueError: an annotation has no usable 'image_id'.
-    """
-    grouped: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
-    orphans = []
-    for annotation in _taken_out(annotations) if consume else annotations:
-        try:
-            of_image = grouped.get(annotation["image_id"])
-        except (KeyError, TypeError):  # there is none, or a list
-            _raise_for_image_id(annotation, json_file)
-        if of_image is None:
-            orphans.append((annotation.get("id"), annotation["image_id"]))
-            if annotation["image_id"] is None:
-                _raise_for_image_id(annotation, json_file)
-            continue
-        converted = convert(annotation)
-        if converted is not None:
-            of_image.append(converted)
-    if orphans:
-        _report_orphans(orphans, grouped, json_file)
-    return grouped
-
-
-def _taken_out(values: list[Any]) -> Iterator[Any]:
-    values.reverse()
-    while values:
-        yield values.pop()
-
-
-def _raise_for_image_id(annotation: dict[str, Any], json_file: Any) -> NoReturn:
-    where = f"annotation id {annotation.get('id')}"
-    if annotation.get("image_id") is None:
-        raise AnnotationFileError(json_file, "", f"{where} has no 'image_id'.")
-    checked_id(annotation["image_id"], json_file, where, "image_id")
-    raise AssertionError("an id that is hashable was refused")
-
-
-def _report_orphans(orphans: list[tuple[Any, Any]], known: dict[Any, Any], json_file: Any) -> None:
-    """Warn of annotations whose image is unknown, unless they only wrote its id as another type."""
-    as_text = {str(image_id): image_id for image_id in known}
-    for annotation_id, image_id in orphans:
-        where = f"annotation id {annotation_id}"
-        meant = as_text.get(str(checked_id(image_id, json_file, where, "image_id")))
-        if meant is not None:
-            raise AnnotationFileError(
-                json_file,
-                where,
-                f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write both as numbers, or both "
-                "as strings.",
-            )
-    logger.warning(
-        "%s: %d annotations belong to images that are not in the file and are left out (annotation ids %s).",
-        json_file,
-        len(orphans),
-        shorten(annotation_id for annotation_id, _ in orphans),
-    )

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from detectron2.data.checks.findings import Case, Finding, quantity
+from detectron2.data.checks.findings import Case
+from detectron2.data.checks.masks import polygon_areas
 from detectron2.data.formats.annotated_images import (
     IMAGE_SUFFIXES,
     AnnotatedImages,
     fill_sizes,
-    findings_of,
     flat_names,
     place_images,
     read_images_hw,
     split_overlaps,
     upright_xywh,
 )
+from detectron2.data.formats.reading import Meaning, Report
 
 __all__ = ["read_yolo", "write_yolo"]
 
@@ -61,13 +62,12 @@ def read_yolo(path: str | os.PathLike[str], split: str = "", classes: list[str] 
         raise FileNotFoundError(f"'{path}' has no split '{split}'; it has: {', '.join(files) or 'none'}.")
     files = {name: paths for name, paths in files.items() if not split or name == split}
     names = list(classes) if classes is not None else _class_names(settings, folder)
-    reader = _Reader(folder, names)
+    report = Report(_MISTAKES)
     paths = list(dict.fromkeys(p for group in files.values() for p in group))
-    reader.read(paths)
-    ids = {p: i["id"] for p, i in zip(paths, reader.images, strict=True)}
-    data = AnnotatedImages(str(path), "yolo", reader.content(), str(folder))
+    data = AnnotatedImages(str(path), "yolo", _read_images(paths, folder, names, report), str(folder))
+    ids = {p: n for n, p in enumerate(paths, start=1)}
     data.splits = {name: [ids[p] for p in group] for name, group in files.items()}
-    data.findings = reader.findings + split_overlaps({name: [str(p) for p in group] for name, group in files.items()})
+    data.findings = report.findings + split_overlaps({name: [str(p) for p in group] for name, group in files.items()})
     return data
 
 
@@ -136,86 +136,76 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-class _Reader:
-    """Reads the label files one by one."""
-
-    def __init__(self, folder: Path, classes: list[str] | None) -> None:
-        self.folder = folder
-        self.classes = classes
-        self.findings: list[Finding] = []
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.cases: dict[str, list[Case]] = defaultdict(list)
-
-    def read(self, paths: list[Path]) -> None:
-        for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
-            image: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.folder)}
-            self.images.append(image)
-            if isinstance(size, Exception):
-                continue  # is reported where the content is looked at, as for the other formats
-            image["height"], image["width"] = size
-            labels = _label_file(path)
-            if not labels.is_file():
-                self.cases["yolo-unlabelled"].append(Case("", str(path)))
-                continue
-            for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
-                if line.strip():
-                    self._line(image, line, f"{labels}, line {number}")
-        for kind, (level, noun, what, cure) in _MEANINGS.items():
-            self.findings += findings_of(
-                kind, level, self.cases[kind], lambda n, noun=noun, what=what: f"{quantity(n, noun)} {what}", cure
-            )
-
-    def _line(self, image: dict[str, Any], line: str, where: str) -> None:
-        try:
-            label, *numbers = (float(v) for v in line.split())
-        except ValueError:
-            numbers, label = [], 0.5
-        whole = all(abs(v) < _LARGEST for v in numbers) and label in range(1 << 20)  # neither is NaN
-        if not whole or len(numbers) < 4 or len(numbers) % 2:
-            self.cases["yolo-line"].append(Case(f"'{line[:60]}'", where))
-            return
-        if self.classes is not None and label >= len(self.classes):
-            self.cases["yolo-class"].append(Case(f"class {int(label)}", where))
-            return
-        size_wh = np.array([image["width"], image["height"]], dtype=np.float64)
-        shares = np.array(numbers).reshape(-1, 2)
-        if len(shares) == 2:
-            low, high = shares[0] - shares[1] / 2, shares[0] + shares[1] / 2
-        else:
-            low, high = shares.min(axis=0), shares.max(axis=0)
-        if (low < -_SLACK).any() or (high > 1 + _SLACK).any():
-            self.cases["yolo-range"].append(Case(f"'{line[:60]}'", where))
-        box_xywh = [*(low * size_wh).tolist(), *((high - low) * size_wh).tolist()]
-        annotation: dict[str, Any] = {
-            "id": len(self.annotations) + 1,
-            "image_id": image["id"],
-            "category_id": int(label) + 1,
-            "bbox": [round(v, 4) for v in box_xywh],
-            "area": round(box_xywh[2] * box_xywh[3], 4),
-            "iscrowd": 0,
-        }
-        if len(shares) > 2:
-            points = shares * size_wh
-            x, y = (points - points[0]).T
-            annotation["segmentation"] = [[round(v, 4) for v in points.reshape(-1).tolist()]]
-            annotation["area"] = round(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2, 4)
-        self.annotations.append(annotation)
-
-    def content(self) -> dict[str, Any]:
-        names = self.classes
-        if names is None:
-            highest = max((a["category_id"] for a in self.annotations), default=0)
-            names = [f"class_{i}" for i in range(highest)]
-        categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-        return {"images": self.images, "annotations": self.annotations, "categories": categories}
+def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, report: Report) -> dict[str, Any]:
+    """Return the content of a COCO file; images, annotations and categories are numbered from 1."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
+        image: dict[str, Any] = {"id": len(images) + 1, "file_name": os.path.relpath(path, folder)}
+        images.append(image)
+        if isinstance(size, Exception):
+            continue  # is reported where the content is looked at, as for the other formats
+        image["height"], image["width"] = size
+        labels = _label_file(path)
+        if not labels.is_file():
+            report("yolo-unlabelled", ValueError(), Case("", str(path)))
+            continue
+        for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+            found = _read_line(line, image, f"{labels}, line {number}", classes, report) if line.strip() else None
+            if found is not None:
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **found})
+    if classes is None:
+        classes = [f"class_{i}" for i in range(max((a["category_id"] for a in annotations), default=0))]
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
-_MEANINGS: Any = {
-    "yolo-line": ("error", "line", "no class followed by 4 numbers or by the points of an outline", "Correct it."),
-    "yolo-class": ("error", "line", "a class that data.yaml does not name", "Add it to 'names', or correct the line."),
-    "yolo-range": ("warning", "line", "numbers outside 0 to 1, as if in pixels or of another image", "Correct it."),
-    "yolo-unlabelled": ("note", "image", "no file of labels", "It counts as an image without objects."),
+def _read_line(
+    line: str, image: dict[str, Any], where: str, classes: list[str] | None, report: Report
+) -> dict[str, Any] | None:
+    """Read one object; None if it cannot be used."""
+
+    def mistake(kind: str, value: str) -> None:
+        report(kind, ValueError(value), Case(value, where))
+
+    try:
+        label, *numbers = (float(v) for v in line.split())
+    except ValueError:
+        numbers, label = [], 0.5
+    whole = all(abs(v) < _LARGEST for v in numbers) and label in range(1 << 20)  # neither is NaN
+    if not whole or len(numbers) < 4 or len(numbers) % 2:
+        return mistake("yolo-line", f"'{line[:60]}'")
+    if classes is not None and label >= len(classes):
+        return mistake("yolo-class", f"class {int(label)}")
+    size_wh = np.array([image["width"], image["height"]], dtype=np.float64)
+    shares = np.array(numbers).reshape(-1, 2)
+    if len(shares) == 2:
+        low, high = shares[0] - shares[1] / 2, shares[0] + shares[1] / 2
+    else:
+        low, high = shares.min(axis=0), shares.max(axis=0)
+    if (low < -_SLACK).any() or (high > 1 + _SLACK).any():
+        mistake("yolo-range", f"'{line[:60]}'")
+    box_xywh = [*(low * size_wh).tolist(), *((high - low) * size_wh).tolist()]
+    found: dict[str, Any] = {"category_id": int(label) + 1, "bbox": [round(v, 4) for v in box_xywh]}
+    area = box_xywh[2] * box_xywh[3]
+    if len(shares) > 2:
+        points = shares * size_wh
+        found["segmentation"] = [[round(v, 4) for v in points.reshape(-1).tolist()]]
+        area = float(polygon_areas([points.reshape(-1)])[0])
+    return {**found, "area": round(area, 4), "iscrowd": 0}
+
+
+_MISTAKES = {
+    "yolo-line": Meaning(
+        "error", "line", "something other than a class and 4 numbers or the points of an outline", "Correct it."
+    ),
+    "yolo-class": Meaning(
+        "error", "line", "a class that data.yaml does not name", "Add it to 'names', or correct the line."
+    ),
+    "yolo-range": Meaning(
+        "warning", "line", "numbers outside 0 to 1, as if in pixels or of another image", "Correct it."
+    ),
+    "yolo-unlabelled": Meaning("note", "image", "no file of labels", "It counts as an image without objects."),
 }
 
 
@@ -299,20 +289,15 @@ def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
     """Return one outline around all parts, which are joined by lines that go there and back and so have no area."""
+    areas = polygon_areas([ring.reshape(-1) for ring in rings], signed=True)
     outline = rings[0]
-    turn = np.sign(_signed_area(outline)) or 1.0
-    for ring in rings[1:]:
-        if _signed_area(ring) * turn < 0:
+    for ring, area in zip(rings[1:], areas[1:], strict=True):
+        if area * (np.sign(areas[0]) or 1.0) < 0:
             ring = ring[::-1]
         distances = ((outline[:, None] - ring[None]) ** 2).sum(axis=2)
         i, j = np.unravel_index(int(distances.argmin()), distances.shape)
         outline = np.concatenate([outline[: i + 1], np.roll(ring, -j, axis=0), ring[j : j + 1], outline[i:]])
     return outline
-
-
-def _signed_area(ring: np.ndarray) -> float:
-    x, y = (ring - ring[0]).T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _outlines(mask: dict[str, Any], size_hw: tuple[int, int]) -> list[np.ndarray]:

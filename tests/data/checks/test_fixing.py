@@ -37,3 +37,11 @@ def test_boxes():
     assert changes["boxes clipped to their image"] == changes["boxes taken from the polygons"] == 1
     assert changes["annotations outside their image taken out"] == 1
     assert changes["annotations without a usable box taken out"] == 1
+
+
+def test_ids_written_as_text_keep_their_annotations():
+    changes, (first, second) = cleaned(
+        {"bbox": [1, 2, 3, 4], "category_id": "1"}, {"bbox": [5, 2, 3, 4], "image_id": "1", "category_id": 1.0}
+    )
+    assert changes["ids written as the images and categories have them"] == 2
+    assert [(a["image_id"], a["category_id"]) for a in (first, second)] == [(1, 1), (1, 1)]

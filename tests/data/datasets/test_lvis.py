@@ -109,8 +109,11 @@ def test_run_lengths_and_boxes_without_masks(tmp_path):
         ({}, "expected the key 'images'"),
         ({"images": [{"id": 1, "height": 5, "width": 6}]}, r"images\[0\]: needs 'id' and 'file_name'"),
         ({"images": [image(1, coco_url=3)]}, r"images\[0\]: 'coco_url' must be a path"),
-        ({"images": [image(1), image(1)]}, "same id: 1"),
-        ({"images": [image(1)], "annotations": [annotation(7, 1, image_id=None)]}, "annotation id 7 has no 'image_id'"),
+        ({"images": [image(1), image(1)]}, "earlier image has the id 1"),
+        (
+            {"images": [image(1)], "annotations": [annotation(7, 1, image_id=None)]},
+            "annotation id 7: it has no 'image_id'",
+        ),
         ({"images": [image(1)], "annotations": [annotation(7, 1, bbox="x")]}, "annotation id 7 .*'bbox' must be"),
         ({"images": [image(1)], "annotations": [annotation(7, 1204)]}, "category_id 1204 is not among the ids"),
         ({"images": [image(1)], "annotations": [annotation(7, 0)]}, "category_id 0 is not among the ids"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.formats.coco import content_to_dicts, guess_image_root, keypoint_metadata, read_coco
+from detectron2.data.formats.coco import guess_image_root, keypoint_metadata, read_coco, read_content
 from detectron2.structures import BoxMode
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
@@ -22,19 +22,25 @@ def write(tmp_path):
     return write
 
 
+def lenient(data):
+    """Dataset dicts, class names and findings of what was read."""
+    reader = read_content(data)
+    return list(reader.records.values()), list(reader.categories.values()), reader.report.findings
+
+
 def annotation(**changes):
     return {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], **changes}
 
 
 def test_empty(write):
     data = read_coco(write(images=[]))
-    assert data.splits == {"val": []} and content_to_dicts(data) == ([], ["cat", "dog"], [])
+    assert data.splits == {"val": []} and lenient(data) == ([], ["cat", "dog"], [])
 
 
 def test_same_as_loading(write):
     segmentation = [[1, 2, 4, 2, 4, 6]]
     path = write(annotations=[annotation(segmentation=segmentation, iscrowd=0, keypoints=[1, 2, 2])])
-    dicts, names, findings = content_to_dicts(read_coco(path, ""))
+    dicts, names, findings = lenient(read_coco(path, ""))
     assert (names, findings) == (["cat", "dog"], [])
     assert dicts == load_coco_json(path, "", "test_formats_coco", ["id"])
     assert dicts[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
@@ -47,6 +53,9 @@ def test_same_as_loading(write):
         ({"images": [IMAGE, IMAGE]}, "image-id-twice"),
         ({"images": [{**IMAGE, "height": 0}]}, "image-size"),
         ({"annotations": [{"id": 1}]}, "no-image_id"),
+        ({"annotations": [annotation(image_id="1")]}, "image_id-type"),
+        ({"annotations": [annotation(category_id="5")]}, "category-unknown"),
+        ({"annotations": [annotation(), annotation()]}, "annotation-id-twice"),
         ({"annotations": [annotation(category_id=4)]}, "category-unknown"),
         ({"annotations": [annotation(ignore=1)]}, "annotation-ignore"),
         ({"annotations": [annotation(bbox=[1, 2])]}, "annotation-unusable"),
@@ -59,7 +68,7 @@ def test_same_as_loading(write):
 )
 def test_what_is_an_error_stops_loading(write, changes, kind):
     path = write(**changes)
-    _, _, findings = content_to_dicts(read_coco(path, ""))
+    _, _, findings = lenient(read_coco(path, ""))
     assert [(f.kind, f.level, f.count) for f in findings] == [(kind, "error", 1)]
     with pytest.raises(ValueError):
         load_coco_json(path, "", "test_formats_coco")
@@ -75,14 +84,23 @@ def test_what_is_an_error_stops_loading(write, changes, kind):
 )
 def test_what_is_a_warning_is_loaded(write, changes, kind, left):
     path = write(**changes)
-    dicts, _, findings = content_to_dicts(read_coco(path, ""))
+    dicts, _, findings = lenient(read_coco(path, ""))
     assert [(f.kind, f.level) for f in findings] == [(kind, "warning")]
     assert dicts == load_coco_json(path, "", "test_formats_coco", ["id"]) and len(dicts[0]["annotations"]) == left
 
 
+def test_whole_floats_are_ids_in_loading_and_in_the_check(write):
+    path = write(
+        images=[{**IMAGE, "id": 1.0}], annotations=[annotation(image_id=1.0, category_id=5.0)], categories=CATEGORIES
+    )
+    dicts, _, findings = lenient(read_coco(path, ""))
+    assert findings == [] and type(dicts[0]["image_id"]) is int
+    assert dicts == load_coco_json(path, "", "test_formats_coco", ["id"]) and len(dicts[0]["annotations"]) == 1
+
+
 def test_lists_that_are_none(write):
     data = read_coco(write(annotations={}, images=[IMAGE, 3]))
-    assert [f.kind for f in data.findings] == ["format", "format"] and data.content["images"] == [IMAGE]
+    assert [(f.kind, f.count) for f in data.findings] == [("format", 2)] and data.content["images"] == [IMAGE]
 
 
 def test_panoptic_files_are_refused(write):

@@ -7,13 +7,14 @@ import pytest
 
 from detectron2.data.formats.reading import (
     AnnotationFileError,
+    Meaning,
+    Report,
     checked_file_name,
     checked_id,
     checked_objects,
     checked_size,
     describe,
     find_duplicates,
-    group_by_image,
     is_polygon,
     read_json,
     shorten,
@@ -71,10 +72,19 @@ def test_is_polygon():
     assert is_polygon([0] * 6) and not any(map(is_polygon, ([], [0] * 4, [0] * 7, "abcdef", None)))
 
 
-def test_group_by_image(caplog):
-    annotations = [{"id": n, "image_id": i} for n, i in enumerate((2, 1, 2, 9))]
-    grouped = group_by_image(annotations, [1, 2, 3], "f", lambda a: a["id"] if a["id"] else None, consume=True)
-    assert grouped == {1: [1], 2: [2], 3: []} and annotations == []
-    assert "1 annotations belong to images that are not in the file" in caplog.text
-    with pytest.raises(AnnotationFileError, match="write both as numbers"):
-        group_by_image([{"image_id": "1"}], [1], "f", dict)
+def test_report():
+    meanings = {"bad": Meaning("error", "line", "no number", "Correct it."), "odd": Meaning("note", "box", "two", "")}
+    report = Report(meanings)
+    assert report.findings == []
+    mistake = AnnotationFileError("f", "line 3", "it is empty.")
+    for kind in ("odd", "bad", "odd"):
+        report(kind, mistake)
+    assert [(f.kind, f.level, f.count, f.what) for f in report.findings] == [
+        ("bad", "error", 1, "1 line has no number"),
+        ("odd", "note", 2, "2 boxes have two"),
+    ]
+    assert str(report.findings[0].cases[0]) == "line 3: it is empty"
+    strict = Report(meanings, strict=True)
+    strict("odd", mistake)
+    with pytest.raises(AnnotationFileError, match="f: line 3: it is empty"):
+        strict("bad", mistake)

@@ -3,7 +3,7 @@
 import pytest
 
 from detectron2.data.datasets import load_voc_instances
-from detectron2.data.formats.coco import content_to_dicts
+from detectron2.data.formats.coco import read_content
 from detectron2.data.formats.voc import read_voc, write_voc
 
 SIZE = "<size><width>60</width><height>40</height></size>"
@@ -32,8 +32,9 @@ def test_no_images(folder):
 def test_same_boxes_as_loading(folder, tmp_path):
     write(folder, SIZE, OBJECT.format("dog", 1), OBJECT.format("cat", 5.5))
     data = read_voc(folder, "train", ["cat", "dog"])
-    (image,), names, findings = content_to_dicts(data)
-    assert names == ["cat", "dog"] and data.findings == findings == []
+    reader = read_content(data)
+    (image,) = reader.records.values()
+    assert list(reader.categories.values()) == ["cat", "dog"] and data.findings == reader.report.findings == []
     (loaded,) = load_voc_instances(folder, "train", ["cat", "dog"])
     assert [loaded[k] for k in ("file_name", "height", "width")] == [image[k] for k in ("file_name", "height", "width")]
     assert [a["category_id"] for a in loaded["annotations"]] == [a["category_id"] for a in image["annotations"]]
