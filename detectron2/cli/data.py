@@ -21,13 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from detectron2.cli.common import (
-    add_dataset_arguments,
-    dataset_names,
-    find_config_file,
-    load_config,
-    register_datasets,
-)
+from detectron2.cli.common import add_dataset_arguments, dataset_names, find_config_file, load_config, register_datasets
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import num_classes_and_key, num_label_map_classes
@@ -98,16 +92,7 @@ def register(args: argparse.Namespace) -> None:
 
 
 def open_source(name: str, args: argparse.Namespace) -> Source:
-    """Read a data set with all its mistakes.
-
-    Args:
-        name: a path or a registered name.
-        args: `image_root`, `split`, `classes`.
-
-    Returns:
-        the data set.
-    """
-    metadata = Metadata().set(name=name)
+    """Read a data set, a path or a registered name, with all its mistakes."""
     known = MetadataCatalog.get(name) if name in DatasetCatalog else None
     drops = known is not None and (is_builtin(name) or known.get("degenerate_boxes") == "drop")
     if known is not None and not _reads_coco(name):
@@ -116,29 +101,24 @@ def open_source(name: str, args: argparse.Namespace) -> Source:
             raise ValueError(f"'{name}' is a {type(dicts).__name__}; only lists of dicts can be looked at.")
         classes = known.get("thing_classes")
         return Source(name, dicts, None if classes is None else list(classes), None, known, None, drops)
-    data = open_data(name, args)
+    source = _as_source(name, open_data(name, args), drops)
+    if known is not None and known.get("thing_colors") is not None:
+        source.metadata.set(thing_colors=known.thing_colors)
+    return source
+
+
+def _as_source(name: str, data: AnnotatedImages, drops_degenerate: bool = False) -> Source:
     reader = read_content(data)
     dicts, class_names = list(reader.records.values()), list(reader.categories.values())
     # Drawing works without a flip map; training asks for it.
-    metadata.set(thing_classes=class_names).suggest(keypoint_flip_map=[]).suggest(
-        **keypoint_metadata(data.content["categories"])
-    )
-    if known is not None and known.get("thing_colors") is not None:
-        metadata.set(thing_colors=known.thing_colors)
-    return Source(name, dicts, class_names, data.findings + reader.report.findings, metadata, data, drops)
+    metadata = Metadata().set(name=name, thing_classes=class_names).suggest(keypoint_flip_map=[])
+    metadata.suggest(**keypoint_metadata(data.content["categories"]))
+    findings = data.findings + reader.report.findings
+    return Source(name, dicts, class_names, findings, metadata, data, drops_degenerate)
 
 
 def open_data(name: str, args: argparse.Namespace, source_format: str | None = None) -> AnnotatedImages:
-    """Read a data set as a whole.
-
-    Args:
-        name: a path or a registered name.
-        args: `image_root`, `split`, `classes`.
-        source_format: one of `FORMATS`; None to guess.
-
-    Returns:
-        what was read.
-    """
+    """Read a data set, a path or a registered name, as a whole; its format is guessed if it is not given."""
     if name in DatasetCatalog:
         if _reads_coco(name):
             known = MetadataCatalog.get(name)
@@ -175,14 +155,7 @@ def _reads_coco(name: str) -> bool:
 
 @contextmanager
 def registered(source: Source) -> Iterator[str]:
-    """Register a data set for as long as a mapper needs its metadata.
-
-    Args:
-        source: the data set.
-
-    Yields:
-        its name in the catalogs.
-    """
+    """Register a data set for as long as a mapper needs its metadata; yields its name in the catalogs."""
     if source.data is None:
         yield source.name
         return
@@ -384,19 +357,11 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
 def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], bool]:
     """Write a cleaned copy; -> what was changed, and whether it passes."""
     data = open_data(name, args)
+    had_annotations = bool(data.content["annotations"])
     changes = fix(data, check_files=args.files != 0, max_files=args.files)
     write_content(data.content, Path(args.fix))
-    reader = read_content(data)
-    report = inspect_dataset_dicts(
-        list(reader.records.values()),
-        name=args.fix,
-        class_names=list(reader.categories.values()),
-        findings=reader.report.findings,
-        check_files=args.files != 0,
-        max_files=args.files,
-        **expected,
-    )
-    return changes, report.passes
+    report = _inspect(_as_source(args.fix, data), expected, args)
+    return changes, report.passes and (bool(report.num_annotations + report.num_crowd) or not had_annotations)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -457,7 +422,11 @@ def _fix_text(file: str, changes: dict[str, int], passes: bool) -> str:
         else f"Wrote {file}: there was nothing to fix.\n"
     )
     text += "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
-    return text + ("It passes the check.\n" if passes else "It still has errors: check it again to see which.\n")
+    return text + (
+        "It passes the check.\n"
+        if passes
+        else "It still has errors, or no annotation is left: check it again to see.\n"
+    )
 
 
 def _verdict(findings: list[Finding]) -> str:

@@ -132,7 +132,8 @@ def validate_dataset_dicts(
         structure = structure_findings(table)
         findings += structure
         if not structure and len(table):
-            findings += label_findings(table, num_classes, num_classes_key)
+            mapped = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id") is not None
+            findings += label_findings(table, num_classes, num_classes_key, mapped)
             dicts, more = _check_boxes(dicts, table, name)
             findings += more
             if num_keypoints is not None:
@@ -173,20 +174,21 @@ def _check_boxes(
     if any(len(indices) for indices in bad.values()):
         if is_builtin(name) or MetadataCatalog.get(name).get("degenerate_boxes") == "drop":
             dropped = np.unique(np.concatenate(list(bad.values())))
-            left_out = table.finding("", "warning", dropped, "", lambda i: f"box {table.annotations[i]['bbox']}")
-            logger.warning(
-                "Dataset '%s': %d annotations with degenerate boxes are left out%s",
-                *(name, len(dropped), left_out.text),
+            (left_out,) = table.findings(
+                "",
+                "warning",
+                dropped,
+                "degenerate boxes and are left out",
+                lambda i: f"box {table.annotations[i]['bbox']}",
             )
+            logger.warning("Dataset '%s': %s", name, left_out.text)
             dicts = _without(dicts, table, dropped)
         else:
             drop = f'or leave such annotations out: MetadataCatalog.get({name!r}).degenerate_boxes = "drop"'
             file = MetadataCatalog.get(name).get("json_file")
             how = f" (detectron2 data check {file} --fix cleaned.json)" if file else ""
             findings += box_findings(table, bad, f"Correct them{how}, {drop}.")
-    partly_outside = overhang(table, boxes_xyxy, bad)
-    if partly_outside is not None:
-        findings.append(partly_outside)
+    findings += overhang(table, boxes_xyxy, bad)
     if all(isinstance(a["category_id"], (int, np.integer)) for a in table.annotations):
         # Another label for the same box is usual where classes overlap; only a report tells of it.
         findings += [f for f in duplicate_annotations(table, boxes_xyxy) if f.kind == "annotation-twice"]

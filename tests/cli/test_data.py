@@ -169,6 +169,14 @@ class TestCheck:
         _, out, _ = command("data", "check", path)
         assert "Images with the most errors and warnings" in out and "gone.png" in out
 
+    def test_ids_that_a_file_maps_are_not_to_be_changed(self, command, tmp_path):
+        """A placeholder with id 0 and no objects: one less would make each class the one before."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(("cells", "round", "long"))]
+        boxes = [annotation(1, category_id=1), annotation(2, category_id=2, bbox=(20, 3, 10, 11))]
+        path = write_coco(tmp_path, [image(1)], boxes, categories)
+        _, out, _ = command("data", "check", path, "--num-classes", "2")
+        assert "Set --num-classes to 3." in out and "subtract 1" not in out
+
     @pytest.mark.parametrize("files", ["all", "1", "none"])
     def test_files(self, command, tmp_path, files):
         path = mistakes(tmp_path / "bad")
@@ -311,6 +319,17 @@ class TestFix:
         assert of[11]["iscrowd"] == 1 and of[15]["keypoints"] == [] and of[8]["area"] == 100
         records = load_coco_json(target, tmp_path / "bad")
         assert sum(len(r["annotations"]) for r in records) == len(boxes)
+
+    def test_a_repair_that_leaves_no_annotation_does_not_pass(self, command, tmp_path):
+        path = write_coco(tmp_path, [image(1)], [annotation(1, category_id=3)], CATEGORIES)
+        status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
+        assert status == 1 and "no annotation is left" in out
+
+    def test_text_ids_are_kept(self, command, tmp_path):
+        path = write_coco(tmp_path, [image(1)], [annotation(1, category_id="5")], CATEGORIES)
+        status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
+        assert status == 0 and "1  ids written as the images and categories have them" in out
+        assert json.loads((tmp_path / "fixed.json").read_text())["annotations"][0]["category_id"] == 5
 
     def test_other_ways_to_write_polygons(self, command, tmp_path):
         pairs = [SQUARE[i : i + 2] for i in range(0, len(SQUARE), 2)]

@@ -6,13 +6,13 @@ Boxes are `(x1, y1, x2, y2)` in absolute pixels, continuous coordinates. `M` is 
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, Level, quantity
+from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, Level, image_findings, quantity
 from detectron2.structures import BoxMode
 
 __all__ = [
@@ -41,15 +41,10 @@ def record_findings(dicts: Sequence[Any]) -> list[Finding]:
         what = f"{quantity(len(wrong), 'element', 'is')} no dict"
         return [Finding("record-type", "error", what, "There must be one dict for each image.", len(wrong), cases)]
     wrong = [n for n, d in enumerate(dicts) if "annotations" in d and not _is_list_of_dicts(d["annotations"])]
-    if not wrong:
-        return []
-    cases = [
-        Case(reprlib.repr(dicts[n]["annotations"]), dicts[n].get("file_name"), dicts[n].get("image_id"))
-        for n in wrong[:MAX_CASES]
-    ]
-    what = f"{quantity(len(wrong), 'image')} 'annotations' that are not a list of dicts"
+    shown = {n: reprlib.repr(dicts[n]["annotations"]) for n in wrong}
     cure = "An image without objects has an empty list."
-    return [Finding("annotations-type", "error", what, cure, len(wrong), cases, np.array(wrong, dtype=np.int64))]
+    flaw = "'annotations' that are not a list of dicts"
+    return image_findings(dicts, "annotations-type", "error", shown, flaw, cure)
 
 
 def _is_list_of_dicts(annotations: Any) -> bool:
@@ -58,28 +53,23 @@ def _is_list_of_dicts(annotations: Any) -> bool:
 
 def structure_findings(table: AnnotationTable) -> list[Finding]:
     """Check that every annotation has a box of numbers, a kind of box that fits, and a label."""
-    findings = []
+    findings: list[Finding] = []
     for key, cure in (
         ("bbox", "Each annotation needs 'bbox': four numbers."),
         ("bbox_mode", _MODES),
         ("category_id", "Each annotation needs 'category_id': a label from 0 to the number of classes less one."),
     ):
-        lacking = np.array([i for i, a in enumerate(table.annotations) if key not in a], dtype=np.int64)
-        if len(lacking):
-            what = f"{quantity(len(lacking))} no '{key}'"
-            findings.append(table.finding(f"no-{key}", "error", lacking, what, lambda i: "none", cure))
+        lacking = [i for i, a in enumerate(table.annotations) if key not in a]
+        findings += table.findings(f"no-{key}", "error", lacking, f"no '{key}'", lambda i: "none", cure)
     if not findings and not _have_fitting_boxes(table):
-        odd = np.array(_indices(table, _is_no_box), dtype=np.int64)
-        if len(odd):
-            what = f"{quantity(len(odd))} a 'bbox' without exactly four numbers (five if rotated)"
-            findings.append(
-                table.finding("box-numbers", "error", odd, what, lambda i: _shown(table.annotations[i]["bbox"]))
-            )
-        unfit = np.array(_indices(table, _has_unfit_mode), dtype=np.int64)
-        if len(unfit):
-            what = f"{quantity(len(unfit))} a 'bbox_mode' that does not exist or does not fit the length of 'bbox'"
-            cure = _MODES + " XYWHA_ABS is for the five numbers of a rotated box, all others for four."
-            findings.append(table.finding("box-mode", "error", unfit, what, lambda i: _shown_mode(table, i), cure))
+        boxes = [(i, a["bbox"], a["bbox_mode"]) for i, a in enumerate(table.annotations)]
+        odd = [i for i, box, _ in boxes if not _is_box(box)]
+        flaw = "a 'bbox' without exactly four numbers (five if rotated)"
+        findings += table.findings("box-numbers", "error", odd, flaw, lambda i: _shown(table.annotations[i]["bbox"]))
+        unfit = [i for i, box, mode in boxes if _is_box(box) and not _mode_fits(box, mode)]
+        flaw = "a 'bbox_mode' that does not exist or does not fit the length of 'bbox'"
+        cure = _MODES + " XYWHA_ABS is for the five numbers of a rotated box, all others for four."
+        findings += table.findings("box-mode", "error", unfit, flaw, lambda i: _shown_mode(table, i), cure)
     return findings
 
 
@@ -89,9 +79,7 @@ def usable(table: AnnotationTable) -> AnnotationTable:
     good = [
         i
         for i, a in enumerate(table.annotations)
-        if keys <= a.keys()
-        and not _is_no_box(a["bbox"], a["bbox_mode"])
-        and not _has_unfit_mode(a["bbox"], a["bbox_mode"])
+        if keys <= a.keys() and _is_box(a["bbox"]) and _mode_fits(a["bbox"], a["bbox_mode"])
     ]
     return table.take(np.array(good, dtype=np.int64))
 
@@ -113,26 +101,20 @@ def _have_fitting_boxes(table: AnnotationTable) -> bool:
     return all(_LENGTHS.get(mode) == n for mode, n in kinds) and all(issubclass(t, _NUMBERS) for t in types)
 
 
-def _indices(table: AnnotationTable, is_wrong: Callable[[Any, Any], bool]) -> list[int]:
-    return [i for i, a in enumerate(table.annotations) if is_wrong(a["bbox"], a["bbox_mode"])]
-
-
-def _is_no_box(box: Any, mode: Any) -> bool:
+def _is_box(box: Any) -> bool:
     if _length(box) not in (4, 5) or isinstance(box, (str, bytes, Mapping)):
-        return True
-    try:
-        return np.asarray(box, dtype=np.float64).ndim != 1
-    except (TypeError, ValueError):
-        return True
-
-
-def _has_unfit_mode(box: Any, mode: Any) -> bool:
-    if _is_no_box(box, mode):  # that is said already
         return False
     try:
-        return _LENGTHS.get(mode) != len(box)
+        return np.asarray(box, dtype=np.float64).ndim == 1
+    except (TypeError, ValueError):
+        return False
+
+
+def _mode_fits(box: Any, mode: Any) -> bool:
+    try:
+        return _LENGTHS.get(mode) == len(box)
     except TypeError:  # a list or such
-        return True
+        return False
 
 
 def _shown_mode(table: AnnotationTable, index: int) -> str:
@@ -148,59 +130,44 @@ def _shown(box: Any) -> str:
     return str(list(box)) if _length(box) >= 0 and not isinstance(box, str) else repr(box)
 
 
-def label_findings(table: AnnotationTable, num_classes: int | None, num_classes_key: str) -> list[Finding]:
-    """Check that labels are integers from 0 to the number of classes less one."""
+def label_findings(
+    table: AnnotationTable, num_classes: int | None, num_classes_key: str, mapped: bool = False
+) -> list[Finding]:
+    """Check that labels are integers from 0 to the number of classes less one.
+
+    `mapped` says that they were made from the category ids of a file, so that the ids cannot be the cause.
+    """
     values = [a["category_id"] for a in table.annotations]
     try:
         labels = np.asarray(values)
     except ValueError:  # lists among them
         labels = np.zeros(0)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        wrong = np.array([i for i, v in enumerate(values) if not isinstance(v, (int, np.integer))], dtype=np.int64)
-        if len(wrong):
-            what = f"{quantity(len(wrong))} a category_id that is not an integer"
-            cure = "Use labels from 0 on."
-            return [table.finding("label-type", "error", wrong, what, lambda i: repr(values[i]), cure)]
+        wrong = [i for i, v in enumerate(values) if not isinstance(v, (int, np.integer))]
+        if wrong:
+            flaw, cure = "a category_id that is not an integer", "Use labels from 0 on."
+            return table.findings("label-type", "error", wrong, flaw, lambda i: repr(values[i]), cure)
         labels = np.array([int(v) for v in values], dtype=np.int64)
 
-    findings = []
-    negative = np.flatnonzero(labels < 0)
-    if len(negative):
-        what = f"{quantity(len(negative))} a negative category_id"
-        findings.append(
-            table.finding(
-                "label-negative",
-                "error",
-                negative,
-                what,
-                lambda i: f"category_id {labels[i]}",
-                "Labels start at 0.",
-            )
-        )
-    if num_classes is not None:
-        excess = np.flatnonzero(labels >= num_classes)
-        if len(excess):
-            from_one = "" if labels.min() != 1 else " No label is 0: if the ids start at 1, subtract 1 instead."
-            what = (
-                f"{quantity(len(excess))} a category_id of {num_classes} or more, while {num_classes_key} is "
-                f"{num_classes}"
-            )
-            cure = f"Set {num_classes_key} to {int(labels.max()) + 1}.{from_one}"
-            findings.append(
-                table.finding("label-too-large", "error", excess, what, lambda i: f"category_id {labels[i]}", cure)
-            )
+    def show(i: int) -> str:
+        return f"category_id {labels[i]}"
+
+    flaw, cure = "a negative category_id", "Labels start at 0."
+    findings = table.findings("label-negative", "error", np.flatnonzero(labels < 0), flaw, show, cure)
+    if num_classes is not None and len(labels):
+        flaw = f"a category_id of {num_classes} or more, while {num_classes_key} is {num_classes}"
+        cure = f"Set {num_classes_key} to {int(labels.max()) + 1}."
+        if labels.min() == 1 and not mapped:
+            cure += " No label is 0: if the ids start at 1, subtract 1 instead."
+        findings += table.findings("label-too-large", "error", np.flatnonzero(labels >= num_classes), flaw, show, cure)
     return findings
 
 
 def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Find boxes that no model can be trained on.
+    """Find boxes that no model can be trained on, in a table without `structure_findings`.
 
-    Args:
-        table: annotations without `structure_findings`.
-
-    Returns:
-        the boxes, `float64[M, 4]`, `(x1, y1, x2, y2)` in pixels (NaN for rotated ones), and the indices of
-        annotations with a box that is "not finite", "empty" or "outside".
+    Returns the boxes, `float64[M, 4]`, `(x1, y1, x2, y2)` in pixels (NaN for rotated ones), and the indices of those
+    that are "not finite", "empty" or "outside".
     """
     num = len(table)
     modes = np.fromiter((a["bbox_mode"] for a in table.annotations), dtype=np.int64, count=num)
@@ -250,18 +217,11 @@ def box_findings(
     table: AnnotationTable, bad: dict[str, np.ndarray], cure: str, level: Level = "error"
 ) -> list[Finding]:
     """Turn what `classify_boxes` found into findings."""
-    return [
-        table.finding(
-            "box-" + kind.replace(" ", "-"),
-            level,
-            indices,
-            f"{quantity(len(indices))} {_BAD_BOXES[kind]}",
-            lambda i: _describe_box(table, i),
-            cure,
-        )
-        for kind, indices in bad.items()
-        if len(indices)
-    ]
+    findings = []
+    for kind, indices in bad.items():
+        name = "box-" + kind.replace(" ", "-")
+        findings += table.findings(name, level, indices, _BAD_BOXES[kind], lambda i: _describe_box(table, i), cure)
+    return findings
 
 
 def _describe_box(table: AnnotationTable, index: int) -> str:
@@ -271,32 +231,26 @@ def _describe_box(table: AnnotationTable, index: int) -> str:
     return f"{mode} {list(annotation['bbox'])} (image {record.get('width')} x {record.get('height')})"
 
 
-def overhang(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> Finding | None:
+def overhang(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> list[Finding]:
     """Find boxes that end more than a pixel beyond the edge of their image."""
     height, width = table.sizes_hw().T
     # One pixel more or less is a matter of convention: some formats count pixels from one.
     over = (boxes_xyxy[:, :2] < -1.0).any(axis=1) | (boxes_xyxy[:, 2] > width + 1.0) | (boxes_xyxy[:, 3] > height + 1.0)
     for indices in bad.values():
         over[indices] = False
-    partly = np.flatnonzero(over)
-    if not len(partly):
-        return None
-    what = f"{quantity(len(partly), verb='ends')} beyond the edge of the image and will be clipped"
-    return table.finding("box-overhang", "warning", partly, what, lambda i: _describe_box(table, i))
+    flaw = "a box that ends beyond the edge of the image and will be clipped"
+    return table.findings("box-overhang", "warning", np.flatnonzero(over), flaw, lambda i: _describe_box(table, i))
 
 
-def small_boxes(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> Finding | None:
+def small_boxes(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> list[Finding]:
     """Find boxes of at most a pixel's width or height, which are mostly slips of the mouse."""
     side = np.minimum(boxes_xyxy[:, 2] - boxes_xyxy[:, 0], boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
     small = side <= 1.0  # false for NaN
     for indices in bad.values():
         small[indices] = False
-    found = np.flatnonzero(small)
-    if not len(found):
-        return None
-    what = f"{quantity(len(found))} a box of no more than a pixel in width or height"
+    flaw = "a box of no more than a pixel in width or height"
     cure = "Most such boxes are slips of the mouse: look at them, and take them out."
-    return table.finding("box-tiny", "warning", found, what, lambda i: _describe_box(table, i), cure)
+    return table.findings("box-tiny", "warning", np.flatnonzero(small), flaw, lambda i: _describe_box(table, i), cure)
 
 
 def keypoint_findings(
@@ -304,13 +258,7 @@ def keypoint_findings(
 ) -> list[Finding]:
     """Check the keypoints: their number, that they are numbers, and that no object of an image lacks them.
 
-    Args:
-        table: all annotations.
-        num_keypoints: how many each object has that has any; None: as many as most of them.
-        key: where this number is set.
-
-    Returns:
-        the findings; at most one if all keypoints are numbers.
+    `num_keypoints` is how many each object has that has any (None: as many as most of them), `key` what sets it.
     """
     keypoints = [a.get("keypoints") for a in table.annotations]
     counts = np.fromiter(map(_count_numbers, keypoints), dtype=np.int64, count=len(table))
@@ -327,19 +275,18 @@ def keypoint_findings(
             right = min(lengths) // 3
             cure += f" If {right} is right, set {key} to {right}."
         origin = f"({key} = {num_keypoints})" if given else "(as most others have)"
-        what = f"{quantity(len(wrong))} keypoints that are not {expected} numbers {origin}"
+        flaw = f"keypoints that are not {expected} numbers {origin}"
         shown = {i: f"{counts[i]} numbers" if counts[i] > 0 else repr(keypoints[i]) for i in wrong[:MAX_CASES].tolist()}
-        return [table.finding("keypoint-count", "error", wrong, what, lambda i: shown[i], cure)]
+        return table.findings("keypoint-count", "error", wrong, flaw, shown.__getitem__, cure)
     having = np.flatnonzero(counts)
     findings = _unusable_keypoints(table, having, expected)
     if given:
         some = np.zeros(len(table.dicts), dtype=bool)
         some[table.image_of[having]] = True
         lacking = np.flatnonzero((counts == 0) & some[table.image_of])
-        if len(lacking):
-            what = f"{quantity(len(lacking))} no keypoints, while others of the image have"
-            cure = f"Give each object {num_keypoints} keypoints; those that are not labelled are 0, 0, 0."
-            findings.append(table.finding("keypoint-missing", "error", lacking, what, lambda i: "none", cure))
+        flaw = "no keypoints, while others of the image have"
+        cure = f"Give each object {num_keypoints} keypoints; those that are not labelled are 0, 0, 0."
+        findings += table.findings("keypoint-missing", "error", lacking, flaw, lambda i: "none", cure)
     return findings
 
 
@@ -364,15 +311,11 @@ def _unusable_keypoints(table: AnnotationTable, having: np.ndarray, numbers: int
         xyv = np.stack([_as_xyv(k, numbers // 3) for k in keypoints])
     labelled = ~(xyv[:, :, 2] == 0)
     wrong = having[(labelled & ~np.isfinite(xyv).all(axis=2)).any(axis=1)]
-    if not len(wrong):
-        return []
-    what = f"{quantity(len(wrong))} keypoints that are not finite numbers"
     cure = "Correct them; one that is not labelled is 0, 0, 0."
-    return [
-        table.finding(
-            "keypoint-numbers", "error", wrong, what, lambda i: reprlib.repr(table.annotations[i]["keypoints"]), cure
-        )
-    ]
+    flaw = "keypoints that are not finite numbers"
+    return table.findings(
+        "keypoint-numbers", "error", wrong, flaw, lambda i: reprlib.repr(table.annotations[i]["keypoints"]), cure
+    )
 
 
 def _as_xyv(keypoints: Any, count: int) -> np.ndarray:

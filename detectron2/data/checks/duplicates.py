@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, quantity
+from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, image_findings, quantity
 
 __all__ = [
     "annotation_id_findings",
@@ -34,29 +34,16 @@ def image_id_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
     except TypeError:  # lists and such: ids of the user's own kind
         return []
     wrong = [n for n, i in enumerate(ids) if counts.get(i, 0) > 1]
-    if not wrong:
-        return []
-    what = f"{quantity(len(wrong), 'image', 'has')} an image_id that another one has too"
     cure = "Evaluation would take them for the same image; give each its own."
-    return [_image_finding(dicts, "image-id-twice", "warning", wrong, what, cure)]
+    return image_findings(dicts, "image-id-twice", "warning", wrong, "an image_id that another one has too", cure)
 
 
 def file_name_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
     """Find files that are listed more than once."""
     counts = Counter(d["file_name"] for d in dicts if isinstance(d.get("file_name"), str))
     wrong = [n for n, d in enumerate(dicts) if counts.get(d.get("file_name"), 0) > 1]
-    if not wrong:
-        return []
-    what = f"{quantity(len(wrong), 'image', 'has')} a file that another one has too"
     cure = "Objects annotated in one of them count as background in the other; put the annotations together."
-    return [_image_finding(dicts, "file-twice", "warning", wrong, what, cure)]
-
-
-def _image_finding(
-    dicts: list[dict[str, Any]], kind: str, level: Any, which: list[int], what: str, cure: str
-) -> Finding:
-    cases = [Case("", dicts[n].get("file_name"), dicts[n].get("image_id")) for n in which[:MAX_CASES]]
-    return Finding(kind, level, what, cure, len(which), cases, np.array(which, dtype=np.int64))
+    return image_findings(dicts, "file-twice", "warning", wrong, "a file that another one has too", cure)
 
 
 def without_annotations(dicts: list[dict[str, Any]], filter_empty: bool | None) -> list[Finding]:
@@ -64,15 +51,12 @@ def without_annotations(dicts: list[dict[str, Any]], filter_empty: bool | None) 
     if not any("annotations" in d for d in dicts):
         return []  # not a data set of objects
     empty = [n for n, d in enumerate(dicts) if all(a.get("iscrowd", 0) for a in d.get("annotations") or ())]
-    if not empty:
-        return []
     fate = {
         None: "DATALOADER.FILTER_EMPTY_ANNOTATIONS decides whether training leaves them out; it does so by default.",
         True: "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True: training leaves them out.",
         False: "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False: training uses them as images of background.",
     }[filter_empty]
-    what = f"{quantity(len(empty), 'image', 'has')} no objects"
-    return [_image_finding(dicts, "image-empty", "note", empty, what, fate)]
+    return image_findings(dicts, "image-empty", "note", empty, "no objects", fate)
 
 
 def annotation_id_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
@@ -105,24 +89,16 @@ def duplicate_annotations(table: AnnotationTable, boxes_xyxy: np.ndarray) -> lis
     columns = [table.image_of[known], *(boxes_xyxy[known] + 0.0).T.copy().view(np.int64)]
     same_box = _repeats(columns)
     same_both = _repeats([*columns, labels[known]])
-    findings = []
-    repeated = known[same_both]
-    if len(repeated):
-        what = f"{quantity(len(repeated))} the box and the label of another annotation of the image"
-        cure = "Such duplicates make the object count twice; take them out."
-        findings.append(
-            table.finding(
-                "annotation-twice", "warning", repeated, what, lambda i: _box_text(boxes_xyxy, labels, i), cure
-            )
-        )
-    contrary = known[same_box & ~same_both]
-    if len(contrary):
-        what = f"{quantity(len(contrary))} the box of another annotation of the image, with another label"
-        cure = "Unless objects have several classes, one of the two is wrong."
-        findings.append(
-            table.finding("two-labels", "warning", contrary, what, lambda i: _box_text(boxes_xyxy, labels, i), cure)
-        )
-    return findings
+
+    def show(i: int) -> str:
+        return _box_text(boxes_xyxy, labels, i)
+
+    flaw = "the box and the label of another annotation of the image"
+    cure = "Such duplicates make the object count twice; take them out."
+    findings = table.findings("annotation-twice", "warning", known[same_both], flaw, show, cure)
+    flaw = "the box of another annotation of the image, with another label"
+    cure = "Unless objects have several classes, one of the two is wrong."
+    return findings + table.findings("two-labels", "warning", known[same_box & ~same_both], flaw, show, cure)
 
 
 def _repeats(columns: list[np.ndarray]) -> np.ndarray:
@@ -167,15 +143,15 @@ def near_duplicates(table: AnnotationTable, boxes_xyxy: np.ndarray) -> list[Find
         different = (boxes[left] != boxes[right]).any(axis=1)
         found.append(order[right[(iou >= _NEAR_IOU) & different]])
     indices = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
-    if not len(indices):
-        return []
-    what = f"{quantity(len(indices))} nearly the box of another annotation of the same label (IoU {_NEAR_IOU} or more)"
-    cure = "Perhaps the object was annotated twice."
-    return [
-        table.finding(
-            "annotation-nearly-twice", "note", indices, what, lambda i: _box_text(boxes_xyxy, labels, i), cure
-        )
-    ]
+    flaw = f"nearly the box of another annotation of the same label (IoU {_NEAR_IOU} or more)"
+    return table.findings(
+        "annotation-nearly-twice",
+        "note",
+        indices,
+        flaw,
+        lambda i: _box_text(boxes_xyxy, labels, i),
+        "Perhaps the object was annotated twice.",
+    )
 
 
 def class_name_findings(names: Sequence[str]) -> list[Finding]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, image_findings
 from detectron2.data.formats.reading import image_size_hw
 
 __all__ = ["file_findings", "file_problems", "nameless_findings"]
@@ -24,16 +24,9 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 
 def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str = "file_name") -> list[Finding]:
-    """Check that image files exist, are whole, and have the size that the data set says.
+    """Check that image files (or label maps, with another `key`) exist, are whole, and have the size that is said.
 
-    Args:
-        dicts: the data set.
-        max_files: look at no more than this many, evenly spaced; None: at all.
-        key: where the names are; other than "file_name" for label maps.
-
-    Returns:
-        at most one finding for each kind of problem: "file-missing", "file-unreadable", "file-size"; of label maps
-        with "label-map" in place of "file".
+    Of more than `max_files` files, that many are looked at, evenly spaced.
     """
     local = [n for n, d in enumerate(dicts) if isinstance(d.get(key), (str, os.PathLike)) and "://" not in str(d[key])]
     prefix, noun = ("file", "image files") if key == "file_name" else ("label-map", f"label maps ('{key}')")
@@ -70,29 +63,18 @@ def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str =
 
 def nameless_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
     """Find images of which it is not said where they are."""
-    wrong = [n for n, d in enumerate(dicts) if not isinstance(d.get("file_name"), (str, os.PathLike))]
-    if not wrong:
-        return []
-    cases = [
-        Case(f"(file_name {dicts[n].get('file_name')!r})", image_id=dicts[n].get("image_id")) for n in wrong[:MAX_CASES]
-    ]
-    what = f"{quantity(len(wrong), 'image')} no 'file_name'"
+    names = {n: d.get("file_name") for n, d in enumerate(dicts)}
+    wrong = {n: f"(file_name {v!r})" for n, v in names.items() if not isinstance(v, (str, os.PathLike))}
     cure = "Each needs the path of its file, unless a mapper of your own loads it."
-    return [Finding("no-file_name", "error", what, cure, len(wrong), cases, np.array(wrong, dtype=np.int64))]
+    return image_findings(dicts, "no-file_name", "error", wrong, "no 'file_name'", cure)
 
 
 def file_problems(
     dicts: list[dict[str, Any]], which: Iterable[int], key: str = "file_name"
 ) -> dict[int, tuple[str, str]]:
-    """Read the headers of some image files, several at a time.
+    """Read the headers of the images with the indices `which`, several at a time.
 
-    Args:
-        dicts: the data set.
-        which: indices of the images to look at.
-        key: where the names are.
-
-    Returns:
-        for the images with a problem: its kind, "missing", "unreadable" or "size", and what it is.
+    Returns, for those with a problem, its kind ("missing", "unreadable" or "size") and what it is.
     """
     which = list(which)
     with ThreadPoolExecutor(max_workers=min(_THREADS, len(which) or 1)) as threads:

@@ -3,14 +3,24 @@
 `N` images, `M` annotations (crowd regions aside, which training leaves out) of all images, one behind the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["MAX_CASES", "MAX_EXAMPLES", "AnnotationTable", "Case", "Finding", "Level", "describe_image", "quantity"]
+__all__ = [
+    "MAX_CASES",
+    "MAX_EXAMPLES",
+    "AnnotationTable",
+    "Case",
+    "Finding",
+    "Level",
+    "describe_image",
+    "image_findings",
+    "quantity",
+]
 
 MAX_EXAMPLES = 3
 """How many of many cases of the same mistake a message shows."""
@@ -116,6 +126,27 @@ def quantity(count: int, noun: str = "annotation", verb: str = "has") -> str:
     return f"{count} {noun} {verb}".strip() if count == 1 else f"{count} {plural_noun} {plural}".strip()
 
 
+def image_findings(
+    dicts: Sequence[Any],
+    kind: str,
+    level: Level,
+    found: Mapping[int, str] | Sequence[int],
+    flaw: str,
+    cure: str = "",
+    *,
+    noun: str = "image",
+    verb: str = "has",
+    key: str = "file_name",
+) -> list[Finding]:
+    """Return one finding, "3 images have `flaw`", if any are `found`: indices, and perhaps what is there."""
+    if not len(found):
+        return []
+    values = found if isinstance(found, Mapping) else dict.fromkeys(found, "")
+    cases = [Case(v, dicts[n].get(key), dicts[n].get("image_id")) for n, v in islice(values.items(), MAX_CASES)]
+    what = f"{quantity(len(values), noun, verb)} {flaw}"
+    return [Finding(kind, level, what, cure, len(values), cases, np.array(list(values), dtype=np.int64))]
+
+
 @dataclass
 class AnnotationTable:
     """All annotations of a data set but crowd regions, one behind the other."""
@@ -162,12 +193,16 @@ class AnnotationTable:
             self.annotations[index].get("id"),
         )
 
-    def finding(
-        self, kind: str, level: Level, indices: np.ndarray, what: str, show: Callable[[int], str], cure: str = ""
-    ) -> Finding:
-        """Return some annotations as a finding; `show` says what is there, and `what` begins with their number."""
+    def findings(
+        self, kind: str, level: Level, indices: Any, flaw: str, show: Callable[[int], str], cure: str = ""
+    ) -> list[Finding]:
+        """Return one finding, "3 annotations have `flaw`", if there are any `indices`; `show` says what is there."""
+        if not len(indices):
+            return []
+        indices = np.asarray(indices, dtype=np.int64)
         cases = [self.case(i, show(i)) for i in indices[:MAX_CASES].tolist()]
-        return Finding(kind, level, what, cure, len(indices), cases, self.image_of[indices])
+        what = f"{quantity(len(indices))} {flaw}"
+        return [Finding(kind, level, what, cure, len(indices), cases, self.image_of[indices])]
 
 
 def _number(value: Any) -> float:

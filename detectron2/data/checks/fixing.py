@@ -21,13 +21,8 @@ _LEAST_AREA = 1e-6
 def fix(data: AnnotatedImages, *, check_files: bool = True, max_files: int | None = None) -> dict[str, int]:
     """Repair what can be repaired without guessing, and take the rest out.
 
-    Args:
-        data: what was read; its content is replaced by a cleaned one, and its findings are emptied.
-        check_files: whether to take out images that cannot be read, and to correct sizes.
-        max_files: look at no more files than this, evenly spaced; None: at all.
-
-    Returns:
-        what was changed, and how often; in the order in which it was done.
+    The content of `data` is replaced by a cleaned one. Of more than `max_files` images, that many are looked at, evenly
+    spaced. Returns what was changed, and how often, in the order in which it was done.
     """
     changes: Counter[str] = Counter()
     categories = _categories(data.content["categories"], changes)

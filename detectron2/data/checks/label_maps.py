@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from detectron2.data.checks.files import file_findings
-from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
+from detectron2.data.checks.findings import Finding, image_findings
 from detectron2.data.detection_utils import read_image
 from detectron2.data.formats.reading import image_size_hw
 from detectron2.utils.file_io import PathManager
@@ -31,16 +31,8 @@ def label_map_findings(
 ) -> list[Finding]:
     """Check the files that "sem_seg_file_name" and "pan_seg_file_name" name.
 
-    Args:
-        dicts: the data set.
-        max_files: look for no more than this many of each, evenly spaced; None: for all.
-        num_labels: number of classes of the model; None leaves the upper end of the labels unchecked.
-        num_labels_key: what sets it, for the message.
-        ignore_label: label of the pixels that do not count.
-        decode: whether to look into a sample of the files.
-
-    Returns:
-        the findings.
+    Of more than `max_files` files of each, that many are looked for; a sample is decoded. `num_labels` None leaves the
+    upper end of the labels unchecked.
     """
     findings = []
     for key in ("sem_seg_file_name", "pan_seg_file_name"):
@@ -56,23 +48,19 @@ def label_map_findings(
         except OSError:  # among the findings already
             continue
         except ValueError as e:
-            flaws[n] = str(e)
+            flaws[n] = f"({e})"
             continue
         highest = int(labels[labels != ignore_label].max(initial=0))
         if num_labels is not None and highest >= num_labels:
             excess[n] = highest
-    if flaws:
-        what = f"{quantity(len(flaws), 'label map', '')} cannot be used"
-        cure = "A label map is a grey 8-bit image of the size of its image, whose pixel values are the labels."
-        findings.append(_of_images("label-map-kind", "error", dicts, flaws, what, cure))
-    if excess:
-        what = f"{quantity(len(excess), 'label map')} labels of {num_labels} or more, while {num_labels_key} is"
-        what += f" {num_labels}"
-        cure = f"Set {num_labels_key} to {max(excess.values()) + 1}, or give such pixels the label to be ignored, "
-        cure += f"{ignore_label}."
-        shown = {n: f"label {label}" for n, label in excess.items()}
-        findings.append(_of_images("label-map-labels", "error", dicts, shown, what, cure))
-    return findings
+    where: Any = {"noun": "label map", "key": "sem_seg_file_name"}
+    cure = "A label map is a grey 8-bit image of the size of its image, whose pixel values are the labels."
+    findings += image_findings(dicts, "label-map-kind", "error", flaws, "cannot be used", cure, verb="", **where)
+    highest = max(excess.values(), default=0)
+    shown = {n: f"(label {label})" for n, label in excess.items()}
+    flaw = f"labels of {num_labels} or more, while {num_labels_key} is {num_labels}"
+    cure = f"Set {num_labels_key} to {highest + 1}, or give such pixels the label to be ignored, {ignore_label}."
+    return findings + image_findings(dicts, "label-map-labels", "error", shown, flaw, cure, **where)
 
 
 def _sample(dicts: list[dict[str, Any]], key: str) -> Iterator[tuple[int, str]]:
@@ -118,37 +106,26 @@ def segment_findings(
 ) -> list[Finding]:
     """Check "segments_info" of panoptic data sets, and a sample of the files against it.
 
-    Args:
-        dicts: the data set.
-        num_categories: number of categories; None leaves the upper end unchecked.
-        name_of_number: where this number comes from, for the message.
-        decode: whether to look into a sample of the files.
-
-    Returns:
-        the findings.
+    `num_categories` None leaves the upper end of the categories unchecked; `name_of_number` says where it comes from.
     """
     having = [n for n, d in enumerate(dicts) if "pan_seg_file_name" in d]
-    without = {n: repr(dicts[n].get("segments_info"))[:80] for n in having if not _is_segments(dicts[n])}
+    without = {n: f"({repr(dicts[n].get('segments_info'))[:80]})" for n in having if not _is_segments(dicts[n])}
     if without:
-        what = f"{quantity(len(without), 'image')} 'pan_seg_file_name', but no usable 'segments_info'"
+        flaw = "'pan_seg_file_name', but no usable 'segments_info'"
         cure = "It is a list of a dict for each segment, with 'id' and 'category_id'."
-        return [_of_images("segments", "error", dicts, without, what, cure)]
+        return image_findings(dicts, "segments", "error", without, flaw, cure, key="pan_seg_file_name")
     wrong = {}
     for n in having:
         for s in dicts[n]["segments_info"]:
             category = s["category_id"]
             if category < 0 or (num_categories is not None and category >= num_categories):
-                wrong[n] = f"segment id {s['id']} has category_id {category}"
+                wrong[n] = f"(segment id {s['id']} has category_id {category})"
                 break
-    findings = []
-    if wrong:
-        limit = "" if num_categories is None else f" {num_categories} or more ({name_of_number}), or"
-        what = f"{quantity(len(wrong), 'image')} segments with a category_id of{limit} less than 0"
-        cure = "Categories are numbered from 0; ids of the data set have to be mapped."
-        findings.append(_of_images("segment-category", "error", dicts, wrong, what, cure))
-    if decode:
-        findings += _compare_ids(dicts)
-    return findings
+    limit = "" if num_categories is None else f" {num_categories} or more ({name_of_number}), or"
+    flaw = f"segments with a category_id of{limit} less than 0"
+    cure = "Categories are numbered from 0; ids of the data set have to be mapped."
+    found = image_findings(dicts, "segment-category", "error", wrong, flaw, cure, key="pan_seg_file_name")
+    return found + (_compare_ids(dicts) if decode else [])
 
 
 def number_of_categories(metadata: Any) -> tuple[int | None, str]:
@@ -180,34 +157,13 @@ def _compare_ids(dicts: list[dict[str, Any]]) -> list[Finding]:
         drawn = set(np.unique(rgb @ (1, 256, 256 * 256)).tolist())
         said = {int(s["id"]) for s in dicts[n]["segments_info"]}
         if said - drawn:
-            absent[n] = f"no pixel has the id {min(said - drawn)} ({len(said - drawn)} of {len(said)} are absent)"
+            absent[n] = f"(no pixel has the id {min(said - drawn)}; {len(said - drawn)} of {len(said)} are absent)"
         if drawn - said - {0}:
-            unknown[n] = f"pixels have the id {min(drawn - said - {0})}"
-    findings = []
-    for kind, level, found, text, cure in (
-        (
-            "segment-absent",
-            "error",
-            absent,
-            "segments that its file does not show",
-            "The id of a pixel is R + 256 G + 65536 B; is the file a colour image of these ids?",
-        ),
-        (
-            "segment-unknown",
-            "warning",
-            unknown,
-            "pixels with an id other than 0 that 'segments_info' does not have",
-            "Such pixels count as unlabelled.",
-        ),
-    ):
-        if found:
-            findings.append(_of_images(kind, level, dicts, found, f"{quantity(len(found), 'image')} {text}", cure))
-    return findings
-
-
-def _of_images(
-    kind: str, level: Any, dicts: list[dict[str, Any]], found: dict[int, str], what: str, cure: str
-) -> Finding:
-    key = "pan_seg_file_name" if kind.startswith("segment") else "sem_seg_file_name"
-    cases = [Case(f"({found[n]})", dicts[n].get(key), dicts[n].get("image_id")) for n in list(found)[:MAX_CASES]]
-    return Finding(kind, level, what, cure, len(found), cases, np.array(list(found), dtype=np.int64))
+            unknown[n] = f"(pixels have the id {min(drawn - said - {0})})"
+    flaw = "segments that its file does not show"
+    cure = "The id of a pixel is R + 256 G + 65536 B; is the file a colour image of these ids?"
+    key = "pan_seg_file_name"
+    findings = image_findings(dicts, "segment-absent", "error", absent, flaw, cure, key=key)
+    flaw = "pixels with an id other than 0 that 'segments_info' does not have"
+    cure = "Such pixels count as unlabelled."
+    return findings + image_findings(dicts, "segment-unknown", "warning", unknown, flaw, cure, key=key)

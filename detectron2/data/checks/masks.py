@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.checks.findings import AnnotationTable, Finding, Level, quantity
+from detectron2.data.checks.findings import AnnotationTable, Finding, Level
 from detectron2.data.formats.reading import is_polygon
 from detectron2.data.formats.run_lengths import is_compressed, run_length_totals
 
@@ -37,17 +37,12 @@ def mask_findings(table: AnnotationTable, mask_format: str) -> list[Finding]:
             missing.append(i)
         elif not isinstance(mask, list) and mask_format == "polygon":
             bitmaps.append(i)
-    findings = []
-    if missing:
-        indices = np.array(missing)
-        what = f"{quantity(len(indices))} no 'segmentation', while MODEL.MASK_ON is True"
-        cure = "Add masks, or set MODEL.MASK_ON to False."
-        findings.append(table.finding("mask-missing", "error", indices, what, lambda i: "none", cure))
+    flaw, cure = "no 'segmentation', while MODEL.MASK_ON is True", "Add masks, or set MODEL.MASK_ON to False."
+    findings = table.findings("mask-missing", "error", missing, flaw, lambda i: "none", cure)
     findings += malformed_masks(table)
     if bitmaps:
-        indices = np.array(bitmaps)
-        images = len(np.unique(table.image_of[indices]))
-        what = f"{quantity(len(indices))} a mask that is not a polygon, while INPUT.MASK_FORMAT is 'polygon'"
+        images = len(np.unique(table.image_of[bitmaps]))
+        flaw = "a mask that is not a polygon, while INPUT.MASK_FORMAT is 'polygon'"
         cure = (
             f"All masks of {'this image' if images == 1 else f'these {images} images'} are given as bitmaps, those of "
             "the others as polygons. Set INPUT.MASK_FORMAT to 'bitmask' for bitmaps everywhere."
@@ -55,7 +50,7 @@ def mask_findings(table: AnnotationTable, mask_format: str) -> list[Finding]:
         shown = {
             i: "run lengths" if isinstance(table.annotations[i]["segmentation"], dict) else "a bitmap" for i in bitmaps
         }
-        findings.append(table.finding("mask-format", "warning", indices, what, lambda i: shown[i], cure))
+        findings += table.findings("mask-format", "warning", bitmaps, flaw, shown.__getitem__, cure)
     return findings
 
 
@@ -78,11 +73,10 @@ def malformed_masks(table: AnnotationTable) -> list[Finding]:
             elif isinstance(mask, dict):
                 compressed.append(i)
     flaws["mask-size"].update(_wrong_totals(table, compressed))
-    return [
-        table.finding(kind, "error", np.array(list(found)), f"{quantity(len(found))} {what}", found.__getitem__, cure)
-        for (kind, found), (what, cure) in zip(flaws.items(), _FLAWS, strict=True)
-        if found
-    ]
+    findings = []
+    for (kind, found), (flaw, cure) in zip(flaws.items(), _FLAWS, strict=True):
+        findings += table.findings(kind, "error", list(found), flaw, found.__getitem__, cure)
+    return findings
 
 
 _FLAWS = (
@@ -200,12 +194,9 @@ def flat_polygon_findings(table: AnnotationTable) -> list[Finding]:
     )
     for kind, level, which, text, cure in flaws:
         found = np.flatnonzero(which)
-        if len(found):
-            # One case for each annotation
-            indices, first = np.unique(owners[found], return_index=True)
-            shown = {int(i): str(list(polygons[found[f]]))[:80] for i, f in zip(indices, first, strict=True)}
-            what = f"{quantity(len(indices))} a polygon {text}"
-            findings.append(table.finding(kind, level, indices, what, shown.__getitem__, cure))
+        indices, first = np.unique(owners[found], return_index=True)  # one case for each annotation
+        shown = {int(i): str(list(polygons[found[f]]))[:80] for i, f in zip(indices, first, strict=True)}
+        findings += table.findings(kind, level, indices, f"a polygon {text}", shown.__getitem__, cure)
     return findings
 
 
@@ -217,13 +208,12 @@ def self_intersections(table: AnnotationTable) -> list[Finding]:
         candidates = np.linspace(0, len(polygons) - 1, _CROSSINGS_TO_EXAMINE).round().astype(np.int64)
     candidates = candidates[np.isfinite(polygon_areas([polygons[i] for i in candidates.tolist()]))]
     crossing = [i for i in candidates.tolist() if len(polygons[i]) <= 2 * _MOST_POINTS and _crosses(polygons[i])]
-    if not crossing:
-        return []
-    indices = np.unique(owners[crossing])
-    what = f"{quantity(len(indices))} a polygon that crosses itself, among {len(candidates)} examined polygons"
+    flaw = f"a polygon that crosses itself, among {len(candidates)} examined polygons"
     cure = "How much of it is filled depends on the program."
     points = {int(owners[i]): len(polygons[i]) // 2 for i in crossing}
-    return [table.finding("polygon-crossing", "note", indices, what, lambda i: f"{points[i]} points", cure)]
+    return table.findings(
+        "polygon-crossing", "note", np.unique(owners[crossing]), flaw, lambda i: f"{points[i]} points", cure
+    )
 
 
 def _crosses(polygon: Any) -> bool:

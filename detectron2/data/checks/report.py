@@ -163,7 +163,7 @@ def inspect_dataset_dicts(
     found += structure
     if structure:
         table = usable(table)
-    labels = label_findings(table, num_classes, num_classes_key)
+    labels = label_findings(table, num_classes, num_classes_key, mapped=findings is not None)
     found += labels
     boxes_xyxy, bad = classify_boxes(table)
     found += box_findings(
@@ -172,7 +172,7 @@ def inspect_dataset_dicts(
         "Training leaves them out." if drop_degenerate else "Correct them or take them out.",
         "warning" if drop_degenerate else "error",
     )
-    found += [f for f in (overhang(table, boxes_xyxy, bad), small_boxes(table, boxes_xyxy, bad)) if f is not None]
+    found += overhang(table, boxes_xyxy, bad) + small_boxes(table, boxes_xyxy, bad)
     if not any(f.kind == "label-type" for f in labels):
         found += duplicate_annotations(table, boxes_xyxy) + near_duplicates(table, boxes_xyxy)
         _count_classes(report, table, boxes_xyxy, class_names)

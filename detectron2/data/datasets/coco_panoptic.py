@@ -26,12 +26,7 @@ from detectron2.data.formats.reading import (
     timed,
 )
 
-__all__ = [
-    "load_coco_panoptic_json",
-    "merge_to_panoptic",
-    "register_coco_panoptic",
-    "register_coco_panoptic_separated",
-]
+__all__ = ["load_coco_panoptic_json", "merge_to_panoptic", "register_coco_panoptic", "register_coco_panoptic_separated"]
 
 logger = logging.getLogger(__name__)
 
@@ -228,15 +223,7 @@ def merge_to_panoptic(
 ) -> list[dict[str, Any]]:
     """Join instance annotations with semantic segmentations of the same images.
 
-    Args:
-        detection_dicts: dataset dicts with `annotations`.
-        sem_seg_dicts: dataset dicts with `sem_seg_file_name`.
-
-    Returns:
-        the first list, each dict with the keys of both.
-
-    Raises:
-        ValueError: an image has no semantic segmentation.
+    Returns the first list, each dict with the keys of both; an image without a semantic segmentation is a `ValueError`.
     """
     semantic = {os.path.normpath(d["file_name"]): d for d in sem_seg_dicts}
     missing = [d["file_name"] for d in detection_dicts if os.path.normpath(d["file_name"]) not in semantic]

@@ -67,11 +67,7 @@ def load_voc_instances(dirname: str | os.PathLike[str], split: str, class_names:
 
 
 def register_pascal_voc(
-    name: str,
-    dirname: str | os.PathLike[str],
-    split: str,
-    year: int,
-    class_names: Sequence[str] = CLASS_NAMES,
+    name: str, dirname: str | os.PathLike[str], split: str, year: int, class_names: Sequence[str] = CLASS_NAMES
 ) -> None:
     """Register a data set in the Pascal VOC format. Nothing is read yet.
 

@@ -134,7 +134,7 @@ def _stuff_label_of_category() -> dict[int, int]:
 
 
 def stuff_labels(panoptic_rgb: np.ndarray, category_of_segment: Mapping[int, int]) -> np.ndarray:
-    """Semantic labels for Panoptic FPN (Kirillov et al., arXiv:1901.02446) from COCO's panoptic annotation.
+    """Return semantic labels for Panoptic FPN (Kirillov et al., arXiv:1901.02446) from COCO's panoptic annotation.
 
     Args:
         panoptic_rgb: uint8 `(H, W, 3)`; the segment of a pixel is `R + 256 * G + 65536 * B`.
@@ -142,9 +142,6 @@ def stuff_labels(panoptic_rgb: np.ndarray, category_of_segment: Mapping[int, int
 
     Returns:
         uint8 `(H, W)`: 0 for all things, 1 to 53 for stuff, 255 where there is no segment.
-
-    Raises:
-        ValueError: a category is none of COCO's panoptic ones, or the shape is another.
     """
     if panoptic_rgb.ndim != 3 or panoptic_rgb.shape[2] != 3 or panoptic_rgb.dtype != np.uint8:
         raise ValueError(
@@ -162,17 +159,9 @@ def stuff_labels(panoptic_rgb: np.ndarray, category_of_segment: Mapping[int, int
 
 
 def cocofied(lvis: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of LVIS' annotations that are of COCO's categories, under COCO's ids.
+    """Return those of LVIS' annotations that are of COCO's categories, under COCO's ids.
 
-    Args:
-        lvis: content of an LVIS file; its categories have their "synset". It is not changed.
-
-    Returns:
-        The same with other "categories", "annotations", and lists of categories in "images". What LVIS says of a
-        category ("frequency", ...) stays as it is.
-
-    Raises:
-        ValueError: the file lacks some of COCO's categories.
+    The categories of the content need their "synset". What LVIS says of a category ("frequency", ...) stays as it is.
     """
     coco_id_of = {
         c["id"]: COCO_ID_OF_SYNSET[c["synset"]] for c in lvis["categories"] if c.get("synset") in COCO_ID_OF_SYNSET
@@ -205,16 +194,9 @@ def cocofied(lvis: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ade20k_labels(raw: np.ndarray) -> np.ndarray:
-    """Labels from 0 on of the ADE20k scene parsing benchmark, where 0 stands for "other" and classes count from 1.
+    """Return the labels from 0 on of the ADE20k scene parsing benchmark.
 
-    Args:
-        raw: uint8 `(H, W)`, values 0 to 150.
-
-    Returns:
-        uint8 `(H, W)`: 0 to 149, and 255 for "other".
-
-    Raises:
-        ValueError: the image is another kind of annotation.
+    `raw` is uint8 `(H, W)`, where 0 stands for "other" and classes count from 1; the result has 255 for "other".
     """
     if raw.ndim != 2 or raw.dtype != np.uint8:
         raise ValueError(f"an annotation is one channel of 8 bits, this one has {raw.dtype} {raw.shape}")
@@ -226,15 +208,9 @@ def ade20k_labels(raw: np.ndarray) -> np.ndarray:
 
 
 def subset(content: Mapping[str, Any], size: int, *, seed: int | None = None) -> dict[str, Any]:
-    """Some images of a file in one of the COCO formats, with their annotations.
+    """Return a file in one of the COCO formats with fewer images, and their annotations.
 
-    Args:
-        content: the file, with "images". It is not changed.
-        size: how many images, at most.
-        seed: choose at random; None takes the first ones by their ids.
-
-    Returns:
-        The same with fewer images and annotations.
+    The first `size` images by their ids are taken, or random ones if there is a `seed`.
     """
     ids = sorted(image["id"] for image in content["images"])
     chosen = set(ids[:size] if seed is None else random.Random(seed).sample(ids, min(size, len(ids))))
@@ -250,19 +226,7 @@ def subset(content: Mapping[str, Any], size: int, *, seed: int | None = None) ->
 
 
 def read_content(path: str, *keys: str) -> dict[str, Any]:
-    """Read an annotation file.
-
-    Args:
-        path: the file.
-        *keys: what it must have.
-
-    Returns:
-        its content.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is malformed, or lacks a key.
-    """
+    """Read an annotation file, which must have the `keys`; a missing one is a `ValueError`."""
     content = read_json(path)
     missing = [key for key in keys if key not in content]
     if missing:
@@ -279,18 +243,9 @@ def write_json(content: Mapping[str, Any], path: str) -> None:
 
 
 def separated_stuff_tasks(panoptic_json: str, png_dir: str, output_dir: str) -> list[tuple[Any, ...]]:
-    """One task for `write_stuff_labels` for each image of a panoptic file.
+    """Return one task for `write_stuff_labels` for each image of a panoptic file with PNG files in `png_dir`.
 
-    Args:
-        panoptic_json: the annotation file.
-        png_dir: folder of its PNG files.
-        output_dir: folder of the semantic labels, which get the same names.
-
-    Returns:
-        the tasks.
-
-    Raises:
-        FileNotFoundError: the file or the folder of PNG files is missing.
+    The semantic labels, which get the same names, go to `output_dir`.
     """
     annotations = read_content(panoptic_json, "annotations")["annotations"]
     if not os.path.isdir(png_dir):
@@ -335,13 +290,9 @@ def _convert_image(path: str, output: str, convert: Callable[[np.ndarray], np.nd
 def convert_files(
     convert: Callable[[Any], None], tasks: Sequence[tuple[Any, ...]], title: str, options: argparse.Namespace
 ) -> None:
-    """Do many small pieces of work, with a progress bar on the terminal.
+    """Call `convert` with each of the tasks, tuples whose second entry is the file that it writes.
 
-    Args:
-        convert: does one of them; a function of a module.
-        tasks: what it is called with: tuples whose second entry is the file that it writes.
-        title: what to write beside the bar.
-        options: of `script_parser`.
+    A progress bar shows the `title`; `options` are those of `script_parser`.
     """
     from tqdm import tqdm
 
@@ -368,14 +319,7 @@ def convert_files(
 
 
 def script_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all scripts have.
-
-    Args:
-        description: what the script does, as its module says.
-
-    Returns:
-        a parser to add others to.
-    """
+    """Return a parser with the options that all scripts have, to add others to."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root", default=dataset_root(), help="folder of the data sets (default: $DETECTRON2_DATASETS or ./datasets)"
@@ -389,12 +333,9 @@ def script_parser(description: str | None) -> argparse.ArgumentParser:
 def run_script(
     main: Callable[[argparse.Namespace], Iterable[str]], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> None:
-    """Run a script; a missing or malformed file ends it with one line and exit status 1.
+    """Run a script, whose `main` yields a line for the user at each step.
 
-    Args:
-        main: does the work, and yields a line for the user at each step.
-        parser: of its options.
-        argv: the command line without the program; None takes the process's own.
+    A missing or malformed file ends it with one line and exit status 1.
     """
     options = parser.parse_args(argv)
     try:

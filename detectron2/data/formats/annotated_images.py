@@ -1,13 +1,13 @@
 """Data sets as they lie on disk, in any of the known formats, with their mistakes.
 
-Whatever the format, the content is that of a COCO annotation file: "images", "annotations", "categories". Unlike the
-loaders, which stop at the first mistake, the readers gather all as findings and go on.
+Whatever the format, the content is that of a COCO annotation file: "images", "annotations", "categories".
 """
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,17 +62,7 @@ class AnnotatedImages:
         return image_path(self.image_root, image["file_name"])
 
     def select(self, split: str) -> "AnnotatedImages":
-        """Take the part that belongs to one split.
-
-        Args:
-            split: its name.
-
-        Returns:
-            that part.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Return the part that belongs to one split."""
         if split not in self.splits:
             raise ValueError(f"'{self.source}' has no split '{split}'; it has: {', '.join(self.splits) or 'none'}.")
         ids = set(self.splits[split])
@@ -92,18 +82,7 @@ class AnnotatedImages:
 
 
 def guess_format(path: str | os.PathLike[str]) -> str:
-    """Tell the format of a data set by what lies there.
-
-    Args:
-        path: a file or a folder.
-
-    Returns:
-        one of `FORMATS`.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is not clear.
-    """
+    """Tell which of the `FORMATS` a file or folder has; a `ValueError` if it is not clear."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder '{path}' (working directory: '{os.getcwd()}').")
@@ -165,14 +144,7 @@ def read_images_hw(paths: Iterable[str]) -> list[tuple[int, int] | Exception]:
 
 
 def fill_sizes(data: AnnotatedImages) -> None:
-    """Read the sizes of those images whose size is not known, and put them into the content.
-
-    Args:
-        data: what was read; is changed.
-
-    Raises:
-        ValueError: an image cannot be read.
-    """
+    """Read the sizes of those images whose size is not known, and put them into the content."""
     unknown = [i for i in data.content["images"] if not i.get("width") or not i.get("height")]
     for image, size in zip(unknown, read_images_hw(data.path(i) for i in unknown), strict=True):
         if isinstance(size, Exception):
@@ -198,12 +170,7 @@ def flat_names(file_names: Iterable[str]) -> list[str]:
 
 
 def place_images(pairs: Iterable[tuple[str, Path]], mode: str) -> None:
-    """Put image files to other places.
-
-    Args:
-        pairs: from where to where.
-        mode: "copy", "link" (a symbolic link; a copy where the system allows none) or "none".
-    """
+    """Put images to other places: "copy", "link" (a copy where the system has no symbolic links) or "none"."""
     if mode == "none":
         return
     for source, target in pairs:
@@ -229,30 +196,22 @@ def upright_xywh(box: list[float]) -> list[float]:
     return [center_x - outer_w / 2, center_y - outer_h / 2, outer_w, outer_h]
 
 
-class write_folder_atomically:
+@contextlib.contextmanager
+def write_folder_atomically(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a folder under a temporary name, and give it its own when it is complete.
 
-    Args:
-        target: the folder; must not exist, or be empty.
-
-    Raises:
-        FileExistsError: there is something already.
+    The target must not exist, or be empty; else `FileExistsError`.
     """
-
-    def __init__(self, target: str | os.PathLike[str]) -> None:
-        self.target = Path(target)
-        if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-            raise FileExistsError(f"'{self.target}' exists already; name another place, or remove it.")
-        self.temporary = self.target.with_name(f"{self.target.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        self.temporary.mkdir(parents=True)
-        return self.temporary
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            return
-        if self.target.exists():
-            self.target.rmdir()
-        os.replace(self.temporary, self.target)
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"'{target}' exists already; name another place, or remove it.")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rmdir()
+    os.replace(temporary, target)

@@ -521,14 +521,9 @@ def _taken_out(values: list[Any]) -> Iterator[Any]:
 
 
 def keypoint_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
-    """Read "keypoints" and "skeleton" of the categories.
+    """Return `keypoint_names`, `keypoint_connection_rules`, and `keypoint_flip_map` where "left" and "right" tell it.
 
-    Args:
-        categories: those of the file.
-
-    Returns:
-        `keypoint_names` and `keypoint_connection_rules`; `keypoint_flip_map` where names with "left" and "right"
-        tell it. Nothing where no category has keypoints, or categories differ in them.
+    Nothing where no category has keypoints, or categories differ in them.
     """
     having = [c for c in categories if _are_names(c.get("keypoints"))]
     if not having or any(c["keypoints"] != having[0]["keypoints"] for c in having):
@@ -566,15 +561,9 @@ def _connections(names: list[str], skeleton: Any) -> list[tuple[str, str, tuple[
 
 
 def write_coco(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write `annotations/SPLIT.json` for each split, and `images`.
+    """Write `annotations/SPLIT.json` for each split, and `images`, into an empty folder; nothing is lost.
 
-    Args:
-        data: what to write.
-        folder: an empty folder.
-        images: "copy", "link" or "none"; see `place_images`.
-
-    Returns:
-        what the format cannot express, and how often: nothing.
+    `images` is a mode of `place_images`.
     """
     named = renamed_images(data, images)
     for split, ids in data.splits.items():

@@ -62,13 +62,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 class AnnotationFileError(ValueError):
-    """An annotation file cannot be used.
-
-    Args:
-        file: the file.
-        where: the place in it, such as "images[3]"; may be empty.
-        what: what is wrong there, and what to do.
-    """
+    """An annotation file cannot be used: which, the place in it, such as "images[3]" or "", and what is wrong there."""
 
     def __init__(self, file: str | os.PathLike[str], where: str, what: str) -> None:
         self.file, self.where, self.what = os.fspath(file), where, what
@@ -171,9 +165,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         hint = " (A list is the format of detection results, not of annotations.)" if isinstance(content, list) else ""
         raise AnnotationFileError(
-            path,
-            "",
-            f"expected a JSON object with 'images' and 'annotations', not {describe(content)}.{hint}",
+            path, "", f"expected a JSON object with 'images' and 'annotations', not {describe(content)}.{hint}"
         )
     return content
 
@@ -209,20 +201,7 @@ def describe(value: Any) -> str:
 
 
 def checked_objects(content: dict[str, Any], key: str, file: Any, *, required: bool = True) -> list[dict[str, Any]]:
-    """Find a list of objects in a file, such as its images.
-
-    Args:
-        content: what the file holds.
-        key: name of the list.
-        file: where it comes from, for messages.
-        required: whether the list must be there; otherwise none, or null, is an empty one.
-
-    Returns:
-        the list.
-
-    Raises:
-        ValueError: it is not there, or something else than a list of objects.
-    """
+    """Return a list of objects of a file, such as its images; none is an empty one unless it is `required`."""
     values = content.get(key)
     if values is None and not required:
         return []
@@ -238,20 +217,7 @@ def checked_objects(content: dict[str, Any], key: str, file: Any, *, required: b
 
 
 def checked_id(value: Any, file: Any, where: str, key: str = "id") -> int | str:
-    """Check an id: a string, or an integer of 64 bits (also where the file writes 3.0).
-
-    Args:
-        value: the value in the file.
-        file: where it comes from, for messages.
-        where: the place in it, for messages.
-        key: its name there, for messages.
-
-    Returns:
-        the id.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Return an id: a string, or an integer of 64 bits (also where the file writes 3.0). `where` is for messages."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer():
@@ -264,20 +230,7 @@ def checked_id(value: Any, file: Any, where: str, key: str = "id") -> int | str:
 
 
 def checked_file_name(name: Any, file: Any, where: str, key: str = "file_name") -> str:
-    """Return a name that a file may have.
-
-    Args:
-        name: the value in the annotation file.
-        file: that file, for messages.
-        where: the place in it, for messages.
-        key: its name there, for messages.
-
-    Returns:
-        the name.
-
-    Raises:
-        ValueError: it is something else than a string, empty, or has characters that no file name has.
-    """
+    """Return a name that a file may have. `where` is for messages."""
     if not isinstance(name, str) or not name:
         what = "empty" if name == "" else describe(name)
         raise AnnotationFileError(file, where, f"'{key}' must be a path, not {what}.")
@@ -291,21 +244,7 @@ def checked_file_name(name: Any, file: Any, where: str, key: str = "file_name") 
 
 
 def checked_size(value: Any, file: Any, where: str, key: str, hint: str = "") -> int:
-    """Return a height or a width in pixels: an integer (also where the file writes 640.0).
-
-    Args:
-        value: the value in the annotation file.
-        file: that file, for messages.
-        where: the place in it, for messages.
-        key: "height" or "width".
-        hint: what else to say in the message.
-
-    Returns:
-        the size.
-
-    Raises:
-        ValueError: it is not a positive integer, or larger than images can be.
-    """
+    """Return a height or a width in pixels: a positive integer (also where the file writes 640.0)."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is int and 0 < value < 2**31:

@@ -88,18 +88,8 @@ def read_voc_records(
 ) -> list[dict[str, Any]]:
     """Read the images of one list.
 
-    Args:
-        root: the folder.
-        split: the list.
-        classes: names of the classes.
-        report: takes the mistakes.
-
-    Returns:
-        for each image `file_name, image_id, height, width` (the sizes may be missing unless `report` is strict), and
-        "objects": each with "name", "bbox" `(x1, y1, x2, y2)`, and flags and "pose" where the file has them.
-
-    Raises:
-        FileNotFoundError: there is no such list.
+    Returns for each image `file_name, image_id, height, width` (the size may be missing unless `report` is strict), and
+    "objects": each with "name", "bbox" `(x1, y1, x2, y2)`, and flags and "pose" where the file has them.
     """
     return _read(root, _listed_names(root, split, report), classes, report)
 
@@ -258,15 +248,9 @@ def _as_coco(records: list[dict[str, Any]], classes: Sequence[str] | None) -> di
 
 
 def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write `Annotations`, `ImageSets/Main` and `JPEGImages`.
+    """Write `Annotations`, `ImageSets/Main` and `JPEGImages` into an empty folder.
 
-    Args:
-        data: what to write.
-        folder: an empty folder.
-        images: "copy", "link" or "none"; see `place_images`.
-
-    Returns:
-        what the format cannot express, and how often.
+    `images` is a mode of `place_images`. Returns what the format cannot express, and how often.
     """
     fill_sizes(data)
     lost: Counter[str] = Counter()

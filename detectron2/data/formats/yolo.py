@@ -215,17 +215,10 @@ _MISTAKES = {
 
 
 def write_yolo(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
-    """Write `data.yaml`, `images/SPLIT` and `labels/SPLIT`.
+    """Write `data.yaml`, `images/SPLIT` and `labels/SPLIT` into an empty folder.
 
-    Each image is in one split: one that others make up, such as trainval, is not written.
-
-    Args:
-        data: what to write.
-        folder: an empty folder.
-        images: "copy", "link" or "none"; see `place_images`.
-
-    Returns:
-        what the format cannot express, and how often.
+    Each image is in one split: one that others make up, such as trainval, is not written. `images` is a mode of
+    `place_images`. Returns what the format cannot express, and how often.
     """
     fill_sizes(data)
     lost: Counter[str] = Counter()

@@ -77,7 +77,7 @@ class TestBoxes:
         dicts = [record(*[annotation(bbox=b) for b in outside], annotation(bbox=[0, 0, 30.9, 20]))]
         assert check(*dicts) == dicts
         (text,) = warnings()
-        assert "3 annotations end beyond the edge" in text and "will be clipped" in text
+        assert "3 annotations have a box that ends beyond the edge" in text and "will be clipped" in text
 
     @pytest.mark.parametrize("builtin", [True, False])
     def test_dropped_where_allowed(self, warnings, builtin):
@@ -104,7 +104,7 @@ class TestBoxes:
         assert [[a.get("id") for a in d["annotations"]] for d in result] == [[None], [1, 3, 4], []]
         assert dicts == copies and result[0] is dicts[0]
         (text,) = warnings()
-        assert f"'{name}': 2 annotations with degenerate boxes are left out" in text
+        assert f"'{name}': 2 annotations have degenerate boxes and are left out" in text
 
     def test_dropping_does_not_hide_other_findings(self):
         dicts = [record(annotation(bbox=[1, 1, 0, 0]), annotation(category_id=100))]

@@ -47,5 +47,5 @@ class TestTable:
         assert table.image_of.tolist() == [0, 2] and table.position.tolist() == [1, 0]
         np.testing.assert_array_equal(table.sizes_hw(), [[4, 5], [np.nan, np.nan]])
         assert table.case(1, "x") == Case("x", "c.jpg", None, 0, 3)
-        finding = table.finding("k", "error", np.zeros(2 * MAX_CASES, dtype=np.int64), "what", str)
+        (finding,) = table.findings("k", "error", np.zeros(2 * MAX_CASES, dtype=np.int64), "what", str)
         assert finding.count == 2 * MAX_CASES == 2 * len(finding.cases)

@@ -99,7 +99,7 @@ class TestSegments:
         [
             (((1, 0), (70000, 2)), "category_id of 2 or more (the number of stuff_classes in the metadata)"),
             (((1, -1), (70000, 0)), "segment id 1 has category_id -1"),
-            (((1, 0), (70000, 1), (7, 1)), "no pixel has the id 7 (1 of 3 are absent)"),
+            (((1, 0), (70000, 1), (7, 1)), "(no pixel has the id 7; 1 of 3 are absent)"),
         ],
     )
     def test_bad(self, panoptic, segments, what):
