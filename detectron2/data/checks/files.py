@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detectron2.data.checks.findings import MAX_CASES, Case, Finding, image_findings
+from detectron2.data.checks.findings import MAX_CASES, Case, Finding, evenly_spaced, image_findings
 from detectron2.data.formats.reading import image_size_hw
 
 __all__ = ["file_findings", "file_problems", "nameless_findings"]
@@ -31,9 +31,8 @@ def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str =
     local = [n for n, d in enumerate(dicts) if isinstance(d.get(key), (str, os.PathLike)) and "://" not in str(d[key])]
     prefix, noun = ("file", "image files") if key == "file_name" else ("label-map", f"label maps ('{key}')")
     if max_files is not None and len(local) > max_files:
-        spaced = np.linspace(0, len(local) - 1, max_files).round().astype(np.int64).tolist()
         logger.info("Checking the headers of %d of %d %s.", max_files, len(local), noun)
-        local = [local[i] for i in spaced]
+        local = [local[i] for i in evenly_spaced(len(local), max_files)]
     problems = defaultdict(list)
     for n, (kind, detail) in file_problems(dicts, local, key).items():
         problems[kind].append((n, detail))

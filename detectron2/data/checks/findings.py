@@ -18,6 +18,7 @@ __all__ = [
     "Finding",
     "Level",
     "describe_image",
+    "evenly_spaced",
     "image_findings",
     "quantity",
 ]
@@ -124,6 +125,13 @@ def quantity(count: int, noun: str = "annotation", verb: str = "has") -> str:
     plural = {"has": "have", "is": "are", "ends": "end", "belongs": "belong", "": ""}[verb]
     plural_noun = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("x") else "s")
     return f"{count} {noun} {verb}".strip() if count == 1 else f"{count} {plural_noun} {plural}".strip()
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """Return the indices from 0 to `count - 1`; if these are more than `limit`, that many of them, evenly spaced."""
+    if limit is None or count <= limit:
+        return list(range(count))
+    return np.linspace(0, count - 1, limit).round().astype(np.int64).tolist()
 
 
 def image_findings(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from detectron2.data.checks.files import file_problems
+from detectron2.data.checks.findings import evenly_spaced
 from detectron2.data.checks.masks import polygon_areas
 from detectron2.data.formats.annotated_images import AnnotatedImages, read_images_hw
 from detectron2.data.formats.coco import read_content
@@ -130,10 +131,7 @@ def _check_files(
     max_files: int | None,
 ) -> list[dict[str, Any]]:
     records = [{**i, "file_name": data.path(i)} for i in images]
-    which = range(len(records))
-    if max_files is not None and len(records) > max_files:
-        which = np.linspace(0, len(records) - 1, max_files).round().astype(np.int64).tolist()
-    problems = file_problems(records, which)
+    problems = file_problems(records, evenly_spaced(len(records), max_files))
     wrong = [n for n, (kind, _) in problems.items() if kind == "size"]
     bottom_right: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
     if wrong:

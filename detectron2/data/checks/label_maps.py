@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from detectron2.data.checks.files import file_findings
-from detectron2.data.checks.findings import Finding, image_findings
+from detectron2.data.checks.findings import Finding, evenly_spaced, image_findings
 from detectron2.data.detection_utils import read_image
 from detectron2.data.formats.reading import image_size_hw
 from detectron2.utils.file_io import PathManager
@@ -66,7 +66,7 @@ def label_map_findings(
 def _sample(dicts: list[dict[str, Any]], key: str) -> Iterator[tuple[int, str]]:
     """Yield index and path of some images that have such a file, evenly spaced."""
     having = [n for n, d in enumerate(dicts) if isinstance(d.get(key), str)]
-    for i in np.unique(np.linspace(0, len(having) - 1, min(_DECODED, len(having))).round().astype(np.int64)).tolist():
+    for i in evenly_spaced(len(having), _DECODED):
         yield having[i], dicts[having[i]][key]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.data.checks.findings import AnnotationTable, Finding, Level
+from detectron2.data.checks.findings import AnnotationTable, Finding, Level, evenly_spaced
 from detectron2.data.formats.reading import is_polygon
 from detectron2.data.formats.run_lengths import is_compressed, run_length_totals
 
@@ -203,9 +203,7 @@ def flat_polygon_findings(table: AnnotationTable) -> list[Finding]:
 def self_intersections(table: AnnotationTable) -> list[Finding]:
     """Find polygons whose outline crosses itself, among a sample of them: an outline has many pairs of sides."""
     polygons, owners = flat_polygons(table)
-    candidates = np.arange(len(polygons))
-    if len(candidates) > _CROSSINGS_TO_EXAMINE:
-        candidates = np.linspace(0, len(polygons) - 1, _CROSSINGS_TO_EXAMINE).round().astype(np.int64)
+    candidates = np.array(evenly_spaced(len(polygons), _CROSSINGS_TO_EXAMINE), dtype=np.int64)
     candidates = candidates[np.isfinite(polygon_areas([polygons[i] for i in candidates.tolist()]))]
     crossing = [i for i in candidates.tolist() if len(polygons[i]) <= 2 * _MOST_POINTS and _crosses(polygons[i])]
     flaw = f"a polygon that crosses itself, among {len(candidates)} examined polygons"

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from detectron2.data.checks.findings import MAX_CASES, AnnotationTable, Case, Finding, quantity
+from detectron2.data.checks.findings import (
+    MAX_CASES,
+    AnnotationTable,
+    Case,
+    Finding,
+    evenly_spaced,
+    image_findings,
+    quantity,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +57,15 @@ class TestTable:
         assert table.case(1, "x") == Case("x", "c.jpg", None, 0, 3)
         (finding,) = table.findings("k", "error", np.zeros(2 * MAX_CASES, dtype=np.int64), "what", str)
         assert finding.count == 2 * MAX_CASES == 2 * len(finding.cases)
+
+
+def test_evenly_spaced():
+    assert evenly_spaced(0, 5) == [] and evenly_spaced(3, None) == evenly_spaced(3, 3) == [0, 1, 2]
+    assert evenly_spaced(101, 3) == [0, 50, 100]
+
+
+def test_image_findings():
+    dicts = [{"file_name": "a.jpg", "image_id": 1}, {}]
+    assert image_findings(dicts, "k", "note", [], "no hue") == []
+    (finding,) = image_findings(dicts, "k", "note", {0: "grey"}, "no hue", "Look.")
+    assert finding.text == "1 image has no hue: 'a.jpg' (image_id 1) grey. Look." and finding.images.tolist() == [0]
