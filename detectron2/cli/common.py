@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.common.config import BASE_KEY
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -21,7 +22,8 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.project_keys import adders_of
-from detectron2.config.trusted_calls import refuse_foreign_calls
+from detectron2.config.safe_yaml import load_yaml
+from detectron2.config.trusted_calls import refuse_foreign_config
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.modeling import build_model
@@ -174,15 +176,14 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
         return load_config(find_config_file(args.config_file), opts, output_dir)
     if not args.weights:
         raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
+    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
     description = read_description(args.weights)
     if description is not None and description.config:
         cfg = description.load_config()
         if isinstance(cfg, CfgNode):
             _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
         else:
-            trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
-            for part in ("model", "dataloader.test.mapper"):
-                refuse_foreign_calls(OmegaConf.select(cfg, part), args.weights, trusted)
+            refuse_foreign_config(cfg, args.weights, trusted)
         return _finish(cfg, opts, output_dir)
     beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
     if not os.path.isfile(beside):
@@ -190,6 +191,17 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
             f"{args.weights} does not say which model it is of (it was not saved by a trainer of this version), and "
             f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
             "--config-file."
+        )
+    if _is_lazy(beside):
+        lazy = LazyConfig.load(beside)
+        refuse_foreign_config(lazy, beside, trusted)
+        return _finish(lazy, opts, output_dir)
+    with PathManager.open(beside, "r") as file:
+        content = load_yaml(file, beside)
+    if isinstance(content, Mapping) and BASE_KEY in content:
+        raise ValueError(
+            f"{beside} continues another file ({BASE_KEY}: {content[BASE_KEY]!r}); a config that comes with weights "
+            f"may not. If you trust it, pass it yourself: --config-file {beside}."
         )
     return load_config(beside, opts, output_dir)
 
@@ -255,7 +267,10 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
                 "The config has no dataloader.test.mapper, which says how images are made ready for the model; give "
                 "--config-file with one like that in configs/common/data/coco.py."
             )
-        model, mapper = instantiate(cfg.model).to(cfg.train.device), instantiate(test_mapper)
+        model, mapper = instantiate(cfg.model), instantiate(test_mapper)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"The config describes a {type(model).__name__} where a model should be: a torch.nn.Module.")
+        model = model.to(cfg.train.device)
     DetectionCheckpointer(model).load_for_inference(weights)
     return model.eval(), mapper
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from detectron2.cli.common import load_metadata
@@ -116,6 +117,87 @@ def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tm
         assert status == 1
         assert "wants to call os.system" in err and "--import os" in err and "--config-file" in err
     assert not mark.exists()
+
+
+def _download_model(folder):
+    """A model whose parts fetch a pickle from a `data:` address and open it (F1a)."""
+    return {
+        "_target_": "torchvision.models._api.WeightsEnum.get_state_dict",
+        "file_name": "z.pth",
+        "model_dir": str(folder),
+        "progress": False,
+        "self": {
+            "_target_": "torchvision.models._api.Weights",
+            "url": "data:application/octet-stream;base64,AAAA",
+            "transforms": None,
+            "meta": {},
+        },
+    }
+
+
+def _partial_model(folder):
+    """A layer that calls what it gets as its activation (F1d)."""
+    locate = "detectron2.utils.registry.locate"
+    call = {"_target_": "detectron2.config.lazy_text.make_partial", "args": [f"touch {folder}/was_run"], "keywords": {}}
+    return {
+        "_target_": "torchvision.ops.misc.ConvNormActivation",
+        "in_channels": 1,
+        "out_channels": 1,
+        "norm_layer": None,
+        "inplace": None,
+        "activation_layer": {**call, "func": {"_target_": locate, "name": "os.system"}},
+    }
+
+
+def _leaking_model(folder):
+    """A model that puts a variable of the environment into an argument (F1c)."""
+    return {"_target_": "torch.nn.Identity", "a": f"{folder}/${{oc.env:HOME}}"}
+
+
+@pytest.mark.parametrize("model", [_download_model, _partial_model, _leaking_model])
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_hostile_configs_that_come_with_weights(command, data, tmp_path, model, place):
+    mapper = {
+        "_target_": "detectron2.data.DatasetMapper",
+        "is_train": False,
+        "augmentations": [],
+        "image_format": "BGR",
+    }
+    config = {"model": model(tmp_path), "train": {"device": "cpu"}, "dataloader": {"test": {"mapper": mapper}}}
+    content = {"model": {}}
+    if place == "inside":
+        content["description"] = {"config": yaml.safe_dump(config), "config_kind": "lazy"}
+    else:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save(content, tmp_path / "m.pth")
+    before = sorted(tmp_path.iterdir())
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", data / "images" / "00000.png")
+    assert status == 1
+    assert ("m.pth" if place == "inside" else "config.yaml") in err and "--config-file" in err
+    assert "wants to call" in err or "computes a value" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_config_beside_weights_names_no_other_file(command, data, tmp_path):
+    torch.save({"model": {}}, tmp_path / "m.pth")
+    for text in ("_BASE_: http://localhost:1/x.yaml\n", '{"\\x5fBASE_": /etc/x.yaml}\n'):
+        (tmp_path / "config.yaml").write_text(text)
+        status, _, err = command("predict", "--weights", tmp_path / "m.pth", data / "images" / "00000.png")
+        assert status == 1 and "continues another file" in err and "--config-file" in err
+
+
+def test_a_config_of_weights_that_builds_no_model(command, data, tmp_path):
+    mapper = {
+        "_target_": "detectron2.data.DatasetMapper",
+        "is_train": False,
+        "augmentations": [],
+        "image_format": "BGR",
+    }
+    config = {"model": {"a": 1}, "train": {"device": "cpu"}, "dataloader": {"test": {"mapper": mapper}}}
+    description = {"config": yaml.safe_dump(config), "config_kind": "lazy"}
+    torch.save({"model": {}, "description": description}, tmp_path / "m.pth")
+    status, _, err = command("predict", "--weights", tmp_path / "m.pth", data / "images" / "00000.png")
+    assert status == 1 and "where a model should be" in err
 
 
 def test_weights_of_others(command, trained, yaml_file, data, tmp_path):

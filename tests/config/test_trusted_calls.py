@@ -9,13 +9,13 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.config.lazy_text import load_lazy_yaml, to_yaml
-from detectron2.config.trusted_calls import ForeignCallError, refuse_foreign_calls
+from detectron2.config.trusted_calls import ForeignCallError, refuse_foreign_calls, refuse_foreign_config
 from detectron2.engine import shard_model
 from detectron2.layers import ShapeSpec
 
 
 def reloaded(cfg):
-    """-> a config as it comes out of a file."""
+    """A config as it comes out of a file."""
     return OmegaConf.create(load_lazy_yaml(to_yaml(cfg)[0], "x"), flags={"allow_objects": True})
 
 
@@ -70,6 +70,63 @@ LOCATE = "detectron2.utils.registry.locate"
         {"_target_": "subprocess.run", "args": ["true"]},
         {"_target_": "torch.load", "f": "x"},
         {"_target_": "torch.hub.load", "repo_or_dir": "x"},
+        # Functions and methods in packages that hold layers and models.
+        {"_target_": "torchvision.models._api.WeightsEnum.get_state_dict", "self": {}, "file_name": "x"},
+        {"_target_": "torchvision.models._api.Weights", "url": "data:,x", "transforms": None, "meta": {}},
+        {"_target_": "torchvision.models.resnet.WeightsEnum.get_state_dict", "self": {}},
+        {"_target_": "torchvision.models.get_model", "name": "resnet50", "weights": "DEFAULT"},
+        {"_target_": "torchvision.models.get_weight", "name": "ResNet50_Weights.DEFAULT"},
+        {"_target_": "torchvision.models.ResNet50_Weights", "value": "x"},
+        {"_target_": "torchvision.models.resnet50", "weights": "DEFAULT"},
+        {"_target_": "torchvision.models.resnet50", "pretrained": True},
+        {"_target_": "torchvision.models.resnet50", "weights": {"_target_": "builtins.dict"}},
+        {"_target_": "torchvision.models.resnet.resnet18", "progress": True},
+        {"_target_": "torchvision.models.detection.fasterrcnn_resnet50_fpn"},  # fetches a backbone by default
+        {"_target_": "torchvision.models.detection.backbone_utils.resnet_fpn_backbone", "backbone_name": "resnet50"},
+        {"_target_": LOCATE, "name": "torchvision.models.resnet50"},  # another would call it with its own arguments
+        {"_target_": {"_target_": LOCATE, "name": "torchvision.models.resnet50"}, "weights": "DEFAULT"},
+        {"_target_": "torchvision.models.feature_extraction.create_feature_extractor"},
+        {"_target_": "torchvision.ops.misc.torch.load", "f": "x"},
+        {"_target_": "torch.nn.cpp.OrderedDictWrapper", "cpp_module": None, "attr": "x"},
+        {"_target_": "torch.nn.cpp.OrderedDictWrapper.cpp_dict.fget", "self": None},
+        {"_target_": "torch.nn.functional.handle_torch_function", "public_api": None},
+        {"_target_": "torch.nn.functional.boolean_dispatch"},
+        {"_target_": "torch.nn.functional.torch.load", "f": "x"},
+        {"_target_": "torch.nn.Module.load_state_dict", "self": {}, "state_dict": {}},
+        {"_target_": "torch.nn.Linear.__init__", "self": {}},
+        {"_target_": "torch.nn.Linear.forward.__globals__"},
+        {"_target_": "torch.nn.DataParallel", "module": {}},
+        {"_target_": "torch.nn.parallel.DistributedDataParallel", "module": {}},
+        {"_target_": "torch.nn.utils.parametrize.register_parametrization"},
+        {"_target_": "torch.nn.init.uniform_"},
+        {"_target_": "torch.nn.modules.module._load_from_state_dict"},
+        {"_target_": "torch.nn.modules.module.torch.load", "f": "x"},
+        {"_target_": "torch.nn.attention._utils"},
+        {"_target_": "fvcore.nn.flop_count.FlopCountAnalysis"},
+        {"_target_": "fvcore.nn.print_model.model_stats_table"},
+        {"_target_": "detectron2.modeling.build_model", "cfg": {}},
+        {"_target_": "detectron2.modeling.backbone.build.BACKBONE_REGISTRY.get", "name": "x"},
+        {"_target_": "detectron2.modeling.FastRCNNOutputLayers.from_config", "cfg": {}},
+        {"_target_": "detectron2.layers.Conv2d.load_state_dict", "self": {}},
+        {"_target_": "detectron2.data.detection_utils.read_image", "file_name": "x"},
+        {"_target_": "detectron2.data.transforms.RandomFlip.__reduce__"},
+        {"_target_": "detectron2.engine.launch", "main_func": {"_target_": LOCATE, "name": "os.system"}},
+        {"_target_": "detectron2.engine.train_loop.torch.save", "obj": 1, "f": "x"},
+        {"_target_": "detectron2.model_zoo.get", "config_path": "x"},
+        {"_target_": "detectron2.utils.file_io.PathManager.rm", "path": "x"},
+        {"_target_": "detectron2.config.instantiate.locate", "name": "os.system"},
+        {"_target_": "builtins.getattr"},
+        {"_target_": "builtins.dict.fromkeys", "iterable": []},
+        {"_target_": "builtins.list.__class__"},
+        {"_target_": "functools.partial"},
+        {"_target_": "operator.attrgetter"},
+        {"_target_": "importlib.import_module", "name": "antigravity"},
+        {"_target_": " torch.nn.ReLU"},
+        {"_target_": "torch.nn..ReLU"},
+        {"_target_": "torch.nn.ReLU.", "a": 1},
+        {"_target_": ".torch.nn.ReLU"},
+        {"_target_": "torch.nn\u200b.ReLU"},
+        {"_target_": ""},
         # What other modules have imported, or what stands next to a model.
         {"_target_": "detectron2.layers.wrappers.torch.load", "f": "x"},
         {"_target_": "detectron2.data.dataset_mapper.np.load", "file": "x"},
@@ -125,3 +182,57 @@ def test_packages_of_ones_own(tmp_path, monkeypatch):
 def test_a_name_that_does_not_exist():
     with pytest.raises(ImportError, match="Cannot import"):
         refuse_foreign_calls({"_target_": "torch.nn.Lineer"}, "x")
+
+
+def test_builders_of_torchvision_without_their_weights():
+    refuse_foreign_calls({"_target_": "torchvision.models.resnet18", "num_classes": 3, "weights": None}, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "http://localhost/${oc.env:HOME}", "${oc.decode:${.a}}", "${oc.create:{a:1}}", "${${.a}:x}"],
+)
+def test_a_config_that_reads_its_surroundings(text):
+    for cfg in (
+        {"model": {"_target_": "torch.nn.ReLU"}, "train": {"a": [text]}},
+        {"model": {"a": "oc.env", "b": text}},
+    ):
+        with pytest.raises(ForeignCallError, match="computes a value"):
+            refuse_foreign_config(OmegaConf.create(cfg), "w.pth")
+
+
+def test_links_within_a_config():
+    cfg = OmegaConf.create(
+        {"model": {"_target_": "torch.nn.Linear", "in_features": "${.out_features}", "out_features": 2}}
+    )
+    refuse_foreign_config(cfg, "w.pth")
+    cfg = OmegaConf.create({"model": "${other}", "other": {"_target_": "os.system", "command": "true"}})
+    with pytest.raises(ForeignCallError, match=r"os\.system"):
+        refuse_foreign_config(cfg, "w.pth")
+
+
+def test_names_are_checked_before_anything_is_imported(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.delitem(sys.modules, "detectron2.projects.deeplab.loss", raising=False)
+    calls = [{"_target_": "detectron2.projects.deeplab.loss.DeepLabCE"}, {"_target_": "os.system", "command": "true"}]
+    with pytest.raises(ForeignCallError):
+        refuse_foreign_calls(calls, "x")
+    assert "detectron2.projects.deeplab.loss" not in sys.modules
+
+
+def test_control_characters_in_a_name_are_not_printed():
+    with pytest.raises(ForeignCallError) as info:
+        refuse_foreign_calls({"_target_": "os.\x1b[2J\x07"}, "x")
+    assert str(info.value).isprintable()
+
+
+def test_nothing_that_may_be_built_starts_a_process_or_opens_a_socket_or_a_file_for_writing():
+    import subprocess
+    import sys
+
+    run = subprocess.run([sys.executable, "-m", "tests.config.calls_under_watch"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    classes, built, *events = run.stdout.strip().split("\n")
+    assert int(classes) > 250 and int(built) > 300, run.stdout
+    assert events == []
