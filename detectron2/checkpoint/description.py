@@ -141,7 +141,7 @@ def read_description(path: str) -> CheckpointDescription | None:
     elif kind == "torch":
         with open(local, "rb") as file:
             is_archive = file.read(2) == b"PK"  # the older format cannot be mapped, and had no descriptions
-        content = read_torch_file(local, mmap=True) if is_archive else None
+        content = read_torch_file(local, mapped=True) if is_archive else None
         plain = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
     return None if plain is None else CheckpointDescription.from_plain(plain, path)
 

@@ -6,12 +6,15 @@ shape and place of each tensor; and the tensors. No format runs code from the fi
 """
 
 import importlib.util
+import io
 import json
+import mmap
 import os
 import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +25,7 @@ import torch
 
 from detectron2.utils.file_io import atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
-from detectron2.utils.safe_pickle import numpy_globals, read_pickle, resolve_stand_ins
+from detectron2.utils.safe_pickle import numpy_globals, read_pickle, refuse_endless, resolve_stand_ins
 
 __all__ = [
     "as_checkpoint",
@@ -36,13 +39,9 @@ __all__ = [
     "write_weights",
 ]
 
+_MAX_EXPANSION = 20  # how many times larger than the file its parts may be together
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# What the interpreter of pickles raises when the bytes make no sense.
-_BROKEN_PICKLE = (
-    *(pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError),
-    *(RecursionError, TypeError, ValueError, struct.error),
-)
 
 
 def file_format(path: str) -> str:
@@ -66,7 +65,7 @@ def _refused(path: str, what: str) -> UnsafeCheckpointError:
 def _unreadable(path: str, error: BaseException) -> ValueError:
     size = os.path.getsize(path)
     # PyTorch explains at length what it could be; ours comes next.
-    why = str(error).partition("This is an internal miniz error")[0].strip().rstrip(".")
+    why = str(error).partition("This is an internal miniz error")[0].strip().rstrip(".")[:300] or type(error).__name__
     return ValueError(
         f"{path} ({size} bytes) is not a readable checkpoint: {why}. "
         "It may be cut off (an interrupted download or copy); delete it and fetch it again."
@@ -89,32 +88,73 @@ def _numpy_stand_ins() -> Iterator[None]:
         torch.serialization.add_safe_globals(declared)
 
 
-def read_torch_file(path: str, mmap: bool = False) -> Any:
-    """Read a local file of `torch.save` onto the CPU; with `mmap`, tensors that are not used are not read.
+def read_torch_file(path: str, mapped: bool = False) -> Any:
+    """Read a local file of `torch.save` onto the CPU.
 
-    A file with more than tensors, NumPy arrays and plain containers is an `UnsafeCheckpointError`; one that is damaged
-    is a `ValueError`.
+    With `mapped`, tensors that are not used are not read, nor compared with their check sums. A file with more than
+    tensors, NumPy arrays and plain containers is an `UnsafeCheckpointError`; one that is damaged is a `ValueError`.
     """
-    if _is_torchscript(path):
-        raise ValueError(f"{path} is an exported TorchScript program; load the checkpoint that it was made from.")
     try:
+        _check_archive(path, with_sums=not mapped)
         with _numpy_stand_ins():
-            return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+            return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
     except pickle.UnpicklingError as error:
         what = _refused_by_torch(str(error))
         raise (_refused(path, what) if what else _unreadable(path, error)) from error
-    except (RuntimeError, OSError, EOFError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
+    except _TorchScriptError:
+        raise
+    except Exception as error:  # torch.load may raise anything when the bytes make no sense
         raise _unreadable(path, error) from error
 
 
-def _is_torchscript(path: str) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):  # an older format, or a damaged file: torch.load tells
-        return False
+class _TorchScriptError(ValueError):
+    """The file is a program and no checkpoint."""
+
+
+def _check_archive(path: str, with_sums: bool) -> None:
+    """Check what `torch.load` does not: whether the bytes are those that were saved, and what the pickle asks for."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # an older format
+            file.seek(0)
+            refuse_endless(file)
+            return
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            if sum(record.file_size for record in records) > _MAX_EXPANSION * len(data):
+                raise ValueError("its parts claim to be far larger than the file")
+            has_sums = with_sums and any(record.CRC for record in records)  # torch.save can be told to leave them out
+            for record in records:
+                if record.filename.endswith("/constants.pkl"):
+                    raise _TorchScriptError(
+                        f"{path} is an exported TorchScript program; load the checkpoint that it was made from."
+                    )
+                is_pickle = record.filename.endswith("/data.pkl")
+                if not is_pickle and not has_sums:
+                    continue
+                with _content(view, record) as content:
+                    if is_pickle:
+                        refuse_endless(io.BytesIO(content))
+                    if has_sums and zlib.crc32(content) != record.CRC:
+                        raise ValueError(
+                            f"the check sum of {record.filename} is wrong: some bytes are not those that were saved"
+                        )
+
+
+def _content(view: memoryview, record: zipfile.ZipInfo) -> memoryview:
+    """Return the bytes of an entry of an archive, without a copy where they are not compressed."""
+    head = view[record.header_offset : record.header_offset + 30]
+    if len(head) < 30:
+        raise ValueError(f"{record.filename} lies behind the end of the file")
+    begin = record.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
+    content = view[begin : begin + record.compress_size]
+    if record.compress_type == zipfile.ZIP_STORED:
+        return content
+    if record.compress_type != zipfile.ZIP_DEFLATED:
+        raise ValueError(f"{record.filename} is compressed in a way that torch.save does not use")
+    return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, record.file_size))
 
 
 def _refused_by_torch(message: str) -> str | None:
@@ -133,7 +173,7 @@ def read_pickle_file(path: str) -> Any:
             return read_pickle(file)
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
-    except _BROKEN_PICKLE as error:
+    except Exception as error:  # the interpreter of pickles may raise anything when the bytes make no sense
         raise _unreadable(path, error) from error
 
 
@@ -149,25 +189,32 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
             "at its top level or under 'model' or 'state_dict'."
         )
     if isinstance(data.get("model"), Mapping):
+        _require_tensors(data["model"], f"{path}, under 'model'")
         return dict(data)
     if isinstance(data.get("model_state"), Mapping):  # pycls
+        _require_tensors(data["model_state"], f"{path}, under 'model_state'")
         weights = {k: v for k, v in data["model_state"].items() if not k.endswith("num_batches_tracked")}
         return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
     if isinstance(data.get("state_dict"), Mapping):  # common in classification and self-supervised training code
+        _require_tensors(data["state_dict"], f"{path}, under 'state_dict'")
         return {"model": data["state_dict"]}
     if is_pickle:
         blobs = data["blobs"] if isinstance(data.get("blobs"), Mapping) else data
-        arrays = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        arrays = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
         if all(isinstance(value, np.ndarray) for value in arrays.values()):
-            author = {"__author__": "Caffe2"} if not any("." in key for key in arrays) else {}
+            author = {"__author__": "Caffe2"} if not any("." in str(key) for key in arrays) else {}
             return {"model": arrays, "matching_heuristics": True, **author}
-    odd = next((k for k, v in data.items() if not isinstance(v, (torch.Tensor, np.ndarray))), None)
-    if odd is not None:
-        raise ValueError(
-            f"{path}: {odd!r} is a {type(data[odd]).__name__}, not a tensor, and there are no weights under 'model' or "
-            f"'state_dict'. The keys are {sorted(map(str, data))[:10]}."
-        )
+    _require_tensors(data, path, ", and there are no weights under 'model' or 'state_dict'")
     return {"model": data}
+
+
+def _require_tensors(weights: Mapping[Any, Any], where: str, more: str = "") -> None:
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+            what = f"a {type(value).__name__}, not a tensor" if isinstance(name, str) else "not a name of weights"
+            raise ValueError(
+                f"{where}: {str(name)[:100]!r} is {what}{more}. The keys are {sorted(map(str, weights))[:10]}."
+            )
 
 
 # Types of tensors in `.safetensors` files.
@@ -186,6 +233,8 @@ _TYPES = {
     torch.uint8: "U8",
 }
 _VERSIONS = "module_versions"
+_SUM = "crc32"  # of the whole file, in eight hexadecimal digits, computed while these are zeros
+_NO_SUM = "0" * 8
 
 
 def require_safetensors(wanted_for: str) -> None:
@@ -200,7 +249,7 @@ def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mappin
     A tensor with several names is written once for each; one at a time is copied to the CPU. A value that is not a
     tensor, or of a type that the format does not know, is a `TypeError`.
     """
-    texts = {"format": "pt", **header}
+    texts = {"format": "pt", **header, _SUM: _NO_SUM}
     versions = getattr(weights, "_metadata", None)
     if versions is not None:
         texts[_VERSIONS] = json.dumps(versions)
@@ -214,11 +263,19 @@ def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mappin
         entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     head = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
+    place = 8 + head.index(f'"{_SUM}":"{_NO_SUM}"'.encode()) + len(_SUM) + 4
+    start = struct.pack("<Q", len(head)) + head
     with atomic_write(path, "wb", manager) as file:
-        file.write(struct.pack("<Q", len(head)) + head)
+        file.write(start)
+        found = zlib.crc32(start)
         for name in names:
             flat = weights[name].detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            content = flat.view(torch.uint8).numpy().data
+            found = zlib.crc32(content, found)
+            file.write(content)
+        if file.seekable():
+            file.seek(place)
+            file.write(f"{found:08x}".encode())
 
 
 def _checked(name: str, value: Any) -> torch.Tensor:
@@ -234,18 +291,34 @@ def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     It raises `ImportError` if the package safetensors is missing, and `ValueError` if the file is damaged.
     """
     require_safetensors(f"Reading {path}")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             texts = dict(file.metadata() or {})
             weights: dict[str, torch.Tensor] = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        _check_sum(path, texts.pop(_SUM, None))
         versions = texts.pop(_VERSIONS, None)
         if versions is not None:  # as in torch.nn.Module.state_dict
             weights._metadata = OrderedDict(json.loads(versions))  # type: ignore[attr-defined]
-    except (SafetensorError, ValueError) as error:
+    except Exception as error:  # the library's own kinds, and what a header that makes no sense raises here
         raise _unreadable(path, error) from error
     return weights, texts
+
+
+def _check_sum(path: str, given: str | None) -> None:
+    """Compare a file with the check sum in its header; files of other programs, and written as a stream, have none."""
+    if given in (None, _NO_SUM):
+        return
+    with open(path, "rb") as file:
+        length = file.read(8)
+        start = length + file.read(struct.unpack("<Q", length)[0])
+        field = f'"{_SUM}":"{given}"'.encode()
+        found = zlib.crc32(start.replace(field, field.replace(given.encode(), _NO_SUM.encode()), 1))
+        while chunk := file.read(1 << 24):
+            found = zlib.crc32(chunk, found)
+    if given != f"{found:08x}":
+        raise ValueError("the check sum is wrong: some bytes are not those that were saved")
 
 
 def read_header(path: str) -> dict[str, str]:
@@ -256,7 +329,7 @@ def read_header(path: str) -> dict[str, str]:
             if length > os.path.getsize(path):
                 return {}
             texts = json.loads(file.read(length)).get("__metadata__", {})
-    except (struct.error, ValueError, AttributeError):
+    except (struct.error, ValueError, AttributeError, RecursionError):
         return {}
     return texts if isinstance(texts, dict) else {}
 

@@ -96,7 +96,7 @@ def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict
             "(MODEL.WEIGHTS or train.init_checkpoint, another output folder, no --resume)."
         )
     # Where nothing of it is used, mapping it into memory spares reading it.
-    state = read_torch_file(beside, mmap=not is_needed)
+    state = read_torch_file(beside, mapped=not is_needed)
     if state.pop(_NUMBER, None) != texts.get(_NUMBER):
         raise ValueError(f"{beside} belongs to another save than {path}: files of two trainings got mixed.")
     return {**found, **state}
@@ -108,7 +108,7 @@ def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> N
         weights, texts = read_weights(path)
         write_weights(path, weights, {**texts, DESCRIPTION: json.dumps(description)}, manager)
         return
-    data = read_torch_file(path, mmap=True)
+    data = read_torch_file(path, mapped=True)
     data[DESCRIPTION] = dict(description)
     with atomic_write(path, "wb", manager) as file:
         torch.save(data, file)

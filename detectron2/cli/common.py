@@ -269,7 +269,9 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
             )
         model, mapper = instantiate(cfg.model), instantiate(test_mapper)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"The config describes a {type(model).__name__} where a model should be: a torch.nn.Module.")
+            raise ValueError(
+                f"The config describes a {type(model).__name__} where a model should be: a torch.nn.Module."
+            )
         model = model.to(cfg.train.device)
     DetectionCheckpointer(model).load_for_inference(weights)
     return model.eval(), mapper

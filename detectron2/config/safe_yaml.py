@@ -57,9 +57,23 @@ def _bounded_range(*bounds: int) -> list[int]:
     return list(numbers)
 
 
+def _bounded_round(number: float, digits: int | None = None) -> float:
+    if digits is not None and abs(digits) > _MAX_BITS:
+        raise ExpressionError(f"round to {digits} digits")
+    return round(number, digits)
+
+
+def _bounded_sum(items: Any, start: Any = 0) -> Any:
+    if isinstance(start, list | tuple) and len(start) + sum(map(len, items)) > _MAX_ITEMS:
+        raise ExpressionError(f"a sequence is too long (at most {_MAX_ITEMS} items)")
+    return sum(items, start)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{function.__name__: function for function in (abs, float, int, len, list, max, min, round, sum, tuple)},
+    **{function.__name__: function for function in (abs, float, int, len, list, max, min, tuple)},
     "range": _bounded_range,
+    "round": _bounded_round,
+    "sum": _bounded_sum,
 }
 
 
@@ -96,16 +110,18 @@ class _Evaluator:
         self._steps = 0
 
     def value(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
-        self._steps += 1
-        if self._steps > _MAX_STEPS:
-            raise ExpressionError(f"it takes more than {_MAX_STEPS} steps")
+        self._count(1)
         handler = getattr(self, f"_{type(node).__name__}", None)
         if handler is None:
             raise ExpressionError(f"{ast.unparse(node)!r} ({type(node).__name__}) is not allowed here")
         result = handler(node, names)
-        if isinstance(result, list | tuple):
-            self._steps += len(result)  # many long lists count as many steps
+        self._count(_items_of(result))  # many long lists count as many steps
         return result
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MAX_STEPS:
+            raise ExpressionError(f"it takes more than {_MAX_STEPS} steps")
 
     def _Constant(self, node: ast.Constant, _: Mapping[str, Any]) -> Any:
         if not isinstance(node.value, bool | int | float | str | None):
@@ -189,6 +205,17 @@ def _operator(node: ast.expr, op: ast.AST) -> Callable[..., Any]:
     return _OPERATORS[type(op)]
 
 
+def _items_of(value: Any) -> int:
+    """Count the items of nested lists; a list that occurs several times counts each time."""
+    if not isinstance(value, list | tuple):
+        return 0
+    inner = {id(item): item for item in value if isinstance(item, list | tuple)}
+    if not inner:
+        return len(value)
+    sizes = {key: _items_of(item) for key, item in inner.items()}
+    return len(value) + sum(sizes.get(id(item), 0) for item in value)
+
+
 def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
     if isinstance(target, ast.Name):
         return {target.id: item}
@@ -233,6 +260,9 @@ _PYTHON = "tag:yaml.org,2002:python/"
 _FastSafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_MAX_ALIASED = 20_000  # values of a document whose aliases multiply them
+
+
 class UnsafeYamlError(yaml.constructor.ConstructorError, ValueError):
     """The file has a tag that would run code."""
 
@@ -243,13 +273,52 @@ class SafeConfigLoader(_FastSafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Build a dictionary, and log keys that occur twice; the last one counts."""
         seen: set[Any] = set()
-        for key_node, _ in getattr(node, "value", ()):
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen and key_node.value != "<<":
                     mark = key_node.start_mark
                     logger.warning("%s, line %d: %r is given twice.", mark.name, mark.line + 1, key_node.value)
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Build a value; one that PyYAML stumbles over is an error with its line."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+            if isinstance(e, yaml.YAMLError):
+                raise
+            shown = _shorten(node.value, 60) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown!r} is not a value of the type {kind!r} ({e})", node.start_mark
+            ) from None
+
+
+def _refuse_endless(root: yaml.Node) -> None:
+    """Refuse aliases that contain themselves, or that repeat each other until nothing can hold the result."""
+    sizes: dict[yaml.Node, int | None] = {}
+    written = 1  # values and aliases in the text
+
+    def size(node: yaml.Node) -> int:
+        if node in sizes:
+            known = sizes[node]
+            if known is None:
+                raise _refuse(node, "the value contains itself")
+            return known
+        sizes[node] = None
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.ScalarNode):
+            parts = []
+        nonlocal written
+        written += len(parts)
+        total = 1 + sum(map(size, parts))
+        sizes[node] = total
+        return total
+
+    total = size(root)
+    if total > _MAX_ALIASED and total > 10 * written:
+        raise _refuse(root, f"its aliases (*name) make {total:,} values of {written} (at most {_MAX_ALIASED:,})")
 
 
 def _refuse(node: yaml.Node, why: str) -> UnsafeYamlError:
@@ -301,15 +370,24 @@ def load_yaml(stream: str | IO[Any], source: str = "the text", loader: Callable[
     >>> load_yaml('SIZES: !!python/object/apply:eval ["[2 ** x for x in range(5, 8)]"]')
     {'SIZES': [32, 64, 128]}
     """
-    text = _NamedText(stream if isinstance(stream, str) else stream.read())
-    text.name = source
-    reader = loader(text)
     try:
-        return reader.get_single_data()
+        text = _NamedText(stream if isinstance(stream, str) else stream.read())
+        text.name = source
+        reader = loader(text)
+    except (yaml.YAMLError, UnicodeError) as e:  # it is not text
+        raise ValueError(f"{source} is not valid YAML: {e}") from e
+    try:
+        root = reader.get_single_node()
+        if root is None:
+            return None
+        _refuse_endless(root)
+        return reader.construct_document(root)
     except UnsafeYamlError as e:
         line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise UnsafeYamlError(None, None, f"{source}{line}: {e.problem}", None) from None
-    except yaml.YAMLError as e:
+    except RecursionError:
+        raise ValueError(f"{source} is not valid YAML: it is nested too deeply.") from None
+    except (yaml.YAMLError, UnicodeError) as e:
         raise ValueError(f"{source} is not valid YAML: {e}") from e
     finally:
         reader.dispose()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detectron2.config.lazy_text import make_partial, missing_object
 from detectron2.utils.registry import convert_target_to_string, locate
@@ -80,6 +81,7 @@ _FORMER_NAMES = {"detectron2.engine._sharding.shard_model": "detectron2.engine.s
 _BUILDERS = "torchvision.models"
 _FETCHING = ("file_name", "model_dir", "pretrained", "progress", "url", "weights")
 
+_MAX_VALUES = 100_000
 # What would be called to build an object for inference.
 _PARTS = ("model", "dataloader.test.mapper")
 
@@ -110,7 +112,11 @@ def refuse_foreign_config(cfg: DictConfig, source: str, trusted: Iterable[str] =
     """
     _refuse_resolvers(OmegaConf.to_container(cfg, resolve=False), source)
     for part in _PARTS:
-        refuse_foreign_calls(OmegaConf.select(cfg, part), source, trusted)
+        try:
+            described = OmegaConf.select(cfg, part)
+        except OmegaConfBaseException as error:
+            raise ForeignCallError(f"The config in {source} cannot be read: {error}") from error
+        refuse_foreign_calls(described, source, trusted)
 
 
 def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> None:
@@ -134,7 +140,11 @@ def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> 
     """
     if OmegaConf.is_config(cfg):
         _refuse_resolvers(OmegaConf.to_container(cfg, resolve=False), source)
-        cfg = OmegaConf.to_container(cfg, resolve=True)
+        try:
+            _refuse_endless(cfg, source)
+            cfg = OmegaConf.to_container(cfg, resolve=True)
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise ForeignCallError(f"The config in {source} cannot be read: {error}") from error
     trusted = tuple(trusted)
     calls = list(_find_calls(cfg, source))
     for name, _, _ in calls:  # all names before the first import, because importing a module runs it
@@ -156,7 +166,7 @@ def _refused(name: str, source: str) -> ForeignCallError:
 
 
 def _refuse_resolvers(value: Any, source: str) -> None:
-    """Refuse `${resolver:...}`; links to other values, `${a.b}`, are fine."""
+    """Refuse `${resolver:...}`, and several links in one text; a link to another value, `${a.b}`, is fine."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             _refuse_resolvers(key, source)
@@ -164,11 +174,27 @@ def _refuse_resolvers(value: Any, source: str) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             _refuse_resolvers(part, source)
-    elif isinstance(value, str) and re.search(r"\$\{.*:", value, re.DOTALL):
+    elif isinstance(value, str) and (re.search(r"\$\{.*:", value, re.DOTALL) or value.count("${") > 1):
         raise ForeignCallError(
-            f"The config in {source} computes a value, {value!r}, and so could read the environment, which weights may "
-            "not. Nothing was read. If you trust the file, pass its config (--config-file)."
+            f"The config in {source} computes a value, {value[:200]!r}, and so could read the environment or fill the "
+            "memory, which weights may not. Nothing was read. If you trust the file, pass its config (--config-file)."
         )
+
+
+def _refuse_endless(cfg: Any, source: str) -> None:
+    """Refuse links that repeat each other until nothing can hold the result."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if not OmegaConf.is_config(node):
+            return 1
+        if id(node) not in sizes:
+            keys = range(len(node)) if OmegaConf.is_list(node) else list(node)
+            sizes[id(node)] = 1 + sum(size(node[key]) for key in keys if not OmegaConf.is_missing(node, key))
+        return sizes[id(node)]
+
+    if size(cfg) > _MAX_VALUES:
+        raise ForeignCallError(f"The config in {source} has links that make more than {_MAX_VALUES:,} values.")
 
 
 def _find_calls(value: Any, source: str) -> Iterator[tuple[str, Mapping[Any, Any], bool]]:

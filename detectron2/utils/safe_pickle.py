@@ -2,7 +2,7 @@
 
 A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
 runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
-stand-ins, which only accept plain number and string types.
+stand-ins, which only accept plain number and string types. What a file asks for is bounded by its own size.
 """
 
 import io
@@ -18,7 +18,14 @@ import numpy as np
 import torch
 import torch._utils
 
-__all__ = ["UnsafePickleError", "load_plain_pickle", "numpy_globals", "read_pickle", "resolve_stand_ins"]
+__all__ = [
+    "UnsafePickleError",
+    "load_plain_pickle",
+    "numpy_globals",
+    "read_pickle",
+    "refuse_endless",
+    "resolve_stand_ins",
+]
 
 
 class UnsafePickleError(ValueError, pickle.UnpicklingError):
@@ -108,16 +115,35 @@ def _load_storage(data: Any) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
+def _container(kind: type) -> Callable[..., Any]:
+    """Return a constructor that fills a container from another, and makes none of a size that the file only names."""
+
+    def build(*args: Any, **named: Any) -> Any:
+        if any(isinstance(arg, int | range) for arg in args):
+            raise UnsafePickleError(f"{kind.__name__}{args!r}: a container of a size that is only named")
+        return kind(*args, **named)
+
+    return build
+
+
+def _text(*args: Any) -> str:
+    if args and not isinstance(args[0], str | bytes | int | float):
+        raise UnsafePickleError(f"the text of a {type(args[0]).__name__}")
+    return str(*args)
+
+
 def _pickle_globals() -> dict[str, Any]:
-    plain = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice)
+    containers = (bytes, bytearray, list, tuple, dict, set, frozenset)
     return {
-        **{f"builtins.{kind.__name__}": kind for kind in plain},
+        **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, complex, range, slice)},
+        **{f"builtins.{kind.__name__}": _container(kind) for kind in containers},
+        "builtins.str": _text,
         # as Python 2 calls them, and Python 3 in the older protocols
         "builtins.long": int,
-        "builtins.unicode": str,
+        "builtins.unicode": _text,
         "builtins.xrange": range,
         "collections.OrderedDict": OrderedDict,
-        "collections.Counter": Counter,
+        "collections.Counter": _container(Counter),
         "collections.defaultdict": defaultdict,
         "_codecs.encode": _encode,
         "torch.storage._load_from_bytes": _load_storage,
@@ -141,13 +167,72 @@ def _trusted_by_user() -> dict[str, Any]:
 # The interpreter written in Python, because only there can BUILD (which sets attributes of any object on the stack,
 # classes and functions included) be restricted. Its cost does not grow with the size of the arrays.
 _PurePythonUnpickler: Any = vars(pickle)["_Unpickler"]
+_MAX_NAME = 1000  # characters of the name of a class or function
+_MAX_TUPLE = 1_000_000  # items of a tuple, counting those of the tuples inside it
 
 
-class _Unpickler(_PurePythonUnpickler):
+class _BoundedFile:
+    """A file that hands out no more bytes than it has left; `file.read(2**40)` would ask for the memory first."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        place = file.tell()
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(place)
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        left = self._size - self._file.tell()
+        if count > left:
+            raise pickle.UnpicklingError(f"it asks for {count} bytes, but only {left} are left")
+        return self._file.read(count)
+
+
+class _BoundedUnpickler(_PurePythonUnpickler):
+    """Refuses tuples that hold each other so often that going through them, or hashing them, would not end."""
+
     dispatch = dict(_PurePythonUnpickler.dispatch)
 
+    def __init__(self, file: IO[bytes]):
+        super().__init__(_BoundedFile(file), encoding="latin1")
+        self._sizes: dict[
+            int, tuple[int, tuple]
+        ] = {}  # of nested ones, by id; the tuple is kept so that its id stays its own
+
+    def _check_tuple(self) -> None:
+        made = self.stack[-1]
+        inner = [item for item in made if isinstance(item, tuple)]
+        if not inner:
+            return
+        size = len(made) + sum(self._sizes[id(t)][0] if id(t) in self._sizes else len(t) for t in inner)
+        if size > _MAX_TUPLE:
+            raise pickle.UnpicklingError("it holds tuples that repeat each other without end")
+        self._sizes[id(made)] = (size, made)
+
+    def _bytearray(self) -> None:
+        (count,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(count)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
+
+
+def _with_check(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_and_check(self: Any) -> None:
+        load(self)
+        self._check_tuple()
+
+    return load_and_check
+
+
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _BoundedUnpickler.dispatch[_opcode[0]] = _with_check(_PurePythonUnpickler.dispatch[_opcode[0]])
+
+
+class _Unpickler(_BoundedUnpickler):
+    dispatch = dict(_BoundedUnpickler.dispatch)
+
     def __init__(self, file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None = None):
-        super().__init__(file, encoding="latin1")
+        super().__init__(file)
         trusted = _trusted_by_user()
         self._globals = {**trusted, **_pickle_globals(), **(extra or {})}
         self._buildable = (_Array, _Dtype, OrderedDict, torch.nn.Parameter, torch.Tensor)
@@ -156,7 +241,7 @@ class _Unpickler(_PurePythonUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full_name not in self._globals:
-            raise UnsafePickleError(full_name)
+            raise UnsafePickleError(full_name[:_MAX_NAME])
         return self._globals[full_name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -169,6 +254,42 @@ class _Unpickler(_PurePythonUnpickler):
         _PurePythonUnpickler.load_build(self)
 
     dispatch[pickle.BUILD[0]] = _build
+
+
+class _Anything:
+    """Stands for any object while only the shape of a pickle is looked at."""
+
+    def __init__(self, *args: Any, **named: Any):
+        pass
+
+    __setitem__ = append = extend = __setstate__ = __init__
+
+
+class _ShapeReader(_BoundedUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > _MAX_NAME:
+            raise pickle.UnpicklingError(f"it looks up a name of {len(module) + len(name)} characters")
+        return _Anything
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Anything()
+
+
+def refuse_endless(file: IO[bytes]) -> None:
+    """Refuse a pickle, before another reader opens it, that is small and takes all memory or time.
+
+    Args:
+        file: open for reading in binary mode; nothing that it names is looked up.
+
+    Raises:
+        pickle.UnpicklingError: it claims more bytes than the file has, or tuples that repeat each other without end.
+    """
+    try:
+        _ShapeReader(file).load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception:  # anything else that is wrong with it is for its reader to say
+        return
 
 
 def load_plain_pickle(
@@ -185,10 +306,7 @@ def load_plain_pickle(
             f"'{name}' was not loaded: it holds {e}, but only numbers, strings, containers and arrays are "
             "allowed, because anything else could run code. Write the file again with plain data."
         ) from None
-    except (
-        *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError),
-        *(TypeError, ValueError, RecursionError, struct.error),
-    ) as e:
+    except Exception as e:  # the interpreter may raise anything when the bytes make no sense
         raise ValueError(f"'{name}' is not a readable pickle of plain data: {e}") from e
 
 
@@ -210,21 +328,22 @@ def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None 
 
 def resolve_stand_ins(root: Any) -> Any:
     """Replace the stand-ins in nested containers by arrays and dtypes."""
-    done: set[int] = set()
+    done: dict[int, tuple[Any, Any]] = {}  # id -> (original, which keeps the id its own; result)
 
     def resolve(value: Any) -> Any:
         if isinstance(value, (_Array, _Dtype)):
             return value.value
-        if isinstance(value, tuple) and type(value) is tuple:
-            return tuple(resolve(item) for item in value)
         if id(value) in done:
-            return value
+            return done[id(value)][1]
+        if type(value) is tuple:
+            done[id(value)] = (value, tuple(resolve(item) for item in value))
+            return done[id(value)][1]
         if isinstance(value, dict):
-            done.add(id(value))
+            done[id(value)] = (value, value)
             for key in list(value):
                 value[key] = resolve(value[key])
         elif isinstance(value, list):
-            done.add(id(value))
+            done[id(value)] = (value, value)
             value[:] = [resolve(item) for item in value]
         return value
 

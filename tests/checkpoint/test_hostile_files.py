@@ -337,3 +337,46 @@ def test_declarations_of_the_program_survive_a_load(tmp_path):
         load(tmp_path / "a.pth")
         assert load(tmp_path / "b.pth")["x"] == 3
         assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_one_flipped_bit_of_weights_is_noticed(tmp_path, name):
+    model = torch.nn.Linear(300, 200)
+    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    checkpointer.file_format = name[2:]
+    checkpointer.save("a")
+    path = tmp_path / name
+    DetectionCheckpointer(torch.nn.Linear(300, 200)).load(str(path))
+    data = path.read_bytes()
+    place = data.index(model.weight.detach().numpy().tobytes()) + 100_000
+    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    with pytest.raises(ValueError, match=rf"{name} .*not a readable checkpoint: the check sum .*is wrong"):
+        DetectionCheckpointer(torch.nn.Linear(300, 200)).load(str(path))
+
+
+def test_archives_without_check_sums_are_read(tmp_path):
+    path = str(tmp_path / "a.pth")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": torch.nn.Linear(2, 1).state_dict()}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    DetectionCheckpointer(torch.nn.Linear(2, 1)).load(path)
+
+
+def test_tuples_without_end_inside_an_archive(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}(" + b"K\x01" + b"2\x86" * 40 + b"K\x01u.")
+        archive.writestr("a/version", "3\n")
+    with pytest.raises(ValueError, match=r"a\.pth .*repeat each other without end"):
+        DetectionCheckpointer(torch.nn.Linear(2, 1)).load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": {"w": [1]}}, {"state_dict": {"w": {}}}, {"model": {3: torch.ones(1)}}, {"w": "x"}]
+)
+def test_something_else_where_weights_should_be(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth.*not a"):
+        DetectionCheckpointer(torch.nn.Linear(2, 1)).load(str(tmp_path / "a.pth"))

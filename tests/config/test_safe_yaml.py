@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.config.safe_yaml import ExpressionError, evaluate
+from detectron2.config.safe_yaml import ExpressionError, evaluate, load_yaml
 
 
 @pytest.fixture
@@ -165,3 +165,61 @@ def test_any_text_gives_a_plain_value_or_an_error(text):
     except ExpressionError:
         return
     assert isinstance(value, bool | int | float | str | list | tuple | None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sum([[0]*9999]*9999,[])", "[[0]*9999]*9999", "[[[0]*999]*999]*999 == [[[0]*999]*999]*999", "round(1, -10**9)"],
+)
+def test_short_expressions_that_would_take_everything(text):
+    with pytest.raises(ExpressionError, match="cannot evaluate"):
+        evaluate(text)
+
+
+def test_sums():
+    assert evaluate("sum([1, 2.5])") == 3.5 and evaluate("sum([[1], [2]], [])") == [1, 2]
+
+
+def aliases(levels, count=9):
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * count)}]" for i in range(levels)]
+    return "\n".join(lines) + "\n"
+
+
+def test_aliases_that_multiply():
+    assert load_yaml(aliases(3))["a2"][0][0] == [1] * 9
+    with pytest.raises(ValueError, match=r"x\.yaml, line 1: its aliases .* make [\d,]+ values"):
+        load_yaml(aliases(9), "x.yaml")
+
+
+def test_an_alias_within_itself():
+    for text in ("a: &a [*a]", "a: &a {b: *a}", "&a [1, *a]"):
+        with pytest.raises(ValueError, match="contains itself"):
+            load_yaml(text, "x.yaml")
+
+
+def test_many_values_without_multiplying_aliases():
+    assert len(load_yaml("a: &a 1\nb: [" + "*a, " * 30_000 + "]")["b"]) == 30_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\nb: !!bool x", 2),
+        ("a: !!int ''", 1),
+        ("\na: !!timestamp x", 2),
+        ("a: 2020-13-45", 1),
+        ("a: " + "9" * 10_000, 1),
+        ("a: !!float x", 1),
+        ("<<: 1", 1),
+    ],
+)
+def test_values_that_the_library_stumbles_over(text, line):
+    with pytest.raises(ValueError, match=r"x\.yaml") as info:
+        load_yaml(text, "x.yaml")
+    assert f"line {line}" in str(info.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "\x00", "{a: " * 20_000])
+def test_text_that_is_no_yaml(text):
+    with pytest.raises(ValueError, match=r"x\.yaml"):
+        load_yaml(text, "x.yaml")

@@ -236,3 +236,18 @@ def test_nothing_that_may_be_built_starts_a_process_or_opens_a_socket_or_a_file_
     classes, built, *events = run.stdout.strip().split("\n")
     assert int(classes) > 250 and int(built) > 300, run.stdout
     assert events == []
+
+
+def test_links_that_repeat_each_other():
+    cfg = {"a0": [1] * 9, **{f"a{i}": [f"${{a{i - 1}}}"] * 9 for i in range(1, 12)}, "model": {"x": "${a11}"}}
+    with pytest.raises(ForeignCallError, match="100,000 values"):
+        refuse_foreign_config(OmegaConf.create(cfg), "w.pth")
+    cfg = {"a0": "x", **{f"a{i}": f"${{a{i - 1}}}" * 9 for i in range(1, 12)}, "model": {"x": "${a11}"}}
+    with pytest.raises(ForeignCallError, match="fill the memory"):
+        refuse_foreign_config(OmegaConf.create(cfg), "w.pth")
+
+
+def test_links_that_lead_nowhere_or_in_a_circle():
+    for model in ("${model}", "${nothing}", {"a": "${.a}"}, {"a": "${model}"}):
+        with pytest.raises(ForeignCallError, match=r"in w\.pth cannot be read"):
+            refuse_foreign_config(OmegaConf.create({"model": model}), "w.pth")

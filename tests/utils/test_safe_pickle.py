@@ -136,3 +136,40 @@ def test_extra_names():
     data = pickle.dumps(os.system)
     name = f"{os.system.__module__}.system"
     assert load(data, **{name: lambda: "harmless"})() == "harmless"
+
+
+def repeated_tuples(levels):
+    value = 1
+    for _ in range(levels):
+        value = (value,) * 10
+    return pickle.dumps({"model": {"w": value}}, 2)
+
+
+class TestSmallPicklesThatTakeEverything:
+    def test_tuples_that_repeat_each_other(self):
+        assert load(repeated_tuples(3))["model"]["w"][0][0] == (1,) * 10
+        with pytest.raises(ValueError, match="repeat each other without end"):
+            load(repeated_tuples(30))
+        with pytest.raises(ValueError, match="repeat each other without end"):  # hashed when it becomes a key
+            load(b"\x80\x02}(" + b"K\x01" + b"2\x86" * 40 + b"K\x01u.")
+
+    @pytest.mark.parametrize("kind", ["set", "list", "tuple", "frozenset", "bytes", "bytearray"])
+    @pytest.mark.parametrize("size", [b"I10000000000\n", b"c__builtin__\nrange\n(I0\nI10000000000\ntR"])
+    def test_containers_of_a_named_size(self, kind, size):
+        with pytest.raises(UnsafePickleError, match=f"some.pkl.*{kind}"):
+            load(b"c__builtin__\n" + kind.encode() + b"\n(" + size + b"tR.")
+
+    def test_text_of_a_container(self):
+        with pytest.raises(UnsafePickleError, match="the text of a list"):
+            load(b"c__builtin__\nstr\n((ltR.")
+
+    @pytest.mark.parametrize("opcode", [b"\x96", b"\x8e", b"\x8d", b"\x95"])
+    @pytest.mark.parametrize("size", [8 * 10**9, 2**62])
+    def test_sizes_beyond_the_end_of_the_file(self, opcode, size):
+        with pytest.raises(ValueError, match="is not a readable pickle"):
+            load(b"\x80\x05" + opcode + size.to_bytes(8, "little") + b"abc.")
+
+    def test_what_python_writes_is_read(self):
+        value = {"a": bytearray(b"xy"), "b": b"", "c": {1, 2}, "d": [frozenset()], "e": range(3), "f": (((1, 2), 3), 4)}
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            assert load(pickle.dumps(value, protocol)) == value
