@@ -1,6 +1,7 @@
 # make demo    train, evaluate and draw on generated data; results in output/demo (ARGS="--resume", ARGS="--iters 100" ...)
 # make test    all tests but the slow ones (ARGS="tests/structures -x" selects; ARGS="-m slow" runs the slow ones)
 # make check   format, lint, types, layers, docstrings, the shape of the source tree, words
+# make fuzz    hostile and damaged files for all readers (ARGS="--cases 2000 --kind yaml"; 20,000 cases by default)
 # make bench   all benchmarks
 # make docs    the documentation, to site/
 # make clean   remove what the other targets made (of output/ only output/demo: your own runs stay)
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 TORCH_BACKEND := $(if $(CPU),cpu,$(CUDA))
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check fuzz bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/detectron2 demo $(ARGS)
@@ -34,6 +35,9 @@ check: $(VENV)/.dev
 	$(BIN)/pydoclint --quiet detectron2 tools
 	$(BIN)/python tests/meta/test_house.py
 	$(BIN)/python tests/meta/test_words.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --cases 20000 $(ARGS)
 
 bench: $(VENV)/.dev
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

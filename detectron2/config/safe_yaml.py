@@ -288,7 +288,7 @@ class SafeConfigLoader(_FastSafeLoader):
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
             if isinstance(e, yaml.YAMLError):
                 raise
-            shown = _shorten(node.value, 60) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            shown = node.value[:60] if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 None, None, f"{shown!r} is not a value of the type {kind!r} ({e})", node.start_mark

@@ -1,5 +1,6 @@
 """Random changes to bytes, JSON values and XML text."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -72,7 +73,7 @@ def changed(value: Any, rng: random.Random) -> Any:
         path = rng.choice(_places(value))
         if not path:
             if rng.random() < 0.1:
-                return rng.choice(ODD_VALUES)
+                return copy.deepcopy(rng.choice(ODD_VALUES))
             continue
         parent = value
         for key in path[:-1]:
@@ -87,7 +88,7 @@ def changed(value: Any, rng: random.Random) -> Any:
         elif kind == 3 and isinstance(parent, dict):
             parent[f"{key}_"] = parent.pop(key)
         else:
-            parent[key] = rng.choice(ODD_VALUES)
+            parent[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     return value
 
 
