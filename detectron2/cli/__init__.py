@@ -4,11 +4,15 @@ Each command is a module with `add_arguments(parser)` and `run(args)`; it is imp
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import select
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from detectron2.utils.terminal import PrintableStream
 
 __all__ = ["main"]
 
@@ -52,6 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 1
+    out: Any = PrintableStream(sys.stdout)
+    err: Any = PrintableStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         status = importlib.import_module(f"detectron2.cli.{args.command}").run(args) or 0
         sys.stdout.flush()

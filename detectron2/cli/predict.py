@@ -65,22 +65,24 @@ def run(args: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     left_out = 0
-    with torch.inference_mode():
-        for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
-            try:
-                sample, image = mapper({"file_name": path}), _picture_of(path, mapper.image_format)
-            except (OSError, ValueError) as e:
-                if len(files) == 1:
-                    raise
-                sys.stderr.write(f"left out: {e}\n")  # the others are not to be lost for it
-                left_out += 1
-                continue
-            instances = _instances(model([sample])[0])
-            instances = instances[instances.scores >= args.confidence]
-            Visualizer(image, metadata).draw_instance_predictions(instances).save(str(picture))
-            for record in instances_to_coco_json(instances, path):
-                records.append({"file_name": path, **{k: v for k, v in record.items() if k != "image_id"}})
-    write_json(output / "predictions.json", records)
+    try:
+        with torch.inference_mode():
+            for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
+                try:
+                    sample, image = mapper({"file_name": path}), _picture_of(path, mapper.image_format)
+                except (OSError, ValueError) as e:
+                    if len(files) == 1:
+                        raise
+                    sys.stderr.write(f"left out: {e}\n")  # the others are not to be lost for it
+                    left_out += 1
+                    continue
+                instances = _instances(model([sample])[0])
+                instances = instances[instances.scores >= args.confidence]
+                Visualizer(image, metadata).draw_instance_predictions(instances).save(str(picture))
+                for record in instances_to_coco_json(instances, path):
+                    records.append({"file_name": path, **{k: v for k, v in record.items() if k != "image_id"}})
+    finally:  # after Ctrl-C the pictures that were drawn have their records, too
+        write_json(output / "predictions.json", records)
     done = f"{len(records)} objects in {len(files) - left_out} images"
     done += f" ({left_out} cannot be read)" if left_out else ""
     sys.stdout.write(f"{done}; pictures and predictions.json are in {output}\n")
@@ -109,13 +111,13 @@ def _instances(output: dict[str, Any]) -> Instances:
 
 def _picture_paths(files: list[str], folder: Path) -> list[Path]:
     """Return one PNG for each image, all different, and none of them an image that is read."""
-    taken = {Path(f).resolve() for f in files}
+    taken = {os.path.realpath(f) for f in files}
     paths = []
     for file in files:
         stem = Path(file).stem
         names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-        path = next(p for p in (folder / f"{name}.png" for name in names) if p.resolve() not in taken)
-        taken.add(path.resolve())
+        path = next(p for p in (folder / f"{name}.png" for name in names) if os.path.realpath(p) not in taken)
+        taken.add(os.path.realpath(path))
         paths.append(path)
     return paths
 

@@ -8,8 +8,9 @@ Letters: `H`, `W` height and width in pixels, `C` channels. `detection_utils` ha
 """
 
 import logging
+import math
 import os
-import zipfile
+import stat
 from typing import IO
 
 import numpy as np
@@ -151,13 +152,28 @@ def _read_array(file: IO[bytes], is_archive: bool) -> np.ndarray:
                 raise ValueError(f"it has {len(arrays.files)} arrays {arrays.files}; an image file must have one")
             array = arrays[arrays.files[0]]
     else:
+        _check_size(file)
         array = np.lib.format.read_array(file, allow_pickle=False)
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
         raise ValueError(
             f"it holds an array of shape {array.shape} and type {array.dtype}; expected numbers of shape "
             "(height, width) or (height, width, channels)"
         )
+    if array.size == 0:
+        raise ValueError(f"it holds an array of shape {array.shape}, which has no pixels")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _check_size(file: IO[bytes]) -> None:
+    """Compare the size in the header of an array file with that of the file, before memory is asked for."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    begin = file.tell()
+    left = file.seek(0, os.SEEK_END) - begin
+    file.seek(0)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > left:
+        raise ValueError(f"its header claims {dtype} of shape {shape}, but only {left} bytes follow")
 
 
 def _convert_array(array: np.ndarray, format: str | None) -> np.ndarray:
@@ -198,6 +214,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
     """
     path = os.fspath(file_name)
     try:
+        if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is a folder, a pipe or a device, not a file")
         with PathManager.open(path, "rb") as f:
             if path.lower().endswith(_ARRAY_FILES):
                 return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
@@ -220,9 +238,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         ) from e
     except ValueError as e:
         raise ValueError(f"cannot read the image {path!r}: {e}") from e
-    # Pillow's word for some broken files is syntax; the others are said of broken arrays.
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, zipfile.BadZipFile) as e:
-        raise OSError(f"cannot read the image {path!r}: {e}") from e
+    except Exception as e:  # decoders and readers of arrays may raise anything when the bytes make no sense
+        raise OSError(f"cannot read the image {path!r}: {str(e) or type(e).__name__}") from e
 
 
 def _warn_of_lost_depth(image: Image.Image, path: str) -> None:

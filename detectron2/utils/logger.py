@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.terminal import printable
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
@@ -33,6 +34,7 @@ class _Formatter(logging.Formatter):
         if name == self._root_name or name.startswith(self._root_name + "."):
             name = (self._short_name + name[len(self._root_name) :]).lstrip(".")
         record.short_name = name
+        record.message = printable(record.message)
         text = super().formatMessage(record)
         if record.levelno < logging.WARNING:
             return text
@@ -118,7 +120,8 @@ def setup_logger(
     if abbrev_name is None:
         abbrev_name = "d2" if name == "detectron2" else name
     if configure_stdout and distributed_rank == 0:
-        _add_handler(logger, "stdout", sys.stdout, _Formatter(color and _shows_color(sys.stdout), name, abbrev_name))
+        stream = getattr(sys.stdout, "unfiltered", sys.stdout)  # the formatter escapes what it prints itself
+        _add_handler(logger, "stdout", stream, _Formatter(color and _shows_color(stream), name, abbrev_name))
     if output is not None:
         path = _log_file_name(output, distributed_rank)
         if "://" not in path:

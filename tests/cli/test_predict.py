@@ -1,7 +1,9 @@
 """``detectron2 predict``: pictures, a JSON file, and no file of the user's overwritten."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,45 @@ def test_files_that_cannot_be_read(command, trained, data, tmp_path):
     }
     status, out, err = command("predict", "--weights", weights, tmp_path / "in" / "bad.jpg", *options)
     assert status == 1 and "OSError: " in err and "bad.jpg" in err
+
+
+def test_odd_files_in_a_folder_leave_the_others(command, trained, data, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shutil.copy(data / "images" / "00000.png", folder / "b.png")
+    shutil.copy(data / "images" / "00001.png", folder / "y.png")
+    np.save(folder / "a.npy", np.zeros((0, 0, 3), np.uint8))
+    content = (folder / "a.npy").read_bytes()
+    (folder / "c.npy").write_bytes(content.replace(b"(0, 0, 3), }" + b" " * 20, b"(100000, 1000000, 3), }" + b" " * 9))
+    (folder / "d.png").symlink_to("d.png")
+    os.mkfifo(folder / "e.png")
+    status, out, err = command(
+        "predict", "--weights", trained / "model_final.pth", folder, "--output", tmp_path / "out"
+    )
+    assert status == 1 and "in 2 images (4 cannot be read)" in out, err
+    for name in ("a.npy", "c.npy", "d.png", "e.png"):
+        assert f"cannot read the image '{folder / name}'" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "predictions.json", "y.png"]
+
+
+def test_ctrl_c_keeps_what_was_predicted(command, trained, data, tmp_path, monkeypatch):
+    from detectron2.data import DatasetMapper
+
+    calls = []
+
+    def interrupted(self, record):
+        calls.append(record)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, record)
+
+    original = DatasetMapper.__call__
+    monkeypatch.setattr(DatasetMapper, "__call__", interrupted)
+    options = ("--output", tmp_path, "--confidence", "0")
+    status, _, _ = command("predict", "--weights", trained / "model_final.pth", data / "images", *options)
+    assert status == 130
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert {Path(record["file_name"]).name for record in found} == {"00000.png"}
 
 
 def test_changes_to_the_config_in_the_checkpoint(command, trained, lazy_trained, data, tmp_path):

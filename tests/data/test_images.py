@@ -1,6 +1,7 @@
 """Kinds of image files that users have: what `read_image` makes of each, and of damaged ones."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -211,7 +212,6 @@ def test_whole_numbers_in_floating_point(tmp_path):
 # --- arrays of NumPy -------------------------------------------------------------------------------------------------
 
 ARRAYS = {
-    "no pixels": np.zeros((0, 0, 5), np.uint8),
     "grey": picture(),
     "four channels": picture(4),
     "deep": RNG.integers(0, 60000, (H, W, 6)).astype(np.uint16),
@@ -219,6 +219,38 @@ ARRAYS = {
     "floating point": RNG.random((H, W, 7)).astype(np.float32),
     "columns first": np.asfortranarray(picture(3)),
 }
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 5), (4, 4, 0)])
+def test_arrays_without_pixels(tmp_path, shape):
+    np.save(tmp_path / "empty.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"empty\.npy.*no pixels"):
+        read_image(tmp_path / "empty.npy")
+
+
+def test_an_array_that_claims_more_than_the_file_has(tmp_path):
+    np.save(tmp_path / "a.npy", picture())
+    content = (tmp_path / "a.npy").read_bytes()
+    shape = f"({H}, {W})".encode()
+    (tmp_path / "a.npy").write_bytes(
+        content.replace(shape + b", }" + b" " * 20, b"(300000, 1000000), }" + b" " * (len(shape) + 3))
+    )
+    with pytest.raises(ValueError, match=r"a\.npy.*claims uint8 of shape \(300000, 1000000\), but only"):
+        read_image(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop"])
+@pytest.mark.parametrize("suffix", ["png", "npy"])
+def test_what_is_no_file(tmp_path, kind, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(OSError, match=rf"cannot read the image '.*a\.{suffix}'"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
