@@ -185,7 +185,9 @@ def test_a_name_that_does_not_exist():
 
 
 def test_builders_of_torchvision_without_their_weights():
-    refuse_foreign_calls({"_target_": "torchvision.models.resnet18", "num_classes": 3, "weights": None}, "x")
+    call = {"_target_": "torchvision.models.resnet18", "num_classes": 3, "weights": None}
+    refuse_foreign_calls(call, "x")
+    assert instantiate(call).fc.out_features == 3
 
 
 @pytest.mark.parametrize(
