@@ -112,6 +112,7 @@ def numpy_globals() -> dict[str, Any]:
 
 def _load_storage(data: Any) -> Any:
     """Load the storage of a tensor that was pickled without `torch.save`."""
+    refuse_endless(io.BytesIO(data))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -279,17 +280,23 @@ def refuse_endless(file: IO[bytes]) -> None:
     """Refuse a pickle, before another reader opens it, that is small and takes all memory or time.
 
     Args:
-        file: open for reading in binary mode; nothing that it names is looked up.
+        file: open for reading in binary mode; nothing that it names is looked up. Files of `torch.save` in the older
+            format hold five pickles in a row.
 
     Raises:
         pickle.UnpicklingError: it claims more bytes than the file has, or tuples that repeat each other without end.
     """
-    try:
-        _ShapeReader(file).load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception:  # anything else that is wrong with it is for its reader to say
-        return
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    for _ in range(5):
+        if file.tell() == size:
+            return
+        try:
+            _ShapeReader(file).load()
+        except pickle.UnpicklingError:
+            raise
+        except Exception:  # anything else that is wrong with it is for its reader to say
+            return
 
 
 def load_plain_pickle(
