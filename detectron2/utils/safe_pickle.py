@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from typing import IO, Any
@@ -19,6 +20,7 @@ import torch
 import torch._utils
 
 __all__ = [
+    "EndlessPickleError",
     "UnsafePickleError",
     "load_plain_pickle",
     "numpy_globals",
@@ -30,6 +32,10 @@ __all__ = [
 
 class UnsafePickleError(ValueError, pickle.UnpicklingError):
     """A pickle refers to an object that is not on the list of harmless ones. No code of it was run."""
+
+
+class EndlessPickleError(pickle.UnpicklingError):
+    """A small pickle asks for more than its size allows."""
 
 
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
@@ -112,7 +118,13 @@ def numpy_globals() -> dict[str, Any]:
 
 def _load_storage(data: Any) -> Any:
     """Load the storage of a tensor that was pickled without `torch.save`."""
-    refuse_endless(io.BytesIO(data))
+    if data[:2] == b"PK":  # as torch.save writes it today
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    refuse_endless(io.BytesIO(archive.read(name)))
+    else:
+        refuse_endless(io.BytesIO(data))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -185,7 +197,7 @@ class _BoundedFile:
     def read(self, count: int) -> bytes:
         left = self._size - self._file.tell()
         if count > left:
-            raise pickle.UnpicklingError(f"it asks for {count} bytes, but only {left} are left")
+            raise EndlessPickleError(f"it asks for {count} bytes, but only {left} are left")
         return self._file.read(count)
 
 
@@ -207,7 +219,7 @@ class _BoundedUnpickler(_PurePythonUnpickler):
             return
         size = len(made) + sum(self._sizes[id(t)][0] if id(t) in self._sizes else len(t) for t in inner)
         if size > _MAX_TUPLE:
-            raise pickle.UnpicklingError("it holds tuples that repeat each other without end")
+            raise EndlessPickleError("it holds tuples that repeat each other without end")
         self._sizes[id(made)] = (size, made)
 
     def _bytearray(self) -> None:
@@ -269,7 +281,7 @@ class _Anything:
 class _ShapeReader(_BoundedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if len(module) + len(name) > _MAX_NAME:
-            raise pickle.UnpicklingError(f"it looks up a name of {len(module) + len(name)} characters")
+            raise EndlessPickleError(f"it looks up a name of {len(module) + len(name)} characters")
         return _Anything
 
     def persistent_load(self, pid: Any) -> Any:
@@ -284,7 +296,7 @@ def refuse_endless(file: IO[bytes]) -> None:
             format hold five pickles in a row.
 
     Raises:
-        pickle.UnpicklingError: it claims more bytes than the file has, or tuples that repeat each other without end.
+        EndlessPickleError: it claims more bytes than the file has, or tuples that repeat each other without end.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -293,7 +305,7 @@ def refuse_endless(file: IO[bytes]) -> None:
             return
         try:
             _ShapeReader(file).load()
-        except pickle.UnpicklingError:
+        except EndlessPickleError:
             raise
         except Exception:  # anything else that is wrong with it is for its reader to say
             return
