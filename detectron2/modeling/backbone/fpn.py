@@ -100,6 +100,8 @@ class FPN(PyramidBase):
         for name, level in zip(in_features, levels, strict=True):
             lateral = _pyramid_conv(shapes[name].channels, out_channels, 1, norm)
             output = _pyramid_conv(out_channels, out_channels, 3, norm)
+            for layer in (lateral, output):
+                c2_xavier_fill(layer)
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", output)
             laterals.append(lateral)
@@ -151,7 +153,7 @@ class FPN(PyramidBase):
 
 
 def _pyramid_conv(in_channels: Any, out_channels: int, kernel_size: int, norm: Any) -> Conv2d:
-    layer = Conv2d(
+    return Conv2d(
         in_channels,
         out_channels,
         kernel_size,
@@ -159,8 +161,6 @@ def _pyramid_conv(in_channels: Any, out_channels: int, kernel_size: int, norm: A
         bias=not norm,
         norm=get_norm(norm, out_channels),
     )
-    c2_xavier_fill(layer)
-    return layer
 
 
 def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:

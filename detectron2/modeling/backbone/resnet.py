@@ -29,6 +29,7 @@ __all__ = [
     "blocks_in_stages",
     "build_resnet_backbone",
     "conv",
+    "initialize",
     "make_stage",
 ]
 
@@ -42,11 +43,17 @@ STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **kwargs) -> Conv2d:
-    """Make a bias-free, size-preserving (up to stride) convolution with its norm, initialised for ReLU."""
+    """Make a bias-free, size-preserving (up to stride) convolution with its norm; see `initialize`."""
     kwargs = {"padding": kernel_size // 2, "bias": False, "norm": get_norm(norm, out_channels), **kwargs}
-    layer = Conv2d(in_channels, out_channels, kernel_size=kernel_size, **kwargs)
-    c2_msra_fill(layer)
-    return layer
+    return Conv2d(in_channels, out_channels, kernel_size=kernel_size, **kwargs)
+
+
+def initialize(block: nn.Module) -> None:
+    """Fill the convolutions of a block for ReLU, when all are made: one seed then gives the published weights."""
+    for name in ("conv1", "conv2", "conv3", "shortcut"):
+        layer = getattr(block, name, None)
+        if layer is not None:
+            c2_msra_fill(layer)
 
 
 class ResidualBlock(CNNBlockBase):
@@ -118,6 +125,7 @@ class BasicBlock(ResidualBlock):
         super().__init__(in_channels, out_channels, stride, norm)
         self.conv1 = conv(in_channels, out_channels, 3, norm, stride=stride)
         self.conv2 = conv(out_channels, out_channels, 3, norm)
+        initialize(self)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(F.relu_(self.conv1(x)))
@@ -155,6 +163,7 @@ class BottleneckBlock(ResidualBlock):
         geometry: dict[str, int] = {"stride": stride_3x3, "padding": dilation, "dilation": dilation}
         self.conv2 = conv(bottleneck_channels, bottleneck_channels, 3, norm, groups=num_groups, **geometry)
         self.conv3 = conv(bottleneck_channels, out_channels, 1, norm)
+        initialize(self)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
@@ -204,8 +213,8 @@ class DeformBottleneckBlock(ResidualBlock):
             norm=get_norm(norm, bottleneck_channels),
             **geometry,
         )
-        nn.init.kaiming_normal_(self.conv2.weight, mode="fan_out", nonlinearity="relu")
         self.conv3 = conv(bottleneck_channels, out_channels, 1, norm)
+        initialize(self)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu_(self.conv1(x))
@@ -231,6 +240,7 @@ class BasicStem(CNNBlockBase):
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN"):
         super().__init__(in_channels, out_channels, 4)
         self.conv1 = conv(in_channels, out_channels, 7, norm, stride=2)
+        initialize(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `Tensor[N, in_channels, H, W]` to `Tensor[N, out_channels, H/4, W/4]` (rounded up)."""
@@ -434,7 +444,7 @@ def build_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     image_channels: Any = input_shape.channels
     stem = BasicStem(in_channels=image_channels, out_channels=options.STEM_OUT_CHANNELS, norm=norm)
     stages, in_channels = [], options.STEM_OUT_CHANNELS
-    for i in range(max((STAGE_NAMES.index(name) + 1 for name in out_features if name != "stem"), default=0)):
+    for i in range(4):  # also those that ResNet leaves out: with one seed what is built next is as published
         out_channels = options.RES2_OUT_CHANNELS * 2**i
         dilation = options.RES5_DILATION if i == 3 else 1
         first_stride = 1 if i == 0 or dilation == 2 else 2

@@ -60,7 +60,6 @@ class FastRCNNConvFCHead(nn.Sequential):
                 norm=get_norm(conv_norm, width),
                 activation=F.relu,
             )
-            c2_msra_fill(conv)
             self.add_module(f"conv{i}", conv)
             self.conv_norm_relus.append(conv)
             size = [width, *size[1:]]
@@ -70,11 +69,14 @@ class FastRCNNConvFCHead(nn.Sequential):
             if i == 1:
                 self.add_module("flatten", nn.Flatten())
             fc = nn.Linear(math.prod(size), width)
-            c2_xavier_fill(fc)
             self.add_module(f"fc{i}", fc)
             self.add_module(f"fc_relu{i}", nn.ReLU())
             self.fcs.append(fc)
             size = [width]
+        for conv in self.conv_norm_relus:  # after all are made: with one seed the published weights come out
+            c2_msra_fill(conv)
+        for fc in self.fcs:
+            c2_xavier_fill(fc)
         self._output_size = tuple(size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from detectron2.modeling.backbone.resnet import (
     ResNet,
     blocks_in_stages,
     conv,
+    initialize,
 )
 
 __all__ = ["DeepLabStem", "build_resnet_deeplab_backbone"]
@@ -45,6 +46,7 @@ class DeepLabStem(CNNBlockBase):
         self.conv1 = conv(in_channels, half, 3, norm, stride=2)
         self.conv2 = conv(half, half, 3, norm)
         self.conv3 = conv(half, out_channels, 3, norm)
+        initialize(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `Tensor[N, in_channels, H, W]` to `Tensor[N, out_channels, H/4, W/4]` (rounded up)."""

@@ -287,3 +287,15 @@ def test_copies_are_independent():
         other.load_state_dict(net.state_dict())
         x = torch.randn(1, 3, 32, 32)
         assert torch.equal(net.eval()(x)["res4"], other.eval()(x)["res4"])
+
+
+@pytest.mark.parametrize("block", [BottleneckBlock, DeformBottleneckBlock])
+def test_weights_are_drawn_when_all_layers_of_a_block_are_made(block):
+    torch.manual_seed(0)
+    got = block(8, 16, bottleneck_channels=8)
+    torch.manual_seed(0)
+    for shape in [(16, 8, 1), (8, 8, 1)] + [(18, 8, 3)] * (block is DeformBottleneckBlock) + [(8, 8, 3), (16, 8, 1)]:
+        nn.Conv2d(shape[1], shape[0], shape[2], bias=shape[0] == 18)  # what each layer draws when it is made
+    for layer in (got.conv1, got.conv2, got.conv3, got.shortcut):
+        std = (2 / (layer.weight.shape[0] * layer.weight.shape[2] ** 2)) ** 0.5
+        assert torch.equal(layer.weight, torch.empty_like(layer.weight).normal_(0, std))

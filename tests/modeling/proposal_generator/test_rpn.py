@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_proposal_generator
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -236,3 +237,17 @@ def test_low_precision():
     assert proposals[0].proposal_boxes.tensor.dtype == torch.float32
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_one_seed_gives_the_published_losses():
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    backbone = build_backbone(cfg)
+    rpn = build_proposal_generator(cfg, backbone.output_shape())
+    images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
+    features = {"res4": torch.rand(2, 1024, 1, 2)}
+    target = Instances((15, 15), gt_boxes=Boxes([[1, 1, 3, 3], [2, 2, 6, 6]]))
+    with EventStorage():
+        _, losses = rpn(images, features, [target[0], target[1]])
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.0801170319, abs=1e-6)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.1014702693, abs=1e-6)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_proposal_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -25,7 +27,7 @@ from detectron2.modeling.roi_heads.roi_heads import (
     add_ground_truth_to_proposals,
     select_proposals_with_visible_keypoints,
 )
-from detectron2.structures import Boxes, ImageList, Instances, Keypoints
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
 SIZE = (64, 96)
@@ -437,3 +439,25 @@ def test_c4_shared_transform_and_list_of_blocks():
 def test_c4_says_what_it_cannot_do(tiny_rcnn_cfg, tiny_shapes, changes):
     with pytest.raises(ValueError, match="Res5ROIHeads"):
         build_roi_heads(tiny_rcnn_cfg(*C4, *changes), tiny_shapes)
+
+
+def test_one_seed_gives_the_published_losses():
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignV2"
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10, 10, 5, 5)
+    images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
+    features, shapes = {"res4": torch.rand(2, 1024, 1, 2)}, {"res4": ShapeSpec(channels=1024, stride=16)}
+    targets = [
+        Instances((15, 15), gt_boxes=Boxes(b), gt_classes=torch.tensor(c), gt_masks=BitMasks(torch.rand(2, 15, 15) > 0.5))
+        for b, c in (([[1, 1, 3, 3], [2, 2, 6, 6]], [2, 1]), ([[1, 5, 2, 8], [7, 3, 10, 5]], [1, 2]))
+    ]
+    rpn, heads = build_proposal_generator(cfg, shapes), StandardROIHeads(cfg, shapes)
+    with EventStorage():
+        proposals, _ = rpn(images, features, targets)
+        _, losses = heads(images, features, proposals, targets)
+    got = {name: loss.item() for name, loss in losses.items()}
+    assert got == pytest.approx({"loss_cls": 4.52537298, "loss_box_reg": 0.00978572, "loss_mask": 0.6931845}, abs=1e-6)
