@@ -41,6 +41,7 @@ class FrozenBatchNorm2d(nn.Module):
     bias: torch.Tensor
     running_mean: torch.Tensor
     running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__()
@@ -75,8 +76,12 @@ class FrozenBatchNorm2d(nn.Module):
         if version is None or version < 2:
             state_dict.setdefault(mean, torch.zeros_like(self.running_mean))
             state_dict.setdefault(var, torch.ones_like(self.running_var) - self.eps)
-        # Counts batches of a BatchNorm2d in training: without meaning here.
-        state_dict.pop(prefix + "num_batches_tracked", None)
+        # Counts batches of a BatchNorm2d in training: without meaning here, kept where the layer was made from one.
+        tracked = prefix + "num_batches_tracked"
+        if "num_batches_tracked" in self._buffers:
+            state_dict.setdefault(tracked, self.num_batches_tracked)
+        else:
+            state_dict.pop(tracked, None)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -118,6 +123,8 @@ class FrozenBatchNorm2d(nn.Module):
             frozen.bias = norm.bias.detach().clone()
         frozen.running_mean = norm.running_mean.detach()
         frozen.running_var = norm.running_var.detach()
+        if norm.num_batches_tracked is not None:
+            frozen.register_buffer("num_batches_tracked", norm.num_batches_tracked.detach())
         return frozen
 
 

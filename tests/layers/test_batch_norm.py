@@ -153,6 +153,23 @@ class TestConvert:
             bn.weight.add_(1)
         assert frozen.weight.tolist() == [1, 1]
 
+    @pytest.mark.parametrize("kind", [nn.BatchNorm2d, NaiveSyncBatchNorm])
+    def test_the_count_of_batches_stays_in_the_state(self, kind):
+        bn = kind(2)
+        bn(torch.rand(2, 2, 3, 3))
+        model = nn.Sequential(FrozenBatchNorm2d.convert_frozen_batchnorm(bn))
+        state = model.state_dict()
+        assert state["0.num_batches_tracked"] == 1
+        state["0.num_batches_tracked"] = torch.tensor(7)
+        model.load_state_dict(state)
+        assert model.state_dict()["0.num_batches_tracked"] == 7
+        del state["0.num_batches_tracked"]
+        model.load_state_dict(state)
+        assert model.state_dict()["0.num_batches_tracked"] == 7
+        fresh = nn.Sequential(FrozenBatchNorm2d(2))
+        fresh.load_state_dict(model.state_dict())
+        assert "0.num_batches_tracked" not in fresh.state_dict()
+
     def test_no_statistics(self):
         with pytest.raises(ValueError, match="track_running_stats"):
             FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(2, track_running_stats=False))
