@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import io
 
 import numpy as np
@@ -108,11 +109,93 @@ def test_matches_of_each_image_are_where_pycocotools_has_them(both, use_cats):
             np.testing.assert_array_equal(a["dtMatches"], b["dtMatches"])
 
 
-def test_wrong_order_of_calls_is_explained(both):
-    evaluator = COCOeval_opt(*both, "bbox")
-    with pytest.raises(RuntimeError, match="evaluate"):
-        evaluator.accumulate()
-    evaluator.evaluate()
-    with pytest.raises(ValueError, match="before evaluate"):
-        evaluator.accumulate(COCOeval(*both, "bbox").params)
-    evaluator.accumulate(evaluator.params)
+def outcome(kind, gt, dt, **params):
+    """The tables of an evaluation, or the class of its error."""
+    loaded = []
+    for dataset in copy.deepcopy([gt, dt]):
+        coco = COCO()
+        coco.dataset = dataset
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        loaded.append(coco)
+    evaluator = kind(*loaded, "bbox")
+    vars(evaluator.params).update(params)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.evaluate()
+            evaluator.accumulate()
+    except Exception as e:
+        return type(e)
+    return {name: evaluator.eval[name] for name in ("counts", "precision", "recall", "scores")}
+
+
+def assert_same(*args, **params):
+    expected, mine = (outcome(kind, *args, **params) for kind in (COCOeval, COCOeval_opt))
+    assert isinstance(mine, type) == isinstance(expected, type)
+    if isinstance(expected, type):
+        assert mine is expected
+    else:
+        for name in expected:
+            np.testing.assert_allclose(mine[name], expected[name], atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("content", ["both", "no detections", "no ground truth", "neither"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"useCats": 0},
+        {"useCats": 0, "catIds": []},
+        {"catIds": []},
+        {"imgIds": []},
+        {"iouThrs": []},
+        {"recThrs": []},
+        {"maxDets": []},
+        {"maxDets": [1]},
+        {"maxDets": [5, 1]},
+        {"maxDets": [-1, 3]},
+        {"areaRng": []},
+        {"areaRng": [], "areaRngLbl": []},
+        {"areaRngLbl": ["all"]},
+    ],
+    ids=str,
+)
+def test_every_setting_gives_what_pycocotools_gives(both, params, content):
+    gt, dt = both[0].dataset, both[1].dataset
+    if content in ("no detections", "neither"):
+        dt = {**dt, "annotations": []}
+    if content in ("no ground truth", "neither"):
+        gt = {**gt, "annotations": []}
+    assert_same(gt, dt, **params)
+
+
+@pytest.mark.parametrize("use_cats", [0, 1])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    "change", ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}], ids=str
+)
+def test_odd_annotations_are_taken_as_pycocotools_takes_them(both, change, side, use_cats):
+    datasets = copy.deepcopy([both[0].dataset, both[1].dataset])
+    annotation = datasets[side]["annotations"][3]
+    if isinstance(change, str):
+        annotation.pop(change, None)
+    else:
+        annotation.update(change)
+    assert_same(*datasets, useCats=use_cats)
+
+
+def test_accumulate_before_evaluate_is_explained(both):
+    with pytest.raises(AttributeError, match="evaluate"):
+        COCOeval_opt(*both, "bbox").accumulate()
+
+
+def test_accumulate_takes_other_parameters(both):
+    pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]
+    for evaluator in pair:
+        finish(evaluator)
+        params = copy.deepcopy(evaluator.params)
+        params.maxDets = [1]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.accumulate(params)
+    expected, mine = pair
+    np.testing.assert_allclose(mine.eval["precision"], expected.eval["precision"], atol=1e-12)
+    assert mine.eval["precision"].shape[-1] == 1
