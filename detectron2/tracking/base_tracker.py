@@ -8,9 +8,10 @@ it was seen last, 0 for one that is there. They are lists of int.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 from detectron2.config import CfgNode, configurable
@@ -60,6 +61,9 @@ class BaseTracker:
     def reset(self) -> None:
         """Forget everything: the next frame is the first of a new video, and numbers begin with 0 again."""
         self._prev_instances: Instances | None = None
+        self._matched_idx: set[int] = set()  # rows of this frame, and of the frame before
+        self._matched_ID: set[int] = set()
+        self._untracked_prev_idx: set[int] = set()
         self._id_count = 0
 
     def update(self, predictions: Instances) -> Instances:
@@ -122,8 +126,30 @@ class OverlapTracker(BaseTracker):
         self._track_iou_threshold = track_iou_threshold
 
     @abstractmethod
-    def _match(self, instances: Instances, prev_instances: Instances) -> Sequence[tuple[int, int]]:
-        """Which detections are which instances of the frame before: pairs of rows, each row at most once."""
+    def _track(self, instances: Instances, prev_instances: Instances) -> Instances:
+        """Number the detections of a frame after the first, in place, and append lost objects."""
+
+    def _initialize_extra_fields(self, instances: Instances) -> Instances:
+        """Add the fields of tracks, empty until they are known; in the first frame every object is new."""
+        count = len(instances)
+        for name in _TRACK_FIELDS:
+            if not instances.has(name):
+                instances.set(name, [None] * count)
+        if self._prev_instances is None:
+            instances.ID, instances.ID_period, instances.lost_frame_count = list(range(count)), [1] * count, [0] * count
+            self._id_count += count
+        return instances
+
+    def _continue_track(self, instances: Instances, row: int, number: int, period: int) -> None:
+        """Give a row the number of a track that was seen in `period` frames before."""
+        instances.ID[row], instances.ID_period[row], instances.lost_frame_count[row] = number, period + 1, 0
+
+    def _begin_tracks(self, instances: Instances, known: Iterable[int]) -> Instances:
+        """Give new numbers to all rows but the `known` ones."""
+        for row in sorted(set(range(len(instances))).difference(known)):
+            self._continue_track(instances, row, self._id_count, 0)
+            self._id_count += 1
+        return instances
 
     def update(self, predictions: Instances) -> Instances:
         """Take the detections of the next frame and number them.
@@ -146,26 +172,17 @@ class OverlapTracker(BaseTracker):
                 f"the frame is {instances.image_size} (height, width), but the one before was {previous.image_size}; "
                 "for another video make a new tracker, or call reset() on this one"
             )
-        count = len(instances)
-        ids, periods = [-1] * count, [1] * count
-        missing: set[int] = set()
+        instances = self._initialize_extra_fields(instances)
         if previous is not None:
-            missing = set(range(len(previous)))
-            for row, prev_row in self._match(instances, previous):
-                ids[row], periods[row] = previous.ID[prev_row], previous.ID_period[prev_row] + 1
-                missing.remove(prev_row)
-        for row, number in enumerate(ids):
-            if number < 0:
-                ids[row] = self._id_count
-                self._id_count += 1
-        instances.ID, instances.ID_period, instances.lost_frame_count = ids, periods, [0] * count
-        if previous is not None and missing and self._max_lost_frame_count > 0:
-            instances = self._with_lost(instances, previous, missing)
+            instances = self._track(instances, previous)
         self._prev_instances = _snapshot(instances)
         return instances
 
-    def _with_lost(self, instances: Instances, previous: Instances, missing: set[int]) -> Instances:
+    def _with_lost(self, instances: Instances, missing: Iterable[int]) -> Instances:
         """Append those of the rows `missing` of the frame before that are worth waiting for."""
+        previous: Any = self._prev_instances
+        if self._max_lost_frame_count <= 0:
+            return instances
         sizes_wh = _sizes_wh(previous.pred_boxes)
         least_wh = sizes_wh.new_tensor([self._video_width, self._video_height]) * self._min_box_rel_dim
         is_large = (sizes_wh >= least_wh).all(dim=1).tolist()
@@ -229,11 +246,18 @@ def _sizes_wh(boxes: Boxes | RotatedBoxes) -> torch.Tensor:
 
 
 def _without_track_fields(instances: Instances) -> Instances:
-    """Instances of the same fields, apart from numbers that some tracker gave them."""
+    """Instances of the same fields, arrays as tensors, apart from numbers that some tracker gave them."""
     if not instances.has("pred_boxes"):
         raise ValueError(f"a tracker needs pred_boxes, got fields {sorted(instances.get_fields())}")
     fields = {name: value for name, value in instances.get_fields().items() if name not in _TRACK_FIELDS}
-    return Instances(instances.image_size, **fields)
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray):  # which can neither be joined nor be moved to a device
+            fields[name] = torch.as_tensor(value) if value.dtype.kind in "biuf" else value.tolist()
+    boxes = fields["pred_boxes"]
+    if isinstance(boxes, torch.Tensor):
+        fields["pred_boxes"] = RotatedBoxes(boxes) if boxes.shape[-1] == 5 else Boxes(boxes)
+    height, width = instances.image_size
+    return Instances((int(height), int(width)), **fields)
 
 
 def _snapshot(instances: Instances) -> Instances:

@@ -1,5 +1,9 @@
 """Tracking by the overlap of boxes, best pair first."""
 
+from typing import Any
+
+import numpy as np
+
 from detectron2.structures import Instances
 
 from .base_tracker import TRACKER_HEADS_REGISTRY, OverlapTracker, overlaps_of
@@ -29,14 +33,36 @@ class BBoxIOUTracker(OverlapTracker):
         [1, 0]
     """
 
-    def _match(self, instances: Instances, prev_instances: Instances) -> list[tuple[int, int]]:
-        overlaps = overlaps_of(instances, prev_instances)
-        pairs = create_prediction_pairs(instances, prev_instances, overlaps, self._track_iou_threshold)
-        matches: dict[int, int] = {}
-        taken: set[int] = set()
+    def _track(self, instances: Instances, prev_instances: Instances) -> Instances:
+        pairs = self._create_prediction_pairs(instances, overlaps_of(instances, prev_instances).cpu().numpy())
+        self._reset_fields()
         for pair in sorted(pairs, key=lambda pair: -pair["IoU"]):
-            row, prev_row = pair["idx"], pair["prev_idx"]
-            if row not in matches and prev_row not in taken:
-                matches[row] = prev_row
-                taken.add(prev_row)
-        return list(matches.items())
+            row, number = pair["idx"], pair["prev_id"]
+            if row in self._matched_idx or number in self._matched_ID or pair["IoU"] < self._track_iou_threshold:
+                continue
+            self._continue_track(instances, row, number, pair["prev_period"])
+            self._matched_idx.add(row)
+            self._matched_ID.add(number)
+            self._untracked_prev_idx.remove(pair["prev_idx"])
+        return self._merge_untracked_instances(self._assign_new_id(instances))
+
+    # What follows is called in this order and may be overridden.
+
+    def _create_prediction_pairs(self, instances: Instances, iou_all: np.ndarray) -> list[dict[str, Any]]:
+        """The pairs that may be matched, as the function `create_prediction_pairs` gives them."""
+        previous: Any = self._prev_instances
+        return create_prediction_pairs(instances, previous, iou_all, self._track_iou_threshold)
+
+    def _reset_fields(self) -> None:
+        """Nothing is matched yet, and every row of the frame before is missing."""
+        previous: Any = self._prev_instances
+        self._matched_idx, self._matched_ID = set(), set()
+        self._untracked_prev_idx = set(range(len(previous)))
+
+    def _assign_new_id(self, instances: Instances) -> Instances:
+        """Give new numbers to rows that are not in `_matched_idx`."""
+        return self._begin_tracks(instances, self._matched_idx)
+
+    def _merge_untracked_instances(self, instances: Instances) -> Instances:
+        """Append the rows `_untracked_prev_idx` of the frame before that are worth waiting for."""
+        return self._with_lost(instances, self._untracked_prev_idx)

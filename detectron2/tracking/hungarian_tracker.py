@@ -1,5 +1,7 @@
 """Base of trackers that match all boxes of two frames at once, as an assignment problem."""
 
+from typing import Any
+
 import numpy as np
 
 from detectron2.structures import Instances
@@ -39,17 +41,44 @@ class BaseHungarianTracker(OverlapTracker):
         """
         raise NotImplementedError(f"{type(self).__name__} must define build_cost_matrix(instances, prev_instances)")
 
-    def _match(self, instances: Instances, prev_instances: Instances) -> list[tuple[int, int]]:
-        cost = self.build_cost_matrix(instances, prev_instances)
-        possible = cost < LARGE_COST_VALUE
-        # Boxes without a possible partner stay out: the problem is then much smaller.
-        rows, prev_rows = possible.any(axis=1).nonzero()[0], possible.any(axis=0).nonzero()[0]
-        if len(rows) == 0:
-            return []
-        pairs = zip(*linear_sum_assignment(cost[np.ix_(rows, prev_rows)]), strict=True)
-        matches = [(int(rows[i]), int(prev_rows[j])) for i, j in pairs]
-        # An assignment is complete, so it pairs what is left over too.
-        return [match for match in matches if possible[match]]
+    def _track(self, instances: Instances, prev_instances: Instances) -> Instances:
+        rows, prev_rows = _least_cost_pairs(self.build_cost_matrix(instances, prev_instances))
+        instances = self._process_matched_idx(instances, rows, prev_rows)
+        instances = self._process_unmatched_idx(instances, rows)
+        return self._process_unmatched_prev_idx(instances, prev_rows)
+
+    # What follows is called in this order and may be overridden.
+
+    def _process_matched_idx(
+        self, instances: Instances, matched_idx: np.ndarray, matched_prev_idx: np.ndarray
+    ) -> Instances:
+        """Carry the numbers of rows of the frame before on to the rows that they are matched with."""
+        previous: Any = self._prev_instances
+        for row, prev_row in zip(matched_idx.tolist(), matched_prev_idx.tolist(), strict=True):
+            self._continue_track(instances, row, previous.ID[prev_row], previous.ID_period[prev_row])
+        return instances
+
+    def _process_unmatched_idx(self, instances: Instances, matched_idx: np.ndarray) -> Instances:
+        """Give new numbers to the other rows."""
+        return self._begin_tracks(instances, matched_idx.tolist())
+
+    def _process_unmatched_prev_idx(self, instances: Instances, matched_prev_idx: np.ndarray) -> Instances:
+        """Append the other rows of the frame before that are worth waiting for."""
+        previous: Any = self._prev_instances
+        return self._with_lost(instances, set(range(len(previous))).difference(matched_prev_idx.tolist()))
+
+
+def _least_cost_pairs(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns that are matched: of the pairs that cost less than `LARGE_COST_VALUE`."""
+    possible = cost < LARGE_COST_VALUE
+    # Boxes without a possible partner stay out: the problem is then much smaller.
+    rows, columns = possible.any(axis=1).nonzero()[0], possible.any(axis=0).nonzero()[0]
+    if len(rows) == 0:
+        return rows, columns
+    i, j = linear_sum_assignment(cost[np.ix_(rows, columns)])
+    # An assignment is complete, so it pairs what is left over too.
+    kept = possible[rows[i], columns[j]]
+    return rows[i][kept], columns[j][kept]
 
 
 def linear_sum_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,9 @@ def test_from_a_config(kind, frame):
     assert {name.removeprefix("_").upper(): value for name, value in vars(tracker).items()} | heads == {
         **heads,
         "PREV_INSTANCES": None,
+        "MATCHED_IDX": set(),
+        "MATCHED_ID": set(),
+        "UNTRACKED_PREV_IDX": set(),
         "ID_COUNT": 0,
     }
     assert tracker.update(frame([0, 0, 1, 1])).ID == [0]

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from detectron2.tracking import (
     BBoxIOUTracker,
     IOUWeightedHungarianBBoxIOUTracker,
     VanillaHungarianBBoxIOUTracker,
+    create_prediction_pairs,
 )
 
 TRACKERS = [BBoxIOUTracker, VanillaHungarianBBoxIOUTracker, IOUWeightedHungarianBBoxIOUTracker]
@@ -231,3 +233,60 @@ def test_greedy_matching_takes_the_best_pair_first(video_arguments, frame):
     tracker.update(frame([0, 0, 20, 20]))
     # both overlap it: by 1/3, and by 9/11
     assert tracker.update(frame([10, 0, 30, 20], [2, 0, 22, 20])).ID == [1, 0]
+
+
+def test_arrays_are_as_good_as_tensors(make):
+    tracker = make(max_lost_frame_count=2, min_instance_period=0)
+    for boxes in ([[0, 0, 20, 20], [100, 50, 120, 70]], [[1, 0, 21, 20]]):
+        given = Instances(
+            np.array([100, 200]),
+            pred_boxes=np.array(boxes, dtype=np.float32),
+            scores=np.ones(len(boxes)),
+            pred_classes=np.zeros(len(boxes), dtype=np.int64),
+            names=np.array(["a", "b"][: len(boxes)]),
+        )
+        found = tracker.update(given)
+    assert found.image_size == (100, 200)
+    assert (found.ID, found.ID_period, found.lost_frame_count) == ([0, 1], [2, 1], [0, 1])
+    assert (found.ID[0] == 0) is True
+    assert found.names == ["a", "b"]
+
+
+def test_steps_can_be_overridden_and_share_their_state(video_arguments, frame):
+    calls = []
+
+    class Recording(BBoxIOUTracker):
+        pass
+
+    for name in ("_initialize_extra_fields", "_create_prediction_pairs", "_reset_fields", "_assign_new_id"):
+
+        def step(self, *args, _name=name):
+            calls.append(_name)
+            return getattr(BBoxIOUTracker, _name)(self, *args)
+
+        setattr(Recording, name, step)
+
+    tracker = Recording(**video_arguments)
+    tracker.update(frame([0, 0, 20, 20], [100, 50, 120, 70]))
+    assert calls == ["_initialize_extra_fields"]
+    assert tracker.update(frame([100, 50, 120, 70], [50, 0, 70, 20])).ID == [1, 2]
+    assert calls[1:] == ["_initialize_extra_fields", "_create_prediction_pairs", "_reset_fields", "_assign_new_id"]
+    assert (tracker._matched_idx, tracker._matched_ID, tracker._untracked_prev_idx) == ({0}, {1}, {0})
+    assert tracker._id_count == 3 and tracker._prev_instances.ID == [1, 2]
+
+
+def test_a_subclass_that_pairs_everything_still_keeps_to_the_threshold(video_arguments, frame):
+    class All(BBoxIOUTracker):
+        def _create_prediction_pairs(self, instances, iou_all):
+            return create_prediction_pairs(instances, self._prev_instances, iou_all, threshold=0.0)
+
+    assert ids(All(**video_arguments), frame([0, 0, 20, 20]), frame([15, 0, 35, 20])) == [[0], [1]]
+
+
+def test_merging_adds_the_rows_that_are_untracked(video_arguments, frame):
+    tracker = BBoxIOUTracker(**video_arguments, max_lost_frame_count=3, min_instance_period=0)
+    before = tracker._initialize_extra_fields(frame([0, 0, 20, 20], [100, 50, 120, 70]))
+    now = tracker._initialize_extra_fields(frame([50, 50, 70, 70]))
+    tracker._prev_instances, tracker._untracked_prev_idx = before, {1}
+    merged = tracker._merge_untracked_instances(now)
+    assert (merged.ID, merged.lost_frame_count) == ([0, 1], [0, 1])

@@ -97,3 +97,20 @@ def test_the_base_has_no_costs(video_arguments, frame):
     assert tracker.update(frame([0, 0, 1, 1])).ID == [0]
     with pytest.raises(NotImplementedError, match="build_cost_matrix"):
         tracker.update(frame([0, 0, 1, 1]))
+
+
+def test_each_step_by_itself(video_arguments, frame):
+    tracker = BaseHungarianTracker(**video_arguments, max_lost_frame_count=3)
+    before = tracker._initialize_extra_fields(frame([0, 0, 20, 20], [100, 50, 120, 70]))
+    assert (before.ID, before.ID_period, before.lost_frame_count, tracker._id_count) == ([0, 1], [1, 1], [0, 0], 2)
+    before.ID_period = [3, 3]
+    tracker._prev_instances = before
+    now = tracker._initialize_extra_fields(frame([101, 50, 121, 70], [50, 0, 70, 20]))
+    assert now.ID == [None, None]
+    matched, matched_before = np.array([0]), np.array([1])
+    now = tracker._process_matched_idx(now, matched, matched_before)
+    assert (now.ID, now.ID_period[0], now.lost_frame_count[0]) == ([1, None], 4, 0)
+    now = tracker._process_unmatched_idx(now, matched)
+    assert (now.ID, now.ID_period, tracker._id_count) == ([1, 2], [4, 1], 3)
+    now = tracker._process_unmatched_prev_idx(now, matched_before)
+    assert (now.ID, now.lost_frame_count) == ([1, 2, 0], [0, 0, 1])
