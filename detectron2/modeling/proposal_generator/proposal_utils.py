@@ -23,6 +23,10 @@ __all__ = [
     "find_top_rpn_proposals",
 ]
 
+class _ProposalError(ValueError, AssertionError):
+    """Ground truth and proposals do not fit; code written for the published system catches an `AssertionError`."""
+
+
 # The objectness logit of ground truth among proposals: that of a probability of 1 - 1e-10.
 _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
 
@@ -55,7 +59,7 @@ def _proposals_from_candidates(
 
     proposals = []
     for image_boxes, image_logits, image_finite, image_size in zip(
-        all_boxes, all_logits, finite, image_sizes, strict=True
+        all_boxes, all_logits, finite, image_sizes, strict=False
     ):
         clipped = box_type(image_boxes)
         clipped.clip(image_size)
@@ -102,7 +106,7 @@ def find_top_rpn_proposals(
     Args:
         proposals: for each level the decoded boxes `Tensor[N, R_i, 4]`, or `Tensor[N, R_i, 5]` of rotated boxes.
         pred_objectness_logits: for each level `Tensor[N, R_i]`.
-        image_sizes: `(height, width)` of each image.
+        image_sizes: `(height, width)` of each image; of fewer images, the first ones get proposals.
         nms_thresh: IoU above which the lower of two boxes goes.
         pre_nms_topk: how many boxes a level keeps before suppression.
         post_nms_topk: how many boxes an image keeps after suppression; in training, too, for each image on its own.
@@ -133,7 +137,7 @@ def add_ground_truth_to_proposals(
         For each image the proposals followed by the ground truth, with the fields of the proposals.
     """
     if len(gt) != len(proposals):
-        raise ValueError(f"got ground truth of {len(gt)} images but proposals of {len(proposals)}")
+        raise _ProposalError(f"got ground truth of {len(gt)} images but proposals of {len(proposals)}")
     return [add_ground_truth_to_proposals_single_image(g, p) for g, p in zip(gt, proposals, strict=True)]
 
 
@@ -149,7 +153,7 @@ def add_ground_truth_to_proposals_single_image(gt: Instances | Boxes, proposals:
     fields["objectness_logits"] = torch.full((len(gt_boxes),), _GROUND_TRUTH_LOGIT, device=logits.device)
     missing = [name for name in proposals.get_fields() if name not in fields]
     if missing:
-        raise ValueError(
+        raise _ProposalError(
             f"proposals have fields {missing} that the ground truth lacks (it has {sorted(fields)}), so the two cannot "
             "be joined"
         )

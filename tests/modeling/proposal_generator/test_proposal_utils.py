@@ -140,6 +140,26 @@ def test_other_fields_come_along():
     assert after.level.tolist() == [5, 7, 8]
 
 
+def test_fewer_image_sizes_than_images_give_as_many_results():
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(3, 1, 4)
+    assert len(find([boxes], [torch.ones(3, 1)], [(40, 50)] * 2)) == 2
+
+
+def test_infinite_logits_are_passed_over_in_evaluation():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30]]])
+    logits = torch.tensor([[float("inf"), 1.0, float("-inf")]])
+    (result,) = find([boxes], [logits], [(40, 50)], training=False)
+    assert result.objectness_logits.tolist() == [1]
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError])
+def test_missing_fields_are_an_error_of_both_classes(error):
+    with pytest.raises(error, match="lacks"):
+        add_ground_truth_to_proposals([Boxes([[0, 0, 1, 1]])], [proposals(1, extra=torch.ones(1))])
+    with pytest.raises(error, match="2 images"):
+        add_ground_truth_to_proposals([Boxes([])] * 2, [proposals(1)])
+
+
 def test_ground_truth_must_fit():
     with pytest.raises(ValueError, match=r"fields \['level'\]"):
         add_ground_truth_to_proposals([Boxes(torch.rand(1, 4))], [proposals(1, level=torch.tensor([5]))])
