@@ -70,6 +70,7 @@ def configurable(
 
     Raises:
         TypeError: if the decorated function, or `from_config`, does not have the form above.
+        AttributeError: if an object is made of a class without `from_config`.
 
     Example:
         >>> class Head:
@@ -104,15 +105,15 @@ def configurable(
 def _wrap_init(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not _has_config(args, kwargs):
-            init(self, *args, **kwargs)
-            return
         owner = type(self)
         from_config = getattr(owner, "from_config", None)
         if from_config is None:
-            raise TypeError(f"{owner.__name__} was called with a config, so it needs a classmethod from_config(cfg).")
+            raise AttributeError(f"{owner.__name__} is @configurable, so it needs a classmethod from_config(cfg).")
         if not inspect.ismethod(from_config):
             raise TypeError(f"{owner.__name__}.from_config must be a classmethod.")
+        if not _has_config(args, kwargs):
+            init(self, *args, **kwargs)
+            return
         _check_from_config(from_config, f"{owner.__name__}.from_config")
         init(self, **_explicit_arguments(from_config, args, kwargs, init, owner.__name__))
 

@@ -169,8 +169,12 @@ def test_misuse_of_configurable_is_explained():
         def from_config(cls, cfg):
             return {"a": 1, "d": 2}
 
+    for arguments in (CFG, 1):
+        with pytest.raises(AttributeError, match="NoFromConfig .*needs a classmethod from_config"):
+            NoFromConfig(arguments)
+    with pytest.raises(TypeError, match="must be a classmethod"):
+        NoClassmethod(1)
     for owner, message in [
-        (NoFromConfig, "needs a classmethod from_config"),
         (NoClassmethod, "must be a classmethod"),
         (WrongName, "'cfg'"),
         (NoDict, "must return a dictionary"),
