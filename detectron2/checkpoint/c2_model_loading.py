@@ -6,9 +6,10 @@ so that `res2.0.conv1.weight` of a backbone finds `backbone.bottom_up.res2.0.con
 """
 
 import logging
+import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -119,14 +120,14 @@ def _match_by_suffix(model_keys: Iterable[str], checkpoint_keys: Iterable[str]) 
 
 
 def align_and_update_state_dicts(
-    model_state_dict: MutableMapping[str, torch.Tensor],
+    model_state_dict: Mapping[str, torch.Tensor],
     ckpt_state_dict: Mapping[str, torch.Tensor],
     c2_conversion: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Give the weights of a checkpoint the names that a model uses, by matching the ends of names.
 
     Args:
-        model_state_dict: the model's; matching entries are replaced by the checkpoint's, for callers that load it.
+        model_state_dict: the model's, which is not changed.
         ckpt_state_dict: the checkpoint's.
         c2_conversion: first rewrite Caffe2 names.
 
@@ -146,9 +147,14 @@ def align_and_update_state_dicts(
         )
     result: dict[str, torch.Tensor] = {}
     for key, model_key in matching.taken.items():
-        result[model_key] = model_state_dict[model_key] = matching.weights[key]
+        result[model_key] = matching.weights[key]
     result.update({key: value for key, value in matching.weights.items() if key not in matching.taken})
     return result
+
+
+def _longest_common_prefix_str(names: list[str]) -> str:
+    """The longest beginning that all names share, letter by letter."""
+    return os.path.commonprefix(names)
 
 
 @dataclass
