@@ -301,7 +301,7 @@ class ImplicitPointRendMaskHead(PointMaskHead):
     def forward(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> Any:
         """Predict a mask for every region, as `PointRendMaskHead.forward` does.
 
-        The losses are `loss_mask_point` and, unless its weight is 0, `loss_mask_l2` of the parameters.
+        The losses are `loss_mask_point` and, unless its weight is 0, `loss_l2` of the parameters.
         """
         if not self.training:
             return self._inference(features, instances)
@@ -312,7 +312,7 @@ class ImplicitPointRendMaskHead(PointMaskHead):
         losses = {"loss_mask_point": roi_mask_point_loss(point_logits, instances, labels)}
         if self.regularizer > 0:
             squares = full_precision(parameters).square().sum()
-            losses["loss_mask_l2"] = squares * (self.regularizer / max(parameters.numel(), 1))
+            losses["loss_l2"] = squares * (self.regularizer / max(parameters.numel(), 1))
         return losses
 
     def _uniform_sample_train_points(self, instances: list[Instances]) -> tuple[torch.Tensor, torch.Tensor]:

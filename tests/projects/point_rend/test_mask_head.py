@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 KINDS = ["standard", "implicit"]
 SHAPES = {"p2": ShapeSpec(channels=8, stride=4), "p3": ShapeSpec(channels=8, stride=8)}
-LOSSES = {"standard": {"loss_mask", "loss_mask_point"}, "implicit": {"loss_mask_point", "loss_mask_l2"}}
+LOSSES = {"standard": {"loss_mask", "loss_mask_point"}, "implicit": {"loss_mask_point", "loss_l2"}}
 
 
 def detections(*counts):
