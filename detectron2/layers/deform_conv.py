@@ -168,9 +168,7 @@ class _DeformableConvolution(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups = groups
         self.deformable_groups = deformable_groups
         self.with_bias = bias
@@ -240,9 +238,9 @@ class DeformConv(_DeformableConvolution):
             in_channels,
             out_channels,
             kernel_size,
-            stride,
-            padding,
-            dilation,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
             groups,
             deformable_groups,
             False,
