@@ -17,10 +17,12 @@ from .run_lengths import changes, crop_to_content, encode_changes
 
 __all__ = [
     "encode_masks",
+    "pad_masks",
     "paste_mask_in_image_old",
     "paste_masks_as_rle",
     "paste_masks_in_boxes",
     "paste_masks_in_image",
+    "scale_boxes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -341,6 +343,17 @@ def _do_paste_mask(
     shape = (boxes.shape[0], y.shape[1], x.shape[1])
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
     return F.grid_sample(masks.to(grid.dtype), grid, align_corners=False)[:, 0], region
+
+
+def scale_boxes(boxes: torch.Tensor, scale: float) -> torch.Tensor:
+    """Deprecated: boxes `(N, 4)` with their sides multiplied, around their centres."""
+    center, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * (0.5 * scale)
+    return torch.cat([center - half, center + half], dim=1)
+
+
+def pad_masks(masks: torch.Tensor, padding: int) -> tuple[torch.Tensor, float]:
+    """Deprecated: masks `(N, h, h)` with zeros around them, and by how much that makes their sides longer."""
+    return F.pad(masks, (padding,) * 4), (masks.shape[-1] + 2 * padding) / masks.shape[-1]
 
 
 def paste_mask_in_image_old(

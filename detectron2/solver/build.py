@@ -321,6 +321,8 @@ def _given(**settings: float | None) -> dict[str, float]:
 def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Merge parameter groups with equal settings, so that the optimizer updates them together.
 
+    A parameter of several groups gets the settings of all, of equal ones the last.
+
     Args:
         params: groups, each with `"params"` and any settings.
 
@@ -328,12 +330,20 @@ def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]
         The merged groups, in the order of their first occurrence.
     """
     merged: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
-    for group in params:
-        settings = {key: value for key, value in group.items() if key != "params"}
-        target = merged.setdefault(frozenset(settings.items()), {"params": [], **settings})
-        members = group["params"]
-        target["params"].extend([members] if isinstance(members, torch.Tensor) else members)
+    for group in _expand_param_groups(params):
+        members = group.pop("params")
+        merged.setdefault(frozenset(group.items()), {"params": [], **group})["params"].extend(members)
     return list(merged.values())
+
+
+def _expand_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A group for each parameter, with the settings of all groups that it is in; the last of each counts."""
+    settings: dict[Any, dict[str, Any]] = {}
+    for group in params:
+        members = group["params"]
+        for parameter in [members] if isinstance(members, torch.Tensor) else members:
+            settings.setdefault(parameter, {}).update({k: v for k, v in group.items() if k != "params"})
+    return [{"params": [parameter], **given} for parameter, given in settings.items()]
 
 
 def _multi_step(solver: CfgNode) -> ParamScheduler:

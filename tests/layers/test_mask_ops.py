@@ -12,7 +12,7 @@ from detectron2.layers import (
     paste_masks_in_boxes,
     paste_masks_in_image,
 )
-from detectron2.layers.mask_ops import _do_paste_mask, paste_mask_in_image_old
+from detectron2.layers.mask_ops import _do_paste_mask, pad_masks, paste_mask_in_image_old, scale_boxes
 from detectron2.structures import Boxes
 
 
@@ -259,3 +259,12 @@ def test_masks_to_encode_have_three_dimensions():
     assert encode_masks(torch.zeros(2, 0, 5)) == [{"size": [0, 5], "counts": ""}] * 2
     with pytest.raises(ValueError, match=r"\(2, 1, 3, 4\)"):
         encode_masks(torch.zeros(2, 1, 3, 4))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_padding_of_masks_and_scaling_of_boxes_go_together(count):
+    padded, scale = pad_masks(torch.ones(count, 28, 28), 1)
+    assert padded.shape == (count, 30, 30) and padded.sum() == count * 28 * 28 and scale == 30 / 28
+    assert not padded[:, 0].any() and not padded[:, :, -1].any()
+    boxes = torch.tensor([[10.0, 20, 38, 76]] * count).reshape(-1, 4)
+    torch.testing.assert_close(scale_boxes(boxes, scale), torch.tensor([[9.0, 18, 39, 78]] * count).reshape(-1, 4))

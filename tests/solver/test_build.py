@@ -18,7 +18,7 @@ from detectron2.solver import (
     maybe_add_gradient_clipping,
     reduce_param_groups,
 )
-from detectron2.solver.build import GradientClipType, _create_gradient_clipper, layer_decay
+from detectron2.solver.build import GradientClipType, _create_gradient_clipper, _expand_param_groups, layer_decay
 
 
 def settings(*pairs):
@@ -487,3 +487,21 @@ def test_the_real_backbones_are_known():
     model.backbone = backbones["vit"]
     for key, _ in model.named_parameters():
         assert layer_decay(model, 0.7)(key) == get_vit_lr_decay_rate(key, 0.7, 3)
+
+
+def test_a_parameter_of_several_groups_has_the_settings_of_all():
+    groups = [
+        {"params": ["p1", "p2", "p3", "p4"], "lr": 1.0, "weight_decay": 4.0},
+        {"params": ["p2", "p3", "p5"], "lr": 2.0, "momentum": 2.0},
+        {"params": ["p1"], "weight_decay": 3.0},
+    ]
+    both = {"lr": 2.0, "weight_decay": 4.0, "momentum": 2.0}
+    expected = {
+        "p1": {"lr": 1.0, "weight_decay": 3.0},
+        "p2": both,
+        "p3": both,
+        "p4": {"lr": 1.0, "weight_decay": 4.0},
+        "p5": {"lr": 2.0, "momentum": 2.0},
+    }
+    assert _expand_param_groups(groups) == [{"params": [name], **given} for name, given in expected.items()]
+    assert [group["params"] for group in reduce_param_groups(groups)] == [["p1"], ["p2", "p3"], ["p4"], ["p5"]]
