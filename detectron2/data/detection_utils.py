@@ -175,7 +175,7 @@ def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_pow
 def gen_crop_transform_with_instance(
     crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict[str, Any]
 ) -> T.CropTransform:
-    """Draw a crop that contains the centre of an instance.
+    """Draw a crop that contains the centre of an instance, or the point of the image that is nearest to it.
 
     Args:
         crop_size: `(height, width)` of the window in pixels.
@@ -184,16 +184,9 @@ def gen_crop_transform_with_instance(
 
     Returns:
         The crop, which can be inverted.
-
-    Raises:
-        ValueError: if the centre of the box lies outside the image.
     """
     x1, y1, x2, y2 = get_bbox(instance)
-    center_yx = ((y1 + y2) * 0.5, (x1 + x2) * 0.5)
-    if not (0 <= center_yx[0] <= image_size[0] and 0 <= center_yx[1] <= image_size[1]):
-        raise ValueError(
-            f"the centre of the box, (x, y) = {center_yx[::-1]}, lies outside the image of (height, width) {image_size}"
-        )
+    center_yx = np.clip(((y1 + y2) * 0.5, (x1 + x2) * 0.5), 0, image_size)
     origin_yx = []
     for center, crop, size in zip(center_yx, crop_size, image_size, strict=True):
         low = max(int(np.floor(center)) - crop, 0)

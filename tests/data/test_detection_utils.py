@@ -535,8 +535,13 @@ def test_crop_around_an_instance():
         assert crop.y0 <= 40 <= crop.y0 + crop.h
         assert 0 <= crop.x0 <= 70
         assert 0 <= crop.y0 <= 60
-    with pytest.raises(ValueError, match="outside the image"):
-        utils.gen_crop_transform_with_instance((20, 30), (30, 100), annotation())
+
+
+@pytest.mark.parametrize("box", [[-90, -80, -50, -30], [300, 200, 400, 280], [30, 500, 50, 600]])
+def test_a_crop_for_a_box_outside_the_image_is_inside_it(box):
+    entry = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+    crop = utils.gen_crop_transform_with_instance((20, 30), (80, 100), entry)
+    assert 0 <= crop.x0 <= 70 and 0 <= crop.y0 <= 60
 
 
 def config(flip="horizontal"):

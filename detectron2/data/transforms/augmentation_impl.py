@@ -68,6 +68,10 @@ def _size_hw(size: int | Sequence[int]) -> tuple[int, int]:
     return h, w
 
 
+class ProbabilityError(ValueError, AssertionError):
+    """A probability is outside [0, 1]; code written for the published system catches an `AssertionError`."""
+
+
 class RandomApply(Augmentation):
     """Apply an augmentation or a transform with a given probability.
 
@@ -83,9 +87,9 @@ class RandomApply(Augmentation):
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
-        self.aug = _transform_to_aug(tfm_or_aug)
         if not 0.0 <= prob <= 1.0:
-            raise ValueError(f"prob must be between 0 and 1, got {prob}")
+            raise ProbabilityError(f"prob must be between 0 and 1, got {prob}")
+        self.aug = _transform_to_aug(tfm_or_aug)
         self.prob = prob
 
     def get_transform(self, *args: Any) -> Transform:
@@ -314,8 +318,6 @@ class RandomCrop(Augmentation):
             raise ValueError(f"crop_type must be one of {', '.join(_CROP_TYPES)}, got {crop_type!r}")
         if len(crop_size) != 2:
             raise ValueError(f"crop_size must be two numbers, got {crop_size}")
-        if crop_type.startswith("relative") and not all(0 < s <= 1 for s in crop_size):
-            raise ValueError(f"the crop type {crop_type!r} needs fractions in (0, 1], got {crop_size}")
         if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
             raise ValueError(f'the crop type "absolute_range" needs (min, max) in pixels, got {crop_size}')
         self.crop_type = crop_type
@@ -341,6 +343,8 @@ class RandomCrop(Augmentation):
             crop_w = np.random.randint(min(w, low), min(w, high) + 1)
             return crop_h, crop_w
         part_h, part_w = self.crop_size
+        if not all(0 < s <= 1 for s in self.crop_size):
+            raise ValueError(f"the crop type {self.crop_type!r} needs fractions in (0, 1], got {self.crop_size}")
         if self.crop_type == "relative_range":
             least = np.asarray(self.crop_size, dtype=np.float32)
             part_h, part_w = (least + np.random.rand(2) * (1 - least)).tolist()

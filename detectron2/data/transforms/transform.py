@@ -349,7 +349,13 @@ def clip_polygon(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float
     parts = [polygon]
     for axis, bound, sign in ((0, x0, 1), (1, y0, 1), (0, x1, -1), (1, y1, -1)):
         parts = [piece for part in parts for piece in _clip_half_plane(part, axis, bound, sign)]
-    return [part for part in parts if _has_area(part)]
+    return [_from_first_corner(part, polygon) for part in parts if _has_area(part)]
+
+
+def _from_first_corner(part: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+    """The same outline, beginning with the first corner of the polygon that is left of it."""
+    hits = (np.flatnonzero((part == corner).all(axis=1)) for corner in polygon)
+    return np.roll(part, -next((int(hit[0]) for hit in hits if len(hit)), 0), axis=0)
 
 
 def _has_area(polygon: np.ndarray) -> bool:

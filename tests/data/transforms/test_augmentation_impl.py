@@ -154,9 +154,9 @@ def test_sizes_of_random_crops(image, crop_type, crop_size, low, high):
         ("absolute_range", (5, 3)),
     ],
 )
-def test_impossible_crops(crop_type, crop_size):
+def test_impossible_crops_are_refused_when_they_are_used(crop_type, crop_size):
     with pytest.raises(ValueError, match="crop"):
-        T.RandomCrop(crop_type, crop_size)
+        T.RandomCrop(crop_type, crop_size).get_transform(np.zeros((8, 12)))
 
 
 def test_category_area_constraint(image):
@@ -349,3 +349,16 @@ def test_boxes_stay_inside_the_image(name, image):
         clipped = np.clip(inputs.boxes, 0, (w, h, w, h))
         assert (clipped[:, 2:] >= clipped[:, :2]).all()
         assert (inputs.boxes[0, 2:] - inputs.boxes[0, :2] > 0).all()
+
+
+def test_a_crop_of_any_size_can_be_made_and_shown():
+    assert str(T.RandomCrop("relative", (100, 100))) == "RandomCrop(crop_type='relative', crop_size=(100, 100))"
+
+
+@pytest.mark.parametrize("prob", [-0.01, 1.01])
+@pytest.mark.parametrize("error", [ValueError, AssertionError])
+def test_the_probability_is_checked_before_what_is_applied(prob, error):
+    with pytest.raises(error, match="prob must be"):
+        T.RandomApply(None, prob=prob)
+    with pytest.raises(TypeError, match="expected an Augmentation"):
+        T.RandomApply(None, prob=0.5)

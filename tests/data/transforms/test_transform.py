@@ -565,3 +565,11 @@ def test_new_types_can_be_registered():
         return voxel + 10
 
     assert T.TransformList([Shift(), Shift()]).apply_voxel(1) == 21
+
+
+def test_a_cropped_polygon_keeps_the_order_of_its_points():
+    polygon = np.array([[91.0, 46], [144, 46], [144, 111], [91, 111]])
+    (same,) = T.CropTransform(91, 46, 53, 65).apply_polygons([polygon])  # it touches the window on all sides
+    assert same.tolist() == [[0, 0], [53, 0], [53, 65], [0, 65]]
+    (cut,) = T.CropTransform(50, 40, 60, 40).apply_polygons([polygon])
+    assert cut.tolist() == [[41, 6], [60, 6], [60, 40], [41, 40]]
