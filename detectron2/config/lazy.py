@@ -231,7 +231,7 @@ def _relative_path(filename: str, level: int, module: str) -> str:
     for extension in (".py", ".yaml", ".yml"):
         if PathManager.isfile(base + extension):
             return base + extension
-    raise ImportError(f"{filename} imports from {'.' * level}{module}, but there is no config file {base}.py.")
+    raise ImportError(f"{filename} imports from {'.' * level}{module}, but the config file {base}.py does not exist.")
 
 
 class _RelativeImports(ast.NodeTransformer):
@@ -246,7 +246,7 @@ class _RelativeImports(ast.NodeTransformer):
         names = [alias.name for alias in node.names]
         if not node.module or "*" in names:
             raise ImportError(
-                f"{self._filename}, line {node.lineno}: config files can only import names from config files: "
+                f"{self._filename}, line {node.lineno}: a relative import takes names from a config file: "
                 f"write 'from .file import name', not {ast.unparse(node)!r}."
             )
         targets = [ast.Name(alias.asname or alias.name, ast.Store()) for alias in node.names]

@@ -146,7 +146,7 @@ def save_yaml(cfg: Any, filename: str) -> None:
     with atomic_write(filename) as file:
         file.write(text.encode())
     if lost:
-        pickle_name = os.path.splitext(filename)[0] + ".pkl"
+        pickle_name = filename + ".pkl"
         warning = "%s cannot hold %s: the values are missing there. The whole config was pickled to %s."
         logger.warning(warning, filename, "; ".join(lost), pickle_name)
         _save_pickle(cfg, pickle_name)

@@ -139,8 +139,8 @@ def test_absolute_imports_are_pythons_own(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("from .missing import x", r"there is no config file .*missing\.py"),
-        ("from . import x", "write 'from .file import name'"),
+        ("from .missing import x", r"config file .*missing\.py does not exist"),
+        ("from . import x", "relative import.*write 'from .file import name'"),
         ("from .base import *", "write 'from .file import name'"),
         ("from .base import y", "Cannot import y from .*base.py"),
         ("from .circle import x", "import each other"),

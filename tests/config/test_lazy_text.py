@@ -99,18 +99,18 @@ def test_what_cannot_be_saved_is_told(tmp_path, caplog):
     cfg.call = L(dict)(f=lambda x: x + 1, ok=2)
     with caplog.at_level(logging.WARNING):
         loaded = _reload(cfg, tmp_path / "c.yaml")
-    assert "cannot hold call.f, a function" in caplog.text and "c.pkl" in caplog.text
+    assert "cannot hold call.f, a function" in caplog.text and "c.yaml.pkl" in caplog.text
     assert loaded.a == 1 and loaded.call.ok == 2
     with pytest.raises(ValueError, match=r"could not hold call\.f, a function"):
         instantiate(loaded.call)
-    assert cloudpickle.loads((tmp_path / "c.pkl").read_bytes()).call.f(1) == 2
+    assert cloudpickle.loads((tmp_path / "c.yaml.pkl").read_bytes()).call.f(1) == 2
 
 
 def test_what_cannot_even_be_pickled(tmp_path, caplog):
     cfg = OmegaConf.create({"a": 1}, flags={"allow_objects": True})
     cfg.lock = threading.Lock()
     assert _reload(cfg, tmp_path / "c.yaml").a == 1
-    assert "cannot be pickled" in caplog.text and not (tmp_path / "c.pkl").exists()
+    assert "cannot be pickled" in caplog.text and not (tmp_path / "c.yaml.pkl").exists()
 
 
 def test_files_saved_by_the_published_system_are_read_without_running_code(write, tmp_path):
