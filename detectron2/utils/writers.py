@@ -193,7 +193,7 @@ class CommonMetricPrinter(EventWriter):
         return [
             f"{name}: {buffer.median(storage.count_samples(name, self._window_size)):.4g}"
             for name, buffer in list(storage.histories().items())
-            if "loss" in name and self._is_news(name, storage)
+            if ("loss" in name or name.startswith("[metric]")) and self._is_news(name, storage)
         ]
 
     def _is_news(self, name: str, storage: EventStorage) -> bool:

@@ -314,3 +314,13 @@ def test_without_tensorboard_images_do_not_pile_up(tmp_path):
 def test_unknown_writers_are_refused(tmp_path, names):
     with pytest.raises(ValueError, match=r"jsno.*tensorboard|'json'"):
         make_writers(names, str(tmp_path))
+
+
+def test_the_printed_line_shows_metrics_and_needs_no_last_iteration(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="detectron2.utils.events"), EventStorage(7) as storage:
+        storage.put_scalars(**{"[metric]bar": 4.0, "total_loss": 1.0, "other": 9.0})
+        CommonMetricPrinter().write()
+    (line,) = caplog.messages
+    assert "iter: 7" in line and "[metric]bar: 4" in line and "total_loss: 1" in line
+    assert "other" not in line and "eta" not in line

@@ -74,7 +74,7 @@ class IterationTimer(HookBase):
     The time of hooks between two iterations counts in the summary only, so register this hook first.
 
     Args:
-        warmup_iter: number of first iterations that do not count, because memory and kernels are being set up.
+        warmup_iter: the first iteration, from 1, that counts: in those before, memory and kernels are being set up.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
@@ -95,7 +95,7 @@ class IterationTimer(HookBase):
     def after_step(self) -> None:
         """Stop the clock and, after the warm-up, record the time."""
         now = time.perf_counter()
-        if self.trainer.iter - self.trainer.start_iter + 1 <= self._warmup_iter:
+        if self.trainer.iter - self.trainer.start_iter + 1 < self._warmup_iter:
             self._start = now
             return
         if self._start is None:

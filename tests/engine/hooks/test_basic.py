@@ -37,12 +37,18 @@ class TestIterationTimer:
         t.train(0, 0)
         assert "time" not in t.storage.histories()
 
+    def test_fifty_iterations_give_48_times(self):
+        t = trainer()
+        t.register_hooks([hooks.IterationTimer()])
+        t.train(0, 50)
+        assert len(t.storage.history("time").values()) == 48
+
     def test_warm_up_is_left_out(self):
         t = trainer()
         t.register_hooks([hooks.IterationTimer(warmup_iter=2)])
         t.train(5, 10)
         times = t.storage.history("time").values()
-        assert [i for _, i in times] == [7, 8, 9]
+        assert [i for _, i in times] == [6, 7, 8, 9]
         assert all(v > 0 for v, _ in times)
 
 
