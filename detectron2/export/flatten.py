@@ -1,7 +1,8 @@
 """Structured inputs and outputs as tuples of tensors: all that a traced function can take and return.
 
 An object is taken apart into its leaves, from left to right, and a `Schema`, which puts others of the same kind
-together again. A leaf is a tensor, or anything that has no parts.
+together again. A leaf is a tensor, or anything that has no parts. Mappings and `Instances` are taken apart by sorted
+names; the image size of `Instances` is the last of their parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, ROIMasks, RotatedBoxes
+from detectron2.utils.registry import convert_target_to_string, locate
 from detectron2.utils.tracing import is_tracing
 
 __all__ = ["Schema", "TracingAdapter", "flatten_to_tuple"]
@@ -23,17 +25,21 @@ _AROUND_A_TENSOR = (Boxes, RotatedBoxes, ROIMasks, BitMasks, Keypoints)
 
 @dataclass(frozen=True)
 class Schema:
-    """How an object is made of its leaves.
+    """How an object is made of its leaves, in plain values: `dump_dataclass` makes JSON of it, `instantiate` reads it.
 
     Args:
-        kind: the class of the object; None for a leaf.
+        kind: the dotted name of the object's class, or one without such a name; None for a leaf.
         parts: the schemas of its parts, in order.
         fixed: what the leaves do not hold: the keys of a mapping, the names of fields.
     """
 
-    kind: type | None = None
+    kind: Any = None
     parts: tuple["Schema", ...] = ()
     fixed: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "fixed"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def num_leaves(self) -> int:
@@ -49,7 +55,8 @@ class Schema:
     def _build(self, leaves: Iterator[Any]) -> Any:
         if self.kind is None:
             return next(leaves)
-        return _join(self.kind, [part._build(leaves) for part in self.parts], self.fixed)
+        kind = locate(self.kind) if isinstance(self.kind, str) else self.kind
+        return _join(kind, [part._build(leaves) for part in self.parts], self.fixed)
 
 
 def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
@@ -62,7 +69,8 @@ def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
         return (value,), Schema()
     found = [flatten_to_tuple(part) for part in parts]
     leaves = tuple(leaf for of_part, _ in found for leaf in of_part)
-    return leaves, Schema(kind, tuple(schema for _, schema in found), fixed)
+    name = convert_target_to_string(kind)
+    return leaves, Schema(kind if "<locals>" in name else name, tuple(schema for _, schema in found), fixed)
 
 
 def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
@@ -70,10 +78,11 @@ def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return type(value), value, ()
     if isinstance(value, Mapping):
-        return dict, list(value.values()), tuple(value)
+        names = sorted(value, key=str)
+        return dict, [value[name] for name in names], tuple(names)
     if isinstance(value, Instances):
-        fields = value.get_fields()
-        return Instances, [_as_tensor(value.image_size), *fields.values()], tuple(fields)
+        names = sorted(value.get_fields())
+        return Instances, [*map(value.get, names), _as_tensor(value.image_size)], tuple(names)
     if isinstance(value, ImageList):
         return ImageList, [value.tensor, *map(_as_tensor, value.image_sizes)], ()
     if isinstance(value, _AROUND_A_TENSOR):
@@ -85,7 +94,7 @@ def _join(kind: type, parts: list[Any], fixed: tuple[Any, ...]) -> Any:
     if kind is dict:
         return dict(zip(fixed, parts, strict=True))
     if kind is Instances:
-        return Instances(_as_size(parts[0]), **dict(zip(fixed, parts[1:], strict=True)))
+        return Instances(_as_size(parts[-1]), **dict(zip(fixed, parts[:-1], strict=True)))
     if kind is ImageList:
         return ImageList(parts[0], [_as_size(size) for size in parts[1:]])
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # a named tuple
@@ -95,6 +104,8 @@ def _join(kind: type, parts: list[Any], fixed: tuple[Any, ...]) -> Any:
 
 def _as_tensor(size_hw: Any) -> torch.Tensor:
     """Make height and width a leaf, so that a traced function may return others for another image."""
+    if isinstance(size_hw, torch.Tensor):
+        return size_hw
     if any(isinstance(x, torch.Tensor) for x in size_hw):
         return torch.stack([torch.as_tensor(x) for x in size_hw])
     return torch.as_tensor(size_hw)
@@ -197,7 +208,7 @@ def _check_leaves(leaves: Sequence[Any], name: str, value: Any) -> None:
     for leaf in leaves:
         if not isinstance(leaf, torch.Tensor):
             raise ValueError(
-                f"The {name} of a traced model must be made of tensors; {_path_to(value, leaf)} is a "
+                f"The {name} of a traced model must only contain tensors; {_path_to(value, leaf)} is a "
                 f"{type(leaf).__name__}. Leave it out, or pass allow_non_tensor=True for these very inputs."
             )
 
@@ -207,10 +218,9 @@ def _path_to(value: Any, wanted: Any) -> str:
     kind, parts, fixed = _split(value)
     if kind is None:
         return "" if value is wanted else "?"
-    offset = 1 if kind is Instances else 0
     for i, part in enumerate(parts):
         rest = _path_to(part, wanted)
         if not rest.endswith("?"):
-            label = f"[{fixed[i]!r}]" if kind is dict else f".{fixed[i - offset]}" if kind is Instances else f"[{i}]"
+            label = f"[{fixed[i]!r}]" if kind is dict else f".{fixed[i]}" if kind is Instances else f"[{i}]"
             return label + rest
     return "?"

@@ -1,5 +1,6 @@
 """Taking objects apart and putting them together, and models as functions of tensors."""
 
+import json
 from collections import namedtuple
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.config import dump_dataclass, instantiate
 from detectron2.export import TracingAdapter
 from detectron2.export.flatten import flatten_to_tuple
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, ROIMasks, RotatedBoxes
+from detectron2.utils.testing import assert_instances_allclose
 from detectron2.utils.analysis import TracingAdapter as AnotherPlace
 
 Pair = namedtuple("Pair", "first second")
@@ -34,7 +37,7 @@ def same(a, b):
     if isinstance(a, (Boxes, RotatedBoxes, ROIMasks, BitMasks)):
         return same(a.tensor, b.tensor)
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return set(a) == set(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -67,6 +70,32 @@ def test_round_trip(value, count):
     assert schema == flatten_to_tuple(value)[1]
     with pytest.raises(ValueError, match=f"has {count} leaves, got {count + 1}"):
         schema((*leaves, torch.zeros(1)))
+
+
+def test_leaves_come_by_sorted_names_and_the_image_size_last():
+    size = torch.tensor([5, 8])
+    inst = Instances(size, pred_masks=torch.tensor([3]), pred_boxes=Boxes(torch.ones(1, 4)))
+    leaves, schema = flatten_to_tuple([3, ([5, None], {"b": "word", "a": inst})])
+    assert leaves[:3] == (3, 5, None) and leaves[-1] == "word"
+    expected = (inst.pred_boxes.tensor, inst.pred_masks, inst.image_size)
+    assert all(leaf is wanted for leaf, wanted in zip(leaves[3:-1], expected, strict=True))
+    again = schema(leaves)[1][1]["a"]
+    assert_instances_allclose(again, inst, rtol=0.0, size_as_tensor=True)
+
+
+def test_a_class_inside_a_function_is_kept_as_it_is():
+    local = namedtuple("local", "a b")
+    local.__qualname__ = "test.<locals>.local"
+    leaves, schema = flatten_to_tuple(local(1, [2]))
+    assert schema(leaves) == local(1, [2]) and type(schema(leaves)) is local
+
+
+def test_schemas_survive_json():
+    value = [{"x": (1, None), "y": instances()}, Pair(Boxes([]), RotatedBoxes(torch.rand(1, 5))), BitMasks(torch.zeros(0, 4, 5))]
+    leaves, schema = flatten_to_tuple(value)
+    again = instantiate(json.loads(json.dumps(dump_dataclass(schema))))
+    assert again == schema and hash(again) == hash(schema)
+    assert type(again(leaves)[1]) is Pair
 
 
 def test_structures_differ():
@@ -108,7 +137,7 @@ def test_own_function_and_several_arguments():
 
 def test_leaves_that_are_no_tensors():
     inputs = [{"image": torch.rand(3, 4, 5), "height": 480}]
-    with pytest.raises(ValueError, match=r"inputs .* must be made of tensors; \[0\]\[0\]\['height'\] is a int"):
+    with pytest.raises(ValueError, match=r"inputs .* must only contain tensors; \[0\]\[0\]\['height'\] is a int"):
         TracingAdapter(Model(), inputs)
     adapter = TracingAdapter(Model(), inputs, allow_non_tensor=True)
     assert adapter.inputs_schema is None and len(adapter.flattened_inputs) == 1
