@@ -237,7 +237,7 @@ class DrawsPrimitives:
         Args:
             binary_mask: array (height, width) of the image's size; not zero inside.
             color: of the inside; None for the first of the palette.
-            edge_color: of the outline; None as in `draw_polygon`.
+            edge_color: of the outline; None as in `draw_polygon`, and for no outline where the mask has holes.
             text: written into the largest region.
             alpha: opacity of the inside.
             area_threshold: connected regions with fewer square pixels are not drawn.
@@ -255,6 +255,8 @@ class DrawsPrimitives:
         """
         color = class_color(0) if color is None else to_rgb(color)
         mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
+        if mask.has_holes and edge_color is None:
+            return self.draw_soft_mask(mask.mask, color, text=text, alpha=alpha)
         drawn = [rings for rings in mask.regions if abs(sum(map(ring_area, rings))) >= area_threshold]
         self._draw_region([ring for rings in drawn for ring in rings], color, edge_color, alpha)
         if text is not None and drawn:

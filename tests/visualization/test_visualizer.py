@@ -394,3 +394,14 @@ def test_subclasses_change_labels_and_colours():
     meta = metadata(thing_colors=[[255, 0, 0], [0, 0, 255]])
     image = Plain(blank(), meta, instance_mode=ColorMode.SEGMENTATION).draw_instance_predictions(instances())
     np.testing.assert_allclose(image.get_image()[85, 30], [204, 0, 0], atol=1)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_a_mask_with_a_hole_has_two_colours_along_the_border_of_the_picture(scale):
+    visualizer = Visualizer(np.full((60, 80, 3), (255, 0, 0), np.uint8), scale=scale)
+    mask = np.zeros((60, 80))
+    mask[:, 20:60] = 1
+    mask[10:20, 30:40] = 0
+    drawn = visualizer.draw_binary_mask(mask, color="blue").get_image()
+    for row in (0, -1):
+        assert len({tuple(pixel) for pixel in drawn[row].tolist()}) == 2
