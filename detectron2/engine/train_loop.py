@@ -445,11 +445,11 @@ def _total_loss(loss_dict: Any) -> torch.Tensor:
 def _start_iteration(loader: Iterable) -> Iterator:
     """Return `iter(loader)`; a loader that can be positioned leaves the random number generators unchanged.
 
-    PyTorch draws a number when it starts workers, which a resumed run does once more than an uninterrupted one.
+    PyTorch draws a number when it starts an iteration, which a resumed run does once more than an uninterrupted one.
     """
-    iterator = iter(loader)
     if not hasattr(loader, "set_position"):
-        return iterator
-    with random_states_kept():  # generators start their workers with the first batch
+        return iter(loader)
+    with random_states_kept():  # generators start with the first batch
+        iterator = iter(loader)
         first = list(itertools.islice(iterator, 1))
     return itertools.chain(first, iterator)

@@ -87,8 +87,11 @@ def state_of(folder, kind, name="model_final"):
     return DetectionCheckpointer(torch.nn.Identity())._read(str(folder / f"{name}.{kind}"))
 
 
-@pytest.mark.parametrize(("workers", "kind"), [(0, "pth"), (2, "safetensors")])
-def test_default_trainer(cfg, tmp_path, workers, kind, capsys):
+@pytest.mark.parametrize(
+    ("workers", "kind", "grouping"), [(0, "pth", True), (2, "safetensors", True), (0, "pth", False), (2, "pth", False)]
+)
+def test_default_trainer(cfg, tmp_path, workers, kind, grouping, capsys):
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS = 4, 2, (3,)
@@ -132,7 +135,9 @@ def test_moving_average_of_retinanet(shapes, tiny_config, tmp_path):
     assert_same(states[0], states[1])
 
 
-def test_lazy_train(cfg, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("workers", "grouping"), [(0, True), (2, False)])
+def test_lazy_train(cfg, tmp_path, monkeypatch, workers, grouping):
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.ASPECT_RATIO_GROUPING = workers, grouping
     from fvcore.common.param_scheduler import MultiStepParamScheduler
 
     from detectron2 import model_zoo

@@ -53,13 +53,12 @@ class PreciseBN(HookBase):
 
         if self._disabled:
             return
-        if self._data_iter is None:
-            self._data_iter = iter(self._data_loader)
         logger.info("Computing precise batch-norm statistics over %d iterations", self._num_iter)
-        batches = itertools.islice(self._data_iter, self._num_iter)
         # The storage keeps the statistics of these forward passes out of the training log.
         with EventStorage(), random_states_kept():
-            update_bn_stats(self._model, batches, self._num_iter)
+            if self._data_iter is None:
+                self._data_iter = iter(self._data_loader)
+            update_bn_stats(self._model, itertools.islice(self._data_iter, self._num_iter), self._num_iter)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the loader got, if it knows."""

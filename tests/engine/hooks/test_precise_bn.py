@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detectron2.data.build import build_batch_data_loader
 from detectron2.engine import hooks
 from tests.engine.hooks.toy import trainer
 
@@ -18,6 +19,14 @@ class TestPreciseBN:
         assert norm.running_mean.item() == pytest.approx(outputs.mean().item(), abs=1e-5)
         assert norm.running_var.item() == pytest.approx(outputs.var().item(), rel=2e-2)
         assert set(t.storage.latest()) == {"data_time", "total_loss", "loss"}
+
+    def test_training_draws_the_same_random_numbers(self):
+        t = trainer(norm=True)
+        loader = build_batch_data_loader([torch.randn(2) for _ in range(8)], range(8), 4, collate_fn=torch.stack)
+        t.register_hooks([hook := hooks.PreciseBN(0, t.model, loader, 1)])
+        state = torch.get_rng_state()
+        hook.update_stats()
+        assert torch.equal(torch.get_rng_state(), state)
 
     def test_model_without_norm(self, caplog):
         caplog.set_level("INFO")
