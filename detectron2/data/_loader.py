@@ -8,10 +8,11 @@ at the beginning; for random generators that a mapper keeps to itself; for a map
 
 import functools
 import gc
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.utils.data as torchdata
@@ -221,25 +222,25 @@ class _Positioned:
     """A loader of batches from a stream, which can be continued where another one, in another process, got to."""
 
     num_batches: int = 0
-    """Batches that were passed over and yielded in the iteration that was started last, or is to start."""
-    _next_start: int = 0
+    """Batches of the stream that were passed over and yielded: where the next iteration goes on."""
+    _is_set: bool = False
     _local_batch_size: int
 
     def _stream(self) -> _TrainStream:
         raise NotImplementedError
 
-    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
-        """Return where in the stream of samples this batch begins."""
+    def _start_in(self, round_: Iterator[tuple[int, int]], num_batches: int) -> "_StreamStart | tuple[int, int]":
+        """Follow places and indices of a round; return where this batch begins, or the round's batches and samples."""
         raise NotImplementedError
 
     def set_position(self, num_batches: int) -> None:
-        """Let the next iteration, and only that, begin after this number of batches, without loading them.
+        """Let the next iteration begin after this number of batches, without loading them.
 
         For an iterable data set it is not possible, and a warning says so.
         """
         if num_batches < 0:
             raise ValueError(f"The position of a loader is a number of batches, not {num_batches}.")
-        self.num_batches = self._next_start = num_batches
+        self.num_batches, self._is_set = num_batches, True
         self._stream().restart_workers()
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,16 +281,25 @@ class _Positioned:
 
     def _begin(self) -> None:
         """Called when an iteration starts."""
-        self.num_batches, self._next_start = self._next_start, 0
-        source = self._stream().dataset
+        stream, source = self._stream(), self._stream().dataset
         if not isinstance(source, ToIterableDataset):
-            if self.num_batches:
+            if self.num_batches and self._is_set:
                 logger.warning("An iterable data set cannot be positioned: it starts from its beginning.")
+            self.num_batches, self._is_set = 0, False
             return
-        start = self._start_at(source, self.num_batches) if self.num_batches else _StreamStart()
+        start, left, round_start = _StreamStart(), self.num_batches, 0
+        while left:  # there is nothing to follow at the beginning of the stream
+            found = self._start_in(enumerate(source._round(round_start), round_start), left)
+            if isinstance(found, _StreamStart):
+                start = found
+                break
+            left, round_start = left - found[0] if found[0] else 0, round_start + found[1]
+        if stream.persistent_workers:
+            source._round_start.share_memory_()
+        source._round_start.fill_(round_start)
         if start != source._start:
             source._start = start
-            self._stream().restart_workers()
+            stream.restart_workers()
 
 
 class BatchLoader(_Positioned, _TrainStream):
@@ -302,8 +312,8 @@ class BatchLoader(_Positioned, _TrainStream):
     def _stream(self) -> _TrainStream:
         return self
 
-    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
-        return _StreamStart(num_batches * self._local_batch_size)
+    def _start_in(self, round_: Iterator[tuple[int, int]], num_batches: int) -> "_StreamStart | tuple[int, int]":
+        return _start_of_batches(round_, self._local_batch_size, num_batches, self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's iterator, wrapped
         self._begin()
@@ -337,15 +347,15 @@ class GroupedBatchLoader(_Positioned, AspectRatioGroupedDataset):
     def _stream(self) -> _TrainStream:
         return self.dataset  # type: ignore[return-value]  # as given
 
-    def _start_at(self, source: ToIterableDataset, num_batches: int) -> _StreamStart:
-        is_wide = _orientation_of(source.dataset)
+    def _start_in(self, round_: Iterator[tuple[int, int]], num_batches: int) -> "_StreamStart | tuple[int, int]":
+        is_wide = _orientation_of(self._stream().dataset.dataset)
         if is_wide is None:
             logger.warning(
                 'The position in the training data is approximate: its elements have no "width" and "height", from '
                 "which it would follow which images were put into a batch together."
             )
-            return _StreamStart(num_batches * self._local_batch_size)
-        return _start_of_grouped(source.sampler, is_wide, self._local_batch_size, num_batches)
+            return _start_of_batches(round_, self._local_batch_size, num_batches)
+        return _start_of_grouped(round_, is_wide, self._local_batch_size, num_batches)
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
@@ -364,19 +374,34 @@ def _orientation_of(dataset: Any) -> Callable[[int], bool] | None:
     return functools.cache(lambda index: _is_wide(records[index]))
 
 
+def _start_of_batches(
+    round_: Iterator[tuple[int, int]], batch_size: int, num_batches: int, drop_last: bool = True
+) -> _StreamStart | tuple[int, int]:
+    """Count samples until one more batch than this number is complete."""
+    passed = num_batches * batch_size
+    wanted = passed + (batch_size if drop_last else 1)
+    found = sum(1 for _ in itertools.islice(round_, wanted))
+    if found == wanted:
+        return _StreamStart(passed)
+    return found // batch_size if drop_last else -(-found // batch_size), found
+
+
 def _start_of_grouped(
-    sampler: Iterable[int], is_wide: Callable[[int], bool], batch_size: int, num_batches: int
-) -> _StreamStart:
-    """Follow a stream until this number of batches is complete."""
+    round_: Iterator[tuple[int, int]], is_wide: Callable[[int], bool], batch_size: int, num_batches: int
+) -> _StreamStart | tuple[int, int]:
+    """Follow samples until one more batch than this number is complete."""
     waiting: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    start = None
     complete = passed = 0
-    for place, index in enumerate(sampler):
-        if complete == num_batches:
-            break
-        passed = place + 1
+    for place, index in round_:
+        if complete == num_batches and start is None:
+            start = _StreamStart(passed, tuple(sorted(waiting[0] + waiting[1])))
+        passed += 1
         bucket = waiting[is_wide(index)]
         bucket.append((place, index))
         if len(bucket) == batch_size:
+            if start is not None:
+                return start
             bucket.clear()
             complete += 1
-    return _StreamStart(passed, tuple(sorted(waiting[0] + waiting[1])))
+    return complete, passed

@@ -2,8 +2,8 @@
 
 With a seed (`SEED` in a config), an indexed data set is always gone through in the same order with the same
 augmentations, with any number of workers; `loader.state_dict()` and `loader.load_state_dict()` continue a training
-stream exactly where it was, `loader.set_position(num_batches)` at any batch. See `detectron2.data._loader` for
-what this does not cover.
+stream exactly where it was, `loader.set_position(num_batches)` at any batch, and each new iterator over a loader where
+the last one stopped. See `detectron2.data._loader` for what this does not cover.
 """
 
 import functools

@@ -329,11 +329,21 @@ def _share_of_worker(iterable: Iterable[Any], chunk_size: int = 1) -> Iterator[A
     return (e for i, e in enumerate(iterable) if i // chunk_size % worker.num_workers == worker.id)
 
 
+def _started(iterable: Iterable[Any]) -> Iterator[Any]:
+    """Return an iterator that has its first element already; by then, a sampler has drawn its order."""
+    iterator = iter(iterable)
+    return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
+
+
 @dataclass(frozen=True)
 class _StreamStart:
-    """Where in a stream of samples to begin; places are counted in this rank's share of it, from 0."""
+    """Where in a stream of samples to begin; places are counted in this rank's share of it, from 0.
 
-    passed: int = 0  # samples that are passed over
+    A sampler that ends is gone through again and again; the stream is then all its rounds one after the other, and one
+    iteration goes to the end of a round.
+    """
+
+    passed: int = 0  # samples of this round that are passed over
     waiting: tuple[tuple[int, int], ...] = ()  # (place, index) of those that are given out nevertheless, and first
 
 
@@ -367,14 +377,22 @@ class ToIterableDataset(torchdata.IterableDataset):
         self.shard_chunk_size = shard_chunk_size
         self.seed: int | None = None
         self._start = _StreamStart()
+        self._round_start = torch.zeros((), dtype=torch.int64)  # place of the round's first sample; shared with workers
         # Workers that are not forked do not know.
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[Any]:
         return self._elements(self._start, self.seed)
 
+    def _round(self, round_start: int) -> Iterator[int]:
+        """Go through the sampler from its start; one that asks the global generators gives the same in all workers."""
+        seeded = self.seed is not None
+        return _call_seeded(_started, self.sampler, self.seed, ~round_start) if seeded else iter(self.sampler)
+
     def _elements(self, start: _StreamStart, seed: int | None) -> Iterator[Any]:
-        rest = enumerate(itertools.islice(self.sampler, start.passed, None), start.passed)
+        round_start = int(self._round_start)
+        places = itertools.count(round_start + start.passed)
+        rest = zip(places, itertools.islice(self._round(round_start), start.passed, None), strict=False)
         numbered: Iterable[tuple[int, int]] = itertools.chain(start.waiting, rest)
         if self.shard_sampler:
             numbered = _share_of_worker(numbered, self.shard_chunk_size)

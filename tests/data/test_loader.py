@@ -32,7 +32,9 @@ RECORDS = [{"id": i, "width": 2 + i * 7 % 3, "height": 3} for i in range(11)]
 
 SAMPLERS = {
     "TrainingSampler": lambda seed: TrainingSampler(11, seed=seed),
-    "RandomSubsetTrainingSampler": lambda seed: RandomSubsetTrainingSampler(11, 0.7, seed_shuffle=seed),
+    "RandomSubsetTrainingSampler": lambda seed: RandomSubsetTrainingSampler(
+        11, 0.7, seed_shuffle=seed, seed_subset=seed
+    ),
     "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(torch.arange(11) / 5, seed=seed),
     "WeightedTrainingSampler": lambda seed: WeightedTrainingSampler([3, 8], [1, 1], seed=seed),
     "own": lambda seed: list(np.random.default_rng(seed or 0).permutation(11).tolist()) * 20,
@@ -46,7 +48,11 @@ def augment(record):
 
 def train_loader(sampler="TrainingSampler", seed=None, batch=2, records=RECORDS, mapper=augment, **kwargs):
     return build_detection_train_loader(
-        records, mapper=mapper, sampler=SAMPLERS[sampler](seed), total_batch_size=batch, **kwargs
+        records,
+        mapper=mapper,
+        sampler=sampler if not isinstance(sampler, str) else SAMPLERS[sampler](seed),
+        total_batch_size=batch,
+        **kwargs,
     )
 
 
@@ -127,7 +133,9 @@ class TestResume:
         stream = take(loader, 8)
         loader.set_position(6)
         assert take(loader, 2) == stream[6:]
-        assert take(loader, 3) == stream[:3]  # the position was for one iteration
+        pids = loader.worker_pids
+        loader.set_position(0)
+        assert take(loader, 3) == stream[:3] and loader.worker_pids != pids
 
     @pytest.mark.parametrize("grouping", [False, True])
     def test_state_of_one_rank_is_that_of_all(self, on_rank, grouping):
@@ -176,7 +184,7 @@ class TestResume:
         assert [[d["id"] for d in b] for b in loader] == [[4, 5]]
         assert [[d["id"] for d in b] for b in loader] == [[0, 1], [2, 3], [4, 5]]
         loader.set_position(5)
-        assert list(loader) == []
+        assert [[d["id"] for d in b] for b in loader] == [[4, 5]]  # the last batch of the second time through
 
     def test_negative(self):
         with pytest.raises(ValueError, match="-1"):
@@ -222,6 +230,91 @@ class TestResume:
         samples = [(d["id"], d["drawn"]) for d in itertools.islice(in_worker, 4)]
         flat = take(train_loader(seed=5, aspect_ratio_grouping=False), 4)
         assert samples == flat[2] + flat[3] and stream != flat
+
+
+class Endless(torchdata.Sampler):
+    """A sampler as other projects have it: without an end, though with a length."""
+
+    def __len__(self):
+        return 11
+
+    def __iter__(self):
+        return itertools.cycle(np.random.default_rng(3).permutation(11).tolist())
+
+
+class TestAnotherIterator:
+    """A loop over epochs, each with an iterator of its own, sees the stream that one iterator gives."""
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("grouping", [False, True])
+    @pytest.mark.parametrize("sampler", [*SAMPLERS, "endless"])
+    def test_goes_on(self, sampler, grouping, workers, monkeypatch):
+        monkeypatch.setitem(SAMPLERS, "endless", lambda seed: Endless())
+
+        def make(workers=0):
+            torch.manual_seed(5)  # a sampler of one's own tells no seed
+            return train_loader(sampler, seed=5, aspect_ratio_grouping=grouping, num_workers=workers)
+
+        stream = take(make(), 18)
+        loader = make(workers)
+        assert [batch for n in (4, 0, 1, 6) for batch in take(loader, n)] == stream[:11]
+        resumed = make()
+        resumed.load_state_dict(loader.state_dict())
+        assert take(resumed, 3) + take(resumed, 4) == take(loader, 7) == stream[11:]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("grouping", [False, True])
+    @pytest.mark.parametrize("size", [12, 13])
+    def test_epochs_of_a_sampler_that_ends(self, size, grouping, workers):
+        """Whether a loop goes to the end, stops before it, or stops when the last batch is there."""
+
+        def loader(workers=0):
+            sampler = torchdata.RandomSampler(range(size))
+            records = [{"id": i, "width": 2 + i % 3, "height": 3} for i in range(size)]
+            torch.manual_seed(5)
+            return train_loader(
+                sampler=sampler, records=records, seed=5, aspect_ratio_grouping=grouping, num_workers=workers
+            )
+
+        whole_epochs = loader(workers)
+        epochs = [list(whole_epochs) for _ in range(2)]
+        drawn = [d["drawn"] for epoch in epochs for batch in epoch for d in batch]
+        assert len(set(drawn)) == len(drawn)
+        assert all(len({d["id"] for b in epoch for d in b}) == 2 * len(epoch) for epoch in epochs)
+        assert [[d["id"] for d in b] for b in epochs[0]] != [[d["id"] for d in b] for b in epochs[1]]
+        whole = [[(d["id"], d["drawn"]) for d in batch] for epoch in epochs for batch in epoch]
+        torch.manual_seed(1234)  # must not matter
+        parts = loader()
+        n = len(epochs[0])
+        assert take(parts, 2) + take(parts, n - 2) + take(parts, 3) + take(parts, 100) == whole
+        resumed = loader()
+        resumed.set_position(n)
+        assert take(resumed, 100) == whole[n:]
+
+    def test_workers_live_on(self):
+        loader = train_loader("own", seed=5, aspect_ratio_grouping=False, num_workers=1, persistent_workers=True)
+        first, pids = take(loader, 1000), loader.worker_pids
+        second = take(loader, 1000)
+        assert loader.worker_pids == pids
+        assert [[i for i, _ in b] for b in first] == [[i for i, _ in b] for b in second] and first != second
+
+    def test_incomplete_batches(self):
+        loader = build.build_batch_data_loader(RECORDS, range(11), 4, drop_last=False)
+        assert [[d["id"] for d in b] for _ in range(2) for b in loader] == 2 * [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+        too_few = build.build_batch_data_loader(RECORDS, range(3), 4)
+        assert list(too_few) == list(too_few) == []
+
+    @pytest.mark.parametrize("grouping", [False, True])
+    def test_iterable(self, grouping, caplog):
+        class Stream(torchdata.IterableDataset):
+            def __iter__(self):
+                return iter(RECORDS)
+
+        loader = train_loader(None, records=Stream(), aspect_ratio_grouping=grouping)
+        first, second = list(loader), list(loader)
+        assert [d["id"] for b in first for d in b] == [d["id"] for b in second for d in b]
+        assert {d["drawn"] for b in first for d in b}.isdisjoint(d["drawn"] for b in second for d in b)
+        assert "cannot be positioned" not in caplog.text
 
 
 def _die(record):
