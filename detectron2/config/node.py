@@ -156,6 +156,9 @@ class CfgNode(_FvcoreNode):
         except KeyError:
             raise AttributeError(f"The config has no key {name!r} here; it has: {', '.join(map(str, self))}") from None
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, _as_sequence(key, value, self[key]) if key in self else value)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "CfgNode":
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
@@ -163,6 +166,16 @@ class CfgNode(_FvcoreNode):
         for key, value in self.items():
             clone[key] = copy.deepcopy(value, memo)
         return clone
+
+
+def _as_sequence(key: str, value: Any, old: Any) -> Any:
+    """Put a text or number that is set where a tuple or list was into one: `("my_val")` lacks a comma."""
+    if not isinstance(old, (tuple, list)) or not isinstance(value, (str, int, float)):
+        return value
+    if any(isinstance(item, str) != isinstance(value, str) for item in old):
+        example = type(old)(old[:1]) if old else type(old)([value])
+        raise ConfigTypeError(f"{key} must be a {type(old).__name__}, e.g. {example!r}, not {value!r}.")
+    return type(old)([value])
 
 
 def _unshared(value: Any) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.config import UnknownConfigKeyError
+from detectron2.data.detection_utils import build_augmentation
 
 
 @pytest.fixture
@@ -29,6 +30,41 @@ def small():
 
 
 # -------------------------------------------------------------------------------------------------- nodes as containers
+
+
+class TestOneValueForATuple:
+    """`("my_val")`, a comma forgotten, is a text."""
+
+    @pytest.mark.parametrize("key", ["TRAIN", "TEST", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"])
+    def test_a_name_is_one_name(self, key):
+        cfg = get_cfg()
+        cfg.DATASETS[key] = ("before", "that")
+        setattr(cfg.DATASETS, key, "my_val")
+        assert cfg.DATASETS[key] == ("my_val",) == cfg.clone().DATASETS[key]
+        cfg.DATASETS[key] = "another"
+        assert cfg.DATASETS[key] == ("another",)
+        setattr(cfg.DATASETS, key, ["a", "b"])
+        assert cfg.DATASETS[key] == ["a", "b"]
+
+    def test_lists_and_numbers(self):
+        cfg = get_cfg()
+        cfg.SOLVER.STEPS = 3000
+        cfg.MODEL.RPN.IN_FEATURES = "p2"
+        cfg.MODEL.PIXEL_STD = None
+        assert (cfg.SOLVER.STEPS, cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.PIXEL_STD) == ((3000,), ["p2"], None)
+        cfg.SOLVER.STEPS = ()
+        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, cfg.INPUT.MIN_SIZE_TRAIN = "range", 640
+        assert build_augmentation(cfg, is_train=True)[0].short_edge_length == (640, 640)
+
+    @pytest.mark.parametrize(("key", "value"), [("MIN_SIZE_TRAIN", "(640, 800)"), ("CROP", "x")])
+    def test_text_for_numbers(self, key, value):
+        node = CfgNode({"MIN_SIZE_TRAIN": (800, 900), "CROP": [0.5]})
+        with pytest.raises(ValueError, match=rf"{key} must be a (tuple|list), e.g. [(\[][0-9.]+,?[)\]], not '"):
+            setattr(node, key, value)
+
+    def test_a_number_for_names(self):
+        with pytest.raises(ValueError, match=r"IN_FEATURES must be a list, e.g. \['res4'\], not 2"):
+            get_cfg().MODEL.RPN.IN_FEATURES = 2
 
 
 def test_attributes():
