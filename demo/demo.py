@@ -108,7 +108,7 @@ def run_on_images(predictor: DefaultPredictor, files: Sequence[str], output: str
         os.makedirs(output, exist_ok=True)
     for path in files:
         start = time.perf_counter()
-        bgr = read_image(path, format="BGR")
+        bgr = read_image(path, "BGR", predictor.cfg.INPUT.get("EXIF", "apply"))
         outputs = predictor(bgr)
         logger.info("%s: %s in %.2f s", path, describe(outputs), time.perf_counter() - start)
         drawn = draw(Visualizer(bgr[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE), outputs)

@@ -65,7 +65,7 @@ def pictures_of_annotations(cfg: CfgNode, metadata: Metadata) -> Iterator[tuple[
     if cfg.MODEL.KEYPOINT_ON:
         records = filter_images_with_few_keypoints(records, 1)
     for record in records:
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"], "RGB", cfg.INPUT.get("EXIF", "apply"))
         yield record["file_name"], Visualizer(image, metadata).draw_dataset_dict(record).get_image()
 
 

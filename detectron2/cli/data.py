@@ -68,6 +68,7 @@ class Source:
         metadata: for drawing.
         data: what was read, if it was read from files.
         drops_degenerate: whether training leaves out degenerate boxes of it.
+        exif: how its images are read (`INPUT.EXIF`).
     """
 
     name: str
@@ -77,6 +78,7 @@ class Source:
     metadata: Metadata
     data: AnnotatedImages | None = None
     drops_degenerate: bool = False
+    exif: str = "apply"
 
     @property
     def format(self) -> str:
@@ -283,7 +285,8 @@ def _run_check(args: argparse.Namespace) -> int:
     reports = [_inspect(source, expected, args) for source in sources]
     between = compare_classes({s.name: s.class_names for s in sources})
     passes = all(r.passes for r in reports) and all(f.level != "error" for f in between)
-    changes, passes_now = _fix(names[0], args, expected) if args.fix else ({}, passes)
+    changes, why_not = _fix(names[0], args, expected) if args.fix else ({}, "")
+    passes_now = not why_not if args.fix else passes
     if args.json:
         result = {
             "passes": passes,
@@ -300,7 +303,7 @@ def _run_check(args: argparse.Namespace) -> int:
             sys.stdout.write("Between the data sets\n" + "".join(_finding_text(f) for f in between) + "\n")
         sys.stdout.write(_verdict([*(f for r in reports for f in r.findings), *between]) + "\n")
         if args.fix:
-            sys.stdout.write("\n" + _fix_text(args.fix, changes, passes_now))
+            sys.stdout.write("\n" + _fix_text(args.fix, changes, why_not))
     return 0 if passes_now else 1
 
 
@@ -320,6 +323,7 @@ def _expectations(cfg: Any) -> dict[str, Any]:
             "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             "num_labels": num_label_map_classes(cfg),
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "exif": cfg.INPUT.get("EXIF", "apply"),
         }
         return {**expected, "num_classes": num_classes, "num_classes_key": key} if num_classes is not None else expected
     mapper = "dataloader.train.mapper"
@@ -327,6 +331,7 @@ def _expectations(cfg: Any) -> dict[str, Any]:
     expected = {
         "mask_format": OmegaConf.select(cfg, f"{mapper}.instance_mask_format", default="polygon") if masks else None,
         "filter_empty": OmegaConf.select(cfg, "dataloader.train.dataset.filter_empty", default=True),
+        "exif": OmegaConf.select(cfg, f"{mapper}.exif", default="apply"),
         "num_keypoints": OmegaConf.select(cfg, "model.roi_heads.keypoint_head.num_keypoints"),
     }
     for key in ("model.roi_heads.num_classes", "model.num_classes", "model.head.num_classes"):
@@ -354,14 +359,26 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
     )
 
 
-def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], bool]:
-    """Write a cleaned copy; -> what was changed, and whether it passes."""
+def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], str]:
+    """Write a cleaned copy; -> what was changed, and why that is no repair ("" if it is one)."""
     data = open_data(name, args)
-    had_annotations = bool(data.content["annotations"])
-    changes = fix(data, check_files=args.files != 0, max_files=args.files)
+    before = _distinct(data.content["annotations"])
+    exif = expected.get("exif", "apply")
+    changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=exif)
     write_content(data.content, Path(args.fix))
-    report = _inspect(_as_source(args.fix, data), expected, args)
-    return changes, report.passes and (bool(report.num_annotations + report.num_crowd) or not had_annotations)
+    after = _distinct(data.content["annotations"])
+    if not _inspect(_as_source(args.fix, data), expected, args).passes:
+        return changes, "It still has errors: check it again to see."
+    if 2 * len(after) < len(before):
+        return changes, f"This is no repair: {len(after)} of {len(before)} annotations are left."
+    gone = {c for _, c, _ in before} - {c for _, c, _ in after}
+    gone_names = [repr(c["name"]) for c in data.content["categories"] if str(c["id"]) in gone]
+    return changes, f"This is no repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""
+
+
+def _distinct(annotations: list[dict[str, Any]]) -> set[tuple[str, ...]]:
+    """Return what tells annotations apart: image, category and box as text."""
+    return {tuple(str(a.get(key)) for key in ("image_id", "category_id", "bbox")) for a in annotations}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -415,18 +432,14 @@ def _class_table(report: DatasetReport) -> str:
     return "\n" + "".join(f"  {line}\n" for line in table.splitlines()) + note
 
 
-def _fix_text(file: str, changes: dict[str, int], passes: bool) -> str:
+def _fix_text(file: str, changes: dict[str, int], why_not: str) -> str:
     text = (
         f"Wrote {file}, in COCO format, with these changes:\n"
         if changes
         else f"Wrote {file}: there was nothing to fix.\n"
     )
     text += "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
-    return text + (
-        "It passes the check.\n"
-        if passes
-        else "It still has errors, or no annotation is left: check it again to see.\n"
-    )
+    return text + (why_not or "It passes the check.") + "\n"
 
 
 def _verdict(findings: list[Finding]) -> str:
@@ -517,6 +530,8 @@ def _run_show(args: argparse.Namespace) -> int:
         raise ValueError(f"--num is a number of samples from 1 on, not {args.num}.")
     register(args)
     source = open_source(args.source, args)
+    if args.config_file:
+        source.exif = _expectations(load_config(find_config_file(args.config_file), args.opts))["exif"]
     if not source.dicts:
         raise ValueError(f"'{source.name}' has no images.")
     chosen = np.random.default_rng(args.seed).permutation(len(source.dicts))[: args.num]
@@ -566,7 +581,7 @@ def _pictures(record: dict[str, Any], source: Source, mapper: Any, as_tile: bool
     """Yield the picture of a record; nothing if its image cannot be read."""
     try:
         if mapper is None:
-            drawn = _draw_raw(record, source.metadata, as_tile)
+            drawn = _draw_raw(record, source, as_tile)
         else:
             drawn = _draw_mapped(mapper, record, source.metadata, as_tile)
     except (OSError, ValueError, TypeError) as e:
@@ -580,12 +595,12 @@ def _scale(image: np.ndarray, as_tile: bool) -> float:
     return min(_TILE / max(image.shape[:2]), _MOST_ENLARGED) if as_tile else 1.0
 
 
-def _draw_raw(record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:
+def _draw_raw(record: dict[str, Any], source: Source, as_tile: bool) -> np.ndarray:
     try:
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"], "RGB", source.exif)
     except ValueError:  # values or channels that RGB does not have
-        image = viewable_rgb(read_image(record["file_name"]))
-    return Visualizer(image, metadata, scale=_scale(image, as_tile)).draw_dataset_dict(record).get_image()
+        image = viewable_rgb(read_image(record["file_name"], None, source.exif))
+    return Visualizer(image, source.metadata, scale=_scale(image, as_tile)).draw_dataset_dict(record).get_image()
 
 
 def _draw_mapped(mapper: Any, record: dict[str, Any], metadata: Metadata, as_tile: bool) -> np.ndarray:

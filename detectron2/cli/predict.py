@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         with torch.inference_mode():
             for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
                 try:
-                    sample, image = mapper({"file_name": path}), _picture_of(path, mapper.image_format)
+                    sample, image = mapper({"file_name": path}), _picture_of(path, mapper)
                 except (OSError, ValueError) as e:
                     if len(files) == 1:
                         raise
@@ -89,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if left_out else 0
 
 
-def _picture_of(path: str, order: str | None) -> np.ndarray:
+def _picture_of(path: str, mapper: Any) -> np.ndarray:
     """Return the image, as 8-bit RGB, to draw on."""
-    image = read_image(path, order)
+    order = mapper.image_format
+    image = read_image(path, order, getattr(mapper, "exif", "apply"))
     return viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
 
 

@@ -9,6 +9,7 @@ loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_d
 
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY is `params.lr_factor_func`.
 - `model`: MASK_FORMAT is `model.mask_format`.
+- `dataloader.train`: INPUT.EXIF is `mapper.exif` (of `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS and TRAIN_REPEAT_FACTOR are
   arguments of the `sampler` that uses them.
 """
@@ -26,6 +27,8 @@ OPTIONAL_KEYS: dict[str, Any] = {
     # how often each of its images appears in an epoch: [[name, times], ...].
     "DATALOADER.DATASET_WEIGHTS": (),
     "DATASETS.TRAIN_REPEAT_FACTOR": [],
+    # "apply" to turn images upright as their EXIF data say, "ignore" if annotations are of the stored images.
+    "INPUT.EXIF": "apply",
     # "SGD", "Adam" or "AdamW"; Adam and AdamW use BETAS.
     "SOLVER.OPTIMIZER": "SGD",
     "SOLVER.BETAS": (0.9, 0.999),

@@ -206,6 +206,7 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
         num_labels=num_label_map_classes(cfg),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
+        exif=getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply")),
         skips_bad_images=cfg.DATALOADER.get("ON_BAD_IMAGE", "stop") == "skip",
         raise_on_error=not own_mapper,
     )
@@ -337,6 +338,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
         validate=functools.partial(
             validate_dataset_dicts,
             check_annotations=False,
+            exif=getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply")),
             # On all ranks: what is wrong then stops all of them, and these are few files.
             max_files=_TEST_FILES_TO_CHECK,
             raise_on_error=not own_mapper,

@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode, Instances
 from . import detection_utils as utils
 from . import transforms as T
 from .detection_utils import boxes_of, transform_keypoint_annotations, transform_segmentation
-from .images import to_chw_tensor
+from .images import check_exif, to_chw_tensor
 
 __all__ = ["DatasetMapper"]
 
@@ -88,6 +88,7 @@ class DatasetMapper:
             needs masks.
         use_rotated_boxes: whether the model takes rotated boxes, without masks and keypoints; upright ones then become
             rotated ones of angle 0. Otherwise rotated boxes become the upright ones around them.
+        exif: "apply" to turn images upright as their EXIF data say, "ignore" if annotations are of the stored ones.
     """
 
     @configurable
@@ -104,6 +105,7 @@ class DatasetMapper:
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
         use_rotated_boxes: bool = False,
+        exif: str = "apply",
     ):
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes=True needs use_instance_mask=True: boxes are computed from masks")
@@ -124,6 +126,7 @@ class DatasetMapper:
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
         self.use_rotated_boxes = use_rotated_boxes
+        self.exif = check_exif(exif)
         logger.info("augmentations used in %s: %s", "training" if is_train else "inference", augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +137,7 @@ class DatasetMapper:
         """
         unused = () if self.is_train else ("annotations",)
         dataset_dict = {key: _copied(value) for key, value in dataset_dict.items() if key not in unused}
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        image = utils.read_image(dataset_dict["file_name"], format=self.image_format, exif=self.exif)
         utils.check_image_size(dataset_dict, image)
         sem_seg_gt = None
         if "sem_seg_file_name" in dataset_dict:
@@ -203,6 +206,7 @@ class DatasetMapper:
             "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
             "recompute_boxes": crops and cfg.MODEL.MASK_ON,
             "use_rotated_boxes": cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator",
+            "exif": cfg.INPUT.get("EXIF", "apply"),
         }
 
 

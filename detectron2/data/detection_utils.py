@@ -5,6 +5,7 @@ these functions.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from detectron2.utils.logger import log_first_n
 
 from . import transforms as T
 from .catalog import MetadataCatalog, MissingMetadataError
+from .formats.reading import why_swapped
 
 # Projects import these private names from here, hence the redundant aliases.
 from .images import _EXIF_ORIENT as _EXIF_ORIENT
@@ -78,15 +80,12 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     if expected_hw == (h, w):
         return
     file_name = dataset_dict.get("file_name", "<no file_name>")
-    hint = "read another file, or correct height and width in the data set"
+    hint = "Read another file, or correct height and width in the data set."
     if expected_hw == (w, h):
-        hint = (
-            "height and width are swapped: most likely the annotations were made without turning the image as its EXIF "
-            "orientation says; remove that tag from the file, or annotate the upright image"
-        )
+        hint = why_swapped(os.fspath(file_name), (h, w))
     raise SizeMismatchError(
         f"the image {file_name!r} is {w} pixels wide and {h} high, but its annotation says {expected_hw[1]} wide and "
-        f"{expected_hw[0]} high; {hint}"
+        f"{expected_hw[0]} high. {hint}"
     )
 
 

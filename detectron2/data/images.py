@@ -22,7 +22,7 @@ from detectron2.utils.logger import log_first_n
 
 from .transforms.pixels import opencv
 
-__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "to_chw_tensor", "viewable_rgb"]
+__all__ = ["check_exif", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "to_chw_tensor", "viewable_rgb"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,15 @@ _ARRAY_FILES = (".npy", ".npz")
 _END_OF_JPEG = b"\xff\xd9"
 
 
-def _decode_with_opencv(file: IO[bytes], image: Image.Image, format: str | None) -> np.ndarray | None:
-    """Return the pixels of a colour JPEG file that is whole and upright; None where that is left to Pillow.
+def _decode_with_opencv(file: IO[bytes], image: Image.Image, format: str | None, exif: str) -> np.ndarray | None:
+    """Return the pixels of a colour JPEG file that is whole and is not turned; None where that is left to Pillow.
 
     Both use libjpeg-turbo, with the same results. Pillow has read only the header of `image`.
     """
     if format not in ("BGR", "RGB") or image.format != "JPEG" or image.mode != "RGB":
         return None
     cv2 = opencv()
-    if cv2 is None or _exif_orientation(image) in _UPRIGHT:
+    if cv2 is None or (exif == "apply" and _exif_orientation(image) in _UPRIGHT):
         return None
     file.seek(0)
     data = file.read()
@@ -86,6 +86,15 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     image.load()  # Pillow itself turns some formats (TIFF) when it loads them, and then removes the tag
     method = _UPRIGHT.get(_exif_orientation(image))  # pyright: ignore[reportArgumentType]
     return image if method is None else image.transpose(method)
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    """Return an image without the turn that its EXIF data ask for."""
+    orientation = _exif_orientation(image)
+    image.load()
+    if image.format != "TIFF" or orientation not in _UPRIGHT:
+        return image
+    return image.transpose(_UPRIGHT[{6: 8, 8: 6}.get(orientation, orientation)])  # Pillow has turned it
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
@@ -192,7 +201,14 @@ def _convert_array(array: np.ndarray, format: str | None) -> np.ndarray:
     )
 
 
-def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.ndarray:
+def check_exif(policy: str) -> str:
+    """Return what is to be done about the EXIF orientation, if it is "apply" or "ignore"."""
+    if policy not in ("apply", "ignore"):
+        raise ValueError(f'INPUT.EXIF (exif of a mapper) must be "apply" or "ignore", not {policy!r}')
+    return policy
+
+
+def read_image(file_name: str | os.PathLike, format: str | None = None, exif: str = "apply") -> np.ndarray:
     """Read an image file and turn it upright as its EXIF data say.
 
     Of several pictures in a file it takes the first. A truncated file is an error; where
@@ -202,6 +218,7 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         file_name: path or URI that `PathManager` can open: of an image that Pillow reads, or of an array in RGB order
             that NumPy saved (`.npy`, or `.npz` with one array).
         format: a Pillow mode ("RGB", "L" ...), "BGR" or "YUV-BT.601"; None keeps what the file has.
+        exif: "apply", or "ignore" to leave the image as it is stored (`INPUT.EXIF`).
 
     Returns:
         `(H, W, C)` of type uint8 in [0, 255] (floating point for "YUV-BT.601"); `(H, W, 1)` for "L". For None also
@@ -212,7 +229,7 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         OSError: if the file is damaged or not an image.
         ValueError: if the image cannot be converted to that format.
     """
-    path = os.fspath(file_name)
+    path, exif = os.fspath(file_name), check_exif(exif)
     try:
         if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError("it is a folder, a pipe or a device, not a file")
@@ -222,10 +239,10 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
             image = Image.open(f)  # pyright: ignore[reportArgumentType] (bytes, because of "rb")
             if format is None:
                 _warn_of_lost_depth(image, path)
-            pixels = _decode_with_opencv(f, image, format)  # pyright: ignore[reportArgumentType]
+            pixels = _decode_with_opencv(f, image, format, exif)  # pyright: ignore[reportArgumentType]
             if pixels is not None:
                 return pixels
-            return convert_PIL_to_numpy(_apply_exif_orientation(image), format)
+            return convert_PIL_to_numpy((_apply_exif_orientation if exif == "apply" else _as_stored)(image), format)
     except FileNotFoundError as e:
         raise FileNotFoundError(
             f"image file not found: {path!r}; check the image folder the data set was registered with "

@@ -87,6 +87,7 @@ def validate_dataset_dicts(
     check_annotations: bool = True,
     max_files: int = FULL_CHECK_LIMIT,
     skips_bad_images: bool = False,
+    exif: str = "apply",
     raise_on_error: bool = True,
 ) -> list[dict[str, Any]]:
     """Check a data set, and raise one error that lists everything that is wrong with it.
@@ -113,6 +114,7 @@ def validate_dataset_dicts(
         max_files: check all files if there are no more than this many, else this number of files, evenly spaced.
         skips_bad_images: whether the loader takes another image in place of one that cannot be read
             (`DATALOADER.ON_BAD_IMAGE: "skip"`); then files that are missing or damaged are only warned of.
+        exif: "apply" or "ignore": how the mapper reads images (`INPUT.EXIF`).
         raise_on_error: whether to raise, or only to log a warning.
 
     Returns:
@@ -144,9 +146,9 @@ def validate_dataset_dicts(
     if check_files and readable:
         # A mapper of the user's own may have its data from elsewhere.
         findings += nameless_findings(dicts) if raise_on_error else []
-        files = file_findings(dicts, max_files)
+        files = file_findings(dicts, max_files, exif=exif)
         if skips_bad_images:
-            files = [f if f.kind == "file-size" else replace(f, level="warning") for f in files]
+            files = [f if f.kind in ("file-size", "file-exif") else replace(f, level="warning") for f in files]
         findings += files
         findings += label_map_findings(
             dicts, max_files, num_labels=num_labels, ignore_label=ignore_label, decode=check_annotations

@@ -119,7 +119,8 @@ class _ModelWithTTA(nn.Module):
             if "file_name" not in complete:
                 raise KeyError(f"an input needs 'image' or 'file_name', but one has only {sorted(complete)}")
             image_format = getattr(self.model, "input_format", None) or self.cfg.INPUT.FORMAT
-            complete["image"] = to_chw_tensor(utils.read_image(complete["file_name"], image_format))
+            exif = self.cfg.INPUT.get("EXIF", "apply")
+            complete["image"] = to_chw_tensor(utils.read_image(complete["file_name"], image_format, exif))
         complete.setdefault("height", complete["image"].shape[1])
         complete.setdefault("width", complete["image"].shape[2])
         return complete

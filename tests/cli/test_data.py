@@ -13,8 +13,9 @@ import yaml
 from PIL import Image
 
 from detectron2.cli import main
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
+from detectron2.data.detection_utils import read_image
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
 PIXELS = np.zeros((40, 60), np.uint8)
@@ -97,8 +98,8 @@ def mistakes(folder: Path) -> Path:
         annotation(24, bbox=[1, 2, 3, 6], keypoints=[1, 1]),
         annotation(25, bbox=[1, 2, 3, 7], segmentation=[[1, 1, 2, 1, 1e9, 1]]),
         annotation(17, image_id=4),
-        annotation(18, image_id=5, bbox=[5, 45, 5, 10]),
-        annotation(19, image_id=6),
+        annotation(18, image_id=5, bbox=[45, 5, 5, 10]),
+        annotation(19, image_id=6, bbox=[45, 3, 10, 11]),
         {"image_id": 3, "category_id": 5, "bbox": [1, 1, 5, 5]},
     ]
     categories = [*CATEGORIES, {"id": 5, "name": "bird"}, {"id": 7}, {"name": "fish"}]
@@ -293,9 +294,9 @@ class TestFix:
         assert status == 0, out
         content = json.loads(target.read_text())
         assert content["extra"] == 1
-        # 2 is the file of 1, 4 is missing, the box of 18 does not fit into 5
+        # 2 is the file of 1, 4 is missing; the boxes in 5 and 6 fit into the files, but not into the sizes said
         assert [(i["id"], i.get("width"), i.get("height")) for i in content["images"]] == [
-            *((1, 60, 40), (3, None, None), (6, 60, 40))
+            *((1, 60, 40), (3, None, None), (5, 60, 40), (6, 60, 40))
         ]
         assert [(c["id"], c["name"]) for c in content["categories"]] == [(1, "cat"), (5, "dog"), (7, "class_7")]
         boxes = {a["id"]: a["bbox"] for a in content["annotations"]}
@@ -309,7 +310,8 @@ class TestFix:
             13: [1, 2, 6, 8],
             14: [1, 2, 6, 7],
             15: [1, 2, 6, 6],
-            19: [2, 3, 10, 11],
+            18: [45, 5, 5, 10],
+            19: [45, 3, 10, 11],
             24: [1, 2, 3, 6],
             25: [20, 3, 10, 11],
             26: [1, 1, 5, 5],
@@ -323,7 +325,49 @@ class TestFix:
     def test_a_repair_that_leaves_no_annotation_does_not_pass(self, command, tmp_path):
         path = write_coco(tmp_path, [image(1)], [annotation(1, category_id=3)], CATEGORIES)
         status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
-        assert status == 1 and "no annotation is left" in out
+        assert status == 1 and "no repair: 0 of 1 annotations are left" in out
+
+    def test_a_repair_that_loses_a_class_or_most_of_the_set_does_not_pass(self, command, tmp_path):
+        for n, (bad, said) in enumerate(
+            {5: "no annotation of 'dog' is left", 1: "2 of 5 annotations are left"}.items()
+        ):
+            boxes = [(1, [1, 1, 3, k]) for k in (5, 6)] + [
+                (bad, [1, 1, 0, k]) for k in (range(2) if n == 0 else range(3))
+            ]
+            annotations = [annotation(k, category_id=c, bbox=b) for k, (c, b) in enumerate(boxes)]
+            path = write_coco(tmp_path, [image(1)], annotations, CATEGORIES)
+            status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
+            assert status == 1 and said in out
+
+    def test_photos_that_were_annotated_as_stored(self, command, yaml_file, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        stored = np.zeros((96, 160, 3), np.uint8)
+        stored[20:50, 10:60] = 220
+        tmp_path.joinpath("f").mkdir()
+        Image.fromarray(stored).save(tmp_path / "f" / "1.png", exif=exif)
+        path = write_coco(
+            tmp_path / "f", [image(1, width=160, height=96)], [annotation(1, bbox=[10, 20, 50, 30])], CATEGORIES
+        )
+        status, out, _ = command("data", "check", path)
+        assert status == 1 and "[file-exif]" in out and "--fix cleaned.json" in out and "INPUT.EXIF" in out
+        # or the images are read as they are stored, by all that read them
+        one_policy = ["--config-file", yaml_file, "--opts", "INPUT.EXIF", "ignore", "MODEL.MASK_ON", "False"]
+        status, out, _ = command("data", "check", path, *one_policy)
+        assert status == 0, out
+        status, out, _ = command("data", "show", path, *one_policy, "--output", tmp_path / "shown")
+        with Image.open(tmp_path / "shown" / "1.png") as picture:
+            assert picture.size == (160, 96)
+        (record,) = load_coco_json(path, tmp_path / "f")
+        arguments = {"is_train": True, "augmentations": [], "image_format": "RGB"}
+        assert (DatasetMapper(**arguments, exif="ignore")(record)["image"][:, 20:50, 10:60] == 220).all()
+        with pytest.raises(ValueError, match=r"96 pixels wide.*--fix cleaned.json"):
+            DatasetMapper(**arguments)(record)
+        status, out, _ = command("data", "check", path, "--fix", tmp_path / "f" / "fixed.json")
+        assert status == 0 and "It passes the check." in out
+        (record,) = load_coco_json(tmp_path / "f" / "fixed.json", tmp_path / "f")
+        assert record["annotations"][0]["bbox"] == [46, 10, 30, 50]
+        assert (read_image(record["file_name"])[10:60, 46:76] == 220).all()
 
     def test_text_ids_are_kept(self, command, tmp_path):
         path = write_coco(tmp_path, [image(1)], [annotation(1, category_id="5")], CATEGORIES)

@@ -14,6 +14,7 @@ import detectron2.data.transforms as T
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, images
 from detectron2.data.detection_utils import read_image
+from detectron2.data.formats.reading import image_size_hw
 from detectron2.structures import BoxMode
 
 RNG = np.random.default_rng(0)
@@ -92,6 +93,24 @@ def test_all_orientations_in_all_formats(tmp_path, jpeg_decoder, suffix, options
         got = read_image(path, image_format)
         assert got.shape == ((H, W, 3) if orientation < 5 else (W, H, 3))
         assert np.abs(got[:, :, order] - expected).max() <= (12 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_that_is_ignored(tmp_path, jpeg_decoder, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth()).save(path, exif=exif)
+    for image_format, order in (("RGB", slice(None)), ("BGR", slice(None, None, -1)), (None, slice(None))):
+        got = read_image(path, image_format, exif="ignore")
+        assert got.shape == (H, W, 3) and np.abs(got[:, :, order] - smooth().astype(int)).max() <= 20
+    assert image_size_hw(str(path), "ignore") == (H, W)
+
+
+def test_policies_of_exif():
+    with pytest.raises(ValueError, match=r"INPUT.EXIF.*'never'"):
+        read_image("a.jpg", exif="never")
 
 
 @pytest.mark.filterwarnings("error")

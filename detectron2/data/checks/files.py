@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, evenly_spaced, image_findings
-from detectron2.data.formats.reading import image_size_hw
+from detectron2.data.formats.reading import EXIF_CURES, stored_size_hw
 
 __all__ = ["file_findings", "file_problems", "nameless_findings"]
 
@@ -23,7 +23,9 @@ _THREADS = 16
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str = "file_name") -> list[Finding]:
+def file_findings(
+    dicts: list[dict[str, Any]], max_files: int | None, key: str = "file_name", exif: str = "apply"
+) -> list[Finding]:
     """Check that image files (or label maps, with another `key`) exist, are whole, and have the size that is said.
 
     Of more than `max_files` files, that many are looked at, evenly spaced.
@@ -34,7 +36,7 @@ def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str =
         logger.info("Checking the headers of %d of %d %s.", max_files, len(local), noun)
         local = [local[i] for i in evenly_spaced(len(local), max_files)]
     problems = defaultdict(list)
-    for n, (kind, detail) in file_problems(dicts, local, key).items():
+    for n, (kind, detail) in file_problems(dicts, local, key, exif).items():
         problems[kind].append((n, detail))
 
     where = f"Check the {'image ' if key == 'file_name' else ''}folder that the data set was registered with"
@@ -44,9 +46,9 @@ def file_findings(dicts: list[dict[str, Any]], max_files: int | None, key: str =
         "unreadable": ("cannot be read as images", "Remove them from the data set, or replace them."),
         "size": (
             "have another size than the annotations say",
-            "Correct 'width' and 'height' (boxes and masks must be in pixels of the image as it is shown, after EXIF "
-            "rotation), or replace the images.",
+            "Correct 'width' and 'height' (boxes and masks must be in pixels of the image), or replace the images.",
         ),
+        "exif": ("have height and width exchanged by their EXIF orientation", EXIF_CURES[exif]),
     }
     findings = []
     for kind, (what, cure) in meanings.items():
@@ -69,22 +71,24 @@ def nameless_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
 
 
 def file_problems(
-    dicts: list[dict[str, Any]], which: Iterable[int], key: str = "file_name"
+    dicts: list[dict[str, Any]], which: Iterable[int], key: str = "file_name", exif: str = "apply"
 ) -> dict[int, tuple[str, str]]:
     """Read the headers of the images with the indices `which`, several at a time.
 
-    Returns, for those with a problem, its kind ("missing", "unreadable" or "size") and what it is.
+    Returns, for those with a problem, its kind ("missing", "unreadable", "size" or "exif") and what it is.
     """
     which = list(which)
     with ThreadPoolExecutor(max_workers=min(_THREADS, len(which) or 1)) as threads:
-        found = threads.map(lambda n: _file_problem(dicts[n], key), which)
+        found = threads.map(lambda n: _file_problem(dicts[n], key, exif), which)
         return {n: problem for n, problem in zip(which, found, strict=True) if problem is not None}
 
 
-def _file_problem(record: dict[str, Any], key: str) -> tuple[str, str] | None:
+def _file_problem(record: dict[str, Any], key: str, exif: str) -> tuple[str, str] | None:
     path = os.fspath(record[key])
     try:
-        height, width = image_size_hw(path)
+        stored_hw, orientation = stored_size_hw(path)
+        turns = orientation >= 5
+        height, width = stored_hw[::-1] if turns and exif == "apply" else stored_hw
         if os.path.isfile(path) and _seems_cut_off(path):
             with Image.open(path) as image:  # only now it is decoded, to be sure
                 image.load()
@@ -97,7 +101,8 @@ def _file_problem(record: dict[str, Any], key: str) -> tuple[str, str] | None:
     said = record.get("height"), record.get("width")
     if None in said or said == (height, width):
         return None
-    return "size", f"is {width} x {height} (width x height), said to be {said[1]!r} x {said[0]!r}"
+    kind = "exif" if turns and said == (width, height) else "size"
+    return kind, f"is {width} x {height} (width x height), said to be {said[1]!r} x {said[0]!r}"
 
 
 _IMAGE_EXTENSIONS: Iterable[str] = (

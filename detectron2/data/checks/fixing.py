@@ -10,27 +10,38 @@ import numpy as np
 from detectron2.data.checks.files import file_problems
 from detectron2.data.checks.findings import evenly_spaced
 from detectron2.data.checks.masks import polygon_areas
-from detectron2.data.formats.annotated_images import AnnotatedImages, read_images_hw
+from detectron2.data.formats.annotated_images import AnnotatedImages
 from detectron2.data.formats.coco import read_content
-from detectron2.data.formats.reading import AnnotationFileError, checked_id, is_polygon
+from detectron2.data.formats.reading import (
+    EXIF_CURES,
+    AnnotationFileError,
+    checked_id,
+    image_size_hw,
+    is_polygon,
+    stored_size_hw,
+    turn_upright,
+)
+from detectron2.data.formats.run_lengths import decode_mask, encode_mask
 
 __all__ = ["fix"]
 
 _LEAST_AREA = 1e-6
 
 
-def fix(data: AnnotatedImages, *, check_files: bool = True, max_files: int | None = None) -> dict[str, int]:
+def fix(
+    data: AnnotatedImages, *, check_files: bool = True, max_files: int | None = None, exif: str = "apply"
+) -> dict[str, int]:
     """Repair what can be repaired without guessing, and take the rest out.
 
     The content of `data` is replaced by a cleaned one. Of more than `max_files` images, that many are looked at, evenly
-    spaced. Returns what was changed, and how often, in the order in which it was done.
+    spaced. `exif` is `INPUT.EXIF`. Returns what was changed, and how often, in the order in which it was done.
     """
     changes: Counter[str] = Counter()
     categories = _categories(data.content["categories"], changes)
     images, same = _images(data.content["images"], changes)
     annotations = _annotations(data.content["annotations"], same, {c["id"]: c for c in categories}, changes)
     if check_files:
-        images = _check_files(data, images, annotations, changes, max_files)
+        images = _check_files(data, images, annotations, changes, max_files, exif)
     sizes_wh = {i["id"]: (i.get("width"), i.get("height")) for i in images}
     annotations = [a for a in annotations if a["image_id"] in sizes_wh]
     annotations = _clean_masks(annotations, changes)
@@ -129,32 +140,114 @@ def _check_files(
     annotations: list[dict[str, Any]],
     changes: Counter[str],
     max_files: int | None,
+    exif: str,
 ) -> list[dict[str, Any]]:
     records = [{**i, "file_name": data.path(i)} for i in images]
-    problems = file_problems(records, evenly_spaced(len(records), max_files))
-    wrong = [n for n, (kind, _) in problems.items() if kind == "size"]
-    bottom_right: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    if wrong:
-        for annotation in annotations:
-            box = annotation.get("bbox")
-            if isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box):
-                known = bottom_right[annotation["image_id"]]
-                known[:] = max(known[0], box[0] + box[2]), max(known[1], box[1] + box[3])
-    out = {n for n, (kind, _) in problems.items() if kind != "size"}
+    problems = file_problems(records, evenly_spaced(len(records), max_files), exif=exif)
+    of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in annotations:
+        of_image[annotation["image_id"]].append(annotation)
+    if any(kind == "exif" for kind, _ in problems.values()):
+        if exif == "ignore":
+            raise ValueError(EXIF_CURES[exif])
+        problems = file_problems(records, range(len(records)))
+        _turn_images(images, records, problems, of_image, changes)
+    out = {n for n, (kind, _) in problems.items() if kind in ("missing", "unreadable")}
     changes["images that cannot be found or read taken out"] += len(out)
-    for n, size in zip(wrong, read_images_hw(records[n]["file_name"] for n in wrong), strict=True):
-        if isinstance(size, Exception):
-            out.add(n)
-            continue
-        height, width = size
-        reach = bottom_right[images[n]["id"]]
-        if reach[0] > width + 1 or reach[1] > height + 1:
-            out.add(n)
-            changes["images of another size than annotated, into which the boxes do not fit, taken out"] += 1
-        else:
+    for n in (n for n, (kind, _) in problems.items() if kind == "size"):
+        height, width = image_size_hw(records[n]["file_name"], exif)
+        if _says_size((width, height), images[n], of_image[images[n]["id"]]):
             images[n]["width"], images[n]["height"] = width, height
             changes["image sizes corrected"] += 1
+        else:
+            changes["image sizes left that differ from the file, as nothing tells whether the boxes do, too"] += 1
     return [i for n, i in enumerate(images) if n not in out]
+
+
+def _says_size(size_wh: tuple[int, int], image: dict[str, Any], annotations: list[dict[str, Any]]) -> bool:
+    """Whether the boxes fit into this size, but not into the one that is said: then only the latter is wrong."""
+    boxes = [a["bbox"] for a in annotations if _is_xywh(a.get("bbox"))]
+    reach = [max((b[k] + b[k + 2] for b in boxes), default=0) for k in (0, 1)]
+    beyond = any(r > s + 1 for r, s in zip(reach, (image["width"], image["height"]), strict=True))
+    return not annotations or (beyond and all(r <= s + 1 for r, s in zip(reach, size_wh, strict=True)))
+
+
+def _is_xywh(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
+
+
+def _turn_images(
+    images: list[dict[str, Any]],
+    records: list[dict[str, Any]],
+    problems: dict[int, tuple[str, str]],
+    of_image: Mapping[Any, list[dict[str, Any]]],
+    changes: Counter[str],
+) -> None:
+    """Turn the annotations of images whose sizes are those of before the turn of EXIF.
+
+    They tell that EXIF was ignored, so it was also where the turn does not change the size, unless others contradict.
+    """
+    upright, unclear = [], []
+    for n, image in enumerate(images):
+        kind, _ = problems.get(n, ("", ""))
+        if kind not in ("", "exif"):
+            continue
+        path, own = records[n]["file_name"], of_image[image["id"]]
+        size_hw, orientation = stored_size_hw(path)
+        if not kind and orientation > 1 and own:
+            if orientation >= 5 and image.get("width") and size_hw[0] != size_hw[1]:
+                upright.append(path)
+                continue
+            unclear.append(path)
+        for annotation in own if orientation > 1 else ():
+            try:
+                _turn(annotation, orientation, size_hw, changes)
+            except (TypeError, ValueError, LookupError, OverflowError):  # other things than numbers
+                annotation.update(bbox=None, segmentation=None)
+        if kind:
+            image["width"], image["height"] = size_hw
+        changes["images whose annotations were turned as EXIF says"] += bool(kind or (orientation > 1 and own))
+    if upright and unclear:
+        raise ValueError(
+            f"Some annotations are of images as EXIF turns them ('{upright[0]}'), others of the stored ones, and the "
+            f"size of '{unclear[0]}' does not tell which: turn it upright, or take it out, before --fix."
+        )
+
+
+def _turn(annotation: dict[str, Any], orientation: int, size_hw: tuple[int, int], changes: Counter[str]) -> None:
+    """Turn the geometry of one annotation of a stored image as its EXIF orientation says."""
+
+    def turned(flat: Any, limit_hw: tuple[int, int] = size_hw) -> list[float]:
+        return turn_upright(np.array(flat, dtype=np.float64).reshape(-1, 2), orientation, limit_hw).reshape(-1).tolist()
+
+    box, mask, keypoints = (annotation.get(key) for key in ("bbox", "segmentation", "keypoints"))
+    if box and len(box) == 5:
+        x, y, width, height, degrees = box
+        angle = math.radians(degrees)
+        x, y, tip_x, tip_y = turned([x, y, x + math.cos(angle), y - math.sin(angle)])
+        annotation["bbox"] = [x, y, width, height, math.degrees(math.atan2(y - tip_y, tip_x - x))]
+    elif box:
+        x1, y1, x2, y2 = turned([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+        # a box without area stays one
+        annotation["bbox"] = [
+            min(x1, x2),
+            min(y1, y2),
+            *(abs(v) if min(box[2:]) > 0 else 0 for v in (x2 - x1, y2 - y1)),
+        ]
+    if isinstance(mask, dict) and mask:
+        pixels = decode_mask(mask, size_hw)
+        if pixels is not None:  # else the reader finds it unusable
+            pixels = pixels.T if orientation >= 5 else pixels
+            pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+            mask = encode_mask(pixels)
+            annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+    elif mask:
+        annotation["segmentation"] = [turned(p) for p in _as_polygons(mask, changes)]
+    if keypoints:  # which are indices of pixels; those that are not labelled are 0, 0, 0
+        moved = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+        points = turned(moved[:, :2], (size_hw[0] - 1, size_hw[1] - 1))
+        moved[:, :2] = np.where(moved[:, 2:] > 0, np.reshape(points, (-1, 2)), moved[:, :2])
+        annotation["keypoints"] = moved.reshape(-1).tolist()
 
 
 def _clean_masks(annotations: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:

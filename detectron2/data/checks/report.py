@@ -118,6 +118,7 @@ def inspect_dataset_dicts(
     drop_degenerate: bool = False,
     check_files: bool = True,
     max_files: int | None = FULL_CHECK_LIMIT,
+    exif: str = "apply",
     findings: Sequence[Finding] | None = None,
 ) -> DatasetReport:
     """Check a data set thoroughly, and report everything that is worth knowing. Nothing is raised or logged.
@@ -139,6 +140,7 @@ def inspect_dataset_dicts(
         drop_degenerate: whether training leaves out annotations with degenerate boxes; else these are errors.
         check_files: whether to read the headers of the image files.
         max_files: how many of them, evenly spaced; None: all.
+        exif: "apply" or "ignore": how images are read (`INPUT.EXIF`).
         findings: what a reader of files found, which has checked the ids of annotations; None if there was none.
 
     Returns:
@@ -180,7 +182,7 @@ def inspect_dataset_dicts(
     found += malformed_masks(table) if mask_format is None else mask_findings(table, mask_format)
     found += flat_polygon_findings(table) + self_intersections(table)
     if check_files:
-        found += file_findings(dicts, max_files)
+        found += file_findings(dicts, max_files, exif=exif)
         found += label_map_findings(
             dicts, max_files, num_labels=num_labels, num_labels_key=num_labels_key, ignore_label=ignore_label
         )

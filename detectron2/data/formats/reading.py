@@ -19,6 +19,7 @@ from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, qua
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
+    "EXIF_CURES",
     "AnnotationFileError",
     "Meaning",
     "Report",
@@ -33,7 +34,10 @@ __all__ = [
     "paused_gc",
     "read_json",
     "shorten",
+    "stored_size_hw",
     "timed",
+    "turn_upright",
+    "why_swapped",
 ]
 
 logger = logging.getLogger(__name__)
@@ -272,25 +276,56 @@ def is_polygon(coordinates: Any) -> bool:
     return isinstance(coordinates, list) and len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
-def image_size_hw(path: str) -> tuple[int, int]:
-    """Read the size `(height, width)` of an image from its header, as seen after EXIF orientation."""
+def image_size_hw(path: str, exif: str = "apply") -> tuple[int, int]:
+    """Read the size `(height, width)` of an image from its header, after EXIF orientation unless `exif` is "ignore"."""
+    size_hw, orientation = stored_size_hw(path)
+    return size_hw if orientation < 5 or exif == "ignore" else size_hw[::-1]
+
+
+def stored_size_hw(path: str) -> tuple[tuple[int, int], int]:
+    """Read the size `(height, width)` of an image as it is stored, and its EXIF orientation: 1 to 8, 1 for upright."""
     from PIL import Image
 
     if path.lower().endswith((".npy", ".npz")):
-        return _array_size_hw(path)
+        return _array_size_hw(path), 1
     with Image.open(PathManager.get_local_path(path)) as image:
         width, height = image.size
         orientation = 1
         # Without the condition, getexif() would decode whole PNG files in search of it.
         if "exif" in image.info or image.format in ("TIFF", "MPO"):
             orientation = image.getexif().get(0x0112, 1)
-        if orientation in (5, 6, 7, 8):  # those that exchange the axes
-            if image.format == "TIFF":  # Pillow turns these itself; when it tells the new size depends on its version
-                image.load()
-                width, height = image.size
-            else:
-                width, height = height, width
-        return height, width
+        if orientation in (5, 6, 7, 8) and image.format == "TIFF":
+            image.load()  # Pillow turns these itself; when it tells the new size depends on its version
+            height, width = image.size
+        return (height, width), orientation if orientation in range(1, 9) else 1
+
+
+EXIF_CURES = {
+    "apply": "The annotations were made without the turn that EXIF asks for: turn them (detectron2 data check FILE "
+    '--fix cleaned.json), or set INPUT.EXIF (exif of the mapper) to "ignore" if that holds for all images.',
+    "ignore": 'The annotations are of the upright image, while INPUT.EXIF is "ignore": set it to "apply".',
+}
+"""What to do if sizes are swapped because of EXIF, by `INPUT.EXIF`."""
+
+
+def why_swapped(path: str, size_hw: tuple[int, int]) -> str:
+    """Say why an image that was read with this size is annotated with height and width exchanged, and the cure."""
+    try:
+        stored_hw, orientation = stored_size_hw(path)
+    except Exception:  # whatever it is, it is not an image that says otherwise
+        stored_hw, orientation = size_hw[::-1], 6
+    if orientation < 5:
+        return "Height and width are swapped, and EXIF asks for no turn: exchange them if the boxes are of this image."
+    return EXIF_CURES["ignore" if stored_hw == size_hw else "apply"]
+
+
+def turn_upright(points_xy: np.ndarray, orientation: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """Move points `(x, y)` of a stored picture of that size to where its EXIF orientation shows them."""
+    # EXIF 2.32, section 4.6.4: the axes are exchanged first, then turned around
+    x_y_limit = np.array(size_hw[::-1])
+    if orientation >= 5:
+        points_xy, x_y_limit = points_xy[:, ::-1], x_y_limit[::-1]
+    return np.where([orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)], x_y_limit - points_xy, points_xy)
 
 
 def _array_size_hw(path: str) -> tuple[int, int]:

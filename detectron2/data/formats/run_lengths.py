@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["encode_mask", "is_compressed", "run_length_totals", "run_lengths"]
+__all__ = ["decode_mask", "encode_mask", "is_compressed", "run_length_totals", "run_lengths"]
 
 # Five bits of a number in each character, the least significant first; the sixth bit says that another one follows.
 _FIRST, _MORE, _SIGN, _BITS, _WIDTH = ord("0"), 0x20, 0x10, 0x1F, 5
@@ -35,6 +35,21 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
     mask_util: Any = pycocotools.mask
     return mask_util.encode(np.asfortranarray(mask != 0).view(np.uint8))
+
+
+def decode_mask(mask: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray | None:
+    """Turn run lengths of either form into pixels `(H, W)`; None if they are not a mask of this size."""
+    import pycocotools.mask
+
+    mask_util: Any = pycocotools.mask
+    counts = mask.get("counts")
+    if mask.get("size") != list(size_hw):
+        return None
+    if isinstance(counts, list):
+        whole = all(type(v) is int and v >= 0 for v in counts) and sum(counts) == size_hw[0] * size_hw[1]
+        return mask_util.decode(run_lengths(mask)) if whole else None
+    whole = is_compressed(counts) and run_length_totals([counts])[0] == size_hw[0] * size_hw[1]
+    return mask_util.decode(mask) if whole else None
 
 
 def is_compressed(counts: Any) -> bool:

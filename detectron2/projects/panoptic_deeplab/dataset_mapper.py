@@ -35,6 +35,7 @@ class PanopticDeeplabDatasetMapper:
         image_format: a format of `detection_utils.read_image`.
         panoptic_target_generator: called with the panoptic map, integer `(H, W)`, and the segments of the image;
             returns a dictionary of targets.
+        exif: "apply" or "ignore", see `detection_utils.read_image`.
     """
 
     @configurable
@@ -44,9 +45,10 @@ class PanopticDeeplabDatasetMapper:
         augmentations: list[T.Augmentation | T.Transform],
         image_format: str,
         panoptic_target_generator: Callable[[np.ndarray, list[dict[str, Any]]], dict[str, Any]],
+        exif: str = "apply",
     ):
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        self.image_format, self.exif = image_format, exif
         self.panoptic_target_generator = panoptic_target_generator
         logger.info("augmentations used in training: %s", augmentations)
 
@@ -59,7 +61,7 @@ class PanopticDeeplabDatasetMapper:
                 f"Panoptic-DeepLab trains on panoptic data, but {dataset_dict.get('file_name')!r} has no "
                 f"{' and no '.join(missing)}: use a data set in the standard panoptic format (register_coco_panoptic)"
             )
-        image = utils.read_image(dataset_dict["file_name"], self.image_format)
+        image = utils.read_image(dataset_dict["file_name"], self.image_format, self.exif)
         utils.check_image_size(dataset_dict, image)
         panoptic = rgb_to_id_map(utils.read_image(dataset_dict.pop("pan_seg_file_name"), "RGB")).astype(np.int32)
         if panoptic.shape != image.shape[:2]:
@@ -97,4 +99,5 @@ class PanopticDeeplabDatasetMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "panoptic_target_generator": generator,
+            "exif": cfg.INPUT.get("EXIF", "apply"),
         }

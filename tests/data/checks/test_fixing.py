@@ -1,7 +1,14 @@
 """`fix` repairs what can be repaired and takes out the rest; `tests/cli/test_data.py` has every kind of mistake."""
 
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from PIL import Image, ImageOps
+
 from detectron2.data.checks.fixing import fix
 from detectron2.data.formats.annotated_images import AnnotatedImages
+from detectron2.data.formats.run_lengths import encode_mask
+from detectron2.structures import polygons_to_bitmask
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
 
@@ -45,3 +52,85 @@ def test_ids_written_as_text_keep_their_annotations():
     )
     assert changes["ids written as the images and categories have them"] == 2
     assert [(a["image_id"], a["category_id"]) for a in (first, second)] == [(1, 1), (1, 1)]
+
+
+def exif_set(folder, orientation, said_wh, annotations, more=()):
+    """Images that are stored 16 x 10 with an EXIF orientation, and more: (name, size, orientation, annotations)."""
+    images, found = [], []
+    for n, (wh, o, own) in enumerate([(said_wh, orientation, annotations), *more], start=1):
+        stored = np.zeros((10, 16) if n == 1 or wh != (12, 12) else (12, 12), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = o
+        Image.fromarray(stored).save(folder / f"{n}.png", exif=exif)
+        images.append({"id": n, "file_name": f"{n}.png", "width": wh[0], "height": wh[1]})
+        found += [{"id": len(found) + k, "image_id": n, "category_id": 1, **a} for k, a in enumerate(own, start=1)]
+    content = {"images": images, "annotations": found, "categories": [{"id": 1, "name": "cat"}]}
+    return AnnotatedImages("a.json", "coco", content, str(folder))
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_annotations_made_without_the_turn_of_exif_are_turned(tmp_path, orientation):
+    pixels = np.zeros((10, 16), np.uint8)
+    pixels[2:5, 1:7] = 1
+    polygon = [1, 2, 7, 2, 7, 5, 1, 5]
+    rle = {"size": [10, 16], "counts": encode_mask(pixels)["counts"].decode()}
+    mine = [
+        {"bbox": [1, 2, 6, 3], "segmentation": [polygon], "keypoints": [1, 2, 2, 0, 0, 0]},
+        {"bbox": [1, 2, 6, 3], "segmentation": rle, "iscrowd": 1},
+        {"bbox": [4, 3.5, 6, 3, 30]},
+    ]
+    data = exif_set(tmp_path, orientation, (16, 10), mine)
+    changes = fix(data)
+    assert changes["images whose annotations were turned as EXIF says"] == 1
+    assert (data.content["images"][0]["width"], data.content["images"][0]["height"]) == (10, 16)
+    upright = np.asarray(ImageOps.exif_transpose(with_tag(Image.fromarray(pixels * 255), orientation))) > 0
+    rows, columns = np.nonzero(upright)
+    x, y, w, h = columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+    polygons, crowd, rotated = data.content["annotations"]
+    assert polygons["bbox"] == crowd["bbox"] == [x, y, w, h]
+    assert (polygons_to_bitmask([np.array(p) for p in polygons["segmentation"]], 16, 10) == upright).all()
+    crowd["segmentation"]["counts"] = crowd["segmentation"]["counts"].encode()
+    assert (mask_util.decode(crowd["segmentation"]) == upright).all()
+    corner = np.zeros((10, 16), np.uint8)
+    corner[2, 1] = 255
+    (row,), (column,) = np.nonzero(np.asarray(ImageOps.exif_transpose(with_tag(Image.fromarray(corner), orientation))))
+    assert polygons["keypoints"] == [column, row, 2, 0, 0, 0]
+    angle = {5: -120, 6: -60, 7: 60, 8: 120}[orientation]
+    assert rotated["bbox"] == pytest.approx([x + w / 2, y + h / 2, 6, 3, angle])
+
+
+def with_tag(image, orientation):
+    image.getexif()[0x0112] = orientation
+    return image
+
+
+def test_turns_that_keep_the_size_are_taken_as_those_of_the_others(tmp_path):
+    box = {"bbox": [1, 2, 6, 3]}
+    data = exif_set(tmp_path, 6, (16, 10), [box], [((16, 10), 3, [box]), ((12, 12), 8, [box]), ((16, 10), 1, [box])])
+    fix(data)
+    boxes = [a["bbox"] for a in data.content["annotations"]]
+    assert boxes == [[5, 1, 3, 6], [9, 5, 6, 3], [2, 5, 3, 6], [1, 2, 6, 3]]
+    # one image of the upright kind, and nothing tells about the second
+    data = exif_set(tmp_path, 6, (16, 10), [box], [((16, 10), 3, [box]), ((10, 16), 6, [box])])
+    with pytest.raises(ValueError, match="does not tell which"):
+        fix(data)
+    with pytest.raises(ValueError, match=r"INPUT\.EXIF"):
+        fix(exif_set(tmp_path, 6, (10, 16), [box]), exif="ignore")
+
+
+@pytest.mark.parametrize(
+    ("said", "box", "right"),
+    [
+        ((10, 16), [8, 1, 7, 5], True),  # only the size is wrong: the box fits into the file alone
+        ((10, 16), [1, 1, 5, 5], False),
+        ((32, 20), [1, 1, 5, 5], False),  # perhaps of an image that was made smaller
+        ((32, 20), [20, 1, 9, 5], False),
+        ((32, 20), None, True),
+    ],
+)
+def test_another_size_is_corrected_only_where_the_boxes_tell(tmp_path, said, box, right):
+    data = exif_set(tmp_path, 1, said, [] if box is None else [{"bbox": box}])
+    changes = fix(data)
+    assert ("image sizes corrected" in changes) is right
+    assert (data.content["images"][0]["width"], data.content["images"][0]["height"]) == ((16, 10) if right else said)
+    assert [a["bbox"] for a in data.content["annotations"]] == ([] if box is None else [box])
