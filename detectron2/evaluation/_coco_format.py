@@ -5,7 +5,6 @@ Boxes in COCO files are `(x, y, width, height)` in absolute pixels.
 
 import contextlib
 import io
-import json
 import logging
 from typing import Any
 
@@ -14,9 +13,10 @@ import pycocotools.mask as mask_util
 import torch
 from pycocotools.coco import COCO
 
+from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader
+from detectron2.data.formats.reading import Report, read_json
 from detectron2.layers.mask_ops import encode_masks, paste_masks_as_rle
 from detectron2.structures import Instances, ROIMasks
-from detectron2.utils.file_io import PathManager
 
 from ._coco_table import ResultTable, run_length_columns
 
@@ -80,33 +80,63 @@ def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
 
 def load_coco_api(json_file: str) -> COCO:
     """Read a COCO annotation file with pycocotools, quietly, and complete what hand-made files often lack."""
-    path = PathManager.get_local_path(json_file)
     with contextlib.redirect_stdout(io.StringIO()):
         api: Any = COCO()
-        with open(path, encoding="utf-8") as f:
-            api.dataset = json.load(f)
+        api.dataset = read_json(json_file)
+        _check_dataset(api.dataset, json_file)
         _complete_dataset(api.dataset, json_file)
         api.createIndex()
         _complete_areas(api)
     return api
 
 
-def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
-    """Fill in `info`, `licenses`, `iscrowd`, and usable annotation ids, in place."""
+# Of the mistakes that the reader knows, those that no evaluation survives.
+_FATAL = (
+    "format",
+    "category-incomplete",
+    "category-ids-mixed",
+    "image-incomplete",
+    "no-image_id",
+    "annotation-unusable",
+)
+
+
+def _check_dataset(dataset: dict[str, Any], origin: str) -> None:
+    """Raise an error if the file is not what loading for training would take."""
     for key in ("images", "categories"):
         if key not in dataset:
             raise ValueError(f"{origin} is not a COCO annotation file: it has no {key!r} list.")
+    images = dataset["images"]
+    if isinstance(images, list):  # where the files are does not matter here
+        images = [{**i, "file_name": str(i.get("file_name") or "-")} if isinstance(i, dict) else i for i in images]
+    reader = CocoReader(origin, {**dataset, "images": images}, "", Report(COCO_MISTAKES))
+    if reader.categories and not any(f.kind in _FATAL for f in reader.report.findings):
+        reader.read_annotations(None)
+    for finding in reader.report.findings:
+        if finding.kind in _FATAL:
+            raise ValueError(f"{origin}: {finding.text}")
+
+
+def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
+    """Fill in `info`, `licenses`, `iscrowd`, and usable annotation ids, in place."""
     dataset.setdefault("info", {})
     dataset.setdefault("licenses", [])
     annotations = dataset.get("annotations", [])
-    ids = {annotation.get("id", 0) for annotation in annotations}
-    if len(ids) != len(annotations) or 0 in ids:
+    ids = {annotation.get("id") or 0 for annotation in annotations}
+    if len(ids) != len(annotations) or 0 in ids or any(isinstance(i, str) for i in ids):
         # COCO's matching writes "no match" as 0, so an object with this id can never be found
-        logger.warning(f"{origin}: annotation ids are missing, repeated or 0; numbering them from 1 for evaluation.")
+        logger.warning(
+            f"{origin}: annotation ids are missing, repeated, text or 0; numbering them from 1 for evaluation."
+        )
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
     for annotation in annotations:
+        for key in ("iscrowd", "bbox", "area", "segmentation", "keypoints"):
+            if key in annotation and annotation[key] is None:
+                del annotation[key]
         annotation.setdefault("iscrowd", 0)
+        if not isinstance(annotation.get("category_id"), (int, float, str)):
+            raise ValueError(f"{origin}: annotation {annotation['id']} has no usable 'category_id'.")
         if "bbox" not in annotation and not annotation.get("segmentation"):
             raise ValueError(f"{origin}: annotation {annotation['id']} has neither 'bbox' nor 'segmentation'.")
 

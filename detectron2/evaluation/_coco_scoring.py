@@ -154,6 +154,7 @@ def _evaluate_predictions_on_coco(
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
     check_image_ids(coco_gt, coco_results)
+    use_fast_impl = use_fast_impl and all(isinstance(c, int) and c >= 0 for c in coco_gt.getCatIds())  # not text
     limits = check_max_dets(max_dets_per_image)
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
     evaluator = kind(coco_gt, load_results(coco_gt, coco_results, iou_type, use_fast_impl), iou_type)

@@ -145,7 +145,7 @@ def values_of(results: Sequence[dict[str, Any]], key: str) -> list[Any]:
 def replace_category_ids(results: Sequence[dict[str, Any]], category_ids: list[int]) -> None:
     """Give each result in a table or in a list another category, in place."""
     if isinstance(results, ResultTable):
-        results.category_ids = np.array(category_ids, dtype=np.int64)
+        results.category_ids = np.array(category_ids, dtype=None if isinstance(category_ids[0], str) else np.int64)
         return
     for result, category_id in zip(results, category_ids, strict=True):
         result["category_id"] = category_id

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "TEST.MASK_FORMAT": "-",
     "WRITERS": "`train.writers`",
     "DATALOADER.ON_BAD_IMAGE": "`dataloader.train.on_bad_image`",
+    "INPUT.EXIF": "`dataloader.train.mapper.exif`",
     "DATALOADER.DATASET_WEIGHTS": "-",
     "DATALOADER.RANDOM_SUBSET_RATIO": "-",
     "DATASETS.TRAIN_REPEAT_FACTOR": "-",

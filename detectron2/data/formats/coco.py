@@ -360,7 +360,7 @@ class CocoReader:
                 kind = "image_id-type"
                 what = f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write both alike."
         except AnnotationFileError as e:
-            kind, what, known = "no-image_id", e.what, e.what
+            kind, what, known = "no-image_id", e.what, e.what.rstrip(".")
         if kind != "annotation-orphan":
             self.unusable.append(position)
         place = position if annotation_id is None else None
