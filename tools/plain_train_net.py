@@ -19,6 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
+from detectron2.engine.class_names import match_classes
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -31,6 +32,7 @@ def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """Evaluate on every test data set."""
     results = {}
     for name in cfg.DATASETS.TEST:
+        match_classes(model, [name])
         loader = build_detection_test_loader(cfg, name)
         evaluator = build_evaluator(name, os.path.join(cfg.OUTPUT_DIR, "inference", name), cfg=cfg)
         results[name] = inference_on_dataset(model, loader, evaluator)

@@ -35,7 +35,7 @@ from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError
 from detectron2.utils.wrappers import unwrap_model
 
-__all__ = ["DetectionCheckpointer"]
+__all__ = ["DetectionCheckpointer", "parameter_versions"]
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -175,6 +175,11 @@ class DetectionCheckpointer(Checkpointer):
         incompatible = self._load_model(checkpoint)
         if incompatible is not None:  # subclasses of other projects may return nothing
             self._log_incompatible_keys(incompatible)
+        if (record := getattr(self.model, "_weights_record", None)) is not None:
+            description = checkpoint.get(DESCRIPTION)
+            said = description.get("metadata") if isinstance(description, Mapping) else None
+            # class names of the weights, as long as these are what was loaded
+            record.update(metadata=said if isinstance(said, Mapping) else {}, versions=parameter_versions(self.model))
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.logger.info("Loading the state of %s ...", key)
@@ -377,3 +382,8 @@ class DetectionCheckpointer(Checkpointer):
         record = {"source": self._source, "loaded": report.loaded, "total": report.total}
         self.model._weights_record = record  # type: ignore[assignment]  # a module takes any attribute
         report.log(self.logger, self._source)
+
+
+def parameter_versions(model: nn.Module) -> int:
+    """Return a number that changes when a parameter is written to."""
+    return sum(0 if p.is_inference() else p._version for p in model.parameters())

@@ -84,7 +84,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--classes",
         metavar="A,B,C",
-        help="class names of the --voc data sets, in order; default: all names found in the annotations, sorted",
+        help="class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted",
     )
     group.add_argument(
         "--import",
@@ -115,6 +115,10 @@ def register_datasets(args: argparse.Namespace) -> None:
         if not os.path.isfile(split_file):
             raise FileNotFoundError(f"--voc {name}: no such file: {split_file}")
         classes = [c.strip() for c in args.classes.split(",")] if args.classes else _voc_classes(root)
+        if not args.classes and getattr(args, "weights", ""):
+            description = read_description(args.weights)
+            of_weights = list(description.metadata.get("thing_classes") or ()) if description is not None else []
+            classes = of_weights if set(of_weights) >= set(classes) else classes  # others are an error with both lists
         DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
         MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
 

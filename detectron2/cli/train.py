@@ -55,8 +55,8 @@ def train(args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     if isinstance(cfg, CfgNode):
         trainer = DefaultTrainer(cfg)
-        save_metadata(cfg)  # after the trainer has loaded the data
         trainer.resume_or_load(resume=args.resume)
+        save_metadata(cfg)  # after the trainer has loaded the data, and the weights, whose order of classes holds
         trainer.train()
     else:
         save_metadata(cfg)

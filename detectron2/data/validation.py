@@ -35,6 +35,7 @@ __all__ = [
     "DatasetError",
     "DatasetReport",
     "Finding",
+    "class_names_of",
     "compare_classes",
     "inspect_dataset_dicts",
     "validate_class_names",
@@ -281,14 +282,14 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
     if known is None:
         return
     for name in test:
-        classes = _class_names(name)
+        classes = class_names_of(name)
         for finding in compare_classes({known: MetadataCatalog.get(known).thing_classes, name: classes}):
             if finding.kind == "classes-order":
                 raise DatasetError(name, [finding.text])
             logger.warning("Dataset '%s': %s", name, finding.text)
 
 
-def _class_names(name: str) -> list[str] | None:
+def class_names_of(name: str) -> list[str] | None:
     """Return the class names of a data set, which is loaded if they are not known; None if it has none."""
     if MetadataCatalog.get(name).get("thing_classes") is None:
         try:

@@ -32,6 +32,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, yaml_config
+from detectron2.engine.class_names import match_classes, reload_training_data
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
@@ -213,6 +214,8 @@ class DefaultPredictor:
         if not is_known and "description" in checkpoint:
             description = CheckpointDescription.from_plain(checkpoint["description"], cfg.MODEL.WEIGHTS)
             self.metadata = description.load_metadata()
+        elif "thing_classes" in self.metadata.as_dict():
+            match_classes(self.model, [name], is_strict=False)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0 keeps the size
         self.input_format = cfg.INPUT.FORMAT
@@ -333,7 +336,11 @@ class DefaultTrainer(TrainerBase):
             ValueError: the checkpoint is already at `SOLVER.MAX_ITER`, so that nothing is left to train.
         """
         checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        is_resumed = resume and self.checkpointer.has_checkpoint()
+        if match_classes(self.model, self.cfg.DATASETS.TRAIN, is_strict=is_resumed):
+            match_classes(self.model, self.cfg.DATASETS.TEST, is_strict=False)
+            reload_training_data(self._trainer, lambda: self.build_train_loader(self.cfg))
+        if is_resumed:
             # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the
             # file itself has the iteration after which it was written.
             self.start_iter = (checkpoint or {}).get("iteration", self.iter) + 1
@@ -535,6 +542,8 @@ class DefaultTrainer(TrainerBase):
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             data_loader = cls.build_test_loader(cfg, name)
+            if match_classes(model, [name]):
+                data_loader = cls.build_test_loader(cfg, name)
             try:
                 evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[i]
             except NotImplementedError as e:

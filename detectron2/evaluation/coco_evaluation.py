@@ -224,7 +224,10 @@ class COCOEvaluator(DatasetEvaluator):
     def _score(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> dict[str, float]:
         """The metrics of a task, NaN where nothing was found."""
         coco_eval = self._evaluate_task(coco_results, task, img_ids) if coco_results else None
-        return self._derive_coco_results(coco_eval, task, class_names=self._metadata.get("thing_classes"))
+        names, labels = self._metadata.get("thing_classes"), self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if names and labels and len(names) == len(labels):  # in the order of the category ids, as the table of results
+            names = [names[labels[category]] for category in sorted(labels)]
+        return self._derive_coco_results(coco_eval, task, class_names=names)
 
     def _evaluate_task(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> Any:
         return _evaluate_predictions_on_coco(

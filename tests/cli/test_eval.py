@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+
 
 @pytest.mark.parametrize("kind", ["yaml", "lazy"])
 def test_as_it_was_trained(command, trained, lazy_trained, coco, tmp_path, kind):
@@ -143,3 +145,47 @@ def test_lazy_errors(command, lazy_file, coco, tmp_path):
     status, _, err = command(*base, "~dataloader.evaluator")
     assert status == 1
     assert "does not define dataloader.evaluator" in err
+
+
+def _results(command, weights, data, output, name):
+    weights = ("--weights", weights / "model_final.pth", *data, "--output", output)
+    status, out, err = command("eval", *weights, "DATASETS.TEST", f"('{name}',)")
+    assert status == 0, err
+    return json.loads((output / "results.json").read_text()), out + err
+
+
+def test_order_of_the_categories_does_not_matter(command, trained, data, coco, tmp_path):
+    content = json.loads((data / "annotations.json").read_text())
+    for c in content["categories"]:
+        c["id"] = 7 - c["id"]
+    for a in content["annotations"]:
+        a["category_id"] = 7 - a["category_id"]
+    (tmp_path / "reversed.json").write_text(json.dumps(content))
+    expected, said = _results(command, trained, coco, tmp_path / "a", "cli_shapes")
+    assert "another order" not in said
+    turned = ("--coco", "turned", tmp_path / "reversed.json", data / "images")
+    found, said = _results(command, trained, turned, tmp_path / "b", "turned")
+    assert said.count("the same in another order") == 1
+    assert found["bbox"] == pytest.approx(expected["bbox"], nan_ok=True)
+    assert found["segm"] == pytest.approx(expected["segm"], nan_ok=True)
+
+
+def test_voc_takes_the_order_of_the_weights(command, trained, data, voc, tmp_path):
+    named = (*voc, "--classes", ",".join(SHAPE_CLASSES))
+    expected, _ = _results(command, trained, named, tmp_path / "a", "cli_voc_test")
+    found, said = _results(command, trained, voc, tmp_path / "b", "cli_voc_test")
+    assert found["bbox"] == pytest.approx(expected["bbox"], nan_ok=True) and "another order" not in said
+    mixed = (*voc, "--classes", ",".join(reversed(SHAPE_CLASSES)))
+    found, said = _results(command, trained, mixed, tmp_path / "c", "cli_voc_test")
+    assert found["bbox"] == pytest.approx(expected["bbox"], nan_ok=True) and "another order" in said
+
+
+def test_other_classes_are_refused(command, trained, data, tmp_path):
+    content = json.loads((data / "annotations.json").read_text())
+    content["categories"][1]["name"] = "nut"
+    (tmp_path / "nuts.json").write_text(json.dumps(content))
+    status, _, err = command(
+        *("eval", "--weights", trained / "model_final.pth", "--coco", "nuts", tmp_path / "nuts.json", data / "images"),
+        *("--output", tmp_path, "DATASETS.TEST", "('nuts',)"),
+    )
+    assert status != 0 and "'nut'" in err and SHAPE_CLASSES[1] in err
