@@ -191,18 +191,25 @@ def num_label_map_classes(cfg: CfgNode) -> int | None:
     return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_labels else None
 
 
+def _expected_by_model(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of `validate_dataset_dicts` about annotations of instances."""
+    num_classes, num_classes_key = num_classes_and_key(cfg)
+    return {
+        "num_classes": num_classes,
+        "num_classes_key": num_classes_key,
+        "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
+        "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+    }
+
+
 def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     # With a mapper of the user's own, only that mapper knows what the data set must look like: then we warn.
     if isinstance(mapper, MultiImageMapper):
         mapper = mapper.mapper
     own_mapper = mapper is not None and type(mapper) is not DatasetMapper
-    num_classes, num_classes_key = num_classes_and_key(cfg)
     return functools.partial(
         validate_dataset_dicts,
-        num_classes=num_classes,
-        num_classes_key=num_classes_key,
-        num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
-        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        **_expected_by_model(cfg),
         num_labels=num_label_map_classes(cfg),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
@@ -337,7 +344,8 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
         proposal_files=proposal_files,
         validate=functools.partial(
             validate_dataset_dicts,
-            check_annotations=False,
+            **_expected_by_model(cfg),
+            only_warns_of_annotations=True,
             exif=getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply")),
             # On all ranks: what is wrong then stops all of them, and these are few files.
             max_files=_TEST_FILES_TO_CHECK,

@@ -86,6 +86,7 @@ def validate_dataset_dicts(
     ignore_label: int = 255,
     check_files: bool = True,
     check_annotations: bool = True,
+    only_warns_of_annotations: bool = False,
     max_files: int = FULL_CHECK_LIMIT,
     skips_bad_images: bool = False,
     exif: str = "apply",
@@ -112,6 +113,8 @@ def validate_dataset_dicts(
             set says. Only the headers are read, and the end, to see whether a file is whole; of label maps a sample is
             decoded. Names with a scheme, like "s3://...", are left alone.
         check_annotations: whether to check annotations, and what is in label maps.
+        only_warns_of_annotations: whether mistakes in annotations are warned of, and label maps not decoded, as for
+            evaluation, which some of them do not hinder.
         max_files: check all files if there are no more than this many, else this number of files, evenly spaced.
         skips_bad_images: whether the loader takes another image in place of one that cannot be read
             (`DATALOADER.ON_BAD_IMAGE: "skip"`); then files that are missing or damaged are only warned of.
@@ -128,22 +131,24 @@ def validate_dataset_dicts(
     readable = not findings
     if readable:
         findings += image_id_findings(dicts)
+    of_annotations: list[Finding] = []
     if check_annotations and readable:
         _warn_of_spare_classes(name, num_classes, num_classes_key)
         with paused_gc():
             table = AnnotationTable.gather(dicts)
         structure = structure_findings(table)
-        findings += structure
+        of_annotations += structure
         if not structure and len(table):
             mapped = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id") is not None
-            findings += label_findings(table, num_classes, num_classes_key, mapped)
-            dicts, more = _check_boxes(dicts, table, name)
-            findings += more
+            of_annotations += label_findings(table, num_classes, num_classes_key, mapped)
+            left, more = _check_boxes(dicts, table, name)
+            dicts = dicts if only_warns_of_annotations else left
+            of_annotations += more
             if num_keypoints is not None:
-                findings += keypoint_findings(table, num_keypoints)
+                of_annotations += keypoint_findings(table, num_keypoints)
             if mask_format is not None:
-                findings += mask_findings(table, mask_format)
-                findings += flat_polygon_findings(table)
+                of_annotations += mask_findings(table, mask_format)
+                of_annotations += flat_polygon_findings(table)
     if check_files and readable:
         # A mapper of the user's own may have its data from elsewhere.
         findings += nameless_findings(dicts) if raise_on_error else []
@@ -151,11 +156,13 @@ def validate_dataset_dicts(
         if skips_bad_images:
             files = [f if f.kind in ("file-size", "file-exif") else replace(f, level="warning") for f in files]
         findings += files
+        decode = check_annotations and not only_warns_of_annotations
         findings += label_map_findings(
-            dicts, max_files, num_labels=num_labels, ignore_label=ignore_label, decode=check_annotations
+            dicts, max_files, num_labels=num_labels, ignore_label=ignore_label, decode=decode
         )
         if check_annotations:
-            findings += segment_findings(dicts, *number_of_categories(MetadataCatalog.get(name)))
+            of_annotations += segment_findings(dicts, *number_of_categories(MetadataCatalog.get(name)))
+    findings += [replace(f, level="warning") for f in of_annotations] if only_warns_of_annotations else of_annotations
     for finding in findings:
         if finding.level != "error":
             logger.warning("Dataset '%s': %s", name, finding.text)

@@ -62,11 +62,15 @@ def check_category_ids(metadata: Any, in_file: Collection[int]) -> None:
         )
 
 
-def explain_zero_ap(coco_results: Sequence[dict[str, Any]], annotated: Collection[int]) -> str:
-    """What to say where none of the results counts for AP; `annotated` are the categories that have objects."""
+def explain_zero_ap(
+    coco_results: Sequence[dict[str, Any]], annotated: Collection[int], mistakes: Sequence[str] = ()
+) -> str:
+    """What to say where none of the results counts for AP, with the categories that have objects and bad boxes."""
     predicted, images = (set(values_of(coco_results, key)) for key in ("category_id", "image_id"))
     reason = explain_class_overlap(predicted, annotated)
-    if reason is None:
+    if mistakes:
+        reason = f"look at the ground truth first: {' '.join(mistakes)}".rstrip(".")
+    elif reason is None:
         reason = (
             f"{len(predicted & set(annotated))} predicted categories do have objects, so the classes fit and the "
             "places do not: untrained or wrong weights, boxes in another frame than the original image (`height` and "

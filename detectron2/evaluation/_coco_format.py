@@ -6,6 +6,7 @@ Boxes in COCO files are `(x, y, width, height)` in absolute pixels.
 import contextlib
 import io
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,23 @@ import pycocotools.mask as mask_util
 import torch
 from pycocotools.coco import COCO
 
+from detectron2.data.checks.annotations import box_findings, classify_boxes, structure_findings
+from detectron2.data.checks.findings import AnnotationTable
 from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader
 from detectron2.data.formats.reading import Report, read_json
 from detectron2.layers.mask_ops import encode_masks, paste_masks_as_rle
-from detectron2.structures import Instances, ROIMasks
+from detectron2.structures import BoxMode, Instances, ROIMasks
 
 from ._coco_table import ResultTable, run_length_columns
 
 logger = logging.getLogger(__name__)
+
+# What is taken where annotations lack a key, and what that decides.
+_DEFAULTS = {
+    "area": "it is that of the mask or else of the box, and decides between small, medium and large",
+    "iscrowd": "they count as single objects, none as a crowd in which any detection may lie",
+    "num_keypoints": "it is counted from 'keypoints'; objects without a visible one do not count for keypoints",
+}
 
 
 def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
@@ -86,8 +96,21 @@ def load_coco_api(json_file: str) -> COCO:
         _check_dataset(api.dataset, json_file)
         _complete_dataset(api.dataset, json_file)
         api.createIndex()
-        _complete_areas(api)
+        _complete_areas(api, json_file)
     return api
+
+
+def box_mistakes(dataset: Mapping[str, Any]) -> list[str]:
+    """Say which boxes of a complete data set no detection can match, as the check before training says it."""
+    objects: dict[Any, list[Any]] = {image["id"]: [] for image in dataset["images"]}
+    for annotation in dataset.get("annotations", []):
+        mode = BoxMode.XYWHA_ABS if len(annotation["bbox"]) == 5 else BoxMode.XYWH_ABS
+        objects.setdefault(annotation["image_id"], []).append({**annotation, "bbox_mode": mode})
+    dicts = [{**image, "image_id": image["id"], "annotations": objects[image["id"]]} for image in dataset["images"]]
+    table = AnnotationTable.gather(dicts)
+    if not len(table) or structure_findings(table):
+        return []
+    return [finding.text for finding in box_findings(table, classify_boxes(table)[1], "No detection can match them.")]
 
 
 # Of the mistakes that the reader knows, those that no evaluation survives.
@@ -130,19 +153,26 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
         )
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
+    has_keypoints = any(a.get("keypoints") for a in annotations)
+    for key, meaning in _DEFAULTS.items():
+        lacking = sum(key not in a for a in annotations)
+        if lacking and (key != "num_keypoints" or has_keypoints):
+            logger.warning(f"{origin}: {lacking} of {len(annotations)} annotations have no {key!r}: {meaning}.")
     for annotation in annotations:
         for key in ("iscrowd", "bbox", "area", "segmentation", "keypoints"):
             if key in annotation and annotation[key] is None:
                 del annotation[key]
         annotation.setdefault("iscrowd", 0)
+        if has_keypoints:
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in (annotation.get("keypoints") or ())[2::3]))
         if not isinstance(annotation.get("category_id"), (int, float, str)):
             raise ValueError(f"{origin}: annotation {annotation['id']} has no usable 'category_id'.")
         if "bbox" not in annotation and not annotation.get("segmentation"):
             raise ValueError(f"{origin}: annotation {annotation['id']} has neither 'bbox' nor 'segmentation'.")
 
 
-def _complete_areas(api: Any) -> None:
-    """Fill in missing `area` (pixels; decides small, medium or large) and `bbox` from the mask."""
+def _complete_areas(api: Any, origin: str) -> None:
+    """Fill in missing `area` (pixels; decides small, medium or large) and `bbox` from the mask; warn of bad boxes."""
     for annotation in api.dataset.get("annotations", []):
         if "area" in annotation and "bbox" in annotation:
             continue
@@ -152,3 +182,5 @@ def _complete_areas(api: Any) -> None:
         if "area" not in annotation:
             width, height = annotation["bbox"][2:4]
             annotation["area"] = float(mask_util.area(rle)) if rle is not None else float(width * height)
+    for mistake in box_mistakes(api.dataset):
+        logger.warning(f"{origin}: {mistake}")

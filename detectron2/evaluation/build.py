@@ -1,12 +1,14 @@
 """Choose the evaluators of a data set."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
 from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -92,10 +94,20 @@ def build_evaluator(
         )
     evaluators = []
     for class_ in classes:
-        if class_ is COCOEvaluator and cfg is not None and cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator":
+        is_rotated = cfg is not None and cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator"
+        if class_ is COCOEvaluator and (is_rotated or _has_rotated_file(metadata)):
             class_ = RotatedCOCOEvaluator
         evaluators.append(class_(dataset_name, **{name: arguments[name] for name in _ARGUMENTS.get(class_, ())}))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _has_rotated_file(metadata: Metadata) -> bool:
+    """Whether a box in the annotation file has five numbers."""
+    path = metadata.get("json_file")
+    if path is None or not PathManager.isfile(path):
+        return False
+    with PathManager.open(path, "r") as f:
+        return re.search(r'"bbox"\s*:\s*\[[^][,]*(,[^][,]*){4}\]', f.read()) is not None
 
 
 def _classes_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:

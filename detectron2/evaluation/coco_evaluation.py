@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from tabulate import tabulate
 
 from detectron2.config import CfgNode
@@ -22,7 +23,7 @@ from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
 from ._coco_diagnosis import check_category_ids, explain_cap, explain_zero_ap
-from ._coco_format import instances_to_coco_json, instances_to_table, load_coco_api
+from ._coco_format import box_mistakes, instances_to_coco_json, instances_to_table, load_coco_api
 from ._coco_scoring import COCOevalMaxDets, _evaluate_box_proposals, _evaluate_predictions_on_coco, check_max_dets
 from ._coco_table import (
     ResultTable,
@@ -83,6 +84,7 @@ class COCOEvaluator(DatasetEvaluator):
     _known_tasks: Sequence[str] = tuple(_METRICS)
     _results_file = "coco_instances_results.json"
     _first_category = 0  # category id of the model's class 0, where the metadata has no map
+    _takes_rotated = False
     _warns_at_cap = True
 
     def __init__(
@@ -115,6 +117,13 @@ class COCOEvaluator(DatasetEvaluator):
         self._coco_api: Any = self._load_ground_truth(dataset_name, allow_cached_coco)
         check_category_ids(self._metadata, self._coco_api.getCatIds())
         self._do_evaluation = self._has_annotations()
+        if isinstance(self._coco_api, COCO) and not self._takes_rotated:
+            for annotation in self._coco_api.dataset.get("annotations", ()):
+                if len(annotation["bbox"]) == 5:
+                    raise ValueError(
+                        f"{dataset_name!r} has rotated boxes such as {annotation['bbox']}, which "
+                        f"{type(self).__name__} cannot compare; use RotatedCOCOEvaluator, as build_evaluator does."
+                    )
         self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
 
@@ -275,7 +284,8 @@ class COCOEvaluator(DatasetEvaluator):
     def _explain_no_matches(self, coco_results: Sequence[dict[str, Any]]) -> None:
         annotated = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd", 0)}
         if annotated:
-            self._logger.warning(explain_zero_ap(coco_results, annotated))
+            mistakes = box_mistakes(self._coco_api.dataset)
+            self._logger.warning(explain_zero_ap(coco_results, annotated, mistakes))
         else:
             self._logger.warning("The ground truth has no objects, so every metric is NaN.")
 

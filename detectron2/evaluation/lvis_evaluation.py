@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ._coco_scoring import check_image_ids, check_max_dets, load_results
+from ._coco_table import values_of
 from .coco_evaluation import COCOEvaluator
 from .fast_eval_api import as_hotcoco
 
@@ -27,6 +28,12 @@ _TASKS = ("bbox", "segm")
 # of rare, common and frequent categories: APr, APc, APf
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _DEFAULT_LIMIT = 300
+# What it means that entries of a file lack a key.
+_DEFAULTS = {
+    "neg_category_ids": ("images", "detections of categories that have no object there do not count as wrong"),
+    "not_exhaustive_category_ids": ("images", "all objects count as annotated, and other detections as wrong"),
+    "frequency": ("categories", "they are not part of APr, APc and APf"),
+}
 
 
 class LVISEvaluator(COCOEvaluator):
@@ -53,6 +60,7 @@ class LVISEvaluator(COCOEvaluator):
     _known_tasks = _TASKS
     _results_file = "lvis_instances_results.json"
     _first_category = 1
+    _has_no_negatives = False
     _warns_at_cap = False  # models for LVIS give as many as count
 
     def __init__(
@@ -74,13 +82,31 @@ class LVISEvaluator(COCOEvaluator):
                 f"LVISEvaluator needs `json_file` in the metadata of {dataset_name!r}: an annotation file in the LVIS "
                 "format, as register_lvis_instances takes it."
             )
-        return hotcoco.COCO(PathManager.get_local_path(self._metadata.json_file))
+        path = PathManager.get_local_path(self._metadata.json_file)
+        truth = hotcoco.COCO(path)
+        with open(path, "rb") as f:
+            text = f.read()
+        totals = {"images": len(truth.getImgIds()), "categories": len(truth.getCatIds())}
+        for key, (kind, meaning) in _DEFAULTS.items():
+            lacking = totals[kind] - text.count(f'"{key}"'.encode())  # which is not worth parsing the file again
+            if lacking > 0:
+                self._logger.warning(f"{path}: {lacking} of {totals[kind]} {kind} have no '{key}': {meaning}.")
+                self._has_no_negatives |= key == "neg_category_ids" and lacking == totals[kind]
+        return truth
 
     def _has_annotations(self) -> bool:
         return len(self._coco_api.getAnnIds()) > 0
 
     def _score(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> dict[str, float]:
         limit = self._max_dets_per_image
+        if self._has_no_negatives:
+            objects = {(a["image_id"], a["category_id"]) for a in self._lvis_api.load_anns(self._lvis_api.getAnnIds())}
+            pairs = zip(*(values_of(coco_results, key) for key in ("image_id", "category_id")), strict=True)
+            uncounted = sum(pair not in objects for pair in pairs)
+            self._logger.warning(
+                f"{uncounted} of {len(coco_results)} detections do not count: no image has 'neg_category_ids', "
+                "which say what is absent from it. If all images were searched for all categories, use COCOEvaluator."
+            )
         return _evaluate_predictions_on_lvis(self._lvis_api, coco_results, task, limit, img_ids=img_ids)
 
 

@@ -110,6 +110,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     """
 
     _known_tasks = ("bbox",)
+    _takes_rotated = True
 
     def _evaluate_task(self, coco_results: Any, task: str, img_ids: Sequence[int] | None) -> COCOevalMaxDets:
         return self._evaluate_predictions_on_coco(self._coco_api, coco_results, img_ids)

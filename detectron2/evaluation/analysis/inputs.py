@@ -205,7 +205,7 @@ def _complete_api(content: dict[str, Any], origin: str) -> Any:
     _complete_dataset(content, origin)
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
-    _complete_areas(api)
+    _complete_areas(api, origin)
     return api
 
 

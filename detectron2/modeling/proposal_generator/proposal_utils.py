@@ -23,6 +23,7 @@ __all__ = [
     "find_top_rpn_proposals",
 ]
 
+
 class _ProposalError(ValueError, AssertionError):
     """Ground truth and proposals do not fit; code written for the published system catches an `AssertionError`."""
 
