@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ._arguments import as_array, as_numbers
 from .canvas import VisImage
 from .colors import change_brightness, class_color, readable_on_dark, to_rgb, to_rgba
 from .masks import GenericMask, ring_area
@@ -65,9 +66,10 @@ class DrawsPrimitives:
             >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
             >>> drawn = visualizer.draw_text("cat", (40, 10), color="w", font_size=12)
         """
+        position = as_numbers(position, "draw_text", "(x, y) of the position", (1, (2,))).tolist()
         size = (self._default_font_size if font_size is None else font_size) * self.output.scale
         self.output.draw_text(
-            text,
+            str(text),
             position,
             font_size=size,
             color=to_rgba(readable_on_dark(color)),
@@ -92,7 +94,7 @@ class DrawsPrimitives:
         Returns:
             `output`.
         """
-        x0, y0, x1, y1 = (float(value) for value in box_coord)
+        x0, y0, x1, y1 = as_numbers(box_coord, "draw_box", "(x0, y0, x1, y1) of one box", (1, (4,))).tolist()
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
         self.output.draw_path(
             [corners], edge=to_rgba(edge_color, alpha), linewidth=self._line_width(4), linestyle=line_style
@@ -124,7 +126,8 @@ class DrawsPrimitives:
             >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8))
             >>> drawn = visualizer.draw_rotated_box_with_label((40, 30, 30, 10, 45), label="ship")
         """
-        center_x, center_y, width, height, degrees = (float(value) for value in rotated_box)
+        box = as_numbers(rotated_box, "draw_rotated_box_with_label", "(x, y, width, height, angle)", (1, (5,)))
+        center_x, center_y, width, height, degrees = box.tolist()
         angle = np.deg2rad(degrees)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         local = np.array([[-1, 1], [-1, -1], [1, -1], [1, 1]]) * [width / 2, height / 2]
@@ -164,7 +167,8 @@ class DrawsPrimitives:
             >>> visualizer.draw_circle((40, 30), color="r").get_image()[30, 40].tolist()
             [255, 0, 0]
         """
-        self.output.draw_disc([float(value) for value in circle_coord], float(radius), to_rgba(color))
+        center = as_numbers(circle_coord, "draw_circle", "(x, y) of one centre", (1, (2,))).tolist()
+        self.output.draw_disc(center, float(radius), to_rgba(color))
         return self.output
 
     def draw_line(
@@ -218,7 +222,10 @@ class DrawsPrimitives:
             >>> visualizer.draw_polygon(triangle, color="lime", alpha=1.0).get_image()[40, 40].tolist()
             [0, 255, 0]
         """
-        rings = [np.asarray(segment, dtype=float).reshape(-1, 2)]
+        points = as_numbers(segment, "draw_polygon", "(points, 2) of one polygon", None)
+        if points.size % 2:
+            raise TypeError(f"draw_polygon: expected pairs of x and y, got shape {points.shape}.")
+        rings = [points.reshape(-1, 2)]
         self._draw_region(rings, color, edge_color, alpha)
         return self.output
 
@@ -254,7 +261,7 @@ class DrawsPrimitives:
             [0, 0, 255]
         """
         color = class_color(0) if color is None else to_rgb(color)
-        mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
+        mask = GenericMask(np.asarray(as_array(binary_mask)), self.output.height, self.output.width)
         if mask.has_holes and edge_color is None:
             return self.draw_soft_mask(mask.mask, color, text=text, alpha=alpha)
         drawn = [rings for rings in mask.regions if abs(sum(map(ring_area, rings))) >= area_threshold]
@@ -284,6 +291,11 @@ class DrawsPrimitives:
             [127, 0, 0]
         """
         color = class_color(0) if color is None else to_rgb(color)
+        soft_mask = np.asarray(as_array(soft_mask))
+        if soft_mask.shape != (self.output.height, self.output.width):
+            raise ValueError(
+                f"draw_soft_mask: a mask of shape {soft_mask.shape} on an image of {self.output.img.shape}."
+            )
         overlay = np.empty((*soft_mask.shape, 4), dtype=np.uint8)
         overlay[..., :3] = np.round(np.array(color) * 255)
         overlay[..., 3] = np.round(np.clip(soft_mask, 0, 1) * (alpha * 255))

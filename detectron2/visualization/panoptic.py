@@ -32,6 +32,14 @@ class _PanopticPrediction:
         known = np.array([segment_id for segment_id in self._seg_ids if segment_id in self._sinfo])
         return np.isin(self._seg, known)
 
+    def ids_except(self, ids: Sequence[int]) -> np.ndarray:
+        """The map without some segments."""
+        return np.where(np.isin(self._seg, np.array(ids)), 0, self._seg)
+
+    def unknown(self) -> list[int]:
+        """Ids in the map of which nothing is known; 0 is for pixels without a label."""
+        return [segment_id for segment_id in self._seg_ids if segment_id > 0 and segment_id not in self._sinfo]
+
     def semantic_masks(self) -> Iterator[tuple[np.ndarray, dict]]:
         """The boolean mask and the description of each segment of stuff."""
         return self._masks(thing=False)

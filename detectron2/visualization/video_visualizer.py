@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ._arguments import check_instances, check_panoptic
 from .canvas import VisImage
 from .colors import ColorMode, class_color
 from .labels import _create_text_labels
@@ -71,6 +72,7 @@ class VideoVisualizer:
             the picture of this frame.
         """
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
+        check_instances(predictions)
         if len(predictions) == 0:
             return visualizer.output
         shown = visualizer._shown_parts(predictions)
@@ -98,10 +100,12 @@ class VideoVisualizer:
     ) -> VisImage:
         """Draw the panoptic segmentation of one frame, as `Visualizer.draw_panoptic_seg`; things keep their colours."""
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
-        segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        check_panoptic(panoptic_seg, segments_info, visualizer.img.shape[:2])
+        segmentation = _PanopticPrediction(panoptic_seg, segments_info, visualizer.metadata)
         things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]
         stuff = [segment for _, segment in segmentation.semantic_masks()]
-        visualizer.draw_panoptic_seg(panoptic_seg, stuff, area_threshold=area_threshold, alpha=alpha)
+        ids = segmentation.ids_except([segment["id"] for _, segment in things])
+        visualizer.draw_panoptic_seg(ids, stuff, area_threshold=area_threshold, alpha=alpha)
         if self._instance_mode == ColorMode.IMAGE_BW:
             visualizer.output.reset_image(visualizer._create_grayscale_image(segmentation.non_empty_mask()))
         if not things:
@@ -110,7 +114,7 @@ class VideoVisualizer:
         masks = visualizer._convert_masks([mask for mask, _ in things])
         return visualizer.overlay_instances(
             masks=masks,
-            labels=_create_text_labels(categories, None, self.metadata.get("thing_classes")),
+            labels=_create_text_labels(categories, None, visualizer.metadata.get("thing_classes")),
             assigned_colors=self._assign_colors(_detected(categories, None, masks)),
             alpha=alpha,
         )

@@ -3,7 +3,8 @@
 Positions are in absolute pixels of the image, continuous coordinates. `N` instances, `K` keypoints.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, cast
 
 import numpy as np
@@ -13,7 +14,17 @@ from detectron2.data import MetadataCatalog
 from detectron2.layers.mask_ops import paste_masks_in_boxes
 from detectron2.structures import BoxMode, PolygonMasks, ROIMasks
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
+from ._arguments import (
+    as_array,
+    as_label_map,
+    as_numbers,
+    as_rgb_image,
+    check_instances,
+    check_panoptic,
+    shape_of,
+)
 from ._primitives import DrawsPrimitives, scaled_padding
 from .canvas import VisImage
 from .colors import _OFF_WHITE, _RED, ColorMode, class_color, instance_colors, to_rgb
@@ -22,6 +33,8 @@ from .masks import GenericMask, union_of_masks
 from .panoptic import _PanopticPrediction
 
 __all__ = ["Visualizer"]
+
+logger = logging.getLogger(__name__)
 
 _SMALL_OBJECT_AREA_THRESH = 1000
 _LARGE_MASK_AREA_THRESH = 120000
@@ -64,10 +77,12 @@ class Visualizer(DrawsPrimitives):
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
     ):
-        self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
-        if self.img.ndim != 3 or self.img.shape[2] != 3:
-            raise ValueError(f"Visualizer needs an RGB image (height, width, 3), got shape {self.img.shape}.")
+        self.img = as_rgb_image(img_rgb)
         self.metadata = MetadataCatalog.get("__nonexist__") if metadata is None else metadata
+        if not hasattr(self.metadata, "get"):
+            raise TypeError(
+                f"metadata is what MetadataCatalog.get(name) returns, with names and colours; got {shape_of(metadata)}."
+            )
         self.output = VisImage(self.img, scale=scale)
         self.cpu_device = torch.device("cpu")
         # large enough to read on the canvas, and in proportion to large images
@@ -94,6 +109,7 @@ class Visualizer(DrawsPrimitives):
         Returns:
             `output`.
         """
+        check_instances(predictions)
         count = len(predictions) if predictions.get_fields() else 0
         classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * count
         shown = self._shown_parts(predictions)
@@ -103,7 +119,9 @@ class Visualizer(DrawsPrimitives):
         """Draw a semantic segmentation.
 
         Args:
-            sem_seg: integer map (height, width) of class ids; ids without a name in `stuff_classes` are left out.
+            sem_seg: integer map (height, width) of class ids, or the scores (classes, height, width) that a model
+                returns. Ids without a name in `stuff_classes` are coloured without a text; those below 0 and
+                `ignore_label` of the metadata, or else 255, are left out.
             area_threshold: connected regions with fewer square pixels are not drawn.
             alpha: opacity.
 
@@ -119,22 +137,24 @@ class Visualizer(DrawsPrimitives):
             >>> visualizer.draw_sem_seg(classes).get_image().shape
             (60, 80, 3)
         """
-        labels_map = np.asarray(_as_array(sem_seg))
+        labels_map = as_label_map(sem_seg, self.img.shape[:2])
         labels, areas = np.unique(labels_map, return_counts=True)
         names = self.metadata.get("stuff_classes") or []
         for label in labels[np.argsort(-areas, kind="stable")].tolist():
-            if 0 <= label < len(names):
-                self._draw_stuff(labels_map == label, label, area_threshold, alpha)
+            if label >= 0 and (label < len(names) or label != self.metadata.get("ignore_label", 255)):
+                self._draw_stuff(labels_map == label, int(label), area_threshold, alpha, unnamed=None)
         return self.output
 
-    def _draw_stuff(self, mask: np.ndarray, category: int, area_threshold: float | None, alpha: float) -> None:
-        """Draw a region of stuff with its name."""
+    def _draw_stuff(
+        self, mask: np.ndarray, category: int, area_threshold: float | None, alpha: float, *, unnamed: str | None
+    ) -> None:
+        """Draw a region of stuff with its name, or else with a text for those without one."""
         names = self.metadata.get("stuff_classes") or []
         self.draw_binary_mask(
             mask,
             color=class_color(category, self.metadata.get("stuff_colors")),
             edge_color=_OFF_WHITE,
-            text=names[category] if category < len(names) else str(category),
+            text=names[category] if 0 <= category < len(names) else unnamed,
             alpha=alpha,
             area_threshold=10 if area_threshold is None else area_threshold,
         )
@@ -169,11 +189,15 @@ class Visualizer(DrawsPrimitives):
             >>> visualizer.draw_panoptic_seg(segments, [grass, cat]).get_image().shape
             (60, 80, 3)
         """
+        check_panoptic(panoptic_seg, segments_info, self.img.shape[:2])
         segmentation = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        if unknown := segmentation.unknown():
+            logger.warning(f"The ids {unknown[:10]} in the panoptic map are not in segments_info: they are not drawn.")
         if self._instance_mode == ColorMode.IMAGE_BW:
             self.output.reset_image(self._create_grayscale_image(segmentation.non_empty_mask()))
         for mask, segment in segmentation.semantic_masks():
-            self._draw_stuff(mask, segment["category_id"], area_threshold, alpha)
+            category = segment["category_id"]
+            self._draw_stuff(mask, category, area_threshold, alpha, unnamed=str(category))
         things = [(GenericMask.without_margins(mask), segment) for mask, segment in segmentation.instance_masks()]
         if not things:
             return self.output
@@ -211,6 +235,8 @@ class Visualizer(DrawsPrimitives):
             >>> visualizer.draw_dataset_dict({"annotations": [cat]}).get_image().shape
             (60, 80, 3)
         """
+        if not isinstance(dic, Mapping):
+            raise TypeError(f"draw_dataset_dict() takes one entry of a data set, a dictionary; got {shape_of(dic)}.")
         annotations = dic.get("annotations")
         if annotations:
             self._draw_annotations(annotations)
@@ -280,6 +306,8 @@ class Visualizer(DrawsPrimitives):
             >>> drawn.get_image().shape
             (60, 80, 3)
         """
+        if isinstance(labels, str):
+            raise TypeError(f"labels is a list with a text for each instance; got the text {labels!r}.")
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
         keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
@@ -339,8 +367,14 @@ class Visualizer(DrawsPrimitives):
         Returns:
             `output`.
         """
-        points = np.asarray(_as_array(keypoints), dtype=float)
+        points = as_numbers(
+            keypoints, "draw_and_connect_keypoints", "(keypoints, 3) of one instance at a time", (2, (3,))
+        )
         names = self.metadata.get("keypoint_names") or []
+        rules = self.metadata.get("keypoint_connection_rules") or []
+        if unknown := {str(name) for rule in rules for name in rule[:2]} - {*map(str, names)}:
+            text = f"keypoint_connection_rules name {sorted(unknown)}, which keypoint_names lack: lines are left out."
+            log_first_n(logging.WARNING, text, key="message")
         visible: dict[str, tuple[float, float]] = {}
         for index, (x, y, score) in enumerate(points.tolist()):
             if score > self.keypoint_threshold:
@@ -350,7 +384,7 @@ class Visualizer(DrawsPrimitives):
             # dots that would hide a small instance are drawn smaller
             extent = np.ptp(np.array(list(visible.values())), axis=0).max()
             radius = float(np.clip(extent / 50, 1.0, radius))
-        for start, end, color in _skeleton_lines(visible, self.metadata.get("keypoint_connection_rules") or []):
+        for start, end, color in _skeleton_lines(visible, rules):
             # a line of this many points is 1.4 times as many pixels wide: a little less than the dots
             self.draw_line([start[0], end[0]], [start[1], end[1]], color=color, linewidth=radius * self.output.scale)
         for position in visible.values():
@@ -426,8 +460,9 @@ class Visualizer(DrawsPrimitives):
 
     def _convert_boxes(self, boxes: Any) -> np.ndarray:
         """Boxes of any kind as an array (N, 4) or, rotated, (N, 5)."""
-        array = np.asarray(_as_array(boxes), dtype=float)
-        return array if array.ndim == 2 else array.reshape(len(array), -1 if array.size else 4)
+        array = as_numbers(boxes, "boxes", "(N, 4), or (N, 5) of rotated boxes", None)
+        array = array if array.ndim == 2 else array.reshape(len(array), -1 if array.size else 4)
+        return as_numbers(array, "boxes", "(N, 4), or (N, 5) of rotated boxes", (2, (4, 5)))
 
     def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
         """Masks of any kind, one object for each instance."""
@@ -437,19 +472,13 @@ class Visualizer(DrawsPrimitives):
                 "ROIMasks cover boxes that they do not know. Draw predictions with draw_instance_predictions(), which "
                 "pastes them into pred_boxes, or paste them with to_bitmasks()."
             )
-        masks = masks.polygons if isinstance(masks, PolygonMasks) else _as_array(masks)
+        masks = masks.polygons if isinstance(masks, PolygonMasks) else as_array(masks)
         size_hw = (self.output.height, self.output.width)
-        return [m if isinstance(m, GenericMask) else GenericMask(_as_array(m), *size_hw) for m in masks]
+        return [m if isinstance(m, GenericMask) else GenericMask(as_array(m), *size_hw) for m in masks]
 
     def _convert_keypoints(self, keypoints: Any) -> np.ndarray:
         """Keypoints of any kind as an array (N, K, 3)."""
-        return np.asarray(_as_array(keypoints), dtype=float)
-
-
-def _as_array(values: Any) -> Any:
-    """Unpack `Boxes`, `RotatedBoxes`, `BitMasks`, `Keypoints` and tensors to numpy; others stay as they are."""
-    values = getattr(values, "tensor", values)
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+        return as_numbers(keypoints, "keypoints", "(N, keypoints, 3)", (3, (3,)))
 
 
 def _common_length(**columns: Any) -> int:
