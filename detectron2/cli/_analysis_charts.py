@@ -172,7 +172,7 @@ _NONE = (np.nan, np.nan)
 _Bar = tuple[str, float, str, tuple[float, float]]  # label, length, text at the end, ends of an interval or NaN
 
 
-def _bars(rows: Sequence[_Bar], label: str, end: float = 1.3, title: str = "") -> _Draw:
+def _bars(rows: Sequence[_Bar], label: str, end: float = 1.0, title: str = "") -> _Draw:
     """Return a function that draws horizontal bars from the top down, from 0 to an end of the axis."""
 
     def draw(axes: Any) -> None:
@@ -187,13 +187,11 @@ def _bars(rows: Sequence[_Bar], label: str, end: float = 1.3, title: str = "") -
                 text, (max(length, 0.0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
             )
         axes.set_yticks(places, [name for name, *_ in rows], fontsize=8)
-        axes.margins(x=0.2, y=0.02)
+        axes.margins(y=0.02)
         axes.grid(alpha=0.5, axis="x")
         axes.set_axisbelow(True)
         axes.set(xlabel=label, xlim=(0, end))
         axes.set_title(title, fontsize=9)
-        if end > 1:
-            axes.set_xticks(np.linspace(0, 1, 6))
 
     return draw
 

@@ -52,14 +52,21 @@ def segment_table(analysis: SegmentAnalysis) -> _Table:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table; NaN becomes an empty cell."""
+    """Write a table; NaN becomes an empty cell, and a text that begins like a formula gets a ' in front."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([_cell(title) for title in columns])
     for row in rows:
-        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
+        writer.writerow([_cell(v) for v in row])
     with atomic_write(path, "w") as f:
         f.write(text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no program of tables takes for a formula."""
+    if isinstance(value, str):
+        return f"'{value}" if value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:
@@ -80,6 +87,12 @@ def write_metrics(path: Path, content: dict[str, Any]) -> None:
 
 KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 _MOST_CONFUSIONS = 20
+_TERMS = (
+    "AP (average precision, from 0 to 1) is the mean precision over all recalls, with detections right from overlaps "
+    "of 0.50, 0.55 ... 0.95 on; AP50 and AP75 are for one overlap, APs, APm and APl for small, medium and large "
+    "objects. AR (average recall) is the share of objects that is found, over the same overlaps. Precision is the "
+    "share of detections that is right, recall the share of objects found; F1 is high only where both are."
+)
 _EXPLANATIONS = {
     "Precision and recall": "Precision at each recall, interpolated as COCO does.",
     "F1 and threshold": "All classes together. Below the best threshold wrong detections outweigh, above it missed "
@@ -136,15 +149,15 @@ def write_detection_page(
     }
     if pictures:
         parts[_PICTURES] = (
-            "<p>Left: truth, green where found, red where missed. Right: predictions, green if right, red, with the "
-            "type of the error, if wrong. Grey does not count.</p>"
+            "<p>Left: truth, green where found, red where missed or found as another class. Right: predictions, green "
+            "if right, red, with the type of the error, if wrong. Grey does not count.</p>"
         )
     columns, rows = class_table(analysis)
     shown, last = _with_any(analysis, rows)
     absent = len(analysis.per_class) - len(shown)
     note = f"<p>{absent} classes have neither objects nor detections; per_class.csv has them too.</p>" if absent else ""
     parts["All classes"] = note + table(columns, shown, "Scores of each class", last=last, is_sortable=True)
-    _write(path, files, [_facts(analysis)], [*notes, *analysis.notes], _summary(analysis), parts, pictures)
+    _write(path, files, [_facts(analysis), _TERMS], [*notes, *analysis.notes], _summary(analysis), parts, pictures)
 
 
 def write_segment_page(

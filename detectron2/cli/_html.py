@@ -31,7 +31,8 @@ th button:focus-visible { outline: 2px solid var(--link) } th[aria-sort] button:
 th[aria-sort=ascending] button::after { content: " \\2191" }
 input { font: inherit; padding: .2em .5em } details { margin: .8em 0 } summary { cursor: pointer }
 .wide { overflow-x: auto } .wide:focus-visible { outline: 2px solid var(--link) }
-img, svg { max-width: 100%; height: auto; margin: .4em 0 } svg { overflow: visible } img { background: #fff }
+img, svg { max-width: 100%; height: auto; margin: .4em 0 }
+svg { overflow: visible; width: 100% } img { background: #fff }
 .pair { display: flex; flex-wrap: wrap; gap: 12px } .pair figure { flex: 1 1 320px; margin: 0 }
 .pair img { width: 100%; margin: 0 } figcaption { color: var(--quiet) } pre { overflow: auto }
 </style>"""

@@ -282,7 +282,10 @@ def _draw_worst(
         if pixels is None:
             unread.append(file_name)
             continue
-        true = [(_true_style(n, names[a["category_id"]], analysis), a) for n, a in objects.get(scores.image_id, [])]
+        classes = [names[i] for i in ids]
+        true = [
+            (_true_style(n, names[a["category_id"]], analysis, classes), a) for n, a in objects.get(scores.image_id, [])
+        ]
         predicted = [
             (_found_style(n, f"{names[r['category_id']]} {r['score']:.0%}", analysis), r)
             for n, r in found.get(scores.image_id, [])
@@ -314,11 +317,14 @@ def _by_image(entries: Iterable[dict[str, Any]], wanted: set[Any]) -> dict[Any, 
 _Style = tuple[str, tuple[float, float, float]]
 
 
-def _true_style(place: int, label: str, analysis: DetectionAnalysis) -> _Style:
+def _true_style(place: int, label: str, analysis: DetectionAnalysis, classes: Sequence[str]) -> _Style:
     """Return label and colour of an annotation; the label repeats in words what the colour says."""
     if analysis.is_ignored[place]:
         return f"{label} (not counted)", _GREY
-    return (label, _GREEN) if analysis.is_found[place] else (f"{label}, missed", _RED)
+    if analysis.is_found[place]:
+        return label, _GREEN
+    other = int(analysis.taken_for[place])
+    return (f"{label}, missed" if other < 0 else f"{label}, found as {classes[other]}"), _RED
 
 
 def _found_style(place: int, label: str, analysis: DetectionAnalysis) -> _Style:

@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.checks.label_maps import MUCH_IGNORED
+from detectron2.data.formats.reading import shorten
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
@@ -221,7 +223,15 @@ class SemSegEvaluator(DatasetEvaluator):
                 "reasons: no weights were loaded, training has only begun or has diverged, or the images come in "
                 "another channel order than the weights expect (INPUT.FORMAT)."
             )
-        return None
+        absent = [name for name, count in zip(self._class_names, in_truth.tolist(), strict=True) if not count]
+        ignored = 1 - in_truth.sum() / conf.sum()
+        if not absent and ignored <= MUCH_IGNORED:
+            return None
+        return (
+            f"In the truth of {self._dataset_name!r} {100 * ignored:.0f}% of the pixels are {self._ignore_label} "
+            f"(metadata: ignore_label) and do not count, and {len(absent)} of {self._num_classes} classes never occur"
+            f"{f' ({shorten(absent)})' if absent else ''}: the metrics are about the rest."
+        )
 
     def _metrics(self, conf: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
         """All numbers in percent from the confusion matrices (K + 1, K + 1): rows predicted, columns true."""

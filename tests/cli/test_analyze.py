@@ -239,9 +239,11 @@ def test_colours_tell_right_from_missed(command, data, predictions, tmp_path):
 def test_words_say_what_colours_say(command, data, tmp_path, monkeypatch):
     annotations = json.loads((data / "annotations.json").read_text())
     image, label = annotations["images"][0]["id"], annotations["categories"][0]["id"]
-    first = [{"id": n, "image_id": image, "category_id": label, "bbox": [20 * n, 5, 15, 15]} for n in range(1, 4)]
+    other = annotations["categories"][1]["id"]
+    first = [{"id": n, "image_id": image, "category_id": label, "bbox": [16 * n, 5, 12, 15]} for n in range(1, 5)]
     first[1]["iscrowd"] = 1
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in first[1:]]
+    rows[1]["category_id"] = other
     rows += [{**rows[-1], "score": 0.8}]
     (tmp_path / "gt.json").write_text(json.dumps({**annotations, "annotations": first}))
     (tmp_path / "dt.json").write_text(json.dumps(rows))
@@ -256,6 +258,9 @@ def test_words_say_what_colours_say(command, data, tmp_path, monkeypatch):
     true, predicted = (entry["labels"] for entry in written)
     assert true[0] == f"{names[first[0]['category_id']]}, missed"
     assert true[1] == f"{names[first[1]['category_id']]} (not counted)" == predicted[0].replace(" 90%", "")
+    assert (
+        true[2] == f"{names[label]}, found as {names[other]}" and predicted[1] == f"{names[other]} 90%, classification"
+    )
     assert predicted[-1] == f"{names[first[-1]['category_id']]} 80%, duplicate"
 
 
@@ -479,3 +484,35 @@ def test_mistakes_are_named(command, data, predictions, tmp_path, options, messa
 def test_the_wrong_file(command, data, tmp_path):
     status, _, err = command("analyze", data / "annotations.json", "--data", data / "annotations.json")
     assert status == 1 and "is ground truth in COCO format; predictions are a list" in err
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_tables_hold_no_formulas(command, data, tmp_path):
+    truth = json.loads((data / "annotations.json").read_text())
+    names = ["=cmd|'/C calc'!A0", "+1+1", "@SUM(1)", "-2", "\ta", " =1", "a=b"]
+    for category, name in zip(truth["categories"], names, strict=False):
+        category["name"] = name
+    rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth["annotations"]]
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "dt.json").write_text(json.dumps(rows))
+    options = ("--data", tmp_path / "gt.json", "--resamples", 0, "--output", tmp_path / "o")
+    assert command("analyze", tmp_path / "dt.json", *options)[0] == 0
+    for table in ("per_class", "errors", "confusion"):
+        with open(tmp_path / "o" / f"{table}.csv", newline="") as f:
+            cells = [cell for row in csv.reader(f) for cell in row]
+        assert "'=cmd|'/C calc'!A0" in cells
+        texts = [c for c in cells if not re.fullmatch(r"-?[\d.e-]*", c)]
+        assert not [c for c in texts if c.lstrip(" ").startswith(("=", "+", "-", "@", "\t"))]
+
+
+def test_page_explains_its_terms_and_the_axis_ends_at_one(command, data, tmp_path):
+    truth = json.loads((data / "annotations.json").read_text())
+    rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth["annotations"]]
+    (tmp_path / "dt.json").write_text(json.dumps(rows))
+    options = ("--data", data / "annotations.json", "--resamples", 0, "--output", tmp_path / "o")
+    assert command("analyze", tmp_path / "dt.json", *options)[0] == 0
+    page = (tmp_path / "o" / "report.html").read_text()
+    for term in ("AP (average precision", "AR (average recall)", "APs", "F1"):
+        assert term in page
+    ticks = [float(t) for t in re.findall(r">(\d\.\d)</text>", page.split("AP by class", 2)[2].split("</svg>")[0])]
+    assert max(ticks) == 1

@@ -220,7 +220,7 @@ def test_numbers_that_mean_little_are_explained(sem_seg, caplog):
         ([], [], "received no pixels"),
         (files[1:], [one_hot(np.array([[0, 1]]))], "all are 255 (metadata: ignore_label)"),
         (files[:1], [one_hot(np.array([[2, 2]]))], "Every pixel of every image is predicted as 'c2'"),
-        (files[:1], [one_hot(np.array([[2, 1]]))], ""),
+        (files[:1], [one_hot(np.array([[2, 1]]))], "1 of 3 classes never occur ('c2')"),
     ):
         caplog.clear()
         run(evaluator, images, scores)

@@ -3,6 +3,7 @@
 All files are looked for; a sample of them is decoded, since that takes as long as reading the images themselves.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["label_map_findings", "number_of_categories", "segment_findings"]
 
 _DECODED = 40
+MUCH_IGNORED = 0.5  # a share of pixels
 
 
 def label_map_findings(
@@ -41,6 +43,7 @@ def label_map_findings(
         return findings
     flaws: dict[int, str] = {}
     excess: dict[int, int] = {}
+    pixels: Counter[int] = Counter()
     for n, path in _sample(dicts, "sem_seg_file_name"):
         try:
             labels = _read_labels(path)
@@ -50,6 +53,7 @@ def label_map_findings(
         except ValueError as e:
             flaws[n] = f"({e})"
             continue
+        pixels.update(dict(zip(*map(np.ndarray.tolist, np.unique(labels, return_counts=True)), strict=True)))
         highest = int(labels[labels != ignore_label].max(initial=0))
         if num_labels is not None and highest >= num_labels:
             excess[n] = highest
@@ -60,7 +64,16 @@ def label_map_findings(
     shown = {n: f"(label {label})" for n, label in excess.items()}
     flaw = f"labels of {num_labels} or more, while {num_labels_key} is {num_labels}"
     cure = f"Set {num_labels_key} to {highest + 1}, or give such pixels the label to be ignored, {ignore_label}."
-    return findings + image_findings(dicts, "label-map-labels", "error", shown, flaw, cure, **where)
+    findings += image_findings(dicts, "label-map-labels", "error", shown, flaw, cure, **where)
+    is_whole = sum("sem_seg_file_name" in d for d in dicts) <= _DECODED  # of a sample rare labels may be absent
+    absent = [label for label in range(num_labels or 0) if not pixels[label]] if is_whole and pixels else []
+    ignored = pixels[ignore_label] / max(pixels.total(), 1)
+    if absent or ignored > MUCH_IGNORED:
+        what = f"in the label maps {100 * ignored:.0f}% of the pixels are {ignore_label}, which is ignored, and "
+        what += f"{len(absent)} of {num_labels} labels never occur: {absent[:10]}" if absent else "the rest is labelled"
+        cure = "If 255 stands for a class, as in black and white masks, give it the label of that class."
+        findings.append(Finding("label-map-census", "warning", what, cure))
+    return findings
 
 
 def _sample(dicts: list[dict[str, Any]], key: str) -> Iterator[tuple[int, str]]:

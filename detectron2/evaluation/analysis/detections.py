@@ -31,7 +31,7 @@ from ._scores import (
     score_keypoints,
     score_parts,
 )
-from .errors import BACKGROUND_IOU, ErrorType, count_confusion, count_errors, find_errors
+from .errors import BACKGROUND_IOU, ERROR_NAMES, ErrorType, count_confusion, count_errors, find_errors
 from .inputs import Found, Truth, read_found, read_truth
 
 __all__ = ["DetectionAnalysis", "analyze_detections"]
@@ -66,6 +66,8 @@ class DetectionAnalysis:
             class, and where the image was not searched for the class.
         error: int array (D,), the type of error as a place in `errors`; -1 for none.
         is_found: bool array (G,), for each annotation in its order: found by a detection above the score threshold.
+        taken_for: int array (G,): the class, from 0 to K - 1, that a detection above the score threshold with the right
+            place has in place of the true one; -1 for none.
         is_ignored: bool array (G,): neither to be found nor missed, such as crowd regions.
         notes: sentences about what makes numbers mean something else than they seem to.
 
@@ -101,6 +103,7 @@ class DetectionAnalysis:
     is_counted: np.ndarray
     error: np.ndarray
     is_found: np.ndarray
+    taken_for: np.ndarray
     is_ignored: np.ndarray
     notes: list[str]
 
@@ -128,7 +131,7 @@ class DetectionAnalysis:
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON takes them, without those of single predictions; NaN is None."""
         names = [scores.name for scores in self.per_class]
-        arrays = {"f1", "is_right", "is_counted", "error", "is_found", "is_ignored", "class_errors"}
+        arrays = {"f1", "is_right", "is_counted", "error", "is_found", "taken_for", "is_ignored", "class_errors"}
         content = {key: value for key, value in vars(self).items() if key not in arrays}
         per_class = zip(self.per_class, self.class_errors, strict=True)
         return as_json(
@@ -199,6 +202,9 @@ def analyze_detections(
     kind, target = find_errors(truth, found, overlaps, matching, iou_threshold)
     errors, class_errors, gains = count_errors(truth, found, matching, kind, target)
     per_image, is_found = score_images(truth, found, matching, score_threshold)
+    taken_for = np.full(len(truth.objects), -1)
+    of_other_class = (kind == ERROR_NAMES.index("classification")) & (found.score >= score_threshold)
+    taken_for[target[of_other_class]] = found.label[of_other_class]
     counted = matching.is_counted
     score, is_right = found.score[counted], matching.is_right[counted]
     return DetectionAnalysis(
@@ -223,6 +229,7 @@ def analyze_detections(
         is_counted=counted,
         error=kind,
         is_found=is_found,
+        taken_for=taken_for,
         is_ignored=truth.is_ignored,
         notes=_find_notes(truth, found, matching),
     )
