@@ -11,18 +11,14 @@ Use it as an example: what differs in your project goes into a subclass of Defau
 """
 
 import argparse
-import os
 from collections import OrderedDict
 from typing import Any
-
-from torch import nn
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
-from detectron2.evaluation import build_evaluator, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA, SemanticSegmentor, SemanticSegmentorWithTTA
+from detectron2.evaluation import verify_results
 
 
 class Trainer(DefaultTrainer):
@@ -39,17 +35,6 @@ class Trainer(DefaultTrainer):
         results = self.test_with_TTA(self.cfg, self.model)
         self._last_eval_results = {**self._last_eval_results, **results}
         return results
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-        """Return the results of `test` with test-time augmentation; every name ends in "_TTA"."""
-        inner = getattr(model, "module", model)  # inside DistributedDataParallel
-        with_tta = SemanticSegmentorWithTTA if isinstance(inner, SemanticSegmentor) else GeneralizedRCNNWithTTA
-        names, folder = cfg.DATASETS.TEST, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        folders = [folder if len(names) == 1 else os.path.join(folder, name) for name in names]
-        evaluators = [build_evaluator(name, own, cfg=cfg) for name, own in zip(names, folders, strict=True)]
-        results = cls.test(cfg, with_tta(cfg, model), evaluators)
-        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

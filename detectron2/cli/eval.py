@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     model, _ = load_model(cfg, args.weights)
     names = dataset_names(cfg, "test")
     results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
+    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
+        results.update(DefaultTrainer.test_with_TTA(cfg, model))
     path = Path(output, "results.json")
     write_json(path, results)
     sys.stdout.write(f"Results: {path}\n")

@@ -26,9 +26,11 @@ from detectron2.cli.common import (
     register_datasets,
     write_json,
 )
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.images import viewable_rgb
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(model, "mask_format"):
         # Drawing and JSON take run lengths, which are a small part of whole masks.
         model.mask_format = "rle"  # pyright: ignore[reportArgumentType] (a plain attribute of models with masks)
+    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
+        model = build_model_with_tta(cfg, model)
     metadata = load_metadata(cfg, args.weights)
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []

@@ -49,6 +49,7 @@ from detectron2.evaluation import (
     verify_results,
 )
 from detectron2.modeling import build_model
+from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -193,7 +194,8 @@ class DefaultPredictor:
         cfg.MODEL.WEIGHTS = "model_final.pth"
 
     Args:
-        cfg: reads `MODEL.*`, `INPUT.FORMAT`, `INPUT.{MIN,MAX}_SIZE_TEST` and `DATASETS.TEST` (for metadata).
+        cfg: reads `MODEL.*`, `INPUT.FORMAT`, `INPUT.{MIN,MAX}_SIZE_TEST`, `TEST.AUG` and `DATASETS.TEST` (for
+            metadata).
 
     Attributes:
         metadata: metadata of the first test data set, such as class names. If that is not registered, the metadata in
@@ -203,10 +205,18 @@ class DefaultPredictor:
         input_format: the colour order that the model expects.
     """
 
+    _has_tta = False
+
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg)
         self.model.eval()
+        if cfg.TEST.AUG.ENABLED:
+            try:
+                build_model_with_tta(self.cfg, self.model)
+                self._has_tta = True
+            except TypeError as e:
+                logger.warning("TEST.AUG.ENABLED has no effect: %s.", e)
         name = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused"
         self.metadata = MetadataCatalog.get(name)
         checkpoint = DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
@@ -246,7 +256,8 @@ class DefaultPredictor:
         tensor = torch.as_tensor(np.ascontiguousarray(resized.astype("float32").transpose(2, 0, 1)))
         with torch.no_grad():
             inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
-            return self.model([inputs])[0]
+            model = build_model_with_tta(self.cfg, self.model) if self._has_tta else self.model
+            return model([inputs])[0]
 
 
 def _of_inner_trainer(name: str, doc: str) -> Any:
@@ -555,6 +566,15 @@ class DefaultTrainer(TrainerBase):
                 logger.info("Results on %s, to be copied:", name)
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
+        """Return the results of `test` with test-time augmentation (`TEST.AUG`); every name ends in "_TTA"."""
+        names, folder = cfg.DATASETS.TEST, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folders = [folder if len(names) == 1 else os.path.join(folder, name) for name in names]
+        evaluators = [build_evaluator(name, own, cfg=cfg) for name, own in zip(names, folders, strict=True)]
+        results = cls.test(cfg, build_model_with_tta(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:

@@ -25,10 +25,10 @@ from detectron2.data.transforms.pixels import through_pil
 from detectron2.modeling.roi_heads.numerics import best_after_nms
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 
-from .meta_arch import GeneralizedRCNN, PanopticFPN
+from .meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from .postprocessing import MaskFormat, check_mask_format, detector_postprocess, sem_seg_postprocess
 
-__all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA", "SemanticSegmentorWithTTA"]
+__all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA", "SemanticSegmentorWithTTA", "build_model_with_tta"]
 
 
 class DatasetMapperTTA:
@@ -368,6 +368,13 @@ class SemanticSegmentorWithTTA(_ModelWithTTA):
             yield result["sem_seg"]
 
 
+def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> _ModelWithTTA:
+    """Return `model` with the augmentation of `cfg.TEST.AUG`, or raise a `TypeError` for models that cannot have it."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    is_semantic = isinstance(inner, SemanticSegmentor)
+    return SemanticSegmentorWithTTA(cfg, inner) if is_semantic else GeneralizedRCNNWithTTA(cfg, inner)
+
+
 def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
     """Apply a resize, to bytes with Pillow: the faster kernel of the transform differs by a grey level here and there,
     which is nothing in training, but here would change recorded results in their last digits."""
@@ -400,7 +407,8 @@ def inference_on_known_boxes(model: Any) -> Callable[..., list[Instances]]:
         return model.inference
     raise TypeError(
         "GeneralizedRCNNWithTTA works on a GeneralizedRCNN whose inference() takes detected_instances, got "
-        f"{type(model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA"
+        f"{type(model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA, for other models set "
+        "TEST.AUG.ENABLED to False"
     )
 
 

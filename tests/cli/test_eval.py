@@ -189,3 +189,16 @@ def test_other_classes_are_refused(command, trained, data, tmp_path):
         *("--output", tmp_path, "DATASETS.TEST", "('nuts',)"),
     )
     assert status != 0 and "'nut'" in err and SHAPE_CLASSES[1] in err
+
+
+def test_with_test_time_augmentation(command, trained, coco, tmp_path):
+    """What TEST.AUG asks for is measured beside the usual, under names of its own."""
+    status, _, err = command(
+        *("eval", "--weights", trained / "model_final.pth", *coco, "--output", tmp_path),
+        *("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"),
+    )
+    assert status == 0, err
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+    name = "coco_instances_results.json"
+    plain, augmented = (json.loads((tmp_path / f / name).read_text()) for f in ("inference", "inference_TTA"))
+    assert plain and augmented and plain != augmented

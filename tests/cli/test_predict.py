@@ -373,3 +373,16 @@ def test_model_without_objects(command, yaml_file, data, tmp_path):
     )
     assert status == 1
     assert "This command is for models that find objects; this one returns proposals" in err
+
+
+def test_with_test_time_augmentation(command, trained, data, tmp_path):
+    found = []
+    for is_on in ("False", "True"):
+        status, _, err = command(
+            *("predict", "--weights", trained / "model_final.pth", "--confidence", "0", "--output", tmp_path / is_on),
+            *(data / "voc" / "JPEGImages" / "00000.jpg", "TEST.AUG.ENABLED", is_on, "TEST.AUG.MIN_SIZES", "(64, 96)"),
+        )
+        assert status == 0, err
+        found.append(json.loads((tmp_path / is_on / "predictions.json").read_text()))
+    assert found[0] and found[1] and found[0] != found[1]
+    assert {"segmentation", "bbox"} < set(found[1][0])

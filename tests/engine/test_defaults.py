@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2 import model_zoo
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
@@ -586,6 +587,25 @@ class TestPredictor:
     def test_wrong_input(self, predictor, image, error, message):
         with pytest.raises(error, match=message):
             predictor(image)
+
+    def test_augmented(self, cfg):
+        """Two sizes, each also mirrored, of the model that the predictor has at the time."""
+        cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES = True, (64, 96)
+        predictor, seen = DefaultPredictor(cfg), []
+        predictor.model.mask_format = "rle"
+        predictor.model.backbone.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+        instances = predictor(np.zeros((90, 120, 3), np.uint8))["instances"]
+        assert len(seen) == 4 * 2  # boxes, then masks
+        assert instances.image_size == (90, 120) and instances.has("pred_masks_rle")
+
+    def test_augmentation_that_the_model_cannot_have(self, cfg, caplog):
+        retinanet = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+        retinanet.MODEL.DEVICE, retinanet.MODEL.WEIGHTS, retinanet.INPUT.MIN_SIZE_TEST = "cpu", "", 64
+        retinanet.TEST.AUG.ENABLED = True
+        predictor = DefaultPredictor(retinanet)
+        (text,) = [r.getMessage() for r in caplog.records if "TEST.AUG" in r.getMessage()]
+        assert "has no effect" in text and "RetinaNet" in text and "set TEST.AUG.ENABLED to False" in text
+        assert predictor(np.zeros((64, 64, 3), np.uint8))["instances"].image_size == (64, 64)
 
     def test_unknown_colour_order(self, cfg):
         cfg.INPUT.FORMAT = "YUV-BT.601"
