@@ -1,6 +1,6 @@
 """The command line: `detectron2 demo | train | eval | predict | data | analyze | plot | env`.
 
-Each command is a module with `add_arguments(parser)` and `run(args)`; it is imported only when it is called.
+Each command is a module with `run(args)`, which is imported only when it is called; their arguments are in `arguments`.
 """
 
 import argparse
@@ -12,20 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.cli.arguments import parse
 from detectron2.utils.terminal import PrintableStream
 
 __all__ = ["main"]
-
-_COMMANDS = {
-    "demo": "train a small Mask R-CNN on generated data, evaluate it and write a report",
-    "train": "train the model of a config",
-    "eval": "evaluate a trained model",
-    "predict": "predict on images; writes pictures and a JSON file",
-    "data": "check, show or convert a data set",
-    "analyze": "show what a detector does well and badly, from saved predictions",
-    "plot": "draw the curves of training runs",
-    "env": "show versions and devices, for bug reports",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,23 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C, 141 where
         the reader of the output has gone, as `head` does.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="detectron2", description="Object detection and segmentation on PyTorch.")
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, text in _COMMANDS.items():
-        # Only the command that is called is imported: the others' dependencies take seconds.
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if argv and argv[0] == name:
-            importlib.import_module(f"detectron2.cli.{name}").add_arguments(sub)
-    args = parser.parse_args(argv)
-    if args.version:
+    args = parse(list(sys.argv[1:] if argv is None else argv))
+    if args.command is None and args.version:
         from detectron2 import __version__
 
         sys.stdout.write(f"detectron2 {__version__}\n")
         return 0
     if args.command is None:
-        parser.print_help()
+        args.parser.print_help()
         return 1
     out: Any = PrintableStream(sys.stdout)
     err: Any = PrintableStream(sys.stderr)

@@ -30,7 +30,7 @@ from detectron2.cli._analysis_page import (
 )
 from detectron2.cli._analysis_run import Source, find_sources, open_data, tasks_of
 from detectron2.cli._html import figure
-from detectron2.cli.common import add_dataset_arguments, register_datasets
+from detectron2.cli.common import register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.analysis import (
@@ -42,37 +42,12 @@ from detectron2.evaluation.analysis import (
     analyze_sem_seg,
     compare_detections,
 )
-from detectron2.evaluation.analysis.inputs import TASKS, read_found, read_truth
+from detectron2.evaluation.analysis.inputs import read_found, read_truth
 from detectron2.evaluation.analysis.pixels import read_label_maps, read_panoptic
 from detectron2.evaluation.panoptic_evaluation import rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 analyze`."""
-    add = parser.add_argument
-    run_or_file = "output folder of a run; or a file with predictions, such as coco_instances_results.json"
-    add("predictions", metavar="PREDICTIONS", help=run_or_file)
-    truth = "ground truth: a registered data set, or a file in COCO format; default: the run's test data set"
-    add("--data", metavar="DATA", help=truth)
-    add("--images", metavar="DIR", help="folder of the images, for pictures; default: as registered")
-    tasks = "bbox, segm or keypoints, or several; default: all that predictions and ground truth have"
-    add("--task", nargs="+", choices=TASKS, default=[], metavar="TASK", help=tasks)
-    least = "least IoU (of keypoints OKS) of a match; default: 0.5"
-    add("--iou", type=float, default=0.5, metavar="IOU", help=least)
-    add("--score", type=float, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5")
-    add("--worst", type=int, default=8, metavar="N", help="number of pictures; default: 8")
-    add("--compare", metavar="PREDICTIONS", help="those of an earlier run, to be compared with")
-    resamples = "of the bootstrap for confidence intervals, 0 for none; default: 500"
-    add("--resamples", type=int, default=500, metavar="N", help=resamples)
-    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default: 0")
-    sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
-    add("--sigmas", metavar="A,B,C", help=sigmas)
-    add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
-    add("--traceback", action="store_true", help="show where an error came from")
-    add_dataset_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,66 +36,6 @@ logger = logging.getLogger(__name__)
 _SAVED_METADATA = ("thing_classes", "thing_colors", "keypoint_names", "keypoint_connection_rules")
 
 
-def add_config_arguments(
-    parser: argparse.ArgumentParser, *, required: bool = True, words: str = "opts", words_help: str = ""
-) -> None:
-    """Add the options with which a config is chosen and changed.
-
-    Args:
-        parser: the parser of a command.
-        required: whether the command needs `--config-file`.
-        words: the attribute for the words that belong to no option.
-        words_help: what these are, where they are more than changes to the config.
-    """
-    parser.add_argument(
-        "--config-file",
-        required=required,
-        metavar="FILE",
-        help="a YAML or LazyConfig file, or its name in the model zoo",
-    )
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    parser.add_argument(
-        words,
-        nargs="*",  # not REMAINDER, which would swallow the options after them
-        metavar="CHANGE" if words == "opts" else words.upper(),
-        help=f"{words_help}changes to the config, in a row: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
-    )
-
-
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that register data sets without a line of code."""
-    group = parser.add_argument_group("data sets, to be used in DATASETS.TRAIN and DATASETS.TEST")
-    group.add_argument(
-        "--coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register annotations in COCO format with their folder of images",
-    )
-    group.add_argument(
-        "--voc",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "ROOT", "SPLIT"),
-        help="register ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages} in Pascal VOC format",
-    )
-    group.add_argument(
-        "--classes",
-        metavar="A,B,C",
-        help="class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted",
-    )
-    group.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module or .py file to import first, for data sets and models of your own",
-    )
-
-
 def register_datasets(args: argparse.Namespace) -> None:
     """Import the modules and register the data sets of the command line; every process of a training must do it."""
     if args.classes and not args.voc:
@@ -145,13 +85,14 @@ def find_config_file(path: str) -> str:
         raise FileNotFoundError(f"There is no config file {path!r} (working directory: {os.getcwd()}). {e}") from None
 
 
-def load_config(path: str, opts: list[str], output_dir: str | None = None) -> Any:
+def load_config(path: str, opts: list[str], output_dir: str | None = None, device: str | None = None) -> Any:
     """Read a config file of either kind and apply changes.
 
     Args:
         path: what `find_config_file` returned.
         opts: `KEY VALUE` pairs (YAML) or `path.key=value` (LazyConfig).
         output_dir: replaces the output folder of the config.
+        device: replaces the device of the config.
 
     Returns:
         A frozen `CfgNode`, or an omegaconf `DictConfig`. Its device is the CPU if it names a GPU and there is none.
@@ -164,11 +105,11 @@ def load_config(path: str, opts: list[str], output_dir: str | None = None) -> An
                 f"{path} does not define {', '.join(lacking)}. A LazyConfig has the sections model, dataloader, train, "
                 "and for training optimizer and lr_multiplier; for the keys of 'train' see configs/common/train.py."
             )
-        return _finish(lazy, opts, output_dir)
+        return _finish(lazy, opts, output_dir, device)
     cfg = get_cfg()
     _add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, opts[::2])])
     cfg.merge_from_file(path)
-    return _finish(cfg, opts, output_dir)
+    return _finish(cfg, opts, output_dir, device)
 
 
 def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: str | None = None) -> Any:
@@ -177,7 +118,7 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
     A `ValueError` says that there is none, or that the one in the checkpoint describes calls that weights may not make.
     """
     if args.config_file:
-        return load_config(find_config_file(args.config_file), opts, output_dir)
+        return load_config(find_config_file(args.config_file), opts, output_dir, args.device)
     if not args.weights:
         raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
     trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
@@ -188,7 +129,7 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
             _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
         else:
             refuse_foreign_config(cfg, args.weights, trusted)
-        return _finish(cfg, opts, output_dir)
+        return _finish(cfg, opts, output_dir, args.device)
     beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
     if not os.path.isfile(beside):
         raise ValueError(
@@ -199,7 +140,7 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
     if _is_lazy(beside):
         lazy = LazyConfig.load(beside)
         refuse_foreign_config(lazy, beside, trusted)
-        return _finish(lazy, opts, output_dir)
+        return _finish(lazy, opts, output_dir, args.device)
     with PathManager.open(beside, "r") as file:
         content = load_yaml(file, beside)
     if isinstance(content, Mapping) and BASE_KEY in content:
@@ -207,20 +148,21 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
             f"{beside} continues another file ({BASE_KEY}: {content[BASE_KEY]!r}); a config that comes with weights "
             f"may not. If you trust it, pass it yourself: --config-file {beside}."
         )
-    return load_config(beside, opts, output_dir)
+    return load_config(beside, opts, output_dir, args.device)
 
 
-def _finish(cfg: Any, opts: list[str], output_dir: str | None) -> Any:
+def _finish(cfg: Any, opts: list[str], output_dir: str | None, device: str | None) -> Any:
     """Apply changes, and choose a device that is there."""
     if isinstance(cfg, CfgNode):
         cfg.merge_from_list(opts)
-        cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+        cfg.MODEL.DEVICE = _available_device(device or cfg.MODEL.DEVICE, "--device" if device else "MODEL.DEVICE")
         if output_dir:
             cfg.OUTPUT_DIR = output_dir
         cfg.freeze()
         return cfg
     LazyConfig.apply_overrides(cfg, opts)
-    cfg.train.device = _available_device(cfg.train.get("device", "cuda"), "train.device")
+    chosen = device or cfg.train.get("device", "cuda")
+    cfg.train.device = _available_device(chosen, "--device" if device else "train.device")
     if output_dir:
         cfg.train.output_dir = output_dir
     return cfg
@@ -248,6 +190,10 @@ def _is_lazy(path: str) -> bool:
 
 
 def _available_device(device: str, key: str) -> str:
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{key} is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER.") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
         return "cpu"

@@ -44,16 +44,6 @@ _MADE = ("config.yaml", "metadata.json", "metrics.json", "results.json", "report
 _MADE_FOLDERS = ("pictures", "inference")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 demo`."""
-    parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes")
-    parser.add_argument("--resume", action="store_true", help="continue an earlier run instead of starting clean")
-    parser.add_argument("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="held-out images to draw")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes to the config: pairs KEY VALUE, at the end")
-
-
 def run(args: argparse.Namespace) -> int:
     """Do all steps."""
     output = Path(args.output)

@@ -6,10 +6,6 @@ import sys
 from detectron2.utils.collect_env import collect_env_info
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This command has no options."""
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
     sys.stdout.write(collect_env_info() + "\n")

@@ -17,9 +17,8 @@ from omegaconf import OmegaConf
 
 from detectron2.cli import analyze
 from detectron2.cli._analysis_run import find_sources
+from detectron2.cli.arguments import parse
 from detectron2.cli.common import (
-    add_config_arguments,
-    add_dataset_arguments,
     dataset_names,
     find_config_file,
     load_chosen_config,
@@ -30,17 +29,6 @@ from detectron2.cli.common import (
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
 from detectron2.utils.registry import locate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 eval`."""
-    add_config_arguments(parser, required=False)
-    add_dataset_arguments(parser)
-    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    parser.add_argument("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
-    parser.add_argument(
-        "--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +85,4 @@ def _analyze(output: Path, name: str, is_only: bool) -> None:
     except FileNotFoundError:
         sys.stdout.write(f"{name}: its evaluator writes no predictions, so there is nothing to analyze.\n")
         return
-    parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
-    analyze.run_sources(sources, parser.parse_args([str(folder)]), output / "analysis" / own)
+    analyze.run_sources(sources, parse(["analyze", str(folder)]), output / "analysis" / own)

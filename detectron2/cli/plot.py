@@ -21,18 +21,6 @@ import numpy as np
 from detectron2.cli._html import picture, write_page
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 plot`."""
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
-    shown = 'what to draw: names or patterns such as "bbox/*"; default: losses, main metrics, learning rate'
-    add("--metrics", nargs="+", metavar="NAME", help=shown)
-    add("--smooth", type=int, default=1, metavar="N", help="average N neighbouring points; default: 1")
-    folder = "where curves.png and curves.html go; default: the run, or . for several runs"
-    add("--output", metavar="DIR", help=folder)
-    add("--traceback", action="store_true", help="show where an error came from")
-
-
 def run(args: argparse.Namespace) -> int:
     """Draw, and say where the files are."""
     if args.smooth < 1:

@@ -8,6 +8,7 @@ Checkpoints bring their config and class names along; --config-file is for those
 import argparse
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,6 @@ import torch
 from tqdm import tqdm
 
 from detectron2.cli.common import (
-    add_config_arguments,
-    add_dataset_arguments,
     load_chosen_config,
     load_metadata,
     load_model,
@@ -37,25 +36,13 @@ from detectron2.utils.visualizer import Visualizer
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy", ".npz")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 predict`."""
-    add_config_arguments(
-        parser, required=False, words="image", words_help="images, or folders of images; then, if you like, "
-    )
-    add_dataset_arguments(parser)
-    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="further images, or folders of images")
-    parser.add_argument("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
-    parser.add_argument("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
-
-
 def run(args: argparse.Namespace) -> int:
     """Predict on every image."""
     register_datasets(args)
-    images, opts = _split_words(args.image)
-    if not images and not args.input:
+    images, opts = _split_words([*args.image, *args.input])
+    if not images:
         raise ValueError("There is nothing to predict on: name images, or folders of images.")
-    files = list(_image_files([*images, *args.input]))
+    files = list(_image_files(images))
     output = Path(args.output)
     pictures = _picture_paths(files, output)
     cfg = load_chosen_config(args, opts)
@@ -101,10 +88,20 @@ def _picture_of(path: str, mapper: Any) -> np.ndarray:
 
 
 def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return (images, changes to the config): the first word that cannot be a file begins the changes."""
-    is_image = [os.path.exists(w) or ("=" not in w and w.lower().endswith(_SUFFIXES)) for w in words]
-    count = is_image.index(False) if False in is_image else len(words)
-    return words[:count], words[count:]
+    """Return (images, changes to the config), which may be mixed: `KEY VALUE` or `path.key=value` is a change."""
+    images, opts = [], []
+    rest = iter(words)
+    for word in rest:
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.\w+)*", word) and not (os.path.exists(word) or _is_image(word)):
+            opts += [word, *itertools.islice(rest, 1)]
+        else:
+            is_change = not os.path.exists(word) and (word[0:1] in ("~", "+") or re.match(r"[\w.@]+=", word))
+            (opts if is_change else images).append(word)
+    return images, opts
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _instances(output: dict[str, Any]) -> Instances:

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from detectron2.cli.common import load_metadata
+from detectron2.cli.predict import _split_words
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
@@ -145,6 +146,33 @@ def test_changes_to_the_config_in_the_checkpoint(command, trained, lazy_trained,
         )
         assert status == 0, err
         assert out.startswith("0 objects in 1 images")
+
+
+def test_images_and_changes_in_any_order(command, trained, data, tmp_path):
+    a, b = data / "images" / "00000.png", data / "images" / "00001.png"
+    status, out, err = command(
+        *("predict", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999", a, "--output", tmp_path, "--confidence", "0"),
+        *("INPUT.MIN_SIZE_TEST", 32, b, "--weights", trained / "model_final.pth", "--device", "cpu"),
+    )
+    assert status == 0, err
+    assert out.startswith("0 objects in 2 images")
+
+
+def test_words_that_are_images_and_words_that_are_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.jpg").touch()
+    (tmp_path / "DATA").mkdir()
+    assert _split_words([]) == ([], [])
+    words = ["x.jpg", "A.B_C", "y.jpg", "a.b=1", "DATA", "a=b.jpg", "~a.c", "no", "A.LAST"]
+    assert _split_words(words) == (["x.jpg", "DATA", "a=b.jpg", "no"], ["A.B_C", "y.jpg", "a.b=1", "~a.c", "A.LAST"])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_a_device_that_is_none(command, trained, data, tmp_path, device):
+    options = ["--weights", trained / "model_final.pth", "--output", tmp_path, "--device", device]
+    status, _, err = command("predict", data / "images", *options)
+    assert status == 1
+    assert f"--device is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER" in err
 
 
 def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tmp_path):

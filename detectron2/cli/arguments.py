@@ -1,0 +1,279 @@
+"""The arguments of all commands, in a module that imports next to nothing: help and mistakes are shown at once.
+
+Options and other words may be mixed in any order.
+"""
+
+import argparse
+from collections.abc import Callable
+
+__all__ = ["parse"]
+
+# As in detectron2.data.formats and detectron2.evaluation.analysis, which take seconds to import.
+_FORMATS = ("coco", "voc", "yolo")
+_TASKS = ("bbox", "segm", "keypoints")
+_SOURCE = (
+    "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "
+    "YOLO format, or the name of a registered data set"
+)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line; the process ends after `--help` and after a mistake, with the usage of that command.
+
+    Args:
+        argv: the arguments behind the name of the program.
+
+    Returns:
+        The arguments; `command` is None where there is none, after `--version`, and else `action` may name a part.
+    """
+    if argv[:1] == ["data"]:
+        return _parse_one("detectron2 data", "action", _ACTIONS, argv[1:], command="data")
+    return _parse_one("detectron2", "command", _COMMANDS, argv)
+
+
+def _parse_one(
+    prog: str, dest: str, table: dict[str, tuple[str, Callable]], argv: list[str], **known: str
+) -> argparse.Namespace:
+    """Parse the words of one of the commands in a table, or show which there are."""
+    if argv and argv[0] in table:
+        text, add = table[argv[0]]
+        parser = argparse.ArgumentParser(f"{prog} {argv[0]}", description=text[0].upper() + text[1:] + ".")
+        add(parser)
+        parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+        return parser.parse_intermixed_args(argv[1:], argparse.Namespace(**known, **{dest: argv[0]}))
+    menu = argparse.ArgumentParser(prog, description=_DESCRIPTIONS[prog])
+    if not known:
+        menu.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = menu.add_subparsers(dest=dest, metavar=dest.upper(), required=bool(known))
+    for name, (text, _) in table.items():
+        commands.add_parser(name, help=text)
+    args = menu.parse_args(argv)
+    return argparse.Namespace(command=None, parser=menu, version=args.version)
+
+
+def _add_config(
+    parser: argparse.ArgumentParser, *, is_required: bool, words: str = "opts", words_help: str = ""
+) -> None:
+    """Add the options with which a config is chosen and changed; `words` receives what belongs to no option."""
+    parser.add_argument(
+        "--config-file",
+        required=is_required,
+        metavar="FILE",
+        help="a YAML or LazyConfig file, or its name in the model zoo",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show all that log.txt gets: environment, config, model")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; default: the one of the config")
+    parser.add_argument(
+        words,
+        nargs="*",
+        metavar="CHANGE" if words == "opts" else words.upper(),
+        help=f"{words_help}changes to the config: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
+    )
+
+
+def _add_datasets(parser: argparse.ArgumentParser) -> None:
+    """Add the options that register data sets without a line of code."""
+    group = parser.add_argument_group("data sets, to be used in DATASETS.TRAIN and DATASETS.TEST")
+    group.add_argument(
+        "--coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register annotations in COCO format with their folder of images",
+    )
+    group.add_argument(
+        "--voc",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "ROOT", "SPLIT"),
+        help="register ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages} in Pascal VOC format",
+    )
+    group.add_argument(
+        "--classes",
+        metavar="A,B,C",
+        help="class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted",
+    )
+    group.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module or .py file to import first, for data sets and models of your own",
+    )
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 demo`."""
+    parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes")
+    parser.add_argument("--resume", action="store_true", help="continue an earlier run instead of starting clean")
+    parser.add_argument("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="held-out images to draw")
+    parser.add_argument("opts", nargs="*", metavar="CHANGE", help="changes to the config: pairs KEY VALUE")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 train`."""
+    _add_config(parser, is_required=True)
+    _add_datasets(parser)
+    parser.add_argument("--output", metavar="DIR", help="output folder; default: the one of the config")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one GPU each")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
+    parser.add_argument("--dist-url", default="auto", help="where processes meet: tcp://MACHINE0:PORT")
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 eval`."""
+    _add_config(parser, is_required=False)
+    _add_datasets(parser)
+    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    parser.add_argument("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
+    parser.add_argument(
+        "--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does"
+    )
+
+
+def _predict(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 predict`."""
+    _add_config(
+        parser, is_required=False, words="image", words_help="images, or folders of images; then, if you like, "
+    )
+    _add_datasets(parser)
+    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="further images, or folders of images")
+    parser.add_argument("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
+    parser.add_argument("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 data check`."""
+    parser.add_argument("source", nargs="*", metavar="DATA", help=_SOURCE + "; default: all data sets of the config")
+    _add_reading(parser)
+    _add_data_config(parser, "compare with the model of this config: classes, keypoints, masks")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes of the model")
+    parser.add_argument(
+        "--files",
+        type=_number_of_files,
+        default=10_000,
+        metavar="all|N|none",
+        help="how many image files to look at (headers only), evenly spaced; default: 10000",
+    )
+    parser.add_argument("--fix", metavar="OUT.json", help="write a cleaned copy in COCO format; says what was changed")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 data show`."""
+    parser.add_argument("source", metavar="DATA", help=_SOURCE)
+    _add_reading(parser)
+    _add_data_config(parser, "the config that --augmented takes the augmentations from")
+    parser.add_argument("--augmented", action="store_true", help="as the model gets them in training")
+    parser.add_argument("--num", type=int, default=16, metavar="N", help="how many; default: 16")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the choice of samples and of the augmentations; default: 0"
+    )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--output", metavar="DIR", help="write one picture for each sample into this folder")
+    place.add_argument(
+        "--sheet", metavar="FILE.png", help="write all into one picture; default: samples.png, without --output"
+    )
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 data convert`."""
+    parser.add_argument("source", metavar="SRC", help=_SOURCE)
+    parser.add_argument("target", metavar="DST", help="a new folder; for COCO also a .json file")
+    parser.add_argument("--from", dest="source_format", choices=_FORMATS, help="default: by what lies at SRC")
+    parser.add_argument("--to", dest="target_format", choices=_FORMATS, help="default: coco if DST ends in .json")
+    parser.add_argument(
+        "--images",
+        choices=("copy", "link", "none"),
+        help="copy images, link to them, or leave them where they are; default: link, or none if DST is a .json file",
+    )
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a data set is read, and those of all actions."""
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="where the images of a COCO file are; default: near the file"
+    )
+    parser.add_argument(
+        "--split", default="", help="the part of a VOC or YOLO folder to read, such as train; default: all"
+    )
+    _add_datasets(parser)
+
+
+def _add_data_config(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the options with which a config is chosen, where that is not what the command is about."""
+    parser.add_argument("--config-file", "--config", metavar="FILE", help=text)
+    parser.add_argument("--opts", nargs="+", default=[], metavar="CHANGE", help="changes to the config: KEY VALUE ...")
+
+
+def _number_of_files(text: str) -> int | None:
+    """Return how many files; None for all."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected all, none or a number, not {text!r}")
+    return int(text)
+
+
+def _analyze(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 analyze`."""
+    add = parser.add_argument
+    run_or_file = "output folder of a run; or a file with predictions, such as coco_instances_results.json"
+    add("predictions", metavar="PREDICTIONS", help=run_or_file)
+    truth = "ground truth: a registered data set, or a file in COCO format; default: the run's test data set"
+    add("--data", metavar="DATA", help=truth)
+    add("--images", metavar="DIR", help="folder of the images, for pictures; default: as registered")
+    tasks = "bbox, segm or keypoints, or several; default: all that predictions and ground truth have"
+    add("--task", nargs="+", choices=_TASKS, default=[], metavar="TASK", help=tasks)
+    least = "least IoU (of keypoints OKS) of a match; default: 0.5"
+    add("--iou", type=float, default=0.5, metavar="IOU", help=least)
+    add("--score", type=float, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5")
+    add("--worst", type=int, default=8, metavar="N", help="number of pictures; default: 8")
+    add("--compare", metavar="PREDICTIONS", help="those of an earlier run, to be compared with")
+    resamples = "of the bootstrap for confidence intervals, 0 for none; default: 500"
+    add("--resamples", type=int, default=500, metavar="N", help=resamples)
+    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default: 0")
+    sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
+    add("--sigmas", metavar="A,B,C", help=sigmas)
+    add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
+    _add_datasets(parser)
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    """Options of `detectron2 plot`."""
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
+    shown = 'what to draw: names or patterns such as "bbox/*"; default: losses, main metrics, learning rate'
+    add("--metrics", nargs="+", metavar="NAME", help=shown)
+    add("--smooth", type=int, default=1, metavar="N", help="average N neighbouring points; default: 1")
+    folder = "where curves.png and curves.html go; default: the run, or . for several runs"
+    add("--output", metavar="DIR", help=folder)
+
+
+_DESCRIPTIONS = {
+    "detectron2": "Object detection and segmentation on PyTorch.",
+    "detectron2 data": "Check, show or convert a data set.",
+}
+_ACTIONS = {
+    "check": ("look for mistakes; the exit status is 1 if there are any that training would stumble over", _check),
+    "show": ("draw samples with their annotations, as they are or as a model gets them", _show),
+    "convert": ("convert a data set between the formats of COCO, Pascal VOC and YOLO", _convert),
+}
+_COMMANDS = {
+    "demo": ("train a small Mask R-CNN on generated data, evaluate it and write a report", _demo),
+    "train": ("train the model of a config", _train),
+    "eval": ("evaluate a trained model", _eval),
+    "predict": ("predict on images; writes pictures and a JSON file", _predict),
+    "data": ("check, show or convert a data set", None),
+    "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
+    "plot": ("draw the curves of training runs", _plot),
+    "env": ("show versions and devices, for bug reports", lambda parser: None),
+}
