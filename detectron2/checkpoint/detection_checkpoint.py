@@ -33,6 +33,7 @@ from detectron2.checkpoint.training_state import (
 from detectron2.utils import comm
 from detectron2.utils.file_io import DownloadError, PathManager, atomic_write
 from detectron2.utils.safe_pickle import UnsafePickleError
+from detectron2.utils.terminal import without_password
 from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["DetectionCheckpointer", "parameter_versions"]
@@ -167,11 +168,11 @@ class DetectionCheckpointer(Checkpointer):
         if not path:
             self.logger.info("No checkpoint given: the model keeps its initialization.")
             return {}
-        self.logger.info("Loading from %s ...", path)
+        self.logger.info("Loading from %s ...", without_password(path))
         # Without a list, everything that is to be restored; an empty list: nothing but the weights.
         self._wants_state = bool(self.checkpointables if checkpointables is None else checkpointables)
         checkpoint = self._read_on_all_ranks(path)
-        self._source = path
+        self._source = without_password(path)
         incompatible = self._load_model(checkpoint)
         if incompatible is not None:  # subclasses of other projects may return nothing
             self._log_incompatible_keys(incompatible)
@@ -350,6 +351,7 @@ class DetectionCheckpointer(Checkpointer):
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
         model_state = self.model.state_dict()
+        in_file = weights
         weights = without_wrappers(weights, model_state)
         heuristics = checkpoint.get("matching_heuristics", False)
         converted = resnet_from_torchvision(weights, model_state)
@@ -368,7 +370,7 @@ class DetectionCheckpointer(Checkpointer):
             # Statistics of batch norm are part of the scale and shift in Caffe2 files.
             folded = (".running_mean", ".running_var") if is_caffe2 else ()
             self._covers = lambda key: matching.covers(key) and not key.endswith(folded)
-        check_same_architecture(model_state, weights, self._source)
+        check_same_architecture(model_state, weights, self._source, in_file)
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 

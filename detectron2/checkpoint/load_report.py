@@ -1,6 +1,7 @@
 """What was loaded, and what was not: counted, judged and put into one table."""
 
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -36,11 +37,13 @@ class OtherModelError(ValueError):
     """A training cannot be continued, since the model is another one."""
 
 
-def check_same_architecture(model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> None:
+def check_same_architecture(
+    model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str, in_file: Mapping[str, Any]
+) -> None:
     """Refuse weights, under names that were matched already, that fit next to nothing in a model.
 
     It raises `ValueError` where less than a tenth of the model's elements and of the checkpoint's tensors agree in name
-    and shape.
+    and shape; the message tells of prefixes, for which it takes the weights under their names `in_file`.
     """
     if not model_state or not weights:
         return
@@ -49,12 +52,55 @@ def check_same_architecture(model_state: Mapping[str, Any], weights: Mapping[str
     filled = sum(model_state[key].numel() for key in fitting if not nn.parameter.is_lazy(model_state[key]))
     if filled >= _LEAST_OVERLAP * total or len(fitting) >= _LEAST_OVERLAP * len(weights):
         return
+    if cure := _prefix_cure(model_state, in_file, source):
+        raise ValueError(cure)
+    named = next((key for key in weights if key in model_state), None)
+    if named is not None:
+        count = sum(key in model_state for key in weights)
+        raise ValueError(
+            f"{source} belongs to a model of another size: {count} of its {len(weights)} tensors have names of this "
+            f"model's, but other shapes, such as {named}: {_shape(weights[named])} in the file, "
+            f"{_shape(model_state[named])} in the model. Use the config that the weights were trained with, or give "
+            "other weights (MODEL.WEIGHTS)."
+        )
     raise ValueError(
         f"{source} belongs to another architecture: {len(fitting)} of its {len(weights)} tensors fit this model of "
         f"{len(model_state)} tensors. The file has {_some(weights)}; the model has {_some(model_state)}. "
         "Use the config that the weights were trained with, or give other weights (MODEL.WEIGHTS). For weights of a "
         "backbone alone under other names, append '?matching_heuristics=True' to the path."
     )
+
+
+def _prefix_cure(model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> str:
+    """Say how to load weights whose names differ from the model's by what is in front of them; empty for others."""
+    total = len(weights)
+    for prefix, count in _prefixes(model_state, weights)[:1]:
+        return (
+            f"{source} has names without the prefix {prefix!r} of this model's: {count} of its {total} tensors fit "
+            f"with it. Load {source.partition('?')[0]}?matching_heuristics=True, which looks for such names."
+        )
+    found = _prefixes(weights, model_state)
+    if not found:
+        return ""
+    fits = " and ".join(f"{'all' if n == total else f'{n} of its'} {total} tensors fit without {p!r}" for p, n in found)
+    file, prefix = source.partition("?")[0], found[0][0]
+    new = f"{os.path.splitext(os.path.basename(file))[0]}_without_prefix.pth"
+    return (
+        f"{source} has prefixes in front of this model's names: {fits}. To take one off, run this in Python, and give "
+        f"{new} as the weights: import torch; from detectron2.checkpoint import DetectionCheckpointer as C; "
+        f"from detectron2.utils.file_io import PathManager as P; p = {prefix!r}; "
+        f"w = C(torch.nn.Module())._load_file(P.get_local_path({file!r}))['model']; "
+        f"torch.save({{'model': {{k[len(p):]: torch.as_tensor(v) for k, v in w.items() if k.startswith(p)}}}}, {new!r})"
+    )
+
+
+def _prefixes(longer: Mapping[str, Any], shorter: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return what has to be taken off names for the tensors to fit, with how many then do; most first."""
+    found: Counter[str] = Counter()
+    for key, value in longer.items():
+        ends = [dot.end() for dot in re.finditer(r"\.", key)]
+        found.update(key[:i] for i in ends[:1000] if key[i:] in shorter and _shape(value) == _shape(shorter[key[i:]]))
+    return [(prefix, n) for prefix, n in found.most_common(3) if n >= 0.5 * min(len(shorter), len(longer))]
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

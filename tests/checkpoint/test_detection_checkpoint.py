@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from unittest.mock import Mock
 from urllib.error import HTTPError
 
@@ -458,7 +459,9 @@ def test_matching_heuristics_by_query(tmp_path, log):
     torch.save(part, path)
     DetectionCheckpointer(model).load(path + "?matching_heuristics=True")
     assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, part["stem.conv1.weight"])
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(
+        ValueError, match=r"without the prefix 'backbone.bottom_up.'.*part\.pth\?matching_heuristics=True,"
+    ):
         DetectionCheckpointer(model).load(path + "?matching_heuristics=False")
     with pytest.raises(ValueError, match="only"):
         DetectionCheckpointer(model).load(path + "?matching_heuristics=True&x=1")
@@ -500,6 +503,59 @@ def test_missing_and_unexpected_weights_are_listed(tmp_path, log):
     (warning,) = [message for level, message in log() if level == "WARNING"]
     assert "backbone.1.{bias, weight}" in warning
     assert "extra.scale" in warning
+
+
+@pytest.mark.parametrize("ending", ["pth", "pkl", "safetensors"])
+@pytest.mark.parametrize(
+    ("prefixes", "fits"),
+    [
+        (["modelTeacher."], "all 9 tensors fit without 'modelTeacher.'"),
+        (["model.teacher.module."], "all 9 tensors fit without 'model.teacher.module.'"),
+        (
+            ["modelStudent.", "modelTeacher."],
+            "9 of its 18 tensors fit without 'modelStudent.' and 9 of its 18 tensors fit without 'modelTeacher.'",
+        ),
+    ],
+)
+def test_a_prefix_of_another_program_is_named_and_can_be_taken_off(tmp_path, monkeypatch, ending, prefixes, fits):
+    monkeypatch.chdir(tmp_path)
+    teacher = Model()
+    weights = {prefix + key: value.clone() for prefix in prefixes for key, value in teacher.state_dict().items()}
+    path = f"old.{ending}"
+    if ending == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(weights, path)
+    elif ending == "pkl":
+        Path(path).write_bytes(pickle.dumps({"model": {key: value.numpy() for key, value in weights.items()}}))
+    else:
+        torch.save({"model": weights}, path)
+    model = Model()
+    with pytest.raises(ValueError, match="has prefixes in front of this model's names") as error:
+        DetectionCheckpointer(model).load(path)
+    message = str(error.value)
+    assert fits in message
+    exec(message[message.index("import torch") :], {})
+    DetectionCheckpointer(model).load("old_without_prefix.pth")
+    assert same(model, teacher)
+
+
+def test_a_prefix_that_only_the_model_has(tmp_path):
+    teacher, model = Model(), nn.ModuleDict({"student": Model()})
+    path = str(tmp_path / "a.pth")
+    torch.save({"model": teacher.state_dict()}, path)
+    with pytest.raises(
+        ValueError, match=r"without the prefix 'student\.' of this model's: 9 of its 9 tensors fit with it"
+    ):
+        DetectionCheckpointer(model).load(path)
+    DetectionCheckpointer(model).load(path + "?matching_heuristics=True")
+    assert same(model["student"], teacher)
+
+
+def test_a_model_of_another_size_is_told_from_another_architecture(tmp_path):
+    path = str(tmp_path / "a.pth")
+    weights = {key: torch.zeros(*value.shape, 2) for key, value in Model().state_dict().items()}
+    torch.save({"model": weights}, path)
+    with pytest.raises(ValueError, match=r"another size: 9 of its 9 tensors .* backbone\.0\.weight: \(.*, 2\) in the"):
+        DetectionCheckpointer(Model()).load(path)
 
 
 def test_another_architecture_is_refused_and_changes_nothing(tmp_path):
