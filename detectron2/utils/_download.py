@@ -27,10 +27,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from iopath.common.file_io import file_lock, get_cache_dir
 from tqdm import tqdm
+
+from detectron2.utils.terminal import without_password
 
 __all__ = ["DownloadError", "cache_folder", "cached_path", "fetch", "is_offline", "url_exists"]
 
@@ -80,14 +82,39 @@ def cache_folder(cache_dir: str | None = None) -> str:
 def cached_path(url: str, folder: str) -> str:
     """Return the path of a remote file inside the folder of the cache, different for each address."""
     parts = urlsplit(url)
-    segments = [segment for segment in parts.path.split("/") if segment not in ("", ".", "..")] or ["index"]
+    segments = [segment for segment in parts.path.split("/") if segment not in ("", ".", "..")]
+    is_same = segments and parts.path == "/".join(["", *segments]) and "/" not in parts.query
+    segments = segments or ["index"]
     if parts.query:
         segments[-1] += f"?{parts.query.replace('/', '_')}"
-    if len(segments[-1].encode()) > _LONGEST_NAME:
-        segments[-1] = f"{segments[-1][:40]}_{hashlib.sha256(url.encode()).hexdigest()}"
-    if parts.netloc != _HOST_OF_PUBLISHED_WEIGHTS:
-        segments.insert(0, re.sub(r"[^\w.-]", "_", parts.netloc.rpartition("@")[2]))
+    if len(segments[-1].encode()) > _LONGEST_NAME or not is_same:
+        name, ending = os.path.splitext(segments[-1][:40])
+        segments[-1] = f"{name}_{hashlib.sha256(url.encode()).hexdigest()}{ending}"
+    user, _, host = parts.netloc.rpartition("@")
+    place = [host, user.partition(":")[0], "" if parts.scheme == "https" else parts.scheme]
+    if place != [_HOST_OF_PUBLISHED_WEIGHTS, "", ""]:
+        segments.insert(0, re.sub(r"[^\w.-]", "_", "_".join(part for part in place if part)))
     return os.path.join(folder, *segments)
+
+
+def _check_address(url: str) -> None:
+    """Refuse what is no address, before anything is made of it."""
+    text, cure = without_password(url), "Check the address"
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0
+        if not url.isascii():
+            host = parts.netloc.encode("idna").decode()
+            fixed = parts._replace(
+                netloc=host, path=quote(parts.path, "/%:@&+,;=$!*'()"), query=quote(parts.query, "=&%+")
+            )
+            cure = f"Write it as {without_password(fixed.geturl())}"
+    except ValueError:  # of urlsplit, of .port, and of names that the rules for hosts do not allow
+        is_whole = False
+    odd = [c for c in url if not "!" <= c <= "~"]
+    if odd or not is_whole:
+        why = f"it has the character {odd[0]!r}, which an address may not have" if odd else "it names no host"
+        raise DownloadError(f"{text} is not an address of a file: {why}. {cure}.", text)
 
 
 def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digits: str | None = None) -> str:
@@ -106,10 +133,12 @@ def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digi
     Raises:
         DownloadError: the file could not be downloaded; the next attempt continues with the bytes that arrived.
     """
+    _check_address(url)
     target = cached_path(url, cache_folder(cache_dir))
-    if os.path.isfile(target) and not force:
+    if _size(target) and not force:
         return target
     if is_offline():
+        url = without_password(url)
         raise DownloadError(
             f"{url} is not in the cache ({target} does not exist) and DETECTRON2_OFFLINE forbids downloads. On a "
             f"machine with network, run curl -L --create-dirs -o {os.path.basename(target)!r} {url!r}; then copy the "
@@ -125,7 +154,7 @@ def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digi
         logger.warning(text, usable, folder)
     target = cached_path(url, usable)
     with _only_one_process(url, target):
-        if force or not os.path.isfile(target):  # another process may have downloaded it
+        if force or not _size(target):  # another process may have downloaded it
             _download(url, target, name_digits)
     return target
 
@@ -139,9 +168,10 @@ def _only_one_process(url: str, target: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except portalocker.LockException:
-            logger.info("Waiting for another process that downloads %s", url)
+            logger.info("Waiting for another process that downloads %s", without_password(url))
             lock.acquire(timeout=LOCK_TIMEOUT)
     except portalocker.LockException as error:
+        url = without_password(url)
         raise DownloadError(
             f"{url}: another process has held {target}.lock for {LOCK_TIMEOUT / 60:.0f} minutes. End it, or delete "
             "that file if no such process exists.",
@@ -178,7 +208,7 @@ def _download(url: str, target: str, name_digits: str | None) -> None:
             if failures > len(BACKOFF):
                 raise _error(url, target, f"{error}; gave up after {failures} attempts") from error
             delay = BACKOFF[max(failures, 1) - 1]
-            logger.warning("%s: %s. Trying again in %.0f s.", url, error, delay)
+            logger.warning("%s: %s. Trying again in %.0f s.", without_password(url), error, delay)
             time.sleep(delay)
     os.replace(f"{target}.part", target)
     _discard(target)
@@ -205,7 +235,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
             _check_kind(url, target, response)
             if total is not None and shutil.disk_usage(os.path.dirname(target)).free < total - offset:
                 raise _error(url, target, _disk_full(target, total - offset))
-            logger.info("%s %s to %s", "Continuing" if resumed else "Downloading", url, target)
+            logger.info("%s %s to %s", "Continuing" if resumed else "Downloading", without_password(url), target)
             with open(part, "ab" if resumed else "wb") as file:
                 if not resumed:  # after the file was emptied, so that the version belongs to its bytes
                     Path(f"{part}.json").write_text(json.dumps(_version(response.headers)), encoding="utf-8")
@@ -219,6 +249,8 @@ def _attempt(url: str, target: str) -> dict[str, str]:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise _error(url, target, _disk_full(target)) from error
         raise
+    if not _size(part):
+        raise _TryAgain("an empty file came", from_start=True)
     if total is not None and _size(part) != total:
         raise _TryAgain(f"{_size(part):,} of {total:,} bytes came", from_start=_size(part) > total)
     return announced
@@ -227,7 +259,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
 @contextmanager
 def _open(url: str, target: str, headers: dict[str, str]) -> Iterator[Any]:
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(_request(url, headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:  # more bytes are here than the file has
@@ -243,6 +275,19 @@ def _open(url: str, target: str, headers: dict[str, str]) -> Iterator[Any]:
         raise _error(url, target, f"{what} ({error.reason}){hint}") from error
     with response:
         yield response
+
+
+def _request(url: str, headers: dict[str, str], method: str = "GET") -> urllib.request.Request:
+    """Return a request in which name and password are a header, which is not sent on to another host."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    if not user or parts.scheme == "ftp":
+        return urllib.request.Request(url, headers=headers, method=method)
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers, method=method)
+    name, _, password = user.partition(":")
+    token = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def _continues(response: Any, offset: int, known: Mapping[str, str]) -> bool:
@@ -261,7 +306,7 @@ def _check_kind(url: str, target: str, response: Any) -> None:
     ending = os.path.splitext(urlsplit(url).path)[1].lower()
     is_page = response.headers.get_content_type() == "text/html" and "Content-Type" in response.headers
     if is_page and ending in (".pkl", ".pth", ".pyth", ".pt", ".safetensors", ".bin", ".json", ".zip"):
-        raise _error(url, target, f"a web page came instead of the file (from {response.geturl()})")
+        raise _error(url, target, f"a web page came instead of the file (from {without_password(response.geturl())})")
 
 
 def _copy(response: Any, file: BinaryIO, name: str, done: int, total: int | None) -> None:
@@ -356,9 +401,9 @@ def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digit
             raise _TryAgain(reason, from_start=True)
     if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):
         logger.warning(
-            f"{url} is complete ({_size(path)} bytes), but none of its digests begins with the {name_digits} in its "
-            f"name: {', '.join(f'{algorithm} {digest}' for algorithm, digest in found.items())}. If it does not load "
-            "or gives bad results, it is not the published file."
+            f"{without_password(url)} is complete ({_size(path)} bytes), but none of its digests begins with the "
+            f"{name_digits} in its name: {', '.join(f'{algorithm} {digest}' for algorithm, digest in found.items())}. "
+            "If it does not load or gives bad results, it is not the published file."
         )
 
 
@@ -375,7 +420,7 @@ def _disk_full(target: str, needed: int | None = None) -> str:
 
 
 def _error(url: str, target: str, reason: str, status: int | None = None) -> DownloadError:
-    kept = _size(f"{target}.part")
+    url, reason, kept = without_password(url), without_password(reason), _size(f"{target}.part")
     rest = f" The next attempt continues after the {kept:,} bytes that arrived." if kept else ""
     return DownloadError(
         f"{url} could not be downloaded: {reason}. You can also put a copy of the file at {target}.{rest}",
@@ -387,12 +432,13 @@ def _error(url: str, target: str, reason: str, status: int | None = None) -> Dow
 
 def url_exists(url: str, cache_dir: str | None = None) -> bool:
     """Return whether the cache or the server has a file; False if the server cannot be reached."""
-    if os.path.isfile(cached_path(url, cache_folder(cache_dir))):
-        return True
-    if is_offline():
-        return False
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD", headers=_HEADERS), timeout=TIMEOUT):
+        _check_address(url)
+        if _size(cached_path(url, cache_folder(cache_dir))):
             return True
-    except OSError:
+        if is_offline():
+            return False
+        with urllib.request.urlopen(_request(url, _HEADERS, "HEAD"), timeout=TIMEOUT):
+            return True
+    except (OSError, http.client.HTTPException):
         return False

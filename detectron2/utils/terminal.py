@@ -1,9 +1,10 @@
-"""Keep what files say from controlling the terminal."""
+"""Keep what files say from controlling the terminal, and passwords out of it."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["PrintableStream", "printable"]
+__all__ = ["PrintableStream", "printable", "without_password"]
 
 # Control characters but for tab and line feed, and the marks that reverse the order of what follows.
 _CONTROLS = {
@@ -13,19 +14,24 @@ _CONTROLS = {
 
 
 def printable(text: str) -> str:
-    """Show control characters as escapes, so that a name from a file cannot change the terminal.
+    """Show control characters as escapes, so that a name from a file cannot change the terminal; hide passwords.
 
     Args:
         text: any text; tabs and line feeds stay.
 
     Returns:
-        The text with `\\x1b` and the like for control characters.
+        The text with `\\x1b` and the like for control characters, and without the passwords in addresses.
 
     Example:
         >>> printable("a\\x1b[2J")
         'a\\\\x1b[2J'
     """
-    return text.translate(_CONTROLS)
+    return without_password(text).translate(_CONTROLS)
+
+
+def without_password(text: str) -> str:
+    """Leave out the name and password in addresses such as `http://name:password@host/file`."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text) if "://" in text else text
 
 
 class PrintableStream:

@@ -18,7 +18,7 @@ import pytest
 from iopath.common.file_io import file_lock
 
 from detectron2.utils import file_io
-from detectron2.utils._download import cache_folder, cached_path
+from detectron2.utils._download import _request, cache_folder, cached_path
 from detectron2.utils.file_io import (
     Detectron2Handler,
     DownloadError,
@@ -27,6 +27,7 @@ from detectron2.utils.file_io import (
     PathManager,
     atomic_write,
 )
+from detectron2.utils.logger import setup_logger
 
 CONTENT = bytes(range(250)) * 20
 
@@ -151,7 +152,7 @@ def content_of(local):
 
 def test_remote_files_are_fetched_once(server, tmp_path):
     local = PathManager.get_local_path(WEIGHTS)
-    assert local == str(tmp_path / "cache" / f"127.0.0.1_{server.server_port}" / "models" / "weights.pkl")
+    assert local == str(tmp_path / "cache" / f"127.0.0.1_{server.server_port}_http" / "models" / "weights.pkl")
     with PathManager.open(WEIGHTS, "rb") as file:
         assert file.read() == CONTENT
     assert PathManager.get_local_path(server.url + "models/weights.pkl") == local
@@ -159,8 +160,80 @@ def test_remote_files_are_fetched_once(server, tmp_path):
     assert kept(tmp_path) == ["weights.pkl"]
 
 
-def test_an_empty_file(server):
-    assert content_of(PathManager.get_local_path("detectron2://empty.pth")) == b""
+def test_an_empty_file_is_no_download(server, tmp_path):
+    with pytest.raises(DownloadError, match=r"empty\.pth could not be downloaded: an empty file came, twice"):
+        PathManager.get_local_path("detectron2://empty.pth")
+    assert kept(tmp_path) == []
+    server.files["empty.pth"] = CONTENT
+    local = PathManager.get_local_path("detectron2://empty.pth")
+    assert content_of(local) == CONTENT
+    open(local, "wb").close()  # as an earlier version left it
+    assert content_of(PathManager.get_local_path("detectron2://empty.pth")) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "http://host/mod\u00e8le \u4e2d.pth",
+            r"character '\u00e8'.*Write it as http://host/mod%C3%A8le%20%E4%B8%AD\.pth\.",
+        ),
+        ("http://h\u00f6st/a?n=\u00e9", r"character '\u00f6'.*Write it as http://xn--hst-sna/a\?n=%C3%A9\."),
+        ("https://me:s\u00e9cret@host/a.pth", r"^https://host/a.pth is not an address"),
+        ("http://host/a b.pth", r"character ' '"),
+        ("http://host/a\nb.pth", r"character '\\n'"),
+        ("http://host:port/a.pth", "names no host"),
+        ("http://[host/a.pth", "names no host"),
+        ("http:///a.pth", "names no host"),
+    ],
+)
+def test_what_is_no_address_is_told_at_once(server, url, message):
+    with pytest.raises(DownloadError, match=message) as caught:
+        PathManager.get_local_path(url)
+    assert "s\u00e9cret" not in str(caught.value)
+    assert not PathManager.exists(url)
+
+
+@pytest.mark.parametrize("password", ["pass%40word", "a:b@c"])
+def test_passwords_are_sent_and_never_shown(server, tmp_path, log, monkeypatch, capsys, password):
+    url = server.url.replace("//", f"//me:{password}@") + "models/weights.pkl"
+    assert PathManager.exists(url)
+    local = PathManager.get_local_path(url)
+    assert content_of(local) == CONTENT
+    sent = {headers["Authorization"] for _, _, headers in server.requests}
+    plain = {"pass%40word": "pass@word", "a:b@c": "a:b@c"}[password]
+    assert sent == {"Basic " + base64.b64encode(f"me:{plain}".encode()).decode()}
+    server.statuses = [503, 404]
+    with pytest.raises(DownloadError) as caught:
+        PathManager.get_local_path(url + "x")
+    monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
+    with pytest.raises(DownloadError) as offline:
+        PathManager.get_local_path(url + "x")
+    records = log()
+    setup_logger(str(tmp_path / "log.txt"), name=f"passwords.{hash(password)}").info("Loading %s", url)
+    shown = [caught.value, caught.value.url, offline.value, records, local, (tmp_path / "log.txt").read_text()]
+    assert not any(p in str(text) for p in (password, plain, "me:") for text in [*shown, capsys.readouterr()])
+
+
+def test_a_password_is_not_sent_on(server):
+    assert _request("http://me:x@host/", {}).unredirected_hdrs["Authorization"] == "Basic bWU6eA=="
+    assert "Authorization" not in _request("http://me:x@host/", {}).headers
+    assert _request("ftp://me:x@host/", {}).full_url == "ftp://me:x@host/"
+
+
+def test_two_addresses_never_share_a_file():
+    urls = [
+        *(
+            "http://host/a.pth",
+            "https://host/a.pth",
+            "ftp://host/a.pth",
+            "https://host:8/a.pth",
+            "https://me@host/a.pth",
+        ),
+        *("https://host//a.pth", "https://host/../a.pth", "https://host/a.pth/", "https://host/a.pth?x=1/2"),
+        *("https://host/a.pth?x=1_2", "https://host", "https://host/index", "http://dl.fbaipublicfiles.com/a.pth"),
+    ]
+    assert len({cached_path(url, "/c") for url in urls}) == len(urls)
 
 
 def test_force_fetches_again(server):
@@ -195,11 +268,15 @@ def test_the_folder_of_the_cache(monkeypatch, environment, expected):
         ("https://dl.fbaipublicfiles.com/detectron2/a/b.pkl", "detectron2/a/b.pkl"),  # as in other programs' cache
         ("https://host/a/b.pkl", "host/a/b.pkl"),
         ("https://other/a/b.pkl", "other/a/b.pkl"),
-        ("https://user:secret@host:80/b.pkl", "host_80/b.pkl"),
-        ("https://host/../../../etc/passwd", "host/etc/passwd"),
-        ("https://host/get?id=1/2", "host/get?id=1_2"),
-        ("https://host/", "host/index"),
-        ("https://host", "host/index"),
+        ("https://user:secret@host:80/b.pkl", "host_80_user/b.pkl"),
+        ("http://host/a/b.pkl", "host_http/a/b.pkl"),
+        (
+            "https://host/../../../etc/passwd",
+            "host/etc/passwd_15d4f059b68228a261ac10ac988a24cfc82cfef4f2622a26f92beba5b7c1c38f",
+        ),
+        ("https://host/get?id=1/2", "host/get?id=1_2_a17db91e8f9dbe73d5edfcbba7f07c9564ebc6ed38e3a99360e317affb5b3980"),
+        ("https://host/", "host/index_a9660f90084f0d4d677933195cb3397597a328e5a7c6a879f8b01775e7131a02"),
+        ("https://host", "host/index_50042e55e68692950b33805ba5de62f86617396918dbb15f3901cb30378f9fb6"),
     ],
 )
 def test_places_in_the_cache(url, expected):
@@ -263,7 +340,7 @@ def test_a_part_longer_than_the_file(server):
 
 
 def test_a_part_without_its_version_is_not_continued(server, tmp_path):
-    local = tmp_path / "cache" / f"127.0.0.1_{server.server_port}" / "models"
+    local = tmp_path / "cache" / f"127.0.0.1_{server.server_port}_http" / "models"
     local.mkdir(parents=True)
     (local / "weights.pkl.part").write_bytes(b"x" * 100)
     for version in (None, "no json", "[1]"):
@@ -409,7 +486,7 @@ def test_offline(server, tmp_path, monkeypatch, value):
     monkeypatch.setenv("DETECTRON2_OFFLINE", value)
     with pytest.raises(DownloadError, match="DETECTRON2_OFFLINE") as caught:
         PathManager.get_local_path(WEIGHTS)
-    path = tmp_path / "cache" / f"127.0.0.1_{server.server_port}" / "models" / "weights.pkl"
+    path = tmp_path / "cache" / f"127.0.0.1_{server.server_port}_http" / "models" / "weights.pkl"
     assert f"{server.url}models/weights.pkl" in str(caught.value) and str(path) in str(caught.value)
     assert not PathManager.exists(WEIGHTS)
     path.parent.mkdir(parents=True)
@@ -468,7 +545,7 @@ def test_one_of_several_processes_downloads(server, tmp_path):
     server.release.clear()
     command = [sys.executable, "-c", code, server.url + "models/weights.pkl"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lock = tmp_path / "cache" / f"127.0.0.1_{server.server_port}" / "models" / "weights.pkl.lock"
+    lock = tmp_path / "cache" / f"127.0.0.1_{server.server_port}_http" / "models" / "weights.pkl.lock"
     while not server.requests:  # one has begun
         assert any(process.poll() is None for process in processes)
         threading.Event().wait(0.01)
