@@ -5,6 +5,7 @@ python demo/demo.py --config-file configs/COCO-InstanceSegmentation/mask_rcnn_R_
     --input a.jpg b.jpg --output drawn/ \
     --opts MODEL.WEIGHTS detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl
 python demo/demo.py --config-file ... --video-input in.mp4 --output out.mp4 --opts MODEL.WEIGHTS ...
+python demo/demo.py --config-file ... --video-input in.mp4 --output drawn/ --opts MODEL.WEIGHTS ...
 python demo/demo.py --config-file ... --webcam --opts MODEL.WEIGHTS ... MODEL.DEVICE cpu
 
 Without --output the result is shown in a window, which a key press closes (Esc or q for a video). Windows and videos
@@ -19,7 +20,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ def opencv() -> Any:
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; one threshold for all kinds of models."""
+    if "://" not in args.config_file and not os.path.isfile(args.config_file):
+        raise SystemExit(f"There is no config file {args.config_file!r} (working directory: {os.getcwd()}).")
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
@@ -101,19 +104,46 @@ def files_of(patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def run_on_images(predictor: DefaultPredictor, files: Sequence[str], output: str | None) -> None:
+def check_window() -> None:
+    """Refuse to show a window where there can be none."""
+    is_blind = sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    try:
+        if not is_blind:  # Qt would end the process
+            opencv().namedWindow(WINDOW)
+            return
+        reason = "there is no display"
+    except (AttributeError, opencv().error):
+        reason = "this OpenCV has no windows (opencv-python has, opencv-python-headless has not)"
+    raise SystemExit(f"The result cannot be shown in a window: {reason}. Give --output, to write it into files.")
+
+
+def places_of(files: Sequence[str], output: str) -> list[str]:
+    """The file for each picture or video in the folder, or for the only one in the file, `output`."""
+    into_folder = os.path.isdir(output) or len(files) > 1 or not os.path.splitext(output)[1]
+    places = [os.path.join(output, os.path.basename(file)) if into_folder else output for file in files]
+    for file, place in zip(files, places, strict=True):
+        if os.path.realpath(file) == os.path.realpath(place):
+            raise SystemExit(f"--output {output} would write over {file}: give another folder or file.")
+        if places.count(place) > 1:
+            raise SystemExit(f"Several inputs have the name of {place}: give them in several calls.")
+    os.makedirs(output if into_folder else os.path.dirname(output) or ".", exist_ok=True)
+    return places
+
+
+def run_on_images(make_predictor: Callable[[], DefaultPredictor], files: Sequence[str], output: str | None) -> None:
     """Draw each image into the folder, or the file, `output`; or show it."""
-    into_folder = output is not None and (os.path.isdir(output) or len(files) > 1 or not os.path.splitext(output)[1])
-    if output is not None and into_folder:
-        os.makedirs(output, exist_ok=True)
-    for path in files:
+    places = [""] * len(files) if output is None else places_of(files, output)
+    if output is None:
+        check_window()
+    predictor = make_predictor()
+    for path, place in zip(files, places, strict=True):
         start = time.perf_counter()
         bgr = read_image(path, "BGR", predictor.cfg.INPUT.get("EXIF", "apply"))
         outputs = predictor(bgr)
         logger.info("%s: %s in %.2f s", path, describe(outputs), time.perf_counter() - start)
         drawn = draw(Visualizer(bgr[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE), outputs)
-        if output is not None:
-            drawn.save(os.path.join(output, os.path.basename(path)) if into_folder else output)
+        if place:
+            drawn.save(place)
             continue
         opencv().imshow(WINDOW, drawn.get_image()[:, :, ::-1])
         if opencv().waitKey(0) == ESCAPE:
@@ -129,8 +159,9 @@ def frames_of(video: Any) -> Iterator[np.ndarray]:
         yield frame
 
 
-def drawn_frames(predictor: DefaultPredictor, video: Any) -> Iterator[np.ndarray]:
+def drawn_frames(make_predictor: Callable[[], DefaultPredictor], video: Any) -> Iterator[np.ndarray]:
     """Frames `(H, W, 3)`, BGR, with what was found drawn on them."""
+    predictor = make_predictor()
     visualizer = VideoVisualizer(predictor.metadata, ColorMode.IMAGE)
     for frame in frames_of(video):
         yield np.ascontiguousarray(draw_frame(visualizer, frame[:, :, ::-1], predictor(frame))[:, :, ::-1])
@@ -145,17 +176,22 @@ def show_frames(frames: Iterator[np.ndarray]) -> None:
     opencv().destroyAllWindows()
 
 
-def run_on_video(predictor: DefaultPredictor, source: str | int, output: str | None) -> None:
+def run_on_video(make_predictor: Callable[[], DefaultPredictor], source: str | int, output: str | None) -> None:
     """Draw a video, or what a camera sees, into a file of as many frames per second; or show it."""
     cv2 = opencv()
+    if isinstance(source, str) and "://" not in source and not os.path.isfile(source):
+        raise SystemExit(f"There is no file {source!r}.")
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         raise SystemExit(f"OpenCV cannot open {'the camera' if source == 0 else repr(source)}.")
+    frames = drawn_frames(make_predictor, video)  # makes the model when the first frame is wanted
     try:
         if output is None:
-            show_frames(drawn_frames(predictor, video))
+            check_window()
+            show_frames(frames)
         else:
-            write_video(cv2, video, drawn_frames(predictor, video), output)
+            (place,) = places_of(["camera.mp4" if source == 0 else str(source)], output)
+            write_video(cv2, video, frames, place)
     finally:
         video.release()
 
@@ -164,20 +200,18 @@ def write_video(cv2: Any, video: Any, frames: Iterator[np.ndarray], output: str)
     """Write frames to a file that appears when it is whole."""
     folder, name = os.path.split(os.path.abspath(output))
     root, suffix = os.path.splitext(name)
-    if not suffix:
-        raise SystemExit(f"--output must name a video file such as {os.path.join(output, 'out.mp4')}, got {output!r}.")
-    os.makedirs(folder, exist_ok=True)
     partial = os.path.join(folder, f".{root}.{os.getpid()}{suffix}")  # OpenCV chooses the format by the suffix
     size_wh = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-    codec = cv2.VideoWriter_fourcc(*("mp4v" if suffix == ".mp4" else "MJPG"))
+    codec = cv2.VideoWriter_fourcc(*("mp4v" if suffix.lower() in (".mp4", ".m4v", ".mov") else "MJPG"))
     writer = cv2.VideoWriter(partial, codec, video.get(cv2.CAP_PROP_FPS) or 25.0, size_wh)
-    if not writer.isOpened():
-        raise SystemExit(f"OpenCV cannot write {output!r}; try a name that ends in .mp4 or .avi.")
     try:
+        if not writer.isOpened():
+            raise SystemExit(f"OpenCV cannot write {output!r}; give --output a name that ends in .mp4 or .avi.")
         for frame in tqdm(frames, total=max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None):
             writer.write(frame)
         writer.release()
         os.replace(partial, output)
+        logger.info("The video is %s", output)
     finally:
         writer.release()
         if os.path.exists(partial):
@@ -202,13 +236,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and do it."""
     args = get_parser().parse_args(argv)
     setup_logger(name="detectron2")
-    files = files_of(args.input) if args.input else []
-    with torch.inference_mode():
-        predictor = DefaultPredictor(setup_cfg(args))
-        if files:
-            run_on_images(predictor, files, args.output)
-        else:
-            run_on_video(predictor, 0 if args.webcam else args.video_input, args.output)
+    try:
+        files = files_of(args.input) if args.input else []
+        cfg = setup_cfg(args)
+        with torch.inference_mode():
+            if files:
+                run_on_images(lambda: DefaultPredictor(cfg), files, args.output)
+            else:
+                run_on_video(lambda: DefaultPredictor(cfg), 0 if args.webcam else args.video_input, args.output)
+    except (OSError, ValueError, KeyError) as e:  # whose messages say what to do
+        raise SystemExit(f"demo.py: {e.args[0] if isinstance(e, KeyError) and e.args else e}") from e
 
 
 if __name__ == "__main__":

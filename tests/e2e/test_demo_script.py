@@ -36,7 +36,7 @@ def test_no_input(demo, tmp_path, capsys):
     assert "one of the arguments --webcam --video-input --input is required" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"There is no file '.*nothing\*\.png'"):
         demo("--input", tmp_path / "nothing*.png")
-    with pytest.raises(SystemExit, match=r"cannot open '.*none\.mp4'"):
+    with pytest.raises(SystemExit, match=r"There is no file '.*none\.mp4'"):
         demo("--video-input", tmp_path / "none.mp4", "--output", tmp_path / "out.mp4")
 
 
@@ -54,6 +54,8 @@ def test_windows(demo, tmp_path, monkeypatch):
     cv2 = pytest.importorskip("cv2")
     shown = []
     monkeypatch.setattr(cv2, "imshow", lambda name, image: shown.append(image.shape), raising=False)
+    monkeypatch.setattr(cv2, "namedWindow", lambda name: None, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "waitKey", lambda delay: 27, raising=False)
     demo("--input", picture(tmp_path / "a.png", 0), picture(tmp_path / "b.png", 1))
     assert shown == [(48, 64, 3)]  # Esc leaves out the second
@@ -70,5 +72,65 @@ def test_videos(demo, tmp_path):
     video = cv2.VideoCapture(str(tmp_path / "drawn" / "out.avi"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 5
     assert video.read()[1].shape == (48, 64, 3)
-    with pytest.raises(SystemExit, match="must name a video file"):
-        demo("--video-input", tmp_path / "in.avi", "--output", tmp_path / "folder")
+    demo("--video-input", tmp_path / "in.avi", "--output", tmp_path / "folder")
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["in.avi"]
+    assert cv2.VideoCapture(str(tmp_path / "folder" / "in.avi")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.fixture
+def unloadable(monkeypatch):
+    """No model may be made."""
+    from detectron2.engine import DefaultPredictor
+
+    monkeypatch.setattr(DefaultPredictor, "__init__", lambda self, cfg: pytest.fail("The model was made."))
+
+
+def test_what_cannot_be_done_is_said_before_the_model_is_made(demo, unloadable, tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    image = picture(tmp_path / "a.png", 0)
+    writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    (tmp_path / "bad.mp4").write_text("no video")
+    (tmp_path / "b").mkdir()
+    other = picture(tmp_path / "b" / "a.png", 1)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    out = ("--output", tmp_path / "out")
+    for argv, message in (
+        (("--video-input", tmp_path / "in.avi"), "there is no display. Give --output"),
+        (("--input", image), "there is no display. Give --output"),
+        (("--video-input", tmp_path / "bad.mp4", *out), r"cannot open '.*bad\.mp4'"),
+        (("--video-input", tmp_path / "in.avi", "--output", tmp_path / "x.txt"), r"cannot write '.*x\.txt'"),
+        (("--video-input", tmp_path / "in.avi", "--output", tmp_path), r"would write over .*in\.avi"),
+        (("--input", image, "--output", tmp_path), r"would write over .*a\.png"),
+        (("--input", image, other, *out), r"Several inputs have the name of .*a\.png"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            demo(*argv)
+    monkeypatch.setenv("DISPLAY", ":0")
+    with pytest.raises(SystemExit, match="this OpenCV has no windows"):
+        demo("--input", image)
+    content = image.read_bytes(), (tmp_path / "in.avi").stat().st_size > 0
+    assert content[0] == picture(tmp_path / "c.png", 0).read_bytes() and content[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config-file", "none.yaml", "--input", "a.png"], r"There is no config file 'none\.yaml'"),
+        (["--config-file", "bad.yaml", "--input", "a.png"], "bad.yaml"),
+        (["--config-file", "tiny.yaml", "--input", "a.png", "--opts", "NO.KEY", "3"], "NO.KEY"),
+        (
+            ["--config-file", "tiny.yaml", "--input", "a.png", "--output", "o", "--opts", "MODEL.WEIGHTS", "no.pth"],
+            "no.pth",
+        ),
+    ],
+)
+def test_mistakes_are_said_without_a_traceback(repo_root, restore_logging, cfg, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(cfg.dump())
+    (tmp_path / "bad.yaml").write_text("a: [1,")
+    picture(tmp_path / "a.png", 0)
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(repo_root / "demo" / "demo.py"), run_name="demo")["main"](argv)
