@@ -24,6 +24,7 @@ from detectron2.evaluation import build_evaluator, inference_on_dataset, print_c
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import IN_FILE
 
 logger = logging.getLogger("detectron2")
 
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> Any:
     cfg.freeze()
     default_setup(cfg, args)
     model = build_model(cfg)
-    logger.info("Model:\n%s", model)
+    logger.info("Model:\n%s", model, extra=IN_FILE)
     if args.eval_only:
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)

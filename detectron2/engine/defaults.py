@@ -53,9 +53,16 @@ from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, make_writers
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    ProgressLine,
+    TensorboardXWriter,
+    make_writers,
+)
 from detectron2.utils.file_io import PathManager, atomic_write
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import IN_FILE, setup_logger, spare_terminal
 
 __all__ = [
     "DefaultPredictor",
@@ -117,7 +124,8 @@ def _highlight(code: str, filename: str) -> str:
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """Prepare a run: create the output folder, set up loggers, log the environment, and seed the generators.
 
-    The config is written to `config.yaml` in the output folder.
+    The config is written to `config.yaml` in the output folder. Environment, command line, config and model are long:
+    they go to the log file alone, unless `args.verbose`.
 
     Args:
         cfg: a `CfgNode` or an omegaconf config.
@@ -129,12 +137,13 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
     logger = setup_logger(output_dir, distributed_rank=rank)
+    spare_terminal(logger, bool(output_dir) and not getattr(args, "verbose", False))
     logger.info("Process %d of %d", rank, comm.get_world_size())
-    logger.info("Environment:\n%s", collect_env_info())
-    logger.info("Command line: %s", args)
+    logger.info("Environment:\n%s", collect_env_info(), extra=IN_FILE)
+    logger.info("Command line: %s", args, extra=IN_FILE)
     if config_file := getattr(args, "config_file", ""):
         with PathManager.open(config_file, "r") as f:
-            logger.info("Contents of %s:\n%s", config_file, str(f.read()))
+            logger.info("Contents of %s:\n%s", config_file, str(f.read()), extra=IN_FILE)
     if comm.is_main_process() and output_dir:
         path = os.path.join(output_dir, "config.yaml")
         if isinstance(cfg, CfgNode):
@@ -166,16 +175,18 @@ def _make_deterministic(seed: int | None, logger: logging.Logger) -> None:
 def default_writers(
     output_dir: str, max_iter: int | None = None, images_per_iter: int | None = None
 ) -> list[EventWriter]:
-    """Build the default writers: terminal, `metrics.json` and TensorBoard, in this order.
+    """Build the default writers: terminal, `metrics.json` and TensorBoard, and a progress line if it is a terminal.
 
     The folder of the files, `output_dir`, is created if necessary. The number of iterations allows an estimate of the
     remaining time, and the number of images in one iteration over all processes shows the speed.
     """
     PathManager.mkdirs(output_dir)
+    is_terminal = getattr(sys.stdout, "isatty", lambda: False)()
     return [
         CommonMetricPrinter(max_iter, images_per_iter=images_per_iter),
         JSONWriter(os.path.join(output_dir, "metrics.json")),
         TensorboardXWriter(output_dir),
+        *([ProgressLine(max_iter, images_per_iter=images_per_iter)] if is_terminal else []),
     ]
 
 
@@ -496,7 +507,7 @@ class DefaultTrainer(TrainerBase):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model with `detectron2.modeling.build_model`, and log its architecture."""
         model = build_model(cfg)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=IN_FILE)
         return model
 
     @classmethod

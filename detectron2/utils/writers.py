@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 DEFAULT_WRITERS = ("terminal", "json", "tensorboard")
-"""Names of the writers that a run uses by default."""
+"""Names of the writers that a run uses by default; on a terminal `progress` as well."""
 
 
 class EventWriter:
@@ -244,8 +244,13 @@ class ProgressLine(CommonMetricPrinter):
         super().__init__(max_iter, window_size, images_per_iter)
         self._stream = sys.stdout if stream is None else stream
         self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._is_drawn = False
+        self._is_drawn, self._drawn_at = False, -math.inf
         self._eraser: logging.Handler | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the line is on a terminal and half a second old."""
+        return self._is_terminal and time.monotonic() - self._drawn_at > 0.5
 
     def write(self) -> None:
         """Redraw the line."""
@@ -264,7 +269,7 @@ class ProgressLine(CommonMetricPrinter):
         fields = [self._bar(storage.iter + 1, width), self._eta(storage), *self._speed_and_loss(storage)]
         self._stream.write(_ERASE_LINE + _fit([field for field in fields if field], width))
         self._stream.flush()
-        self._is_drawn = True
+        self._is_drawn, self._drawn_at = True, time.monotonic()
 
     def _erase_before(self, record: logging.LogRecord) -> bool:
         """Clear the line before another handler prints a message. The next write draws the line again."""

@@ -62,6 +62,13 @@ def test_yaml_that_a_lazy_run_saved(command, lazy_trained, coco, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+def test_all_is_shown_where_that_is_wanted(command, yaml_file, coco, tmp_path):
+    words = ("train", "--config-file", yaml_file, *coco, "--output", tmp_path, "MODEL.WEIGHTS", "/no/such/file.pth")
+    for extra, is_shown in ((["--verbose"], True), ([], False)):
+        _, out, _ = command(*words, *extra)
+        assert all((text in out) == is_shown for text in ("Environment:", "Contents of", "Model:"))
+
+
 def test_name_in_the_model_zoo(command, coco, tmp_path):
     """It goes as far as the weights, which are taken from a file that is not there."""
     status, out, err = command(
@@ -70,7 +77,10 @@ def test_name_in_the_model_zoo(command, coco, tmp_path):
         *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "MODEL.WEIGHTS", "/no/such/file.pth"),
     )
     assert status == 1
-    assert "Contents of" in out
+    log = (tmp_path / "log.txt").read_text()
+    for text in ("Environment:", "Command line:", "Contents of", "Model:"):  # of a hundred lines and more
+        assert text in log and text not in out
+    assert "The full config is in" in out
     assert "There is no checkpoint /no/such/file.pth" in err
 
 

@@ -4,6 +4,7 @@ import argparse
 import copy
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from detectron2.engine.hooks.random_states import RandomStates
 from detectron2.engine.hooks.run_summary import RunSummary
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_lr_scheduler
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, ProgressLine, TensorboardXWriter
 
 pytestmark = pytest.mark.usefixtures("restore_logging")
 
@@ -713,3 +714,11 @@ def test_writers(tmp_path):
     for writer in writers:
         writer.close()
     assert (tmp_path / "new").is_dir()
+
+
+def test_writers_of_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    writers = default_writers(str(tmp_path), 10)
+    assert [type(w) for w in writers] == [CommonMetricPrinter, JSONWriter, TensorboardXWriter, ProgressLine]
+    for writer in writers:
+        writer.close()

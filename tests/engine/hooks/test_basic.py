@@ -1,6 +1,9 @@
 """The basic hooks on a toy trainer."""
 
+import io
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 from detectron2.engine import hooks
 from detectron2.engine.hooks import CallbackHook
-from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, ProgressLine, get_event_storage
 from tests.engine.hooks.toy import trainer
 
 
@@ -81,6 +84,26 @@ class TestPeriodicWriter:
         lines = [json.loads(x) for x in (tmp_path / "m.json").read_text().splitlines()]
         assert [x["iteration"] for x in lines] == [1, 3]
         assert lines[0]["total_loss"] >= lines[1]["total_loss"] >= 0
+
+    def test_a_progress_line_moves_between_the_periods(self, monkeypatch):
+        """It is drawn at once, then every half second, and whenever the others write."""
+        now = [100.0]
+        monkeypatch.setattr("detectron2.utils.writers.time.monotonic", lambda: now[0])
+        screen = io.StringIO()
+        screen.isatty = lambda: True
+        writer = Mock(spec=EventWriter)
+        hook = hooks.PeriodicWriter([writer, ProgressLine(100, stream=screen)], period=20)
+        hook.trainer = SimpleNamespace(iter=0, max_iter=100)
+        drawn = []
+        with EventStorage(0) as storage:
+            for _ in range(20):
+                hook.after_step()
+                drawn.append(screen.getvalue().count("/100"))
+                storage.step()
+                hook.trainer.iter, now[0] = storage.iter, now[0] + 0.2
+            assert writer.write.call_count == 1
+            hook.after_train()
+        assert drawn == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8]
 
 
 class TestLRScheduler:
