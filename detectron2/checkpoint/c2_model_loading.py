@@ -154,7 +154,7 @@ def align_and_update_state_dicts(
 
 def _longest_common_prefix_str(names: list[str]) -> str:
     """The longest beginning that all names share, letter by letter."""
-    return os.path.commonprefix(names)
+    return os.path.commonprefix(names)  # noqa: RUF071 (letters are wanted here, not parts of paths)
 
 
 @dataclass

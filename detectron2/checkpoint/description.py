@@ -94,7 +94,8 @@ class CheckpointDescription:
         """Read the config: a `CfgNode` with the keys of projects that the training had, or an omegaconf `DictConfig`.
 
         The latter describes calls, and the author of the file chose which: check them with
-        `detectron2.config.trusted_calls.refuse_foreign_config` before instantiating it. A config that is missing or cannot be read is a `ValueError`.
+        `detectron2.config.trusted_calls.refuse_foreign_config` before instantiating it. A config that is missing or
+        cannot be read is a `ValueError`.
         """
         if not self.config:
             raise ValueError("The description has no config.")

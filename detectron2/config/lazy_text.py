@@ -10,7 +10,6 @@ import enum
 import functools
 import inspect
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 

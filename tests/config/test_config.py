@@ -170,7 +170,7 @@ def test_misuse_of_configurable_is_explained():
             return {"a": 1, "d": 2}
 
     for arguments in (CFG, 1):
-        with pytest.raises(AttributeError, match="NoFromConfig .*needs a classmethod from_config"):
+        with pytest.raises(AttributeError, match=r"NoFromConfig .*needs a classmethod from_config"):
             NoFromConfig(arguments)
     with pytest.raises(TypeError, match="must be a classmethod"):
         NoClassmethod(1)

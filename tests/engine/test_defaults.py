@@ -14,8 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (

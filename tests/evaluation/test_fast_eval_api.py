@@ -171,7 +171,9 @@ def test_every_setting_gives_what_pycocotools_gives(both, params, content):
 @pytest.mark.parametrize("use_cats", [0, 1])
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize(
-    "change", ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}], ids=str
+    "change",
+    ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}],
+    ids=str,
 )
 def test_odd_annotations_are_taken_as_pycocotools_takes_them(both, change, side, use_cats):
     datasets = copy.deepcopy([both[0].dataset, both[1].dataset])

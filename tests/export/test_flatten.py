@@ -12,8 +12,8 @@ from detectron2.config import dump_dataclass, instantiate
 from detectron2.export import TracingAdapter
 from detectron2.export.flatten import flatten_to_tuple
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, ROIMasks, RotatedBoxes
-from detectron2.utils.testing import assert_instances_allclose
 from detectron2.utils.analysis import TracingAdapter as AnotherPlace
+from detectron2.utils.testing import assert_instances_allclose
 
 Pair = namedtuple("Pair", "first second")
 
@@ -91,7 +91,11 @@ def test_a_class_inside_a_function_is_kept_as_it_is():
 
 
 def test_schemas_survive_json():
-    value = [{"x": (1, None), "y": instances()}, Pair(Boxes([]), RotatedBoxes(torch.rand(1, 5))), BitMasks(torch.zeros(0, 4, 5))]
+    value = [
+        {"x": (1, None), "y": instances()},
+        Pair(Boxes([]), RotatedBoxes(torch.rand(1, 5))),
+        BitMasks(torch.zeros(0, 4, 5)),
+    ]
     leaves, schema = flatten_to_tuple(value)
     again = instantiate(json.loads(json.dumps(dump_dataclass(schema))))
     assert again == schema and hash(again) == hash(schema)

@@ -452,7 +452,9 @@ def test_one_seed_gives_the_published_losses():
     images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
     features, shapes = {"res4": torch.rand(2, 1024, 1, 2)}, {"res4": ShapeSpec(channels=1024, stride=16)}
     targets = [
-        Instances((15, 15), gt_boxes=Boxes(b), gt_classes=torch.tensor(c), gt_masks=BitMasks(torch.rand(2, 15, 15) > 0.5))
+        Instances(
+            (15, 15), gt_boxes=Boxes(b), gt_classes=torch.tensor(c), gt_masks=BitMasks(torch.rand(2, 15, 15) > 0.5)
+        )
         for b, c in (([[1, 1, 3, 3], [2, 2, 6, 6]], [2, 1]), ([[1, 5, 2, 8], [7, 3, 10, 5]], [1, 2]))
     ]
     rpn, heads = build_proposal_generator(cfg, shapes), StandardROIHeads(cfg, shapes)
