@@ -292,10 +292,11 @@ def _target_text(target: Any, depth: int) -> str:
 
 
 def _bracket(opening: str, items: list[tuple[str, Any]], closing: str, depth: int) -> str:
-    """Join items on one line if they fit, else one per line."""
+    """Join items on one line if they fit, else one per line, as dictionaries of three and more within others."""
     texts = [f"{label}{_expression(item, depth + 1)}" for label, item in items]
     line = opening + ", ".join(texts) + closing
-    if len(line) + 4 * depth <= 100 and "\n" not in line:
+    is_long = len(line) + 4 * depth > 100 or (opening == "{" and depth > 0 and len(items) > 2)
+    if not is_long and "\n" not in line:
         return line
     indent = "    " * (depth + 1)
     return opening + "\n" + "".join(f"{indent}{text},\n" for text in texts) + "    " * depth + closing

@@ -196,3 +196,11 @@ def test_to_py_breaks_long_calls():
 
 def test_list_configs_are_printed():
     assert LazyConfig.to_py(ListConfig([1, "a"])) == 'cfg = [1, "a"]\n'
+
+
+def test_python_text_breaks_long_dictionaries():
+    call = {"_target_": "itertools.count", "x": {"r": "a", "s": 2.4, "s2": [1, 2, 3, "z"]}, "y": "base"}
+    assert LazyConfig.to_py({"lazyobj": call, "list": ["a", 1, {"b": 3.2}]}) == (
+        'cfg.lazyobj = itertools.count(\n    x={\n        "r": "a",\n        "s": 2.4,\n        "s2": [1, 2, 3, "z"],\n'
+        '    },\n    y="base",\n)\ncfg.list = ["a", 1, {"b": 3.2}]\n'
+    )
