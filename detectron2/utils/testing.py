@@ -1,10 +1,79 @@
 """Helpers for tests of detection code. They rely only on the interface of results (`get_fields()`, `.tensor`)."""
 
+import io
+import tempfile
 from typing import Any
 
 import torch
+from packaging.version import Version
 
-__all__ = ["assert_instances_allclose", "random_boxes"]
+__all__ = [
+    "assert_instances_allclose",
+    "convert_scripted_instances",
+    "get_model_no_weights",
+    "get_sample_coco_image",
+    "has_dynamic_axes",
+    "min_torch_version",
+    "random_boxes",
+    "reload_lazy_config",
+    "reload_script_model",
+]
+
+
+def get_model_no_weights(config_path: str) -> torch.nn.Module:
+    """Build a model of the model zoo, by the name of its YAML or Python config, with initial weights."""
+    from detectron2.config import instantiate
+    from detectron2.model_zoo import get_config
+    from detectron2.modeling import build_model
+
+    cfg = get_config(config_path)
+    if config_path.endswith(".py"):
+        return instantiate(cfg.model)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg)
+
+
+def get_sample_coco_image(tensor: bool = True) -> Any:
+    """Make an image of a usual size, always the same: float32 `(3, 480, 640)`, or an array (480, 640, 3) of uint8."""
+    image = torch.randint(256, (3, 480, 640), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return image.float() if tensor else image.permute(1, 2, 0).contiguous().numpy()
+
+
+def convert_scripted_instances(instances: Any) -> Any:
+    """Turn instances of a scripted model, whose fields are attributes `_name`, into ordinary ones."""
+    from detectron2.structures import Instances
+
+    found = {name: getattr(instances, f"_{name}", None) for name in instances._field_names}
+    return Instances(instances.image_size, **{name: value for name, value in found.items() if value is not None})
+
+
+def reload_script_model(module: Any) -> Any:
+    """Save a scripted or traced module to memory, and load it again."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+def reload_lazy_config(cfg: Any) -> Any:
+    """Save a lazy config to a YAML file, and load it again."""
+    from detectron2.config import LazyConfig
+
+    with tempfile.TemporaryDirectory(prefix="detectron2") as folder:
+        LazyConfig.save(cfg, f"{folder}/config.yaml")
+        return LazyConfig.load(f"{folder}/config.yaml")
+
+
+def min_torch_version(min_version: str) -> bool:
+    """Whether PyTorch is of this version or newer; pre-releases and builds count as their version."""
+    return Version(Version(torch.__version__).base_version) >= Version(min_version)
+
+
+def has_dynamic_axes(onnx_model: Any) -> bool:
+    """Whether no side of any input of an ONNX model is a fixed number."""
+    sides = [side for value in onnx_model.graph.input for side in value.type.tensor_type.shape.dim]
+    return all(not side.dim_value and not side.dim_param.isnumeric() for side in sides)
 
 
 def _as_comparable(value: Any) -> Any:

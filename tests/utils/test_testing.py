@@ -1,7 +1,20 @@
+import types
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from detectron2.utils.testing import assert_instances_allclose, random_boxes
+from detectron2.utils.testing import (
+    assert_instances_allclose,
+    convert_scripted_instances,
+    get_model_no_weights,
+    get_sample_coco_image,
+    has_dynamic_axes,
+    min_torch_version,
+    random_boxes,
+    reload_lazy_config,
+    reload_script_model,
+)
 
 
 class Wrapped:
@@ -65,3 +78,48 @@ def test_random_boxes(count):
     assert boxes.shape == (count, 4)
     assert ((boxes[:, 2:] - boxes[:, :2]) >= 0.39).all()
     assert ((boxes >= 0) & (boxes <= 40)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["COCO-Detection/rpn_R_50_C4_1x.yaml", "common/models/retinanet.py", "COCO-Detection/fcos_R_50_FPN_1x.py"]
+)
+def test_a_model_of_the_zoo_without_weights(name):
+    model = get_model_no_weights(name)
+    assert any(key.startswith("backbone.") for key in model.state_dict())
+
+
+def test_the_sample_image_is_always_the_same():
+    image, pixels = get_sample_coco_image(), get_sample_coco_image(tensor=False)
+    assert (image.dtype, tuple(image.shape), pixels.dtype) == (torch.float32, (3, 480, 640), "uint8")
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1).float())
+
+
+def test_fields_of_scripted_instances():
+    scripted = types.SimpleNamespace(image_size=(4, 5), _field_names=["scores", "masks"], _scores=torch.ones(2))
+    found = convert_scripted_instances(scripted)
+    assert found.image_size == (4, 5) and list(found.get_fields()) == ["scores"] and len(found) == 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is deprecated
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_reloading():
+    linear = torch.nn.Linear(2, 3)
+    again = reload_script_model(torch.jit.trace(linear, torch.ones(1, 2)))
+    assert torch.equal(again(torch.ones(1, 2)), linear(torch.ones(1, 2)))
+    cfg = OmegaConf.create({"a": {"_target_": "torch.nn.ReLU"}})
+    assert reload_lazy_config(cfg) == cfg
+
+
+def test_versions_of_torch():
+    assert min_torch_version("1.8") and min_torch_version(torch.__version__.split("+")[0])
+    assert not min_torch_version("99.0")
+
+
+def test_dynamic_axes():
+    def model(*sides):
+        dims = [types.SimpleNamespace(dim_value=v, dim_param=p) for v, p in sides]
+        shape = types.SimpleNamespace(tensor_type=types.SimpleNamespace(shape=types.SimpleNamespace(dim=dims)))
+        return types.SimpleNamespace(graph=types.SimpleNamespace(input=[types.SimpleNamespace(type=shape)]))
+
+    assert has_dynamic_axes(model((0, "height"), (0, "width")))
+    assert not has_dynamic_axes(model((0, "height"), (640, "")))
