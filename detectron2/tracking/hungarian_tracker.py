@@ -132,11 +132,9 @@ def _augment(
     row_price: np.ndarray,
     column_price: np.ndarray,
 ) -> None:
-    """Assign one more row along the shortest path to a free column; all arrays but the cost are changed.
-
-    Invariant: `cost - row_price[:, None] - column_price` is nowhere negative, and 0 on assigned pairs. Dijkstra's
-    algorithm therefore finds the path, which alternates between free and assigned pairs.
-    """
+    """Assign one more row along the shortest path to a free column; all arrays but the cost are changed."""
+    # Invariant: `cost - row_price[:, None] - column_price` is nowhere negative, and 0 on assigned pairs, so that
+    # Dijkstra's algorithm finds the path, which alternates between free and assigned pairs.
     distance = np.full(cost.shape[1], np.inf)
     came_from = np.full(cost.shape[1], start, dtype=np.int64)  # the row before each column on the path
     is_done = np.zeros(cost.shape[1], dtype=bool)

@@ -154,6 +154,10 @@ class _TransformToAug(Augmentation):
     __str__ = __repr__
 
 
+class _ProbabilityError(ValueError, AssertionError):
+    """A probability is outside [0, 1]; code written for the published system catches an `AssertionError`."""
+
+
 def _transform_to_aug(tfm_or_aug: Augmentation | Transform) -> Augmentation:
     """Return an augmentation as it is, a transform as the policy that always chooses it."""
     if isinstance(tfm_or_aug, Augmentation):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detectron2.utils.logger import log_first_n
 
-from .augmentation import Augmentation, AugmentationList, _transform_to_aug
+from .augmentation import Augmentation, AugmentationList, _ProbabilityError, _transform_to_aug
 from .transform import (
     BlendTransform,
     CropTransform,
@@ -68,10 +68,6 @@ def _size_hw(size: int | Sequence[int]) -> tuple[int, int]:
     return h, w
 
 
-class ProbabilityError(ValueError, AssertionError):
-    """A probability is outside [0, 1]; code written for the published system catches an `AssertionError`."""
-
-
 class RandomApply(Augmentation):
     """Apply an augmentation or a transform with a given probability.
 
@@ -88,7 +84,7 @@ class RandomApply(Augmentation):
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
         if not 0.0 <= prob <= 1.0:
-            raise ProbabilityError(f"prob must be between 0 and 1, got {prob}")
+            raise _ProbabilityError(f"prob must be between 0 and 1, got {prob}")
         self.aug = _transform_to_aug(tfm_or_aug)
         self.prob = prob
 
