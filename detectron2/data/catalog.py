@@ -7,11 +7,14 @@ to a `Metadata` (class names, colours, paths ...). Both only remember: nothing i
 import difflib
 import functools
 import logging
+import multiprocessing
 import reprlib
 import types
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from detectron2.utils import comm
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
@@ -40,6 +43,16 @@ class UnknownDatasetError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show the message quoted, with its line breaks escaped
+
+
+def _of_this_process() -> str:
+    """Say, in a process that another one has started, that it does not have the other one's catalogs."""
+    if comm.get_world_size() == 1 and multiprocessing.parent_process() is None:
+        return ""
+    return (
+        " Each process has its own catalogs: register in the function that launch() is given, or at the top of the "
+        'module, not under `if __name__ == "__main__":`.'
+    )
 
 
 def _cell_values(function: types.FunctionType) -> list[Any]:
@@ -96,6 +109,10 @@ class _DatasetCatalog(UserDict):
     The function takes nothing and returns a `list[dict]` (or a `torch.utils.data.Dataset`), the same each time.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: set[str] = set()
+
     def register(self, name: str, func: Callable[[], Any]) -> None:
         """Remember how to load a data set; registering the same function again changes nothing.
 
@@ -129,7 +146,13 @@ class _DatasetCatalog(UserDict):
         """
         if name not in self.data:
             raise UnknownDatasetError(self._unknown(name))
-        return self.data[name]()
+        result = self.data[name]()
+        self._loaded.add(name)
+        return result
+
+    def _is_waiting(self, name: str) -> bool:
+        """Whether a data set is registered, and not loaded yet in this process."""
+        return name in self.data and name not in self._loaded
 
     def list(self) -> list[str]:
         """Return all registered names."""
@@ -140,6 +163,7 @@ class _DatasetCatalog(UserDict):
         if name not in self.data:
             raise UnknownDatasetError(self._unknown(name))
         del self.data[name]
+        self._loaded.discard(name)
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(str(name), self.list())
@@ -147,7 +171,7 @@ class _DatasetCatalog(UserDict):
             hint = "Did you mean " + " or ".join(repr(n) for n in near) + "?"
         else:
             hint = "Register it first: DatasetCatalog.register(name, function) or register_coco_instances(...)."
-        return f"Dataset {name!r} is not registered ({len(self.data)} others are). {hint}"
+        return f"Dataset {name!r} is not registered ({len(self.data)} others are). {hint}{_of_this_process()}"
 
     def __str__(self) -> str:
         return f"DatasetCatalog(registered datasets: {', '.join(self.data)})"
@@ -182,6 +206,15 @@ _WELL_KNOWN_KEYS = (
     "class_image_count",
     "degenerate_boxes",
 )
+
+_PRIVATE = ("_suggested", "_sources")
+
+_EXAMPLES = {
+    "thing_classes": ["person"],
+    "thing_dataset_id_to_contiguous_id": {1: 0},
+    "stuff_classes": ["things", "sky"],
+    "stuff_dataset_id_to_contiguous_id": {0: 0, 187: 1},
+}
 
 _RENAMED_KEYS = {
     "class_names": "thing_classes",
@@ -222,13 +255,14 @@ class Metadata(types.SimpleNamespace):
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):  # asked for by copy, pickle and friends
             raise AttributeError(key)
-        if key in self._suggestions():
-            return self._suggestions()[key]
+        why = self._load(key)
+        if key in (known := self._known()):
+            return known[key]
         current = _RENAMED_KEYS.get(key)
         if current is not None and current in self.__dict__:
             logger.warning("Metadata key '%s' is now called '%s'.", key, current)
             return self.__dict__[current]
-        present = [k for k in self.as_dict() if k != "name"]
+        present = [k for k in known if k != "name"]
         hint = ""
         if near := difflib.get_close_matches(key, present):
             hint = f"Did you mean {near[0]!r}? "
@@ -236,7 +270,7 @@ class Metadata(types.SimpleNamespace):
             hint = f"Did you mean {near[0]!r} (which is not set either)? "
         raise MissingMetadataError(
             f"The metadata of dataset '{self.name}' has no '{key}'. {hint}It has: {', '.join(present) or 'nothing yet'}"
-            f". Set it with MetadataCatalog.get({self.name!r}).{key} = ..."
+            f". Set it with MetadataCatalog.get({self.name!r}).{key} = ...{why or self._if_not_loaded()}"
         )
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -257,9 +291,57 @@ class Metadata(types.SimpleNamespace):
                 f"MetadataCatalog.remove({self.name!r})."
             )
 
+    def _known(self) -> dict[str, Any]:
+        """Return the keys and values that need no file to be read."""
+        return {**self._suggestions(), **{k: v for k, v in self.__dict__.items() if k not in _PRIVATE}}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all keys and values, `name` included, as a new dictionary (the values are not copied)."""
-        return {**self._suggestions(), **{k: v for k, v in self.__dict__.items() if k != "_suggested"}}
+        self._load(*self.__dict__.get("_sources", ()))
+        return self._known()
+
+    def derive(self, keys: Iterable[str], function: Callable[[], Any] | None) -> "Metadata":
+        """Have `function()` set these keys, from a file, when one is asked for that is not set; return this object.
+
+        What is known of a data set then does not depend on whether it was loaded before. None: nothing is left to set.
+        """
+        sources = self.__dict__.setdefault("_sources", {})
+        sources.update(dict.fromkeys(keys, function))
+        return self
+
+    def _load(self, *keys: str) -> str:
+        """Have the keys set that are derived and not set; return the sentence that says why it failed, or nothing."""
+        sources, known, why = self.__dict__.get("_sources", {}), self._known(), ""
+        for function in dict.fromkeys(sources.get(key) for key in keys if key not in known):
+            if function is None:
+                continue
+            derived = [key for key in sources if sources[key] is function]
+            self.derive(derived, None)  # the function itself may ask
+            try:
+                function()
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                self.derive(derived, function)
+                why = f" It cannot be read from the data set's file: {e}"
+        return why
+
+    def _if_not_loaded(self) -> str:
+        load = f"call DatasetCatalog.get({self.name!r}) first."
+        waits = DatasetCatalog._is_waiting(self.name)
+        if waits:
+            return f" The data set is registered, but not loaded yet: if its function sets it, {load}"
+        return "" if self.name in DatasetCatalog else _of_this_process()
+
+    def require(self, keys: Iterable[str], who: str) -> None:
+        """Raise one error for all of these keys that are not set, which shows how to set them."""
+        keys = list(keys)
+        why = self._load(*keys)
+        if missing := [key for key in keys if self._known().get(key) is None]:
+            example = ", ".join(f"{key}={_EXAMPLES.get(key, '...')}" for key in missing)
+            raise MissingMetadataError(
+                f"{who} needs {missing} in the metadata of {self.name!r}. Set them, for example "
+                f"MetadataCatalog.get({self.name!r}).set({example}), where ids are those of the annotation file and "
+                f"labels those of the model.{why or self._if_not_loaded()}"
+            )
 
     def set(self, **kwargs: Any) -> "Metadata":
         """Set several keys at once, and return this object."""
@@ -281,7 +363,8 @@ class Metadata(types.SimpleNamespace):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key, or `default` where it is not set."""
-        known = self.as_dict()
+        self._load(key)
+        known = self._known()
         return known.get(key if key in known else _RENAMED_KEYS.get(key, key), default)
 
 

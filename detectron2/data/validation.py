@@ -29,7 +29,7 @@ from detectron2.data.checks.label_maps import label_map_findings, number_of_cate
 from detectron2.data.checks.masks import flat_polygon_findings, mask_findings
 from detectron2.data.checks.report import EMPTY, FULL_CHECK_LIMIT, DatasetReport, inspect_dataset_dicts
 from detectron2.data.datasets.builtin import is_builtin
-from detectron2.data.formats.reading import paused_gc
+from detectron2.data.formats.reading import paused_gc, shorten
 
 __all__ = [
     "DatasetError",
@@ -134,6 +134,7 @@ def validate_dataset_dicts(
     of_annotations: list[Finding] = []
     if check_annotations and readable:
         _warn_of_spare_classes(name, num_classes, num_classes_key)
+        _warn_of_other_labels(name, num_labels)
         with paused_gc():
             table = AnnotationTable.gather(dicts)
         structure = structure_findings(table)
@@ -214,6 +215,16 @@ def _warn_of_spare_classes(name: str, num_classes: int | None, num_classes_key: 
             "Dataset '%s': %s is %d, but it has %d classes; an evaluation on it refuses predictions of other classes. "
             "Set %s to %d unless more are meant.",
             *(name, num_classes_key, num_classes, len(known), num_classes_key, len(known)),
+        )
+
+
+def _warn_of_other_labels(name: str, num_labels: int | None) -> None:
+    known = MetadataCatalog.get(name).get("stuff_classes")
+    if known is not None and num_labels is not None and len(known) != num_labels:
+        logger.warning(
+            "Dataset '%s': MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, but the metadata has %d stuff_classes (%s); an "
+            "evaluation counts only these. Name every label, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES to %d.",
+            *(name, num_labels, len(known), shorten(list(known)), len(known)),
         )
 
 

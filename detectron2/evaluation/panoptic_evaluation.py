@@ -59,8 +59,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, output_dir: str | None = None):
         self._logger = logging.getLogger(__name__)
         self._metadata = MetadataCatalog.get(dataset_name)
-        if missing := [key for key in _NEEDED if self._metadata.get(key) is None]:
-            raise ValueError(f"COCOPanopticEvaluator needs {missing} in the metadata of {dataset_name!r}.")
+        self._metadata.require(_NEEDED, "COCOPanopticEvaluator")
         things = self._metadata.thing_dataset_id_to_contiguous_id
         stuff = self._metadata.stuff_dataset_id_to_contiguous_id
         self._thing_contiguous_id_to_dataset_id = {contiguous: original for original, contiguous in things.items()}

@@ -80,8 +80,7 @@ class SemSegEvaluator(DatasetEvaluator):
     ):
         self._logger = logging.getLogger(__name__)
         meta = MetadataCatalog.get(dataset_name)
-        if meta.get("stuff_classes") is None:
-            raise ValueError(f"SemSegEvaluator needs `stuff_classes` in the metadata of {dataset_name!r}.")
+        meta.require(["stuff_classes"], "SemSegEvaluator")
         if num_classes is not None and num_classes != len(meta.stuff_classes):
             raise ValueError(
                 f"num_classes={num_classes}, but {dataset_name!r} has {len(meta.stuff_classes)} stuff_classes. "

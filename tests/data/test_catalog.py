@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from detectron2.data.catalog import Metadata, _DatasetCatalog, _MetadataCatalog
+from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog, _DatasetCatalog, _MetadataCatalog
+from detectron2.utils import comm
 
 
 @pytest.fixture
@@ -257,3 +258,72 @@ class TestMetadataCatalog:
         with pytest.raises(OSError, match="first"):
             metadata.get("x")
         assert metadata.get("x").year == 2007
+
+
+class TestNotLoadedYet:
+    """What a file tells is known before and after the data set is loaded."""
+
+    def test_derived_when_asked_for(self):
+        metadata, calls = Metadata(name="x", evaluator_type="coco"), []
+
+        def read():
+            calls.append(metadata.get("thing_classes"))  # it may ask itself
+            metadata.set(thing_classes=["a"])
+
+        metadata.derive(["thing_classes", "keypoint_names"], read)
+        assert metadata.evaluator_type == "coco" and metadata.get("stuff_classes") is None and calls == []
+        assert metadata.thing_classes == ["a"] == metadata.get("thing_classes") and calls == [None]
+        assert metadata.get("keypoint_names") is None and calls == [None]
+        assert metadata.as_dict() == {"name": "x", "evaluator_type": "coco", "thing_classes": ["a"]}
+
+    def test_what_is_set_counts(self):
+        metadata = Metadata(name="x", thing_classes=["b"]).derive(["thing_classes"], lambda: 1 / 0)
+        assert metadata.thing_classes == ["b"] and metadata.as_dict()["thing_classes"] == ["b"]
+
+    def test_all_at_once(self):
+        metadata = Metadata(name="x").derive(["thing_classes"], lambda: metadata.set(thing_classes=["a"]))
+        assert pickle.loads(pickle.dumps(copy.copy(Metadata(name="x").derive(["a"], dict)))).get("a") is None
+        assert metadata.as_dict() == {"name": "x", "thing_classes": ["a"]}
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        file = tmp_path / "a.json"
+        metadata = Metadata(name="x").derive(["thing_classes"], file.read_text)
+        assert metadata.get("thing_classes") is None and metadata.as_dict() == {"name": "x"}
+        with pytest.raises(AttributeError, match=r"cannot be read from the data set's file: .*No such file.*a\.json"):
+            metadata.thing_classes  # noqa: B018
+        with pytest.raises(ValueError, match=r"Me needs \['thing_classes', 'stuff_classes'\] .* No such file"):
+            metadata.require(["thing_classes", "stuff_classes"], "Me")
+
+    def test_one_error_for_all_that_is_missing(self):
+        metadata = Metadata(name="x", stuff_classes=["a"])
+        with pytest.raises(ValueError, match="Me needs") as caught:
+            metadata.require(["stuff_classes", "stuff_dataset_id_to_contiguous_id", "json_file"], "Me")
+        text = str(caught.value)
+        assert ".set(stuff_dataset_id_to_contiguous_id={0: 0, 187: 1}, json_file=...)" in text
+        assert "stuff_classes=" not in text
+
+    def test_registered_with_a_function(self):
+        name = "test_not_loaded_yet"
+        DatasetCatalog.register(name, lambda: MetadataCatalog.get(name).set(thing_classes=["a"]) and [])
+        try:
+            with pytest.raises(AttributeError, match=rf"not loaded yet.*DatasetCatalog\.get\('{name}'\) first"):
+                MetadataCatalog.get(name).thing_classes  # noqa: B018
+            DatasetCatalog.get(name)
+            assert MetadataCatalog.get(name).thing_classes == ["a"]
+            with pytest.raises(AttributeError) as caught:
+                MetadataCatalog.get(name).stuff_classes  # noqa: B018
+            assert "not loaded" not in str(caught.value)
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_catalogs_belong_to_a_process(datasets, monkeypatch, processes):
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    errors = []
+    for ask in (lambda: datasets.get("leaves"), lambda: Metadata(name="leaves").thing_classes):
+        with pytest.raises((KeyError, AttributeError)) as caught:
+            ask()
+        errors.append("Each process has its own catalogs: register in the function that launch()" in str(caught.value))
+    assert errors == [processes == 2] * 2

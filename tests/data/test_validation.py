@@ -17,6 +17,17 @@ from detectron2.structures import BoxMode
 from tests.data.checks.helpers import POLYGON, annotation, check, findings, record
 
 
+@pytest.mark.parametrize(("num_labels", "warned"), [(3, True), (2, False), (1, True), (None, False)])
+def test_names_of_another_number_of_labels(warnings, num_labels, warned):
+    MetadataCatalog.get("validation_labels").stuff_classes = ["things", "sky"]
+    try:
+        validate_dataset_dicts([record()], name="validation_labels", num_labels=num_labels, check_files=False)
+    finally:
+        MetadataCatalog.remove("validation_labels")
+    said = f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_labels}, but the metadata has 2 stuff_classes"
+    assert any(said in text for text in warnings()) == warned
+
+
 class TestNothingWrong:
     def test_empty_is_wrong(self):
         (text,) = findings()

@@ -33,6 +33,11 @@ __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "lo
 
 logger = logging.getLogger(__name__)
 
+# What a file's categories tell.
+CLASS_KEYS = (
+    *("thing_classes", "thing_dataset_id_to_contiguous_id"),
+    *("keypoint_names", "keypoint_connection_rules", "keypoint_flip_map"),
+)
 _IMAGE_KEYS = ("image_id", "file_name", "height", "width")
 _ANNOTATION_KEYS = ("bbox", "category_id", "iscrowd", "segmentation", "keypoints", "num_keypoints")
 
@@ -108,8 +113,14 @@ def set_class_metadata(reader: CocoReader, dataset_name: str) -> dict[int | str,
             *(reader.file, len(ids), len(ids) - 1),
         )
     metadata = MetadataCatalog.get(dataset_name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=labels)
-    metadata.suggest(**keypoint_metadata(reader.content["categories"]))
+    metadata.suggest(**keypoint_metadata(reader.content["categories"])).derive(CLASS_KEYS, None)
     return labels
+
+
+def read_classes(json_file: str | os.PathLike[str], dataset_name: str) -> None:
+    """Put what the categories of a file tell into the metadata, without loading the data set."""
+    content = {"images": [], "categories": read_json(json_file).get("categories")}
+    set_class_metadata(CocoReader(json_file, content, "", Report(COCO_MISTAKES, strict=True)), dataset_name)
 
 
 def load_sem_seg(
@@ -167,6 +178,8 @@ def register_coco_instances(
 ) -> None:
     """Register a data set of boxes, masks or keypoints in the COCO format. Nothing is read yet.
 
+    What the file tells of the classes is known when it is asked for, also before the data set is loaded.
+
     Args:
         name: the name to register, e.g. "my_dataset_train".
         metadata: further metadata of the data set; may be empty.
@@ -179,7 +192,8 @@ def register_coco_instances(
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{label} of dataset '{name}' is a path, not {path!r}.")
     DatasetCatalog.register(name, functools.partial(load_coco_json, json_file, image_root, name))
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+    known = MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+    known.derive(CLASS_KEYS, functools.partial(read_classes, json_file, name))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ which all things are label 0, each with its own labels.
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
+from detectron2.data.datasets.coco import CLASS_KEYS, load_coco_json, load_sem_seg, read_classes
 from detectron2.data.formats.reading import (
     AnnotationFileError,
     checked_file_name,
@@ -43,7 +43,8 @@ def load_coco_panoptic_json(
         json_file: the panoptic annotation file.
         image_dir: folder of the input images.
         gt_dir: folder of the panoptic PNG files.
-        meta: has `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
+        meta: has `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`. Without them, the file's
+            `categories` get the labels 0, 1 ... in the order of their ids, and `isthing` says which are things.
 
     Returns:
         one dict per annotated image, in the order of the file, with `file_name, image_id, pan_seg_file_name,
@@ -56,6 +57,7 @@ def load_coco_panoptic_json(
     image_dir, gt_dir = os.fspath(image_dir), os.fspath(gt_dir)
     with timed(str(json_file)), paused_gc():
         content = read_json(json_file)
+        meta = _with_class_tables(meta, content, json_file)
         annotations = checked_objects(content, "annotations", json_file)
         images = _images_by_id(content, json_file)
         records = []
@@ -79,6 +81,58 @@ def load_coco_panoptic_json(
             records.append(record)
     logger.info("Loaded %d images in COCO panoptic format from %s", len(records), json_file)
     return records
+
+
+def _with_class_tables(
+    meta: Mapping[str, Any], content: dict[str, Any], json_file: Any, separated: bool = False
+) -> dict[str, Any]:
+    """Add the tables of classes and ids that are missing, from the file's categories and the names that are given."""
+    if all(meta.get(key) is not None for key in _TABLES[1::2]):
+        return dict(meta)
+    for index, category in enumerate(categories := checked_objects(content, "categories", json_file)):
+        where, missing = f"categories[{index}]", [key for key in ("id", "name", "isthing") if key not in category]
+        if missing or category["isthing"] not in (0, 1):
+            needs = f"needs {missing}" if missing else "needs 'isthing' 0 or 1"
+            raise AnnotationFileError(json_file, where, f"{needs}; it has: {shorten(category)}.")
+        checked_id(category["id"], json_file, where)
+    categories = sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"]))
+    known = dict(meta)
+    for kind, is_thing in (("thing", 1), ("stuff", 0)):
+        own = [c for c in categories if c["isthing"] == is_thing]
+        listed = own if separated else categories
+        names = [*(["things"] if separated and not is_thing else []), *(c["name"] for c in listed)]
+        given = list(known.get(f"{kind}_classes") or names)
+        if given != names and (lacking := [c["name"] for c in own if given.count(c["name"]) != 1]):
+            raise AnnotationFileError(
+                json_file,
+                "categories",
+                f"{kind}_classes of the metadata are {shorten(given)}, without {shorten(lacking)}. Give "
+                f"{shorten(names)}, or a table of ids and labels, {kind}_dataset_id_to_contiguous_id, too.",
+            )
+        number = {c["id"]: i for i, c in enumerate(listed, len(names) - len(listed))}
+        ids = {c["id"]: number[c["id"]] if given == names else given.index(c["name"]) for c in own}
+        table = {0: 0, **ids} if len(names) > len(listed) else ids
+        known = {f"{kind}_classes": given, f"{kind}_dataset_id_to_contiguous_id": table, **known}
+    labels = [set(known[key].values()) for key in _TABLES[1::2]]
+    if not separated and (both := sorted(labels[0] & labels[1])):
+        raise AnnotationFileError(
+            json_file,
+            "categories",
+            f"the labels {both} would be a thing and stuff at once. In this form the two share one range of labels: "
+            f"leave out thing_classes and stuff_classes, or give {shorten([c['name'] for c in categories])} as both.",
+        )
+    return known
+
+
+_TABLES = tuple(f"{kind}_{key}" for kind in ("thing", "stuff") for key in ("classes", "dataset_id_to_contiguous_id"))
+
+
+def _read_classes(name: str, json_file: str, keys: Iterable[str], separated: bool) -> None:
+    """Put what the categories of a file tell into the metadata, without loading the data set."""
+    metadata = MetadataCatalog.get(name)
+    given = {key: value for key in keys if (value := metadata.get(key)) is not None}
+    tables = _with_class_tables(given, read_json(json_file), json_file, separated)
+    metadata.set(**{key: tables[key] for key in keys})
 
 
 def _images_by_id(content: dict[str, Any], json_file: Any) -> dict[int | str, dict[str, Any]]:
@@ -150,16 +204,14 @@ def register_coco_panoptic(
 
     Args:
         name: the name to register, e.g. "coco_2017_train_panoptic".
-        metadata: the data set's metadata; the two tables of ids are needed for loading.
+        metadata: the data set's metadata; may be empty, since the file tells classes and ids.
         image_root: folder of the images.
         panoptic_root: folder of the panoptic PNG files.
         panoptic_json: the panoptic annotation file.
         instances_json: an instance annotation file, for evaluation of the things.
     """
-    DatasetCatalog.register(
-        name, functools.partial(load_coco_panoptic_json, panoptic_json, image_root, panoptic_root, metadata)
-    )
-    MetadataCatalog.get(name).set(
+    DatasetCatalog.register(name, functools.partial(_load_standard, panoptic_json, image_root, panoptic_root, name))
+    known = MetadataCatalog.get(name).set(
         panoptic_root=panoptic_root,
         image_root=image_root,
         panoptic_json=panoptic_json,
@@ -169,6 +221,11 @@ def register_coco_panoptic(
         label_divisor=1000,
         **metadata,
     )
+    known.derive(_TABLES, functools.partial(_read_classes, name, panoptic_json, _TABLES, False))
+
+
+def _load_standard(panoptic_json: str, image_root: str, panoptic_root: str, name: str) -> list[dict[str, Any]]:
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, MetadataCatalog.get(name).as_dict())
 
 
 def register_coco_panoptic_separated(
@@ -187,18 +244,19 @@ def register_coco_panoptic_separated(
 
     Args:
         name: the first part of the names to register, e.g. "coco_2017_train_panoptic".
-        metadata: the data sets' metadata.
+        metadata: the data sets' metadata; may be empty, since the files tell classes and ids.
         image_root: folder of the images.
         panoptic_root: folder of the panoptic PNG files.
         panoptic_json: the panoptic annotation file.
-        sem_seg_root: folder of the semantic segmentations, in which all things are label 0.
+        sem_seg_root: folder of the semantic segmentations, in which all things are label 0 and stuff is 1, 2 ... in the
+            order of `stuff_classes`, or else of the category ids.
         instances_json: the instance annotation file.
     """
     separated, stuff_only = name + "_separated", name + "_stuffonly"
     DatasetCatalog.register(
         separated, functools.partial(_load_separated, instances_json, image_root, sem_seg_root, separated)
     )
-    MetadataCatalog.get(separated).set(
+    known = MetadataCatalog.get(separated).set(
         panoptic_root=panoptic_root,
         image_root=image_root,
         panoptic_json=panoptic_json,
@@ -208,10 +266,13 @@ def register_coco_panoptic_separated(
         ignore_label=255,
         **metadata,
     )
+    known.derive(CLASS_KEYS, functools.partial(read_classes, instances_json, separated))
+    known.derive(_TABLES[2:], functools.partial(_read_classes, separated, panoptic_json, _TABLES[2:], True))
     DatasetCatalog.register(stuff_only, functools.partial(load_sem_seg, sem_seg_root, image_root))
-    MetadataCatalog.get(stuff_only).set(
+    known = MetadataCatalog.get(stuff_only).set(
         sem_seg_root=sem_seg_root, image_root=image_root, evaluator_type="sem_seg", ignore_label=255, **metadata
     )
+    known.derive(_TABLES[2:], functools.partial(_read_classes, stuff_only, panoptic_json, _TABLES[2:], True))
 
 
 def _load_separated(instances_json: str, image_root: str, sem_seg_root: str, name: str) -> list[dict[str, Any]]:

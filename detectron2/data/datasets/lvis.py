@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_coco_instances_meta
-from detectron2.data.datasets.coco import load_content, set_class_metadata
+from detectron2.data.datasets.coco import CLASS_KEYS, load_content, read_classes, set_class_metadata
 from detectron2.data.formats.coco import CocoReader
 from detectron2.data.formats.reading import (
     AnnotationFileError,
@@ -32,7 +32,16 @@ def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str,
         image_root: folder that contains the folders `train2017`, `val2017` ... of COCO's images.
     """
     DatasetCatalog.register(name, functools.partial(load_lvis_json, json_file, image_root, name))
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
+    known = MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
+    known.derive(CLASS_KEYS, functools.partial(_describe, json_file, name))
+
+
+def _describe(json_file: str, name: str) -> None:
+    """Put the class tables into the metadata, without loading the data set."""
+    if any(version in name for version in _VERSIONS):
+        MetadataCatalog.get(name).set(**get_lvis_instances_meta(name))
+    else:
+        read_classes(json_file, name)
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
@@ -109,6 +118,7 @@ def load_lvis_json(
         return [{**record, **lists[record["image_id"]]} for record in records]
 
 
+_VERSIONS = ("cocofied", "v0.5", "v1")
 _LISTS = ("not_exhaustive_category_ids", "neg_category_ids")
 
 
@@ -134,12 +144,9 @@ def _labels(reader: CocoReader, dataset_name: str | None) -> Mapping[Any, int]:
     if dataset_name is None:
         return _OneLess()
     metadata = MetadataCatalog.get(dataset_name)
-    try:
-        metadata.set(**get_lvis_instances_meta(dataset_name))
-    except ValueError:
-        if any(version in dataset_name for version in ("cocofied", "v0.5", "v1")):
-            raise
+    if not any(version in dataset_name for version in _VERSIONS):
         # Someone's own data set in this format: it tells its classes itself.
         return set_class_metadata(reader, dataset_name)
+    metadata.set(**get_lvis_instances_meta(dataset_name))
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     return ids if ids is not None else {label + 1: label for label in range(len(metadata.thing_classes))}

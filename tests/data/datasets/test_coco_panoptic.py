@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic, register_coco_panoptic_separated
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json, merge_to_panoptic
+from detectron2.evaluation import COCOPanopticEvaluator
 
 META = {"thing_dataset_id_to_contiguous_id": {3: 0}, "stuff_dataset_id_to_contiguous_id": {8: 1}}
 
@@ -151,6 +152,78 @@ def test_register_separated(tmp_path, names):
     assert MetadataCatalog.get(names[1]).evaluator_type == "coco_panoptic_seg"
     assert MetadataCatalog.get(names[1]).thing_classes == ["thing"]
     assert MetadataCatalog.get(names[2]).evaluator_type == "sem_seg"
+
+
+CATEGORIES = [
+    {"id": 7, "name": "cheese", "isthing": 0},
+    {"id": 3, "name": "hole", "isthing": 1},
+    {"id": 9, "name": "board", "isthing": 0},
+]
+
+
+class TestClassesOfTheFile:
+    """Names, labels and things are what the file's own categories say, before and after loading."""
+
+    @pytest.mark.parametrize("given", [{}, {"thing_classes": ["board", "cheese", "hole"]}, {"stuff_classes": "same"}])
+    def test_standard(self, tmp_path, names, given):
+        order = ["hole", "cheese", "board"]
+        given = {k: order if v == "same" else v for k, v in given.items()}
+        file = write(tmp_path / "a.json", panoptic(7, 3) | {"categories": CATEGORIES})
+        if "thing_classes" in given:  # the user's order of names; hole would be 2, and so is board
+            register_coco_panoptic(names[0], given, "i", "p", file)
+            with pytest.raises(ValueError, match=r"labels \[2\] would be a thing and stuff at once"):
+                DatasetCatalog.get(names[0])
+            MetadataCatalog.get(names[0]).stuff_classes = order = given["thing_classes"]
+        else:
+            register_coco_panoptic(names[0], given, "i", "p", file)
+        metadata = MetadataCatalog.get(names[0])
+        for _ in range(2):
+            assert metadata.thing_classes == metadata.stuff_classes == order
+            assert metadata.thing_dataset_id_to_contiguous_id == {3: order.index("hole")}
+            assert metadata.stuff_dataset_id_to_contiguous_id == {7: order.index("cheese"), 9: order.index("board")}
+            (record,) = DatasetCatalog.get(names[0])
+        found = [(order[s["category_id"]], s["isthing"]) for s in record["segments_info"]]
+        assert found == [("cheese", False), ("hole", True)]
+
+    def separated(self, tmp_path, names, metadata):
+        instances = {"images": [], "annotations": [], "categories": CATEGORIES[1:2]}
+        files = [
+            write(tmp_path / name, content)
+            for name, content in (("i.json", instances), ("p.json", panoptic() | {"categories": CATEGORIES}))
+        ]
+        register_coco_panoptic_separated(names[0], metadata, "i", "p", files[1], "s", files[0])
+        return MetadataCatalog.get(names[1]), MetadataCatalog.get(names[2])
+
+    def test_separated(self, tmp_path, names):
+        metadata, stuff_only = self.separated(tmp_path, names, {})
+        assert metadata.thing_dataset_id_to_contiguous_id == {3: 0} and metadata.thing_classes == ["hole"]
+        for known in (metadata, stuff_only):
+            assert known.stuff_classes == ["things", "cheese", "board"]
+            assert known.stuff_dataset_id_to_contiguous_id == {0: 0, 7: 1, 9: 2}
+        assert COCOPanopticEvaluator(names[1])._stuff_contiguous_id_to_dataset_id == {0: 0, 1: 7, 2: 9}
+
+    def test_separated_with_names_in_another_order(self, tmp_path, names):
+        metadata, _ = self.separated(tmp_path, names, {"stuff_classes": ["things", "board", "cheese"]})
+        assert metadata.stuff_dataset_id_to_contiguous_id == {0: 0, 7: 2, 9: 1}
+
+    def test_names_that_do_not_fit(self, tmp_path, names):
+        self.separated(tmp_path, names, {"stuff_classes": ["things", "sky", "board"]})
+        with pytest.raises(ValueError, match=r"needs \['stuff_dataset_id_to_contiguous_id'\].*without 'cheese'"):
+            COCOPanopticEvaluator(names[1])
+
+    @pytest.mark.parametrize(
+        ("category", "message"),
+        [
+            ({"id": 3, "name": "hole"}, r"categories\[0\]: needs \['isthing'\]"),
+            ({"id": 3, "name": "hole", "isthing": "yes"}, "needs 'isthing' 0 or 1"),
+        ],
+    )
+    def test_categories_that_do_not_say(self, tmp_path, names, category, message):
+        register_coco_panoptic(names[0], {}, "i", "p", write(tmp_path / "a", panoptic(3) | {"categories": [category]}))
+        with pytest.raises(ValueError, match=message):
+            DatasetCatalog.get(names[0])
+        with pytest.raises(ValueError, match=message):
+            COCOPanopticEvaluator(names[0])
 
 
 def test_merge_needs_all():
