@@ -12,6 +12,9 @@ import itertools
 import logging
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -97,7 +100,9 @@ def usable_workers(wanted: int) -> int:
 _NO_SHARED_MEMORY = re.compile(
     r"bus error|unable to (mmap|open shared memory|allocate shared memory|write to file </torch)"
 )
-_DEATH = re.compile(r"DataLoader worker \(.*\) (is killed by signal: ([\w ]+)|exited unexpectedly)")
+_DEATH = re.compile(
+    r"DataLoader worker \(.*\) (is killed by signal: ([\w ]+)|exited unexpectedly(?: with exit code (\d+))?)"
+)
 
 
 def explain_worker_error(error: BaseException, num_workers: int) -> str | None:
@@ -119,6 +124,12 @@ def explain_worker_error(error: BaseException, num_workers: int) -> str | None:
         )
     if death is None:
         return None
+    if death[3]:
+        return (
+            f"A data loading worker ended by itself ({text.strip()}). What it says of this is above; if nothing is, "
+            f"look for a call of exit in the mapper. With 0 workers (DATALOADER.NUM_WORKERS, now {num_workers}) it "
+            "would end the program at that place."
+        )
     if death[2] in (None, "Killed", "Terminated"):
         return (
             f"A data loading worker was killed ({text.strip()}). Usually the system does this when memory runs out. "
@@ -153,6 +164,17 @@ def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) 
         worker_init_fn(worker_id)
 
 
+def _death_of(workers: Sequence[Any]) -> RuntimeError | None:
+    """Return the error that torch has for a worker that died, if one did."""
+    for worker in workers:
+        if (code := worker.exitcode) is not None and code < 0:
+            name = signal.strsignal(-code) or f"signal {-code}"
+            return RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: {name}.")
+        if code:
+            return RuntimeError(f"DataLoader worker (pid {worker.pid}) exited unexpectedly with exit code {code}.")
+    return None
+
+
 class GuardedLoader(torchdata.DataLoader):
     """A torch loader whose workers use little memory, and that, when one of them dies, says what to do."""
 
@@ -163,6 +185,8 @@ class GuardedLoader(torchdata.DataLoader):
         super().__init__(dataset, worker_init_fn=functools.partial(_start_worker, worker_init_fn), **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's iterator, wrapped
+        if self.num_workers:
+            _Deaths.watch()
         iterator = super().__iter__()
         self.worker_pids = tuple(w.pid for w in getattr(iterator, "_workers", ()))
         return _GuardedIterator(iterator, self)
@@ -171,20 +195,61 @@ class GuardedLoader(torchdata.DataLoader):
         """Called when a batch is there."""
 
 
+class _Deaths:
+    """Torch's handler of the signal that a worker died raises wherever the program is; here, only while it waits."""
+
+    waiting = False
+    _handler: Any = None
+
+    @classmethod
+    def watch(cls) -> None:
+        """Put this handler around torch's, which it has after the first iterator with workers."""
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+            return
+        torchdata._utils.signal_handling._set_SIGCHLD_handler()
+        current = signal.getsignal(signal.SIGCHLD)
+        if getattr(current, "__module__", "") == torchdata._utils.signal_handling.__name__:
+            cls._handler = current
+            signal.signal(signal.SIGCHLD, cls._on_death)
+
+    @classmethod
+    def _on_death(cls, number: int, frame: Any) -> None:
+        try:
+            cls._handler(number, frame)
+        except RuntimeError:
+            if cls.waiting:  # for what may never come
+                raise
+
+
 class _GuardedIterator(Iterator):
     def __init__(self, iterator: Any, loader: GuardedLoader) -> None:
         self._iterator = iterator
         self._loader = loader
 
     def __next__(self) -> Any:
-        try:
+        workers = getattr(self._iterator, "_workers", ())
+        if not workers:
             batch = next(self._iterator)
-        except (RuntimeError, OSError) as e:
-            workers = self._loader.num_workers
-            text = explain_worker_error(e, workers) if workers else None
-            if text is None:
-                raise
-            raise RuntimeError(text) from e
+        elif (death := _death_of(workers)) is not None:
+            raise RuntimeError(explain_worker_error(death, len(workers)))
+        else:
+            try:
+                try:
+                    _Deaths.waiting = True
+                    batch = next(self._iterator)
+                finally:
+                    _Deaths.waiting = False
+            except Exception as e:
+                if isinstance(e, StopIteration) or str(e).startswith("Caught "):  # the end; an error of the mapper
+                    raise
+                for _ in range(20):  # what a dead worker had not sent is missed before its end is known
+                    if (death := _death_of(workers)) is not None:
+                        break
+                    time.sleep(0.05)
+                text = explain_worker_error(death or e, len(workers))
+                if text is None:
+                    raise
+                raise RuntimeError(text) from e
         self._loader._after_batch()
         return batch
 

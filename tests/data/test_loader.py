@@ -8,6 +8,8 @@ import pickle
 import random
 import re
 import signal
+import threading
+import time
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -317,6 +319,11 @@ class TestAnotherIterator:
         assert "cannot be positioned" not in caplog.text
 
 
+def _slow(record):
+    time.sleep(0.01)
+    return augment({**record, "image": torch.zeros(3, 100, 100)})
+
+
 def _die(record):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -330,6 +337,50 @@ class TestWorkers:
             loader = build_detection_test_loader(RECORDS, mapper=_die, num_workers=1)
         with pytest.raises(RuntimeError, match=r"(?s)worker was killed.*Use fewer workers .* now 1\)"):
             next(iter(loader))
+
+    @pytest.mark.parametrize("while_waiting", [False, True])
+    @pytest.mark.parametrize("kind", ["test", "grouped", "batches"])
+    @pytest.mark.parametrize(
+        ("number", "told"), [(signal.SIGKILL, r"killed .*Killed.*memory runs"), (signal.SIGSEGV, r"crashed .*Segment")]
+    )
+    def test_killed_at_any_moment(self, number, told, kind, while_waiting):
+        """The explanation comes from asking for data, wherever the program is when the worker dies."""
+        if kind == "test":
+            loader = build_detection_test_loader(RECORDS * 30, mapper=_slow, num_workers=2)
+        else:
+            loader = train_loader(mapper=_slow, num_workers=2, aspect_ratio_grouping=kind == "grouped")
+        batches = iter(loader)
+        next(batches)
+        threading.Timer(0.2, os.kill, (loader.worker_pids[0], number)).start()
+        if not while_waiting:
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                time.sleep(0.01)  # where nothing is raised
+        with pytest.raises(RuntimeError, match=rf"(?s)A data loading worker \S* ?{told}"):
+            list(batches)
+
+    def test_a_worker_that_ends_itself(self):
+        loader = train_loader(mapper=lambda record: os._exit(3), num_workers=1)
+        with pytest.raises(RuntimeError, match=r"ended by itself .*exit code 3"):
+            next(iter(loader))
+
+    def test_an_error_of_a_connection(self, monkeypatch):
+        """What a worker had not sent yet is missed before its end is known."""
+        loader = train_loader(mapper=_slow, num_workers=1)
+        batches = iter(loader.dataset)
+
+        class Broken:
+            def __init__(self, iterator):
+                self._workers = iterator._workers
+
+            def __next__(self):
+                threading.Timer(0.2, os.kill, (self._workers[0].pid, signal.SIGKILL)).start()
+                raise ConnectionResetError(104, "Connection reset by peer")
+
+        keep = batches._iterator
+        batches._iterator = Broken(keep)
+        with pytest.raises(RuntimeError, match=r"worker was killed .*Killed"):
+            next(batches)
 
     @pytest.mark.parametrize(
         ("text", "advice"),
