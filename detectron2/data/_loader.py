@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.utils.data as torchdata
+from torch.utils.data._utils import signal_handling
 
 from detectron2.data.common import (
     AspectRatioGroupedDataset,
@@ -206,9 +207,9 @@ class _Deaths:
         """Put this handler around torch's, which it has after the first iterator with workers."""
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
             return
-        torchdata._utils.signal_handling._set_SIGCHLD_handler()
+        signal_handling._set_SIGCHLD_handler()
         current = signal.getsignal(signal.SIGCHLD)
-        if getattr(current, "__module__", "") == torchdata._utils.signal_handling.__name__:
+        if getattr(current, "__module__", "") == signal_handling.__name__:
             cls._handler = current
             signal.signal(signal.SIGCHLD, cls._on_death)
 
@@ -413,7 +414,7 @@ class GroupedBatchLoader(_Positioned, AspectRatioGroupedDataset):
         return self.dataset  # type: ignore[return-value]  # as given
 
     def _start_in(self, round_: Iterator[tuple[int, int]], num_batches: int) -> "_StreamStart | tuple[int, int]":
-        is_wide = _orientation_of(self._stream().dataset.dataset)
+        is_wide = _orientation_of(self._stream().dataset.dataset)  # type: ignore[attr-defined]  # a ToIterableDataset
         if is_wide is None:
             logger.warning(
                 'The position in the training data is approximate: its elements have no "width" and "height", from '

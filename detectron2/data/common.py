@@ -386,8 +386,9 @@ class ToIterableDataset(torchdata.IterableDataset):
 
     def _round(self, round_start: int) -> Iterator[int]:
         """Go through the sampler from its start; one that asks the global generators gives the same in all workers."""
-        seeded = self.seed is not None
-        return _call_seeded(_started, self.sampler, self.seed, ~round_start) if seeded else iter(self.sampler)
+        if self.seed is None:
+            return iter(self.sampler)
+        return _call_seeded(_started, self.sampler, self.seed, ~round_start)
 
     def _elements(self, start: _StreamStart, seed: int | None) -> Iterator[Any]:
         round_start = int(self._round_start)
