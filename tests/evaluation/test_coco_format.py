@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 def write_truth(folder, **changes):
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0, **changes}
     content = {
-        "images": [{"id": 1, "file_name": "", "width": 20, "height": 20}],
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}],
         "categories": [{"id": annotation["category_id"] or 1, "name": "a"}],
         "annotations": [annotation],
     }

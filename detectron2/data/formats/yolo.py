@@ -5,6 +5,7 @@ width, height)` of its box, or its outline `x1 y1 x2 y2 x3 y3 ...`; all numbers 
 height. `data.yaml` names the classes and the folders of the splits.
 """
 
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ from detectron2.data.formats.annotated_images import (
     upright_xywh,
 )
 from detectron2.data.formats.reading import Meaning, Report
+from detectron2.data.formats.run_lengths import decode_mask
+from detectron2.structures import polygons_to_bitmask
 
 __all__ = ["read_yolo", "write_yolo"]
 
@@ -267,46 +270,60 @@ def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter
     """Return the outline of an object if it has one, else its box, as shares of the image."""
     size_wh = np.array([size_hw[1], size_hw[0]], dtype=np.float64)
     mask = annotation.get("segmentation")
-    rings: list[np.ndarray] = []
-    if isinstance(mask, dict):
-        rings = _outlines(mask, size_hw)
-        lost["masks as pixels (written as outlines, without holes)"] += 1
-    elif mask:
-        rings = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask if len(p) >= 6]
-    if rings:
-        return (_joined(rings) / size_wh).reshape(-1).tolist()
+    if mask:
+        outline = _outline(mask, size_hw, lost)
+        if outline is not None:
+            return (outline / size_wh).reshape(-1).tolist()
+        lost["masks without an outline (written as boxes)"] += 1
     lost["angles of boxes"] += len(annotation["bbox"]) == 5
     x, y, w, h = upright_xywh(annotation["bbox"])
     return (np.array([[x + w / 2, y + h / 2], [w, h]]) / size_wh).reshape(-1).tolist()
 
 
+def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndarray | None:
+    """Return one outline `(P, 2)` whose inside, where lines that cross twice count as outside, is the mask."""
+    rings = [] if isinstance(mask, dict) else [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask]
+    rings = [ring for ring in rings if len(ring) >= 3]
+    if len(rings) == 1:
+        return rings[0]
+    if rings:
+        areas = polygon_areas([ring.reshape(-1) for ring in rings], signed=True)
+        # one way round for all, so that areas add up
+        joined = _joined([r if a >= 0 else r[::-1] for r, a in zip(rings, areas, strict=True)])
+        pixels = polygons_to_bitmask([r.reshape(-1) for r in rings], *size_hw)
+        if (polygons_to_bitmask([joined.reshape(-1)], *size_hw) == pixels).all():
+            return joined
+    else:
+        pixels = decode_mask(mask, size_hw)
+        if pixels is None:
+            raise ValueError(f"A mask is no mask of its image, whose (height, width) is {size_hw}: {str(mask)[:80]}")
+    outlines = _outlines(pixels)
+    if not outlines:
+        return None
+    joined = _joined(outlines)
+    lost["masks whose pixels changed at their edges"] += bool(
+        (polygons_to_bitmask([joined.reshape(-1)], *size_hw) != pixels).any()
+    )
+    return joined
+
+
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
     """Return one outline around all parts, which are joined by lines that go there and back and so have no area."""
-    areas = polygon_areas([ring.reshape(-1) for ring in rings], signed=True)
     outline = rings[0]
-    for ring, area in zip(rings[1:], areas[1:], strict=True):
-        if area * (np.sign(areas[0]) or 1.0) < 0:
-            ring = ring[::-1]
+    for ring in rings[1:]:
         distances = ((outline[:, None] - ring[None]) ** 2).sum(axis=2)
         i, j = np.unravel_index(int(distances.argmin()), distances.shape)
         outline = np.concatenate([outline[: i + 1], np.roll(ring, -j, axis=0), ring[j : j + 1], outline[i:]])
     return outline
 
 
-def _outlines(mask: dict[str, Any], size_hw: tuple[int, int]) -> list[np.ndarray]:
-    """Return the outer outlines of a mask given as run lengths, around its pixels with the corners cut."""
+def _outlines(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return outlines of a mask `(H, W)` around its pixels with the corners cut; those of holes run the other way."""
     import contourpy
-    import pycocotools.mask
 
-    from detectron2.data.formats.run_lengths import run_lengths
-
-    mask_util: Any = pycocotools.mask  # its type hints leave out some forms
-    pixels = mask_util.decode(run_lengths(mask) if isinstance(mask["counts"], list) else mask)
-    if pixels.shape != tuple(size_hw):
-        raise ValueError(f"A mask has size {pixels.shape}, its image (height, width) {size_hw}.")
     generator: Any = contourpy.contour_generator(
         z=np.pad(pixels, 1).astype(np.float64), fill_type=contourpy.FillType.OuterOffset
     )
     points, offsets = generator.filled(0.5, 1.5)
     # The padding moves indices by 1, and the centre of pixel i lies at i + 0.5.
-    return [p[: o[1] - 1] - 0.5 for p, o in zip(points, offsets, strict=True)]
+    return [p[a : b - 1] - 0.5 for p, o in zip(points, offsets, strict=True) for a, b in itertools.pairwise(o)]

@@ -1,8 +1,12 @@
 """Folders in YOLO format: shares of the image become pixels and back; lines that are wrong become findings."""
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
+from detectron2.data.formats.annotated_images import AnnotatedImages
+from detectron2.data.formats.run_lengths import encode_mask
 from detectron2.data.formats.yolo import read_yolo, write_yolo
 
 
@@ -45,3 +49,83 @@ def test_boxes_and_outlines(folder):
 def test_mistakes(folder, line, kind):
     (folder / "labels" / "a.txt").write_text(line)
     assert [f.kind for f in read_yolo(folder).findings] == [kind]
+
+
+def run_lengths_of(pixels):
+    rle = encode_mask(pixels)
+    return {**rle, "counts": rle["counts"].decode()}
+
+
+def masks_of(segmentations, size_hw):
+    """The masks by pycocotools, which takes several polygons as their union."""
+    masks = []
+    for s in segmentations:
+        rle = mask_util.merge(mask_util.frPyObjects(s, *size_hw)) if isinstance(s, list) else s
+        masks.append(mask_util.decode(rle) > 0)
+    return masks
+
+
+def there_and_back(folder, segmentations, size_hw):
+    folder.mkdir()
+    Image.new("RGB", size_hw[::-1]).save(folder / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": size_hw[0], "width": size_hw[1]}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": s}
+            for n, s in enumerate(segmentations, start=1)
+        ],
+    }
+    lost = write_yolo(AnnotatedImages("a", "coco", content, str(folder), {"train": [1]}), folder / "new", "copy")
+    found = read_yolo(folder / "new").content["annotations"]
+    return lost, found, masks_of([a["segmentation"] for a in found], size_hw)
+
+
+def rectangle(x1, y1, x2, y2, turned=False):
+    ring = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
+    return [float(v) for point in (ring[::-1] if turned else ring) for v in point]
+
+
+def test_shapes_survive_the_way_to_yolo_and_back(tmp_path):
+    ring = np.zeros((96, 128), np.uint8)
+    ring[20:80, 20:80] = 1
+    ring[35:65, 35:65] = 0
+    ring[40:50, 40:50] = 1  # an island in the hole
+    outer, inner = rectangle(20, 20, 80, 80), rectangle(35, 35, 65, 65)
+    shapes = [
+        run_lengths_of(ring),
+        [outer, inner],  # COCO's union: no hole
+        [outer, rectangle(35, 35, 65, 65, turned=True)],
+        [inner, outer],
+        [rectangle(10, 10, 40, 40), rectangle(60, 20, 90, 30, turned=True), rectangle(60, 40, 90, 50)],
+        [rectangle(10, 10, 40, 40), rectangle(30, 20, 90, 30)],  # they overlap
+    ]
+    lost, found, masks = there_and_back(tmp_path / "a", shapes, (96, 128))
+    assert lost == {}
+    for before, after in zip(masks_of(shapes, (96, 128)), masks, strict=True):
+        assert (before == after).all()
+    assert [round(a["area"], -1) for a in found] == [2800, 3600, 3600, 3600, 1500, 1400]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_generated_nested_shapes(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    shapes = []
+    for _ in range(10):
+        pixels = np.zeros((60, 80), np.uint8)
+        polygons = []
+        for depth in range(int(rng.integers(1, 5))):
+            x, y = rng.integers(0, 50), rng.integers(0, 30)
+            w, h = rng.integers(5, 30, size=2)
+            pixels[y : y + h, x : x + w] = depth % 2 == 0
+            angles = np.sort(rng.uniform(0, 2 * np.pi, 7))[:: rng.choice([-1, 1])]
+            points = np.stack([x + w / 2 + w / 2 * np.cos(angles), y + h / 2 + h / 2 * np.sin(angles)], axis=1)
+            polygons.append(points.round(2).reshape(-1).tolist())
+        shapes += [run_lengths_of(pixels), polygons] if pixels.any() else [polygons]
+    lost, found, masks = there_and_back(tmp_path / "a", shapes, (60, 80))
+    changed = 0
+    for before, after, annotation in zip(masks_of(shapes, (60, 80)), masks, found, strict=True):
+        assert (before & after).sum() / (before | after).sum() > 0.97
+        assert annotation["area"] == pytest.approx(before.sum(), rel=0.1, abs=6)
+        changed += bool((before != after).any())
+    assert sum(lost.values()) >= changed - 1 and (changed == 0 or lost)
