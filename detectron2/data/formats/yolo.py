@@ -27,7 +27,7 @@ from detectron2.data.formats.annotated_images import (
     split_overlaps,
     upright_xywh,
 )
-from detectron2.data.formats.reading import Meaning, Report
+from detectron2.data.formats.reading import Meaning, Report, shorten
 from detectron2.data.formats.run_lengths import decode_mask
 from detectron2.structures import polygons_to_bitmask
 
@@ -35,6 +35,8 @@ __all__ = ["read_yolo", "write_yolo"]
 
 _SPLITS = ("train", "val", "test")
 _LARGEST = 1e7
+_MOST_CLASSES = 1 << 20
+_MOST_ENTRIES = 2_000_000  # of a folder
 _SLACK = 1e-3  # rounding of others
 
 
@@ -79,8 +81,8 @@ def _settings(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise ValueError(f"'{path}' is not YAML: {e}") from e
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as e:
+        raise ValueError(f"'{path}' is not YAML: {str(e)[:200]}") from e
     if not isinstance(settings, dict):
         raise ValueError(f"'{path}' should have 'names', 'train', 'val'; it is a {type(settings).__name__}.")
     if settings.get("kpt_shape"):
@@ -89,14 +91,24 @@ def _settings(path: Path | None) -> dict[str, Any]:
 
 
 def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
+    """Return the names in the order of the classes; None if there are none."""
     names = settings.get("names")
-    if isinstance(names, dict):
-        return [str(names.get(i, f"class_{i}")) for i in range(max(map(int, names), default=-1) + 1)]
-    if isinstance(names, list):
-        return [str(n) for n in names]
-    if (folder / "classes.txt").is_file():
+    if names is None and (folder / "classes.txt").is_file():
         return (folder / "classes.txt").read_text(encoding="utf-8").split("\n")
-    return None
+    if isinstance(names, dict):
+        if not all(str(k).isdigit() and int(k) < _MOST_CLASSES for k in names):
+            raise ValueError(f"data.yaml: the keys of 'names' must be classes from 0 on, not {shorten(names)}.")
+        by_class = {int(k): v for k, v in names.items()}
+        names = [by_class.get(i, f"class_{i}") for i in range(max(by_class, default=-1) + 1)]
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(n, (str, int)) and not isinstance(n, bool) for n in names):
+        raise ValueError(f"data.yaml: 'names' must be a list of class names, not {str(names)[:80]!r}.")
+    if settings.get("nc") is not None and settings["nc"] != len(names):
+        raise ValueError(
+            f"data.yaml: 'nc' is {str(settings['nc'])[:40]!r}, but 'names' has {len(names)}: make them agree."
+        )
+    return [str(n) for n in names]
 
 
 def _image_files(folder: Path, where: Any) -> Iterable[Path]:
@@ -105,11 +117,17 @@ def _image_files(folder: Path, where: Any) -> Iterable[Path]:
         plain = str(entry).replace("\\", "/")
         # Exports of some tools write ../train/images for what lies beside data.yaml.
         place = next((p for p in (folder / plain, folder / plain.removeprefix("../")) if p.exists()), None)
+        if not isinstance(entry, str) or not plain.strip():
+            raise ValueError(f"data.yaml: folders of images must be paths, not {str(entry)[:80]!r}.")
         if place is None:
             raise FileNotFoundError(f"There is no '{folder / plain}', which data.yaml names.")
         if place.is_file():
             lines = (line.strip() for line in place.read_text(encoding="utf-8").splitlines())
             yield from (folder / line for line in lines if line)
+        elif folder.resolve().is_relative_to(place.resolve()) and place.resolve() != folder.resolve():
+            raise ValueError(
+                f"data.yaml: '{plain}' is '{place.resolve()}', which has the data set in it; name a folder of images."
+            )
         else:
             yield from _below(place)
 
@@ -126,7 +144,11 @@ def _splits_by_folder(folder: Path) -> dict[str, list[Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    """Return the images in a folder; a `ValueError` if it has too much to be a data set."""
+    found = list(itertools.islice(folder.rglob("*"), _MOST_ENTRIES + 1))
+    if len(found) > _MOST_ENTRIES:
+        raise ValueError(f"'{folder}' has more than {_MOST_ENTRIES} files and folders; name a folder of images alone.")
+    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _label_file(image: Path) -> Path:

@@ -129,3 +129,25 @@ def test_generated_nested_shapes(tmp_path, seed):
         assert annotation["area"] == pytest.approx(before.sum(), rel=0.1, abs=6)
         changed += bool((before != after).any())
     assert sum(lost.values()) >= changed - 1 and (changed == 0 or lost)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("names: 5", "'names' must be a list"),
+        ("names: [1, 2.5, null, [x]]", "'names' must be a list"),
+        ("names: {a: 0}", "must be classes from 0 on"),
+        ("names: {99999999999: a}", "must be classes from 0 on"),
+        ("names: [a]\nnc: 5", "'nc' is '5', but 'names' has 1"),
+        ("train: ../../..\nnames: [a]", "has the data set in it"),
+        ("train: /\nnames: [a]", "has the data set in it"),
+        ("train: 5\nnames: [a]", "must be paths"),
+        ("[" * 3000, "is not YAML"),
+        ("names: !!int ''", "is not YAML"),
+    ],
+)
+def test_settings_that_cannot_be_meant(folder, text, said):
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"data\.yaml") as error:
+        read_yolo(folder)
+    assert said in str(error.value)
