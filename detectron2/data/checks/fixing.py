@@ -220,7 +220,8 @@ def _turn(annotation: dict[str, Any], orientation: int, size_hw: tuple[int, int]
     def turned(flat: Any, limit_hw: tuple[int, int] = size_hw) -> list[float]:
         return turn_upright(np.array(flat, dtype=np.float64).reshape(-1, 2), orientation, limit_hw).reshape(-1).tolist()
 
-    box, mask, keypoints = (annotation.get(key) for key in ("bbox", "segmentation", "keypoints"))
+    box, keypoints = annotation.get("bbox"), annotation.get("keypoints")
+    mask: Any = annotation.get("segmentation")
     if box and len(box) == 5:
         x, y, width, height, degrees = box
         angle = math.radians(degrees)

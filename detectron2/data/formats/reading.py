@@ -279,7 +279,7 @@ def is_polygon(coordinates: Any) -> bool:
 def image_size_hw(path: str, exif: str = "apply") -> tuple[int, int]:
     """Read the size `(height, width)` of an image from its header, after EXIF orientation unless `exif` is "ignore"."""
     size_hw, orientation = stored_size_hw(path)
-    return size_hw if orientation < 5 or exif == "ignore" else size_hw[::-1]
+    return size_hw if orientation < 5 or exif == "ignore" else (size_hw[1], size_hw[0])
 
 
 def stored_size_hw(path: str) -> tuple[tuple[int, int], int]:

@@ -42,7 +42,7 @@ def decode_mask(mask: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray | 
     import pycocotools.mask
 
     mask_util: Any = pycocotools.mask
-    counts = mask.get("counts")
+    counts: Any = mask.get("counts")
     if mask.get("size") != list(size_hw):
         return None
     if isinstance(counts, list):
