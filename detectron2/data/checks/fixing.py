@@ -243,7 +243,7 @@ def _turn(annotation: dict[str, Any], orientation: int, size_hw: tuple[int, int]
             mask = encode_mask(pixels)
             annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
     elif mask:
-        annotation["segmentation"] = [turned(p) for p in _as_polygons(mask, changes)]
+        annotation["segmentation"] = [turned(p) for p in _as_polygons(mask, changes)]  # pyright: ignore[reportArgumentType]
     if keypoints:  # which are indices of pixels; those that are not labelled are 0, 0, 0
         moved = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
         points = turned(moved[:, :2], (size_hw[0] - 1, size_hw[1] - 1))
