@@ -270,7 +270,7 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
 
 
 def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], str]:
-    """Write a cleaned copy; -> what was changed, and why that is no repair ("" if it is one)."""
+    """Write a cleaned copy; -> what was changed, and why that is not a repair ("" if it is one)."""
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
     exif = expected.get("exif", "apply")
@@ -280,10 +280,10 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
     if not _inspect(_as_source(args.fix, data), expected, args).passes:
         return changes, "It still has errors: check it again to see."
     if 2 * len(after) < len(before):
-        return changes, f"This is no repair: {len(after)} of {len(before)} annotations are left."
+        return changes, f"This is not a repair: {len(after)} of {len(before)} annotations are left."
     gone = {c for _, c, _ in before} - {c for _, c, _ in after}
     gone_names = [repr(c["name"]) for c in data.content["categories"] if str(c["id"]) in gone]
-    return changes, f"This is no repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""
+    return changes, f"This is not a repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""
 
 
 def _distinct(annotations: list[dict[str, Any]]) -> set[tuple[str, ...]]:

@@ -325,7 +325,7 @@ class TestFix:
     def test_a_repair_that_leaves_no_annotation_does_not_pass(self, command, tmp_path):
         path = write_coco(tmp_path, [image(1)], [annotation(1, category_id=3)], CATEGORIES)
         status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
-        assert status == 1 and "no repair: 0 of 1 annotations are left" in out
+        assert status == 1 and "not a repair: 0 of 1 annotations are left" in out
 
     def test_a_repair_that_loses_a_class_or_most_of_the_set_does_not_pass(self, command, tmp_path):
         for n, (bad, said) in enumerate(
