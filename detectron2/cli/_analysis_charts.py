@@ -190,6 +190,7 @@ def _bars(rows: Sequence[_Bar], label: str, end: float = 1.0, title: str = "") -
         axes.margins(y=0.02)
         axes.grid(alpha=0.5, axis="x")
         axes.set_axisbelow(True)
+        axes.spines["right"].set_visible(False)  # numbers may stand there
         axes.set(xlabel=label, xlim=(0, end))
         axes.set_title(title, fontsize=9)
 

@@ -25,21 +25,11 @@ _FIXED = ("stuff_classes", "class_image_count")  # tables of files that are not 
 
 
 def match_classes(model: nn.Module, names: Iterable[str], *, is_strict: bool = True) -> bool:
-    """Compare the class names of loaded weights, as far as the checkpoint tells them, with those of data sets.
+    """Compare the class names that loaded weights tell of themselves with those of registered data sets.
 
     Where a data set has the same names in another order, its labels become those of the weights, here and wherever it
-    is used afterwards. Models that were trained since they were loaded are not compared.
-
-    Args:
-        model: loaded by `DetectionCheckpointer`.
-        names: data sets; those that are not registered are left alone.
-        is_strict: whether other names are an error; otherwise they are warned of.
-
-    Returns:
-        whether labels changed, so that loaders have to be built anew.
-
-    Raises:
-        DatasetError: a data set has other classes than the weights.
+    is used afterwards; other names are a `DatasetError`, or a warning. A model that was trained since it was loaded is
+    not compared. Returns whether labels changed, so that loaders have to be built anew.
     """
     model = unwrap_model(getattr(model, "model", model))  # within test-time augmentation
     record = getattr(model, "_weights_record", {})
@@ -80,7 +70,7 @@ def _relabel(name: str, classes: Sequence[str], new_labels: Sequence[int]) -> No
     """Change the labels of a data set, in its metadata and wherever it is loaded."""
     values, load = vars(MetadataCatalog.get(name)), DatasetCatalog.data[name]
     before = {key: values[key] for key in _BY_LABEL if key in values}
-    first = int(values.get("evaluator_type") == "lvis")  # the id of label 0, where there is no map
+    first = int(values.get("evaluator_type") == "lvis")  # the id of label 0 without a map
     ids = before.get("thing_dataset_id_to_contiguous_id") or {old + first: old for old in range(len(classes))}
     after = {"thing_classes": list(classes), _BY_LABEL[2]: {i: new_labels[old] for i, old in ids.items()}}
     if "thing_colors" in before:

@@ -107,7 +107,7 @@ def _has_rotated_file(metadata: Metadata) -> bool:
     if path is None or not PathManager.isfile(path):
         return False
     with PathManager.open(path, "r") as f:
-        return re.search(r'"bbox"\s*:\s*\[[^][,]*(,[^][,]*){4}\]', f.read()) is not None
+        return re.search(r'"bbox"\s*:\s*\[[^][,]*(,[^][,]*){4}\]', str(f.read())) is not None
 
 
 def _classes_by_fields(name: str, metadata: Metadata) -> tuple[Callable[..., DatasetEvaluator], ...]:

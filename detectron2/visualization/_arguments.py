@@ -20,18 +20,16 @@ def as_array(values: Any) -> Any:
 
 def shape_of(value: Any) -> str:
     """Describe a wrong argument: its type and shape, or the keys of a dictionary."""
-    if isinstance(value, Mapping):
-        return f"a dictionary with the keys {sorted(map(str, value))[:8]}"
+    keys = f" with the keys {sorted(map(str, value))[:8]}" if isinstance(value, Mapping) else ""
     shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
+    return f"a {type(value).__name__}{keys}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
 def as_rgb_image(image: Any) -> np.ndarray:
     """An RGB image as uint8; floats from 0 to 1 and 16 bits are scaled, and others outside 0 to 255 refused."""
     array = np.asarray(as_array(image))
     if array.dtype.kind not in "buif":
-        why = ": the file could not be read" if image is None else ""
-        raise TypeError(f"The image is an RGB array (height, width, 3), got {shape_of(image)}{why}.")
+        raise TypeError(f"The image is an RGB array (height, width, 3), got {shape_of(image)}: was the file read?")
     if array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"Visualizer needs an RGB image (height, width, 3), got shape {array.shape}.")
     if array.dtype == np.uint8 or not array.size:
@@ -54,13 +52,11 @@ def check_instances(predictions: Any) -> None:
     """Refuse what is not an `Instances`, with the part that it is in."""
     if hasattr(predictions, "get_fields") and hasattr(predictions, "has"):
         return
-    cure = "Pass the Instances of one image."
-    if isinstance(predictions, Mapping):
-        cure = 'Pass predictions["instances"].'
-        if "instances" not in predictions:
-            cure = "Draw sem_seg with draw_sem_seg(), and panoptic_seg with draw_panoptic_seg()."
+    cure = 'Pass the Instances of one image: predictions["instances"].'
+    if isinstance(predictions, Mapping) and "instances" not in predictions:
+        cure = "Draw sem_seg with draw_sem_seg(), and panoptic_seg with draw_panoptic_seg()."
     elif isinstance(predictions, list | tuple):
-        cure = 'Pass the instances of one image at a time: predictions[0]["instances"].'
+        cure = 'Pass the Instances of one image: predictions[0]["instances"].'
     elif hasattr(predictions, "shape"):
         cure = "To leave some out, index with the mask: instances[instances.scores > 0.7]."
     raise TypeError(f"Expected an Instances, got {shape_of(predictions)}. {cure}")
@@ -92,7 +88,7 @@ def check_panoptic(panoptic_seg: Any, segments_info: Any, size_hw: tuple[int, ..
 
 
 def as_numbers(values: Any, name: str, wanted: str, dims: tuple[int, tuple[int, ...]] | None) -> np.ndarray:
-    """Numbers as an array with so many dimensions, the last of one of these lengths."""
+    """Numbers as an array of this number of dimensions, the last of one of these lengths."""
     try:
         array = np.asarray(as_array(values), dtype=float)
     except (TypeError, ValueError, NotImplementedError):

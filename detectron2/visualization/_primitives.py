@@ -225,8 +225,7 @@ class DrawsPrimitives:
         points = as_numbers(segment, "draw_polygon", "(points, 2) of one polygon", None)
         if points.size % 2:
             raise TypeError(f"draw_polygon: expected pairs of x and y, got shape {points.shape}.")
-        rings = [points.reshape(-1, 2)]
-        self._draw_region(rings, color, edge_color, alpha)
+        self._draw_region([points.reshape(-1, 2)], color, edge_color, alpha)
         return self.output
 
     def draw_binary_mask(

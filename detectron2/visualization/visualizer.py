@@ -16,15 +16,7 @@ from detectron2.structures import BoxMode, PolygonMasks, ROIMasks
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
-from ._arguments import (
-    as_array,
-    as_label_map,
-    as_numbers,
-    as_rgb_image,
-    check_instances,
-    check_panoptic,
-    shape_of,
-)
+from ._arguments import as_array, as_label_map, as_numbers, as_rgb_image, check_instances, check_panoptic, shape_of
 from ._primitives import DrawsPrimitives, scaled_padding
 from .canvas import VisImage
 from .colors import _OFF_WHITE, _RED, ColorMode, class_color, instance_colors, to_rgb
@@ -461,8 +453,7 @@ class Visualizer(DrawsPrimitives):
     def _convert_boxes(self, boxes: Any) -> np.ndarray:
         """Boxes of any kind as an array (N, 4) or, rotated, (N, 5)."""
         array = as_numbers(boxes, "boxes", "(N, 4), or (N, 5) of rotated boxes", None)
-        array = array if array.ndim == 2 else array.reshape(len(array), -1 if array.size else 4)
-        return as_numbers(array, "boxes", "(N, 4), or (N, 5) of rotated boxes", (2, (4, 5)))
+        return as_numbers(array if array.size else array.reshape(-1, 4), "boxes", "(N, 4) or (N, 5)", (2, (4, 5)))
 
     def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
         """Masks of any kind, one object for each instance."""
