@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import BASE_KEY
 from omegaconf import OmegaConf
 from torch import nn
@@ -24,8 +23,10 @@ from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.project_keys import adders_of
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.config.trusted_calls import refuse_foreign_config
+from detectron2.config.unread import warn_of_unread
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.engine.model_preparation import available_device, on_available_device
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import import_file
@@ -155,14 +156,16 @@ def _finish(cfg: Any, opts: list[str], output_dir: str | None, device: str | Non
     """Apply changes, and choose a device that is there."""
     if isinstance(cfg, CfgNode):
         cfg.merge_from_list(opts)
-        cfg.MODEL.DEVICE = _available_device(device or cfg.MODEL.DEVICE, "--device" if device else "MODEL.DEVICE")
+        if device:
+            cfg.MODEL.DEVICE = available_device(device, "--device")
+        cfg = on_available_device(cfg)
         if output_dir:
             cfg.OUTPUT_DIR = output_dir
         cfg.freeze()
         return cfg
     LazyConfig.apply_overrides(cfg, opts)
     chosen = device or cfg.train.get("device", "cuda")
-    cfg.train.device = _available_device(chosen, "--device" if device else "train.device")
+    cfg.train.device = available_device(chosen, "--device" if device else "train.device")
     if output_dir:
         cfg.train.output_dir = output_dir
     return cfg
@@ -189,17 +192,6 @@ def _is_lazy(path: str) -> bool:
         return any(str(line).startswith(("model:", "dataloader:", "train:")) for line in f)
 
 
-def _available_device(device: str, key: str) -> str:
-    try:
-        torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"{key} is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER.") from None
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
-        return "cpu"
-    return device
-
-
 def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     """Build a model in evaluation mode from a config of either kind, and load `weights`, or those that it names.
 
@@ -209,7 +201,9 @@ def load_model(cfg: Any, weights: str) -> tuple[nn.Module, DatasetMapper]:
     if not weights:
         raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS (train.init_checkpoint) in the config.")
     if isinstance(cfg, CfgNode):
-        model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
+        model = build_model(cfg)
+        warn_of_unread(cfg, model, "MODEL")
+        mapper = DatasetMapper(cfg, is_train=False)
     else:
         test_mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
         if test_mapper is None:

@@ -11,6 +11,7 @@ from yacs.config import CfgNode as YacsNode
 import detectron2.config.defaults as defaults
 from detectron2.config.merge import ConfigError, ConfigTypeError, UnknownConfigKeyError
 from detectron2.config.node import CfgNode
+from detectron2.config.unread import keep_record
 
 __all__ = [
     "CfgNode",
@@ -38,7 +39,7 @@ def get_cfg() -> CfgNode:
         >>> cfg.SOLVER.BASE_LR
         0.02
     """
-    return defaults._C.clone()
+    return keep_record(defaults._C.clone())
 
 
 def set_global_cfg(cfg: CfgNode) -> None:

@@ -5,7 +5,7 @@ A *path* is the full name of a key, such as `MODEL.RPN.NMS_THRESH`.
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yacs.config import CfgNode as YacsNode
@@ -14,6 +14,8 @@ from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.project_keys import PROJECT_FOLDERS, adders_of
 
 __all__ = [
+    "CHANGED",
+    "READ",
     "ConfigError",
     "ConfigTypeError",
     "UnknownConfigKeyError",
@@ -21,8 +23,10 @@ __all__ = [
     "merge_config",
     "merge_pairs",
     "nearest",
+    "note_change",
 ]
 
+READ, CHANGED = "__read__", "__changed__"  # attributes of a node that keeps a record; see detectron2.config.unread
 _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
 
@@ -57,6 +61,12 @@ def iter_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
+def note_change(node: Any, key: str, before: Any) -> None:
+    """Record in a node that a key was set to another value than `before`, if the node keeps a record."""
+    if CHANGED in node.__dict__ and dict.get(node, key) != before:
+        node.__dict__[CHANGED].add(key)
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to a given one, or None if none is similar.
 
@@ -80,16 +90,20 @@ def _nearest_path(path: str, root: YacsNode) -> str | None:
 class _Transaction:
     """Writes into a config tree that can be undone, and the problems found meanwhile."""
 
-    def __init__(self, root: YacsNode, source: str | None):
+    def __init__(self, root: YacsNode, source: str | None, is_wish: Callable[[str], bool] = lambda path: True):
         self.root = root
         self.source = source
+        self.is_wish = is_wish  # whether a path is one that the user sets, rather than a base or a whole config
         self.unknown: dict[str, str] = {}
         self.wrong_type: list[str] = []
         self._undo: list[tuple[YacsNode, str, bool, Any]] = []
 
-    def write(self, node: YacsNode, key: str, value: Any) -> None:
-        self._undo.append((node, key, key in node, node.get(key)))
+    def write(self, node: YacsNode, key: str, value: Any, path: str = "") -> None:
+        self._undo.append((node, key, key in node, dict.get(node, key)))
+        before = dict.get(node, key, OPTIONAL_KEYS.get(path, value))
         node[key] = value
+        if self.is_wish(path):
+            note_change(node, key, before)
 
     def is_retired(self, path: str) -> bool:
         """Return True for a deprecated key, which is ignored; raise an error with the new name for a renamed key."""
@@ -175,7 +189,7 @@ def _fit(new: Any, old: Any) -> Any:
 
 def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -> None:
     """Write `raw` over the existing or optional key `node[key]`, or report that its type is wrong."""
-    old = node[key] if key in node else OPTIONAL_KEYS[path]
+    old = dict.get(node, key, OPTIONAL_KEYS.get(path))  # without reading the key
     value = node._decode_cfg_value(raw)
     fitted = _fit(value, old)
     if fitted is _MISFIT and type(old) is str and type(raw) is str:
@@ -183,14 +197,14 @@ def _assign(node: YacsNode, key: str, raw: Any, path: str, work: _Transaction) -
     if fitted is _MISFIT:
         work.report_type(path, old, value)
     else:
-        work.write(node, key, copy.deepcopy(fitted))
+        work.write(node, key, copy.deepcopy(fitted), path)
 
 
 def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: _Transaction) -> None:
     for key, raw in source.items():
         path = f"{prefix}{key}"
         if key in target:
-            if isinstance(raw, Mapping) and isinstance(target[key], YacsNode):
+            if isinstance(raw, Mapping) and isinstance(dict.get(target, key), YacsNode):
                 _merge_tree(raw, target[key], f"{path}.", work)
             else:
                 _assign(target, key, raw, path, work)
@@ -206,15 +220,21 @@ def _merge_tree(source: Mapping[str, Any], target: YacsNode, prefix: str, work: 
                 work.report_unknown(leaf)
 
 
-def merge_config(source: YacsNode, target: YacsNode, origin: str | None = None) -> None:
+def merge_config(
+    source: YacsNode, target: YacsNode, origin: str | None = None, own: Mapping[str, Any] | None = None
+) -> None:
     """Overwrite the values of `target` with those of `source`, all or none; `origin` is the file, for messages.
 
+    The keys of `own` (default: of `source`) are those that the user sets, unless it is a whole config.
     An `UnknownConfigKeyError` names keys that `target` does not have (where new ones are not allowed), a
     `ConfigTypeError` values of another type than those in `target`, and a `ConfigError` both.
     """
     if not isinstance(source, YacsNode):
         raise TypeError(f"Expected a CfgNode to merge from, but got {type(source).__name__}; use CfgNode({{...}}).")
-    with _Transaction(target, origin) as work:
+    paths = {path for path, _ in iter_leaves(source if own is None else own)}
+    if 2 * len(paths) > sum(1 for _ in iter_leaves(target)):
+        paths = set()
+    with _Transaction(target, origin, paths.__contains__) as work:
         _merge_tree(source, target, "", work)
 
 

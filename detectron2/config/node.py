@@ -11,7 +11,7 @@ from fvcore.common.config import BASE_KEY
 from fvcore.common.config import CfgNode as _FvcoreNode
 
 from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
-from detectron2.config.merge import ConfigTypeError, iter_leaves, merge_config, merge_pairs
+from detectron2.config.merge import READ, ConfigTypeError, iter_leaves, merge_config, merge_pairs, note_change
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.utils.file_io import PathManager
 
@@ -59,8 +59,8 @@ class CfgNode(_FvcoreNode):
         return cls._load_chain(str(filename), ())
 
     @classmethod
-    def _load_chain(cls, filename: str, opened: tuple[str, ...]) -> dict[str, Any]:
-        """Read `filename` and its bases; `opened` lists the files that name it as a base."""
+    def _load_chain(cls, filename: str, opened: tuple[str, ...], own: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Read `filename` and its bases; `opened` lists the files that name it as a base; `own` gets its own keys."""
         if filename in opened:
             raise ValueError(f"The {BASE_KEY} keys of these files form a circle: {' -> '.join((*opened, filename))}.")
         with cls._open_cfg(filename) as file:
@@ -75,6 +75,8 @@ class CfgNode(_FvcoreNode):
             path = _resolve_base(base, filename)
             _overlay(cls._load_chain(path, (*opened, filename)), merged, path)
         _overlay(content, merged, filename)
+        if own is not None:
+            own.update(content)
         return merged
 
     @classmethod
@@ -106,12 +108,15 @@ class CfgNode(_FvcoreNode):
             ValueError: if values have a wrong type, or the file is not valid YAML.
         """
         filename = str(cfg_filename)
-        content = self.load_yaml_with_base(filename)
+        own: dict[str, Any] = {}
+        content = self._load_chain(filename, (), own)
+        if os.path.basename(filename).startswith("Base"):
+            own = {}  # not what a user sets
         _check_leaves(content, filename)
         loaded = type(self)(content)
         current = self.get("VERSION")
         if current is None:
-            merge_config(loaded, self, filename)
+            merge_config(loaded, self, filename, own)
             return
         version = loaded.get("VERSION")
         if version is None:
@@ -119,11 +124,11 @@ class CfgNode(_FvcoreNode):
         if version > current:
             raise ValueError(f"{filename} has VERSION {version}, newer than the {current} of this config.")
         if version == current:
-            merge_config(loaded, self, filename)
+            merge_config(loaded, self, filename, own)
             return
         logger.warning("%s is of config version %s and is translated to version %s.", filename, version, current)
         old = downgrade_config(self, to_version=version)
-        merge_config(loaded, old, filename)
+        merge_config(loaded, old, filename, {})
         upgraded = upgrade_config(old)
         self.clear()
         self.update(upgraded)
@@ -150,6 +155,21 @@ class CfgNode(_FvcoreNode):
         """Return the config as YAML text, with tuples as lists; the arguments are those of `yaml.safe_dump`."""
         return _FvcoreNode.dump(_unshared(self), *args, **kwargs)
 
+    def __getitem__(self, name: str) -> Any:
+        if READ in self.__dict__:
+            self.__dict__[READ].add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default` if there is no such key."""
+        self.__dict__.get(READ, set()).add(name)
+        return dict.get(self, name, default)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        before = dict.get(self, name, value)  # a new key has not changed
+        super().__setattr__(name, value)
+        note_change(self, name, before)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
@@ -163,6 +183,8 @@ class CfgNode(_FvcoreNode):
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if READ in self.__dict__:
+            clone.__dict__[READ] = self.__dict__[READ]  # what reads a copy reads this config
         for key, value in self.items():
             clone[key] = copy.deepcopy(value, memo)
         return clone

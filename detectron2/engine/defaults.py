@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import detectron2.data.transforms as T
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig
+from detectron2.config.unread import warn_of_unread
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -37,7 +38,7 @@ from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
 from detectron2.engine.hooks.run_summary import explain_schedule
-from detectron2.engine.model_preparation import create_ddp_model, prepare_model
+from detectron2.engine.model_preparation import create_ddp_model, on_available_device, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -193,7 +194,8 @@ def default_writers(
 class DefaultPredictor:
     """Predict on single images: load weights, convert the colour order, resize, run the model.
 
-    The device is `cfg.MODEL.DEVICE`. For folders, batches or benchmarks use the model directly.
+    The device is `cfg.MODEL.DEVICE`, or the CPU if there is no GPU. For folders, batches or benchmarks use the model
+    directly.
 
     Example:
         predictor = DefaultPredictor(cfg)
@@ -217,9 +219,10 @@ class DefaultPredictor:
     """
 
     _has_tta = False
+    _has_warned = False
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg.clone()
+        self.cfg = on_available_device(cfg).clone()
         self.model = build_model(self.cfg)
         self.model.eval()
         if cfg.TEST.AUG.ENABLED:
@@ -240,6 +243,7 @@ class DefaultPredictor:
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0 keeps the size
         self.input_format = cfg.INPUT.FORMAT
+        warn_of_unread(self.cfg, self.model, "MODEL")
         if self.input_format not in ("RGB", "BGR"):
             raise ValueError(f'INPUT.FORMAT must be "RGB" or "BGR" for DefaultPredictor, got {self.input_format!r}.')
 
@@ -253,14 +257,12 @@ class DefaultPredictor:
             The output of the model for this image, in the resolution of the image.
 
         Raises:
-            TypeError: the image is not an array; `cv2.imread` returns `None` for a file it cannot read.
-            ValueError: the array does not have three dimensions.
+            TypeError: the image is not an array of numbers; `cv2.imread` returns `None` for a file it cannot read.
+            ValueError: the array has another shape, no pixels, or values that are not in [0, 255].
         """
-        if not isinstance(original_image, np.ndarray):
-            why = ": the file could not be read" if original_image is None else ""
-            raise TypeError(f"Expected an image as an array (H, W, C), got {type(original_image).__name__}{why}.")
-        if original_image.ndim != 3:
-            raise ValueError(f"Expected an image of shape (H, W, C), got {original_image.shape}.")
+        if (text := _check_image(original_image, self.cfg.MODEL.PIXEL_MEAN)) and not self._has_warned:
+            logger.warning("%s", text)
+            self._has_warned = True  # once, not for every frame of a video
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         height, width = image.shape[:2]
         resized: Any = self.aug.get_transform(image).apply_image(image)
@@ -269,6 +271,48 @@ class DefaultPredictor:
             inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
             model = build_model_with_tta(self.cfg, self.model) if self._has_tta else self.model
             return model([inputs])[0]
+
+
+_ONE_BY_ONE = "predict on one at a time, or call predictor.model with a list of inputs"
+_CURES = {  # by the type of what was given in place of an array
+    "NoneType": "the file could not be read",
+    "str": "read it with detectron2.data.detection_utils.read_image(path, 'BGR')",
+    "list": _ONE_BY_ONE,
+    "Tensor": "give image.numpy(), channels last",
+    "Image": "give numpy.asarray(image.convert('RGB'))[:, :, ::-1]",
+}
+
+
+def _check_image(image: Any, pixel_mean: Sequence[float]) -> str:
+    """Raise an error for what is not an image `(H, W, C)` in [0, 255]; return a warning, or "", for an odd range."""
+    if not isinstance(image, np.ndarray):
+        cure = next((f": {_CURES[t.__name__]}" for t in type(image).__mro__ if t.__name__ in _CURES), "")
+        raise TypeError(f"Expected an image as an array (H, W, C), got {type(image).__name__}{cure}.")
+    shape, channels, cure = image.shape, len(pixel_mean), ""
+    if image.ndim == 4:
+        cure = f"a batch: {_ONE_BY_ONE}"
+    elif image.ndim == 3 and shape[0] == channels != shape[2]:
+        cure = "move the channels to the end, with image.transpose(1, 2, 0)"
+    elif image.ndim != 3 or shape[2] != channels:
+        code = "BGRA2BGR" if shape[2:] == (4,) else "GRAY2BGR"
+        cure = f"use cv2.cvtColor(image, cv2.COLOR_{code}), or read files with read_image(path, 'BGR')"
+    elif not image.size:
+        cure = "it is empty; leave it out"
+    if cure:
+        raise ValueError(f"Expected an image of shape (H, W, {channels}) (MODEL.PIXEL_MEAN), got {shape}: {cure}.")
+    if image.dtype.kind not in "uif":
+        cure = ": give image.astype('uint8') * 255" if image.dtype.kind == "b" else ""
+        raise TypeError(f"Expected an image of numbers in 0..255, got an array of {image.dtype}{cure}.")
+    if image.dtype == np.uint8 or not 1 < max(pixel_mean) <= 255:  # else a model for another range
+        return ""
+    low, high, is_float = float(image.min()), float(image.max()), image.dtype.kind == "f"
+    text = f"The image ({image.dtype}) has values from {low:g} to {high:g}, but the model expects 0..255"
+    if low >= 0 and high <= 255:
+        return f"{text}: give image * 255." if is_float and 0 < high <= 1 else ""
+    if is_float and math.isfinite(high - low):
+        return f"{text}: scale them as in training."
+    cure = "replace NaN and inf" if is_float else "give (image // 257).astype('uint8') if it has 16 bits"
+    raise ValueError(f"{text}: {cure}.")
 
 
 def _of_inner_trainer(name: str, doc: str) -> Any:
@@ -304,7 +348,7 @@ class DefaultTrainer(TrainerBase):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # logging is not set up: show what happens
         given = cfg
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(on_available_device(cfg), comm.get_world_size())
         self.train_options = options = TrainOptions.from_cfg(cfg)
         # Data first: an error in the data is then reported before time is spent on anything else.
         data_loader = self.build_train_loader(cfg)
@@ -328,6 +372,7 @@ class DefaultTrainer(TrainerBase):
         period, notes = cfg.SOLVER.CHECKPOINT_PERIOD, explain_schedule(cfg, given)
         self.register_hooks(with_outer_hooks(self.build_hooks(), model, self.checkpointer, period, batch_size, notes))
         self._describe_checkpoints()
+        warn_of_unread(cfg, model, "MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER")
 
     @functools.cached_property
     def train_options(self) -> TrainOptions:
@@ -426,6 +471,7 @@ class DefaultTrainer(TrainerBase):
         Returns:
             The results of the final evaluation on the main process, if there was one.
         """
+        warn_of_unread(self.cfg, self.model, "TEST.AUG.ENABLED")  # a subclass, or its program, may read it
         self._check_test_sets()
         self._try_evaluators()
         super().train(self.start_iter, self.max_iter)
@@ -506,7 +552,7 @@ class DefaultTrainer(TrainerBase):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model with `detectron2.modeling.build_model`, and log its architecture."""
-        model = build_model(cfg)
+        model = build_model(on_available_device(cfg))
         logger.info("Model:\n%s", model, extra=IN_FILE)
         return model
 

@@ -13,17 +13,48 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import detectron2.utils.comm as comm
+from detectron2.config import CfgNode
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.sharding import is_sharded, shard_model
 from detectron2.layers import FrozenBatchNorm2d
 
-__all__ = ["compile_parts", "create_ddp_model", "freeze_by_pattern", "parameter_table", "prepare_model", "uncompiled"]
+__all__ = [
+    "available_device",
+    "compile_parts",
+    "create_ddp_model",
+    "freeze_by_pattern",
+    "on_available_device",
+    "parameter_table",
+    "prepare_model",
+    "uncompiled",
+]
 
 logger = logging.getLogger("detectron2.engine.defaults")
 
 # Each is compiled to one graph. The code between them (sampling, matching, selection) has other sizes in each step and
 # would be compiled again and again.
 _PARTS = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head")
+
+
+def available_device(device: str, key: str) -> str:
+    """Return a device, or the CPU, with a warning that names the key, if it is a GPU and there is none."""
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{key} is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER.") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
+        return "cpu"
+    return device
+
+
+def on_available_device(cfg: CfgNode) -> CfgNode:
+    """Return a config, or a copy for the CPU if `MODEL.DEVICE` is a GPU and there is none."""
+    device = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    if device != cfg.MODEL.DEVICE:
+        cfg = cfg.clone()
+        cfg.MODEL["DEVICE"] = device  # in a frozen config, too
+    return cfg
 
 
 def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:

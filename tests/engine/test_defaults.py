@@ -582,7 +582,18 @@ class TestPredictor:
         [
             (None, TypeError, "got NoneType: the file could not be read"),
             ("a.jpg", TypeError, "got str"),
-            (np.zeros((4, 4)), ValueError, r"of shape \(H, W, C\), got \(4, 4\)"),
+            (["a", "b"], TypeError, "got list: predict on one at a time"),
+            (Path("a.jpg"), TypeError, "got PosixPath"),
+            (torch.zeros(4, 4, 3), TypeError, r"got Tensor: give image\.numpy\(\)"),
+            (np.zeros((4, 4)), ValueError, r"of shape \(H, W, 3\) .*, got \(4, 4\): .*COLOR_GRAY2BGR.*read_image"),
+            (np.zeros((4, 4, 1), np.uint8), ValueError, "COLOR_GRAY2BGR"),
+            (np.zeros((4, 4, 4), np.uint8), ValueError, r"MODEL\.PIXEL_MEAN.*COLOR_BGRA2BGR"),
+            (np.zeros((3, 4, 5), np.uint8), ValueError, r"image\.transpose\(1, 2, 0\)"),
+            (np.zeros((2, 4, 4, 3), np.uint8), ValueError, "a batch: predict on one at a time"),
+            (np.zeros((0, 4, 3), np.uint8), ValueError, "is empty"),
+            (np.zeros((4, 4, 3), bool), TypeError, r"astype\('uint8'\) \* 255"),
+            (np.full((4, 4, 3), 65535, np.uint16), ValueError, r"from 65535 to 65535.*image // 257"),
+            (np.full((4, 4, 3), np.nan), ValueError, "replace NaN"),
         ],
     )
     def test_wrong_input(self, predictor, image, error, message):
@@ -608,6 +619,43 @@ class TestPredictor:
         assert "has no effect" in text and "RetinaNet" in text and "set TEST.AUG.ENABLED to False" in text
         assert predictor(np.zeros((64, 64, 3), np.uint8))["instances"].image_size == (64, 64)
 
+    def test_settings_that_the_model_does_not_read(self, cfg, caplog):
+        cfg.merge_from_list(["MODEL.RETINANET.SCORE_THRESH_TEST", 0.7, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 3])
+        DefaultPredictor(cfg)
+        (text,) = [r.getMessage() for r in caplog.records if "Nothing reads" in r.getMessage()]
+        (line,) = [line for line in text.splitlines() if "RETINANET" in line]
+        assert line.strip().startswith("MODEL.RETINANET.SCORE_THRESH_TEST = 0.7; this GeneralizedRCNN reads MODEL.ROI_")
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (np.full((4, 4, 3), 0.5), "has values from 0.5 to 0.5, but the model expects 0..255: give image * 255"),
+            (np.full((4, 4, 3), -1.0, np.float32), "has values from -1 to -1"),
+            (np.full((4, 4, 3), 255.0), None),
+            (np.zeros((4, 4, 3)), None),
+            (np.full((4, 4, 3), 255), None),
+        ],
+    )
+    def test_doubtful_range(self, predictor, image, message, caplog):
+        predictor(image)
+        predictor(image)
+        found = [r.getMessage() for r in caplog.records if "has values" in r.getMessage()]
+        assert len(found) == (message is not None) and all(message in text for text in found)
+
+    def test_model_for_another_range(self, cfg, caplog):
+        cfg.MODEL.PIXEL_MEAN = [0.4, 0.4, 0.5]
+        DefaultPredictor(cfg)(np.full((4, 4, 3), 0.5))
+        assert "has values" not in caplog.text
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
+    def test_no_gpu(self, cfg, caplog):
+        cfg.MODEL.DEVICE = "cuda:1"
+        cfg.freeze()
+        predictor = DefaultPredictor(cfg)
+        assert predictor.cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEVICE == "cuda:1"
+        assert "instances" in predictor(np.zeros((64, 64, 3), np.uint8))
+        assert caplog.text.count("MODEL.DEVICE is 'cuda:1' but no GPU is available; using the CPU.") == 1
+
     def test_unknown_colour_order(self, cfg):
         cfg.INPUT.FORMAT = "YUV-BT.601"
         with pytest.raises(ValueError, match=r"INPUT\.FORMAT .*YUV"):
@@ -617,6 +665,27 @@ class TestPredictor:
         cfg.MODEL.WEIGHTS = "/does/not/exist.pth"
         with pytest.raises(FileNotFoundError, match=r"/does/not/exist\.pth"):
             DefaultPredictor(cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
+def test_training_without_a_gpu(toy_cfg, capsys):
+    toy_cfg.MODEL.DEVICE = "cuda"
+    toy_cfg.freeze()
+    trainer = ToyTrainer(toy_cfg)
+    assert trainer.cfg.MODEL.DEVICE == "cpu" and trainer.cfg.is_frozen()
+    assert capsys.readouterr().out.count("no GPU is available; using the CPU.") == 1
+
+
+class TestUnreadSettings:
+    def test_in_training(self, toy_cfg, capsys):
+        """Keys of model, data and solver that were not read; tests come later."""
+        toy_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, toy_cfg.SOLVER.GAMMA, toy_cfg.TEST.AUG.ENABLED = 3.0, 0.5, True
+        toy_cfg.INPUT.MIN_SIZE_TEST, toy_cfg.VIS_PERIOD, toy_cfg.TEST.DETECTIONS_PER_IMAGE = 640, 20, 7
+        trainer = ToyTrainer(toy_cfg)
+        lines = [x.strip() for x in capsys.readouterr().out.splitlines() if x.startswith("  ")]
+        assert lines == ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 3.0"]
+        trainer.train()
+        assert "\n  TEST.AUG.ENABLED = True\n" in capsys.readouterr().out
 
 
 class TestSetup:
