@@ -74,16 +74,16 @@ def check_same_architecture(
 def _prefix_cure(model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str) -> str:
     """Say how to load weights whose names differ from the model's by what is in front of them; empty for others."""
     total = len(weights)
+    file = source.partition("?")[0]
     for prefix, count in _prefixes(model_state, weights)[:1]:
-        return (
-            f"{source} has names without the prefix {prefix!r} of this model's: {count} of its {total} tensors fit "
-            f"with it. Load {source.partition('?')[0]}?matching_heuristics=True, which looks for such names."
+        text = (
+            f"{count} of its {total} tensors fit with it. Load {file}?matching_heuristics=True, which looks for that."
         )
-    found = _prefixes(weights, model_state)
-    if not found:
+        return f"{source} has names without the prefix {prefix!r} of this model's: {text}"
+    if not (found := _prefixes(weights, model_state)):
         return ""
+    prefix = found[0][0]
     fits = " and ".join(f"{'all' if n == total else f'{n} of its'} {total} tensors fit without {p!r}" for p, n in found)
-    file, prefix = source.partition("?")[0], found[0][0]
     new = f"{os.path.splitext(os.path.basename(file))[0]}_without_prefix.pth"
     return (
         f"{source} has prefixes in front of this model's names: {fits}. To take one off, run this in Python, and give "

@@ -5,9 +5,11 @@ Options and other words may be mixed in any order.
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["parse"]
 
+_Table = dict[str, tuple[str, Callable[[Any], None]]]
 # As in detectron2.data.formats and detectron2.evaluation.analysis, which take seconds to import.
 _FORMATS = ("coco", "voc", "yolo")
 _TASKS = ("bbox", "segm", "keypoints")
@@ -31,187 +33,134 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return _parse_one("detectron2", "command", _COMMANDS, argv)
 
 
-def _parse_one(
-    prog: str, dest: str, table: dict[str, tuple[str, Callable]], argv: list[str], **known: str
-) -> argparse.Namespace:
+def _parse_one(prog: str, dest: str, table: _Table, argv: list[str], **known: str) -> argparse.Namespace:
     """Parse the words of one of the commands in a table, or show which there are."""
     if argv and argv[0] in table:
-        text, add = table[argv[0]]
+        text, add_arguments = table[argv[0]]
         parser = argparse.ArgumentParser(f"{prog} {argv[0]}", description=text[0].upper() + text[1:] + ".")
-        add(parser)
+        add_arguments(parser.add_argument)
         parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
         return parser.parse_intermixed_args(argv[1:], argparse.Namespace(**known, **{dest: argv[0]}))
-    menu = argparse.ArgumentParser(prog, description=_DESCRIPTIONS[prog])
+    what = "Check, show or convert a data set." if known else "Object detection and segmentation on PyTorch."
+    menu = argparse.ArgumentParser(prog, description=what)
     if not known:
         menu.add_argument("--version", action="store_true", help="print the version and exit")
     commands = menu.add_subparsers(dest=dest, metavar=dest.upper(), required=bool(known))
     for name, (text, _) in table.items():
         commands.add_parser(name, help=text)
-    args = menu.parse_args(argv)
-    return argparse.Namespace(command=None, parser=menu, version=args.version)
+    return argparse.Namespace(command=None, parser=menu, version=menu.parse_args(argv).version)
 
 
-def _add_config(
-    parser: argparse.ArgumentParser, *, is_required: bool, words: str = "opts", words_help: str = ""
-) -> None:
+# Each of these gets the method `add_argument` of a parser.
+
+
+def _add_config(add: Any, is_required: bool, words: str = "opts", words_help: str = "") -> None:
     """Add the options with which a config is chosen and changed; `words` receives what belongs to no option."""
-    parser.add_argument(
-        "--config-file",
-        required=is_required,
-        metavar="FILE",
-        help="a YAML or LazyConfig file, or its name in the model zoo",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show all that log.txt gets: environment, config, model")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; default: the one of the config")
-    parser.add_argument(
-        words,
-        nargs="*",
-        metavar="CHANGE" if words == "opts" else words.upper(),
-        help=f"{words_help}changes to the config: pairs KEY VALUE for YAML, path.key=value for LazyConfig",
-    )
+    file = "a YAML or LazyConfig file, or its name in the model zoo"
+    add("--config-file", required=is_required, metavar="FILE", help=file)
+    add("--verbose", action="store_true", help="show all that log.txt gets: environment, config, model")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; default: the one of the config")
+    text = f"{words_help}changes to the config: pairs KEY VALUE for YAML, path.key=value for LazyConfig"
+    add(words, nargs="*", metavar="CHANGE" if words == "opts" else words.upper(), help=text)
 
 
-def _add_datasets(parser: argparse.ArgumentParser) -> None:
-    """Add the options that register data sets without a line of code."""
-    group = parser.add_argument_group("data sets, to be used in DATASETS.TRAIN and DATASETS.TEST")
-    group.add_argument(
-        "--coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register annotations in COCO format with their folder of images",
-    )
-    group.add_argument(
-        "--voc",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "ROOT", "SPLIT"),
-        help="register ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages} in Pascal VOC format",
-    )
-    group.add_argument(
-        "--classes",
-        metavar="A,B,C",
-        help="class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted",
-    )
-    group.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module or .py file to import first, for data sets and models of your own",
-    )
+def _add_datasets(add: Any) -> None:
+    """Add the options that register data sets without a line of code, for DATASETS.TRAIN and DATASETS.TEST."""
+
+    def add_many(name: str, metavar: Any, text: str, **options: Any) -> None:
+        add(name, action="append", default=[], metavar=metavar, help=text, **options)
+
+    coco = "register a data set, for DATASETS.TRAIN or DATASETS.TEST: COCO format, with its folder of images"
+    add_many("--coco", ("NAME", "JSON", "IMAGES"), coco, nargs=3)
+    voc = "the same in Pascal VOC format: ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages}"
+    add_many("--voc", ("NAME", "ROOT", "SPLIT"), voc, nargs=3)
+    classes = "class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted"
+    add("--classes", metavar="A,B,C", help=classes)
+    module = "a module or .py file to import first, for data sets and models of your own"
+    add_many("--import", "MODULE", module, dest="imports")
 
 
-def _demo(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 demo`."""
-    parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes")
-    parser.add_argument("--resume", action="store_true", help="continue an earlier run instead of starting clean")
-    parser.add_argument("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="held-out images to draw")
-    parser.add_argument("opts", nargs="*", metavar="CHANGE", help="changes to the config: pairs KEY VALUE")
+def _demo(add: Any) -> None:
+    add("--output", default="output/demo", metavar="DIR", help="where everything goes")
+    add("--resume", action="store_true", help="continue an earlier run instead of starting clean")
+    add("--iters", type=int, metavar="N", help="train N iterations instead of those of the config")
+    add("--pictures", type=int, default=12, metavar="N", help="held-out images to draw")
+    add("opts", nargs="*", metavar="CHANGE", help="changes to the config: pairs KEY VALUE")
 
 
-def _train(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 train`."""
-    _add_config(parser, is_required=True)
-    _add_datasets(parser)
-    parser.add_argument("--output", metavar="DIR", help="output folder; default: the one of the config")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one GPU each")
-    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    parser.add_argument("--dist-url", default="auto", help="where processes meet: tcp://MACHINE0:PORT")
+def _train(add: Any) -> None:
+    _add_config(add, is_required=True)
+    _add_datasets(add)
+    add("--output", metavar="DIR", help="output folder; default: the one of the config")
+    add("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
+    add("--num-gpus", type=int, default=1, help="processes on each machine, one GPU each")
+    add("--num-machines", type=int, default=1, help="total number of machines")
+    add("--machine-rank", type=int, default=0, help="which machine this is, from 0")
+    add("--dist-url", default="auto", help="where processes meet: tcp://MACHINE0:PORT")
 
 
-def _eval(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 eval`."""
-    _add_config(parser, is_required=False)
-    _add_datasets(parser)
-    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    parser.add_argument("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
-    parser.add_argument(
-        "--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does"
-    )
+def _eval(add: Any) -> None:
+    _add_config(add, is_required=False)
+    _add_datasets(add)
+    add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    add("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
+    add("--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does")
 
 
-def _predict(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 predict`."""
-    _add_config(
-        parser, is_required=False, words="image", words_help="images, or folders of images; then, if you like, "
-    )
-    _add_datasets(parser)
-    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="further images, or folders of images")
-    parser.add_argument("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
-    parser.add_argument("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
+def _predict(add: Any) -> None:
+    _add_config(add, False, "image", "images, patterns, or folders, which are searched with those in them; also ")
+    _add_datasets(add)
+    add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    add("--input", nargs="+", default=[], metavar="PATH", help="further images, patterns or folders")
+    add("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
+    add("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
 
 
-def _check(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 data check`."""
-    parser.add_argument("source", nargs="*", metavar="DATA", help=_SOURCE + "; default: all data sets of the config")
-    _add_reading(parser)
-    _add_data_config(parser, "compare with the model of this config: classes, keypoints, masks")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes of the model")
-    parser.add_argument(
-        "--files",
-        type=_number_of_files,
-        default=10_000,
-        metavar="all|N|none",
-        help="how many image files to look at (headers only), evenly spaced; default: 10000",
-    )
-    parser.add_argument("--fix", metavar="OUT.json", help="write a cleaned copy in COCO format; says what was changed")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+def _check(add: Any) -> None:
+    add("source", nargs="*", metavar="DATA", help=_SOURCE + "; default: all data sets of the config")
+    _add_reading(add)
+    _add_data_config(add, "compare with the model of this config: classes, keypoints, masks")
+    add("--num-classes", type=int, metavar="N", help="number of classes of the model")
+    files = "how many image files to look at (headers only), evenly spaced; default: 10000"
+    add("--files", type=_number_of_files, default=10_000, metavar="all|N|none", help=files)
+    add("--fix", metavar="OUT.json", help="write a cleaned copy in COCO format; says what was changed")
+    add("--json", action="store_true", help="print the report as JSON")
 
 
-def _show(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 data show`."""
-    parser.add_argument("source", metavar="DATA", help=_SOURCE)
-    _add_reading(parser)
-    _add_data_config(parser, "the config that --augmented takes the augmentations from")
-    parser.add_argument("--augmented", action="store_true", help="as the model gets them in training")
-    parser.add_argument("--num", type=int, default=16, metavar="N", help="how many; default: 16")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the choice of samples and of the augmentations; default: 0"
-    )
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument("--output", metavar="DIR", help="write one picture for each sample into this folder")
-    place.add_argument(
-        "--sheet", metavar="FILE.png", help="write all into one picture; default: samples.png, without --output"
-    )
+def _show(add: Any) -> None:
+    add("source", metavar="DATA", help=_SOURCE)
+    _add_reading(add)
+    _add_data_config(add, "the config that --augmented takes the augmentations from")
+    add("--augmented", action="store_true", help="as the model gets them in training")
+    add("--num", type=int, default=16, metavar="N", help="how many; default: 16")
+    add("--seed", type=int, default=0, help="of the choice of samples and of the augmentations; default: 0")
+    add_place = add.__self__.add_mutually_exclusive_group().add_argument
+    add_place("--output", metavar="DIR", help="write one picture for each sample into this folder")
+    sheet = "write all into one picture; default: samples.png, without --output"
+    add_place("--sheet", metavar="FILE.png", help=sheet)
 
 
-def _convert(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 data convert`."""
-    parser.add_argument("source", metavar="SRC", help=_SOURCE)
-    parser.add_argument("target", metavar="DST", help="a new folder; for COCO also a .json file")
-    parser.add_argument("--from", dest="source_format", choices=_FORMATS, help="default: by what lies at SRC")
-    parser.add_argument("--to", dest="target_format", choices=_FORMATS, help="default: coco if DST ends in .json")
-    parser.add_argument(
-        "--images",
-        choices=("copy", "link", "none"),
-        help="copy images, link to them, or leave them where they are; default: link, or none if DST is a .json file",
-    )
-    _add_reading(parser)
+def _convert(add: Any) -> None:
+    add("source", metavar="SRC", help=_SOURCE)
+    add("target", metavar="DST", help="a new folder; for COCO also a .json file")
+    add("--from", dest="source_format", choices=_FORMATS, help="default: by what lies at SRC")
+    add("--to", dest="target_format", choices=_FORMATS, help="default: coco if DST ends in .json")
+    images = "copy images, link to them, or leave them where they are; default: link, or none if DST is a .json file"
+    add("--images", choices=("copy", "link", "none"), help=images)
+    _add_reading(add)
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options of how a data set is read, and those of all actions."""
-    parser.add_argument(
-        "--image-root", metavar="DIR", help="where the images of a COCO file are; default: near the file"
-    )
-    parser.add_argument(
-        "--split", default="", help="the part of a VOC or YOLO folder to read, such as train; default: all"
-    )
-    _add_datasets(parser)
+def _add_reading(add: Any) -> None:
+    """Add the options of how a data set is read."""
+    add("--image-root", metavar="DIR", help="where the images of a COCO file are; default: near the file")
+    add("--split", default="", help="the part of a VOC or YOLO folder to read, such as train; default: all")
+    _add_datasets(add)
 
 
-def _add_data_config(parser: argparse.ArgumentParser, text: str) -> None:
+def _add_data_config(add: Any, text: str) -> None:
     """Add the options with which a config is chosen, where that is not what the command is about."""
-    parser.add_argument("--config-file", "--config", metavar="FILE", help=text)
-    parser.add_argument("--opts", nargs="+", default=[], metavar="CHANGE", help="changes to the config: KEY VALUE ...")
+    add("--config-file", "--config", metavar="FILE", help=text)
+    add("--opts", nargs="+", default=[], metavar="CHANGE", help="changes to the config: KEY VALUE ...")
 
 
 def _number_of_files(text: str) -> int | None:
@@ -223,9 +172,7 @@ def _number_of_files(text: str) -> int | None:
     return int(text)
 
 
-def _analyze(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 analyze`."""
-    add = parser.add_argument
+def _analyze(add: Any) -> None:
     run_or_file = "output folder of a run; or a file with predictions, such as coco_instances_results.json"
     add("predictions", metavar="PREDICTIONS", help=run_or_file)
     truth = "ground truth: a registered data set, or a file in COCO format; default: the run's test data set"
@@ -244,12 +191,10 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
     add("--sigmas", metavar="A,B,C", help=sigmas)
     add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
-    _add_datasets(parser)
+    _add_datasets(add)
 
 
-def _plot(parser: argparse.ArgumentParser) -> None:
-    """Options of `detectron2 plot`."""
-    add = parser.add_argument
+def _plot(add: Any) -> None:
     add("runs", nargs="+", metavar="RUN", help="output folder of a run, or its metrics.json")
     shown = 'what to draw: names or patterns such as "bbox/*"; default: losses, main metrics, learning rate'
     add("--metrics", nargs="+", metavar="NAME", help=shown)
@@ -258,22 +203,18 @@ def _plot(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="DIR", help=folder)
 
 
-_DESCRIPTIONS = {
-    "detectron2": "Object detection and segmentation on PyTorch.",
-    "detectron2 data": "Check, show or convert a data set.",
-}
-_ACTIONS = {
+_ACTIONS: _Table = {
     "check": ("look for mistakes; the exit status is 1 if there are any that training would stumble over", _check),
     "show": ("draw samples with their annotations, as they are or as a model gets them", _show),
     "convert": ("convert a data set between the formats of COCO, Pascal VOC and YOLO", _convert),
 }
-_COMMANDS = {
+_COMMANDS: _Table = {
     "demo": ("train a small Mask R-CNN on generated data, evaluate it and write a report", _demo),
     "train": ("train the model of a config", _train),
     "eval": ("evaluate a trained model", _eval),
     "predict": ("predict on images; writes pictures and a JSON file", _predict),
-    "data": ("check, show or convert a data set", None),
+    "data": ("check, show or convert a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
     "plot": ("draw the curves of training runs", _plot),
-    "env": ("show versions and devices, for bug reports", lambda parser: None),
+    "env": ("show versions and devices, for bug reports", lambda add: None),
 }

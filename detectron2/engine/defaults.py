@@ -63,7 +63,7 @@ from detectron2.utils.events import (
     make_writers,
 )
 from detectron2.utils.file_io import PathManager, atomic_write
-from detectron2.utils.logger import IN_FILE, setup_logger, spare_terminal
+from detectron2.utils.logger import IN_FILE, setup_logger
 
 __all__ = [
     "DefaultPredictor",
@@ -138,7 +138,10 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
     logger = setup_logger(output_dir, distributed_rank=rank)
-    spare_terminal(logger, bool(output_dir) and not getattr(args, "verbose", False))
+    is_brief = output_dir and not getattr(args, "verbose", False)
+    for handler in logger.handlers:
+        if getattr(handler, "detectron2_target", "") == "stdout":
+            handler.filters = [lambda record: not hasattr(record, "in_file")] if is_brief else []
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info(), extra=IN_FILE)
     logger.info("Command line: %s", args, extra=IN_FILE)

@@ -99,22 +99,16 @@ def cached_path(url: str, folder: str) -> str:
 
 def _check_address(url: str) -> None:
     """Refuse what is no address, before anything is made of it."""
-    text, cure = without_password(url), "Check the address"
+    odd = next((c for c in url if not "!" <= c <= "~"), "")
     try:
-        parts = urlsplit(url)
-        is_whole = bool(parts.hostname) and parts.port != 0
-        if not url.isascii():
-            host = parts.netloc.encode("idna").decode()
-            fixed = parts._replace(
-                netloc=host, path=quote(parts.path, "/%:@&+,;=$!*'()"), query=quote(parts.query, "=&%+")
-            )
-            cure = f"Write it as {without_password(fixed.geturl())}"
-    except ValueError:  # of urlsplit, of .port, and of names that the rules for hosts do not allow
-        is_whole = False
-    odd = [c for c in url if not "!" <= c <= "~"]
-    if odd or not is_whole:
-        why = f"it has the character {odd[0]!r}, which an address may not have" if odd else "it names no host"
-        raise DownloadError(f"{text} is not an address of a file: {why}. {cure}.", text)
+        why = "" if urlsplit(url).hostname and urlsplit(url).port != 0 else "it names no host"
+    except ValueError:
+        why = "behind :// it has no host, with a number as its port"
+    if odd:
+        why = f"it has the character {odd!r}, which it may not have; in paths write {quote(odd)} in its place"
+    if why:
+        text = without_password(url)
+        raise DownloadError(f"{text} is not an address of a file: {why}.", text)
 
 
 def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digits: str | None = None) -> str:

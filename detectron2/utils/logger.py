@@ -16,18 +16,10 @@ import torch
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.terminal import printable
 
-__all__ = [
-    "IN_FILE",
-    "create_small_table",
-    "log_every_n",
-    "log_every_n_seconds",
-    "log_first_n",
-    "setup_logger",
-    "spare_terminal",
-]
+__all__ = ["IN_FILE", "create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
-IN_FILE = {"is_long": True}
-"""The `extra` of long records, such as the whole config, which `spare_terminal` leaves to the log file."""
+IN_FILE = {"in_file": True}
+"""The `extra` of long records, such as the whole config, which runs with a log file do not show in the terminal."""
 
 _DATE_FORMAT = "%m/%d %H:%M:%S"
 
@@ -140,17 +132,6 @@ def setup_logger(
         PathManager.mkdirs(os.path.dirname(path))
         _add_handler(logger, path, _open_log(path), _Formatter(False, name, abbrev_name))
     return logger
-
-
-def spare_terminal(logger: logging.Logger, spares: bool) -> None:
-    """Keep records with the extra `IN_FILE` from the terminal, or show them again."""
-    for handler in logger.handlers:
-        if getattr(handler, "detectron2_target", None) == "stdout":
-            (handler.addFilter if spares else handler.removeFilter)(_is_short)
-
-
-def _is_short(record: logging.LogRecord) -> bool:
-    return not getattr(record, "is_long", False)
 
 
 def _caller() -> tuple[str, tuple[str, int, str]]:

@@ -176,14 +176,14 @@ def test_an_empty_file_is_no_download(server, tmp_path):
     [
         (
             "http://host/mod\u00e8le \u4e2d.pth",
-            r"character '\u00e8'.*Write it as http://host/mod%C3%A8le%20%E4%B8%AD\.pth\.",
+            r"character '\u00e8', which it may not have; in paths write %C3%A8 in",
         ),
-        ("http://h\u00f6st/a?n=\u00e9", r"character '\u00f6'.*Write it as http://xn--hst-sna/a\?n=%C3%A9\."),
+        ("http://h\u00f6st/a?n=\u00e9", r"character '\u00f6'"),
         ("https://me:s\u00e9cret@host/a.pth", r"^https://host/a.pth is not an address"),
         ("http://host/a b.pth", r"character ' '"),
         ("http://host/a\nb.pth", r"character '\\n'"),
-        ("http://host:port/a.pth", "names no host"),
-        ("http://[host/a.pth", "names no host"),
+        ("http://host:port/a.pth", "has no host, with a number as its port"),
+        ("http://[host/a.pth", "has no host, with a number as its port"),
         ("http:///a.pth", "names no host"),
     ],
 )
