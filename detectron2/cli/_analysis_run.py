@@ -60,6 +60,8 @@ def find_sources(path: str, data: str | None) -> list[Source]:
         folders = [Path(path), Path(path, "inference")]
         files = {folder / name: kind for folder in folders for name, kind in _FILES.items()}
         kinds = [(file, kind) for file, kind in files.items() if file.is_file()]
+        # What `predict` writes has the name of the panoptic evaluator's file.
+        kinds = [(f, _kind_of(read_json(str(f)), str(f)) if k == "panoptic_seg" else k) for f, k in kinds]
         found = [(file, kind, read_json(str(file)) if kind == "instances" else None) for file, kind in kinds]
     else:
         content = read_json(path)

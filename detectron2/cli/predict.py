@@ -6,6 +6,7 @@ Checkpoints bring their config and class names along; --config-file is for those
 """
 
 import argparse
+import glob
 import itertools
 import os
 import re
@@ -26,6 +27,7 @@ from detectron2.cli.common import (
     write_json,
 )
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.images import viewable_rgb
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -34,6 +36,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy", ".npz")
+_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
     images, opts = _split_words([*args.image, *args.input])
     if not images:
         raise ValueError("There is nothing to predict on: name images, or folders of images.")
-    files = list(_image_files(images))
+    files = list(dict.fromkeys(_image_files(images, Path(args.output))))
     output = Path(args.output)
     pictures = _picture_paths(files, output)
     cfg = load_chosen_config(args, opts)
+    image_ids = _image_ids(files, args)
     model, mapper = load_model(cfg, args.weights)
     if hasattr(model, "mask_format"):
         # Drawing and JSON take run lengths, which are a small part of whole masks.
@@ -54,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
         model = build_model_with_tta(cfg, model)
     metadata = load_metadata(cfg, args.weights)
     output.mkdir(parents=True, exist_ok=True)
+    classes = metadata.get("thing_classes") or []
+    ids = _category_ids(args, classes)
     records: list[dict[str, Any]] = []
-    left_out = 0
+    left_out, drawn = 0, ""
     try:
         with torch.inference_mode():
             for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
@@ -67,15 +73,20 @@ def run(args: argparse.Namespace) -> int:
                     sys.stderr.write(f"left out: {e}\n")  # the others are not to be lost for it
                     left_out += 1
                     continue
-                instances = _instances(model([sample])[0])
-                instances = instances[instances.scores >= args.confidence]
-                Visualizer(image, metadata).draw_instance_predictions(instances).save(str(picture))
-                for record in instances_to_coco_json(instances, path):
-                    records.append({"file_name": path, **{k: v for k, v in record.items() if k != "image_id"}})
+                outputs = model([sample])[0]
+                instances = outputs["instances"].to("cpu") if "instances" in outputs else None
+                instances = instances[instances.scores >= args.confidence] if instances else instances
+                drawn = _draw(Visualizer(image, metadata), outputs, instances, picture)
+                known = {"file_name": path, "height": image.shape[0], "width": image.shape[1]}
+                for record in instances_to_coco_json(instances, image_ids[path]) if instances else []:
+                    label = record["category_id"]
+                    name = classes[label] if label < len(classes) else str(label)
+                    records.append({**record, **known, "category_id": ids.get(name, label), "category_name": name})
     finally:  # after Ctrl-C the pictures that were drawn have their records, too
         write_json(output / "predictions.json", records)
     done = f"{len(records)} objects in {len(files) - left_out} images"
     done += f" ({left_out} cannot be read)" if left_out else ""
+    done += f"; the pictures show {drawn}, and the JSON file has objects only" if drawn else ""
     sys.stdout.write(f"{done}; pictures and predictions.json are in {output}\n")
     return 1 if left_out else 0
 
@@ -104,11 +115,43 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
-def _instances(output: dict[str, Any]) -> Instances:
-    """Return the objects in the output of a model, on the CPU."""
-    if "instances" not in output:
-        raise ValueError(f"This command is for models that find objects; this one returns {', '.join(output)}.")
-    return output["instances"].to("cpu")
+def _draw(visualizer: Visualizer, outputs: dict[str, Any], instances: Instances | None, picture: Path) -> str:
+    """Draw what a model found; return what that is where it is more than objects."""
+    drawn = ""
+    if "panoptic_seg" in outputs:
+        drawn, (labels, segments) = "panoptic segments", outputs["panoptic_seg"]
+        visualizer.draw_panoptic_seg(labels.to("cpu"), segments)
+    elif instances is not None:
+        visualizer.draw_instance_predictions(instances)
+    elif "sem_seg" in outputs:
+        drawn, scores = "classes of pixels", outputs["sem_seg"]
+        if visualizer.metadata.get("stuff_classes") is None:  # nothing without a name would be drawn
+            names = [str(label) for label in range(len(scores))]
+            visualizer.metadata = Metadata().set(**{**visualizer.metadata.as_dict(), "stuff_classes": names})
+        visualizer.draw_sem_seg(scores.argmax(dim=0).to("cpu"))
+    else:
+        found = ", ".join(outputs)
+        raise ValueError(f"This command is for models that find objects or label pixels; this one returns {found}.")
+    visualizer.output.save(str(picture))
+    return drawn
+
+
+def _image_ids(files: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Return ids of images: those in the --coco data sets, else the numbers that are all names, else from 1 on."""
+    known = {os.path.realpath(r["file_name"]): r["image_id"] for n, *_ in args.coco for r in DatasetCatalog.get(n)}
+    if all(os.path.realpath(file) in known for file in files):
+        return {file: known[os.path.realpath(file)] for file in files}
+    stems = {Path(file).stem for file in files}
+    are_numbers = len(stems) == len(files) and all(re.fullmatch(r"[0-9]{1,15}", stem) for stem in stems)
+    return {file: int(Path(file).stem) if are_numbers else i for i, file in enumerate(files, 1)}
+
+
+def _category_ids(args: argparse.Namespace, classes: list[str]) -> dict[str, int]:
+    """Return the ids of the classes in the first --coco data set; empty if it lacks any: labels count from 0."""
+    data = MetadataCatalog.get(args.coco[0][0]) if args.coco else Metadata()
+    ids = {label: own for own, label in (data.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+    found = {name: ids[label] for label, name in enumerate(data.get("thing_classes") or []) if label in ids}
+    return found if found.keys() >= set(classes) else {}
 
 
 def _picture_paths(files: list[str], folder: Path) -> list[Path]:
@@ -124,15 +167,23 @@ def _picture_paths(files: list[str], folder: Path) -> list[Path]:
     return paths
 
 
-def _image_files(paths: list[str]) -> Iterator[str]:
-    """Yield the images among files and folders."""
+def _image_files(paths: list[str], output: Path) -> Iterator[str]:
+    """Yield the images among files, patterns and folders with their sub-folders, but for those in an `output` below."""
     for path in paths:
         if os.path.isdir(path):
-            found = sorted(str(p) for p in Path(path).iterdir() if p.suffix.lower() in _SUFFIXES)
+            own = os.path.join(os.path.realpath(output), "")
+            inside = os.path.join(os.path.realpath(path), "")
+            own = own if own != inside and own.startswith(inside) else ""
+            found = sorted(str(p) for p in Path(path).rglob("*") if _is_image(p.name) and not p.is_dir())
+            found = [p for p in found if not own or not os.path.realpath(p).startswith(own)]
             if not found:
-                raise FileNotFoundError(f"No images ({', '.join(_SUFFIXES)}) in the folder {path}")
+                raise FileNotFoundError(f"No images ({', '.join(_SUFFIXES)}) in the folder {path} and those in it")
             yield from found
         elif os.path.isfile(path):
+            if path.lower().endswith(_VIDEOS):
+                raise ValueError(f"{path} is a video; python demo/demo.py --video-input {path} draws those.")
             yield path
+        elif found := sorted(glob.glob(os.path.expanduser(path), recursive=True)):
+            yield from _image_files(found, output)
         else:
             raise FileNotFoundError(f"No such image or folder: {path}")

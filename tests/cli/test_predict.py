@@ -1,5 +1,6 @@
 """``detectron2 predict``: pictures, a JSON file, and no file of the user's overwritten."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import yaml
 from PIL import Image
 
 from detectron2.cli.common import load_metadata
-from detectron2.cli.predict import _split_words
+from detectron2.cli.predict import _image_files, _image_ids, _split_words
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
@@ -32,7 +33,12 @@ def test_file_and_folder(command, trained, lazy_trained, data, tmp_path, kind):
     assert f"{len(records)} objects in 5 images" in out
     assert {r["file_name"] for r in records} == {str(one), *(str(p) for p in many.iterdir())}
     for record in records:
-        assert set(record) == {"file_name", "category_id", "bbox", "score", "segmentation"}
+        assert set(record) == {
+            *("file_name", "category_id", "bbox", "score", "segmentation"),
+            *("image_id", "category_name", "height", "width"),
+        }
+        assert record["category_name"] == SHAPE_CLASSES[record["category_id"]]
+        assert (record["height"], record["width"]) == (64, 96)
         assert 0 <= record["category_id"] < len(SHAPE_CLASSES)
         x, y, w, h = record["bbox"]  # in the resolution of the file, 96 x 64
         assert x >= 0 and y >= 0 and x + w <= 96.01 and y + h <= 64.01
@@ -156,6 +162,79 @@ def test_images_and_changes_in_any_order(command, trained, data, tmp_path):
     )
     assert status == 0, err
     assert out.startswith("0 objects in 2 images")
+
+
+def test_the_file_is_what_coco_and_analyze_take(command, trained, data, coco, tmp_path):
+    """With the data set given, ids are those of the data set, and its evaluation finds what eval finds."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    weights = trained / "model_final.pth"
+    options = ("--output", tmp_path, "--confidence", "0", "--weights", weights)
+    status, _, err = command("predict", data / "images", *coco, *options)
+    assert status == 0, err
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    truth = COCO(str(data / "annotations.json"))
+    for record in records:
+        assert truth.imgs[record["image_id"]]["file_name"] == Path(record["file_name"]).name
+        assert truth.cats[record["category_id"]]["name"] == record["category_name"]
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "predictions.json")), "bbox")
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    assert run_once(["eval", "--weights", str(weights), *coco, "--output", str(tmp_path / "eval")]) == 0
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert evaluation.stats[0] * 100 == pytest.approx(results["bbox"]["AP"], abs=1e-3)
+    for place in (tmp_path / "predictions.json", tmp_path):
+        status, _, err = command("analyze", place, "--data", data / "annotations.json", "--output", tmp_path / "a")
+        assert status == 0, err
+
+
+def test_ids_without_a_data_set(tmp_path):
+    args = argparse.Namespace(coco=[])
+    assert _image_ids([], args) == {}
+    assert _image_ids(["x/000000000139.jpg", "y/7.png"], args) == {"x/000000000139.jpg": 139, "y/7.png": 7}
+    assert _image_ids(["x/7.jpg", "y/7.png"], args) == {"x/7.jpg": 1, "y/7.png": 2}
+    assert _image_ids(["a.jpg", "7.png"], args) == {"a.jpg": 1, "7.png": 2}
+
+
+def test_folders_in_folders_and_patterns(tmp_path):
+    for name in ("a.png", "in/b.JPG", "in/deep/c.png", "out/a.png", "notes.txt", "in/v.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*paths, output=tmp_path / "out"):
+        files = _image_files([str(tmp_path / path) for path in paths], output)
+        return [os.path.relpath(file, tmp_path) for file in files]
+
+    assert found("") == ["a.png", "in/b.JPG", "in/deep/c.png"]
+    assert found("in/*.J?G", "**/c.png") == ["in/b.JPG", "in/deep/c.png"]
+    assert found("", output=tmp_path) == ["a.png", "in/b.JPG", "in/deep/c.png", "out/a.png"]
+    with pytest.raises(FileNotFoundError, match=r"No such image or folder: .*x\*\.png"):
+        found("x*.png")
+    with pytest.raises(ValueError, match=r"v\.mp4 is a video; python demo/demo\.py --video-input .*v\.mp4"):
+        found("in/v.mp4")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shown"), [("PanopticFPN", "panoptic segments"), ("SemanticSegmentor", "classes of pixels")]
+)
+def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architecture, shown):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.cli.common import load_config
+    from detectron2.modeling import build_model
+
+    opts = ["MODEL.META_ARCHITECTURE", architecture, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"]
+    opts += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "8", "MODEL.SEM_SEG_HEAD.NORM", "''"]
+    opts += ["MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "0"]
+    DetectionCheckpointer(build_model(load_config(yaml_file, opts)), str(tmp_path)).save("model")
+    image = data / "images" / "00000.png"
+    status, out, err = command(
+        *("predict", "--config-file", yaml_file, *opts, "--weights", tmp_path / "model.pth"),
+        *("--input", image, "--output", tmp_path / "out"),
+    )
+    assert status == 0, err
+    assert f"the pictures show {shown}, and the JSON file has objects only" in out
+    drawn, plain = (np.asarray(Image.open(p).convert("RGB")) for p in (tmp_path / "out" / "00000.png", image))
+    assert (drawn != plain).any(axis=2).mean() > 0.5  # every pixel has a class
 
 
 def test_words_that_are_images_and_words_that_are_changes(tmp_path, monkeypatch):
@@ -400,7 +479,7 @@ def test_model_without_objects(command, yaml_file, data, tmp_path):
         *("--input", data / "images" / "00000.png", "--output", tmp_path),
     )
     assert status == 1
-    assert "This command is for models that find objects; this one returns proposals" in err
+    assert "This command is for models that find objects or label pixels; this one returns proposals" in err
 
 
 def test_with_test_time_augmentation(command, trained, data, tmp_path):
