@@ -41,7 +41,7 @@ def available_device(device: str, key: str) -> str:
     try:
         torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"{key} is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER.") from None
+        raise ValueError(f"{key} is {device!r}, which is not a device; expected cpu, cuda or cuda:NUMBER.") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
         return "cpu"

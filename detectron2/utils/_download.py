@@ -98,7 +98,7 @@ def cached_path(url: str, folder: str) -> str:
 
 
 def _check_address(url: str) -> None:
-    """Refuse what is no address, before anything is made of it."""
+    """Refuse what is not an address, before anything is made of it."""
     odd = next((c for c in url if not "!" <= c <= "~"), "")
     try:
         why = "" if urlsplit(url).hostname and urlsplit(url).port != 0 else "it names no host"

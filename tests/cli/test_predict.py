@@ -251,7 +251,7 @@ def test_a_device_that_is_none(command, trained, data, tmp_path, device):
     options = ["--weights", trained / "model_final.pth", "--output", tmp_path, "--device", device]
     status, _, err = command("predict", data / "images", *options)
     assert status == 1
-    assert f"--device is {device!r}, which is no device; expected cpu, cuda or cuda:NUMBER" in err
+    assert f"--device is {device!r}, which is not a device; expected cpu, cuda or cuda:NUMBER" in err
 
 
 def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tmp_path):
