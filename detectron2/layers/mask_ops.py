@@ -71,6 +71,9 @@ def paste_masks_in_image(
         (torch.Size([1, 100, 120]), torch.bool, tensor(1600))
     """
     xyxy = _checked_xyxy(masks, boxes)
+    if torch.jit.is_tracing():
+        size_hw = torch.stack([torch.as_tensor(s) for s in image_shape])
+        return _paste_in_graph(masks.float(), xyxy.float(), size_hw, threshold)
     height, width = (int(s) for s in image_shape)
     dtype = torch.bool if threshold >= 0 else torch.uint8
     if masks.shape[0] == 0:
@@ -247,6 +250,19 @@ def _paste_inside_boxes(
     return out
 
 
+@torch.jit.script_if_tracing  # a traced graph would paste as many masks as the first image has, to the same places
+def _paste_in_graph(masks: torch.Tensor, xyxy: torch.Tensor, size_hw: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Do the work of `paste_masks_in_image` by what a script can do."""
+    height, width = int(size_hw[0]), int(size_hw[1])
+    y_ranges, rows = _reach_and_weights(xyxy[:, 1], xyxy[:, 3], height, masks.shape[1])
+    x_ranges, columns = _reach_and_weights(xyxy[:, 0], xyxy[:, 2], width, masks.shape[2])
+    out = _binarize(masks.new_zeros((masks.shape[0], 1, 1)), threshold).repeat(1, height, width)
+    for i, mask in enumerate(masks):
+        values = (rows[i] @ mask) @ columns[i].t()
+        out[i, y_ranges[i][0] : y_ranges[i][1], x_ranges[i][0] : x_ranges[i][1]] = _binarize(values, threshold)
+    return out
+
+
 def _untouched_zeros(count: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros that cost nothing until they are touched, and most pixels never are; torch's fill the memory at once."""
     shape = (count, height, width)
@@ -291,17 +307,20 @@ def _values_by_columns(rows: torch.Tensor, columns: torch.Tensor) -> Iterator[tu
 
 def _reach_and_weights(
     start: torch.Tensor, stop: torch.Tensor, size: int, cells: int
-) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
+) -> tuple[list[list[int]], list[torch.Tensor]]:
     """First pixel of one axis that each mask is pasted to, the one after the last, and weights `(pixels, cells)`."""
-    low, high = (v.clamp(0, size).long() for v in _pixel_range(start, stop))
+    low, high = _pixel_range(start, stop)
+    low, high = low.clamp(0, size).long(), high.clamp(0, size).long()
     high = high.maximum(low)
     lengths = high - low
     owner = torch.repeat_interleave(lengths)
     first = lengths.cumsum(0) - lengths
-    pixel = torch.arange(owner.shape[0]) + (low - first)[owner]
+    pixel = torch.arange(owner.shape[0], device=low.device) + (low - first)[owner]
     position = (pixel + 0.5 - start[owner]) / (stop - start)[owner] * cells - 0.5
-    weights = (1 - (position[:, None] - torch.arange(cells)).abs_()).clamp_(min=0)
-    return torch.stack([low, high], dim=1).tolist(), weights.split(lengths.tolist())
+    weights = (1 - (position[:, None] - torch.arange(cells, device=low.device)).abs_()).clamp_(min=0)
+    ranges: list[list[int]] = torch.stack([low, high], dim=1).tolist()
+    sizes: list[int] = lengths.tolist()
+    return ranges, list(weights.split(sizes))
 
 
 def _pixel_range(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

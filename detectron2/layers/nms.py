@@ -7,13 +7,14 @@ angle)` with the angle in degrees, counter-clockwise; the rest is in any one uni
 import torch
 from torchvision.ops import nms
 
+from detectron2.utils.tracing import whole_in_trace
+
 from .rotated_boxes import BoxTable, as_computable, box_table, candidate_pairs, paired_iou
 
-__all__ = ["batched_nms", "batched_nms_rotated", "greedy_nms", "nms", "nms_rotated"]
+__all__ = ["batched_nms", "batched_nms_rotated", "greedy_nms", "nms", "nms_rotated", "nms_within_groups"]
 
 # The CPU kernel takes time quadratic in the number of boxes: from this number on, several small calls beat a large one.
 _SPLIT_FROM = 1000
-_MAX_CALLS = 32
 # Boxes are judged in blocks by decreasing score. The first blocks are small, because in them most boxes survive to be
 # compared with each other; later ones mostly lose members to boxes kept before.
 _FIRST_BLOCK = 256
@@ -44,11 +45,20 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
+    return nms_within_groups(boxes, scores, idxs, iou_threshold, _SPLIT_FROM)
+
+
+# A graph that records one run would repeat its branches and counts. As a script they are asked anew in each run.
+@torch.jit.script_if_tracing
+def nms_within_groups(
+    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float, split_from: int = _SPLIT_FROM
+) -> torch.Tensor:
+    """Do the work of `batched_nms`."""
     if boxes.device.type == "mps":  # has no float64
         return _nms_part_by_part(boxes.float(), scores.float(), idxs, iou_threshold)
     apart = _move_groups_apart(boxes, idxs)
-    if boxes.device.type == "cpu" and boxes.shape[0] > _SPLIT_FROM:
-        return _nms_part_by_part(apart, scores.double(), idxs % _MAX_CALLS, iou_threshold)
+    if boxes.device.type == "cpu" and boxes.shape[0] > split_from:
+        return _nms_part_by_part(apart, scores.double(), idxs % 32, iou_threshold)  # at most 32 calls
     return nms(apart, scores.double(), iou_threshold)
 
 
@@ -67,9 +77,9 @@ def _nms_part_by_part(
 ) -> torch.Tensor:
     """Suppress the boxes of each part by themselves."""
     order = parts.argsort(stable=True)
-    sizes = torch.unique_consecutive(parts[order], return_counts=True)[1].tolist()
-    kept = [rows[nms(boxes[rows], scores[rows], iou_threshold)] for rows in order.split(sizes) if len(rows)]
-    keep = torch.cat(kept).sort()[0] if kept else order
+    sizes: list[int] = torch.unique_consecutive(parts[order], return_counts=True)[1].tolist()
+    kept = [rows[nms(boxes[rows], scores[rows], iou_threshold)] for rows in order.split(sizes)]
+    keep = torch.cat(kept).sort()[0] if len(kept) > 0 else order
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
@@ -143,6 +153,9 @@ def _check_rotated(function: str, boxes: torch.Tensor, *per_box: torch.Tensor) -
             )
 
 
+@whole_in_trace(
+    "greedy_nms(Tensor boxes, Tensor scores, float iou_threshold, Tensor? groups=None, int limit=-1) -> Tensor"
+)
 def greedy_nms(
     boxes: torch.Tensor,
     scores: torch.Tensor,

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from detectron2.utils.tracing import whole_in_trace
+
 __all__ = ["ROIAlignRotated", "roi_align_rotated"]
 
 # Bins are pooled in portions of about this many samples.
@@ -65,8 +67,13 @@ def roi_align_rotated(
         raise ValueError(f"ROIAlignRotated expects features of shape (N, C, H, W); got {tuple(input.shape)}.")
     output_hw = (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    out = _RotatedPooling.apply(input.to(dtype), rois.detach().to(dtype), output_hw, spatial_scale, sampling_ratio)
-    return out.to(input.dtype)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    out = _pool(input.to(dtype), rois.detach().to(dtype), output_hw, spatial_scale, sampling_ratio)
+    return out.to(input.dtype)
+
+
+@whole_in_trace("pool_rotated(Tensor input, Tensor rois, int[] output_hw, float scale, int sampling_ratio) -> Tensor")
+def _pool(*arguments: Any) -> Any:
+    return _RotatedPooling.apply(*arguments)
 
 
 class ROIAlignRotated(nn.Module):

@@ -112,6 +112,11 @@ def cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
+def at_most(size: Any, limit: int) -> Any:
+    """`min(size, limit)` of a length; lengths of a graph that is being traced are tensors, and so is this."""
+    return size.clamp(max=limit) if isinstance(size, torch.Tensor) else min(size, limit)
+
+
 def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Indices of the nonzero elements, one tensor per dimension; a scalar counts as a vector of one element.
 

@@ -119,7 +119,11 @@ def _check_images(tensors: Sequence[torch.Tensor]) -> None:
 def _common_size_hw(
     sizes_hw: list[tuple[int, int]], divisibility: int, constraints: Mapping[str, int] | None
 ) -> tuple[int, int]:
-    height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
+    heights, widths = zip(*sizes_hw, strict=True)
+    if torch.jit.is_tracing():  # sizes are tensors, and which of them is the largest is not recorded
+        height, width = torch.stack(heights).amax(), torch.stack(widths).amax()
+    else:
+        height, width = max(heights), max(widths)
     constraints = constraints or {}
     square = constraints.get("square_size", 0)
     if square > 0:

@@ -131,7 +131,7 @@ class Instances:
         """Turn a bool vector into integers once: every field by itself would have to wait for the device."""
         name, value = next(iter(self._fields.items()))
         count = _count(name, value)
-        if mask.dim() != 1 or (not isinstance(count, torch.SymInt) and mask.shape[0] != count):
+        if mask.dim() != 1 or (not isinstance(count, (torch.SymInt, torch.Tensor)) and mask.shape[0] != count):
             raise IndexError(f"A bool index of shape {tuple(mask.shape)} does not fit {count} instances.")
         return mask.nonzero()[:, 0]
 
@@ -139,6 +139,12 @@ class Instances:
         for value in self._fields.values():
             return len(value)
         raise NotImplementedError("Instances without any field have no length.")
+
+    def num_rows(self) -> Any:
+        """`len(self)` for arithmetic: not a fixed number while a graph is made that serves other images, too."""
+        for name, value in self._fields.items():
+            return _count(name, value)
+        return len(self)
 
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError("Instances cannot be iterated over; index them, or iterate over a field.")
@@ -198,8 +204,8 @@ class Instances:
 def _count(name: str, value: Any) -> int:
     # Not getattr: some structures gather their tensor when they are asked for it, at great cost.
     tensor = value if isinstance(value, torch.Tensor) else getattr(value, "__dict__", {}).get("tensor")
-    # In an exporter a length can be a symbol, which len() would turn into a fixed number.
-    if isinstance(tensor, torch.Tensor) and tensor.dim() and isinstance(tensor.shape[0], torch.SymInt):
+    # While a graph is made, a length is a symbol or a tensor, which len() would turn into a fixed number.
+    if isinstance(tensor, torch.Tensor) and tensor.dim():
         return tensor.shape[0]
     try:
         return len(value)
@@ -213,7 +219,7 @@ def _count(name: str, value: Any) -> int:
 def _expect_count(name: str, count: int, other: str, expected: int) -> None:
     if isinstance(count, torch.SymInt) or isinstance(expected, torch.SymInt):
         torch._check(count == expected)  # becomes an assertion of the exported program
-    elif count != expected:
+    elif not isinstance(count, torch.Tensor) and not isinstance(expected, torch.Tensor) and count != expected:
         raise ValueError(
             f"Field {name!r} has {count} entries, but field {other!r} of the same Instances has {expected}; "
             "every field needs one entry per instance."

@@ -123,17 +123,24 @@ def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tenso
         tensor([103.5000, 201.5000])
     """
     maps = maps.detach().float()
-    n, k = maps.shape[:2]
+    with torch.autocast(maps.device.type, enabled=False):  # half precision would move the peak
+        return _peaks(maps, rois, _PASS_ELEMENTS)
+
+
+@torch.jit.script_if_tracing  # as many passes as the regions of each image need
+def _peaks(maps: torch.Tensor, rois: torch.Tensor, pass_elements: int) -> torch.Tensor:
+    n, k = maps.shape[0], maps.shape[1]
     if n == 0:
-        return maps.new_zeros(0, k, 4)
+        return maps.new_zeros((0, k, 4))
     size_wh = (rois[:, 2:] - rois[:, :2]).float().clamp(min=1)
     cells_wh = size_wh.ceil()
-    max_w, max_h = (int(v) for v in cells_wh.amax(0).tolist())
+    largest: list[float] = cells_wh.amax(0).tolist()
+    max_w, max_h = int(largest[0]), int(largest[1])
     # Off the CPU as many regions at once as memory allows; on the CPU one by one, so that none pays for the largest.
-    per_pass = 1 if maps.device.type == "cpu" else max(1, _PASS_ELEMENTS // (k * max_h * max_w))
-    parts = zip(maps.split(per_pass), cells_wh.split(per_pass), strict=True)
-    cells, logits = zip(*(_find_peaks(*part, max_w, max_h) for part in parts), strict=True)
-    cell_xy, logit = torch.cat(cells), torch.cat(logits)
+    per_pass = 1 if maps.device.type == "cpu" else max(1, pass_elements // (k * max_h * max_w))
+    parts, sizes = maps.split(per_pass), cells_wh.split(per_pass)
+    peaks = [_find_peaks(parts[i], sizes[i], max_w, max_h) for i in range(len(parts))]
+    cell_xy, logit = torch.cat([peak[0] for peak in peaks]), torch.cat([peak[1] for peak in peaks])
     xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[:, :, None, None]).exp().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
@@ -144,11 +151,11 @@ def _find_peaks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cell `(x, y)` and value of the highest point of each map, enlarged to `cells_wh`."""
     if maps.shape[0] == 1:
-        max_w, max_h = (int(v) for v in cells_wh[0].tolist())
+        only: list[float] = cells_wh[0].tolist()
+        max_w, max_h = int(only[0]), int(only[1])
     rows = _cubic_weights(maps.shape[2], cells_wh[:, 1], max_h)
     columns = _cubic_weights(maps.shape[3], cells_wh[:, 0], max_w)
-    with torch.autocast(maps.device.type, enabled=False):  # half precision would move the peak
-        large = torch.einsum("nhs,nkst,nwt->nkhw", rows, maps, columns)
+    large = torch.einsum("nhs,nkst,nwt->nkhw", rows, maps, columns)
     if maps.shape[0] > 1:
         y = torch.arange(max_h, device=maps.device)[:, None] < cells_wh[:, 1, None, None]
         x = torch.arange(max_w, device=maps.device) < cells_wh[:, 0, None, None]
@@ -168,4 +175,4 @@ def _cubic_weights(size: int, new_size: torch.Tensor, max_size: int) -> torch.Te
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = torch.where(distance <= 1, near, far)
     index = (first[..., None].long() + taps).clamp(0, size - 1)
-    return weights.new_zeros(*position.shape, size).scatter_add_(2, index, weights)
+    return weights.new_zeros((index.shape[0], max_size, size)).scatter_add_(2, index, weights)

@@ -3,9 +3,36 @@
 Models do not ask. Code around them does, where a check would freeze a data-dependent answer into a graph.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-__all__ = ["assert_fx_safe", "check_if_dynamo_compiling", "is_compiling", "is_fx_tracing", "is_tracing"]
+__all__ = [
+    "assert_fx_safe",
+    "check_if_dynamo_compiling",
+    "is_compiling",
+    "is_fx_tracing",
+    "is_tracing",
+    "whole_in_trace",
+]
+
+_OPERATORS = torch.library.Library("detectron2", "FRAGMENT")
+
+
+def whole_in_trace(schema: str) -> Callable[[Any], Any]:
+    """Decorate a function whose steps depend on values: a traced graph calls it, and runs where we are imported."""
+
+    def decorate(function: Any) -> Any:
+        name = _OPERATORS.define(schema)
+        _OPERATORS.impl(name, function, "CompositeExplicitAutograd")
+        operator = getattr(torch.ops.detectron2, name)
+        return functools.wraps(function)(
+            lambda *args, **kwargs: (operator if torch.jit.is_tracing() else function)(*args, **kwargs)
+        )
+
+    return decorate
 
 
 def is_fx_tracing() -> bool:

@@ -30,13 +30,14 @@ def permute_to_N_HWA_K(tensor: torch.Tensor, K: int) -> torch.Tensor:
     return tensor.unflatten(1, (-1, K)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
+@torch.jit.script_if_tracing  # the choice is made for each image anew
 def _top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k highest of `Tensor[R]`, best first; of equal scores the first, on every device.
 
     `torch.topk` picks any of several equal ones, and confident sigmoids are often equal in single precision.
     """
-    if len(scores) > 8 * k > 0:  # sorting a long list takes far longer than finding its k-th element
-        survivors = (scores >= scores.topk(k).values.amin()).nonzero(as_tuple=True)[0]
+    if k > 0 and len(scores) > 8 * k:  # sorting a long list takes far longer than finding its k-th element
+        survivors = (scores >= scores.topk(k).values.amin()).nonzero()[:, 0]
         return survivors[_top_k_of_few(scores[survivors], k)]
     return _top_k_of_few(scores, k)
 

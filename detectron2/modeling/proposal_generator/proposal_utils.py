@@ -11,6 +11,7 @@ import torch
 
 from detectron2.layers import batched_nms, cat
 from detectron2.layers.nms import greedy_nms
+from detectron2.layers.wrappers import at_most
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 
@@ -36,7 +37,7 @@ def _top_candidates(
     pred_objectness_logits: Sequence[torch.Tensor], pre_nms_topk: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """For each level `(N, R_i)` the logits and indices of its best anchors, `Tensor[N, min(R_i, k)]`, best first."""
-    picked = [logits.topk(min(logits.shape[1], pre_nms_topk), dim=1) for logits in pred_objectness_logits]
+    picked = [logits.topk(at_most(logits.shape[1], pre_nms_topk), dim=1) for logits in pred_objectness_logits]
     return [p.values for p in picked], [p.indices for p in picked]
 
 

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import has_event_storage, put_scalar
 from detectron2.utils.registry import locate
 
-from .numerics import best_after_nms, full_precision
+from .numerics import best_after_nms, full_precision, split_by_image
 
 __all__ = ["FastRCNNOutputLayers", "FastRCNNOutputs", "fast_rcnn_inference", "fast_rcnn_inference_single_image"]
 
@@ -385,7 +385,7 @@ class FastRCNNOutputLayers(nn.Module):
             classes = cat([x.gt_classes for x in proposals]).clamp(0, self.num_classes - 1)
             rows = torch.arange(chosen.shape[0], device=chosen.device)
             chosen = chosen.view(-1, self.num_classes, box_dim)[rows, classes]
-        return list(chosen.split([len(x) for x in proposals]))
+        return split_by_image(chosen, proposals)
 
     def predict_boxes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -398,7 +398,7 @@ class FastRCNNOutputLayers(nn.Module):
             return []
         boxes = cat([x.proposal_boxes.tensor for x in proposals])
         refined = self.box2box_transform.apply_deltas(predictions[1], boxes)
-        return list(refined.split([len(x) for x in proposals]))
+        return split_by_image(refined, proposals)
 
     def predict_probs(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -406,7 +406,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Class probabilities from what `forward` returned: for each image `Tensor[Ri, K + 1]`."""
         scores = full_precision(predictions[0])
         probabilities = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
-        return list(probabilities.split([len(x) for x in proposals]))
+        return split_by_image(probabilities, proposals)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -462,7 +462,7 @@ class FastRCNNOutputs:
         self.pred_proposal_deltas = pred_proposal_deltas
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = box_reg_loss_type
-        self.num_preds_per_image = [len(x) for x in proposals]
+        self.num_preds_per_image = [x.num_rows() for x in proposals]
         self.image_shapes = [x.image_size for x in proposals]
 
         box_type = type(proposals[0].proposal_boxes) if proposals else Boxes

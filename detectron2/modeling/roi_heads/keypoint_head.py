@@ -17,7 +17,7 @@ from detectron2.structures import Instances, heatmaps_to_keypoints
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry, lookup
 
-from .numerics import full_precision
+from .numerics import full_precision, split_by_image
 
 __all__ = [
     "ROI_KEYPOINT_HEAD_REGISTRY",
@@ -99,8 +99,8 @@ def keypoint_rcnn_inference(pred_keypoint_logits: torch.Tensor, pred_instances: 
     logits = full_precision(pred_keypoint_logits.detach())
     boxes_xyxy = cat([x.pred_boxes.tensor for x in pred_instances]).detach()
     found = heatmaps_to_keypoints(logits, boxes_xyxy)[:, :, [0, 1, 3]]  # (x, y, logit, probability) without the logit
-    counts = [len(x) for x in pred_instances]
-    for per_image, keypoints, maps in zip(pred_instances, found.split(counts), logits.split(counts), strict=True):
+    of_images = split_by_image(found, pred_instances), split_by_image(logits, pred_instances)
+    for per_image, keypoints, maps in zip(pred_instances, *of_images, strict=True):
         per_image.pred_keypoints = keypoints
         per_image.pred_keypoint_heatmaps = maps
 

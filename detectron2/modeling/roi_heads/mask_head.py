@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
 from detectron2.utils.registry import Registry, lookup
 
-from .numerics import full_precision, select_class
+from .numerics import full_precision, select_class, split_by_image
 
 __all__ = [
     "ROI_MASK_HEAD_REGISTRY",
@@ -110,7 +110,7 @@ def mask_rcnn_inference(pred_mask_logits: torch.Tensor, pred_instances: list[Ins
         # The sigmoid is taken after the choice: K times less work.
         logits = select_class(logits, cat([x.pred_classes for x in pred_instances])).unsqueeze(1)
     masks = full_precision(logits).sigmoid()
-    for per_image, mask in zip(pred_instances, masks.split([len(x) for x in pred_instances]), strict=True):
+    for per_image, mask in zip(pred_instances, split_by_image(masks, pred_instances), strict=True):
         per_image.pred_masks = mask
 
 

@@ -3,12 +3,14 @@
 `R` regions, `K` classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 
-from detectron2.layers import batched_nms
-from detectron2.layers.nms import greedy_nms
+from detectron2.layers.nms import greedy_nms, nms_within_groups
+from detectron2.structures import Instances
 
-__all__ = ["best_after_nms", "full_precision", "select_class"]
+__all__ = ["best_after_nms", "full_precision", "select_class", "split_by_image"]
 
 # Up to this many boxes it does not pay to sort before non-maximum suppression, which sorts by itself.
 _SMALL_SET = 4096
@@ -20,6 +22,11 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     Under autocast the last layer answers in half precision, in which a sum over thousands of cells loses digits.
     """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def split_by_image(x: torch.Tensor, instances: Sequence[Instances]) -> list[torch.Tensor]:
+    """Cut `Tensor[R, ...]`, the regions of all images after one another, into one tensor for each image."""
+    return list(x.split([i.num_rows() for i in instances]))
 
 
 def select_class(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -51,15 +58,22 @@ def best_after_nms(
     """
     if boxes.shape[1] == 5:
         return greedy_nms(boxes, scores, iou_thresh, classes, limit=limit)
+    return _best_upright(boxes, scores, classes, iou_thresh, limit, _SMALL_SET)
+
+
+@torch.jit.script_if_tracing  # a traced graph would search as large a prefix as the first image needed
+def _best_upright(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int, small_set: int
+) -> torch.Tensor:
     total = scores.shape[0]
-    if limit < 0 or total <= _SMALL_SET:
-        keep = batched_nms(boxes, scores, classes, iou_thresh)
+    if limit < 0 or total <= small_set:
+        keep = nms_within_groups(boxes, scores, classes, iou_thresh)
         return keep if limit < 0 else keep[:limit]
-    order = torch.sort(scores, descending=True, stable=True).indices
-    size = max(_SMALL_SET, 8 * limit)
-    while True:
+    order = torch.sort(scores, dim=0, descending=True, stable=True)[1]
+    size = max(small_set, 8 * limit)
+    prefix, keep = order[:0], order[:0]
+    while keep.shape[0] < limit and prefix.shape[0] < total:
         prefix = order[:size]
-        keep = batched_nms(boxes[prefix], scores[prefix], classes[prefix], iou_thresh)
-        if keep.shape[0] >= limit or size >= total:
-            return prefix[keep[:limit]]
+        keep = nms_within_groups(boxes[prefix], scores[prefix], classes[prefix], iou_thresh)
         size *= 4
+    return prefix[keep[:limit]]

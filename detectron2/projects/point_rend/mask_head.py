@@ -116,7 +116,7 @@ class PointMaskHead(nn.Module):
     def _roi_pooler(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Features `Tensor[R, C, S, S]` of whole regions, read at the points of a regular grid."""
         side = self.roi_pooler_size
-        regions = sum(len(x) for x in boxes)
+        regions = sum(x.tensor.shape[0] for x in boxes)
         grid = generate_regular_grid_point_coords(regions, side, features[self.roi_pooler_in_features[0]].device)
         pooled, _ = self._read(features, self.roi_pooler_in_features, boxes, grid)
         return pooled.unflatten(2, (side, side))
@@ -133,12 +133,15 @@ class PointMaskHead(nn.Module):
 
     def _inference(self, features: dict[str, torch.Tensor], instances: list[Instances]) -> list[Instances]:
         """Set `pred_masks`, `Tensor[Ri, 1, M, M]` of probabilities, of every image."""
-        counts = [len(x) for x in instances]
         if not instances:
             return instances
-        total = sum(counts)
         boxes = [x.pred_boxes for x in instances]
         classes = cat([x.pred_classes for x in instances])
+        if torch.jit.is_tracing():  # a graph has a fixed number of groups
+            mask_rcnn_inference(self._predict(features, boxes, classes), instances)
+            return instances
+        counts = [len(x) for x in instances]
+        total = sum(counts)
         channels = sum(features[name].shape[1] for name in self.mask_point_in_features)
         group = max(1, _GROUP_NUMBERS // max(1, self.mask_point_subdivision_num_points * channels))
         logits = []

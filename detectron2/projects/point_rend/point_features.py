@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from detectron2.layers import cat
+from detectron2.layers.wrappers import at_most
 from detectron2.modeling.roi_heads.matched_masks import MatchedBitMasks
 from detectron2.structures import BitMasks, Boxes, Instances
 
@@ -105,11 +106,11 @@ def get_uncertain_point_coords_on_grid(
     The result is their indices in `[0, H * W)`, `Tensor[R, P]`, and their centres, `Tensor[R, P, 2]`.
     """
     regions, _, height, width = uncertainty_map.shape
-    if num_points >= height * width:
+    if not torch.jit.is_tracing() and num_points >= height * width:
         indices = torch.arange(height * width, device=uncertainty_map.device).expand(regions, -1)
     else:
         flat = uncertainty_map.reshape(regions, height * width)
-        indices = flat.topk(num_points, dim=1, sorted=False).indices
+        indices = flat.topk(at_most(height * width, num_points), dim=1, sorted=False).indices
     column, row = indices % width, indices.div(width, rounding_mode="floor")
     coords = torch.stack([(column + 0.5) / width, (row + 0.5) / height], dim=2)
     return indices, coords
@@ -140,7 +141,7 @@ def point_sample_fine_grained_features(
         Features `Tensor[R, C, P]`, and the points in pixels of the image, `Tensor[R, P, 2]`.
     """
     coords_px = get_point_coords_wrt_image(Boxes.cat(list(boxes)).tensor, point_coords)
-    counts = [len(x) for x in boxes]
+    counts = [x.tensor.shape[0] for x in boxes]
     levels = []
     for maps, scale in zip(features_list, feature_scales, strict=True):
         height, width = maps.shape[-2:]
@@ -225,7 +226,7 @@ def subdivide(
     for step in range(steps):
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         height, width = logits.shape[-2:]
-        if 4 * height * width <= num_points and step + 1 < steps:
+        if not torch.jit.is_tracing() and 4 * height * width <= num_points and step + 1 < steps:
             continue  # the next step will predict all of its cells, whatever happens in this one
         indices, coords = get_uncertain_point_coords_on_grid(uncertainty(logits), num_points)
         values = predict(coords).to(logits.dtype)

@@ -1,0 +1,212 @@
+"""Traced models: one graph, made from one image, is right for images of other sizes and other counts of objects."""
+
+import pytest
+import torch
+
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.export import TracingAdapter
+from detectron2.layers import batched_nms, batched_nms_rotated
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling.roi_heads.numerics import best_after_nms
+from detectron2.projects.point_rend import add_pointrend_config
+
+CLASSES = 3
+CONFIGS = {
+    "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "faster_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "proposals": "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+    "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoint": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "panoptic": "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
+    "semantic": "Misc/semantic_R_50_FPN_1x.yaml",
+    "rotated": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "point_rend": "",
+    "fcos": "",
+}
+POINT_REND = "projects/PointRend/configs/InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
+ROTATED = {
+    "MODEL.PROPOSAL_GENERATOR.NAME": "RRPN",
+    "MODEL.ANCHOR_GENERATOR.NAME": "RotatedAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.ANGLES": [[-60, 0, 60]],
+    "MODEL.RPN.BBOX_REG_WEIGHTS": (1, 1, 1, 1, 1),
+    "MODEL.ROI_HEADS.NAME": "RROIHeads",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignRotated",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10, 10, 5, 5, 1),
+}
+QUICK = ("faster", "mask", "keypoint", "retinanet")
+MEAN = [103.53, 116.28, 123.675]
+SIZES = [(96, 128), (64, 64), (160, 224)]
+MODELS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+
+
+def tiny_model(name, **changes):
+    """A small model with random weights; of a picture without contrast every score is that of no object."""
+    if name == "fcos":
+        return tiny_fcos()
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    cfg.merge_from_file(POINT_REND if name == "point_rend" else model_zoo.get_config_file(CONFIGS[name]))
+    if name == "rotated":
+        changes = {**ROTATED, **changes}
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    if name != "faster_c4":  # its last stage is made of bottlenecks
+        cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1 if name == "keypoint" else CLASSES
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.POINT_HEAD.NUM_CLASSES = CLASSES
+    cfg.MODEL.POINT_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 32
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 500, 60
+    cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 100
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.6
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    cfg.merge_from_list([x for pair in changes.items() for x in pair])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    return spread_scores(model)
+
+
+def tiny_fcos():
+    backbone = tiny_model("retinanet").backbone
+    shapes = list(backbone.output_shape().values())
+    model = FCOS(
+        backbone=backbone,
+        head=FCOSHead(input_shape=shapes, num_classes=CLASSES, conv_dims=[32]),
+        num_classes=CLASSES,
+        pixel_mean=MEAN,
+        pixel_std=[1.0, 1.0, 1.0],
+        test_topk_candidates=100,
+        max_detections_per_image=20,
+    )
+    return spread_scores(model.eval())
+
+
+def spread_scores(model):
+    """Make scores depend on the picture: without a bias, and with weights that give some regions a high score."""
+    for path, module in model.named_modules():
+        last = path.rpartition(".")[2]
+        if last in ("cls_score", "predictor", "objectness_logits"):
+            torch.nn.init.normal_(module.weight, std=0.3)
+        elif last in ("bbox_pred", "anchor_deltas"):
+            torch.nn.init.normal_(module.weight, std=0.02)
+    return model
+
+
+def picture(height, width, contrast=1.0, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(3, height, width, generator=generator) - 0.5
+    return torch.tensor(MEAN)[:, None, None] + 255 * contrast * noise
+
+
+def without_segments(model, inputs):
+    """What can be traced of a panoptic result; its list of segments is made of Python's numbers."""
+    return [{"instances": x["instances"], "sem_seg": x["sem_seg"]} for x in model(inputs)]
+
+
+def traced(model, inputs):
+    function = without_segments if type(model).__name__ == "PanopticFPN" else None
+    adapter = TracingAdapter(model, inputs, function)
+    return adapter, torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+
+
+def assert_same(got, want):
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("contrast", [1.0, 0.0], ids=["from objects", "from none"])
+def test_one_graph_serves_all_images(name, contrast):
+    model = tiny_model(name)
+    adapter, graph = traced(model, [{"image": picture(96, 128, contrast)}])
+    counts = []
+    for size in SIZES:
+        for seed, other in ((2, 1.0), (3, 0.5), (4, 0.0)):
+            image = picture(*size, contrast=other, seed=seed)
+            want = adapter(image)
+            assert_same(graph(image), want)
+            counts.append(len(want[1]))  # after the size of the image, the boxes
+    if name not in ("semantic", "proposals"):
+        assert len(set(counts)) > 2 and 0 in counts, counts
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["faster", pytest.param("mask", marks=pytest.mark.slow)])
+def test_images_of_a_batch_change_their_sizes(name):
+    model = tiny_model(name)
+    adapter, graph = traced(model, [{"image": picture(96, 128)}, {"image": picture(64, 64)}])
+    for sizes in (((96, 128), (64, 64)), ((64, 64), (160, 224)), ((160, 64), (64, 224))):
+        images = [picture(*size, seed=i + 5) for i, size in enumerate(sizes)]
+        assert_same(graph(*images), adapter(*images))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wanted_sizes_are_inputs_of_the_graph():
+    model = tiny_model("mask")
+    inputs = [{"image": picture(96, 128), "height": torch.tensor(50), "width": torch.tensor(70)}]
+    adapter, graph = traced(model, inputs)
+    arguments = (picture(64, 64, contrast=0.5), torch.tensor(91), torch.tensor(80))
+    want = adapter(*arguments)
+    assert want[4].shape[1:] == (91, 80)
+    assert_same(graph(*arguments), want)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_graph_made_with_gradients_has_them():
+    model = tiny_model("faster")
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image):
+            images = model.preprocess_image([{"image": image}])
+            features = model.backbone(images.tensor)
+            proposals, _ = model.proposal_generator(images, features)
+            maps = [features[name] for name in model.roi_heads.box_in_features]
+            return model.roi_heads.box_pooler(maps, [x.proposal_boxes for x in proposals])
+
+    pooled = Pooled()
+    graph = torch.jit.trace(pooled, picture(96, 128), check_trace=False)
+    weight = model.backbone.fpn_output2.weight
+    image = picture(160, 64, seed=2)
+    gradients = []
+    for function in (pooled, graph):
+        out = function(image)
+        gradients.append((out.detach(), *torch.autograd.grad((out * out).sum(), weight)))
+    assert_same(*reversed(gradients))
+    assert gradients[0][1].abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [0, 5, 3000])
+def test_suppression_of_few_and_of_many_boxes(first):
+    """Many boxes are suppressed in parts, and the best of very many are searched in prefixes."""
+
+    def boxes(count, columns=4):
+        unit = torch.rand(count, columns, generator=torch.Generator().manual_seed(count))
+        unit[:, 2:4] += unit[:, :2] * (columns == 4)
+        return 100 * unit, unit[:, 0].clone(), torch.arange(count) % 40
+
+    def both(xyxy, scores, classes):
+        return batched_nms(xyxy, scores, classes, 0.3), best_after_nms(xyxy, scores, classes, 0.3, 50)
+
+    def rotated(xywha, scores, classes):
+        return (batched_nms_rotated(xywha, scores, classes, 0.3),)
+
+    for function, columns in ((both, 4), (rotated, 5)):
+        graph = torch.jit.trace(function, boxes(first, columns), check_trace=False)
+        for count in (0, 1, 900, 2500, 9000 if columns == 4 else 10):
+            got, want = graph(*boxes(count, columns)), function(*boxes(count, columns))
+            assert_same(got if isinstance(got, tuple) else (got,), want)
