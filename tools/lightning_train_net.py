@@ -151,6 +151,8 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> "OrderedDict[str, Any]":
         trainer.validate(module, datamodule=data)
     elif args.resume and os.path.exists(last):
         trainer.fit(module, datamodule=data, ckpt_path=last)
+        if not module.results:  # no step was left
+            trainer.validate(module, datamodule=data)
     else:
         DetectionCheckpointer(module.model).load(cfg.MODEL.WEIGHTS)
         trainer.fit(module, datamodule=data)

@@ -57,6 +57,10 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
     loader = build_detection_train_loader(cfg)
     logger.info("Training from iteration %d to %d", start, max_iter)
+    if 0 < start >= max_iter:  # resumed behind the last iteration
+        logger.warning("No iteration is left: the model is evaluated. To train longer, raise SOLVER.MAX_ITER.")
+        if not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            checkpointer.save("model_final", iteration=start - 1)
     with EventStorage(start) as storage:
         for iteration, data in zip(range(start, max_iter), loader, strict=False):
             storage.iter = iteration

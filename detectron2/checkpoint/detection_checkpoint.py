@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-import torch
 import torch.distributed as dist
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
@@ -28,6 +27,7 @@ from detectron2.checkpoint.training_state import (
     read_beside,
     remove_orphans,
     save_in_two_files,
+    save_tensors,
     state_file,
 )
 from detectron2.utils import comm
@@ -37,6 +37,16 @@ from detectron2.utils.terminal import without_password
 from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["DetectionCheckpointer", "parameter_versions"]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -120,8 +130,7 @@ class DetectionCheckpointer(Checkpointer):
         self.logger.info("Saving checkpoint to %s", path)
         if self.file_format == "safetensors":
             return save_in_two_files(self.save_dir, name, data, self.path_manager)
-        with atomic_write(path, "wb", self.path_manager) as file:
-            torch.save(data, file)
+        save_tensors(data, path, self.path_manager)
         return basename
 
     def file_name(self, name: str) -> str:
@@ -137,11 +146,12 @@ class DetectionCheckpointer(Checkpointer):
             describe_again(path, {**self.describe(), **changes}, self.path_manager)
 
     def remove_leftovers(self) -> None:
-        """Remove what a process that was killed while it saved left in `save_dir`."""
+        """Remove what a process that was killed while it saved left in `save_dir`; leave what a living one writes."""
         if not self.save_to_disk or not os.path.isdir(self.save_dir):
             return
         for entry in os.listdir(self.save_dir):
-            if re.fullmatch(r"(.*\.(pth|safetensors|state2?\.pt|json)|last_checkpoint)\.\d+\.tmp", entry):
+            name = re.fullmatch(r"(?:.*\.(?:pth|safetensors|state2?\.pt|json)|last_checkpoint)\.(\d+)\.tmp", entry)
+            if name and not _is_alive(int(name[1])):
                 os.remove(os.path.join(self.save_dir, entry))
         remove_orphans(self.save_dir)
 
@@ -267,6 +277,21 @@ class DetectionCheckpointer(Checkpointer):
         """Return the names of the last periodic checkpoints in `save_dir`."""
         names = sorted(os.path.basename(path) for path in self.get_all_checkpoint_files())
         return [name for name in names if re.fullmatch(r"model_\d{7,}\.(pth|safetensors)", name)][-3:]
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the checkpoint to resume from, "" if there is none; damage is a `ValueError`."""
+        last = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            path = super().get_checkpoint_file()
+        except UnicodeDecodeError:
+            path = "\0"
+        if not path.isprintable():
+            names = ", ".join(self._numbered_checkpoints()) or "none there"
+            raise ValueError(
+                f"{last} is damaged: expected the name of a checkpoint in that folder, got what is not a name. Write "
+                f"the one to resume from into it (the newest are {names}), or delete it to start from the beginning."
+            )
+        return path
 
     def get_all_checkpoint_files(self) -> list[str]:
         """Return the paths of the `.pth` and `.safetensors` files in `save_dir`."""

@@ -265,7 +265,7 @@ def write_weights(path: str, weights: Mapping[str, torch.Tensor], header: Mappin
     head += b" " * (-len(head) % 8)
     place = 8 + head.index(f'"{_SUM}":"{_NO_SUM}"'.encode()) + len(_SUM) + 4
     start = struct.pack("<Q", len(head)) + head
-    with atomic_write(path, "wb", manager) as file:
+    with atomic_write(path, "wb", manager, len(start) + end) as file:
         file.write(start)
         found = zlib.crc32(start)
         for name in names:

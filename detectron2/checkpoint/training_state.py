@@ -15,11 +15,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from detectron2.checkpoint.files import read_header, read_torch_file, read_weights, write_weights
 from detectron2.utils.file_io import atomic_write
 
-__all__ = ["DESCRIPTION", "describe_again", "read_beside", "remove_orphans", "save_in_two_files", "state_file"]
+__all__ = [
+    "DESCRIPTION",
+    "describe_again",
+    "read_beside",
+    "remove_orphans",
+    "save_in_two_files",
+    "save_tensors",
+    "state_file",
+]
 
 DESCRIPTION = "description"
 _EXTRA, _STATE, _NUMBER = "extra", "training_state", "save_number"
@@ -47,8 +56,7 @@ def save_in_two_files(folder: str, name: str, data: Mapping[str, Any], manager: 
         if used == former:
             used = os.path.join(folder, f"{name}.state2.pt")
         number = secrets.token_hex(8)
-        with atomic_write(used, "wb", manager) as file:
-            torch.save({**state, _NUMBER: number}, file)
+        save_tensors({**state, _NUMBER: number}, used, manager)
         texts |= {_STATE: os.path.basename(used), _NUMBER: number}
     write_weights(path, data["model"], texts, manager)
     if former is not None and former != used and os.path.isfile(former):
@@ -102,6 +110,13 @@ def read_beside(path: str, texts: Mapping[str, str], *, is_needed: bool) -> dict
     return {**found, **state}
 
 
+def save_tensors(data: Any, path: str, manager: Any) -> None:
+    """Write a file of `torch.save`, which appears under its name only when it is complete."""
+    needed = sum(value.nbytes for value in tree_leaves(data) if isinstance(value, torch.Tensor))
+    with atomic_write(path, "wb", manager, needed) as file:
+        torch.save(data, file)
+
+
 def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> None:
     """Replace the description in a local checkpoint of either format, and leave everything else."""
     if path.endswith(".safetensors"):
@@ -110,8 +125,7 @@ def describe_again(path: str, description: Mapping[str, Any], manager: Any) -> N
         return
     data = read_torch_file(path, mapped=True)
     data[DESCRIPTION] = dict(description)
-    with atomic_write(path, "wb", manager) as file:
-        torch.save(data, file)
+    save_tensors(data, path, manager)
 
 
 def remove_orphans(folder: str, names: Iterable[str] = ("*",)) -> None:

@@ -93,6 +93,7 @@ def _train(add: Any) -> None:
     _add_datasets(add)
     add("--output", metavar="DIR", help="output folder; default: the one of the config")
     add("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
+    add("--overwrite", action="store_true", help="train anew where an earlier training has left results")
     add("--num-gpus", type=int, default=1, help="processes on each machine, one GPU each")
     add("--num-machines", type=int, default=1, help="total number of machines")
     add("--machine-rank", type=int, default=0, help="which machine this is, from 0")

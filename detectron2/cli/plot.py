@@ -73,13 +73,14 @@ class Run:
 def read_run(path: Path, name: str) -> Run:
     """Read `metrics.json`, given by itself or by its folder.
 
-    What a run that was killed has left behind is tolerated: a last line that is cut off. Where iterations were repeated
-    after a resume, the newer numbers count.
+    What a run that was killed has left behind is tolerated: a last line that is cut off. Where the iteration falls
+    back, after a resume from an earlier checkpoint or as a new run begins, older points from there on are dropped.
     """
     file = path / "metrics.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the output folder of a run, or its metrics.json.")
     points: dict[str, dict[int, float]] = {}
+    last = -1
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -91,9 +92,13 @@ def read_run(path: Path, name: str) -> Run:
                 continue
             raise ValueError(f"{file}, line {number} is not a record of training: {line[:60]!r}")
         iteration = int(record.pop("iteration"))
+        if iteration < last:
+            points = {key: {i: v for i, v in old.items() if i < iteration} for key, old in points.items()}
+        last = iteration
         for key, value in record.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 points.setdefault(key, {})[iteration] = float(value)
+    points = {key: values for key, values in points.items() if values}
     if not points:
         raise ValueError(f"{file} has no records.")
     return Run(name, file, {key: _as_curve(values) for key, values in points.items()})

@@ -5,7 +5,13 @@ detectron2 train --config-file configs/VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yam
 """
 
 import argparse
+import itertools
+import os
+import shlex
+from pathlib import Path
+from typing import Any
 
+import detectron2.utils.comm as comm
 from detectron2.cli.common import (
     dataset_names,
     find_config_file,
@@ -17,6 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.engine.run_folder import earlier_results, other_training
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,11 +40,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_folder(cfg: Any, args: argparse.Namespace) -> None:
+    """Raise a `ValueError` where another training runs in the output folder, or has left its results there."""
+    folder = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    if text := other_training(folder):
+        raise ValueError(text)
+    found = earlier_results(folder)
+    if args.resume or not found:
+        return
+    if args.overwrite:  # what is resumed next is this training
+        Path(folder, "last_checkpoint").unlink(missing_ok=True)
+        return
+    free = next(name for i in itertools.count(2) if not os.path.exists(name := f"{folder.rstrip('/')}_{i}"))
+    raise ValueError(
+        f"{folder} holds the results of an earlier training ({', '.join(found)}). To continue it, add --resume. To "
+        "train anew in the same folder, add --overwrite: checkpoints of the same names are replaced, earlier metrics "
+        f"are kept aside. To keep all of it, write elsewhere: --output {shlex.quote(free)}"
+    )
+
+
 def train(args: argparse.Namespace) -> None:
     """Body of each process."""
     register_datasets(args)
     args.config_file = find_config_file(args.config_file)
     cfg = load_config(args.config_file, args.opts, args.output, args.device)
+    if comm.is_main_process():
+        _check_folder(cfg, args)
     default_setup(cfg, args)
     if isinstance(cfg, CfgNode):
         trainer = DefaultTrainer(cfg)

@@ -154,6 +154,22 @@ def _memory_left() -> str:
     return f"Now free: {', '.join(parts)}." if parts else ""
 
 
+def _leave_signals_to_the_main_process() -> None:
+    """Ignore signals to the whole group, after which the main process finishes its step; SIGTERM ends if it is its."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells the sender
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
     """Keep a worker's memory shared with the main process, then do what the user wants.
 
@@ -161,6 +177,8 @@ def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) 
     becomes the worker's own: 90 MiB after one collection, before any data are loaded.
     """
     gc.freeze()
+    if torchdata.get_worker_info() is not None:
+        _leave_signals_to_the_main_process()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

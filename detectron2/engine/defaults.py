@@ -41,6 +41,7 @@ from detectron2.engine.hooks.run_summary import explain_schedule
 from detectron2.engine.model_preparation import create_ddp_model, on_available_device, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
+from detectron2.engine.run_folder import other_training
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -150,6 +151,8 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
             logger.info("Contents of %s:\n%s", config_file, str(f.read()), extra=IN_FILE)
     if comm.is_main_process() and output_dir:
         path = os.path.join(output_dir, "config.yaml")
+        if other_training(output_dir):  # whose config.yaml stays
+            path = os.path.join(output_dir, f"config.{os.getpid()}.yaml")
         if isinstance(cfg, CfgNode):
             with atomic_write(path, "w") as f:
                 f.write(cfg.dump())
@@ -401,9 +404,6 @@ class DefaultTrainer(TrainerBase):
         Args:
             resume: whether to look for a checkpoint. If there is one, model, optimizer, schedule and iteration are
                 restored, and `MODEL.WEIGHTS` is ignored. Otherwise only weights are loaded, and training starts at 0.
-
-        Raises:
-            ValueError: the checkpoint is already at `SOLVER.MAX_ITER`, so that nothing is left to train.
         """
         checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         is_resumed = resume and self.checkpointer.has_checkpoint()
@@ -414,13 +414,6 @@ class DefaultTrainer(TrainerBase):
             # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the
             # file itself has the iteration after which it was written.
             self.start_iter = (checkpoint or {}).get("iteration", self.iter) + 1
-            if self.start_iter >= self.max_iter:
-                raise ValueError(
-                    f"The checkpoint {self.checkpointer.get_checkpoint_file()} is at iteration {self.start_iter} and "
-                    f"SOLVER.MAX_ITER is {self.max_iter}: there is nothing left to train. Raise SOLVER.MAX_ITER to "
-                    "train longer, or start a new run from these weights (without resume, with MODEL.WEIGHTS and "
-                    "another OUTPUT_DIR)."
-                )
             describe = getattr(self.checkpointer, "describe", None)
             if isinstance(describe, SelfDescription):
                 describe.go_on_from(checkpoint or {}, self.checkpointer.get_checkpoint_file())

@@ -41,9 +41,6 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 
     Returns:
         The trained model, wrapped for data parallelism where there are several processes.
-
-    Raises:
-        ValueError: the checkpoint is already at `train.max_iter`.
     """
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
@@ -73,11 +70,6 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     if is_resumed:
         start = trainer.iter + 1
         describe.go_on_from(checkpoint, checkpointer.get_checkpoint_file())
-    if start and start >= max_iter:
-        raise ValueError(
-            f"The checkpoint in {cfg.train.output_dir} is at iteration {start} and train.max_iter is "
-            f"{max_iter}: there is nothing left to train. Raise train.max_iter, or start without resume."
-        )
     if options.try_evaluator:
         try_lazy_evaluator(cfg, model, _dataset_names(cfg, "test"))
     trainer.train(start, max_iter)

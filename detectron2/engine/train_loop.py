@@ -100,11 +100,18 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations `start_iter <= iter < max_iter`.
 
+        A training that is resumed after its last iteration runs none: hooks then write what is missing, and evaluate.
         `after_train` of every hook runs also when an iteration raises, so that logs and files are closed.
         """
         logger.info("Starting training from iteration %d", start_iter)
+        if 0 < start_iter >= max_iter:
+            logger.warning(
+                f"This training has had {start_iter} iterations and is to have {max_iter}: none is left. What is "
+                "missing is saved, and the model is evaluated as after training. To train longer, raise SOLVER.MAX_ITER "
+                "or MAX_EPOCHS (train.max_iter or max_epochs); to train anew, do not resume, and use another folder."
+            )
         self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
+        self.max_iter = max(start_iter, max_iter)
         self.stop_requested, self._stop_with = False, None
         with EventStorage(start_iter) as self.storage:
             try:
@@ -121,8 +128,9 @@ class TrainerBase:
                 if self.stop_requested:
                     self.max_iter = done
                 # In after_train, `iter == max_iter` if and only if training is complete.
-                self.iter = max(start_iter, self.max_iter)
+                self.iter = self.max_iter
             except BaseException as e:
+                self.max_iter = max(self.max_iter, self.iter + 1)
                 if isinstance(e, Exception):
                     logger.exception("Training stopped by an exception in iteration %d:", self.iter)
                 try:

@@ -228,7 +228,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
             total = offset + int(length) if length.isdecimal() else None
             _check_kind(url, target, response)
             if total is not None and shutil.disk_usage(os.path.dirname(target)).free < total - offset:
-                raise _error(url, target, _disk_full(target, total - offset))
+                raise _error(url, target, disk_full(target, total - offset))
             logger.info("%s %s to %s", "Continuing" if resumed else "Downloading", without_password(url), target)
             with open(part, "ab" if resumed else "wb") as file:
                 if not resumed:  # after the file was emptied, so that the version belongs to its bytes
@@ -241,7 +241,7 @@ def _attempt(url: str, target: str) -> dict[str, str]:
         raise _TryAgain(f"the connection broke ({error or type(error).__name__})") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise _error(url, target, _disk_full(target)) from error
+            raise _error(url, target, disk_full(target)) from error
         raise
     if not _size(part):
         raise _TryAgain("an empty file came", from_start=True)
@@ -404,12 +404,15 @@ def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digit
 # Messages
 
 
-def _disk_full(target: str, needed: int | None = None) -> str:
-    folder = os.path.dirname(target)
+def disk_full(
+    target: str, needed: int | None = None, cure: str = "or set DETECTRON2_CACHE to a folder on another disk"
+) -> str:
+    """Return a text that says how much is free in the folder of a file, how much the file needs, and what to do."""
+    folder = os.path.dirname(os.path.abspath(target))
     wanted = "" if needed is None else f" and {needed / 1e6:.1f} MB are needed"
     return (
         f"the disk is full: {shutil.disk_usage(folder).free / 1e6:.1f} MB are free at {folder}{wanted}. Free some "
-        "space, or set DETECTRON2_CACHE to a folder on another disk"
+        f"space, {cure}"
     )
 
 

@@ -5,6 +5,7 @@ Remote files are downloaded once and then served from the cache: `$DETECTRON2_CA
 process while the others wait. `DETECTRON2_OFFLINE=1` forbids any use of the network.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from iopath.common.file_io import OneDrivePathHandler as _IopathOneDrivePathHand
 from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-from detectron2.utils._download import DownloadError, fetch, url_exists
+from detectron2.utils._download import DownloadError, disk_full, fetch, url_exists
 
 __all__ = [
     "Detectron2Handler",
@@ -27,6 +28,7 @@ __all__ = [
     "PathManager",
     "PathManagerBase",
     "atomic_write",
+    "full_disk_named",
 ]
 
 # Names of published weights end in the first digits of a digest, such as "model_final_f10217.pkl". Decimal digits only
@@ -93,8 +95,23 @@ for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
 
 
 @contextmanager
+def full_disk_named(path: str | os.PathLike, needed: int | None = None) -> Iterator[None]:
+    """Let an error that a full disk has caused in a `with` block say so, with the file and the bytes that it needs."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error  # torch.save raises an error of its own after that of the file
+        while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        text = disk_full(os.fspath(path), needed, "or choose an output folder on another disk")
+        raise OSError(errno.ENOSPC, f"{os.fspath(path)} cannot be written, {text}") from error
+
+
+@contextmanager
 def atomic_write(
-    path: str | os.PathLike, mode: str = "wb", manager: PathManagerBase | None = None
+    path: str | os.PathLike, mode: str = "wb", manager: PathManagerBase | None = None, needed: int | None = None
 ) -> Iterator[IO[Any]]:
     """Write a file that appears under its name only when it is complete.
 
@@ -105,6 +122,7 @@ def atomic_write(
         path: where to write; its folder is created.
         mode: `"wb"` or `"w"` (UTF-8).
         manager: the path manager; ours by default.
+        needed: how many bytes will be written, where that is known, for the error of a full disk.
 
     Yields:
         The open file.
@@ -117,13 +135,14 @@ def atomic_write(
         return
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     temporary = f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    with full_disk_named(target, needed):
+        try:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise

@@ -1,6 +1,7 @@
 """Set up logs, limit how often a message is logged, and format small tables."""
 
 import atexit
+import errno
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 import torch
 
+from detectron2.utils._download import disk_full
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.terminal import printable
 
@@ -46,6 +48,18 @@ class _Formatter(logging.Formatter):
         if self._color:
             level = _paint(level, "yellow" if record.levelno == logging.WARNING else "red")
         return f"{head}{separator}{level} {message}"
+
+
+class _Handler(logging.StreamHandler):
+    """Names the log that cannot be written because the disk is full, without a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            name = getattr(self, "detectron2_target", "the log")
+            sys.stderr.write(f"{name} cannot be written, {disk_full(name, cure='so that the log goes on')}\n")
+        else:
+            super().handleError(record)
 
 
 def _shows_color(stream: Any) -> bool:
@@ -84,7 +98,7 @@ def _add_handler(logger: logging.Logger, target: str, stream: Any, formatter: lo
         if getattr(handler, "detectron2_target", None) == target:
             handler.setFormatter(formatter)
             return
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(formatter)
     handler.detectron2_target = target  # pyright: ignore[reportAttributeAccessIssue]  # marks it as ours

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from detectron2.utils.events import EventStorage, get_event_storage
-from detectron2.utils.file_io import PathManager, atomic_write
+from detectron2.utils.file_io import PathManager, atomic_write, full_disk_named
 
 __all__ = [
     "DEFAULT_WRITERS",
@@ -87,9 +87,10 @@ class JSONWriter(_ScalarWriter):
 
     def write(self) -> None:
         """Append one line for each iteration that has new scalars."""
-        for iteration, scalars in self._new_scalars(get_event_storage()).items():
-            self._file_handle.write(json.dumps({"iteration": iteration, **scalars}, sort_keys=True) + "\n")
-        self._file_handle.flush()
+        with full_disk_named(self._json_file):
+            for iteration, scalars in self._new_scalars(get_event_storage()).items():
+                self._file_handle.write(json.dumps({"iteration": iteration, **scalars}, sort_keys=True) + "\n")
+            self._file_handle.flush()
         try:
             os.fsync(self._file_handle.fileno())
         except (AttributeError, OSError):  # a stream without a descriptor
@@ -97,8 +98,9 @@ class JSONWriter(_ScalarWriter):
 
     def close(self) -> None:
         """Close the file, if it was opened."""
-        if "_file_handle" in self.__dict__:
-            self._file_handle.close()
+        if "_file_handle" in self.__dict__:  # a later training opens it again
+            with full_disk_named(self._json_file):
+                self.__dict__.pop("_file_handle").close()
 
 
 class TensorboardXWriter(_ScalarWriter):
@@ -342,7 +344,7 @@ class CSVWriter(_ScalarWriter):
         table = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         table.writerows({"iteration": iteration, **scalars} for iteration, scalars in rows.items())
         file: Any = PathManager.open(self._path, "a")
-        with file:
+        with full_disk_named(self._path), file:
             file.write(text.getvalue())
 
     def _read(self) -> str:

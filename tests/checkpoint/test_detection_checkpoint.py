@@ -1,4 +1,5 @@
 import copy
+import errno
 import http.server
 import logging
 import os
@@ -890,3 +891,26 @@ def test_cut_off_files(tmp_path, name, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"not a readable checkpoint.*cut off"):
         DetectionCheckpointer(Model()).load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01model", b"model\x00.pth", b"\x1b[2Jmodel.pth", b"a.pth\nb.pth"])
+def test_a_damaged_file_last_checkpoint(tmp_path, content):
+    keeper = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    keeper.save("model_0000003")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    for read in (keeper.get_checkpoint_file, lambda: keeper.resume_or_load("", resume=True)):
+        with pytest.raises(ValueError, match=r"last_checkpoint is damaged: .*the newest are model_0000003\.pth"):
+            read()
+    (tmp_path / "last_checkpoint").write_bytes(b"model_0000003.pth\r\n")
+    keeper.resume_or_load("", resume=True)
+
+
+def test_a_full_disk_is_named_with_what_a_checkpoint_needs(tmp_path, monkeypatch):
+    def full(data, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    keeper = DetectionCheckpointer(torch.nn.Linear(1000, 1000), str(tmp_path))
+    with pytest.raises(OSError, match=r"model_0000003\.pth cannot be written, .* free at .* and 4\.0 MB are needed"):
+        keeper.save("model_0000003")
+    assert not list(tmp_path.iterdir())

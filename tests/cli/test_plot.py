@@ -72,6 +72,25 @@ def test_one_run(run, command):
     assert sorted(p.name for p in folder.iterdir()) == ["curves.html", "curves.png", "metrics.json"]
 
 
+def test_where_the_iteration_falls_back_older_points_are_dropped(run):
+    """A shorter run in the folder of a longer one; one that was resumed earlier; one that goes on as it should."""
+
+    def lines(*parts):
+        return [{"iteration": i, "total_loss": v, "lr": v} for at, v in parts for i in at]
+
+    new = read_run(run("new", lines((range(19, 100, 20), 2.0), (range(19, 60, 20), 9.0))), "new").curves
+    for name in ("total_loss", "lr"):
+        assert new[name][0].tolist() == [19, 39, 59] and new[name][1].tolist() == [9, 9, 9]
+    earlier = [*lines((range(19, 100, 20), 2.0)), {"iteration": 100, "bbox/AP": 5.0}, *lines((range(59, 80, 20), 9.0))]
+    curves = read_run(run("resumed", earlier), "resumed").curves
+    assert curves["lr"][0].tolist() == [19, 39, 59, 79] and curves["lr"][1].tolist() == [2, 2, 9, 9]
+    assert "bbox/AP" not in curves
+    same = [*lines(([19, 39], 2.0)), {"iteration": 39, "bbox/AP": 5.0}, {"iteration": 39, "lr": 3.0}]
+    curves = read_run(run("same", same), "same").curves
+    assert curves["bbox/AP"][1].tolist() == [5] and curves["lr"][1].tolist() == [2, 3]
+    assert curves["total_loss"][1].tolist() == [2, 2]
+
+
 def test_several_runs_are_compared(run, command, tmp_path):
     first, second = run("a/<x>", records()), run("b/<x>", records(60, 2.0))
     out = tmp_path / "new" / "comparison"

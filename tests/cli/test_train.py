@@ -1,6 +1,7 @@
 """``detectron2 train`` with configs of both kinds and data sets in both formats."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -40,9 +41,39 @@ def test_changes_and_resume(command, yaml_file, coco, tmp_path):
     status, out, err = command(*base, "--output", tmp_path, "--resume", "SOLVER.MAX_ITER", "2")
     assert status == 0, err
     assert "Starting training from iteration 1" in out
-    status, _, err = command(*base, "--output", tmp_path, "--resume", "SOLVER.MAX_ITER", "2")
+    status, out, err = command(*base, "--output", tmp_path, "--resume", "SOLVER.MAX_ITER", "2")
+    assert status == 0, err
+    assert "has had 2 iterations and is to have 2: none is left" in out
+    assert "bbox/AP" in (tmp_path / "metrics.json").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["yaml", "lazy"])
+def test_a_folder_with_an_earlier_training(command, request, coco, tmp_path, kind):
+    """The command offers to continue, to train anew, or another folder, and nothing is touched before."""
+    change = ["SOLVER.MAX_ITER", 1] if kind == "yaml" else ["train.max_iter=1"]
+    base = ["train", "--config-file", request.getfixturevalue(f"{kind}_file"), *coco, "--output", tmp_path / "o"]
+    assert command(*base, *change)[0] == 0
+    (tmp_path / "o_2").mkdir()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir() if p.is_file()}
+    status, _, err = command(*base, *change)
     assert status == 1
-    assert "model_final.pth is at iteration 2 and SOLVER.MAX_ITER is 2" in err
+    assert "holds the results of an earlier training (metrics.json, last_checkpoint, model_final.pth)" in err
+    assert "--resume" in err and "--overwrite" in err and f"--output {tmp_path / 'o_3'}" in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir() if p.is_file()} == before
+    status, _, err = command(*base, "--overwrite", *change)
+    assert status == 0, err
+    assert (tmp_path / "o" / "metrics.earlier_1.json").read_bytes() == before["metrics.json"]
+    lock = (tmp_path / "o" / ".training.lock").open("w")
+    lock.write("process 7 on elsewhere")
+    lock.flush()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, lock.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    other.stdout.readline()
+    status, _, err = command(*base, "--resume", *change)
+    other.communicate("\n")
+    assert status == 1 and "Another training runs in" in err and "process 7 on elsewhere" in err
 
 
 def test_lazy_changes_and_resume(command, lazy_file, coco, tmp_path):
@@ -50,9 +81,9 @@ def test_lazy_changes_and_resume(command, lazy_file, coco, tmp_path):
     status, _, err = command(*base, "train.max_iter=1", "~dataloader.evaluator")
     assert status == 0, err
     assert LazyConfig.load(str(tmp_path / "with space=x" / "config.yaml")).train.max_iter == 1
-    status, _, err = command(*base, "--resume", "train.max_iter=1")
-    assert status == 1
-    assert "is at iteration 1 and train.max_iter is 1" in err
+    status, out, err = command(*base, "--resume", "train.max_iter=1")
+    assert status == 0, err
+    assert "has had 1 iterations and is to have 1: none is left" in out
 
 
 def test_yaml_that_a_lazy_run_saved(command, lazy_trained, coco, tmp_path):

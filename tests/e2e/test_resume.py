@@ -1,6 +1,7 @@
 """Training that is interrupted and continued gives what training at a stretch gives, bit for bit."""
 
 import itertools
+import logging
 import multiprocessing
 import os
 import random
@@ -322,11 +323,61 @@ def test_nothing_was_changed(resumed, capsys):
     assert "WARNING" not in log.partition("Loading from")[2]
 
 
-def test_the_training_is_complete(resumed):
-    with pytest.raises(
-        ValueError, match=r"is at iteration 2 and SOLVER\.MAX_ITER is 2: there is nothing left to train"
-    ):
-        resumed("SOLVER.MAX_ITER", 2)
+@pytest.mark.parametrize("max_iter", [2, 1])
+def test_the_training_is_complete(resumed, shapes, caplog, max_iter):
+    """Nothing is trained, and the model is evaluated as after training; a warning says how to train longer."""
+    trainer = resumed("SOLVER.MAX_ITER", max_iter, "DATASETS.TEST", (shapes,))
+    folder = Path(trainer.cfg.OUTPUT_DIR)
+    before = (folder / "model_final.pth").stat().st_mtime_ns, state_of(folder, "pth")
+    assert trainer.test(trainer.cfg, trainer.model)["bbox"].keys() >= {"AP", "AP50"}
+    logging.getLogger("detectron2").addHandler(caplog.handler)
+    assert trainer.train()["bbox"].keys() >= {"AP", "AP50"}
+    (warning,) = (r.getMessage() for r in caplog.records if "none is left" in r.getMessage())
+    assert f"has had 2 iterations and is to have {max_iter}" in warning and "raise SOLVER.MAX_ITER" in warning
+    after = state_of(folder, "pth")
+    assert after["description"]["metrics"].keys() >= {"bbox/AP"} and after["description"]["iteration"] == 1
+    for name in ("model", "trainer", "iteration"):
+        assert_same(after[name], before[1][name])
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_killed_after_the_last_iteration(cfg, tmp_path, kind):
+    """What the former process could not save any more is what it would have saved."""
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_FORMAT = 1, kind
+    cfg.merge_from_list(["SOLVER.EMA_DECAY", 0.9, "TEST.BEST_METRIC", "bbox/AP50", "TEST.VALIDATION_LOSS_PERIOD", 2])
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(cfg, whole, seed=0)
+    shutil.copytree(whole, killed)
+    for path in [*killed.glob("model_final*"), *killed.glob("model_best*"), killed / "metrics.json"]:
+        path.unlink()
+    (killed / "last_checkpoint").write_text(f"model_0000001.{kind}")
+    assert run(cfg, killed, seed=99) == []
+    assert sorted(p.name for p in killed.glob("model_*")) == sorted(p.name for p in whole.glob("model_*"))
+    for name in ("model_final", "model_final_ema", "model_best"):
+        states = [state_of(folder, kind, name) for folder in (whole, killed)]
+        assert states[0]["description"].pop("versions") == states[1]["description"].pop("versions")
+        assert_same(*states)
+    histories = [(folder / "model_best_history.json").read_text() for folder in (whole, killed)]
+    assert histories[0] == histories[1]
+    assert (killed / "last_checkpoint").read_text() == f"model_final.{kind}"
+    assert '"validation/total_loss"' in (killed / "metrics.json").read_text()
+
+
+def test_nothing_is_saved_where_starting_again_fails(tmp_path):
+    """A training that is complete and that a hook refuses is not taken for one that ended well."""
+    model = Counting()
+    trainer = SimpleTrainer(model, itertools.repeat(0), torch.optim.SGD(model.parameters(), lr=1.0))
+    keeper = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
+    evaluated = []
+
+    def refuse(trainer):
+        raise OSError("no")
+
+    trainer.register_hooks([hooks.CallbackHook(before_train=refuse), hooks.PeriodicCheckpointer(keeper, 1)])
+    trainer.register_hooks([hooks.EvalHook(0, lambda: evaluated.append(1))])
+    with pytest.raises(OSError, match="no"):
+        trainer.train(3, 3)
+    assert not evaluated and not list(tmp_path.iterdir())
 
 
 def test_the_last_checkpoint_was_cut_off(resumed):
@@ -399,3 +450,29 @@ def test_another_format(resumed):
     folder = Path(trainer.cfg.OUTPUT_DIR)
     assert (folder / "last_checkpoint").read_text() == "model_final.safetensors"
     assert (folder / "model_0000002.safetensors").is_file()
+
+
+def train_with_workers(cfg, ready):
+    """Body of the leader of a process group."""
+    os.setpgrp()
+    trainer = DefaultTrainer(cfg)
+    started = hooks.CallbackHook(after_step=lambda t: t.iter == 2 and ready.set())
+    trainer.register_hooks([started])
+    trainer.train()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_to_the_whole_group(cfg, tmp_path, number):
+    """Data workers leave the end to the main process, which saves as if it alone had the signal."""
+    cfg.SOLVER.MAX_ITER, cfg.DATALOADER.NUM_WORKERS, cfg.DATASETS.TEST = 10000, 2, ()
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=train_with_workers, args=(cfg, ready))
+    process.start()
+    assert ready.wait(60)
+    os.killpg(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text().startswith("model_00")
+    with pytest.raises(ProcessLookupError):  # nobody is left behind
+        os.killpg(process.pid, 0)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_plain_training_resume_and_fine_tuning(plain, tmp_path):
     # a new run from the weights of a finished one begins with iteration 0
     assert plain(second, "MODEL.WEIGHTS", first / "model_final.pth")[:2] == ["model_0000000.pth", "model_0000001.pth"]
     assert "model_0000002.pth" in plain(first, "--resume", *longer)
+    (first / "model_final.pth").unlink()  # as if the process had been killed before it was there
+    (first / "last_checkpoint").write_text("model_0000002.pth")
+    shutil.rmtree(first / "inference")
+    assert "model_final.pth" in plain(first, "--resume", *longer)
+    assert (first / "inference" / "e2e_shapes" / "coco_instances_results.json").is_file()
 
 
 @pytest.fixture

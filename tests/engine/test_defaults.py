@@ -33,6 +33,7 @@ from detectron2.engine.defaults import _try_get_key
 from detectron2.engine.hooks.checkpoints import FinalDescription
 from detectron2.engine.hooks.random_states import RandomStates
 from detectron2.engine.hooks.run_summary import RunSummary
+from detectron2.engine.run_folder import RunFolder, RunFolderRelease
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, ProgressLine, TensorboardXWriter
@@ -261,11 +262,14 @@ class TestResume:
 
     def test_after_the_end(self, toy_cfg):
         ToyTrainer(toy_cfg).train()
-        with pytest.raises(
-            ValueError, match=r"(?s)model_final\.pth is at iteration 4 and SOLVER\.MAX_ITER is 4.*Raise"
-        ):
-            ToyTrainer(toy_cfg).resume_or_load(resume=True)
-        ToyTrainer(toy_cfg).resume_or_load(resume=False)
+        trainer = ToyTrainer(toy_cfg)
+        trainer.resume_or_load(resume=True)
+        before = trainer.model.w.item()
+        assert before and trainer.train() == {}
+        assert (trainer.start_iter, trainer.iter, trainer.model.w.item()) == (4, 4, before)
+        trainer = ToyTrainer(toy_cfg)
+        trainer.resume_or_load(resume=False)
+        assert trainer.start_iter == 0
 
     def test_from_the_middle(self, toy_cfg):
         toy_cfg.SOLVER.CHECKPOINT_PERIOD = 2
@@ -366,7 +370,8 @@ class TestHooks:
             hooks.EvalHook,
             hooks.PeriodicWriter,
         ]
-        assert kinds == [hooks.StopOnSignal, RandomStates, *built, FinalDescription, RunSummary]
+        outer = [RunFolder, hooks.StopOnSignal, RandomStates], [FinalDescription, RunSummary, RunFolderRelease]
+        assert kinds == [*outer[0], *built, *outer[1]]
         assert [type(h) for h in ToyTrainer(toy_cfg).build_hooks() if h] == built
 
     def test_precise_bn_has_a_loader_of_its_own(self, toy_cfg):

@@ -2,6 +2,7 @@ import base64
 import errno
 import hashlib
 import http.server
+import io
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import iopath.common.file_io
 import pytest
+import torch
 from iopath.common.file_io import file_lock
 
 from detectron2.utils import file_io
@@ -628,3 +630,28 @@ def test_atomic_write_leaves_other_schemes_to_their_handler(tmp_path):
     with atomic_write("memory://name", "w", manager) as file:
         file.write("x")
     assert (tmp_path / "name").read_text() == "x"
+
+
+class Full(io.BytesIO):
+    """A file on a disk that has room for 100 bytes."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """With the file, and the free and needed bytes, also where the error is torch's own; the old file stays whole."""
+    path = tmp_path / "x.pth"
+    path.write_text("old")
+    free = rf"{tmp_path}/x\.pth cannot be written, the disk is full: [\d.]+ MB are free at {tmp_path}"
+    for tensors, size in (({"a": torch.zeros(10**6)}, "4.0"), ({}, None)):
+        needed = None if size is None else int(4e6)
+        with pytest.raises(OSError, match=free + (f" and {size} MB are needed" if size else r"\. Free some")) as error:
+            with atomic_write(path, needed=needed):
+                torch.save(tensors, Full())
+        assert error.value.errno == errno.ENOSPC
+        assert [p.name for p in tmp_path.iterdir()] == ["x.pth"] and path.read_text() == "old"
+    with pytest.raises(RuntimeError, match="another"), atomic_write(path):
+        raise RuntimeError("another")

@@ -46,6 +46,8 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         """Take `max_iter` from the trainer, and find the checkpoints of a former run in the folder."""
         self.max_iter = self.trainer.max_iter
         folder = self.checkpointer.save_dir
+        if 0 < self.trainer.start_iter >= self.max_iter:
+            _complete(self.trainer, self.checkpointer, f"{self.file_prefix}_final")
         if self.trainer.start_iter == 0 or not os.path.isdir(folder):
             return
         name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.(pth|safetensors)")
@@ -256,8 +258,8 @@ class OwedEvaluation(HookBase):
     def before_train(self) -> None:
         """Evaluate as at the end of the last iteration, if that is missing."""
         start = self.trainer.start_iter
-        if start == 0 or self._period <= 0 or start % self._period:
-            return
+        if start == 0 or self._period <= 0 or start % self._period or start >= self.trainer.max_iter:
+            return  # the final evaluation comes after training
         is_owed = self._best is not None and start - 1 not in (at for at, _ in self._best.history)
         if not any(comm.all_gather(is_owed)):
             return
@@ -298,6 +300,7 @@ class EarlyStopping(HookBase):
     def before_train(self) -> None:
         """Stop at once if the resumed training was already over."""
         if self._is_over():
+            _complete(self.trainer, self._checkpointer, "model_final")
             self.trainer.request_stop()
 
     def after_step(self) -> None:
@@ -316,6 +319,17 @@ class EarlyStopping(HookBase):
             text = "Training ends: the best value, %.5g, was found in iteration %d, %d evaluations ago."
             logger.info(text, best.best_metric, best.best_iter, since)
         return any(comm.all_gather(since >= self._patience))
+
+
+def _complete(trainer: Any, keeper: Checkpointer, name: str) -> None:
+    """Save the final checkpoint of a training whose process ended after the last iteration without saving it."""
+    is_missing = os.path.splitext(os.path.basename(keeper.get_checkpoint_file()))[0] != name
+    if getattr(keeper, "needs_all_processes", False):
+        is_missing = comm.all_gather(is_missing)[0]
+    if is_missing:
+        trainer.iter -= 1  # as after the last step
+        keeper.save(name, iteration=trainer.iter)
+        trainer.iter += 1
 
 
 def _save_aside(keeper: Checkpointer, name: str, average: WeightAverage | None, **data: Any) -> None:

@@ -23,6 +23,7 @@ from detectron2.engine.hooks.run_summary import RunSummary
 from detectron2.engine.hooks.signals import StopOnSignal
 from detectron2.engine.hooks.validation_loss import ValidationLoss
 from detectron2.engine.options import TrainOptions
+from detectron2.engine.run_folder import RunFolder, RunFolderRelease
 from detectron2.engine.sharding import is_sharded, whole_weights
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventWriter
@@ -109,5 +110,6 @@ def with_outer_hooks(
     `DefaultTrainer.build_hooks` returns a list without them, which subclasses know and change by position.
     `batch_size` and `notes` are those of `RunSummary`.
     """
-    first = [StopOnSignal(checkpointer), RandomStates(model, checkpoint_period)]
-    return [*first, *hooks, FinalDescription(checkpointer), RunSummary(batch_size, notes)]
+    folder = RunFolder(checkpointer.save_dir)
+    first = [folder, StopOnSignal(checkpointer), RandomStates(model, checkpoint_period)]
+    return [*first, *hooks, FinalDescription(checkpointer), RunSummary(batch_size, notes), RunFolderRelease(folder)]

@@ -64,6 +64,8 @@ class RandomStates(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the generators of all processes, and the buffers that changed."""
+        if self._to_restore is not None:  # nothing was trained since
+            return dict(self._to_restore)
         ranks = [random_states(), *(self._of_ranks or [])[1:]]
         buffers = {
             name: value.detach().clone()

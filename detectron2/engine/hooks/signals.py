@@ -53,7 +53,7 @@ class StopOnSignal(HookBase):
 
     def _handle(self, number: int, frame: Any) -> None:
         if os.getpid() != self._pid:  # a process that was forked for data loading or evaluation
-            if number != signal.SIGINT:  # which Ctrl-C sends to all: the loop ends them when its step is done
+            if number != signal.SIGINT:  # which Ctrl-C sends to all; data workers leave the others alone, too
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return

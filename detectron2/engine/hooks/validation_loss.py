@@ -51,6 +51,14 @@ class ValidationLoss(HookBase):
         if is_due and not self.trainer.stop_requested:
             self.evaluate()
 
+    def before_train(self) -> None:
+        """Measure after the last iteration, if this training is resumed behind it."""
+        trainer = self.trainer
+        if 0 < trainer.start_iter >= trainer.max_iter:
+            trainer.storage.iter = trainer.start_iter - 1
+            self.evaluate()
+            trainer.storage.iter = trainer.start_iter
+
     def evaluate(self) -> None:
         """Measure now, and record the numbers."""
         self.trainer.is_evaluating = True

@@ -116,7 +116,12 @@ class TestCheckpointers:
 
         run(0, 4)
         # What a killed process may leave: too many checkpoints, halves of files, a state without weights.
-        for name in ("model_0000004.state.pt", f"model_0000005.{kind}.77.tmp", "last_checkpoint.3.tmp", "mine.tmp"):
+        for name in (
+            "model_0000004.state.pt",
+            f"model_0000005.{kind}.99999977.tmp",
+            "last_checkpoint.99999973.tmp",
+            "mine.tmp",
+        ):
             (tmp_path / name).write_text("")
         t = run(4, 7)
         assert t.model.w == 7
@@ -206,7 +211,7 @@ class TestLastCheckpoints:
             trainer, keeper = weight_trainer(tmp_path)
             trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=2)])
             keeper.resume_or_load("", resume=True)
-            (tmp_path / "model_0000009.pth.123.tmp").write_text("half")
+            (tmp_path / "model_0000009.pth.99999923.tmp").write_text("half")
             trainer.train(start, end)
         names = {p.name for p in tmp_path.iterdir()}
         assert names == {"model_0000004.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}

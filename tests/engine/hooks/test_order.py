@@ -32,6 +32,7 @@ def names(tmp_path):
 
 def test_without_options(names):
     assert names() == [
+        "RunFolder",
         "StopOnSignal",
         "RandomStates",
         "IterationTimer",
@@ -41,12 +42,13 @@ def test_without_options(names):
         "PeriodicWriter",
         "FinalDescription",
         "RunSummary",
+        "RunFolderRelease",
     ]
 
 
 def test_with_all_options(names):
     found = names(ema_decay=0.9, validation_loss_period=5, best_metric="toy/AP", early_stopping_patience=2)
-    assert found[2:-2] == [
+    assert found[3:-3] == [
         "IterationTimer",
         "LRScheduler",
         "WeightAverage",
