@@ -33,7 +33,7 @@ def _lock(folder: str) -> tuple[Any, str | None]:
         return None, f"this process ({os.getpid()}), in another trainer"
     file = None
     try:
-        file = open(path, "a+", encoding="utf-8", errors="replace")
+        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  # stays open
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file, None

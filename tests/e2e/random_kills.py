@@ -117,7 +117,8 @@ def main() -> int:
                 break
             folder = root / "killed"
             while True:
-                process = start(str(folder), *kind, rng.randrange(2, 10**6) if folder.exists() else 1)
+                is_resumed = (folder / "last_checkpoint").exists()  # otherwise it begins anew, with the first seed
+                process = start(str(folder), *kind, rng.randrange(2, 10**6) if is_resumed else 1)
                 process.join(rng.uniform(0, 1.1) * lasts[kind])
                 if process.exitcode is not None:
                     break

@@ -648,9 +648,9 @@ def test_a_full_disk_is_named(tmp_path):
     free = rf"{tmp_path}/x\.pth cannot be written, the disk is full: [\d.]+ MB are free at {tmp_path}"
     for tensors, size in (({"a": torch.zeros(10**6)}, "4.0"), ({}, None)):
         needed = None if size is None else int(4e6)
-        with pytest.raises(OSError, match=free + (f" and {size} MB are needed" if size else r"\. Free some")) as error:
-            with atomic_write(path, needed=needed):
-                torch.save(tensors, Full())
+        text = free + (f" and {size} MB are needed" if size else r"\. Free some")
+        with pytest.raises(OSError, match=text) as error, atomic_write(path, needed=needed):
+            torch.save(tensors, Full())
         assert error.value.errno == errno.ENOSPC
         assert [p.name for p in tmp_path.iterdir()] == ["x.pth"] and path.read_text() == "old"
     with pytest.raises(RuntimeError, match="another"), atomic_write(path):
