@@ -108,7 +108,8 @@ class TrainerBase:
             logger.warning(
                 f"This training has had {start_iter} iterations and is to have {max_iter}: none is left. What is "
                 "missing is saved, and the model is evaluated as after training. To train longer, raise "
-                "SOLVER.MAX_ITER or MAX_EPOCHS (train.max_iter or max_epochs); to train anew, do not resume, and use another folder."
+                "SOLVER.MAX_ITER or MAX_EPOCHS (train.max_iter or max_epochs); to train anew, do not resume, and use "
+                "another folder."
             )
         self.iter = self.start_iter = start_iter
         self.max_iter = max(start_iter, max_iter)
