@@ -34,7 +34,7 @@ def _lock(folder: str) -> tuple[Any, str | None]:
     file = None
     try:
         file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  # stays open
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
         if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file, None
         holder = "a process that is just ending"
