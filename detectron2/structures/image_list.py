@@ -120,6 +120,8 @@ def _common_size_hw(
     sizes_hw: list[tuple[int, int]], divisibility: int, constraints: Mapping[str, int] | None
 ) -> tuple[int, int]:
     heights, widths = zip(*sizes_hw, strict=True)
+    height: Any
+    width: Any
     if torch.jit.is_tracing():  # sizes are tensors, and which of them is the largest is not recorded
         height, width = torch.stack(heights).amax(), torch.stack(widths).amax()
     else:
