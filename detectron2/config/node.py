@@ -177,7 +177,7 @@ class CfgNode(_FvcoreNode):
             raise AttributeError(f"The config has no key {name!r} here; it has: {', '.join(map(str, self))}") from None
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, _as_sequence(key, value, self[key]) if key in self else value)
+        super().__setitem__(key, _as_sequence(key, value, dict.__getitem__(self, key)) if key in self else value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CfgNode":
         clone = type(self).__new__(type(self))

@@ -17,12 +17,10 @@ from .run_lengths import changes, crop_to_content, encode_changes
 
 __all__ = [
     "encode_masks",
-    "pad_masks",
     "paste_mask_in_image_old",
     "paste_masks_as_rle",
     "paste_masks_in_boxes",
     "paste_masks_in_image",
-    "scale_boxes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ def paste_masks_in_image(
         (torch.Size([1, 100, 120]), torch.bool, tensor(1600))
     """
     xyxy = _checked_xyxy(masks, boxes)
-    if torch.jit.is_tracing():
+    if isinstance(masks.shape[0], torch.Tensor):  # so are the lengths in a graph that is being traced
         size_hw = torch.stack([torch.as_tensor(s) for s in image_shape])
         return _paste_in_graph(masks.float(), xyxy.float(), size_hw, threshold)
     height, width = (int(s) for s in image_shape)

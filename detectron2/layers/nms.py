@@ -11,7 +11,7 @@ from detectron2.utils.tracing import whole_in_trace
 
 from .rotated_boxes import BoxTable, as_computable, box_table, candidate_pairs, paired_iou
 
-__all__ = ["batched_nms", "batched_nms_rotated", "greedy_nms", "nms", "nms_rotated", "nms_within_groups"]
+__all__ = ["batched_nms", "batched_nms_rotated", "greedy_nms", "nms", "nms_rotated"]
 
 # The CPU kernel takes time quadratic in the number of boxes: from this number on, several small calls beat a large one.
 _SPLIT_FROM = 1000

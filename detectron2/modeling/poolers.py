@@ -167,6 +167,7 @@ class ROIPooler(nn.Module):
         )
         groups = _group_by_level(levels, num_levels)
         pooled = [pool(m, regions[i]) for pool, m, i in zip(self.level_poolers, x, groups, strict=True)]
-        if torch.is_grad_enabled() and not torch.jit.is_tracing():  # which knows nothing of functions written here
+        # Tracing, in which lengths are tensors, knows nothing of functions written here.
+        if torch.is_grad_enabled() and not isinstance(regions.shape[0], torch.Tensor):
             return _MergeLevels.apply(regions.shape[0], *groups, *pooled)
         return _merge_levels(groups, pooled, regions.shape[0])

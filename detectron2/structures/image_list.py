@@ -119,13 +119,10 @@ def _check_images(tensors: Sequence[torch.Tensor]) -> None:
 def _common_size_hw(
     sizes_hw: list[tuple[int, int]], divisibility: int, constraints: Mapping[str, int] | None
 ) -> tuple[int, int]:
-    heights, widths = zip(*sizes_hw, strict=True)
-    height: Any
-    width: Any
-    if torch.jit.is_tracing():  # sizes are tensors, and which of them is the largest is not recorded
-        height, width = torch.stack(heights).amax(), torch.stack(widths).amax()
-    else:
-        height, width = max(heights), max(widths)
+    sides: Any = zip(*sizes_hw, strict=True)
+    # Sizes that are tensors belong to a traced graph, which would not record which of them `max` finds the largest.
+    largest: Any = (torch.stack(s).amax() if isinstance(s[0], torch.Tensor) else max(s) for s in sides)
+    height, width = largest
     constraints = constraints or {}
     square = constraints.get("square_size", 0)
     if square > 0:

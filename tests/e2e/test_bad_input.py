@@ -274,7 +274,7 @@ class TestCheckpoints:
         check(
             run("MODEL.WEIGHTS", tmp_path / "other.pth"),
             tmp_path / "other.pth",
-            "another architecture",
+            "a model of another size",
             "Use the config",
         )
 
@@ -305,8 +305,7 @@ class TestCheckpoints:
     def test_resume_after_the_end(self, run):
         assert run.train()[0] == 0
         status, err = run.train(resume=True)
-        assert status == 1
-        check(err, "model_final.pth is at iteration 1", "SOLVER.MAX_ITER is 1", "Raise SOLVER.MAX_ITER")
+        assert status == 0, err
         status, err = run.train("SOLVER.MAX_ITER", 2, resume=True)
         assert status == 0, err
 

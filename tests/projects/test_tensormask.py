@@ -425,6 +425,7 @@ def test_learns_one_image(tiny_config):
     sizes = [[s * 4 * 2**i for s in (3, 5)] for i in range(3)]
     changes = ["MODEL.TENSOR_MASK.IN_FEATURES", ["p2", "p3", "p4"], "MODEL.ANCHOR_GENERATOR.SIZES", sizes]
     changes += ["MODEL.RESNETS.NORM", "", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8]
+    torch.manual_seed(1)
     model = build_model(tiny_config("MODEL.TENSOR_MASK.SCORE_THRESH_TEST", 0.3, *changes))
     batch = _batch()[:1]
     batch[0]["image"] = (batch[0]["instances"].gt_masks.tensor.any(0) * 200).to(torch.uint8).expand(3, -1, -1)

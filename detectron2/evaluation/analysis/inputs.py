@@ -20,7 +20,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
-from detectron2.evaluation._coco_format import _complete_areas, _complete_dataset
+from detectron2.evaluation._coco_format import _check_dataset, _complete_areas, _complete_dataset
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["FIELDS", "TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
@@ -202,6 +202,7 @@ def _as_api(coco_gt: Any) -> Any:
 def _complete_api(content: dict[str, Any], origin: str) -> Any:
     api: Any = COCO()
     api.dataset = content
+    _check_dataset(content, origin)
     _complete_dataset(content, origin)
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
