@@ -76,7 +76,7 @@ def _merge_levels(groups: Sequence[torch.Tensor], pooled: Sequence[torch.Tensor]
     """Put the rows of each level back to where their boxes came from."""
     merged = pooled[0].new_empty((num_regions, *pooled[0].shape[1:]))
     for index, rows in zip(groups, pooled, strict=True):
-        merged[index] = rows
+        merged.index_put_((index,), rows)  # by `=`, a traced graph would keep the shape of a level with one region
     return merged
 
 
