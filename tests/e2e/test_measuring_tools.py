@@ -40,7 +40,7 @@ def tool(repo_root, monkeypatch, restore_logging, cfg, tmp_path):
     [
         ("data", ["seconds per batch", "images per second in this process"]),
         ("data_advanced", ["dataset: ", "mapper: ", "0 workers: ", "handing over: "]),
-        ("train", ["total_loss: ", "images/s: ", "Trained 4 iterations"]),
+        ("train", ["total_loss: ", "images/s: ", "4 iterations after a warm-up"]),
         ("eval", ["seconds per batch", "images per second"]),
     ],
 )

@@ -113,8 +113,8 @@ class IterationTimer(HookBase):
             timedelta(seconds=round(s)) for s in (self._step_seconds, total, total - self._step_seconds)
         )
         logger.info(
-            "Trained %d iterations in %s (%.4f s an iteration); %s in all, of which %s in hooks",
-            *(self._steps, steps, self._step_seconds / self._steps, whole, in_hooks),
+            "Speed: %.4f s an iteration (%d iterations after a warm-up, in %s); %s in all, of which %s in hooks",
+            *(self._step_seconds / self._steps, self._steps, steps, whole, in_hooks),
         )
 
 
