@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def _deterministic():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    """A test leaves no handler behind: a later one would see its own records twice."""
+    loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore")]
+    before = [(logger, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, handlers in before:
+        for handler in [h for h in logger.handlers if h not in handlers]:
+            logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def make_data_module(cfg: CfgNode) -> Any:
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> "OrderedDict[str, Any]":
-    """Train, or only evaluate; -> results by data set."""
+    """Train, or only evaluate, and return results by data set."""
     lightning = import_lightning()
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     period = cfg.TEST.EVAL_PERIOD if 0 < cfg.TEST.EVAL_PERIOD < cfg.SOLVER.MAX_ITER else cfg.SOLVER.MAX_ITER

@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 
 
 def described(tmp_path, kind, plain):
-    """-> a checkpoint with a description that may be any value."""
+    """Return a checkpoint with a description that may be any value."""
     checkpointer = DetectionCheckpointer(nn.Linear(2, 1), str(tmp_path))
     checkpointer.file_format = kind
     checkpointer.save("a", **({} if plain is None else {"description": plain}))

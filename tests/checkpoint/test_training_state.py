@@ -25,7 +25,7 @@ def keeper(folder, model=None, **state):
 
 
 def training(folder, value=0.0):
-    """-> (checkpointer, model, optimizer), all numbers of which are the value."""
+    """Return (checkpointer, model, optimizer), all numbers of which are the value."""
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, value)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)

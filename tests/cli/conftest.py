@@ -103,7 +103,7 @@ def lazy_file(tmp_path_factory) -> str:
 
 
 def run_once(argv: list[str]) -> int:
-    """-> the exit status.  Data sets and loggers, which a process has once, are as before, for other commands."""
+    """Return the exit status. Data sets and loggers, which a process has once, are as before, for other commands."""
     before = set(DatasetCatalog.list())
     try:
         with loggers_restored():
@@ -116,7 +116,7 @@ def run_once(argv: list[str]) -> int:
 
 @pytest.fixture
 def command(capsys):
-    """A function that runs a command; -> (exit status, standard output, standard error)."""
+    """A function that runs a command and returns (exit status, standard output, standard error)."""
 
     def run(*args: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -59,12 +59,12 @@ class Page(html.parser.HTMLParser):
 
 
 def read_table(path):
-    """-> the lines of a CSV file as dictionaries."""
+    """Return the lines of a CSV file as dictionaries."""
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def write_predictions(data, file, missing=0):
-    """Write all annotations as predictions, but for the first ones; -> the file."""
+    """Write all annotations as predictions, but for the first ones, and return the file."""
     annotations = json.loads((data / "annotations.json").read_text())["annotations"]
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in annotations]
     file.write_text(json.dumps(rows[missing:]))

@@ -491,7 +491,7 @@ class TestShow:
 
 
 def objects_of(path: Path) -> dict[str, list[tuple]]:
-    """-> (class name, box) of all but crowd regions by the name of the image."""
+    """Return (class name, box) of all but crowd regions by the name of the image."""
     content = json.loads(path.read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
     result: dict[str, list[tuple]] = {Path(i["file_name"]).stem: [] for i in content["images"]}

@@ -16,7 +16,7 @@ SMALL = [
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, command):
-    """A function that runs the demo in a folder of its own; -> (exit status, what it printed)."""
+    """A function that runs the demo in a folder of its own and returns (exit status, what it printed)."""
     monkeypatch.setattr(demo, "_SPLITS", {"train": (4, 1), "val": (3, 2)})
 
     def run_demo(*args: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from detectron2.cli.plot import choose_metrics, draw_curves, panels, read_run, s
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that writes the records of a run; -> its folder."""
+    """A function that writes the records of a run and returns its folder."""
 
     def write(name: str, records, end: str = "") -> Path:
         folder = tmp_path / name

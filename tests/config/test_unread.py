@@ -16,7 +16,7 @@ RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
 
 def warned(caplog, cfg, *groups, model=None):
-    """-> the lines of the one warning, or none."""
+    """Return the lines of the one warning, or none."""
     caplog.clear()
     warn_of_unread(cfg, model, *(groups or ("MODEL", "INPUT", "SOLVER", "TEST")))
     return [line.strip() for r in caplog.records for line in r.getMessage().splitlines()[1:]]

@@ -43,7 +43,7 @@ TINY = [
 
 
 def _tiny_config(name: str = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", *opts) -> CfgNode:
-    """-> a config of the zoo, shrunk so that a step takes a fraction of a second on the CPU."""
+    """Return a config of the zoo, shrunk so that a step takes a fraction of a second on the CPU."""
     cfg = model_zoo.get_config(name)
     cfg.merge_from_list(TINY + list(opts))
     return cfg

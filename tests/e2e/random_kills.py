@@ -35,7 +35,7 @@ ITERATIONS = 8
 
 
 def config(grouping: bool):
-    """-> a tiny config with everything that has a state."""
+    """Return a tiny config with everything that has a state."""
     cfg = _tiny_config()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("kills",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 6
@@ -79,21 +79,21 @@ def train(folder: str, is_lazy: bool, grouping: bool, seed: int) -> None:
 
 
 def start(*arguments) -> multiprocessing.Process:
-    """-> the process that trains."""
+    """Return the process that trains."""
     process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
     process.start()
     return process
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """-> the final weights, and their average."""
+    """Return the final weights, and their average."""
     names = ("model_final", "model_final_ema")
     models = {name: torch.load(folder / f"{name}.pth", weights_only=True)["model"] for name in names}
     return {f"{name}.{key}": value for name, model in models.items() for key, value in model.items()}
 
 
 def main() -> int:
-    """Kill, resume, compare; -> 1 if some training could not be completed or has other weights."""
+    """Kill, resume, compare, and return 1 if some training could not be completed or has other weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many trainings to kill")
     parser.add_argument("--seconds", type=float, default=3000, help="end after this time in any case")

@@ -40,7 +40,7 @@ class Run:
         self.annotations = json.loads((self.data / "annotations.json").read_text())
 
     def __call__(self, *opts) -> str:
-        """Train; -> what was written to standard error, after checking that no iteration was done."""
+        """Train, and return what was written to standard error, after checking that no iteration was done."""
         status, err = self.train(*opts)
         assert status == 1, err
         assert not list(self.output.glob("*.pth"))

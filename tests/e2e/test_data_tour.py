@@ -41,7 +41,7 @@ def _own_datasets():
 
 
 def run_page(path: Path) -> dict:
-    """Run the blocks of a page in order, Python and commands; -> the names that Python has in the end."""
+    """Run the blocks of a page in order, Python and commands, and return the names that Python has in the end."""
     text = path.read_text(encoding="utf-8")
     names: dict = {"__name__": "tutorial"}
     blocks = list(re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
@@ -98,7 +98,7 @@ def test_data(repo_root, tmp_path, monkeypatch, capsys):
 
 
 def save_all_kinds(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Write one picture, of few colours, in many kinds of files; -> it, and the names of the files."""
+    """Write one picture, of few colours, in many kinds of files, and return it, and the names of the files."""
     pixels = np.full((48, 64, 3), (40, 90, 160), np.uint8)
     pixels[8:32, 8:32] = 220, 30, 30
     pixels[16:40, 40:56] = 30, 220, 30

@@ -223,7 +223,7 @@ def _as_under_torchrun(local_rank, port, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """-> (folder, what one process found, what each of two found)."""
+    """Return (folder, what one process found, what each of two found)."""
     folder = tmp_path_factory.mktemp("distributed")
     _write_data(folder)
     threads = torch.get_num_threads()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("restore_logging")
 
 @pytest.fixture
 def tool(repo_root):
-    """-> the module of a script."""
+    """Return the module of a script."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, repo_root / "tools" / f"{name}.py")

@@ -46,7 +46,7 @@ def build(tiny_config):
 
 
 def batch(kind: str, train: bool, *, objects=(2, 1), masks="polygon"):
-    """-> the documented input, with every key the model takes."""
+    """Return the documented input, with every key the model takes."""
     inputs = []
     for (h, w), n in zip(SIZES, objects, strict=True):
         d = {"image": torch.rand(3, h, w) * 255, "height": h * 2, "width": w * 3}

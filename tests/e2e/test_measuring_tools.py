@@ -18,7 +18,7 @@ __all__ = ["restore_logging"]
 
 @pytest.fixture
 def tool(repo_root, monkeypatch, restore_logging, cfg, tmp_path):
-    """A function that runs a script with a tiny config; -> the log."""
+    """A function that runs a script with a tiny config and returns the log."""
     (tmp_path / "tiny.yaml").write_text(cfg.dump())
 
     def call(name: str, *argv) -> str:

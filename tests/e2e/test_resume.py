@@ -65,7 +65,7 @@ def assert_same(a, b, path="state"):
 
 
 def run(cfg, folder, seed, stop_at=None):
-    """-> what was drawn in the iterations that ran."""
+    """Return what was drawn in the iterations that ran."""
     cfg.OUTPUT_DIR = str(folder)
     seed_all_rng(seed)
     trainer = DefaultTrainer(cfg)
@@ -84,7 +84,7 @@ def run(cfg, folder, seed, stop_at=None):
 
 
 def state_of(folder, kind, name="model_final"):
-    """-> all that a checkpoint holds."""
+    """Return all that a checkpoint holds."""
     return DetectionCheckpointer(torch.nn.Identity())._read(str(folder / f"{name}.{kind}"))
 
 
@@ -202,7 +202,7 @@ def count_up(folder, kind):
 
 
 def kill_often(folder, times, kind, seed=0):
-    """-> the iterations that were reached, each checked to be whole."""
+    """Return the iterations that were reached, each checked to be whole."""
     rng = random.Random(seed)
     reached = []
     context = multiprocessing.get_context("fork")

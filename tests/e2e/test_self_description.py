@@ -28,7 +28,7 @@ OPTIONS = [
 
 
 def evaluated(values):
-    """-> a stand-in for the evaluation, with these results one after the other."""
+    """Return a stand-in for the evaluation, with these results one after the other."""
     results = iter(values)
     return classmethod(lambda cls, cfg, model, evaluators=None: next(results))
 
@@ -38,7 +38,7 @@ RESULTS = [{"bbox": {"AP": 1.0, "APs": float("nan")}}, {"bbox": {"AP": 2.0}}]
 
 @pytest.fixture
 def train(cfg, monkeypatch):
-    """A function that trains with four iterations and two evaluations; -> the folder of the run."""
+    """A function that trains with four iterations and two evaluations and returns the folder of the run."""
 
     def run(*options, results=RESULTS):
         monkeypatch.setattr(DefaultTrainer, "test", evaluated(results))

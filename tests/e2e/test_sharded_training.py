@@ -73,7 +73,7 @@ def _everything(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """-> (folder, what each process found)."""
+    """Return (folder, what each process found)."""
     folder = tmp_path_factory.mktemp("sharded")
     _write_data(folder)
     launch(_everything, 2, args=(str(folder),))

@@ -15,7 +15,7 @@ __all__ = ["restore_logging"]
 
 @pytest.fixture
 def plain(repo_root, monkeypatch, restore_logging, cfg, tmp_path):
-    """A function that runs the script with a tiny config; -> the names of the checkpoints it wrote."""
+    """A function that runs the script with a tiny config and returns the names of the checkpoints it wrote."""
     path = str(repo_root / "tools" / "plain_train_net.py")
     (tmp_path / "tiny.yaml").write_text(cfg.dump())
 

@@ -53,7 +53,7 @@ def own_datasets():
 
 
 def python_blocks(path: Path) -> list[ast.Module]:
-    """-> the blocks, with the lines that they have in the file."""
+    """Return the blocks, with the lines that they have in the file."""
     text = path.read_text(encoding="utf-8")
     found = []
     for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
@@ -64,7 +64,7 @@ def python_blocks(path: Path) -> list[ast.Module]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """-> the arguments of our command, in the blocks of shell commands that are meant for the data of the page."""
+    """Return the arguments of our command, in the blocks of shell commands that are meant for the data of the page."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("detectron2 ") and " FILE" not in line]

@@ -221,7 +221,7 @@ def _everything(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shapes_dir):
-    """-> (folder, what each of two processes found)."""
+    """Return (folder, what each of two processes found)."""
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "shapes").symlink_to(shapes_dir)
     _lazily(folder / "lazy_one")

@@ -28,7 +28,7 @@ def weights(cfg, tmp_path):
 
 @pytest.fixture
 def other(shapes_dir, tmp_path):
-    """Registers the same data with a changed list of category names, by id; -> the name."""
+    """Register the same data with a changed list of category names, by id, and return the name."""
     names = []
 
     def register(change, name="other_shapes", reverse=False):

@@ -217,7 +217,7 @@ def cfg(tmp_path, dataset):
 
 
 def trainer_with(cfg, evaluator, **methods):
-    """-> a trainer whose data sets are evaluated by what a function of config and name returns."""
+    """Return a trainer whose data sets are evaluated by what a function of config and name returns."""
     return type("Own", (Trainer,), {"evaluator": staticmethod(evaluator), **methods})(cfg)
 
 

@@ -90,7 +90,7 @@ class Numbers:
 
 @pytest.fixture(params=[0, 2])
 def as_on_a_gpu(request, monkeypatch):
-    """Copies to the host arrive later, as those of a GPU do; -> behind how many others."""
+    """Let copies to the host arrive later, as those of a GPU do; return behind how many others."""
     begun = []
 
     def start_copy(values):
@@ -293,7 +293,7 @@ class TestMessages:
 
     @pytest.fixture
     def two(self, monkeypatch):
-        """This is rank 0 of 2; -> what the other one sends."""
+        """Act as rank 0 of 2, and return what the other one sends."""
         other = []
 
         def gather(row):

@@ -29,7 +29,7 @@ def iou(a, b):
 
 
 def match_image(truth, found, threshold, area, exhaustive):
-    """-> [(score, hit, ignored)] and the number of objects that count."""
+    """Return [(score, hit, ignored)] and the number of objects that count."""
     low, high = area
     truth = sorted(truth, key=lambda a: not low <= a["area"] <= high)  # those that count come first
     counts = [low <= a["area"] <= high for a in truth]

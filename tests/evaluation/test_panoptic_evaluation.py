@@ -35,7 +35,7 @@ IDS = ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st")
 
 
 def slow_counts(truth_ids, truth_segments, predicted_ids, predicted_segments):
-    """-> {category: [IoU sum, TP, FP, FN]}, by sets of pixels."""
+    """Return {category: [IoU sum, TP, FP, FN]}, by sets of pixels."""
 
     def pixels(ids, wanted):
         return {(y, x) for y in range(ids.shape[0]) for x in range(ids.shape[1]) if ids[y, x] == wanted}

@@ -211,7 +211,7 @@ def _in_one_of_two(rank, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """-> (folder, what one process found, what each of two found)."""
+    """Return (folder, what one process found, what each of two found)."""
     folder = tmp_path_factory.mktemp("two_processes")
     _write(folder)
     try:

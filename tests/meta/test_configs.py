@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def _distinct_models():
-    """-> one config file for each distinct model; many files differ only in the schedule."""
+    """Return one config file for each distinct model; many files differ only in the schedule."""
     seen = {}
     for path in sorted(CONFIGS.rglob("*.yaml")):
         if path.name.startswith("Base-RCNN"):

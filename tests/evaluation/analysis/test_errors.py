@@ -50,7 +50,7 @@ def random_case(seed, crowds=0.1, images=5, classes=3):
 
 
 def slow_matches(objects, rows):
-    """-> for each row the object it has found (None), or "crowd"; COCO's matching at 0.5."""
+    """Return for each row the object it has found (None), or "crowd"; COCO's matching at 0.5."""
     outcome, taken = {}, set()
     for r in sorted(range(len(rows)), key=lambda r: -rows[r]["score"]):
         best, what = 0.5, None
@@ -85,7 +85,7 @@ def slow_ap(detections, count):
 
 
 def slow_tide(dataset, rows):
-    """-> counts by (type, class), AP gains by type, and by (type, class)."""
+    """Return counts by (type, class), AP gains by type, and by (type, class)."""
     objects = dataset["annotations"]
     outcome = slow_matches(objects, rows)
     kind, target = {}, {}
