@@ -17,7 +17,7 @@ from detectron2.utils.visualizer import Visualizer
 
 @pytest.fixture
 def register():
-    """A function that registers a file until the end of the test, with the metadata of a family and returns the name."""
+    """Return a function that registers a file, with the metadata of a family, until the test ends."""
     names = []
 
     def call(json_file, images, family=None):

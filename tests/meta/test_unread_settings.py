@@ -44,7 +44,7 @@ def test_no_false_alarm(folder):
 
 
 def check(folder):
-    """Build each distinct model once, on the meta device, data and solver of every config, and return how many models."""
+    """Build each distinct model once, data and solver of every config; return how many models."""
     record = {"file_name": "a.jpg", "height": 8, "width": 8, "annotations": [{"category_id": 0}]}
     build.load_dataset_dicts = lambda *_, **__: ([record] * 4, [(8, 8)] * 4)
     build._sampler_from_config = _reads_sampler_keys
