@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 # The same examples each time, so that a test fails for what was changed; HYPOTHESIS_PROFILE=default looks for others.
-settings.register_profile("same", derandomize=True)
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes; more would only wait for each other
