@@ -5,6 +5,8 @@ the two take differently (fields that are missing, empty lists) are left to pyco
 `T` IoU thresholds, `R` recall thresholds, `K` classes, `A` area ranges, `M` limits of detections per image.
 """
 
+import contextlib
+import copy
 import math
 from numbers import Integral, Real
 from typing import Any
@@ -40,17 +42,18 @@ def takes_image_ids(dataset: Any) -> bool:
     return all(isinstance(image_id, int) and 0 <= image_id < 2**63 for image_id in dataset.getImgIds())
 
 
-def _are_common(annotations: Any, needed: set[str]) -> bool:
-    """Whether annotations have the fields `needed`, and values that mean the same to hotcoco and pycocotools."""
+def _are_common(annotations: Any, geometry: set[str], others: set[str]) -> bool:
+    """Whether annotations have these fields, and values that mean the same to hotcoco and pycocotools."""
     for a in annotations:
         numbers = (a.get("area"), a.get("score", 0.0))
         if not (
-            needed <= a.keys()
+            (geometry | others) <= a.keys()
             and isinstance(a["id"], Integral)
             and a["id"] > 0
             and all(isinstance(number, Real) and math.isfinite(number) for number in numbers)
             and a.get("iscrowd", 0) in (0, 1)
-            and len(a.get("bbox", "four")) == 4
+            and all(a[name] is not None and len(a[name]) for name in geometry)
+            and (a.get("bbox") is None or len(a["bbox"]) == 4)
         ):
             return False
     return len({a["id"] for a in annotations}) == len(annotations)
@@ -77,14 +80,25 @@ class COCOeval_opt(COCOeval):
 
     def evaluate(self) -> None:
         """Match the detections of each image to its ground truth."""
-        self._engine = None
-        if self._is_for_pycocotools():
+        engine = None
+        if self._is_common():
+            # of ids and numbers that hotcoco does not take
+            refusals = (TypeError, ValueError, OverflowError) if isinstance(self.cocoGt, COCO) else ()
+            with contextlib.suppress(*refusals):
+                engine = self._matched()
+        if engine is None:
             super().evaluate()
             return
         self.params.imgIds = sorted(set(self.params.imgIds))
         if self.params.useCats:
             self.params.catIds = sorted(set(self.params.catIds))
-        numbers = None
+        self._engine, self._overlaps = engine, None
+        self._paramsEval = copy.deepcopy(self.params)
+        self.eval: Any = {}
+
+    def _matched(self) -> hotcoco.COCOeval:
+        """The evaluation by hotcoco, with all detections matched."""
+        self._id_of = numbers = None
         if not takes_image_ids(self.cocoGt):
             self._id_of = sorted(self.cocoGt.getImgIds())  # in the order that decides between equal scores
             numbers = {image_id: number for number, image_id in enumerate(self._id_of)}
@@ -96,30 +110,35 @@ class COCOeval_opt(COCOeval):
             value = value.tolist() if hasattr(value, "tolist") else value
             if name == "imgIds" and numbers is not None:
                 value = [numbers[image_id] for image_id in value]
+            if name in ("imgIds", "catIds"):
+                value = sorted(set(value))
             setattr(engine.params, name, bool(value) if name == "useCats" else list(value))
         if self.params.iouType == "keypoints":
             engine.params.kpt_oks_sigmas = [float(sigma) for sigma in self.params.kpt_oks_sigmas]
         engine.evaluate()
-        self._engine = engine
-        self._paramsEval = self.params
-        self.eval: Any = {}
+        return engine
 
-    def _is_for_pycocotools(self) -> bool:
-        """Whether pycocotools has to evaluate, because hotcoco would take data or settings in another way."""
+    def _is_common(self) -> bool:
+        """Whether hotcoco takes the data and settings as pycocotools does."""
         datasets, params = (self.cocoGt, self.cocoDt), self.params
-        if not all(isinstance(dataset, COCO) for dataset in datasets) or not takes_image_ids(self.cocoGt):
-            return False
-        limits = list(params.maxDets)
-        is_common = (
-            min(len(params.imgIds), len(params.catIds), len(limits)) > 0
+        if not isinstance(self.cocoGt, COCO):
+            return True  # for pycocotools has no other kind
+        limits, recalls = list(params.maxDets), list(params.recThrs)
+        if not (
+            params.useSegm is None
+            and params.useCats in (0, 1)
+            and (params.useCats or params.iouType != "keypoints")  # of which pycocotools then finds none
+            and min(len(params.imgIds), len(params.catIds), len(limits)) > 0
             and all(isinstance(limit, Integral) and limit >= 0 for limit in limits)
             and limits == sorted(limits)
+            and recalls == sorted(recalls)
             and len(params.areaRng) == len(params.areaRngLbl)
-        )
-        fields = {"id", "image_id", "category_id", "area"} | _GEOMETRY.get(params.iouType, set())
+        ):
+            return False
+        fields = {"id", "image_id", "category_id", "area"}
         own = {"iscrowd", *(["num_keypoints"] if params.iouType == "keypoints" else [])}, {"score"}
-        return not is_common or not all(
-            _are_common(dataset.dataset.get("annotations", []), fields | names)
+        return all(
+            _are_common(dataset.dataset.get("annotations", []), _GEOMETRY.get(params.iouType, set()), fields | names)
             for dataset, names in zip(datasets, own, strict=True)
         )
 
@@ -130,9 +149,10 @@ class COCOeval_opt(COCOeval):
         It is converted each time it is read, which takes long on a large data set.
         """
         if self._engine is None:
-            return self._matches or []
+            return self._matches
         # hotcoco leaves the empty places out; COCO's users find an entry by its position
-        by_class = bool(self.params.useCats)
+        params: Any = self._paramsEval
+        by_class = bool(params.useCats)
         entries: list[dict] = [
             {**entry, **{name: np.asarray(entry[name]) for name in _ARRAYS}}
             for entry in self._engine.evalImgs
@@ -144,7 +164,6 @@ class COCOeval_opt(COCOeval):
             (entry["category_id"] if by_class else -1, tuple(entry["aRng"]), entry["image_id"]): entry
             for entry in entries
         }
-        params = self.params
         return [
             found.get((category, tuple(map(float, area)), image))
             for category in (params.catIds if by_class else [-1])
@@ -153,18 +172,35 @@ class COCOeval_opt(COCOeval):
         ]
 
     @evalImgs.setter
-    def evalImgs(self, value):
-        self._matches = value  # the base class assigns them; those of the engine come first
+    def evalImgs(self, value: Any) -> None:
+        self._engine, self._matches = None, value or []
+
+    @property
+    def ious(self) -> dict:
+        """Overlaps of each image and class, by pycocotools; computed when it is first read, and slow."""
+        if self._overlaps is None:
+            params: Any = self._paramsEval
+            base: Any = COCOeval(None, None, params.iouType)
+            base.cocoGt, base.cocoDt, base.params = self.cocoGt, self.cocoDt, params
+            base._prepare()
+            overlaps_of = base.computeOks if params.iouType == "keypoints" else base.computeIoU
+            categories = params.catIds if params.useCats else [-1]
+            self._overlaps = {(i, category): overlaps_of(i, category) for i in params.imgIds for category in categories}
+        return self._overlaps
+
+    @ious.setter
+    def ious(self, value: Any) -> None:
+        self._overlaps = value
 
     def accumulate(self, p: Any = None) -> None:
         """Compute `eval["precision"]` (T, R, K, A, M), `eval["scores"]` and `eval["recall"]` (T, K, A, M)."""
         if not self._paramsEval:  # pycocotools fails with the same class of error
             raise AttributeError("COCOeval_opt.accumulate() needs evaluate() to run first.")
-        if p is not None and p is not self.params:
-            self.evalImgs, self._engine = self.evalImgs, None
+        params = p or self.params
+        if not all(np.array_equal(getattr(params, name), getattr(self._paramsEval, name)) for name in _PARAMETERS):
+            self.evalImgs = self.evalImgs  # from here on pycocotools has them
         if self._engine is None:
             super().accumulate(p)
             return
         self._engine.accumulate()
-        accumulated = self._engine.eval or {}
-        self.eval = {**accumulated, "params": self.params}
+        self.eval = {**(self._engine.eval or {}), "params": params}

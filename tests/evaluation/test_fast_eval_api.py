@@ -109,7 +109,7 @@ def test_matches_of_each_image_are_where_pycocotools_has_them(both, use_cats):
             np.testing.assert_array_equal(a["dtMatches"], b["dtMatches"])
 
 
-def outcome(kind, gt, dt, **params):
+def outcome(kind, gt, dt, iou_type="bbox", **params):
     """The tables of an evaluation, or the class of its error."""
     loaded = []
     for dataset in copy.deepcopy([gt, dt]):
@@ -118,7 +118,7 @@ def outcome(kind, gt, dt, **params):
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
         loaded.append(coco)
-    evaluator = kind(*loaded, "bbox")
+    evaluator = kind(*loaded, iou_type)
     vars(evaluator.params).update(params)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -156,6 +156,11 @@ def assert_same(*args, **params):
         {"areaRng": []},
         {"areaRng": [], "areaRngLbl": []},
         {"areaRngLbl": ["all"]},
+        {"recThrs": [0.5, 0.0]},
+        {"useCats": 2},
+        {"imgIds": ["1"]},
+        {"catIds": ["11"]},
+        {"useSegm": 0},
     ],
     ids=str,
 )
@@ -172,7 +177,8 @@ def test_every_setting_gives_what_pycocotools_gives(both, params, content):
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize(
     "change",
-    ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}],
+    ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}]
+    + [{"id": 2**70}, {"image_id": "1"}, {"category_id": None}, {"category_id": -1}, {"bbox": ["5", "5", "3", "3"]}],
     ids=str,
 )
 def test_odd_annotations_are_taken_as_pycocotools_takes_them(both, change, side, use_cats):
@@ -201,3 +207,79 @@ def test_accumulate_takes_other_parameters(both):
     expected, mine = pair
     np.testing.assert_allclose(mine.eval["precision"], expected.eval["precision"], atol=1e-12)
     assert mine.eval["precision"].shape[-1] == 1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"maxDets": [1, 10]},
+        {"recThrs": np.linspace(0, 1, 11)},
+        {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]},
+        {"imgIds": [1, 3]},
+        {"catIds": [12]},
+        {"useCats": 0},
+        {"iouThrs": [0.5]},
+    ],
+    ids=str,
+)
+def test_parameters_may_change_between_evaluate_and_accumulate(both, params):
+    results = []
+    for kind in (COCOeval, COCOeval_opt):
+        evaluator = finish(kind(*both, "bbox"))
+        vars(evaluator.params).update(params)
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                evaluator.accumulate()
+            except IndexError:  # of pycocotools, for fewer thresholds
+                results.append(None)
+                continue
+        results.append(evaluator.eval["precision"])
+    np.testing.assert_equal(results[1], results[0])
+
+
+def test_matches_can_be_joined_from_parts(both):
+    """As scripts do that evaluate a part of the images in each process."""
+    expected, parts = finish(COCOeval(*both, "bbox")), []
+    images = expected.params.imgIds
+    for part in (images[:3], images[3:]):
+        evaluator = COCOeval_opt(*both, "bbox")
+        evaluator.params.imgIds = part
+        evaluator.evaluate()
+        parts.append(np.array(evaluator.evalImgs, dtype=object).reshape(-1, 4, len(part)))
+    evaluator.evalImgs = np.concatenate(parts, axis=2).ravel().tolist()
+    evaluator.params.imgIds = images
+    evaluator._paramsEval = copy.deepcopy(evaluator.params)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.accumulate()
+        evaluator.summarize()
+    np.testing.assert_allclose(evaluator.stats, expected.stats, atol=1e-12)
+
+
+@pytest.mark.parametrize("use_cats", [0, 1])
+def test_overlaps_are_there_when_asked_for(both, use_cats):
+    pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]
+    assert pair[1].ious == {}
+    for evaluator in pair:
+        evaluator.params.useCats = use_cats
+        finish(evaluator)
+    matches = pair[1].evalImgs
+    assert pair[1].ious.keys() == pair[0].ious.keys()
+    for key, overlaps in pair[0].ious.items():
+        np.testing.assert_array_equal(pair[1].ious[key], overlaps)
+    np.testing.assert_equal(pair[1].evalImgs, matches)  # reading them changes nothing else
+
+
+def test_keypoints_of_all_classes_together(both):
+    """They are never matched by pycocotools, which has no overlaps of them."""
+    datasets = copy.deepcopy([both[0].dataset, both[1].dataset])
+    for annotation in datasets[0]["annotations"] + datasets[1]["annotations"]:
+        x, y = annotation["bbox"][:2]
+        annotation.update(keypoints=[x, y, 2] * 17, num_keypoints=17)
+    assert_same(*datasets, iou_type="keypoints", useCats=0)
+
+
+@pytest.mark.parametrize("segmentation", [None, []])
+def test_objects_without_a_mask(both, segmentation):
+    datasets = copy.deepcopy([both[0].dataset, both[1].dataset])
+    datasets[0]["annotations"][3]["segmentation"] = segmentation
+    assert_same(*datasets, iou_type="segm")
