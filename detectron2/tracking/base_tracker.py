@@ -130,7 +130,11 @@ class OverlapTracker(BaseTracker):
         """Number the detections of a frame after the first, in place, and append lost objects."""
 
     def _initialize_extra_fields(self, instances: Instances) -> Instances:
-        """Add the fields of tracks, empty until they are known; in the first frame every object is new."""
+        """Make arrays tensors, add the fields of tracks, empty until known; in the first frame all objects are new."""
+        for name, value in instances.get_fields().items():
+            instances.set(name, _as_field(name, value))
+        height, width = instances.image_size
+        instances._image_size = (int(height), int(width))
         count = len(instances)
         for name in _TRACK_FIELDS:
             if not instances.has(name):
@@ -163,17 +167,17 @@ class OverlapTracker(BaseTracker):
             as they were seen last, and `lost_frame_count` > 0.
 
         Raises:
-            ValueError: the frame has another size than the one before.
+            ValueError: there are no boxes, or the frame or its kind of boxes is another than before.
         """
-        instances = _without_track_fields(predictions)
         previous = self._prev_instances
-        if previous is not None and previous.image_size != instances.image_size:
-            raise ValueError(
-                f"the frame is {instances.image_size} (height, width), but the one before was {previous.image_size}; "
-                "for another video make a new tracker, or call reset() on this one"
-            )
-        instances = self._initialize_extra_fields(instances)
+        instances = self._initialize_extra_fields(_without_track_fields(predictions))
         if previous is not None:
+            kinds = [f"{type(i.pred_boxes).__name__} in {i.image_size}" for i in (instances, previous)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"the frame has {kinds[0]} pixels (height, width), the one before had {kinds[1]}; for another "
+                    "video make a new tracker, or call reset() on this one"
+                )
             instances = self._track(instances, previous)
         self._prev_instances = _snapshot(instances)
         return instances
@@ -246,18 +250,22 @@ def _sizes_wh(boxes: Boxes | RotatedBoxes) -> torch.Tensor:
 
 
 def _without_track_fields(instances: Instances) -> Instances:
-    """Instances of the same fields, arrays as tensors, apart from numbers that some tracker gave them."""
-    if not instances.has("pred_boxes"):
-        raise ValueError(f"a tracker needs pred_boxes, got fields {sorted(instances.get_fields())}")
+    """Instances of the same fields, apart from numbers that some tracker gave them."""
+    if not isinstance(instances, Instances) or not instances.has("pred_boxes"):
+        got = sorted(instances.get_fields()) if isinstance(instances, Instances) else type(instances).__name__
+        raise ValueError(f"a tracker needs Instances with pred_boxes, as predictions['instances'] are, got {got}")
     fields = {name: value for name, value in instances.get_fields().items() if name not in _TRACK_FIELDS}
-    for name, value in fields.items():
-        if isinstance(value, np.ndarray):  # which can neither be joined nor be moved to a device
-            fields[name] = torch.as_tensor(value) if value.dtype.kind in "biuf" else value.tolist()
-    boxes = fields["pred_boxes"]
-    if isinstance(boxes, torch.Tensor):
-        fields["pred_boxes"] = RotatedBoxes(boxes) if boxes.shape[-1] == 5 else Boxes(boxes)
-    height, width = instances.image_size
-    return Instances((int(height), int(width)), **fields)
+    return Instances(instances.image_size, **fields)
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """The value of a field in a form that can be joined and moved to a device."""
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value) if value.dtype.kind in "biuf" else value.tolist()
+    if name == "pred_boxes" and isinstance(value, torch.Tensor | list):
+        value = torch.as_tensor(value, dtype=torch.float32)
+        return RotatedBoxes(value) if value.shape[-1] == 5 else Boxes(value)
+    return value
 
 
 def _snapshot(instances: Instances) -> Instances:

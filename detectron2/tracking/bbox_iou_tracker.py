@@ -34,7 +34,7 @@ class BBoxIOUTracker(OverlapTracker):
     """
 
     def _track(self, instances: Instances, prev_instances: Instances) -> Instances:
-        pairs = self._create_prediction_pairs(instances, overlaps_of(instances, prev_instances).cpu().numpy())
+        pairs = self._create_prediction_pairs(instances, overlaps_of(instances, prev_instances).detach().cpu().numpy())
         self._reset_fields()
         for pair in sorted(pairs, key=lambda pair: -pair["IoU"]):
             row, number = pair["idx"], pair["prev_id"]

@@ -172,8 +172,13 @@ def test_frames_of_another_size_and_without_boxes_are_refused(make, frame):
     tracker.update(frame([0, 0, 20, 20]))
     with pytest.raises(ValueError, match=r"\(50, 50\).*reset\(\)"):
         tracker.update(frame([0, 0, 20, 20], size_hw=(50, 50)))
-    with pytest.raises(ValueError, match="needs pred_boxes"):
+    with pytest.raises(ValueError, match="with pred_boxes"):
         make().update(Instances((10, 10), scores=torch.ones(1)))
+    with pytest.raises(ValueError, match=r"predictions\[.instances.\].*got dict"):
+        make().update({"instances": frame([0, 0, 20, 20])})
+    turned = Instances((100, 200), pred_boxes=RotatedBoxes([[50.0, 50, 60, 4, 30]]))
+    with pytest.raises(ValueError, match=r"RotatedBoxes.*before.*Boxes"):
+        tracker.update(turned)
 
 
 def test_rotated_boxes(make):
@@ -250,6 +255,34 @@ def test_arrays_are_as_good_as_tensors(make):
     assert (found.ID, found.ID_period, found.lost_frame_count) == ([0, 1], [2, 1], [0, 1])
     assert (found.ID[0] == 0) is True
     assert found.names == ["a", "b"]
+
+
+def test_steps_take_arrays_too(make):
+    def given(*boxes):
+        scores, masks = np.ones(len(boxes)), np.zeros((len(boxes), 100, 200), dtype=bool)
+        return Instances(np.array([100, 200]), pred_boxes=Boxes(np.array(boxes)), scores=scores, pred_masks=masks)
+
+    tracker = make(max_lost_frame_count=2, min_instance_period=0)
+    before = tracker._initialize_extra_fields(given([0.0, 0, 20, 20], [100, 50, 120, 70]))
+    tracker._prev_instances, tracker._untracked_prev_idx = before, {0}
+    now = tracker._initialize_extra_fields(given([100.0, 50, 120, 70]))
+    if isinstance(tracker, BBoxIOUTracker):
+        found = tracker._merge_untracked_instances(tracker._assign_new_id(now))
+    else:
+        assert tracker.build_cost_matrix(now, before).argmin() == 1
+        found = tracker._process_unmatched_prev_idx(tracker._process_unmatched_idx(now, np.array([])), np.array([1]))
+    assert (found.ID, found.lost_frame_count, found.image_size) == ([2, 0], [0, 1], (100, 200))
+    assert found.pred_masks.shape == (2, 100, 200) and isinstance(found.pred_masks, torch.Tensor)
+
+
+def test_boxes_of_a_model_that_is_trained(make):
+    given = Instances((100, 200), pred_boxes=Boxes(torch.tensor([[0.0, 0, 20, 20]], requires_grad=True)))
+    assert ids(make(), given, given) == [[0], [0]]
+
+
+def test_boxes_as_a_list(make):
+    given = Instances((100, 200), pred_boxes=[[0.0, 0, 20, 20], [100, 50, 120, 70]])
+    assert ids(make(), given, given) == [[0, 1], [0, 1]]
 
 
 def test_steps_can_be_overridden_and_share_their_state(video_arguments, frame):
