@@ -93,7 +93,7 @@ def class_color(index: int, given: Sequence[Sequence[int]] | None = None) -> tup
         >>> [round(channel * 255) for channel in class_color(0)]
         [0, 120, 210]
     """
-    if given is not None and index < len(given):
+    if given is not None and 0 <= index < len(given):
         red, green, blue = (float(channel) / 255 for channel in given[index][:3])
     else:
         palette = colormap(rgb=True, maximum=1)

@@ -12,7 +12,7 @@ from .colors import ColorMode, class_color
 from .labels import _create_text_labels
 from .masks import GenericMask
 from .panoptic import _PanopticPrediction
-from .visualizer import Visualizer
+from .visualizer import Visualizer, _classes_of
 
 __all__ = ["VideoVisualizer"]
 
@@ -73,14 +73,14 @@ class VideoVisualizer:
         """
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
         check_instances(predictions)
-        if len(predictions) == 0:
+        if not predictions.get_fields() or len(predictions) == 0:
             return visualizer.output
         shown = visualizer._shown_parts(predictions)
         boxes, masks = shown["boxes"], shown["masks"]
         if predictions.has("ID"):
             colors = [class_color(int(number)) for number in predictions.ID]
         else:
-            classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * len(predictions)
+            classes = _classes_of(predictions) or [0] * len(predictions)
             colors = self._assign_colors(_detected(classes, None if boxes is None else boxes.tensor.numpy(), masks))
         if masks is not None:
             shown["boxes"] = None  # around masks they add nothing but clutter to moving pictures

@@ -79,7 +79,7 @@ class Visualizer(DrawsPrimitives):
         self.cpu_device = torch.device("cpu")
         # large enough to read on the canvas, and in proportion to large images
         self._default_font_size = max(np.sqrt(self.output.height * self.output.width) / 90, 10 / scale)
-        self._instance_mode = instance_mode
+        self._instance_mode = ColorMode(instance_mode)
         self.keypoint_threshold = _KEYPOINT_THRESHOLD
         self._random = np.random.default_rng(0)
         self._label_placer = LabelPlacer((self.output.width, self.output.height))
@@ -103,9 +103,8 @@ class Visualizer(DrawsPrimitives):
         """
         check_instances(predictions)
         count = len(predictions) if predictions.get_fields() else 0
-        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * count
-        shown = self._shown_parts(predictions)
-        return self.overlay_instances(**shown, assigned_colors=self._colors_of(classes, jittering))
+        colors = self._colors_of(_classes_of(predictions) or [0] * count, jittering)
+        return self.overlay_instances(**self._shown_parts(predictions), assigned_colors=colors)
 
     def draw_sem_seg(self, sem_seg: Any, area_threshold: float | None = None, alpha: float = 0.8) -> VisImage:
         """Draw a semantic segmentation.
@@ -406,14 +405,13 @@ class Visualizer(DrawsPrimitives):
         """Arguments of `overlay_instances` for predictions, but for the colours; also sets the background."""
         predictions = predictions.to(self.cpu_device)
         scores = predictions.scores.tolist() if predictions.has("scores") else None
-        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else None
         masks = self._predicted_masks(predictions)
         if self._instance_mode == ColorMode.IMAGE_BW:
             covered = union_of_masks(masks, self.output.height, self.output.width) if masks else None
             self.output.reset_image(self._create_grayscale_image(covered))
         return {
             "boxes": predictions.pred_boxes if predictions.has("pred_boxes") else None,
-            "labels": _create_text_labels(classes, scores, self.metadata.get("thing_classes")),
+            "labels": _create_text_labels(_classes_of(predictions), scores, self.metadata.get("thing_classes")),
             "masks": masks,
             "keypoints": predictions.pred_keypoints if predictions.has("pred_keypoints") else None,
             "alpha": {ColorMode.IMAGE: 0.5, ColorMode.SEGMENTATION: 0.8, ColorMode.IMAGE_BW: 0.3}[self._instance_mode],
@@ -470,6 +468,11 @@ class Visualizer(DrawsPrimitives):
     def _convert_keypoints(self, keypoints: Any) -> np.ndarray:
         """Keypoints of any kind as an array (N, K, 3)."""
         return as_numbers(keypoints, "keypoints", "(N, keypoints, 3)", (3, (3,)))
+
+
+def _classes_of(predictions: Any) -> list[int] | None:
+    """The class of each instance, if they are known."""
+    return [int(c) for c in as_array(predictions.pred_classes)] if predictions.has("pred_classes") else None
 
 
 def _common_length(**columns: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
-from detectron2.visualization import VideoVisualizer, Visualizer
+from detectron2.visualization import ColorMode, VideoVisualizer, Visualizer
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 NAMES = {"thing_classes": ["car"], "thing_colors": [(0, 0, 255)], "stuff_classes": ["sky", "road"]}
@@ -90,6 +90,8 @@ CALLS = {
     "records": lambda v: v.draw_dataset_dict([{}]),
     "whole output, semantic": lambda v: v.draw_sem_seg({"sem_seg": torch.rand(2, 60, 80)}),
     "whole output, panoptic": lambda v: v.draw_panoptic_seg({"panoptic_seg": 1}, None),
+    "segments without a category": lambda v: v.draw_panoptic_seg(np.ones((60, 80), int), [{"id": 1}]),
+    "segments by name": lambda v: v.draw_panoptic_seg(np.ones((60, 80), int), ["sky"]),
     "pair": lambda v: v.draw_panoptic_seg((torch.zeros(60, 80), []), []),
 }
 
@@ -166,3 +168,33 @@ def test_rules_for_unknown_keypoints_are_named(caplog):
         for _ in range(2):
             _picture(keypoint_names=["tip", "end"], keypoint_connection_rules=rules).draw_and_connect_keypoints(points)
     assert caplog.text.count("['middle part']") == 1
+
+
+@pytest.mark.parametrize("mode", list(ColorMode))
+def test_a_class_below_zero_has_neither_name_nor_colour_of_another(mode):
+    drawn = []
+    for metadata in (NAMES, {"thing_classes": [], "thing_colors": []}):
+        found = _found()
+        found.pred_classes = torch.tensor([-1])
+        drawn.append(Visualizer(GREY, Metadata(**metadata), instance_mode=mode).draw_instance_predictions(found))
+    assert (drawn[0].get_image() == drawn[1].get_image()).all()
+
+
+@pytest.mark.parametrize("classes", [[0], torch.tensor([0.0]), np.array([0]), np.array([0], np.uint8)])
+def test_classes_in_other_types(classes):
+    found, video = _found(), VideoVisualizer(Metadata(**NAMES))
+    expected = _picture().draw_instance_predictions(found).get_image()
+    found.pred_classes = classes
+    assert (_picture().draw_instance_predictions(found).get_image() == expected).all()
+    assert (video.draw_instance_predictions(GREY, found).get_image() != GREY).any()
+
+
+def test_nothing_was_found():
+    nothing = Instances((60, 80))
+    assert (_picture().draw_instance_predictions(nothing).get_image() == GREY).all()
+    assert (VideoVisualizer(None).draw_instance_predictions(GREY, nothing).get_image() == GREY).all()
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match="ColorMode"):
+        Visualizer(GREY, instance_mode=7)
