@@ -6,6 +6,7 @@ Boxes in COCO files are `(x, y, width, height)` in absolute pixels.
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import pycocotools.mask as mask_util
 import torch
 from pycocotools.coco import COCO
 
-from detectron2.data.checks.annotations import box_findings, classify_boxes, structure_findings
+from detectron2.data.checks.annotations import box_findings, classify_boxes, overhang, small_boxes, structure_findings
 from detectron2.data.checks.findings import AnnotationTable
 from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader
 from detectron2.data.formats.reading import Report, read_json
@@ -100,8 +101,11 @@ def load_coco_api(json_file: str) -> COCO:
     return api
 
 
-def box_mistakes(dataset: Mapping[str, Any]) -> list[str]:
-    """Say which boxes of a complete data set no detection can match, as the check before training says it."""
+def box_mistakes(dataset: Mapping[str, Any], doubtful: bool = False) -> list[str]:
+    """Say which boxes of a complete data set no detection can match, as the check before training says it.
+
+    `doubtful` adds boxes that are beyond the edge of the image or tiny, where these are half of all.
+    """
     objects: dict[Any, list[Any]] = {image["id"]: [] for image in dataset["images"]}
     for annotation in dataset.get("annotations", []):
         mode = BoxMode.XYWHA_ABS if len(annotation["bbox"]) == 5 else BoxMode.XYWH_ABS
@@ -110,7 +114,12 @@ def box_mistakes(dataset: Mapping[str, Any]) -> list[str]:
     table = AnnotationTable.gather(dicts)
     if not len(table) or structure_findings(table):
         return []
-    return [finding.text for finding in box_findings(table, classify_boxes(table)[1], "No detection can match them.")]
+    boxes_xyxy, bad = classify_boxes(table)
+    findings = box_findings(table, bad, "No detection can match them.")
+    if doubtful:
+        others = overhang(table, boxes_xyxy, bad) + small_boxes(table, boxes_xyxy, bad)
+        findings += [finding for finding in others if 2 * finding.count >= len(table)]
+    return [finding.text for finding in findings]
 
 
 # Of the mistakes that the reader knows, those that no evaluation survives.
@@ -154,14 +163,19 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
     has_keypoints = any(a.get("keypoints") for a in annotations)
-    for key, meaning in _DEFAULTS.items():
-        lacking = sum(key not in a for a in annotations)
-        if lacking and (key != "num_keypoints" or has_keypoints):
-            logger.warning(f"{origin}: {lacking} of {len(annotations)} annotations have no {key!r}: {meaning}.")
     for annotation in annotations:
         for key in ("iscrowd", "bbox", "area", "segmentation", "keypoints"):
             if key in annotation and annotation[key] is None:
                 del annotation[key]
+        if not (isinstance(area := annotation.get("area"), (int, float)) and area >= 0):
+            annotation.pop("area", None)
+        if not all(map(math.isfinite, annotation.get("bbox", ()))):
+            raise ValueError(f"{origin}: annotation {annotation['id']} has the box {annotation['bbox']}: not finite.")
+    for key, meaning in _DEFAULTS.items():
+        lacking = sum(key not in a for a in annotations)
+        if lacking and (key != "num_keypoints" or has_keypoints):
+            logger.warning(f"{origin}: {lacking} of {len(annotations)} annotations have no usable {key!r}: {meaning}.")
+    for annotation in annotations:
         annotation.setdefault("iscrowd", 0)
         if has_keypoints:
             annotation.setdefault("num_keypoints", sum(v > 0 for v in (annotation.get("keypoints") or ())[2::3]))

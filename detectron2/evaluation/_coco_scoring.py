@@ -112,13 +112,17 @@ def check_image_ids(coco_gt: Any, coco_results: Sequence[dict[str, Any]]) -> Non
         )
 
 
-def _check_keypoint_count(coco_results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> None:
+def _check_keypoint_count(annotations: Any, coco_results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> None:
     predicted = len(coco_results[0]["keypoints"]) // 3
     if predicted != len(sigmas):
         raise ValueError(
             f"The predictions have {predicted} keypoints, but there are {len(sigmas)} OKS sigmas (COCO's persons have "
             "17). Give COCOEvaluator `kpt_oks_sigmas` (config: TEST.KEYPOINT_OKS_SIGMAS) one number per keypoint."
         )
+    counts = [len(a.get("keypoints") or ()) // 3 for a in annotations]
+    if others := sorted({*counts} - {0, predicted}):
+        number = len(counts) - counts.count(0) - counts.count(predicted)
+        raise ValueError(f"{number} object(s) have {others} keypoints, but there are {predicted} OKS sigmas.")
 
 
 def run_protocol(evaluator: Any, max_dets: Sequence[int] | None, img_ids: Sequence[int] | None) -> Any:
@@ -154,6 +158,10 @@ def _evaluate_predictions_on_coco(
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
     check_image_ids(coco_gt, coco_results)
+    annotations = coco_gt.dataset.get("annotations", ())
+    lacking = sum("segmentation" not in a for a in annotations) if iou_type == "segm" else 0
+    if lacking:
+        logger.warning(f"{lacking} of {len(annotations)} annotations have no 'segmentation': their box is their mask.")
     use_fast_impl = use_fast_impl and all(isinstance(c, int) and c >= 0 for c in coco_gt.getCatIds())  # not text
     limits = check_max_dets(max_dets_per_image)
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)
@@ -161,7 +169,7 @@ def _evaluate_predictions_on_coco(
     if iou_type == "keypoints":
         if kpt_oks_sigmas is not None and len(kpt_oks_sigmas):
             evaluator.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
-        _check_keypoint_count(coco_results, evaluator.params.kpt_oks_sigmas)
+        _check_keypoint_count(annotations, coco_results, evaluator.params.kpt_oks_sigmas)
     return run_protocol(evaluator, None if iou_type == "keypoints" else limits, img_ids)
 
 

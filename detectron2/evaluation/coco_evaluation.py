@@ -125,6 +125,7 @@ class COCOEvaluator(DatasetEvaluator):
                         f"{type(self).__name__} cannot compare; use RotatedCOCOEvaluator, as build_evaluator does."
                     )
         self._predictions: list[dict[str, Any]] = []
+        self._leaves_out = False  # detections that are not finite
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
 
     def _load_ground_truth(self, dataset_name: str, allow_cached: bool) -> Any:
@@ -149,6 +150,7 @@ class COCOEvaluator(DatasetEvaluator):
     def reset(self):
         """Forget the predictions."""
         self._predictions = []
+        self._leaves_out = False
 
     def process(self, inputs: Any, outputs: Any):
         """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image, or `proposals`."""
@@ -156,7 +158,7 @@ class COCOEvaluator(DatasetEvaluator):
         for input_, output in zip(inputs, outputs, strict=True):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
-                instances = output["instances"].to(self._cpu_device)
+                instances = self._usable(output["instances"].to(self._cpu_device), input_["image_id"])
                 prediction["instances"] = instances_to_table(instances, input_["image_id"])
                 self._check_classes(prediction["instances"])
             if "proposals" in output:
@@ -267,6 +269,20 @@ class COCOEvaluator(DatasetEvaluator):
                 self._refuse_class(coco_results[row], to_dataset_id)
         replace_category_ids(coco_results, [to_dataset_id[category] for category in predicted])
 
+    def _usable(self, instances: Any, image_id: Any) -> Any:
+        """The detections without those that are not finite, which pycocotools takes to overlap with everything."""
+        boxes = instances.pred_boxes.tensor
+        if boxes.shape[1] == 5 and not self._takes_rotated:
+            raise ValueError(f"{type(self).__name__} has no measure for rotated boxes; use RotatedCOCOEvaluator.")
+        usable = boxes.isfinite().all(dim=1) & ~instances.scores.isnan()
+        if usable.all():
+            return instances
+        if not self._leaves_out:
+            text = f"{int((~usable).sum())} of {len(usable)} detections on image {image_id!r} are NaN or infinite."
+            self._logger.warning(f"{text} Such detections are left out. Has the model diverged?")
+        self._leaves_out = True
+        return instances[usable]
+
     def _check_classes(self, table: ResultTable) -> None:
         """Refuse an unknown class at the first image with one, and not after all of them."""
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -284,7 +300,7 @@ class COCOEvaluator(DatasetEvaluator):
     def _explain_no_matches(self, coco_results: Sequence[dict[str, Any]]) -> None:
         annotated = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd", 0)}
         if annotated:
-            mistakes = box_mistakes(self._coco_api.dataset)
+            mistakes = box_mistakes(self._coco_api.dataset, doubtful=True)
             self._logger.warning(explain_zero_ap(coco_results, annotated, mistakes))
         else:
             self._logger.warning("The ground truth has no objects, so every metric is NaN.")

@@ -83,7 +83,7 @@ class COCOeval_opt(COCOeval):
         engine = None
         if self._is_common():
             # of ids and numbers that hotcoco does not take
-            refusals = (TypeError, ValueError, OverflowError) if isinstance(self.cocoGt, COCO) else ()
+            refusals = (TypeError, ValueError, OverflowError) if isinstance(self.cocoDt, COCO) else ()
             with contextlib.suppress(*refusals):
                 engine = self._matched()
         if engine is None:
@@ -121,8 +121,8 @@ class COCOeval_opt(COCOeval):
     def _is_common(self) -> bool:
         """Whether hotcoco takes the data and settings as pycocotools does."""
         datasets, params = (self.cocoGt, self.cocoDt), self.params
-        if not isinstance(self.cocoGt, COCO):
-            return True  # for pycocotools has no other kind
+        if not all(isinstance(dataset, COCO) for dataset in datasets):
+            return True  # pycocotools takes no other kind
         limits, recalls = list(params.maxDets), list(params.recThrs)
         if not (
             params.useSegm is None

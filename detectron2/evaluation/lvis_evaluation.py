@@ -83,12 +83,18 @@ class LVISEvaluator(COCOEvaluator):
                 "format, as register_lvis_instances takes it."
             )
         path = PathManager.get_local_path(self._metadata.json_file)
-        truth = hotcoco.COCO(path)
+        try:
+            truth = hotcoco.COCO(path)
+        except ValueError as e:
+            raise ValueError(f"{self._metadata.json_file} is not an annotation file in the LVIS format: {e}") from e
         with open(path, "rb") as f:
             text = f.read()
         totals = {"images": len(truth.getImgIds()), "categories": len(truth.getCatIds())}
         for key, (kind, meaning) in _DEFAULTS.items():
-            lacking = totals[kind] - text.count(f'"{key}"'.encode())  # which is not worth parsing the file again
+            # the lists are part of the large text, which is not worth parsing again
+            lacking = totals[kind] - text.count(f'"{key}"'.encode())
+            if key == "frequency":
+                lacking = sum(c.get(key) not in ("r", "c", "f") for c in truth.load_cats(truth.getCatIds()))
             if lacking > 0:
                 self._logger.warning(f"{path}: {lacking} of {totals[kind]} {kind} have no '{key}': {meaning}.")
                 self._has_no_negatives |= key == "neg_category_ids" and lacking == totals[kind]

@@ -69,7 +69,7 @@ def test_missing_keys_are_counted(coco, caplog, key):
     truth = _truth()
     del truth["annotations"][0][key]
     COCOEvaluator(coco(truth), distributed=False)
-    assert f"1 of 1 annotations have no '{key}'" in caplog.text
+    assert f"1 of 1 annotations have no usable '{key}'" in caplog.text
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -78,7 +78,7 @@ def test_number_of_keypoints_is_counted(coco, tools, caplog, fast):
     evaluator = COCOEvaluator(
         coco(truth), ["keypoints"], distributed=False, kpt_oks_sigmas=[0.1, 0.1], use_fast_impl=fast
     )
-    assert "1 of 1 annotations have no 'num_keypoints'" in caplog.text
+    assert "1 of 1 annotations have no usable 'num_keypoints'" in caplog.text
     points = torch.tensor([[[20.5, 20.5, 1.0], [40.5, 40.5, 1.0]]])
     found = tools.predicted([[10, 10, 60, 60]], [0.9], [0], pred_keypoints=points)
     evaluator.process([{"image_id": 1}], [{"instances": found}])
@@ -128,3 +128,88 @@ def test_rotated_file_gets_the_evaluator_of_rotated_boxes(coco):
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
     with pytest.raises(ValueError, match="use RotatedCOCOEvaluator"):
         COCOEvaluator(name, distributed=False)
+
+
+@pytest.mark.parametrize("box", [[float("nan"), 10, 50, 50], [10, 10, float("inf"), 50]])
+@pytest.mark.parametrize("fast", [True, False])
+def test_boxes_that_are_not_finite_match_nothing(coco, tools, caplog, box, fast):
+    """To pycocotools the overlap with NaN is no less than any threshold."""
+    with pytest.raises(ValueError, match="annotation 1 .*not finite"):
+        COCOEvaluator(coco(_truth(bbox=box)), ["bbox"], distributed=False)
+    evaluator = COCOEvaluator(coco(_truth()), ["bbox"], distributed=False, use_fast_impl=fast)
+    x, y, w, h = box
+    found = tools.predicted([[x, y, x + w, y + h], [100, 100, 150, 150]], [0.9, 0.5], [0, 0])
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP50"] == 0
+    assert "1 of 2 detections on image 1" in caplog.text and "diverged" in caplog.text
+
+
+def test_scores_that_are_not_numbers_do_not_count(coco, tools):
+    evaluator = COCOEvaluator(coco(_truth()), ["bbox"], distributed=False)
+    found = tools.predicted([[10, 10, 60, 60]] * 2, [float("nan"), 0.5], [0, 0])
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("area", ["2500", -1, float("nan")])
+def test_areas_that_cannot_be_used_count_as_missing(coco, tools, caplog, area):
+    evaluator = COCOEvaluator(coco(_truth(area=area)), ["bbox"], distributed=False)
+    assert "1 of 1 annotations have no usable 'area'" in caplog.text
+    evaluator.process([{"image_id": 1}], [{"instances": tools.predicted([[10, 10, 60, 60]], [0.9], [0])}])
+    result = evaluator.evaluate()["bbox"]
+    assert result["AP"] == result["APm"] == pytest.approx(100)
+
+
+def test_boxes_in_place_of_masks_are_told(coco, tools, caplog):
+    evaluator = COCOEvaluator(coco(_truth()), distributed=False)
+    masks = torch.zeros(1, 200, 200, dtype=torch.bool)
+    evaluator.process(
+        [{"image_id": 1}], [{"instances": tools.predicted([[10, 10, 60, 60]], [0.9], [0], pred_masks=masks)}]
+    )
+    evaluator.evaluate()
+    assert "1 of 1 annotations have no 'segmentation'" in caplog.text
+
+
+def test_objects_with_another_number_of_keypoints(coco, tools):
+    truth = _truth(keypoints=[20, 20, 2] * 5, num_keypoints=5)
+    evaluator = COCOEvaluator(coco(truth), ["keypoints"], distributed=False, kpt_oks_sigmas=[0.1] * 3)
+    found = tools.predicted([[10, 10, 60, 60]], [0.9], [0], pred_keypoints=torch.ones(1, 3, 3))
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    with pytest.raises(ValueError, match="1 object.* \[5\] keypoints.*3 OKS sigmas"):
+        evaluator.evaluate()
+
+
+@pytest.mark.parametrize("kind", [COCOEvaluator, LVISEvaluator])
+def test_rotated_predictions_need_their_evaluator(coco, kind):
+    evaluator = kind(coco(_truth()), distributed=False)
+    found = Instances((200, 200), pred_boxes=RotatedBoxes([[35.0, 35, 50, 50, 0]]), scores=torch.ones(1))
+    found.pred_classes = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="rotated.*RotatedCOCOEvaluator"):
+        evaluator.process([{"image_id": 1}], [{"instances": found}])
+
+
+@pytest.mark.parametrize(
+    "truth", [_truth(bbox=[35, 35, 50, 50, 0]), {**_truth(), "images": [{"id": 1, "neg_category_ids": None}]}]
+)
+def test_a_file_that_lvis_cannot_read_is_named(coco, truth):
+    name = coco(truth)
+    with pytest.raises(ValueError, match=MetadataCatalog.get(name).json_file):
+        LVISEvaluator(name, distributed=False)
+
+
+def test_unknown_frequencies_are_told(coco, caplog):
+    truth = _truth()
+    truth["categories"][0]["frequency"] = "rare"
+    LVISEvaluator(coco(truth), distributed=False)
+    assert "1 of 1 categories have no 'frequency'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("box", "told"), [([100, 100, 150, 150], "beyond the edge"), ([0.05, 0.05, 0.25, 0.25], "no more than a pixel")]
+)
+def test_boxes_in_another_form_are_looked_at_first(coco, tools, caplog, box, told):
+    """Corners as width and height, or shares of the image: no detection matches."""
+    evaluator = COCOEvaluator(coco(_truth(bbox=box)), ["bbox"], distributed=False)
+    evaluator.process([{"image_id": 1}], [{"instances": tools.predicted([[100, 100, 150, 150]], [0.9], [0])}])
+    evaluator.evaluate()
+    assert "look at the ground truth first" in caplog.text and told in caplog.text
