@@ -23,12 +23,7 @@ from .sem_seg_evaluation import load_image_into_numpy_array
 
 __all__ = ["COCOPanopticEvaluator", "id_map_to_rgb", "match_segments", "quality", "rgb_to_id_map", "unmatched_truth"]
 
-_NEEDED = (
-    "panoptic_json",
-    "panoptic_root",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_dataset_id_to_contiguous_id",
-)
+_NEEDED = ("panoptic_json", "panoptic_root", "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
 # Columns of a table of counts. An IoU sum is over the matched pairs of segments.
 COUNTS = ("iou_sum", "tp", "fp", "fn")
 _IOU, _TP, _FP, _FN = range(4)

@@ -157,11 +157,7 @@ def _check_rotated(function: str, boxes: torch.Tensor, *per_box: torch.Tensor) -
     "greedy_nms(Tensor boxes, Tensor scores, float iou_threshold, Tensor? groups=None, int limit=-1) -> Tensor"
 )
 def greedy_nms(
-    boxes: torch.Tensor,
-    scores: torch.Tensor,
-    iou_threshold: float,
-    groups: torch.Tensor | None = None,
-    limit: int = -1,
+    boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, groups: torch.Tensor | None = None, limit: int = -1
 ) -> torch.Tensor:
     """From the best box down, drop every box that overlaps a kept one of its group too much.
 

@@ -30,12 +30,7 @@ from .meta_arch import (
 )
 from .mmdet_wrapper import MMDetBackbone, MMDetDetector
 from .postprocessing import detector_postprocess
-from .proposal_generator import (
-    PROPOSAL_GENERATOR_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    build_proposal_generator,
-    build_rpn_head,
-)
+from .proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY, build_proposal_generator, build_rpn_head
 from .roi_heads import (
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,

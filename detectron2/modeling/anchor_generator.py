@@ -139,9 +139,7 @@ class DefaultAnchorGenerator(nn.Module):
         return x, y, x, y
 
     def generate_cell_anchors(
-        self,
-        sizes: Sequence[float] = (32, 64, 128, 256, 512),
-        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+        self, sizes: Sequence[float] = (32, 64, 128, 256, 512), aspect_ratios: Sequence[float] = (0.5, 1, 2)
     ) -> torch.Tensor:
         """Compute the anchors of one cell, centred at the origin.
 

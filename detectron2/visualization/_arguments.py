@@ -79,7 +79,9 @@ def as_label_map(sem_seg: Any, size_hw: tuple[int, ...]) -> np.ndarray:
 def check_panoptic(panoptic_seg: Any, segments_info: Any, size_hw: tuple[int, ...]) -> None:
     """Refuse what is not a map of ids and a list of segments."""
     shape, is_list = tuple(getattr(panoptic_seg, "shape", ())), isinstance(segments_info, list | tuple | type(None))
-    is_list &= all(isinstance(s, Mapping) and {"id", "category_id"} <= s.keys() for s in (is_list and segments_info) or ())
+    is_list &= all(
+        isinstance(s, Mapping) and {"id", "category_id"} <= s.keys() for s in (is_list and segments_info) or ()
+    )
     if not is_list or shape != size_hw:
         raise (ValueError if is_list and shape else TypeError)(
             f"Expected a map {size_hw} of segment ids, as large as the image, and a list of segments with `id` and `category_id`; got "

@@ -63,11 +63,7 @@ class Visualizer(DrawsPrimitives):
     """
 
     def __init__(
-        self,
-        img_rgb: np.ndarray,
-        metadata: Any = None,
-        scale: float = 1.0,
-        instance_mode: ColorMode = ColorMode.IMAGE,
+        self, img_rgb: np.ndarray, metadata: Any = None, scale: float = 1.0, instance_mode: ColorMode = ColorMode.IMAGE
     ):
         self.img = as_rgb_image(img_rgb)
         self.metadata = MetadataCatalog.get("__nonexist__") if metadata is None else metadata

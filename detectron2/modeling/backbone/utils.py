@@ -90,11 +90,7 @@ def get_rel_pos(q_size: int, k_size: int, rel_pos: torch.Tensor) -> torch.Tensor
 
 
 def _decomposed_rel_pos(
-    q: torch.Tensor,
-    rel_pos_h: torch.Tensor,
-    rel_pos_w: torch.Tensor,
-    q_size: tuple[int, int],
-    k_size: tuple[int, int],
+    q: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, q_size: tuple[int, int], k_size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a query adds for each row and for each column of keys: `[B, q_h, q_w, k_h]`, `[B, q_h, q_w, k_w]`."""
     q = q.reshape(q.shape[0], *q_size, q.shape[-1])
@@ -270,11 +266,7 @@ class Mlp(nn.Module):
     """Two linear layers with an activation between, for each token by itself; `drop_rate` counts after either layer."""
 
     def __init__(
-        self,
-        channels: int,
-        hidden_channels: int,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        drop_rate: float = 0.0,
+        self, channels: int, hidden_channels: int, act_layer: Callable[[], nn.Module] = nn.GELU, drop_rate: float = 0.0
     ):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden_channels)

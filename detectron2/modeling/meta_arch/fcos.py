@@ -185,12 +185,7 @@ class FCOS(DenseDetector):
                 pred_logits, labels, positive, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
             ),
             "loss_fcos_loc": _dense_box_regression_loss(
-                anchors,
-                self.box2box_transform,
-                pred_anchor_deltas,
-                gt_boxes,
-                positive,
-                box_reg_loss_type="giou",
+                anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, positive, box_reg_loss_type="giou"
             ),
             "loss_fcos_ctr": F.binary_cross_entropy_with_logits(
                 cat(pred_centerness, dim=1).squeeze(dim=2)[positive].float(),

@@ -126,12 +126,7 @@ class SemanticSegmentor(DetectorBase):
 
     @configurable
     def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        self, *, backbone: Backbone, sem_seg_head: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ):
         super().__init__()
         self.backbone = backbone

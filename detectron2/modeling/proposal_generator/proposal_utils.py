@@ -18,11 +18,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 # Projects import this name from here, hence the redundant alias; nothing here asks it.
 from detectron2.utils.tracing import is_tracing as _is_tracing  # noqa: F401
 
-__all__ = [
-    "add_ground_truth_to_proposals",
-    "add_ground_truth_to_proposals_single_image",
-    "find_top_rpn_proposals",
-]
+__all__ = ["add_ground_truth_to_proposals", "add_ground_truth_to_proposals_single_image", "find_top_rpn_proposals"]
 
 
 class _ProposalError(ValueError, AssertionError):

@@ -175,10 +175,7 @@ class RPN(nn.Module):
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
+        self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: list[Instances] | None = None
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Propose regions.
 

@@ -9,12 +9,7 @@ from .keypoint_head import (
     KRCNNConvDeconvUpsampleHead,
     build_keypoint_head,
 )
-from .mask_head import (
-    ROI_MASK_HEAD_REGISTRY,
-    BaseMaskRCNNHead,
-    MaskRCNNConvUpsampleHead,
-    build_mask_head,
-)
+from .mask_head import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead, MaskRCNNConvUpsampleHead, build_mask_head
 from .roi_heads import (
     ROI_HEADS_REGISTRY,
     Res5ROIHeads,

@@ -133,10 +133,7 @@ class CascadeROIHeads(StandardROIHeads):
         return proposals, losses
 
     def _forward_box(
-        self,
-        features: dict[str, torch.Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
+        self, features: dict[str, torch.Tensor], proposals: list[Instances], targets: list[Instances] | None = None
     ) -> Any:
         """Run all stages: in training the losses, ending in `_stage0`, `_stage1` ...; in inference the detections.
 

@@ -321,11 +321,7 @@ class FastRCNNOutputLayers(nn.Module):
         return loss / logits.shape[0]
 
     def box_reg_loss(
-        self,
-        proposal_boxes: torch.Tensor,
-        gt_boxes: torch.Tensor,
-        pred_deltas: torch.Tensor,
-        gt_classes: torch.Tensor,
+        self, proposal_boxes: torch.Tensor, gt_boxes: torch.Tensor, pred_deltas: torch.Tensor, gt_classes: torch.Tensor
     ) -> torch.Tensor:
         """Box loss, summed over foreground regions and divided by the number of all regions.
 

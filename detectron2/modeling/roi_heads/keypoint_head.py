@@ -153,11 +153,7 @@ class BaseKeypointRCNNHead(nn.Module):
             normalizer = "visible"
         else:  # as many keypoints as an image could contribute at most
             normalizer = head.NUM_KEYPOINTS * roi.BATCH_SIZE_PER_IMAGE * roi.POSITIVE_FRACTION
-        return {
-            "num_keypoints": head.NUM_KEYPOINTS,
-            "loss_weight": head.LOSS_WEIGHT,
-            "loss_normalizer": normalizer,
-        }
+        return {"num_keypoints": head.NUM_KEYPOINTS, "loss_weight": head.LOSS_WEIGHT, "loss_normalizer": normalizer}
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
