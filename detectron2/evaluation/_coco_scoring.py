@@ -150,11 +150,7 @@ def _evaluate_predictions_on_coco(
     img_ids: Sequence[int] | None = None,
     max_dets_per_image: Sequence[int] | None = None,
 ) -> COCOeval:
-    """Score COCO results, at least one, with the category ids of the data set, by hotcoco or else by pycocotools.
-
-    Without `kpt_oks_sigmas`, `img_ids` and `max_dets_per_image` it takes COCO's sigmas, all images and `[1, 10, 100]`.
-    Returns an evaluator with `stats`, `eval["precision"]` of shape (T, R, K, A, M), and `params`.
-    """
+    """An evaluator with `stats`, `eval["precision"]` (T, R, K, A, M) and `params` for one COCO result or more."""
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
     check_image_ids(coco_gt, coco_results)
@@ -226,12 +222,7 @@ def _evaluate_box_proposals(
     area: str = "all",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Recall of box proposals, whatever their class, for objects (without crowds) of an area of `AREA_RANGES`.
-
-    Each prediction has an `image_id` and `proposals`, of which the best `limit` are used. Returns `ar` (the mean over
-    the thresholds, by default 0.50:0.05:0.95), `recalls`, `thresholds`, `gt_overlaps` (the matched IoU of each object,
-    ascending) and `num_pos`.
-    """
+    """Recall of the best proposals for objects, no crowds, of an area of `AREA_RANGES`; `ar` is its mean over IoUs."""
     if area not in AREA_RANGES:
         raise ValueError(f"Unknown area range {area!r}; choose from {list(AREA_RANGES)}.")
     low, high = AREA_RANGES[area]

@@ -39,10 +39,7 @@ _NOT_EVALUATED = 255
 
 @contextlib.contextmanager
 def _adapted_to_today(module: Any) -> Iterator[None]:
-    """Have a module of cityscapesscripts 2.3 run on today's NumPy for a while, and write no file to the current folder.
-
-    It calls `numpy.in1d`, which NumPy 2.4 removed, and writes its matches as JSON, with numbers that JSON has not.
-    """
+    """Have cityscapesscripts 2.3 find `numpy.in1d`, which NumPy 2.4 removed, and write no file to this folder."""
     with contextlib.ExitStack() as stack:
         if hasattr(module, "writeDict2JSON"):
             stack.callback(setattr, module, "writeDict2JSON", module.writeDict2JSON)

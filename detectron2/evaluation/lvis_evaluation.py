@@ -124,11 +124,7 @@ def _evaluate_predictions_on_lvis(
     class_names: Sequence[str] | None = None,
     img_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Score results in LVIS's format, with the category ids of the data set: percent, NaN where undefined.
-
-    The ground truth is a `hotcoco.COCO`, or has the content of an LVIS file in `dataset`. `class_names` is not used:
-    AP of each class is not part of the protocol.
-    """
+    """Metrics of LVIS results in percent; the truth is a `hotcoco.COCO`, or has the content of a file in `dataset`."""
     if iou_type not in _TASKS:
         raise ValueError(f"LVIS is evaluated for {list(_TASKS)}, not {iou_type!r}.")
     if not lvis_results:

@@ -242,10 +242,7 @@ def _read_panoptic_json(json_file: str) -> dict[str, Any]:
 
 
 def _as_prediction(input_: Mapping[str, Any], ids: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
-    """An annotation in the COCO panoptic format, with its PNG file as `png_string`.
-
-    The format knows no id in the PNG without a segment and no segment without a pixel.
-    """
+    """An annotation in the COCO format, every id with a segment and every segment with a pixel; and its PNG file."""
     present = set(np.unique(ids).tolist())
     segments = [segment for segment in segments if segment["id"] in present]
     if void := present - {0} - {segment["id"] for segment in segments}:

@@ -311,11 +311,7 @@ def _confusion(predicted: np.ndarray, truth: np.ndarray, size: int) -> np.ndarra
 
 
 def _label_boundary(labels: np.ndarray) -> np.ndarray:
-    """How far a label map (height, width) exceeds its erosion by 2 % of the diagonal; 0 away from boundaries.
-
-    For a map of 0 and 1 this is the inner boundary of the mask; for more labels it is what the published evaluation
-    computes. Outside the image counts as label 0.
-    """
+    """How far a label map exceeds its erosion by 2 % of the diagonal, as published; outside the image is label 0."""
     height, width = labels.shape
     reach = max(1, round(_BOUNDARY_RATIO * math.hypot(height, width)))
     eroded = np.pad(labels, 1)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import weight_init
-from .batch_norm import get_norm
-from .blocks import DepthwiseSeparableConv2d
+from .blocks import DepthwiseSeparableConv2d, conv_norm
 from .wrappers import Conv2d
 
 __all__ = ["ASPP"]
@@ -62,16 +62,8 @@ class ASPP(nn.Module):
         self.dropout = dropout
 
         def conv(channels: int, kernel_size: int, dilation: int = 1) -> Conv2d:
-            layer = Conv2d(
-                channels,
-                out_channels,
-                kernel_size=kernel_size,
-                padding=dilation * (kernel_size // 2),
-                dilation=dilation,
-                bias=not norm,
-                norm=get_norm(norm, out_channels),
-                activation=deepcopy(activation),
-            )
+            options: Any = {"dilation": dilation, "activation": deepcopy(activation)}
+            layer = conv_norm(channels, out_channels, kernel_size, norm, **options)
             weight_init.c2_xavier_fill(layer)
             return layer
 

@@ -1,6 +1,7 @@
 """Convolutional blocks that backbones and heads are made of."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,31 @@ from . import weight_init
 from .batch_norm import FrozenBatchNorm2d, get_norm
 from .wrappers import Conv2d
 
-__all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d"]
+__all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d", "conv_norm"]
+
+
+def conv_norm(
+    in_channels: Any, out_channels: int, kernel_size: int, norm: str | Callable[[int], nn.Module] | None, **kwargs: Any
+) -> Conv2d:
+    """A convolution that keeps height and width, but for a stride, followed by a norm; without one it has a bias.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel.
+        norm: as `get_norm` takes it.
+        **kwargs: further arguments of `Conv2d`.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> from detectron2.layers.blocks import conv_norm
+        >>> conv_norm(3, 8, 3, "BN", activation=torch.relu)(torch.rand(2, 3, 10, 12)).shape
+        torch.Size([2, 8, 10, 12])
+    """
+    kwargs = {"padding": kwargs.get("dilation", 1) * (kernel_size // 2), "bias": not norm, **kwargs}
+    return Conv2d(in_channels, out_channels, kernel_size, norm=get_norm(norm, out_channels), **kwargs)
 
 
 class CNNBlockBase(nn.Module):
@@ -82,25 +107,9 @@ class DepthwiseSeparableConv2d(nn.Module):
         activation2: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         super().__init__()
-        self.depthwise = Conv2d(
-            in_channels,
-            in_channels,
-            kernel_size=kernel_size,
-            padding=padding,
-            dilation=dilation,
-            groups=in_channels,
-            bias=not norm1,
-            norm=get_norm(norm1, in_channels),
-            activation=activation1,
-        )
-        self.pointwise = Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size=1,
-            bias=not norm2,
-            norm=get_norm(norm2, out_channels),
-            activation=activation2,
-        )
+        options: Any = {"padding": padding, "dilation": dilation, "groups": in_channels, "activation": activation1}
+        self.depthwise = conv_norm(in_channels, in_channels, kernel_size, norm1, **options)
+        self.pointwise = conv_norm(in_channels, out_channels, 1, norm2, activation=activation2)
         weight_init.c2_msra_fill(self.depthwise)
         weight_init.c2_msra_fill(self.pointwise)
 

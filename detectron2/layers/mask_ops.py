@@ -279,11 +279,7 @@ def _untouched_zeros(count: int, height: int, width: int, dtype: torch.dtype) ->
 def _factors(
     masks: torch.Tensor, xyxy: torch.Tensor, height: int, width: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]]:
-    """Two factors of each mask in the part of the image that it can reach, and column and row where that begins.
-
-    Interpolation is separable: a mask becomes `rows @ mask @ columns.t()`, with the interpolation weights of the rows
-    and columns of the image. The factors are `rows @ mask` and `columns`, `(pixels, w)` each.
-    """
+    """Factors `rows @ mask` and `columns`, `(pixels, w)`, of each mask where it can reach, and where that begins."""
     weight_bytes = 4 * (height * masks.shape[1] + width * masks.shape[2])  # of a box as large as the image
     together = min(max(1, _WEIGHT_BYTES // max(weight_bytes, 1)), _MASKS_PER_PART)
     for some_masks, some_xyxy in zip(masks.split(together), xyxy.split(together), strict=True):
@@ -338,10 +334,7 @@ def _cell_position(start: torch.Tensor, stop: torch.Tensor, size: int, cells: in
 def _do_paste_mask(
     masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True
 ) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """Resample masks `(N, [1,] h, w)` over the image, or over the smallest region of it that encloses all boxes.
-
-    Returns float32 `(N, H', W')`, and the slices of rows and columns that they cover; none when they cover everything.
-    """
+    """Resample masks `(N, [1,] h, w)` over the image or the region of all boxes: `(N, H', W')`, and its slices."""
     if masks.dim() == 3:
         masks = masks[:, None]
     mask_h, mask_w = masks.shape[2:]

@@ -230,11 +230,8 @@ def _highest_possible_iou(first: BoxTable, second: BoxTable, row: torch.Tensor, 
 
 
 def _survivors(count: int, winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
-    """Which of `count` ranked boxes stay, bool `(count,)`, when `losers[p]` may not stand beside `winners[p]`.
-
-    Each round keeps the boxes that no box left can beat, and drops those that they beat; it takes as many rounds as
-    the longest chain of boxes that depend on each other, which is short, and not as many as there are boxes.
-    """
+    """Which of `count` ranked boxes stay, bool `(count,)`, when `losers[p]` may not stand beside `winners[p]`."""
+    # Each round keeps what no box left can beat: as many rounds as the longest chain of such pairs, which is short.
     dropped = torch.zeros(count, dtype=torch.bool, device=winners.device)
     while winners.shape[0] > 0:
         free = torch.ones_like(dropped)

@@ -125,10 +125,7 @@ def _bin_grids(rois: torch.Tensor, output_hw: tuple[int, int], sampling_ratio: i
 
 
 def _portions(samples_per_bin: torch.Tensor, bins_per_roi: int, fixed: int) -> list[tuple[int, int, int]]:
-    """Cut all bins into runs: first bin, end, and number of samples of each run.
-
-    `samples_per_bin` is int64 `(R,)`; `fixed` is the same for all bins, which saves a look at the tensor, or 0.
-    """
+    """First bin, end and number of samples of runs of all bins; `fixed` samples for all bins, or 0, save a look."""
     num_bins = samples_per_bin.shape[0] * bins_per_roi
     if fixed:
         step = max(1, _SAMPLES_AT_ONCE // fixed)
@@ -148,10 +145,7 @@ def _portions(samples_per_bin: torch.Tensor, bins_per_roi: int, fixed: int) -> l
 def _bilinear_taps(
     x: torch.Tensor, y: torch.Tensor, size_hw: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The four cells around each sample: row-major places `(4, S)`, weights `(4, S)`, and which samples count, `(S,)`.
-
-    A sample up to one cell outside of the outermost centres takes the value at the border; beyond, it counts as zero.
-    """
+    """The four cells around each sample: row-major places `(4, S)`, weights `(4, S)`, and which count, `(S,)`."""
     height, width = size_hw
     counts = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
     x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
@@ -195,9 +189,7 @@ class _Sampler:
         self.geometry = torch.stack((x - 0.5, y - 0.5, width, height, step_x, step_y, theta.cos(), theta.sin(), mean))
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield, for each portion, its bins, the cells `(T,)` and weights `(T,)` of its taps, and where in these each
-        bin begins, `(B,)`; taps are in the order of their bins.
-        """
+        """Yield of each portion its bins, cells and weights `(T,)` of their taps, and where each bin begins, `(B,)`."""
         bins_per_roi = math.prod(self.output_hw)
         for first, end, num_samples in _portions(self.samples_per_bin, bins_per_roi, self.fixed):
             bins = torch.arange(first, end, device=self.geometry.device)

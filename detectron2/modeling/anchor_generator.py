@@ -47,10 +47,7 @@ class BufferList(nn.Module):
 def _create_grid_offsets(
     size: Sequence[int], stride: int, offset: float, target: torch.Tensor | torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """X and y of all cells of a map of `size` `(H, W)` in pixels of the input image, each `Tensor[H * W]`, row by row.
-
-    The first cell lies at `offset` strides; `target` is the device, or a tensor on it.
-    """
+    """X and y of all cells of a map of `size` `(H, W)`, each `Tensor[H * W]`; the first lies at `offset` strides."""
     device = target.device if isinstance(target, torch.Tensor) else target
     grid_height, grid_width = size
     x = torch.arange(grid_width, dtype=torch.float32, device=device).add(offset).mul(stride)

@@ -232,19 +232,9 @@ def _dense_box_regression_loss(
     box_reg_loss_type: str = "smooth_l1",
     smooth_l1_beta: float = 0.0,
 ) -> torch.Tensor:
-    """Sum the box loss over all positive anchors of a batch; only their rows are encoded or decoded.
+    """Sum the box loss over the positive anchors `fg_mask`, `Tensor[N, R]`; only their rows are encoded or decoded.
 
-    Args:
-        anchors: the anchors of each level, `R_i` boxes.
-        box2box_transform: turns anchors and boxes into deltas and back.
-        pred_anchor_deltas: for each level `Tensor[N, R_i, 4]`.
-        gt_boxes: for each image `Tensor[R, 4]`, the box each anchor is matched to (over all levels).
-        fg_mask: `Tensor[N, R]`, true for positive anchors.
-        box_reg_loss_type: "smooth_l1" on the deltas; "giou", "diou" or "ciou" on the decoded boxes.
-        smooth_l1_beta: where smooth L1 turns from quadratic to linear; 0 is plain L1.
-
-    Returns:
-        A scalar.
+    Deltas are `Tensor[N, R_i, 4]` for each level; `gt_boxes` are `Tensor[R, 4]` for each image, matched to the anchors.
     """
     all_anchors = cat([a.tensor if not isinstance(a, torch.Tensor) else a for a in anchors])
     image_index, anchor_index = fg_mask.nonzero(as_tuple=True)

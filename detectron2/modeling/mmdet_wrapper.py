@@ -24,7 +24,7 @@ from detectron2.utils.events import put_scalar
 from detectron2.utils.registry import locate
 
 from .backbone import Backbone
-from .meta_arch.inputs import normalized_batch, required_entry
+from .meta_arch.inputs import DetectorBase, normalized_batch
 
 __all__ = ["MMDetBackbone", "MMDetDetector"]
 
@@ -127,7 +127,7 @@ class MMDetBackbone(Backbone):
         return dict(zip(self._output_names, self._output_shapes, strict=True))
 
 
-class MMDetDetector(nn.Module):
+class MMDetDetector(DetectorBase):
     """A detector of MMDetection, for boxes and masks, with inputs and outputs of a model of this package.
 
     Weights are initialised here (`init_weights`), also those of a module that is built already: load a checkpoint
@@ -140,9 +140,6 @@ class MMDetDetector(nn.Module):
         pixel_std: one value for each channel, by which the image is divided.
     """
 
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
-
     def __init__(
         self,
         detector: nn.Module | Mapping[str, Any],
@@ -152,18 +149,10 @@ class MMDetDetector(nn.Module):
         pixel_std: Sequence[float],
     ):
         super().__init__()
-        if len(pixel_mean) != len(pixel_std):
-            raise ValueError(f"pixel_mean has {len(pixel_mean)} values, but pixel_std {len(pixel_std)}")
         self.detector: Any = _built(detector, "build_detector")
         _init_weights(self.detector)
         self.size_divisibility = size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).float().view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).float().view(-1, 1, 1), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model's inputs are moved to."""
-        return self.pixel_mean.device
+        self._set_normalization(pixel_mean, pixel_std)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training mode, results otherwise.
@@ -186,9 +175,7 @@ class MMDetDetector(nn.Module):
                 {"instances": _to_instances(result, meta["ori_shape"][:2], self.device)}
                 for result, meta in zip(self._detect(images, metas), metas, strict=True)
             ]
-        why = "training needs ground truth; for inference call model.eval()"
-        targets = required_entry(batched_inputs, "instances", self.device, why)
-        return _named_losses(self._losses(images, metas, targets, padded_hw))
+        return _named_losses(self._losses(images, metas, self._targets(batched_inputs), padded_hw))
 
     def _losses(
         self, images: torch.Tensor, metas: list[dict], targets: list[Instances], padded_hw: tuple[int, int]

@@ -213,10 +213,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     def _batch_inference(
         self, batched_inputs: list[dict[str, Any]], detected_instances: list[Instances] | None = None
     ) -> list[Instances]:
-        """Run the model on at most `batch_size` copies at a time; returns the raw results of each, in its frame.
-
-        With `detected_instances` boxes are not detected, but masks and keypoints predicted for those.
-        """
+        """Raw results of each copy, at most `batch_size` at a time; of known boxes, masks and keypoints for these."""
         outputs: list[Instances] = []
         for start in range(0, len(batched_inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -257,10 +254,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     def _get_augmented_boxes(
         self, augmented_inputs: list[dict[str, Any]], tfms: list[T.Transform]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes of all copies in the frame of the original image, `Tensor[B, 4]` or rotated `Tensor[B, 5]`.
-
-        Beside them their scores and classes, `Tensor[B]`. `tfms` lead from the original image to each copy.
-        """
+        """Boxes of all copies in the frame of the original image, `Tensor[B, 4]` or `[B, 5]`; scores; classes."""
         outputs = self._batch_inference(augmented_inputs)
         found = torch.cat([x.pred_boxes.tensor for x in outputs])
         # Together to the CPU and back, so that the device is waited for once and not for each copy.
@@ -278,10 +272,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         all_classes: torch.Tensor | Sequence[torch.Tensor],
         shape_hw: tuple[int, int],
     ) -> Instances:
-        """The best `cfg.TEST.DETECTIONS_PER_IMAGE` boxes of all copies after non-maximum suppression.
-
-        Boxes are `Tensor[B, 4]`, or rotated `Tensor[B, 5]`, in the frame of the original image, of size `shape_hw`.
-        """
+        """The best boxes of all copies, `Tensor[B, 4]` or rotated `Tensor[B, 5]`, after non-maximum suppression."""
         return best_boxes(
             all_boxes,
             torch.as_tensor(all_scores, device=all_boxes.device, dtype=all_boxes.dtype),
@@ -376,8 +367,7 @@ def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> _ModelWithTTA:
 
 
 def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
-    """Apply a resize, to bytes with Pillow: the faster kernel of the transform differs by a grey level here and there,
-    which is nothing in training, but here would change recorded results in their last digits."""
+    """Apply a resize, to bytes with Pillow: the transform's faster kernel differs by a grey level here and there."""
     if isinstance(resize, T.ResizeTransform) and image.dtype == np.uint8:
         new_wh = (resize.new_w, resize.new_h)
         return through_pil(image, lambda pil: pil.resize(new_wh, resize.interp))

@@ -308,10 +308,8 @@ def _area(xyxy: torch.Tensor) -> torch.Tensor:
 
 
 def _pairwise_intersection(xyxy1: torch.Tensor, xyxy2: torch.Tensor) -> torch.Tensor:
-    """Intersection areas `(N, M)` of boxes `(N, 4)` and `(M, 4)`, in a tensor of its own.
-
-    One coordinate at a time, in place: for 10 x 200,000 boxes 7 ms on one core, against 22 ms by way of `(N, M, 2)`.
-    """
+    """Intersection areas `(N, M)` of boxes `(N, 4)` and `(M, 4)`, in a tensor of its own."""
+    # One coordinate at a time, in place: for 10 x 200,000 boxes 7 ms on one core, against 22 ms by way of (N, M, 2).
     a_x1, a_y1, a_x2, a_y2 = xyxy1.t().contiguous()[:, :, None].unbind(0)
     b_x1, b_y1, b_x2, b_y2 = xyxy2.t().contiguous().unbind(0)
     width = torch.minimum(a_x2, b_x2).sub_(torch.maximum(a_x1, b_x1)).clamp_(min=0)

@@ -300,10 +300,7 @@ class _Typesetter:
         padding: float,
         rotation: float,
     ) -> None:
-        """Put lines under each other into a block, turn it, and align the bounds of the turned block with the anchor.
-
-        The anchor is the top of the bounds, with a `share` of their width left of it.
-        """
+        """Turn a block of lines; the anchor is the top of its bounds, with a `share` of their width left of it."""
         width, height = self.block_wh(lines, font_size)
         _, line_height, descent = self._measure(_TALL, font_size)
         angle = np.deg2rad(rotation)

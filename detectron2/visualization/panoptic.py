@@ -10,10 +10,7 @@ __all__ = []
 
 
 class _PanopticPrediction:
-    """Segments of a panoptic map (height, width), the largest first.
-
-    Without `segments_info` the category is `id // metadata.label_divisor`, and -1 is for pixels without a label.
-    """
+    """Segments of a panoptic map, the largest first; without `segments_info` categories are `id // label_divisor`."""
 
     def __init__(self, panoptic_seg: Any, segments_info: Sequence[dict] | None, metadata: Any = None):
         if isinstance(panoptic_seg, torch.Tensor):

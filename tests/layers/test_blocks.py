@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import CNNBlockBase, Conv2d, DepthwiseSeparableConv2d, FrozenBatchNorm2d
+from detectron2.layers.blocks import conv_norm
 
 
 class Block(CNNBlockBase):
@@ -13,6 +14,15 @@ class Block(CNNBlockBase):
 
     def forward(self, x):
         return self.conv(x)
+
+
+@pytest.mark.parametrize(("norm", "dilation"), [("", 1), ("BN", 2), (None, 1)])
+def test_conv_norm_keeps_the_size_and_has_a_bias_or_a_norm(norm, dilation):
+    layer = conv_norm(3, 4, 3, norm, dilation=dilation, activation=F.relu)
+    assert (layer.bias is None) == bool(norm) == isinstance(layer.norm, nn.BatchNorm2d)
+    out = layer(torch.randn(2, 3, 7, 9))
+    assert out.shape == (2, 4, 7, 9) and out.min() == 0
+    assert conv_norm(3, 4, 3, norm, stride=2, padding=0, bias=False)(torch.ones(2, 3, 7, 9)).shape == (2, 4, 3, 4)
 
 
 class TestCNNBlockBase:

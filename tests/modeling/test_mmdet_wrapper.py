@@ -364,7 +364,7 @@ def test_ground_truth_masks_need_mmdetection():
 
 
 def test_wrong_use():
-    with pytest.raises(ValueError, match="pixel_mean has 1 values, but pixel_std 2"):
+    with pytest.raises(ValueError, match=r"pixel_mean.* has 1 values, but pixel_std.* 2"):
         MMDetDetector(Detector(), pixel_mean=[0.0], pixel_std=[1.0, 1.0])
     with pytest.raises(TypeError, match="got int"):
         MMDetDetector(5, pixel_mean=[0.0], pixel_std=[1.0])

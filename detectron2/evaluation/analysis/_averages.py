@@ -211,10 +211,7 @@ def intervals(draws: np.ndarray, truth: Truth, confidence: float, values: np.nda
 
 
 def _can_vary(truth: Truth) -> np.ndarray:
-    """Mark the metrics that depend on several images; bool array (K + 1, M).
-
-    What lies in one image is the same in all resamples that have it, and says nothing about others.
-    """
+    """Mark the metrics that depend on several images, bool array (K + 1, M): what lies in one cannot vary."""
     num_classes, num_images = len(truth.class_ids), len(truth.image_ids)
     spread = []
     for wanted in objects_per_area(truth):

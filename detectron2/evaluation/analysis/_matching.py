@@ -200,12 +200,8 @@ def _match_by_rank(
     thresholds: np.ndarray,
     num_candidates: int,
 ) -> np.ndarray:
-    """Match detections by rank, in all images and classes at the same time; int array (A, T, C) of objects or -1.
-
-    Detections of one rank belong to different images or classes, so their choices are independent. Each takes the free
-    object that overlaps most (of equals the last), and an excused object, bool array (A, G), only if no other overlaps
-    enough. `which` numbers the detection of each pair from 0 to C - 1.
-    """
+    """Match by rank, in all images and classes at once: int array (A, T, C) of objects or -1; of equals the last."""
+    # Detections of one rank belong to different images or classes, so their choices are independent.
     shape = (len(excused), len(thresholds))
     matched = np.full((*shape, num_candidates), -1, np.int32)
     taken = np.zeros((*shape, excused.shape[1]), bool)

@@ -113,10 +113,7 @@ _Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def _corrections(
     truth: Truth, found: Found, matching: Matching, kind: np.ndarray, target: np.ndarray, missed: np.ndarray
 ) -> list[_Case]:
-    """Return scores, labels and rightness of detections, best first, and the number of objects of each class.
-
-    As they are, with each type of error corrected, without wrong detections, and without objects that were not found.
-    """
+    """Return scores, labels, rightness (best first) and numbers of objects: as they are, and with each correction."""
     order = np.lexsort((found.image, -found.score))
     order = order[matching.is_counted[order]]
     score, label, right, kind, target = (
@@ -146,10 +143,7 @@ def _corrections(
 def _class_ap(
     score: np.ndarray, label: np.ndarray, right: np.ndarray, objects: np.ndarray, known: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Return the AP of each class at one overlap, from detections by falling score; NaN for classes without objects.
-
-    A class that has lost all its objects has none either, unless detections are left, which are wrong.
-    """
+    """Return the AP of each class at one overlap, from detections by falling score; NaN for classes without objects."""
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(num_classes + 1))
     ap = np.full(num_classes, math.nan)
@@ -157,7 +151,7 @@ def _class_ap(
         rows = order[ends[k] : ends[k + 1]]
         if objects[k]:
             ap[k] = precision_curve(score[rows], right[rows], int(objects[k])).mean()
-        elif len(rows):
+        elif len(rows):  # all objects are gone, and wrong detections left
             ap[k] = 0.0
     return ap
 

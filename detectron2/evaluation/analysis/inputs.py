@@ -398,10 +398,7 @@ _EXPECTED = {
 
 
 def _columns(results: Sequence[Any], truth: Truth, origin: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores (D,), boxes (D, 4), zeros for masks, and keypoints (D, P, 3) of predictions, taken all at once.
-
-    Where this fails, say which prediction is wrong.
-    """
+    """Return scores (D,), boxes (D, 4), zeros for masks, and keypoints (D, P, 3), or say which prediction is wrong."""
     count, field, num_keypoints = len(results), FIELDS[truth.iou_type], truth.keypoints.shape[1]
     boxes, points = np.zeros((count, 4)), np.zeros((count, num_keypoints, 3))
     needed = {"image_id", "category_id", "score", field}

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
+from detectron2.layers.blocks import conv_norm
 from detectron2.layers.weight_init import c2_xavier_fill
 
 from .backbone import Backbone
@@ -98,8 +99,8 @@ class FPN(PyramidBase):
 
         laterals, outputs = [], []
         for name, level in zip(in_features, levels, strict=True):
-            lateral = _pyramid_conv(shapes[name].channels, out_channels, 1, norm)
-            output = _pyramid_conv(out_channels, out_channels, 3, norm)
+            lateral = conv_norm(shapes[name].channels, out_channels, 1, norm)
+            output = conv_norm(out_channels, out_channels, 3, norm)
             for layer in (lateral, output):
                 c2_xavier_fill(layer)
             self.add_module(f"fpn_lateral{level}", lateral)
@@ -150,17 +151,6 @@ class FPN(PyramidBase):
                 "ImageList.from_tensors(images, model.backbone.size_divisibility)"
             ) from e
         return fused if self._fuse_type == "sum" else fused / 2
-
-
-def _pyramid_conv(in_channels: Any, out_channels: int, kernel_size: int, norm: Any) -> Conv2d:
-    return Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-    )
 
 
 def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:

@@ -233,10 +233,7 @@ def _plan_blocks(
     window_size: int,
     input_hw: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """The arguments of each `MultiScaleBlock` that tell it from others; `kv_stride` is that of the first stage.
-
-    From stage to stage channels and heads double, and sizes, windows and pooling halve.
-    """
+    """The arguments of each block: from stage to stage channels and heads double, sizes, windows and pooling halve."""
     plans = []
     for i in range(depth):
         stage = sum(last < i for last in last_block_indexes)

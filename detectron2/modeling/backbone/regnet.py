@@ -351,9 +351,6 @@ class RegNet(AnyNet):
     These widths are rounded to powers of `w_m` times `w_0`, and blocks of equal width make a stage.
 
     Args:
-        stem_class: makes the stem, called like `SimpleStem`.
-        stem_width: channels of the stem.
-        block_class: makes a block, called like `ResBottleneckBlock`.
         depth: number of blocks of all stages.
         w_a: slope of the widths.
         w_0: width of the first block; a multiple of 8.
@@ -361,19 +358,12 @@ class RegNet(AnyNet):
         group_width: channels of a group.
         stride: stride of every stage.
         bottleneck_ratio: width of the 3x3 convolutions relative to that of their stage.
-        se_ratio: width of squeeze-and-excitation relative to a block's input; 0 for none.
-        activation_class: makes the activations; None for ReLU.
-        freeze_at: number of parts to fix, see `freeze`.
-        norm: a norm as `detectron2.layers.get_norm` takes it.
-        out_features: names of the outputs: "stem", "s1", "s2" …; by default the last stage.
+        **kwargs: arguments of `AnyNet` that are not about single stages.
     """
 
     def __init__(
         self,
         *,
-        stem_class: Callable[..., CNNBlockBase],
-        stem_width: int,
-        block_class: Callable[..., CNNBlockBase],
         depth: int,
         w_a: float,
         w_0: int,
@@ -381,29 +371,18 @@ class RegNet(AnyNet):
         group_width: int,
         stride: int = 2,
         bottleneck_ratio: float = 1.0,
-        se_ratio: float = 0.0,
-        activation_class: Activation | None = None,
-        freeze_at: int = 0,
-        norm: Norm = "BN",
-        out_features: Sequence[str] | None = None,
+        **kwargs: Any,
     ):
         widths, depths = _stage_widths_and_depths(w_a, w_0, w_m, depth)
         fitting = [_fit_groups(width, bottleneck_ratio, group_width) for width in widths]
         num_stages = len(depths)
         super().__init__(
-            stem_class=stem_class,
-            stem_width=stem_width,
-            block_class=block_class,
             depths=depths,
             widths=[width for width, _ in fitting],
             group_widths=[group for _, group in fitting],
             strides=[stride] * num_stages,
             bottleneck_ratios=[bottleneck_ratio] * num_stages,
-            se_ratio=se_ratio,
-            activation_class=activation_class,
-            freeze_at=freeze_at,
-            norm=norm,
-            out_features=out_features,
+            **kwargs,
         )
 
 

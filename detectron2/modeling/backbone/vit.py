@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.layers.blocks import conv_norm
 from detectron2.layers.weight_init import c2_msra_fill
 
 from .backbone import Backbone
@@ -398,12 +399,8 @@ def _pyramid_level(scale: float, channels: int, out_channels: int, norm) -> nn.S
         resample = [nn.MaxPool2d(kernel_size=2, stride=2)]
     else:
         raise ValueError(f"SimpleFeaturePyramid scale_factors may be 4.0, 2.0, 1.0 and 0.5; got {scale}")
-    bias = not norm
-    return nn.Sequential(
-        *resample,
-        Conv2d(channels, out_channels, kernel_size=1, bias=bias, norm=get_norm(norm, out_channels)),
-        Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=bias, norm=get_norm(norm, out_channels)),
-    )
+    lateral, output = conv_norm(channels, out_channels, 1, norm), conv_norm(out_channels, out_channels, 3, norm)
+    return nn.Sequential(*resample, lateral, output)
 
 
 def get_vit_lr_decay_rate(name: str, lr_decay_rate: float = 1.0, num_layers: int = 12) -> float:

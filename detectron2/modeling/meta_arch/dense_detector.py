@@ -32,10 +32,7 @@ def permute_to_N_HWA_K(tensor: torch.Tensor, K: int) -> torch.Tensor:
 
 @torch.jit.script_if_tracing  # the choice is made for each image anew
 def _top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices of the k highest of `Tensor[R]`, best first; of equal scores the first, on every device.
-
-    `torch.topk` picks any of several equal ones, and confident sigmoids are often equal in single precision.
-    """
+    """Indices of the k highest of `Tensor[R]`, best first; of equal scores, of which `topk` picks any, the first."""
     if k > 0 and len(scores) > 8 * k:  # sorting a long list takes far longer than finding its k-th element
         survivors = (scores >= scores.topk(k).values.amin()).nonzero()[:, 0]
         return survivors[_top_k_of_few(scores[survivors], k)]
@@ -146,10 +143,7 @@ class DenseDetector(DetectorBase):
         return labels, positive, self._ema_update("loss_normalizer", num_positive.clamp(min=1), initial_value)
 
     def _ema_update(self, name: str, value: torch.Tensor | float, initial_value: float, momentum: float = 0.9):
-        """Advance and return the moving average called `name`, which starts at `initial_value`.
-
-        It lives in a buffer that is not part of the state dict, and never leaves the device.
-        """
+        """Advance and return the moving average `name`, a buffer outside the state dict that stays on the device."""
         if name not in self._buffers:
             start = torch.tensor(float(initial_value), device=self.device)
             self.register_buffer(name, start, persistent=False)
@@ -168,11 +162,7 @@ class DenseDetector(DetectorBase):
         image_size: tuple[int, int],
         activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Instances:
-        """Keep the (anchor, class) pairs of one level whose score is above the threshold, at most the k best.
-
-        Scores are `Tensor[R_i, K]` and deltas `Tensor[R_i, 4]`. Those scores that pass the threshold are put through
-        `activation`, an ascending function, before they are ranked.
-        """
+        """Keep the k best (anchor, class) pairs of a level above the threshold, ranked by `activation` of scores."""
         scores = pred_scores.flatten()
         candidates = (scores > score_thresh).nonzero(as_tuple=True)[0]
         scores = scores[candidates]

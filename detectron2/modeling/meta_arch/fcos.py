@@ -94,12 +94,7 @@ class FCOS(DenseDetector):
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
 
     def _match_anchors(self, gt_boxes: Boxes, anchors: list[Boxes]) -> torch.Tensor:
-        """Tell how well each location suits each of `M` objects of one image (sections 3.1 and 3.2, centre sampling).
-
-        A location may learn an object when it lies inside its box, close to its centre, and on the level for objects of
-        that size; it learns the smallest of these. Returns `Tensor[M, R]`: 0 where they do not match, otherwise
-        positive and the higher the smaller the box.
-        """
+        """How well locations suit the objects of an image, `Tensor[M, R]` (sections 3.1, 3.2): 0 where they do not."""
         centers = cat([level.get_centers() for level in anchors])
         strides = cat([level.tensor[:, 2] - level.tensor[:, 0] for level in anchors])
         nearest_allowed, farthest_allowed = strides * _RANGE_IN_STRIDES[0], strides * _RANGE_IN_STRIDES[1]

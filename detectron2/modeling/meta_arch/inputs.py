@@ -68,7 +68,8 @@ class DetectorBase(nn.Module):
         mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
         if mean.shape != std.shape:
             raise ValueError(
-                f"MODEL.PIXEL_MEAN has {len(mean)} values but MODEL.PIXEL_STD {len(std)}; give both one per channel"
+                f"pixel_mean (MODEL.PIXEL_MEAN) has {len(mean)} values, but pixel_std (MODEL.PIXEL_STD) {len(std)}; "
+                "give both one per channel"
             )
         # Not persistent: they belong to the config, and older checkpoints disagree on whether to hold them.
         self.register_buffer("pixel_mean", mean, persistent=False)

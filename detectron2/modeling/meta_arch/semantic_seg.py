@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers.blocks import conv_norm
 from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -294,15 +295,7 @@ def _scale_head(
     """A convolution before each doubling, and at least one."""
     layers: list[nn.Module] = []
     for _ in range(max(1, doublings)):
-        conv = Conv2d(
-            in_channels,
-            channels,
-            kernel_size=3,
-            padding=1,
-            bias=not norm,
-            norm=get_norm(norm, channels),
-            activation=F.relu,
-        )
+        conv = conv_norm(in_channels, channels, 3, norm, activation=F.relu)
         c2_msra_fill(conv)
         layers.append(conv)
         if doublings:

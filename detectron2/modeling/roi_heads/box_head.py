@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec, blocks
 from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from detectron2.utils.registry import Registry, lookup
 
@@ -51,15 +51,7 @@ class FastRCNNConvFCHead(nn.Sequential):
 
         self.conv_norm_relus = []
         for i, width in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                size[0],
-                width,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, width),
-                activation=F.relu,
-            )
+            conv = blocks.conv_norm(size[0], width, 3, conv_norm, activation=F.relu)
             self.add_module(f"conv{i}", conv)
             self.conv_norm_relus.append(conv)
             size = [width, *size[1:]]

@@ -17,7 +17,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage, has_event_storage, put_scalar
 
 from . import fast_rcnn
@@ -115,31 +115,15 @@ class CascadeROIHeads(StandardROIHeads):
             "proposal_matchers": [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou in cascade.IOUS],
         }
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """See `ROIHeads.forward`."""
-        if not self.training:
-            detections = self._forward_box(features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
-        proposals = self._labelled(proposals, targets)
-        losses = self._forward_box(features, proposals, targets)
-        losses.update(self._forward_mask(features, proposals))
-        losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses
+    def _box_losses(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances], targets: list[Instances] | None
+    ) -> dict[str, torch.Tensor]:
+        return self._forward_box(features, proposals, targets)
 
     def _forward_box(
         self, features: dict[str, torch.Tensor], proposals: list[Instances], targets: list[Instances] | None = None
     ) -> Any:
-        """Run all stages: in training the losses, ending in `_stage0`, `_stage1` ...; in inference the detections.
-
-        `proposals` are labelled for the first stage; `targets` label the boxes of the later ones. The detections have
-        the boxes of the last stage, and scores averaged over all stages.
-        """
+        """Run all stages: losses ending in `_stage0` ...; or detections with the last boxes and the mean scores."""
         if self.training and targets is None:
             raise ValueError("training a cascade needs the ground truth: _forward_box(features, proposals, targets)")
         maps = feature_list(features, self.box_in_features)
@@ -211,15 +195,12 @@ class CascadeROIHeads(StandardROIHeads):
     def _create_proposals_from_boxes(
         self, boxes: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
-        """Turn predicted boxes, `Tensor[Ri, 4]` of each image, into the proposals of the next stage, clipped.
-
-        Empty ones are dropped in training. In inference they stay, since the scores are averaged box by box.
-        """
+        """Turn predicted boxes, `Tensor[Ri, 4]` of each image, into the proposals of the next stage, clipped."""
         proposals = []
         for tensor, image_size in zip(boxes, image_sizes, strict=True):
             of_image = Boxes(tensor.detach())  # no gradient flows from one stage into the boxes of another
             of_image.clip(image_size)
-            if self.training:
+            if self.training:  # in inference empty ones stay, for the scores are averaged box by box
                 of_image = of_image[of_image.nonempty()]
             proposals.append(Instances(image_size, proposal_boxes=of_image))
         return proposals

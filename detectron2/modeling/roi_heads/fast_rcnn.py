@@ -139,10 +139,7 @@ def detections_of_image(
 
 
 def _log_classification_stats(pred_logits: torch.Tensor, gt_classes: torch.Tensor, prefix: str = "fast_rcnn") -> None:
-    """Put the accuracy of logits `Tensor[R, K + 1]` over all and over foreground regions into the open storage.
-
-    `false_negative` is the share of foreground regions taken for background. Nothing waits for the device.
-    """
+    """Put the accuracy of logits `Tensor[R, K + 1]`, over all and over foreground regions, into the open storage."""
     if gt_classes.numel() == 0 or not has_event_storage():
         return
     background = pred_logits.shape[1] - 1

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, blocks, cat
 from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
@@ -176,15 +176,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         width: Any = input_shape.channels
         self.conv_norm_relus = []
         for i, out_width in enumerate(conv_dims[:-1], start=1):
-            conv = Conv2d(
-                width,
-                out_width,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, out_width),
-                activation=F.relu,
-            )
+            conv = blocks.conv_norm(width, out_width, 3, conv_norm, activation=F.relu)
             self.add_module(f"mask_fcn{i}", conv)
             self.conv_norm_relus.append(conv)
             width = out_width

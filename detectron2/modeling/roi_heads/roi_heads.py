@@ -156,12 +156,7 @@ class ROIHeads(nn.Module):
     def _sample_proposals(
         self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample proposals of one image at random, and label them.
-
-        `matched_idxs`, `Tensor[P]`, is for each proposal the ground truth that fits it best; `matched_labels` is 1
-        where they overlap enough, 0 where not, -1 for proposals to pass over; `gt_classes` is `Tensor[G]`, G may be 0.
-        Returns the indices of the sampled proposals, foreground first, and their labels in `[0, K]`.
-        """
+        """Draw proposals of one image: their indices, foreground first, and labels `[0, K]`, from a matcher's results."""
         if gt_classes.numel() > 0:
             labels = gt_classes[matched_idxs]
             labels = labels.masked_fill(matched_labels == 0, self.num_classes).masked_fill(matched_labels == -1, -1)
@@ -484,10 +479,16 @@ class StandardROIHeads(ROIHeads):
             return self.forward_with_given_boxes(features, detections), {}
         proposals = self._labelled(proposals, targets)
         # The box head goes first: with train_on_pred_boxes it replaces the boxes that the others learn from.
-        losses = self._forward_box(features, proposals)
+        losses = self._box_losses(features, proposals, targets)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
+
+    def _box_losses(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances], targets: list[Instances] | None
+    ) -> dict[str, torch.Tensor]:
+        """The losses of the box branch, which in a cascade needs the ground truth once more."""
+        return self._forward_box(features, proposals)
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
@@ -506,11 +507,7 @@ class StandardROIHeads(ROIHeads):
         return self._forward_keypoint(features, instances)
 
     def _forward_box(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> Any:
-        """The box branch: in training the losses by name, in inference the detections of each image.
-
-        `features` is a dictionary, or a list of the maps in `box_in_features`; in training `proposals` are labelled.
-        With `train_on_pred_boxes` their boxes are replaced by the predicted ones.
-        """
+        """The box branch: in training the losses by name, of labelled proposals; in inference the detections."""
         maps = feature_list(features, self.box_in_features)
         x = self.box_head(self.box_pooler(maps, [x.proposal_boxes for x in proposals]))
         predictions = self.box_predictor(x)
