@@ -9,6 +9,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _ROWS_AT_ONCE = 4096
 _COLUMNS = ("image_index", "category_ids", "boxes", "scores", "size_hw", "counts", "keypoints")
 
 
+@dataclass(eq=False, repr=False)
 class ResultTable(Sequence[dict[str, Any]]):
     """Behaves like a list of result dictionaries, each of which is made when it is asked for.
 
@@ -37,25 +39,14 @@ class ResultTable(Sequence[dict[str, Any]]):
         keypoints: `(N, 3K)`; None without keypoints.
     """
 
-    def __init__(
-        self,
-        image_ids: Sequence[Any],
-        image_index: np.ndarray,
-        category_ids: np.ndarray,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        size_hw: np.ndarray | None = None,
-        counts: np.ndarray | None = None,
-        keypoints: np.ndarray | None = None,
-    ):
-        self.image_ids = list(image_ids)
-        self.image_index = image_index
-        self.category_ids = category_ids
-        self.boxes = boxes
-        self.scores = scores
-        self.size_hw = size_hw
-        self.counts = counts
-        self.keypoints = keypoints
+    image_ids: list[Any]
+    image_index: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    size_hw: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays by the names of the arguments, without those that are None."""

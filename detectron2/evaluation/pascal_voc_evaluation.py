@@ -7,7 +7,7 @@ import logging
 import os
 import xml.etree.ElementTree as ET
 from collections import OrderedDict, defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from .evaluator import DatasetEvaluator
 
@@ -23,19 +24,8 @@ __all__ = ["PascalVOCDetectionEvaluator", "parse_rec", "voc_ap"]
 _THRESHOLDS_PERCENT = range(50, 100, 5)
 
 
-class _Objects(NamedTuple):
-    """Ground truth of one class: `image` (index of the image), `box_xyxy` (G, 4), `difficult` (G,)."""
-
-    image: np.ndarray
-    box_xyxy: np.ndarray
-    difficult: np.ndarray
-
-
-class _Detections(NamedTuple):
-    """Detections of one class, the highest score first: `image` (D,), `box_xyxy` (D, 4)."""
-
-    image: np.ndarray
-    box_xyxy: np.ndarray
+# For each object of a class the index of its image, its box (G, 4), and whether it is difficult.
+_Objects = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
@@ -136,7 +126,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             # The rounding above makes ties. The published evaluation leaves their order to numpy's default sort, and
             # the AP of a small split moves by up to 0.01 with it, so the same sort is used here.
             order = mine[np.argsort(-rows[mine, 1])]
-            table[class_id] = _ap_of_class(_Detections(image[order], rows[order, 2:]), objects[name], self._is_2007)
+            table[class_id] = _ap_of_class(image[order], rows[order, 2:], objects[name], self._is_2007)
         return OrderedDict(bbox=_summary(table))
 
 
@@ -164,6 +154,9 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
         box = node.find("bndbox")
         if box is None:
             raise ValueError(f"{filename}: an object {node.findtext('name')!r} has no <bndbox>.")
+        if node.find("difficult") is None:
+            text = f"{filename}: an object {node.findtext('name')!r} has no <difficult>; such objects have to be found."
+            log_first_n(logging.WARNING, text, name=__name__)
         records.append(
             {
                 "name": node.findtext("name"),
@@ -183,7 +176,7 @@ def _read_objects(filenames: list[str]) -> dict[str, _Objects]:
         for record in parse_rec(filename):
             rows[record["name"]].append((image, record["difficult"], *record["bbox"]))
     table = {name: np.array(entries, dtype=np.float64) for name, entries in rows.items()}
-    return {name: _Objects(t[:, 0].astype(np.int64), t[:, 2:], t[:, 1] > 0) for name, t in table.items()}
+    return {name: (t[:, 0].astype(np.int64), t[:, 2:], t[:, 1] > 0) for name, t in table.items()}
 
 
 def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> float:
@@ -212,18 +205,18 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
     return float((gained * best_from[:-1]).sum())
 
 
-def _best_objects(detections: _Detections, objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
+def _best_objects(image: np.ndarray, box_xyxy: np.ndarray, objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
     """For each detection the best IoU with an object of its image, -inf without one, and the index of the object."""
-    by_image = np.argsort(objects.image, kind="stable")
-    sorted_images = objects.image[by_image]
-    first = np.searchsorted(sorted_images, detections.image, side="left")
-    count = np.searchsorted(sorted_images, detections.image, side="right") - first
+    by_image = np.argsort(objects[0], kind="stable")
+    sorted_images = objects[0][by_image]
+    first = np.searchsorted(sorted_images, image, side="left")
+    count = np.searchsorted(sorted_images, image, side="right") - first
     # one row for each pair of a detection and an object of its image
     detection_of_pair = np.repeat(np.arange(len(count)), count)
     start_of_pair = np.cumsum(count) - count
     offset = np.arange(len(detection_of_pair)) - start_of_pair[detection_of_pair]
     object_of_pair = by_image[first[detection_of_pair] + offset]
-    iou = _inclusive_iou(detections.box_xyxy[detection_of_pair], objects.box_xyxy[object_of_pair])
+    iou = _inclusive_iou(box_xyxy[detection_of_pair], objects[1][object_of_pair])
     best_iou = np.full(len(count), -np.inf)
     np.maximum.at(best_iou, detection_of_pair, iou)
     # of equally good objects the first in the file, so write in reverse
@@ -240,16 +233,17 @@ def _inclusive_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return inter / ((a[:, 2:] - a[:, :2] + 1).prod(axis=1) + (b[:, 2:] - b[:, :2] + 1).prod(axis=1) - inter)
 
 
-def _ap_of_class(detections: _Detections, objects: _Objects, use_07_metric: bool) -> list[float]:
-    """AP of one class at each threshold; an object found twice counts the second time as an error."""
-    best_iou, best_object = _best_objects(detections, objects)
-    positives = int((~objects.difficult).sum())
+def _ap_of_class(image: np.ndarray, box_xyxy: np.ndarray, objects: _Objects, use_07_metric: bool) -> list[float]:
+    """AP of one class at each threshold, best score first; an object found twice is the second time an error."""
+    best_iou, best_object = _best_objects(image, box_xyxy, objects)
+    difficult = objects[2]
+    positives = int((~difficult).sum())
     curve = []
     for percent in _THRESHOLDS_PERCENT:
         overlaps = best_iou > percent / 100
         hits = np.flatnonzero(overlaps)
         is_difficult = np.zeros(len(overlaps), dtype=bool)
-        is_difficult[hits] = objects.difficult[best_object[hits]]
+        is_difficult[hits] = difficult[best_object[hits]]
         easy = np.flatnonzero(overlaps & ~is_difficult)
         true = np.zeros(len(overlaps), dtype=bool)
         true[easy[np.unique(best_object[easy], return_index=True)[1]]] = True

@@ -78,14 +78,13 @@ def as_label_map(sem_seg: Any, size_hw: tuple[int, ...]) -> np.ndarray:
 
 def check_panoptic(panoptic_seg: Any, segments_info: Any, size_hw: tuple[int, ...]) -> None:
     """Refuse what is not a map of ids and a list of segments."""
-    shape, is_list = tuple(getattr(panoptic_seg, "shape", ())), isinstance(segments_info, list | tuple | type(None))
-    is_list &= all(
-        isinstance(s, Mapping) and {"id", "category_id"} <= s.keys() for s in (is_list and segments_info) or ()
-    )
+    shape, segments = tuple(getattr(panoptic_seg, "shape", ())), () if segments_info is None else segments_info
+    is_list = isinstance(segments, list | tuple)
+    is_list = is_list and all(isinstance(s, Mapping) and {"id", "category_id"} <= s.keys() for s in segments)
     if not is_list or shape != size_hw:
         raise (ValueError if is_list and shape else TypeError)(
-            f"Expected a map {size_hw} of segment ids, as large as the image, and a list of segments with `id` and `category_id`; got "
-            f"{shape_of(panoptic_seg)} and {shape_of(segments_info)}. Draw the output of a model with "
+            f"Expected a map {size_hw} of segment ids, as large as the image, and a list of segments with `id` and "
+            f"`category_id`; got {shape_of(panoptic_seg)} and {shape_of(segments_info)}. Draw a model's output with "
             'draw_panoptic_seg(*predictions["panoptic_seg"]).'
         )
 

@@ -488,7 +488,7 @@ def _read_image(path: str) -> np.ndarray:
 
 
 def _skeleton_lines(visible: dict[str, Point], rules: Iterable[Any]) -> list[tuple[Point, Point, Any]]:
-    """Ends and colour of the lines of the rules, and from the middle of the shoulders to the nose and that of the hips."""
+    """Ends and colours of the rules' lines, and from the middle of the shoulders to the nose and that of the hips."""
     lines: list[tuple[Point, Point, Any]] = []
     for first, second, color in rules:
         if first in visible and second in visible:

@@ -177,8 +177,10 @@ def test_every_setting_gives_what_pycocotools_gives(both, params, content):
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize(
     "change",
-    ["iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}]
-    + [{"id": 2**70}, {"image_id": "1"}, {"category_id": None}, {"category_id": -1}, {"bbox": ["5", "5", "3", "3"]}],
+    [
+        *("iscrowd", "score", "area", "bbox", {"score": None}, {"bbox": []}, {"id": 1}, {"id": 0}, {"id": -3}),
+        *({"id": 2**70}, {"image_id": "1"}, {"category_id": None}, {"category_id": -1}, {"bbox": ["5"] * 4}),
+    ],
     ids=str,
 )
 def test_odd_annotations_are_taken_as_pycocotools_takes_them(both, change, side, use_cats):

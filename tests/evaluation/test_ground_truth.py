@@ -134,7 +134,7 @@ def test_rotated_file_gets_the_evaluator_of_rotated_boxes(coco):
 @pytest.mark.parametrize("fast", [True, False])
 def test_boxes_that_are_not_finite_match_nothing(coco, tools, caplog, box, fast):
     """To pycocotools the overlap with NaN is no less than any threshold."""
-    with pytest.raises(ValueError, match="annotation 1 .*not finite"):
+    with pytest.raises(ValueError, match=r"annotation 1 .*not finite"):
         COCOEvaluator(coco(_truth(bbox=box)), ["bbox"], distributed=False)
     evaluator = COCOEvaluator(coco(_truth()), ["bbox"], distributed=False, use_fast_impl=fast)
     x, y, w, h = box
@@ -175,7 +175,7 @@ def test_objects_with_another_number_of_keypoints(coco, tools):
     evaluator = COCOEvaluator(coco(truth), ["keypoints"], distributed=False, kpt_oks_sigmas=[0.1] * 3)
     found = tools.predicted([[10, 10, 60, 60]], [0.9], [0], pred_keypoints=torch.ones(1, 3, 3))
     evaluator.process([{"image_id": 1}], [{"instances": found}])
-    with pytest.raises(ValueError, match="1 object.* \[5\] keypoints.*3 OKS sigmas"):
+    with pytest.raises(ValueError, match=r"1 object.* \[5\] keypoints.*3 OKS sigmas"):
         evaluator.evaluate()
 
 
@@ -184,7 +184,7 @@ def test_rotated_predictions_need_their_evaluator(coco, kind):
     evaluator = kind(coco(_truth()), distributed=False)
     found = Instances((200, 200), pred_boxes=RotatedBoxes([[35.0, 35, 50, 50, 0]]), scores=torch.ones(1))
     found.pred_classes = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="rotated.*RotatedCOCOEvaluator"):
+    with pytest.raises(ValueError, match=r"rotated.*RotatedCOCOEvaluator"):
         evaluator.process([{"image_id": 1}], [{"instances": found}])
 
 

@@ -177,6 +177,13 @@ def test_annotation_files_are_read(tmp_path):
         parse_rec(str(path))
 
 
+def test_objects_that_are_not_called_difficult_or_easy_are_told(tmp_path, caplog):
+    path = tmp_path / "x.xml"
+    path.write_text(f"<annotation>{write_object('cat', [1, 2, 3, 4])}</annotation>".replace("difficult", "hard"))
+    assert parse_rec(str(path))[0]["difficult"] == 0
+    assert "'cat' has no <difficult>" in caplog.text
+
+
 def test_wrong_metadata_is_named(names, voc):
     name = names()
     MetadataCatalog.get(name).set(thing_classes=["cat"])

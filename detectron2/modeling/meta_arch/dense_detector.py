@@ -180,15 +180,13 @@ class DenseDetector(DetectorBase):
         anchors: list[Boxes],
         pred_scores: list[torch.Tensor],
         pred_deltas: list[torch.Tensor],
-        score_thresh: float,
-        topk_candidates: int,
-        image_size: tuple[int, int],
-        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *arguments: Any,
+        **options: Any,
     ) -> Instances:
         """Join what `_decode_per_level_predictions` keeps of each level."""
         return Instances.cat(
             [
-                self._decode_per_level_predictions(a, s, d, score_thresh, topk_candidates, image_size, activation)
+                self._decode_per_level_predictions(a, s, d, *arguments, **options)
                 for a, s, d in zip(anchors, pred_scores, pred_deltas, strict=True)
             ]
         )

@@ -203,7 +203,7 @@ def combine_semantic_and_instance_outputs(
 def _claim(
     instances: Instances, rows: list[int], size_hw: tuple[int, ...], threshold: float
 ) -> tuple[torch.Tensor, list[int]]:
-    """Let `rows`, best first, claim pixels: a map of 1, 2 ... for those that got them, and their positions in `rows`."""
+    """Let `rows`, best first, claim pixels: a map of 1, 2 ... for those that got them, and their places in `rows`."""
     if not instances.has("pred_masks"):
         parts = (decode_part(instances.pred_masks_rle[row]) for row in rows)
         return _claim_on_cpu(_pixels(parts, size_hw[1]), size_hw, threshold)

@@ -40,18 +40,14 @@ def gather_targets(
 
 
 def box_regression_loss(
+    layers: "FastRCNNOutputLayers | FastRCNNOutputs",
     proposal_boxes: torch.Tensor,
     gt_boxes: torch.Tensor,
     pred_deltas: torch.Tensor,
     gt_classes: torch.Tensor,
-    *,
-    num_classes: int,
-    box2box_transform: Any,
-    loss_type: str,
-    smooth_l1_beta: float,
 ) -> torch.Tensor:
-    """Box loss summed over the foreground, divided by the number of all regions; see `FastRCNNOutputLayers`."""
-    box_dim = proposal_boxes.shape[1]
+    """Box loss of layers, summed over the foreground and divided by the number of all regions."""
+    box_dim, num_classes = proposal_boxes.shape[1], layers.num_classes
     foreground = nonzero_tuple((gt_classes >= 0) & (gt_classes < num_classes))[0]
     if pred_deltas.shape[1] == box_dim:
         deltas = pred_deltas[foreground]
@@ -59,12 +55,12 @@ def box_regression_loss(
         deltas = pred_deltas.view(-1, num_classes, box_dim)[foreground, gt_classes[foreground]]
     loss = _dense_box_regression_loss(
         [proposal_boxes[foreground]],
-        box2box_transform,
+        layers.box2box_transform,
         [deltas.unsqueeze(0)],
         [gt_boxes[foreground]],
         torch.ones(1, deltas.shape[0], dtype=torch.bool, device=deltas.device),
-        box_reg_loss_type=loss_type,
-        smooth_l1_beta=smooth_l1_beta,
+        box_reg_loss_type=layers.box_reg_loss_type,
+        smooth_l1_beta=layers.smooth_l1_beta,
     )
     return loss / max(gt_classes.numel(), 1)
 
@@ -334,16 +330,7 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             A scalar.
         """
-        return box_regression_loss(
-            proposal_boxes,
-            gt_boxes,
-            pred_deltas,
-            gt_classes,
-            num_classes=self.num_classes,
-            box2box_transform=self.box2box_transform,
-            loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        return box_regression_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes)
 
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -452,6 +439,7 @@ class FastRCNNOutputs:
     ):
         self.box2box_transform = box2box_transform
         self.pred_class_logits = pred_class_logits
+        self.num_classes = pred_class_logits.shape[1] - 1
         self.pred_proposal_deltas = pred_proposal_deltas
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = box_reg_loss_type
@@ -474,16 +462,8 @@ class FastRCNNOutputs:
 
     def box_reg_loss(self) -> torch.Tensor:
         """Box loss; see `FastRCNNOutputLayers.box_reg_loss`."""
-        return box_regression_loss(
-            self.proposals.tensor,
-            self.gt_boxes.tensor,
-            self.pred_proposal_deltas,
-            self.gt_classes,
-            num_classes=self.pred_class_logits.shape[1] - 1,
-            box2box_transform=self.box2box_transform,
-            loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        boxes = self.proposals.tensor, self.gt_boxes.tensor
+        return box_regression_loss(self, *boxes, self.pred_proposal_deltas, self.gt_classes)
 
     def losses(self) -> dict[str, torch.Tensor]:
         """`{"loss_cls": scalar, "loss_box_reg": scalar}`."""

@@ -156,7 +156,7 @@ class ROIHeads(nn.Module):
     def _sample_proposals(
         self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw proposals of one image: their indices, foreground first, and labels `[0, K]`, from a matcher's results."""
+        """Draw proposals of one image, from a matcher's results: their indices, foreground first, and labels."""
         if gt_classes.numel() > 0:
             labels = gt_classes[matched_idxs]
             labels = labels.masked_fill(matched_labels == 0, self.num_classes).masked_fill(matched_labels == -1, -1)

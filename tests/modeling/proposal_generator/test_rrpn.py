@@ -183,3 +183,18 @@ def test_from_config():
     assert isinstance(model, RRPN)
     assert model.box2box_transform.weights == (1.0, 1.0, 1.0, 1.0, 2.0)
     assert model.rpn_head.anchor_deltas.out_channels == 5 * 3 * 3 * 5
+
+
+def test_one_seed_gives_the_published_losses():
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ANCHOR_GENERATOR.NAME = "RRPN", "RotatedAnchorGenerator"
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1, 1, 1, 1, 1)
+    images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
+    features = {"res4": torch.rand(2, 1024, 1, 2)}
+    boxes = [[2, 2, 2, 2, 30], [4, 4, 4, 4, 0]], [[1.5, 5.5, 1, 3, 0], [8.5, 4, 3, 2, -50]]
+    rpn = build_proposal_generator(cfg, {"res4": ShapeSpec(channels=1024, stride=16)})
+    with EventStorage():
+        _, losses = rpn(images, features, [Instances((15, 15), gt_boxes=RotatedBoxes(b)) for b in boxes])
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.24298352, abs=1e-6)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.40453276, abs=1e-6)
