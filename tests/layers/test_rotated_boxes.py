@@ -131,14 +131,14 @@ angles = st.one_of(st.floats(-720, 720), st.sampled_from([0.0, 45.0, 90.0, -90.0
 box_rows = st.tuples(numbers, numbers, sides, sides, angles)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(box_rows, box_rows)
 def test_against_shapely(first, second):
     first, second = boxes_of(first), boxes_of(second)
     torch.testing.assert_close(pairwise_iou_rotated(first, second), expected_iou(first, second), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(box_rows, box_rows, st.floats(-360, 360), st.floats(0.1, 10))
 def test_laws(first, second, turn, factor):
     a, b = boxes_of(first), boxes_of(second)

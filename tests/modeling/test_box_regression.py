@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.modeling.box_regression import (
@@ -43,6 +43,7 @@ def test_deltas_by_hand():
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
+@settings(max_examples=40, deadline=None)
 @given(pair=st.tuples(boxes(3), boxes(3)))
 def test_decoding_undoes_encoding(weights, pair):
     source, target = pair
@@ -51,6 +52,7 @@ def test_decoding_undoes_encoding(weights, pair):
     assert torch.allclose(decoded, target, atol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
 @given(pair=st.tuples(boxes(3), boxes(3)))
 def test_zero_deltas_are_the_identity(pair):
     source, _ = pair
@@ -100,6 +102,7 @@ def test_linear_deltas_by_hand():
 
 
 @pytest.mark.parametrize("normalize", [True, False])
+@settings(max_examples=40, deadline=None)
 @given(source=boxes(2), distances=st.lists(st.floats(0, 50, width=32), min_size=8, max_size=8))
 def test_linear_decoding_undoes_encoding(normalize, source, distances):
     centre = (source[:, :2] + source[:, 2:]) / 2
@@ -200,6 +203,7 @@ class TestRotated:
         torch.testing.assert_close(deltas, expected)
         torch.testing.assert_close(transform.apply_deltas(deltas, source), target)
 
+    @settings(max_examples=40, deadline=None)
     @given(
         st.lists(st.tuples(*[st.floats(-100, 100)] * 2, *[st.floats(1, 100)] * 2, st.floats(-720, 720)), min_size=2),
         st.sampled_from([(1.0, 1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0, 1.0), (1.0, 2.0, 3.0, 4.0, 5.0)]),

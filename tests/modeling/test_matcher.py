@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.modeling.matcher import Matcher
@@ -56,6 +56,7 @@ def test_ground_truth_that_meets_nothing_makes_no_positives():
     assert Matcher(**RPN, allow_low_quality_matches=True)(quality)[1].tolist() == [0, 1, 0]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_laws(rows):
     quality = torch.tensor(rows)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.layers import ROIAlign, ROIAlignRotated
@@ -31,6 +31,7 @@ def test_levels_by_hand():
     assert assign_boxes_to_levels([Boxes(torch.zeros(1, 4))], 2, 5, 224, 4).tolist() == [0]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(1, 900), st.floats(1, 900)), max_size=6), st.integers(2, 4), st.integers(4, 6))
 def test_levels_by_equation_1(sizes_wh, finest, coarsest):
     boxes = [Boxes(torch.tensor([[3.0, 5.0, 3.0 + w, 5.0 + h]])) for w, h in sizes_wh]

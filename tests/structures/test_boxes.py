@@ -72,6 +72,7 @@ class TestMethods:
         boxes.clip((10, 20))
         assert boxes.tensor.tolist() == [[0, 0, 20, 10]]
 
+    @settings(max_examples=40, deadline=None)
     @given(box_lists, st.integers(1, 60), st.integers(1, 60))
     def test_clip_is_idempotent_and_stays_inside(self, rows, height, width):
         boxes = make(rows)
@@ -244,12 +245,14 @@ class TestBoxMode:
         box = [1, 2, 3, 4]
         assert BoxMode.convert(box, BoxMode.XYXY_REL, BoxMode.XYXY_REL) is box
 
+    @settings(max_examples=40, deadline=None)
     @given(xyxy)
     def test_round_trips(self, box):
         for mode in (BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS):
             there = BoxMode.convert(box, BoxMode.XYXY_ABS, mode)
             assert BoxMode.convert(there, mode, BoxMode.XYXY_ABS) == pytest.approx(box)
 
+    @settings(max_examples=40, deadline=None)
     @given(st.tuples(coordinate, coordinate, side, side, st.floats(-360, 360)))
     def test_rotated_boxes_against_shapely(self, box):
         x, y, w, h, angle = box

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.structures import ImageList
@@ -22,6 +22,7 @@ def test_images_come_back(sizes, channels):
     assert batch.tensor.is_contiguous()
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3), st.integers(0, 9))
 def test_common_size(sizes, divisibility):
     h, w = ImageList.from_tensors(images(*sizes), divisibility).tensor.shape[-2:]

@@ -44,6 +44,7 @@ class TestPolygonFunctions:
         polygons = [ellipse(*e) for e in ellipses]
         assert np.array_equal(polygons_to_bitmask(polygons, 30, 40), by_pycocotools(polygons, 30, 40))
 
+    @settings(max_examples=40, deadline=None)
     @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=3))
     def test_area_against_shapely(self, corners):
         x, y = np.array(corners, dtype=float).T
@@ -205,6 +206,7 @@ class TestBitMasks:
         assert repr(masks) == "BitMasks(num_instances=3, image_size=(6, 8))"
         assert masks.to("meta").device.type == "meta"
 
+    @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9))
     def test_bounding_boxes_are_tight(self, seed, h, w):
         bits = torch.rand(2, h, w, generator=torch.Generator().manual_seed(seed)) > 0.8

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import detectron2.data.transforms as T
@@ -112,6 +112,7 @@ class TestMeasures:
         assert boxes.nonempty().tolist() == [True, False, True]
         assert boxes.nonempty(threshold=2).tolist() == [False, False, True]
 
+    @settings(max_examples=40, deadline=None)
     @given(st.floats(-1e4, 1e4, width=32))
     def test_normalized_angles(self, angle):
         boxes = make((5, 3, 4, 2, angle))
@@ -129,6 +130,7 @@ class TestMeasures:
         assert boxes.inside_box((10, 10), 1).tolist() == [True, True, False, False, True]
         assert boxes.inside_box((10, 10), 2).tolist() == [True] * 5
 
+    @settings(max_examples=40, deadline=None)
     @given(st.tuples(*[st.floats(-5, 25)] * 2, *[st.floats(0.5, 15)] * 2, st.floats(-400, 400)))
     def test_inside_box_by_corners(self, row):
         boxes = make(row)
@@ -154,6 +156,7 @@ class TestClip:
         boxes.clip((6, 8), clip_angle_threshold=30)
         assert boxes.tensor.tolist() == [[2.5, 4.5, 5, 3, 20]]
 
+    @settings(max_examples=40, deadline=None)
     @given(
         st.tuples(*[st.floats(-50, 150, width=32)] * 2, *[st.floats(0, 300, width=32)] * 2, st.floats(-2, 2, width=32))
     )
@@ -181,6 +184,7 @@ class TestScale:
         boxes.scale(3, 0.5)
         np.testing.assert_allclose(corners(boxes), expected, atol=1e-4)
 
+    @settings(max_examples=40, deadline=None)
     @given(st.floats(0.1, 10), st.floats(-360, 360))
     def test_equal_factors_are_exact(self, factor, angle):
         boxes = make((5, 3, 4, 2, angle))
@@ -188,6 +192,7 @@ class TestScale:
         boxes.scale(factor, factor)
         np.testing.assert_allclose(corners(boxes), expected, atol=1e-3)
 
+    @settings(max_examples=40, deadline=None)
     @given(st.floats(0.2, 5), st.floats(0.2, 5), st.floats(-360, 360))
     def test_sides_are_as_long_as_those_of_the_parallelogram(self, scale_x, scale_y, angle):
         boxes = make((5, 3, 40, 20, angle))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.utils.colormap import colormap
@@ -55,6 +55,7 @@ def test_many_instances_of_a_class_differ():
     assert distance.min() > 0.05
 
 
+@settings(max_examples=40, deadline=None)
 @given(color, st.floats(-1, 1))
 def test_brightness_stays_in_range(rgb, factor):
     changed = change_brightness(rgb, factor)
@@ -69,6 +70,7 @@ def test_brightness_factor_is_checked():
         change_brightness("r", 2)
 
 
+@settings(max_examples=40, deadline=None)
 @given(color)
 def test_text_is_readable(rgb):
     assert np.dot(readable_on_dark(rgb), [0.2126, 0.7152, 0.0722]) >= 0.7199

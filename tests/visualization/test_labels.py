@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.visualization.labels import LabelPlacer, _create_text_labels
@@ -39,6 +39,7 @@ def test_the_first_free_place_is_taken():
 places = st.lists(st.tuples(st.floats(-50, 150), st.floats(-50, 150)), min_size=1, max_size=4)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(places, min_size=1, max_size=6))
 def test_labels_stay_inside(candidates):
     placer = LabelPlacer((100, 80))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -282,6 +282,7 @@ def test_no_notes_about_what_is_usual():
 SCORED = st.lists(st.tuples(st.integers(0, 8).map(lambda n: n / 8), st.booleans()), max_size=12)
 
 
+@settings(max_examples=40, deadline=None)
 @given(SCORED, st.integers(0, 5))
 def test_the_best_threshold_is_the_best(rows, missed):
     score = np.array([s for s, _ in rows], float)
