@@ -82,8 +82,8 @@ class COCOeval_opt(COCOeval):
         """Match the detections of each image to its ground truth."""
         engine = None
         if self._is_common():
-            # of ids and numbers that hotcoco does not take
-            refusals = (TypeError, ValueError, OverflowError) if isinstance(self.cocoDt, COCO) else ()
+            # of ids that no image has, and of ids and numbers that hotcoco does not take
+            refusals = (KeyError, TypeError, ValueError, OverflowError) if isinstance(self.cocoDt, COCO) else ()
             with contextlib.suppress(*refusals):
                 engine = self._matched()
         if engine is None:

@@ -72,6 +72,15 @@ def test_any_image_id(both, name):
     np.testing.assert_allclose(finish(mine).stats, finish(expected).stats, atol=1e-12)
 
 
+def test_text_ids_that_no_image_has(both):
+    results = []
+    for kind in (COCOeval, COCOeval_opt):
+        evaluator = kind(*(renamed(dataset, str) for dataset in both), "bbox")
+        evaluator.params.imgIds = ["1", "3", "nowhere"]
+        results.append(finish(evaluator).stats)
+    np.testing.assert_allclose(results[1], results[0], atol=1e-12)
+
+
 @pytest.mark.parametrize("change", list(changes()))
 def test_same_numbers_as_pycocotools(both, change):
     pair = [COCOeval(*both, "bbox"), COCOeval_opt(*both, "bbox")]
