@@ -28,6 +28,7 @@ from detectron2.utils.logger import log_first_n
 from . import transforms as T
 from .catalog import MetadataCatalog, MissingMetadataError
 from .formats.reading import why_swapped
+from .formats.run_lengths import decode_mask
 
 # Projects import these private names from here, hence the redundant aliases.
 from .images import _EXIF_ORIENT as _EXIF_ORIENT
@@ -334,7 +335,7 @@ def _as_bitmap(annotation: dict[str, Any], index: int | None = None) -> np.ndarr
     """Return the mask of an annotation that has no polygons: uint8 `(H, W)`, zero outside the object."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
-        return _decode_rle(segmentation)
+        return decode_mask(segmentation)
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         if segmentation.dtype != np.uint8:  # transforms do not take bool
             segmentation = (segmentation != 0).view(np.uint8)
@@ -344,28 +345,6 @@ def _as_bitmap(annotation: dict[str, Any], index: int | None = None) -> np.ndarr
         f"the segmentation of {describe_annotation(annotation, index)} has type {type(segmentation).__name__}{shape}; "
         "supported are polygons as list[list[float] or ndarray], COCO's RLE as a dict, or a mask as an ndarray (H, W)"
     )
-
-
-def _decode_rle(rle: Any) -> np.ndarray:
-    import pycocotools.mask as mask_util
-
-    from detectron2.data.formats.run_lengths import is_compressed, run_length_totals, run_lengths
-
-    counts, (height, width) = rle["counts"], rle["size"]
-    if isinstance(counts, (list, tuple)):  # not compressed
-        total = sum(counts)
-        rle = {"size": [height, width], "counts": list(counts)}
-    else:
-        text = counts.decode("latin1") if isinstance(counts, bytes) else counts
-        total = int(run_length_totals([text])[0]) if is_compressed(text) else -1
-    # Not left to pycocotools, which would show memory that was never written.
-    if total != height * width:
-        raise ValueError(
-            f"the run lengths of an RLE of (height, width) {(height, width)} "
-            + (f"add up to {total}; they must cover its {height * width} pixels" if total >= 0 else "are malformed")
-        )
-    encoded: Any = run_lengths(rle) if isinstance(rle["counts"], list) else rle
-    return mask_util.decode(encoded)
 
 
 def transform_instance_annotations(

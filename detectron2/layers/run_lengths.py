@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["changes", "crop_to_content", "decode_part", "encode_changes"]
+__all__ = ["MOST_DIGITS", "changes", "crop_to_content", "decode_part", "encode_changes", "written_numbers"]
+
+MOST_DIGITS = 7
+"""Of a number in a text: 35 bits are enough for masks of 2**32 pixels."""
 
 _DIGIT_BITS = 5
 _MORE, _SIGN, _FIRST_CHARACTER = 0x20, 0x10, 48
@@ -132,18 +135,38 @@ def decode_part(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     return np.ascontiguousarray(columns[:, top:bottom].T), (left, top)
 
 
-def _decompress(text: str | bytes) -> np.ndarray:
-    """The numbers of a text, int64."""
+def written_numbers(text: str | bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Read the numbers in counts as they are written, of which those from the fourth on are differences.
+
+    Args:
+        text: the counts of one mask, or of several behind each other.
+
+    Returns:
+        int64 `(n,)`, and the places of their last characters, ascending. A number of more than seven characters, which
+        no mask has, is wrong; one that breaks off at the end is left out.
+
+    Example:
+        >>> from detectron2.layers.run_lengths import written_numbers
+        >>> written_numbers("o02a0")
+        (array([31,  2, 17]), array([1, 2, 4]))
+    """
     digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8)
     digits = digits.astype(np.int64) - _FIRST_CHARACTER
     last = np.flatnonzero((digits & _MORE) == 0)
     if last.size == 0:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), last
     first = np.concatenate([[0], last[:-1] + 1])
     used = last - first + 1
-    place = np.arange(int(last[-1]) + 1) - np.repeat(first, used)
+    place = np.minimum(np.arange(int(last[-1]) + 1) - np.repeat(first, used), MOST_DIGITS)
     numbers = np.add.reduceat((digits[: place.size] & (_MORE - 1)) << (_DIGIT_BITS * place), first)
-    numbers -= np.where(digits[last] & _SIGN, 1 << (_DIGIT_BITS * used), 0)
-    for start in (1, 2):  # from the fourth on they are differences to the last but one
+    return numbers - np.where(digits[last] & _SIGN, 1 << (_DIGIT_BITS * np.minimum(used, MOST_DIGITS)), 0), last
+
+
+def _decompress(text: str | bytes) -> np.ndarray:
+    """The counts that a text stands for, int64."""
+    numbers, last = written_numbers(text)
+    if (np.diff(last, prepend=-1) > MOST_DIGITS).any():
+        raise ValueError("Run lengths with a number that is too large.")
+    for start in (1, 2):
         numbers[start::2] = numbers[start::2].cumsum()
     return numbers

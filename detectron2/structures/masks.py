@@ -292,7 +292,8 @@ class PolygonMasks:
     def area(self) -> torch.Tensor:
         """Sum of the areas of the polygons of each instance, `(N,)`, in square pixels.
 
-        Overlaps count twice, and holes are not subtracted.
+        Overlaps count twice, and holes are not subtracted, as in the published system. In files in the COCO format,
+        "area" is that of the union.
         """
         areas = [sum(polygon_area(p[0::2], p[1::2]) for p in polygons) for polygons in self.polygons]
         return torch.tensor(areas, dtype=torch.float32)

@@ -21,7 +21,7 @@ from detectron2.data.formats.reading import (
     stored_size_hw,
     turn_upright,
 )
-from detectron2.data.formats.run_lengths import decode_mask, encode_mask
+from detectron2.data.formats.run_lengths import decode_mask, encode_mask, mask_area
 
 __all__ = ["fix"]
 
@@ -54,6 +54,7 @@ def fix(
     unusable = set(read_content(data).unusable)
     changes["annotations with values that cannot be used taken out"] += len(unusable)
     annotations[:] = [a for n, a in enumerate(annotations) if n not in unusable]
+    _add_areas(annotations, changes)
     return {what: count for what, count in changes.items() if count}
 
 
@@ -202,7 +203,7 @@ def _turn_images(
         for annotation in own if orientation > 1 else ():
             try:
                 _turn(annotation, orientation, size_hw, changes)
-            except (TypeError, ValueError, LookupError, OverflowError):  # other things than numbers
+            except (TypeError, ValueError, LookupError, OverflowError):  # other things than numbers, or no mask
                 annotation.update(bbox=None, segmentation=None)
         if kind:
             image["width"], image["height"] = size_hw
@@ -237,11 +238,10 @@ def _turn(annotation: dict[str, Any], orientation: int, size_hw: tuple[int, int]
         ]
     if isinstance(mask, dict) and mask:
         pixels = decode_mask(mask, size_hw)
-        if pixels is not None:  # else the reader finds it unusable
-            pixels = pixels.T if orientation >= 5 else pixels
-            pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-            mask = encode_mask(pixels)
-            annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+        pixels = pixels.T if orientation >= 5 else pixels
+        pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+        mask = encode_mask(pixels)
+        annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
     elif mask:
         annotation["segmentation"] = [turned(p) for p in _as_polygons(mask, changes)]  # pyright: ignore[reportArgumentType]
     if keypoints:  # which are indices of pixels; those that are not labelled are 0, 0, 0
@@ -371,14 +371,15 @@ def _number_annotations(annotations: list[dict[str, Any]], changes: Counter[str]
         if annotation.get("iscrowd") is None:
             annotation["iscrowd"] = 0
             changes["missing 'iscrowd' set to 0"] += 1
-        if not isinstance(annotation.get("area"), (int, float)):
-            annotation["area"] = _area(annotation)
-            changes["missing 'area' computed"] += 1
 
 
-def _area(annotation: dict[str, Any]) -> float:
-    mask = annotation.get("segmentation")
-    if isinstance(mask, list):
-        return float(polygon_areas(mask).sum())
-    box = annotation["bbox"]
-    return float(box[2] * box[3])
+def _add_areas(annotations: list[dict[str, Any]], changes: Counter[str]) -> None:
+    for annotation in annotations:
+        if isinstance(annotation.get("area"), (int, float)):
+            continue
+        mask, box = annotation.get("segmentation"), annotation["bbox"]
+        try:
+            annotation["area"] = float(mask_area(mask) if mask else box[2] * box[3])
+        except (ValueError, TypeError):  # run lengths of an image that cannot be read; that is an error by itself
+            annotation["area"] = float(box[2] * box[3])
+        changes["missing 'area' computed"] += 1

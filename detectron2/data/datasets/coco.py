@@ -24,9 +24,8 @@ from iopath.common.file_io import file_lock
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader, keypoint_metadata
 from detectron2.data.formats.reading import Report, find_duplicates, paused_gc, read_json, shorten, timed
-from detectron2.data.formats.run_lengths import encode_mask, run_lengths
+from detectron2.data.formats.run_lengths import encode_mask, mask_area, run_lengths
 from detectron2.structures import BoxMode
-from detectron2.structures.masks import polygon_area
 from detectron2.utils.file_io import PathManager, atomic_write
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]
@@ -365,7 +364,7 @@ def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, 
     """Return polygons or run lengths that JSON can hold, and their area in square pixels."""
     if isinstance(segmentation, (list, tuple)):
         polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
-        return [p.tolist() for p in polygons], sum(polygon_area(p[0::2], p[1::2]) for p in polygons)
+        return [p.tolist() for p in polygons], mask_area(polygons)
     size_hw = (int(record["height"]), int(record["width"]))
     if hasattr(segmentation, "shape"):  # a mask of NumPy or torch
         mask = np.asarray(segmentation)
@@ -377,15 +376,11 @@ def _coco_segmentation(segmentation: Any, record: dict[str, Any]) -> tuple[Any, 
             "a segmentation is a list of polygons, a dict of run lengths, or a mask, not "
             f"{type(segmentation).__name__}."
         )
-    import pycocotools.mask as mask_util
-
-    counts = segmentation["counts"]
+    size, counts = [int(v) for v in segmentation["size"]], segmentation["counts"]
     if isinstance(counts, (list, tuple)):
-        segmentation = run_lengths({"size": [int(v) for v in segmentation["size"]], "counts": list(counts)})
-        counts = segmentation["counts"]
-    area = float(mask_util.area(cast(Any, segmentation)))
-    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    return {"size": [int(v) for v in segmentation["size"]], "counts": text}, area
+        counts = run_lengths({"size": size, "counts": list(counts)})["counts"]
+    result = {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return result, mask_area(result)
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:

@@ -46,6 +46,17 @@ def test_boxes():
     assert changes["annotations without a usable box taken out"] == 1
 
 
+def test_missing_areas_are_those_of_the_masks():
+    inner = [5.0, 5.0, 9.0, 5.0, 9.0, 9.0, 5.0, 9.0]
+    mask = encode_mask(polygons_to_bitmask([np.array(SQUARE), np.array(inner) + 10], 20, 30))
+    _, annotations = cleaned(
+        {"bbox": [2, 2, 10, 10], "segmentation": [SQUARE, inner]},  # one inside the other
+        {"bbox": [2, 2, 17, 17], "segmentation": {**mask, "counts": mask["counts"].decode()}},
+        {"bbox": [2, 2, 10, 17], "segmentation": [SQUARE], "area": 7},
+    )
+    assert [a["area"] for a in annotations] == [100, 100 + 16, 7]
+
+
 def test_ids_written_as_text_keep_their_annotations():
     changes, (first, second) = cleaned(
         {"bbox": [1, 2, 3, 4], "category_id": "1"}, {"bbox": [5, 2, 3, 4], "image_id": "1", "category_id": 1.0}
