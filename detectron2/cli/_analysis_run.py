@@ -33,6 +33,7 @@ class Source:
         content: of the file; None for labels of pixels, which are read image by image.
         data: name or file of the ground truth.
         sigmas: of keypoints, as the run's config says; empty for those of COCO's persons.
+        exif: how the run reads images (`INPUT.EXIF`).
     """
 
     file: str
@@ -40,6 +41,7 @@ class Source:
     content: Any
     data: str
     sigmas: tuple[float, ...] = ()
+    exif: str = "apply"
 
 
 def find_sources(path: str, data: str | None) -> list[Source]:
@@ -75,9 +77,10 @@ def find_sources(path: str, data: str | None) -> list[Source]:
         )
     folder = found[0][0].parent
     config = _config_of(folder)
-    name, test = data or _data_of(config, folder, path), config.get("TEST")
-    sigmas = tuple(test.get("KEYPOINT_OKS_SIGMAS") or ()) if isinstance(test, dict) else ()
-    return [Source(str(file), kind, content, name, sigmas) for file, kind, content in found]
+    name = data or _data_of(config, folder, path)
+    sigmas = tuple(_value(config, "TEST", "KEYPOINT_OKS_SIGMAS") or ())
+    exif = _value(config, "INPUT", "EXIF") or _value(config, "dataloader", "test", "mapper", "exif") or "apply"
+    return [Source(str(file), kind, content, name, sigmas, exif) for file, kind, content in found]
 
 
 def _kind_of(content: Any, path: str) -> str:
@@ -122,11 +125,17 @@ def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
 
 
 def _test_names(config: dict[str, Any]) -> list[str]:
-    part: Any = config
     keys = ("DATASETS", "TEST") if "DATASETS" in config else ("dataloader", "test", "dataset", "names")
+    names = _value(config, *keys)
+    return [names] if isinstance(names, str) else [str(name) for name in names or ()]
+
+
+def _value(config: dict[str, Any], *keys: str) -> Any:
+    """Return what a config says at this place; None if it does not."""
+    part: Any = config
     for key in keys:
         part = part.get(key) if isinstance(part, dict) else None
-    return [part] if isinstance(part, str) else [str(name) for name in part or ()]
+    return part
 
 
 def open_data(name: str, images: str | None) -> tuple[Any, list[str]]:

@@ -33,6 +33,7 @@ from detectron2.cli._html import figure
 from detectron2.cli.common import register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
+from detectron2.data.formats.reading import current_exif, exif_policy, image_size_hw
 from detectron2.evaluation.analysis import (
     Comparison,
     DetectionAnalysis,
@@ -65,12 +66,13 @@ def run_sources(sources: Sequence[Source], args: argparse.Namespace, folder: Pat
     """Analyze predictions, as `find_sources` returns them, each kind in a folder of its own where there are several."""
     for source in sources:
         own = folder if len(sources) == 1 else folder / source.kind
-        if source.kind == "instances":
-            _analyze_instances(source, args, own)
-        elif args.compare or args.task:
+        if source.kind != "instances" and (args.compare or args.task):
             raise ValueError(f"--compare and --task are for detections; {source.file} has labels of pixels.")
-        else:
-            _analyze_pixels(source, args.images, args.worst, own)
+        with exif_policy(args.exif or source.exif):
+            if source.kind == "instances":
+                _analyze_instances(source, args, own)
+            else:
+                _analyze_pixels(source, args.images, args.worst, own)
 
 
 def _analyze_instances(source: Source, args: argparse.Namespace, folder: Path) -> None:
@@ -83,6 +85,10 @@ def _analyze_instances(source: Source, args: argparse.Namespace, folder: Path) -
         if earlier is None:
             raise ValueError(f"--compare: {args.compare} has no detections.")
     api = read_truth(ground_truth, "bbox").api  # is read once for everything
+    for image in api.dataset.get("images", []):
+        path = None if image.get("height") and image.get("width") else _find_picture(_file_name(image), roots)
+        if path is not None:
+            image["height"], image["width"] = image_size_hw(path)
     tasks = tasks_of(source.content, api.dataset.get("annotations", []), args.task)
     for task in tasks:
         _analyze_task(task, source, earlier, api, roots, args, folder if len(tasks) == 1 else folder / task)
@@ -325,14 +331,15 @@ def _skeleton(categories: Sequence[dict[str, Any]]) -> Metadata:
 
 def _read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
     """Read an image from one of the folders in which it may lie, RGB, or return None if none can be read."""
-    for root in roots:
-        path = os.path.join(root, file_name)
-        if os.path.isfile(path):
-            try:
-                return read_image(path, "RGB")
-            except OSError:
-                return None  # damaged; reported by the caller with those that are missing
-    return None
+    path = _find_picture(file_name, roots)
+    try:
+        return None if path is None else read_image(path, "RGB", current_exif())
+    except OSError:
+        return None  # damaged; reported by the caller with those that are missing
+
+
+def _find_picture(file_name: str, roots: Sequence[str]) -> str | None:
+    return next((p for root in roots if os.path.isfile(p := os.path.join(root, file_name))), None)
 
 
 def _visualizer(pixels: np.ndarray, metadata: Any) -> Visualizer:

@@ -149,13 +149,20 @@ def _convert(add: Any) -> None:
     images = "copy images, link to them, or leave them where they are; default: link, or none if DST is a .json file"
     add("--images", choices=("copy", "link", "none"), help=images)
     _add_reading(add)
+    _add_data_config(add, "the config whose INPUT.EXIF holds")
 
 
 def _add_reading(add: Any) -> None:
     """Add the options of how a data set is read."""
     add("--image-root", metavar="DIR", help="where the images of a COCO file are; default: near the file")
     add("--split", default="", help="the part of a VOC or YOLO folder to read, such as train; default: all")
+    _add_exif(add)
     _add_datasets(add)
+
+
+def _add_exif(add: Any) -> None:
+    text = "turn images upright as their EXIF data say, or not; default: INPUT.EXIF of the config, else apply"
+    add("--exif", choices=("apply", "ignore"), help=text)
 
 
 def _add_data_config(add: Any, text: str) -> None:
@@ -192,6 +199,7 @@ def _analyze(add: Any) -> None:
     sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
     add("--sigmas", metavar="A,B,C", help=sigmas)
     add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
+    _add_exif(add)
     _add_datasets(add)
 
 

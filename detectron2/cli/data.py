@@ -25,20 +25,24 @@ from detectron2.cli.common import dataset_names, find_config_file, load_config, 
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import num_classes_and_key, num_label_map_classes
-from detectron2.data.checks.annotations import structure_findings
-from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding
+from detectron2.data.checks.annotations import box_findings, classify_boxes, structure_findings
+from detectron2.data.checks.files import file_findings
+from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding, quantity
 from detectron2.data.checks.fixing import fix
-from detectron2.data.datasets import convert_to_coco_dict, load_coco_json
-from detectron2.data.datasets.builtin import is_builtin
+from detectron2.data.checks.report import FULL_CHECK_LIMIT
+from detectron2.data.datasets import convert_to_coco_dict, load_coco_json, register_coco_panoptic
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.formats.annotated_images import (
     AnnotatedImages,
     flat_names,
     guess_format,
     place_images,
+    within_image,
     write_folder_atomically,
 )
 from detectron2.data.formats.coco import (
+    PanopticFileError,
+    guess_image_root,
     keypoint_metadata,
     read_coco,
     read_content,
@@ -46,10 +50,17 @@ from detectron2.data.formats.coco import (
     write_coco,
     write_content,
 )
+from detectron2.data.formats.reading import current_exif, exif_policy, read_json
 from detectron2.data.formats.voc import read_voc, write_voc
 from detectron2.data.formats.yolo import read_yolo, write_yolo
 from detectron2.data.images import viewable_rgb
-from detectron2.data.validation import DatasetError, DatasetReport, compare_classes, inspect_dataset_dicts
+from detectron2.data.validation import (
+    DatasetError,
+    DatasetReport,
+    compare_classes,
+    drops_degenerate,
+    inspect_dataset_dicts,
+)
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer
@@ -67,7 +78,6 @@ class Source:
         metadata: for drawing.
         data: what was read, if it was read from files.
         drops_degenerate: whether training leaves out degenerate boxes of it.
-        exif: how its images are read (`INPUT.EXIF`).
     """
 
     name: str
@@ -77,7 +87,6 @@ class Source:
     metadata: Metadata
     data: AnnotatedImages | None = None
     drops_degenerate: bool = False
-    exif: str = "apply"
 
     @property
     def format(self) -> str:
@@ -94,15 +103,21 @@ def register(args: argparse.Namespace) -> None:
 
 def open_source(name: str, args: argparse.Namespace) -> Source:
     """Read a data set, a path or a registered name, with all its mistakes."""
+    data = None
+    if name not in DatasetCatalog:
+        try:
+            data = open_data(name, args)
+        except PanopticFileError:
+            _register_panoptic(name, args.image_root)
     known = MetadataCatalog.get(name) if name in DatasetCatalog else None
-    drops = known is not None and (is_builtin(name) or known.get("degenerate_boxes") == "drop")
+    drops = drops_degenerate(name)
     if known is not None and not _reads_coco(name):
         dicts = DatasetCatalog.get(name)
         if not isinstance(dicts, list):
             raise ValueError(f"'{name}' is a {type(dicts).__name__}; only lists of dicts can be looked at.")
         classes = known.get("thing_classes")
         return Source(name, dicts, None if classes is None else list(classes), None, known, None, drops)
-    source = _as_source(name, open_data(name, args), drops)
+    source = _as_source(name, data or open_data(name, args), drops)
     if known is not None and known.get("thing_colors") is not None:
         source.metadata.set(thing_colors=known.thing_colors)
     return source
@@ -126,10 +141,7 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
             data = read_coco(known.json_file, known.image_root, args.split)
             data.source = name
             return data
-        content = convert_to_coco_dict(name)
-        content.setdefault("annotations", [])
-        split = args.split or "train"
-        return AnnotatedImages(name, "coco", content, "", {split: [i["id"] for i in content["images"]]})
+        return _of_records(name, args.split or "train")
     if source_format is None:
         if not os.path.exists(name):
             raise FileNotFoundError(
@@ -141,6 +153,43 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
     if source_format == "coco":
         return read_coco(name, args.image_root, args.split)
     return (read_voc if source_format == "voc" else read_yolo)(name, args.split, classes)
+
+
+def _of_records(name: str, split: str) -> AnnotatedImages:
+    """Return a registered data set of objects as the content of a COCO file."""
+    records = DatasetCatalog.get(name)
+    kind = {"segments_info": "panoptic", "sem_seg_file_name": "semantic"}
+    labelled = {key: sum(key in r for r in records if isinstance(r, dict)) for key in kind}
+    if records and max(labelled.values()) == len(records) and not any("annotations" in r for r in records):
+        of = " and ".join(kind[key] for key, count in labelled.items() if count)
+        raise ValueError(
+            f"'{name}' is a data set of {of} segmentation, whose labels are in image files. It can be checked and "
+            "shown, but neither fixed nor converted, since the other formats have objects with boxes and masks."
+        )
+    content = convert_to_coco_dict(name, records)
+    content.setdefault("annotations", [])
+    data = AnnotatedImages(name, "coco", content, "", {split: [i["id"] for i in content["images"]]})
+    for key, count in labelled.items():
+        what = f"{quantity(count, 'image')} '{key}', which files of objects do not have"
+        data.findings += [Finding("label-map-left-out", "warning", what, "Only the objects are used.")] if count else []
+    return data
+
+
+def _register_panoptic(file: str, image_root: str | None) -> None:
+    """Register a file in the panoptic format of COCO under its own name, if its PNG files are near it."""
+    content, folder = read_json(file), Path(file).parent
+    folders = sorted((p.name for p in folder.iterdir() if p.is_dir()), key=lambda name: ("pan" not in name, name))
+    first = content["annotations"][0].get("file_name")
+    png_root = guess_image_root(file, content["annotations"], folders)
+    if not isinstance(first, str) or not os.path.isfile(os.path.join(png_root, first)):
+        raise FileNotFoundError(
+            f"'{file}' is in the panoptic format of COCO, and its first PNG file, {first!r}, is in no folder beside it. "
+            "Register it in a .py file, detectron2.data.datasets.register_coco_panoptic(name, {}, image_root, "
+            "panoptic_root, panoptic_json), and give the name and --import FILE.py."
+        )
+    images = content.get("images")
+    image_root = image_root or guess_image_root(file, images if isinstance(images, list) else [], folders)
+    register_coco_panoptic(file, {}, image_root, png_root, file)
 
 
 def _similar(name: str) -> str:
@@ -172,23 +221,27 @@ def registered(source: Source) -> Iterator[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Do one of the three."""
-    return {"check": _run_check, "show": _run_show, "convert": _run_convert}[args.action](args)
+    if args.action == "show" and args.augmented and not args.config_file:
+        raise ValueError("--augmented needs --config-file, which says how images are augmented.")
+    register(args)
+    cfg = load_config(find_config_file(args.config_file), args.opts) if args.config_file else None
+    args.exif = args.exif or _expectations(cfg).get("exif", "apply")
+    with exif_policy(args.exif):
+        return {"check": _run_check, "show": _run_show, "convert": _run_convert}[args.action](args, cfg)
 
 
 _MOST_CLASSES = 60
 _TITLES = {"error": "ERROR", "warning": "Warning", "note": "Note"}
 
 
-def _run_check(args: argparse.Namespace) -> int:
+def _run_check(args: argparse.Namespace, cfg: Any) -> int:
     """Check and report; -> 1 if there are errors."""
-    register(args)
-    cfg = load_config(find_config_file(args.config_file), args.opts) if args.config_file else None
     names = args.source or _names(cfg)
     if not names:
         raise ValueError("Name a data set, or a config that does with --config-file.")
     if args.fix and len(names) != 1:
         raise ValueError("--fix cleans one data set; name only one.")
-    expected = _expectations(cfg)
+    expected = {**_expectations(cfg), "exif": args.exif}
     if args.num_classes is not None:
         expected.update(num_classes=args.num_classes, num_classes_key="--num-classes")
     sources = [open_source(name, args) for name in names]
@@ -273,8 +326,7 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
     """Write a cleaned copy; -> what was changed, and why that is not a repair ("" if it is one)."""
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
-    exif = expected.get("exif", "apply")
-    changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=exif)
+    changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)
     write_content(data.content, Path(args.fix))
     after = _distinct(data.content["annotations"])
     if not _inspect(_as_source(args.fix, data), expected, args).passes:
@@ -362,9 +414,8 @@ def _verdict(findings: list[Finding]) -> str:
 _WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
 
 
-def _run_convert(args: argparse.Namespace) -> int:
+def _run_convert(args: argparse.Namespace, cfg: Any) -> int:
     """Convert and say what there is now, and what the new format could not hold."""
-    register(args)
     target = Path(args.target)
     is_file = target.suffix.lower() == ".json"
     target_format = args.target_format or ("coco" if is_file else None)
@@ -373,31 +424,49 @@ def _run_convert(args: argparse.Namespace) -> int:
     if is_file and target_format != "coco":
         raise ValueError(f"{args.target} is a file, but the {target_format} format is a folder.")
     data = open_data(args.source, args, args.source_format)
-    _stop_at_errors(data)
+    changed = _stop_at_errors(data, args.exif, drops_degenerate(args.source))
+    lost = {}
     if is_file:
-        lost = {}
         _write_file(data, target, args.images or "none")
     else:
         with write_folder_atomically(target) as folder:
             lost = _WRITERS[target_format](data, folder, args.images or "link")
-    _report(data, args, target, lost)
+    changed.update({f"{what} could not be written in this format": count for what, count in lost.items()})
+    _report(data, args, target, changed)
     return 0
 
 
-def _stop_at_errors(data: AnnotatedImages) -> None:
-    """Raise if some of what was read could not be understood; it would be missing in the result."""
+def _stop_at_errors(data: AnnotatedImages, exif: str, drops: bool) -> dict[str, int]:
+    """Raise where `data check` finds that training would stumble over it, and clip boxes to their images.
+
+    Returns what was changed, and how often.
+    """
     reader = read_content(data)
-    crowd_too = [{**d, "annotations": [{**a, "iscrowd": 0} for a in d["annotations"]]} for d in reader.records.values()]
-    findings = [*data.findings, *reader.report.findings, *structure_findings(AnnotationTable.gather(crowd_too))]
+    records = list(reader.records.values())
+    crowd_too = [{**d, "annotations": [{**a, "iscrowd": 0} for a in d["annotations"]]} for d in records]
+    table = AnnotationTable.gather(crowd_too)
+    findings = [*data.findings, *reader.report.findings, *structure_findings(table)]
+    if not any(f.level == "error" for f in findings):
+        cure = f"Correct them or take them out (detectron2 data check {data.source} --fix cleaned.json)."
+        findings += [] if drops else box_findings(table, classify_boxes(table)[1], cure)
+    # Files that are not there are of no concern where images stay where they are.
+    findings += [f for f in file_findings(records, FULL_CHECK_LIMIT, exif=exif) if f.kind in ("file-size", "file-exif")]
     errors = [f.text for f in findings if f.level == "error"]
     if errors:
         raise DatasetError(data.source, errors)
     for finding in findings:
         if finding.level == "warning":
             sys.stderr.write(f"Warning: {finding.text}\n")
-    images = {i["id"] for i in data.content["images"]}
     # The loader leaves out annotations of images that are not there; so does this.
-    data.content["annotations"] = [a for a in data.content["annotations"] if a.get("image_id") in images]
+    kept = [a for a in data.content["annotations"] if a.get("image_id") in reader.records]
+    sizes_wh = {i: (record["width"], record["height"]) for i, record in reader.records.items()}
+    within = [within_image(a, sizes_wh[a["image_id"]]) for a in kept]
+    data.content["annotations"] = [a for a in within if a is not None]
+    changes = {
+        "annotations without area in their image were left out": within.count(None),
+        "boxes were clipped to their image": sum(a is not None and a is not b for a, b in zip(within, kept, strict=True)),
+    }
+    return {what: count for what, count in changes.items() if count}
 
 
 def _write_file(data: AnnotatedImages, target: Path, images: str) -> None:
@@ -410,7 +479,7 @@ def _write_file(data: AnnotatedImages, target: Path, images: str) -> None:
     write_content(content, target)
 
 
-def _report(data: AnnotatedImages, args: argparse.Namespace, target: Path, lost: dict[str, int]) -> None:
+def _report(data: AnnotatedImages, args: argparse.Namespace, target: Path, changed: dict[str, int]) -> None:
     content = data.content
     out = sys.stdout.write
     splits = ", ".join(f"{name} ({len(ids)})" for name, ids in data.splits.items())
@@ -418,8 +487,7 @@ def _report(data: AnnotatedImages, args: argparse.Namespace, target: Path, lost:
         f"{target}: {len(content['images'])} images, {len(content['annotations'])} annotations, "
         f"{len(content['categories'])} classes; splits: {splits}\n"
     )
-    for what, count in lost.items():
-        out(f"  {count} {what} could not be written in this format\n")
+    out("".join(f"  {count} {what}\n" for what, count in changed.items()))
     if target.suffix.lower() == ".json" and (args.images or "none") == "none":
         out(
             f"  the images stay in {data.image_root or 'their places'}: --coco NAME {target} {data.image_root or '/'}\n"
@@ -432,23 +500,18 @@ _MOST_ENLARGED = 4
 _NEEDED = {"bbox", "bbox_mode", "category_id"}
 
 
-def _run_show(args: argparse.Namespace) -> int:
+def _run_show(args: argparse.Namespace, cfg: Any) -> int:
     """Draw samples and say where the pictures are."""
-    if args.augmented and not args.config_file:
-        raise ValueError("--augmented needs --config-file, which says how images are augmented.")
     if args.num < 1:
         raise ValueError(f"--num is a number of samples from 1 on, not {args.num}.")
-    register(args)
     source = open_source(args.source, args)
-    if args.config_file:
-        source.exif = _expectations(load_config(find_config_file(args.config_file), args.opts))["exif"]
     if not source.dicts:
         raise ValueError(f"'{source.name}' has no images.")
     chosen = np.random.default_rng(args.seed).permutation(len(source.dicts))[: args.num]
     records = [_drawable(source.dicts[i]) for i in sorted(chosen.tolist())]
     seed_all_rng(args.seed)
     with registered(source) as name:
-        mapper = _mapper(args, source, name) if args.augmented else None
+        mapper = _mapper(cfg, source, name) if args.augmented else None
         pictures = [
             (record["file_name"], p) for record in records for p in _pictures(record, source, mapper, not args.output)
         ]
@@ -475,9 +538,8 @@ def _drawable(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "annotations": good}
 
 
-def _mapper(args: argparse.Namespace, source: Source, name: str) -> Any:
+def _mapper(cfg: Any, source: Source, name: str) -> Any:
     """Return what a config of either kind does with a record in training."""
-    cfg = load_config(find_config_file(args.config_file), args.opts)
     if not isinstance(cfg, CfgNode):
         mapper = instantiate(cfg.dataloader.train.mapper)
         return mapper.drawing_from(source.dicts) if isinstance(mapper, MultiImageMapper) else mapper
@@ -507,9 +569,9 @@ def _scale(image: np.ndarray, as_tile: bool) -> float:
 
 def _draw_raw(record: dict[str, Any], source: Source, as_tile: bool) -> np.ndarray:
     try:
-        image = read_image(record["file_name"], "RGB", source.exif)
+        image = read_image(record["file_name"], "RGB", current_exif())
     except ValueError:  # values or channels that RGB does not have
-        image = viewable_rgb(read_image(record["file_name"], None, source.exif))
+        image = viewable_rgb(read_image(record["file_name"], None, current_exif()))
     return Visualizer(image, source.metadata, scale=_scale(image, as_tile)).draw_dataset_dict(record).get_image()
 
 

@@ -9,7 +9,8 @@ loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_d
 
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY is `params.lr_factor_func`.
 - `model`: MASK_FORMAT is `model.mask_format`.
-- `dataloader.train`: INPUT.EXIF is `mapper.exif` (of `dataloader.test`, too).
+- `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
+  `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS and TRAIN_REPEAT_FACTOR are
   arguments of the `sampler` that uses them.
 """

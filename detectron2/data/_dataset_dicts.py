@@ -10,6 +10,7 @@ import torch.utils.data as torchdata
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import check_metadata_consistency
+from detectron2.data.formats.reading import exif_policy
 from detectron2.data.validation import DatasetError
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
@@ -180,6 +181,7 @@ def get_detection_dataset_dicts(
     check_consistency: bool = True,
     *,
     validate: Callable[..., DatasetDicts] | None = None,
+    exif: str = "apply",
 ) -> Any:
     """Load one or several data sets and put them together for training or evaluation.
 
@@ -190,6 +192,7 @@ def get_detection_dataset_dicts(
         proposal_files: a file with precomputed proposals for each data set.
         check_consistency: whether to require that all have the same classes.
         validate: called with each data set and `name=...`; checks it and returns what to use of it.
+        exif: "apply" or "ignore", as the mapper has it: how sizes that annotations lack are read from the images.
 
     Returns:
         a list of dicts in the standard format; or a torch data set, if that is what the names stand for.
@@ -198,9 +201,8 @@ def get_detection_dataset_dicts(
         KeyError: a name is not registered.
         ValueError: a data set is empty, or nothing is left after filtering; or classes differ.
     """
-    return load_dataset_dicts(names, filter_empty, min_keypoints, proposal_files, check_consistency, validate=validate)[
-        0
-    ]
+    options = {"validate": validate, "exif": exif}
+    return load_dataset_dicts(names, filter_empty, min_keypoints, proposal_files, check_consistency, **options)[0]
 
 
 def load_dataset_dicts(
@@ -211,6 +213,7 @@ def load_dataset_dicts(
     check_consistency: bool = True,
     *,
     validate: Callable[..., DatasetDicts] | None = None,
+    exif: str = "apply",
 ) -> tuple[Any, list[int] | None]:
     """Return what `get_detection_dataset_dicts` returns, and how many elements of it are of each data set, in order.
 
@@ -219,16 +222,17 @@ def load_dataset_dicts(
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("No data set is named. Set DATASETS.TRAIN or DATASETS.TEST to registered names.")
-    parts = [DatasetCatalog.get(name) for name in names]
-    if isinstance(parts[0], torchdata.Dataset):
-        # The user's own kind of data set: what its elements are is not for us to check.
-        return (torchdata.ConcatDataset(parts) if len(parts) > 1 else parts[0]), None
-    for index, (name, part) in enumerate(zip(names, parts, strict=True)):
-        _check_is_list(name, part)
-        if validate is not None:
-            parts[index] = validate(part, name=name)
-        elif len(part) == 0:
-            raise DatasetError(name, ["it is empty. Check the function or the files that it is loaded from."])
+    with exif_policy(exif):
+        parts = [DatasetCatalog.get(name) for name in names]
+        if isinstance(parts[0], torchdata.Dataset):
+            # The user's own kind of data set: what its elements are is not for us to check.
+            return (torchdata.ConcatDataset(parts) if len(parts) > 1 else parts[0]), None
+        for index, (name, part) in enumerate(zip(names, parts, strict=True)):
+            _check_is_list(name, part)
+            if validate is not None:
+                parts[index] = validate(part, name=name)
+            elif len(part) == 0:
+                raise DatasetError(name, ["it is empty. Check the function or the files that it is loaded from."])
 
     if proposal_files is not None:
         if len(proposal_files) != len(names):

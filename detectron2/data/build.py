@@ -213,10 +213,15 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
         num_labels=num_label_map_classes(cfg),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
-        exif=getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply")),
+        exif=_exif(cfg, mapper),
         skips_bad_images=cfg.DATALOADER.get("ON_BAD_IMAGE", "stop") == "skip",
         raise_on_error=not own_mapper,
     )
+
+
+def _exif(cfg: CfgNode, mapper: Any) -> str:
+    mapper = mapper.mapper if isinstance(mapper, MultiImageMapper) else mapper
+    return getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply"))
 
 
 def _on_all_ranks(load: Callable[[], Any]) -> Any:
@@ -249,6 +254,7 @@ def _train_loader_from_config(
                 min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
                 proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
                 validate=_train_validator(cfg, mapper),
+                exif=_exif(cfg, mapper),
             )
         )
     if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
@@ -346,11 +352,12 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
             validate_dataset_dicts,
             **_expected_by_model(cfg),
             only_warns_of_annotations=True,
-            exif=getattr(mapper, "exif", cfg.INPUT.get("EXIF", "apply")),
+            exif=_exif(cfg, mapper),
             # On all ranks: what is wrong then stops all of them, and these are few files.
             max_files=_TEST_FILES_TO_CHECK,
             raise_on_error=not own_mapper,
         ),
+        exif=_exif(cfg, mapper),
     )
     return {
         "dataset": dataset,

@@ -37,6 +37,7 @@ __all__ = [
     "Finding",
     "class_names_of",
     "compare_classes",
+    "drops_degenerate",
     "inspect_dataset_dicts",
     "validate_class_names",
     "validate_dataset_dicts",
@@ -176,6 +177,12 @@ def validate_dataset_dicts(
     return dicts
 
 
+def drops_degenerate(name: str) -> bool:
+    """Whether training leaves out degenerate boxes of this data set; else they are errors."""
+    known = name in MetadataCatalog
+    return is_builtin(name) or (known and MetadataCatalog.get(name).get("degenerate_boxes") == "drop")
+
+
 def _check_boxes(
     dicts: list[dict[str, Any]], table: AnnotationTable, name: str
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
@@ -183,7 +190,7 @@ def _check_boxes(
     boxes_xyxy, bad = classify_boxes(table)
     findings: list[Finding] = []
     if any(len(indices) for indices in bad.values()):
-        if is_builtin(name) or MetadataCatalog.get(name).get("degenerate_boxes") == "drop":
+        if drops_degenerate(name):
             dropped = np.unique(np.concatenate(list(bad.values())))
             (left_out,) = table.findings(
                 "",

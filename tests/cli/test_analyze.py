@@ -283,6 +283,31 @@ def test_masks_and_missing_images(command, data, tmp_path):
     assert len(list(tmp_path.glob("worst_*.png"))) == 1
 
 
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize(("exif", "by_option"), [("apply", False), ("ignore", False), ("ignore", True)])
+def test_turned_photos(command, tmp_path, exif, by_option):
+    """They are drawn, and sizes that the ground truth lacks read from them, as by the run or as the option says."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (160, 96)).save(tmp_path / "1.png", exif=turned)
+    height, width = (96, 160) if exif == "ignore" else (160, 96)
+    mask = {"size": [height, width], "counts": [0, 500, height * width - 500]}
+    true = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 9, 9], "segmentation": [[9, 9, 60, 9, 60, 60]]}
+    images, categories = [{"id": 1, "file_name": "1.png"}], [{"id": 1, "name": "cat"}]
+    truth = {"images": images, "categories": categories, "annotations": [{**true, "area": 81, "iscrowd": 0}]}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    found = [{"image_id": 1, "category_id": 1, "segmentation": mask, "score": 0.9}]
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(found))
+    option = ["--exif", exif] if by_option else []
+    if not by_option:
+        (tmp_path / "config.yaml").write_text(f"INPUT:\n  EXIF: {exif}\n")
+    options = ("--data", tmp_path / "gt.json", "--resamples", 0, "--output", tmp_path / "o")
+    status, out, err = command("analyze", tmp_path, *options, *option)
+    assert status == 0 and out.startswith("masks: "), err
+    picture = Image.open(tmp_path / "o" / "worst_01.png")
+    assert ((picture.width - 12) / 2 > picture.height) == (exif == "ignore")
+
+
 def test_every_task_that_there_is(command, tmp_path, monkeypatch):
     points = [[10, 10, 2, 20, 20, 2, 30, 10, 0], [60, 60, 2, 70, 70, 1, 80, 60, 2]]
     boxes = [[5, 5, 30, 20], [55, 55, 30, 20]]

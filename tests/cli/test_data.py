@@ -117,6 +117,39 @@ def kinds(report: dict) -> dict:
     return {f["kind"]: f["count"] for f in report["findings"]}
 
 
+@pytest.fixture
+def panoptic(tmp_path) -> Path:
+    """A file in the panoptic format: a hole in cheese, with PNG files, semantic labels and the object beside it."""
+    for part in ("img", "pan", "sem"):
+        (tmp_path / part).mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "img" / "a.jpg")
+    ids = np.full((64, 64), 7, np.uint8)
+    ids[10:30, 10:30] = 3
+    Image.fromarray(np.stack([ids, ids * 0, ids * 0], -1)).save(tmp_path / "pan" / "a.png")
+    Image.fromarray((ids == 7).astype(np.uint8)).save(tmp_path / "sem" / "a.png")
+    categories = [{"id": 3, "name": "hole", "isthing": 1}, {"id": 7, "name": "cheese", "isthing": 0}]
+    images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}]
+    segments = [{"id": i, "category_id": i, "iscrowd": 0} for i in (3, 7)]
+    annotations = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (tmp_path / "pan.json").write_text(json.dumps(content))
+    objects = [annotation(1, category_id=3, bbox=(10, 10, 20, 20))]
+    content = {"images": images, "categories": categories[:1], "annotations": objects}
+    (tmp_path / "objects.json").write_text(json.dumps(content))
+    return tmp_path / "pan.json"
+
+
+def turned_photo(path: Path) -> np.ndarray:
+    """A picture stored 160 x 96 that EXIF shows as 96 x 160; the object is at x 10 to 60, y 20 to 50 of the stored one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((96, 160, 3), np.uint8)
+    stored[20:50, 10:60] = 220
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(stored).save(path, exif=exif)
+    return stored
+
+
 class TestCheck:
     def test_empty_file(self, command, tmp_path):
         status, out, _ = command("data", "check", write_coco(tmp_path), "--json")
@@ -262,6 +295,59 @@ class TestCheck:
         assert "1 label map has labels of 2 or more, while the number of stuff_classes of the data set is 2" in out
         assert "1 of 2 checked label maps ('sem_seg_file_name') cannot be found" in out and "gone.png" in out
 
+    def test_panoptic_file(self, command, panoptic):
+        """It is found with its PNG files, and read as for training; what other formats cannot hold is refused."""
+        status, out, err = command("data", "check", panoptic)
+        assert status == 0 and "segments            2" in out and "1  cheese" in out, err
+        status, out, err = command("data", "show", panoptic, "--output", panoptic.parent / "drawn")
+        assert status == 0 and "1 pictures" in out, err
+        for target in (["b.json"], ["voc", "--to", "voc"]):
+            status, _, err = command("data", "convert", panoptic, panoptic.parent / target[0], *target[1:])
+            assert status == 1 and "neither fixed nor converted" in err
+        status, _, err = command("data", "check", panoptic, "--fix", panoptic.parent / "fixed.json")
+        assert status == 1 and "neither fixed nor converted" in err
+        assert not [p for p in panoptic.parent.iterdir() if p.name in ("b.json", "voc", "fixed.json")]
+
+    def test_mistakes_of_panoptic_files(self, command, panoptic):
+        content = json.loads(panoptic.read_text())
+        (segment, _) = content["annotations"][0]["segments_info"]
+        segment["id"] = 5
+        panoptic.write_text(json.dumps(content))
+        status, out, _ = command("data", "check", panoptic)
+        assert status == 1 and "[segment-absent]" in out and "[segment-unknown]" in out
+        segment["category_id"] = 4
+        panoptic.write_text(json.dumps(content))
+        status, _, err = command("data", "check", panoptic)
+        assert status == 1 and "segment 5 of image id 1: it has category_id 4" in err
+        for part in ("pan", "sem"):
+            (panoptic.parent / part / "a.png").unlink()
+        status, _, err = command("data", "check", panoptic)
+        assert status == 1 and "'a.png', is in no folder beside it" in err
+
+    def test_registered_panoptic_and_semantic_sets(self, command, panoptic):
+        folder = panoptic.parent
+        (folder / "own_pixels.py").write_text(
+            "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+            "from detectron2.data.datasets import load_sem_seg, register_coco_panoptic_separated\n"
+            f"F = {str(folder)!r}\n"
+            "register_coco_panoptic_separated('cli_pan', {}, F + '/img', F + '/pan', F + '/pan.json', F + '/sem',"
+            " F + '/objects.json')\n"
+        )
+        more = ["--import", folder / "own_pixels.py"]
+        try:
+            for name in ("cli_pan_separated", "cli_pan_stuffonly"):
+                status, _, err = command("data", "check", name, *more)
+                sys.modules.pop("own_pixels")
+                assert status == 0, err
+            status, _, err = command("data", "convert", "cli_pan_separated", folder / "b.json", *more)
+            sys.modules.pop("own_pixels")
+            assert status == 0 and "1 image has 'sem_seg_file_name', which files of objects do not have" in err
+            assert len(json.loads((folder / "b.json").read_text())["annotations"]) == 1
+            status, _, err = command("data", "convert", "cli_pan_stuffonly", folder / "c.json", *more)
+            assert status == 1 and "is a data set of semantic segmentation" in err and not (folder / "c.json").exists()
+        finally:
+            sys.modules.pop("own_pixels", None)
+
     def test_nobody_reads(self, good):
         """As when the output goes into ``head``; Python would show a traceback."""
         program = [sys.executable, "-m", "detectron2", "data", "check", str(good)]
@@ -340,12 +426,7 @@ class TestFix:
             assert status == 1 and said in out
 
     def test_photos_that_were_annotated_as_stored(self, command, yaml_file, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        stored = np.zeros((96, 160, 3), np.uint8)
-        stored[20:50, 10:60] = 220
-        tmp_path.joinpath("f").mkdir()
-        Image.fromarray(stored).save(tmp_path / "f" / "1.png", exif=exif)
+        turned_photo(tmp_path / "f" / "1.png")
         path = write_coco(
             tmp_path / "f", [image(1, width=160, height=96)], [annotation(1, bbox=[10, 20, 50, 30])], CATEGORIES
         )
@@ -633,6 +714,110 @@ class TestConvert:
         status, _, err = command("data", "convert", mistakes(tmp_path / "bad"), tmp_path / "voc", "--to", "voc")
         assert status == 1 and "DatasetError" in err and "category_id that is not among" in err
         assert not (tmp_path / "voc").exists()
+
+    @pytest.mark.parametrize("form", ["coco", "voc", "yolo"])
+    def test_boxes_are_in_their_images(self, command, tmp_path, form):
+        """What reaches over the edge is clipped, box and outline, and counted; area that was that of the box, too."""
+        wide = [50, 5, 90, 5, 90, 25, 50, 25]
+        annotations = [
+            annotation(1, bbox=(50, 30, 20, 20), area=400),
+            annotation(2, bbox=(-10, 5, 20, 10), iscrowd=0),
+            annotation(3, image_id=2, bbox=(50, 5, 40, 20), segmentation=[wide]),
+            annotation(4, image_id=2, bbox=(0, 0, 60.0004, 40)),
+        ]
+        source = write_coco(tmp_path / "a", [image(1), image(2)], annotations, CATEGORIES)
+        target = tmp_path / "a.json" if form == "coco" else tmp_path / form
+        status, out, err = command("data", "convert", source, target, "--to", form)
+        assert status == 0 and "3 boxes were clipped to their image" in out, err
+        if form != "coco":
+            command("data", "convert", target, tmp_path / "a.json")
+        found = json.loads((tmp_path / "a.json").read_text())["annotations"]
+        boxes = [[50, 30, 10, 10], [0, 5, 10, 10], [50, 5, 10, 20], [0, 0, 60, 40]]
+        np.testing.assert_allclose([a["bbox"] for a in found], boxes, atol=1e-3)
+        if form == "coco":
+            assert found[0]["area"] == 100 and "area" not in found[1]
+        if form == "yolo":
+            np.testing.assert_allclose(np.max(found[2]["segmentation"]), 60)
+
+    @pytest.mark.parametrize("box", [(70, 3, 10, 11), (2, 3, 0, 11), (2, -20, 5, 10)])
+    def test_boxes_that_training_refuses_are_refused(self, command, tmp_path, box):
+        source = write_coco(tmp_path, [image(1)], [annotation(1), annotation(2, bbox=box)], CATEGORIES)
+        for target in ("b.json", "voc"):
+            status, _, err = command("data", "convert", source, tmp_path / target, "--to", "coco")
+            assert status == 1 and "(id 2)" in err and "--fix cleaned.json" in err
+            assert not (tmp_path / target).exists()
+        command("data", "check", source, "--fix", tmp_path / "fixed.json")
+        status, _, err = command("data", "convert", tmp_path / "fixed.json", tmp_path / "b.json")
+        assert status == 0, err
+
+    def test_boxes_that_training_leaves_out_are_left_out(self, command, tmp_path):
+        source = write_coco(tmp_path, [image(1)], [annotation(1), annotation(2, bbox=(70, 3, 10, 11))], CATEGORIES)
+        MetadataCatalog.get("cli_loose").set(degenerate_boxes="drop")
+        try:
+            register = ["--coco", "cli_loose", source, tmp_path]
+            status, out, err = command("data", "convert", "cli_loose", tmp_path / "b.json", *register)
+        finally:
+            MetadataCatalog.pop("cli_loose", None)
+        assert status == 0 and "1 annotations without area in their image were left out" in out, err
+        assert len(json.loads((tmp_path / "b.json").read_text())["annotations"]) == 1
+
+    @pytest.mark.parametrize("form", ["coco", "voc", "yolo", "registered"])
+    def test_an_object_without_a_category_is_refused(self, command, tmp_path, form):
+        (tmp_path / "a").mkdir()
+        source = write_coco(tmp_path / "a", [image(1)], [annotation(1), annotation(2)], CATEGORIES)
+        more = []
+        if form == "coco":
+            content = json.loads(source.read_text())
+            del content["annotations"][1]["category_id"]
+            source.write_text(json.dumps(content))
+        elif form == "registered":
+            more = ["--import", tmp_path / "own_records.py"]
+            record = dict(file_name="x.png", image_id=1, height=40, width=60, annotations=[dict(bbox=[1, 2, 3, 4], bbox_mode=1)])
+            (tmp_path / "own_records.py").write_text(
+                "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+                f"DatasetCatalog.register('cli_no_class', lambda: [{record}])\n"
+                "MetadataCatalog.get('cli_no_class').set(thing_classes=['cat'])\n"
+            )
+            source = "cli_no_class"
+        else:
+            command("data", "convert", source, tmp_path / form, "--to", form)
+            source = tmp_path / form
+            labels = source / ("Annotations/1.xml" if form == "voc" else "labels/train/1.txt")
+            text = labels.read_text()
+            labels.write_text(text.replace("<name>cat</name>", "", 1) if form == "voc" else text.replace("0 ", "", 1))
+        try:
+            status, out, _ = command("data", "check", source, *more)
+            assert status == 1 and "ERROR" in out
+            status, _, err = command("data", "convert", source, tmp_path / "b.json", *more)
+            assert status == 1 and not (tmp_path / "b.json").exists()
+        finally:
+            sys.modules.pop("own_records", None)
+
+    @pytest.mark.parametrize("exif", ["apply", "ignore"])
+    def test_sizes_of_turned_photos(self, command, yaml_file, tmp_path, exif):
+        """The size that is not said, or that the format never says, is that of the images as they are read."""
+        turned_photo(tmp_path / "f" / "1.png")
+        stored, upright = ((160, 96), [10, 20, 50, 30]), ((96, 160), [46, 10, 30, 50])
+        (wh, box), other = (upright, stored) if exif == "apply" else (stored, upright)
+        source = write_coco(tmp_path / "f", [{"id": 1, "file_name": "1.png"}], [annotation(1, bbox=box)], CATEGORIES)
+        option = ["--exif", exif] if exif == "ignore" else []
+        status, out, err = command("data", "check", source, *option)
+        assert status == 0, out
+        for more in (option, ["--config-file", yaml_file, "--opts", "INPUT.EXIF", exif]):
+            folder = tmp_path / f"yolo{len(more)}"
+            status, out, err = command("data", "convert", source, folder, "--to", "yolo", *more)
+            assert status == 0, err
+            numbers = [float(v) for v in (folder / "labels/train/1.txt").read_text().split()]
+            centre = [(box[0] + box[2] / 2) / wh[0], (box[1] + box[3] / 2) / wh[1]]
+            np.testing.assert_allclose(numbers, [0, *centre, box[2] / wh[0], box[3] / wh[1]], rtol=1e-6)
+        command("data", "convert", folder, tmp_path / "back.json", *option)
+        back = json.loads((tmp_path / "back.json").read_text())
+        assert (back["images"][0]["width"], back["images"][0]["height"]) == wh
+        np.testing.assert_allclose(back["annotations"][0]["bbox"], box, atol=1e-3)
+        # a size that is said, and is not that of the image as it is read, is an error as in the check
+        write_coco(tmp_path / "f", [image(1, width=other[0][0], height=other[0][1])], [annotation(1)], CATEGORIES)
+        status, _, err = command("data", "convert", source, tmp_path / "no.json", *option)
+        assert status == 1 and "height and width exchanged by their EXIF orientation" in err
 
     def test_nothing_is_left_of_a_failure(self, command, good, tmp_path):
         (good.parent / "2.png").unlink()

@@ -444,6 +444,33 @@ class TestTrainLoader:
             build_detection_train_loader(cfg)
 
 
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_sizes_that_a_file_lacks_are_those_of_the_images_as_they_are_read(tmp_path, files, exif):
+    """For training and evaluation, from a config and where the parts are made one by one."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.png", exif=turned)
+    width, height = (30, 20) if exif == "ignore" else (20, 30)
+    mask = {"size": [height, width], "counts": [0, 60, 540]}
+    one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [width - 6, height - 6, 5, 5], "segmentation": mask}
+    images, categories = [{"id": 1, "file_name": "turned.png"}], [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [one], "categories": categories}))
+    register_coco_instances("test_build_exif", {}, str(tmp_path / "a.json"), str(tmp_path))
+    try:
+        cfg = files()
+        cfg.INPUT.EXIF, cfg.INPUT.MASK_FORMAT, cfg.MODEL.MASK_ON = exif, "bitmask", True
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.SOLVER.IMS_PER_BATCH = ("test_build_exif",), ("test_build_exif",), 1
+        for loader in (build_detection_train_loader(cfg), build_detection_test_loader(cfg, "test_build_exif")):
+            (sample,) = next(iter(loader))
+            assert (sample["width"], sample["height"]) == (width, height)
+        (record,) = get_detection_dataset_dicts("test_build_exif", exif=exif)
+        mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True, exif=exif)
+        assert mapper(record)["image"].shape == (3, height, width)
+    finally:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.remove("test_build_exif")
+
+
 class TestWeightedDataSets:
     @pytest.fixture
     def cfg(self, register, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data.checks.files import file_problems
 from detectron2.data.checks.findings import evenly_spaced
 from detectron2.data.checks.masks import polygon_areas
-from detectron2.data.formats.annotated_images import AnnotatedImages
+from detectron2.data.formats.annotated_images import AnnotatedImages, within_image
 from detectron2.data.formats.coco import read_content
 from detectron2.data.formats.reading import (
     EXIF_CURES,
@@ -301,14 +301,9 @@ def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes:
     """Correct the box if possible; -> whether there is one."""
     box: Any = annotation.get("bbox")
     numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-    if numbers and len(box) == 5:
-        if not annotation.get("iscrowd", 0) and min(box[2:4]) <= 0:
-            changes["annotations without a usable box taken out"] += 1
-            return False
-        return True
-    if not numbers or len(box) != 4 or min(box[2:]) <= 0:
+    if not numbers or len(box) not in (4, 5) or min(box[2:4]) <= 0:
         polygons = annotation.get("segmentation")
-        if not isinstance(polygons, list):
+        if not isinstance(polygons, list) or (numbers and len(box) == 5):
             changes["annotations without a usable box taken out"] += 1
             return False
         points = np.concatenate([np.asarray(p, dtype=np.float64) for p in polygons]).reshape(-1, 2)
@@ -316,15 +311,12 @@ def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes:
         box = annotation["bbox"] = [*low.tolist(), *(high - low).tolist()]
         changes["boxes taken from the polygons"] += 1
     width, height = (math.inf if s is None else s for s in size_wh)
-    x1, y1 = max(box[0], 0), max(box[1], 0)
-    x2, y2 = min(box[0] + box[2], width), min(box[1] + box[3], height)
-    if x2 <= x1 or y2 <= y1:
+    inside = within_image(annotation, (width, height))
+    if inside is None:
         changes["annotations outside their image taken out"] += 1
         return False
-    # x + w may differ from the edge by rounding alone
-    if max(x1 - box[0], y1 - box[1], box[0] + box[2] - x2, box[1] + box[3] - y2) > 1e-3:
-        annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        changes["boxes clipped to their image"] += 1
+    changes["boxes clipped to their image"] += inside is not annotation
+    annotation.update(inside)
     return True
 
 

@@ -200,7 +200,7 @@ def register_coco_instances(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
+def convert_to_coco_dict(dataset_name: str, records: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Convert a registered data set to the COCO format: boxes, masks, keypoints, categories.
 
     Labels become the category ids that the metadata's `thing_dataset_id_to_contiguous_id` came from, if it has
@@ -210,6 +210,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
     Args:
         dataset_name: name in the catalogs; the metadata must have `thing_classes`.
+        records: the data set, if it is loaded already.
 
     Returns:
         what the JSON file is to hold. There is no key "annotations" if no image has any: evaluation takes that as
@@ -219,10 +220,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         ValueError: an image or annotation lacks something, has an unknown label, or an image id occurs twice.
         TypeError: a segmentation is of no kind that is known.
     """
-    return _convert(dataset_name, DatasetCatalog.get(dataset_name))
-
-
-def _convert(dataset_name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    records = DatasetCatalog.get(dataset_name) if records is None else records
     category_of = _category_ids(dataset_name)
     classes = MetadataCatalog.get(dataset_name).thing_classes
     images: list[dict[str, Any]] = []
@@ -417,7 +415,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
                 output_file,
             )
         records = DatasetCatalog.get(dataset_name) if records is None else records
-        content = _convert(dataset_name, records)
+        content = convert_to_coco_dict(dataset_name, records)
         content["info"]["fingerprint"] = _fingerprint(dataset_name, records)
         logger.info("Writing annotations in the COCO format to '%s' ...", output_file)
         with atomic_write(output_file, "w") as f:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
-from detectron2.data.formats.reading import image_size_hw
+from detectron2.data.formats.reading import current_exif, image_size_hw
 
 __all__ = [
     "FORMATS",
@@ -28,6 +28,7 @@ __all__ = [
     "read_images_hw",
     "split_overlaps",
     "upright_xywh",
+    "within_image",
     "write_folder_atomically",
 ]
 
@@ -35,6 +36,7 @@ FORMATS = ("coco", "voc", "yolo")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 _THREADS = 16
+_ROUNDING = 1e-3  # pixels
 
 
 @dataclass
@@ -133,13 +135,15 @@ def image_path(root: str, name: str) -> str:
 def read_images_hw(paths: Iterable[str]) -> list[tuple[int, int] | Exception]:
     """Read the sizes `(height, width)` of images from their headers, several at a time; or why that failed."""
 
+    exif = current_exif()  # which the threads do not know
+
     def size(path: str) -> tuple[int, int] | Exception:
         try:
-            return image_size_hw(path)
+            return image_size_hw(path, exif)
         except Exception as e:  # Pillow raises many kinds; all are reported by the caller
             return e
 
-    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(size, paths))
 
 
@@ -186,14 +190,36 @@ def place_images(pairs: Iterable[tuple[str, Path]], mode: str) -> None:
         shutil.copy2(source, target)
 
 
-def upright_xywh(box: list[float]) -> list[float]:
-    """Return `(x, y, width, height)` of a box of a COCO file; of a rotated one the upright box around it."""
-    if len(box) == 4:
-        return box
-    center_x, center_y, width, height, degrees = box
-    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    outer_w, outer_h = width * cos + height * sin, width * sin + height * cos
-    return [center_x - outer_w / 2, center_y - outer_h / 2, outer_w, outer_h]
+def upright_xywh(box: list[float], size_wh: tuple[float, float] | None = None) -> list[float]:
+    """Return `(x, y, width, height)` of a box of a COCO file; of a rotated one the upright box around it.
+
+    What is outside an image of the size that is given is cut off.
+    """
+    x, y, width, height = box[:4]
+    if len(box) == 5:
+        cos, sin = abs(math.cos(math.radians(box[4]))), abs(math.sin(math.radians(box[4])))
+        width, height = width * cos + height * sin, width * sin + height * cos
+        x, y = x - width / 2, y - height / 2
+    if size_wh is None:
+        return [x, y, width, height]
+    x1, y1 = max(x, 0), max(y, 0)
+    return [x1, y1, min(x + width, size_wh[0]) - x1, min(y + height, size_wh[1]) - y1]
+
+
+def within_image(annotation: dict[str, Any], size_wh: tuple[float, float]) -> dict[str, Any] | None:
+    """Return an annotation of a COCO file with its box clipped to the image; None if no area of it lies in the image.
+
+    Masks and rotated boxes stay as they are, and so does what differs from the edge by rounding alone.
+    """
+    box = annotation["bbox"]
+    around, (x, y, width, height) = upright_xywh(box), upright_xywh(box, size_wh)
+    if not (min(width, height, *box[2:4]) > 0):  # also of NaN
+        return None
+    ends = zip((x, y, x + width, y + height), (*around[:2], around[0] + around[2], around[1] + around[3]), strict=True)
+    if len(box) == 5 or max(abs(a - b) for a, b in ends) <= _ROUNDING:
+        return annotation
+    clipped = {**annotation, "bbox": [x, y, width, height]}
+    return clipped if annotation.get("segmentation") or "area" not in annotation else {**clipped, "area": width * height}
 
 
 @contextlib.contextmanager

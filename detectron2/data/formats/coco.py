@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from detectron2.utils.file_io import atomic_write
 __all__ = [
     "COCO_MISTAKES",
     "CocoReader",
+    "PanopticFileError",
     "guess_image_root",
     "keypoint_metadata",
     "read_coco",
@@ -112,6 +113,10 @@ COCO_MISTAKES = {
 """What can be wrong with a file in this format."""
 
 
+class PanopticFileError(ValueError):
+    """A file is in the panoptic format, not in that of instances."""
+
+
 def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, split: str = "") -> AnnotatedImages:
     """Read an annotation file.
 
@@ -125,15 +130,14 @@ def read_coco(json_file: str | os.PathLike[str], image_root: str | None = None, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, not an object, or in the panoptic format.
+        ValueError: it is not JSON or not an object; a `PanopticFileError`: it is in the panoptic format.
     """
     content = read_json(json_file)
     annotations = content.get("annotations")
     if isinstance(annotations, list) and any(isinstance(a, dict) and "segments_info" in a for a in annotations[:1]):
-        raise ValueError(
-            f"'{json_file}' is in the panoptic format of COCO, whose segments are in PNG files. Register it in a .py "
-            "file, detectron2.data.datasets.register_coco_panoptic(name, metadata, image_root, panoptic_root, "
-            "panoptic_json), and give the name and --import FILE.py."
+        raise PanopticFileError(
+            f"'{json_file}' is in the panoptic format of COCO, whose segments are in PNG files: it can be checked and "
+            "shown, but neither fixed nor converted, since the other formats have objects with boxes and masks."
         )
     report = Report(COCO_MISTAKES)
     for key in ("images", "annotations", "categories"):
@@ -154,15 +158,21 @@ def _objects(content: dict[str, Any], key: str, file: Any, report: Report, requi
         return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, Any]]) -> str:
-    """Return the folder near an annotation file that has one of the first images; by default the folder of the file."""
+def guess_image_root(
+    json_file: str | os.PathLike[str], images: list[dict[str, Any]], parts: Sequence[str] = ()
+) -> str:
+    """Return the folder near an annotation file that has one of the first images; by default the folder of the file.
+
+    The `parts` are looked for before the usual names of such folders.
+    """
     folder = Path(json_file).parent
-    plain = Path(json_file).stem.replace("instances_", "").replace("person_keypoints_", "")
+    stem = Path(json_file).stem
+    plain = re.sub("instances_|person_keypoints_|panoptic_", "", stem)
     names = [i["file_name"] for i in images[:5] if isinstance(i.get("file_name"), str)]
     for base in (folder, folder.parent):
-        for candidate in (base, base / "images", base / plain, base / "images" / plain, base / "JPEGImages"):
-            if any((candidate / name).is_file() for name in names):
-                return str(candidate)
+        for part in (*parts, "", "images", plain, f"images/{plain}", "JPEGImages", stem):
+            if any((base / part / name).is_file() for name in names):
+                return str(base / part)
     return str(folder)
 
 

@@ -4,6 +4,7 @@ A reader walks its file once and hands each mistake to a `Report`, which raises 
 """
 
 import contextlib
+import contextvars
 import gc
 import json
 import logging
@@ -27,7 +28,9 @@ __all__ = [
     "checked_id",
     "checked_objects",
     "checked_size",
+    "current_exif",
     "describe",
+    "exif_policy",
     "find_duplicates",
     "image_size_hw",
     "is_polygon",
@@ -276,10 +279,28 @@ def is_polygon(coordinates: Any) -> bool:
     return isinstance(coordinates, list) and len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
-def image_size_hw(path: str, exif: str = "apply") -> tuple[int, int]:
-    """Read the size `(height, width)` of an image from its header, after EXIF orientation unless `exif` is "ignore"."""
+_POLICY = contextvars.ContextVar("exif", default="apply")
+
+
+@contextlib.contextmanager
+def exif_policy(exif: str) -> Iterator[None]:
+    """Have the sizes that annotations lack read from the images as `INPUT.EXIF` ("apply" or "ignore") says."""
+    token = _POLICY.set(exif)
+    try:
+        yield
+    finally:
+        _POLICY.reset(token)
+
+
+def current_exif() -> str:
+    """Return what `exif_policy` has set."""
+    return _POLICY.get()
+
+
+def image_size_hw(path: str, exif: str | None = None) -> tuple[int, int]:
+    """Read the size `(height, width)` of an image from its header; `exif` is by default that of `exif_policy`."""
     size_hw, orientation = stored_size_hw(path)
-    return size_hw if orientation < 5 or exif == "ignore" else (size_hw[1], size_hw[0])
+    return size_hw if orientation < 5 or (exif or current_exif()) == "ignore" else (size_hw[1], size_hw[0])
 
 
 def stored_size_hw(path: str) -> tuple[tuple[int, int], int]:

@@ -257,6 +257,7 @@ def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int
     categories = {c["id"]: c["name"] for c in data.content["categories"]}
     entries = data.content["images"]
     names = flat_names(i["file_name"] for i in entries)
+    sizes_wh = {i["id"]: (i["width"], i["height"]) for i in entries}
     objects = defaultdict(list)
     for annotation in data.content["annotations"]:
         if annotation.get("iscrowd", 0):
@@ -265,7 +266,8 @@ def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int
         lost["angles of boxes"] += len(annotation["bbox"]) == 5
         lost["masks"] += bool(annotation.get("segmentation"))
         lost["sets of keypoints"] += bool(annotation.get("keypoints"))
-        objects[annotation["image_id"]].append(_object_element(annotation, categories[annotation["category_id"]]))
+        box = upright_xywh(annotation["bbox"], sizes_wh[annotation["image_id"]])
+        objects[annotation["image_id"]].append(_object_element(annotation, box, categories[annotation["category_id"]]))
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / part).mkdir(parents=True)
     stems = {}
@@ -294,14 +296,14 @@ def _annotation_element(image: dict[str, Any], name: str, objects: list[ET.Eleme
     return root
 
 
-def _object_element(annotation: dict[str, Any], name: str) -> ET.Element:
+def _object_element(annotation: dict[str, Any], box_xywh: list[float], name: str) -> ET.Element:
     element = ET.Element("object")
     _child(element, "name", name)
     _child(element, "pose", annotation.get("pose", "Unspecified"))
     for flag in _FLAGS:
         if flag in annotation or flag != "occluded":
             _child(element, flag, str(int(annotation.get(flag, 0))))
-    x, y, w, h = upright_xywh(annotation["bbox"])
+    x, y, w, h = box_xywh
     box = _child(element, "bndbox")
     for key, value in zip(_EDGES, (x + 1, y + 1, x + w, y + h), strict=True):
         _child(box, key, f"{value:.2f}".rstrip("0").rstrip("."))

@@ -298,16 +298,17 @@ def _numbers(annotation: dict[str, Any], size_hw: tuple[int, int], lost: Counter
             return (outline / size_wh).reshape(-1).tolist()
         lost["masks without an outline (written as boxes)"] += 1
     lost["angles of boxes"] += len(annotation["bbox"]) == 5
-    x, y, w, h = upright_xywh(annotation["bbox"])
+    x, y, w, h = upright_xywh(annotation["bbox"], (size_hw[1], size_hw[0]))
     return (np.array([[x + w / 2, y + h / 2], [w, h]]) / size_wh).reshape(-1).tolist()
 
 
 def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndarray | None:
     """Return one outline `(P, 2)` whose inside, where lines that cross twice count as outside, is the mask."""
     rings = [] if isinstance(mask, dict) else [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask]
-    rings = [ring for ring in rings if len(ring) >= 3]
-    if len(rings) == 1:
-        return rings[0]
+    outlined = bool(rings)
+    rings = [part for ring in rings if len(ring) >= 3 for part in _within(ring, size_hw)]
+    if len(rings) == 1 or (outlined and not rings):
+        return rings[0] if rings else None
     if rings:
         areas = polygon_areas([ring.reshape(-1) for ring in rings], signed=True)
         # one way round for all, so that areas add up
@@ -325,6 +326,18 @@ def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndar
         (polygons_to_bitmask([joined.reshape(-1)], *size_hw) != pixels).any()
     )
     return joined
+
+
+def _within(ring: np.ndarray, size_hw: tuple[int, int]) -> list[np.ndarray]:
+    """Return the parts of an outline `(P, 2)` that lie in the image: shares beyond 0 and 1 are no outline."""
+    from matplotlib.path import Path as Outline
+    from matplotlib.transforms import Bbox
+
+    if ring.min() >= 0 and (ring <= size_hw[::-1]).all():
+        return [ring]
+    closed = Outline(np.concatenate([ring, ring[:1]]), closed=True)
+    parts: Any = closed.clip_to_bbox(Bbox([(0, 0), size_hw[::-1]])).to_polygons()
+    return [p[:-1] for p in parts if len(p) > 3]
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:

@@ -104,7 +104,7 @@ def test_lists_that_are_none(write):
 
 
 def test_panoptic_files_are_refused(write):
-    with pytest.raises(ValueError, match="register_coco_panoptic"):
+    with pytest.raises(ValueError, match="neither fixed nor converted"):
         read_coco(write(annotations=[{"segments_info": []}]))
 
 
