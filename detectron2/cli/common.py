@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from detectron2.config.safe_yaml import load_yaml
 from detectron2.config.trusted_calls import refuse_foreign_config
 from detectron2.config.unread import warn_of_unread
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
+from detectron2.data.catalog import UnknownDatasetError
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.formats.voc import voc_classes
 from detectron2.engine.model_preparation import available_device, on_available_device
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -52,10 +54,11 @@ def register_datasets(args: argparse.Namespace) -> None:
                 raise FileNotFoundError(f"--coco {name}: no such file or folder: {path}")
         register_coco_instances(name, {}, json_file, image_root)
     for name, root, split in args.voc:
-        split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
-        if not os.path.isfile(split_file):
-            raise FileNotFoundError(f"--voc {name}: no such file: {split_file}")
-        classes = [c.strip() for c in args.classes.split(",")] if args.classes else _voc_classes(root)
+        splits = Path(root, "ImageSets", "Main")
+        if not Path(splits, f"{split}.txt").is_file():
+            there = ", ".join(sorted(p.stem for p in splits.glob("*.txt") if "_" not in p.stem))
+            raise FileNotFoundError(f"--voc {name}: there is no {splits}/{split}.txt; splits: {there or 'none'}.")
+        classes = [c.strip() for c in args.classes.split(",")] if args.classes else voc_classes(root)
         if not args.classes and getattr(args, "weights", ""):
             description = read_description(args.weights)
             of_weights = list(description.metadata.get("thing_classes") or ()) if description is not None else []
@@ -64,16 +67,15 @@ def register_datasets(args: argparse.Namespace) -> None:
         MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
 
 
-def _voc_classes(root: str) -> list[str]:
-    """Return the sorted class names in all annotations under a VOC folder; those of one split may lack some."""
-    import xml.etree.ElementTree as ElementTree
-
-    names: set[str] = set()
-    for path in sorted(Path(root, "Annotations").glob("*.xml")):
-        names.update(e.text.strip() for e in ElementTree.parse(path).iterfind("object/name") if e.text)
-    if not names:
-        raise ValueError(f"No annotated objects under {root}/Annotations; name the classes with --classes.")
-    return sorted(names)
+def require_registered(names: Iterable[str]) -> None:
+    """Raise the error of the catalog for a name that is not registered, and say which options register data sets."""
+    for name in names:
+        if name not in DatasetCatalog:
+            try:
+                DatasetCatalog.get(name)
+            except KeyError as e:
+                options = "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, or --import FILE.py with code that does"
+                raise UnknownDatasetError(f"{e.args[0]} Options that register one: {options}.") from None
 
 
 def find_config_file(path: str) -> str:

@@ -248,7 +248,7 @@ def _run_check(args: argparse.Namespace, cfg: Any) -> int:
     reports = [_inspect(source, expected, args) for source in sources]
     between = compare_classes({s.name: s.class_names for s in sources})
     passes = all(r.passes for r in reports) and all(f.level != "error" for f in between)
-    changes, why_not = _fix(names[0], args, expected) if args.fix else ({}, "")
+    changes, left, why_not = _fix(names[0], args, expected) if args.fix else ({}, [], "")
     passes_now = not why_not if args.fix else passes
     if args.json:
         result = {
@@ -266,7 +266,7 @@ def _run_check(args: argparse.Namespace, cfg: Any) -> int:
             sys.stdout.write("Between the data sets\n" + "".join(_finding_text(f) for f in between) + "\n")
         sys.stdout.write(_verdict([*(f for r in reports for f in r.findings), *between]) + "\n")
         if args.fix:
-            sys.stdout.write("\n" + _fix_text(args.fix, changes, why_not))
+            sys.stdout.write("\n" + _fix_text(args.fix, changes, left, why_not))
     return 0 if passes_now else 1
 
 
@@ -322,20 +322,23 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
     )
 
 
-def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], str]:
-    """Write a cleaned copy; -> what was changed, and why that is not a repair ("" if it is one)."""
+def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], list[Finding], str]:
+    """Write a cleaned copy; -> what was changed, what is warned of still, why that is no repair ("" if it is one)."""
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
     changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)
     write_content(data.content, Path(args.fix))
     after = _distinct(data.content["annotations"])
-    if not _inspect(_as_source(args.fix, data), expected, args).passes:
-        return changes, "It still has errors: check it again to see."
+    report = _inspect(_as_source(args.fix, data), expected, args)
+    left = report.of_level("warning")
+    if not report.passes:
+        return changes, left, "It still has errors: check it again to see."
     if 2 * len(after) < len(before):
-        return changes, f"This is not a repair: {len(after)} of {len(before)} annotations are left."
+        return changes, left, f"This is not a repair: {len(after)} of {len(before)} annotations are left."
     gone = {c for _, c, _ in before} - {c for _, c, _ in after}
     gone_names = [repr(c["name"]) for c in data.content["categories"] if str(c["id"]) in gone]
-    return changes, f"This is not a repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""
+    why_not = f"This is not a repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""
+    return changes, left, why_not
 
 
 def _distinct(annotations: list[dict[str, Any]]) -> set[tuple[str, ...]]:
@@ -394,13 +397,13 @@ def _class_table(report: DatasetReport) -> str:
     return "\n" + "".join(f"  {line}\n" for line in table.splitlines()) + note
 
 
-def _fix_text(file: str, changes: dict[str, int], why_not: str) -> str:
-    text = (
-        f"Wrote {file}, in COCO format, with these changes:\n"
-        if changes
-        else f"Wrote {file}: there was nothing to fix.\n"
-    )
-    text += "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
+def _fix_text(file: str, changes: dict[str, int], left: list[Finding], why_not: str) -> str:
+    nothing = "there was nothing that could be fixed without guessing" if left else "there was nothing to fix"
+    done = ", in COCO format, with these changes:" if changes else f": {nothing}."
+    text = f"Wrote {file}{done}\n" + "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
+    if left:
+        text += "Left as it is, since only you can tell whether it is meant:\n"
+        text += "".join(f"            {finding.what}\n" for finding in left)
     return text + (why_not or "It passes the check.") + "\n"
 
 

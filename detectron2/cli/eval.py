@@ -24,6 +24,7 @@ from detectron2.cli.common import (
     load_chosen_config,
     load_model,
     register_datasets,
+    require_registered,
     write_json,
 )
 from detectron2.config import CfgNode
@@ -47,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("There is nothing to evaluate on: DATASETS.TEST is empty.")
     if not isinstance(cfg, CfgNode) and "evaluator" not in cfg.dataloader:
         raise ValueError(f"There is no evaluation to do: {args.config_file} does not define dataloader.evaluator.")
+    names = dataset_names(cfg, "test")
+    require_registered(names)
     args.eval_only = True
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)
-    names = dataset_names(cfg, "test")
     results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
     if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
         results.update(DefaultTrainer.test_with_TTA(cfg, model))

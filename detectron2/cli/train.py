@@ -17,10 +17,10 @@ from detectron2.cli.common import (
     find_config_file,
     load_config,
     register_datasets,
+    require_registered,
     save_metadata,
 )
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.run_folder import earlier_results, other_training
@@ -64,6 +64,7 @@ def train(args: argparse.Namespace) -> None:
     register_datasets(args)
     args.config_file = find_config_file(args.config_file)
     cfg = load_config(args.config_file, args.opts, args.output, args.device)
+    require_registered(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     if comm.is_main_process():
         _check_folder(cfg, args)
     default_setup(cfg, args)
@@ -74,7 +75,4 @@ def train(args: argparse.Namespace) -> None:
         trainer.train()
     else:
         save_metadata(cfg)
-        for name in dataset_names(cfg, "test"):
-            if name not in DatasetCatalog:
-                DatasetCatalog.get(name)  # raises now, not when training is over
         lazy_train(cfg, resume=args.resume)

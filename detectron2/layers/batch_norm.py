@@ -294,11 +294,22 @@ def _check_device(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         )
 
 
+def _group_norm(num_channels: int) -> nn.Module:
+    if num_channels % _GROUPS:
+        raise ValueError(
+            f"The norm 'GN' shares channels among {_GROUPS} groups, and {num_channels} channels are no multiple of "
+            f"{_GROUPS}. Change the number of channels of that part of the model (such as MODEL.FPN.OUT_CHANNELS or "
+            "MODEL.ROI_BOX_HEAD.CONV_DIM), or its norm (such as MODEL.FPN.NORM or MODEL.ROI_BOX_HEAD.NORM)."
+        )
+    return nn.GroupNorm(_GROUPS, num_channels)
+
+
+_GROUPS = 32
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": _synchronized,
     "FrozenBN": FrozenBatchNorm2d,
-    "GN": functools.partial(nn.GroupNorm, 32),
+    "GN": _group_norm,
     "LN": LayerNorm,
     # To compare implementations of synchronised batch norm with one another:
     "nnSyncBN": _synchronized,

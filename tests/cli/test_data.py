@@ -371,6 +371,15 @@ class TestFix:
             a.setdefault("iscrowd", 0)
         assert after == before
 
+    def test_what_only_a_person_can_tell_is_left_and_named(self, command, tmp_path):
+        boxes = [annotation(1, iscrowd=0, area=110), annotation(2, bbox=[2, 3, 1, 1], iscrowd=0, area=1)]
+        path = write_coco(tmp_path, [image(1)], boxes, CATEGORIES)
+        status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
+        assert status == 0 and "[box-tiny]" in out and "there was nothing to fix" not in out
+        _, fixed = out.split("Wrote ")
+        assert "nothing that could be fixed without guessing" in fixed
+        assert "1 annotation has a box of no more than a pixel in width or height" in fixed
+
     def test_all_mistakes(self, command, tmp_path):
         path, target = mistakes(tmp_path / "bad"), tmp_path / "bad" / "fixed.json"
         status, out, err = command("data", "check", path, "--fix", target)

@@ -188,17 +188,22 @@ class TestErrors:
             (["--config-file", "{lazy}", "train.max_itr=3"], ["train.max_itr=3", "did you mean 'max_iter'"]),
             (["--config-file", "{lazy}", "train.max_iter", "3"], ["'train.max_iter'", "KEY=VALUE"]),
             (["--config-file", "{yaml}", "--coco", "n", "no.json", "d"], ["--coco n: no such file or folder: no.json"]),
-            (["--config-file", "{yaml}", "--voc", "n", "no", "train"], ["--voc n: no such file", "train.txt"]),
+            (["--config-file", "{yaml}", "--voc", "n", "no", "train"], ["--voc n: there is no", "train.txt; splits: none"]),
+            (["--config-file", "{yaml}", "--voc", "n", "{voc}", "trian"], ["trian.txt; splits: test, train."]),
+            (
+                ["--config-file", "{yaml}", "DATASETS.TRAIN", "('mine',)"],
+                ["'mine' is not registered", "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT"],
+            ),
             (["--config-file", "{yaml}", "--classes", "a,b"], ["--classes", "there is no --voc"]),
             (["--config-file", "{yaml}", "--import", "no_such_module"], ["No module named 'no_such_module'"]),
             (["--config-file", "{yaml}", "--import", "no_such.py"], ["no_such.py"]),
         ],
         ids=lambda x: " ".join(x)[:50],
     )
-    def test_one_message(self, command, yaml_file, lazy_file, tmp_path, args, messages):
-        args = [a.format(yaml=yaml_file, lazy=lazy_file) for a in args]
-        status, out, err = command("train", "--output", tmp_path, *args)
-        assert status == 1
+    def test_one_message(self, command, data, yaml_file, lazy_file, tmp_path, args, messages):
+        args = [a.format(yaml=yaml_file, lazy=lazy_file, voc=data / "voc") for a in args]
+        status, out, err = command("train", "--output", tmp_path / "out", *args)
+        assert status == 1 and not (tmp_path / "out").exists()
         for message in ("detectron2 train: ", *messages, "--traceback"):
             assert message in err
         assert "Traceback (most" not in out + err
@@ -209,7 +214,7 @@ class TestErrors:
 
     def test_class_that_is_not_named(self, command, yaml_file, voc, tmp_path):
         args = ["--config-file", yaml_file, *voc, "--classes", "disc", "--output", tmp_path]
-        status, _, err = command("train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "MODEL.MASK_ON", "False")
+        status, _, err = command("train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "DATASETS.TEST", "()", "MODEL.MASK_ON", "False")
         assert status == 1
         assert "which is not among the class names ['disc']" in err
         assert ".xml: object" in err

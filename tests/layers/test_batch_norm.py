@@ -210,6 +210,8 @@ class TestGetNorm:
 
     def test_group_norm_has_32_groups(self):
         assert get_norm("GN", 64).num_groups == 32
+        with pytest.raises(ValueError, match=r"48 channels are no multiple of 32.*MODEL.FPN.OUT_CHANNELS"):
+            get_norm("GN", 48)
 
     def test_a_function(self):
         assert get_norm(lambda c: nn.InstanceNorm2d(c), 7).num_features == 7

@@ -249,7 +249,7 @@ def small_boxes(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, n
     for indices in bad.values():
         small[indices] = False
     flaw = "a box of no more than a pixel in width or height"
-    cure = "Most such boxes are slips of the mouse: look at them, and take them out."
+    cure = "Most such boxes are slips of the mouse: look at them, and take out those that are; --fix leaves them."
     return table.findings("box-tiny", "warning", np.flatnonzero(small), flaw, lambda i: _describe_box(table, i), cure)
 
 

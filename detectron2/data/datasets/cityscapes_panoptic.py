@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data.datasets.cityscapes import check_label_image
-from detectron2.data.formats.reading import read_json, shorten
+from detectron2.data.datasets.coco_panoptic import read_segments
+from detectron2.data.formats.reading import read_json
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["load_cityscapes_panoptic"]
@@ -33,34 +34,31 @@ def load_cityscapes_panoptic(
 
     Raises:
         FileNotFoundError: the annotation file or the images of the semantic labels have not been made yet.
-        ValueError: a segment has an unknown category.
+        ValueError: the tables are missing, the file is not in this format, or a segment has an unknown category.
     """
     image_dir, gt_dir = os.fspath(image_dir), os.fspath(gt_dir)
-    things, stuff = meta["thing_dataset_id_to_contiguous_id"], meta["stuff_dataset_id_to_contiguous_id"]
-    labels = {**stuff, **things}
+    tables = [f"{kind}_dataset_id_to_contiguous_id" for kind in ("thing", "stuff")]
+    if missing := [key for key in tables if meta.get(key) is None]:
+        raise ValueError(
+            f"meta needs {' and '.join(missing)}, from ids of {gt_json} to labels; Cityscapes' own are in "
+            "MetadataCatalog.get('cityscapes_fine_panoptic_train')."
+        )
     if not PathManager.isfile(os.fspath(gt_json)):
         raise FileNotFoundError(
             f"There is no file '{gt_json}'. Make it with cityscapesscripts/preparation/createPanopticImgs.py."
         )
     records = []
-    for annotation in read_json(gt_json)["annotations"]:
-        image_id = annotation["image_id"]  # <city>_<sequence>_<frame>
-        city = image_id.split("_")[0]
-        unknown = [s["category_id"] for s in annotation["segments_info"] if s["category_id"] not in labels]
-        if unknown:
-            raise ValueError(f"{gt_json}: image id {image_id} has segments of unknown categories: {shorten(unknown)}.")
-        image_file = os.path.join(image_dir, city, image_id + "_leftImg8bit.png")
+    for image_id, png, segments in read_segments(read_json(gt_json), meta, gt_json):
+        city = str(image_id).split("_")[0]  # of <city>_<sequence>_<frame>
+        image_file = os.path.join(image_dir, city, f"{image_id}_leftImg8bit.png")
         annotation_stem = image_file.replace("leftImg8bit", "gtFine").removesuffix(".png")
         records.append(
             {
                 "file_name": image_file,
                 "image_id": image_id,
                 "sem_seg_file_name": annotation_stem + "_labelTrainIds.png",
-                "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),
-                "segments_info": [
-                    {**s, "category_id": labels[s["category_id"]], "isthing": s["category_id"] in things}
-                    for s in annotation["segments_info"]
-                ],
+                "pan_seg_file_name": os.path.join(gt_dir, png),
+                "segments_info": segments,
             }
         )
     if not records:

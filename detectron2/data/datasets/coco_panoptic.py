@@ -8,13 +8,14 @@ which all things are label 0, each with its own labels.
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import CLASS_KEYS, load_coco_json, load_sem_seg, read_classes
 from detectron2.data.formats.reading import (
     AnnotationFileError,
+    check_keys,
     checked_file_name,
     checked_id,
     checked_objects,
@@ -58,16 +59,9 @@ def load_coco_panoptic_json(
     with timed(str(json_file)), paused_gc():
         content = read_json(json_file)
         meta = _with_class_tables(meta, content, json_file)
-        annotations = checked_objects(content, "annotations", json_file)
         images = _images_by_id(content, json_file)
         records = []
-        for index, annotation in enumerate(annotations):
-            where = f"annotations[{index}]"
-            missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
-            if missing:
-                raise AnnotationFileError(json_file, where, f"needs {missing}; it has: {shorten(annotation)}.")
-            image_id = checked_id(annotation["image_id"], json_file, where, "image_id")
-            png = checked_file_name(annotation["file_name"], json_file, where)
+        for image_id, png, segments in read_segments(content, meta, json_file):
             image = images.get(image_id, {})
             # Cityscapes' files do not name the images; there, as in COCO, an image is called as its PNG is.
             name = image.get("file_name", os.path.splitext(png)[0] + ".jpg")
@@ -75,7 +69,7 @@ def load_coco_panoptic_json(
                 "file_name": os.path.join(image_dir, name),
                 "image_id": _as_number(image_id),
                 "pan_seg_file_name": os.path.join(gt_dir, png),
-                "segments_info": _segments(annotation, meta, json_file, f"image id {image_id}"),
+                "segments_info": segments,
             }
             record.update({key: image[key] for key in ("height", "width") if key in image})
             records.append(record)
@@ -90,10 +84,9 @@ def _with_class_tables(
     if all(meta.get(key) is not None for key in _TABLES[1::2]):
         return dict(meta)
     for index, category in enumerate(categories := checked_objects(content, "categories", json_file)):
-        where, missing = f"categories[{index}]", [key for key in ("id", "name", "isthing") if key not in category]
-        if missing or category["isthing"] not in (0, 1):
-            needs = f"needs {missing}" if missing else "needs 'isthing' 0 or 1"
-            raise AnnotationFileError(json_file, where, f"{needs}; it has: {shorten(category)}.")
+        check_keys(category, json_file, where := f"categories[{index}]", "id", "name", "isthing")
+        if category["isthing"] not in (0, 1):
+            raise AnnotationFileError(json_file, where, f"'isthing' is 0 or 1, not {describe(category['isthing'])}.")
         checked_id(category["id"], json_file, where)
     categories = sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"]))
     known = dict(meta)
@@ -140,8 +133,7 @@ def _images_by_id(content: dict[str, Any], json_file: Any) -> dict[int | str, di
     by_id: dict[int | str, dict[str, Any]] = {}
     for index, image in enumerate(checked_objects(content, "images", json_file, required=False)):
         where = f"images[{index}]"
-        if "id" not in image:
-            raise AnnotationFileError(json_file, where, f"needs 'id'; it has: {shorten(image)}.")
+        check_keys(image, json_file, where, "id")
         image_id = checked_id(image["id"], json_file, where)
         if image_id in by_id:
             raise AnnotationFileError(json_file, where, f"another image has the id {image_id!r}, too.")
@@ -159,15 +151,25 @@ def _as_number(image_id: int | str) -> int | str:
     return int(image_id) if isinstance(image_id, str) and image_id.isdecimal() and len(image_id) < 19 else image_id
 
 
+def read_segments(
+    content: dict[str, Any], meta: Mapping[str, Any], json_file: Any
+) -> Iterator[tuple[int | str, str, list[dict[str, Any]]]]:
+    """Yield for each annotation the id of its image, its PNG file, and its segments with labels for category ids."""
+    for index, annotation in enumerate(checked_objects(content, "annotations", json_file)):
+        where = f"annotations[{index}]"
+        check_keys(annotation, json_file, where, "image_id", "file_name", "segments_info")
+        image_id = checked_id(annotation["image_id"], json_file, where, "image_id")
+        png = checked_file_name(annotation["file_name"], json_file, where)
+        yield image_id, png, _segments(annotation, meta, json_file, f"image id {image_id}")
+
+
 def _segments(annotation: dict[str, Any], meta: Mapping[str, Any], json_file: Any, where: str) -> list[dict[str, Any]]:
     """Return the descriptions of the segments of one image, with labels for category ids."""
     things, stuff = meta["thing_dataset_id_to_contiguous_id"], meta["stuff_dataset_id_to_contiguous_id"]
     segments, ids = [], set()
     for index, segment in enumerate(checked_objects(annotation, "segments_info", json_file)):
         place = f"segment {segment.get('id', index)} of {where}"
-        missing = [key for key in ("id", "category_id") if key not in segment]
-        if missing:
-            raise AnnotationFileError(json_file, place, f"needs {missing}; it has: {shorten(segment)}.")
+        check_keys(segment, json_file, place, "id", "category_id")
         segment_id = checked_id(segment["id"], json_file, place)
         # The id is the colour of the segment in the PNG: red + 256 green + 256 * 256 blue.
         if isinstance(segment_id, str) or not 0 <= segment_id < 256**3 or segment_id in ids:

@@ -17,7 +17,7 @@ import numpy as np
 
 from detectron2.data.datasets.builtin import dataset_root
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
-from detectron2.data.formats.reading import read_json, shorten
+from detectron2.data.formats.reading import check_keys, checked_objects, read_json, shorten
 from detectron2.utils.file_io import atomic_write
 
 __all__ = [
@@ -120,6 +120,7 @@ COCO_ID_OF_SYNSET = {
 
 
 _NO_LABEL = 255
+_IDS = {"images": ["id"], "annotations": ["image_id"], "categories": ["id"]}
 
 # --------------------------------------------------------------------------------------------------------------------
 # Contents
@@ -184,6 +185,8 @@ def cocofied(lvis: Mapping[str, Any]) -> dict[str, Any]:
         "images": [image(record) for record in lvis["images"]],
         "categories": sorted(categories, key=lambda c: c["id"]),
     }
+    if any("category_id" not in a for a in lvis.get("annotations", ())):
+        raise ValueError("an annotation has no 'category_id'")
     if "annotations" in lvis:
         result["annotations"] = [
             {**a, "category_id": coco_id_of[a["category_id"]]}
@@ -226,11 +229,12 @@ def subset(content: Mapping[str, Any], size: int, *, seed: int | None = None) ->
 
 
 def read_content(path: str, *keys: str) -> dict[str, Any]:
-    """Read an annotation file, which must have the `keys`; a missing one is a `ValueError`."""
+    """Read an annotation file, which must have the `keys`, and ids in its lists; else it is a `ValueError`."""
     content = read_json(path)
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"'{path}' has no {missing[0]!r}; it has: {shorten(content)}")
+    check_keys(content, path, "", *keys)
+    for key, ids in _IDS.items():
+        for index, entry in enumerate(checked_objects(content, key, path, required=key in content)):
+            check_keys(entry, path, f"{key}[{index}]", *ids)
     return content
 
 
@@ -248,6 +252,10 @@ def separated_stuff_tasks(panoptic_json: str, png_dir: str, output_dir: str) -> 
     The semantic labels, which get the same names, go to `output_dir`.
     """
     annotations = read_content(panoptic_json, "annotations")["annotations"]
+    for index, annotation in enumerate(annotations):
+        check_keys(annotation, panoptic_json, f"annotations[{index}]", "file_name", "segments_info")
+        for number, segment in enumerate(checked_objects(annotation, "segments_info", panoptic_json)):
+            check_keys(segment, panoptic_json, f"annotations[{index}].segments_info[{number}]", "id", "category_id")
     if not os.path.isdir(png_dir):
         raise FileNotFoundError(
             f"there is no folder '{png_dir}' of the PNG files of '{panoptic_json}': they come in an archive of that "

@@ -22,6 +22,7 @@ from detectron2.data.formats.reading import (
     AnnotationFileError,
     Meaning,
     Report,
+    check_keys,
     checked_file_name,
     checked_id,
     checked_objects,
@@ -225,9 +226,7 @@ class CocoReader:
         for index, category in enumerate(_objects(self.content, "categories", self.file, self.report, True)):
             where = f"categories[{index}]"
             try:
-                if "id" not in category or "name" not in category:
-                    what = f"needs 'id' and 'name'; it has: {shorten(category)}."
-                    raise AnnotationFileError(self.file, where, what)
+                check_keys(category, self.file, where, "id", "name")
                 category_id, name = checked_id(category["id"], self.file, where), category["name"]
                 if not isinstance(name, str):
                     raise AnnotationFileError(self.file, where, f"'name' must be a string, not {describe(name)}.")
@@ -250,9 +249,7 @@ class CocoReader:
         for index, image in enumerate(_objects(self.content, "images", self.file, self.report, True)):
             where = f"images[{index}]"
             try:
-                if "id" not in image or "file_name" not in image:
-                    what = f"needs 'id' and 'file_name'; it has: {shorten(image)}."
-                    raise AnnotationFileError(self.file, where, what)
+                check_keys(image, self.file, where, "id", "file_name")
                 image_id = checked_id(image["id"], self.file, where)
                 name = checked_file_name(image["file_name"], self.file, where)
             except AnnotationFileError as e:

@@ -24,6 +24,7 @@ __all__ = [
     "AnnotationFileError",
     "Meaning",
     "Report",
+    "check_keys",
     "checked_file_name",
     "checked_id",
     "checked_objects",
@@ -223,6 +224,13 @@ def checked_objects(content: dict[str, Any], key: str, file: Any, *, required: b
     return values
 
 
+def check_keys(entry: Mapping[str, Any], file: Any, where: str, *keys: str) -> None:
+    """Check that an object of a file has these keys. `where` is for messages."""
+    if not set(keys) <= entry.keys():
+        needs = f"needs {', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}" if keys[1:] else f"needs {keys[0]!r}"
+        raise AnnotationFileError(file, where, f"{needs}; it has: {shorten(entry)}.")
+
+
 def checked_id(value: Any, file: Any, where: str, key: str = "id") -> int | str:
     """Return an id: a string, or an integer of 64 bits (also where the file writes 3.0). `where` is for messages."""
     if isinstance(value, str):
@@ -309,7 +317,10 @@ def stored_size_hw(path: str) -> tuple[tuple[int, int], int]:
 
     if path.lower().endswith((".npy", ".npz")):
         return _array_size_hw(path), 1
-    with Image.open(PathManager.get_local_path(path)) as image:
+    path = PathManager.get_local_path(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is a folder, a pipe or a device, not a file")
+    with Image.open(path) as image:
         width, height = image.size
         orientation = 1
         # Without the condition, getexif() would decode whole PNG files in search of it.

@@ -26,7 +26,7 @@ from detectron2.data.formats.annotated_images import (
 from detectron2.data.formats.reading import AnnotationFileError, Meaning, Report, checked_file_name, checked_size
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["VOC_MISTAKES", "read_voc", "read_voc_records", "write_voc"]
+__all__ = ["VOC_MISTAKES", "read_voc", "read_voc_records", "voc_classes", "write_voc"]
 
 _LARGEST = 1e7  # far more pixels than any image has
 _FLAGS = ("truncated", "occluded", "difficult")
@@ -81,6 +81,18 @@ def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] |
     data.splits = splits or {"train": list(ids.values())}
     data.findings = report.findings + split_overlaps(lists)
     return data
+
+
+def voc_classes(root: str | os.PathLike[str]) -> list[str]:
+    """Return the sorted class names in all annotations of a folder; those of one split may lack some.
+
+    A `ValueError` if there are none.
+    """
+    stems = sorted(p.stem for p in Path(root).glob("Annotations/*.xml"))
+    names = {o["name"] for record in _read(root, stems, None, Report(VOC_MISTAKES)) for o in record["objects"]}
+    if not names:
+        raise ValueError(f"No annotated objects under {root}/Annotations; name the classes with --classes.")
+    return sorted(names)
 
 
 def read_voc_records(

@@ -5,6 +5,7 @@ width, height)` of its box, or its outline `x1 y1 x2 y2 x3 y3 ...`; all numbers 
 height. `data.yaml` names the classes and the folders of the splits.
 """
 
+import contextlib
 import itertools
 import os
 from collections import Counter, defaultdict
@@ -37,6 +38,8 @@ _SPLITS = ("train", "val", "test")
 _LARGEST = 1e7
 _MOST_CLASSES = 1 << 20
 _MOST_ENTRIES = 2_000_000  # of a folder
+_MOST_WITHOUT_IMAGES = 200_000  # of them, as in a folder of the system
+_MOST_BYTES = 1 << 28  # of a list of files
 _SLACK = 1e-3  # rounding of others
 
 
@@ -122,8 +125,9 @@ def _image_files(folder: Path, where: Any) -> Iterable[Path]:
         if place is None:
             raise FileNotFoundError(f"There is no '{folder / plain}', which data.yaml names.")
         if place.is_file():
-            lines = (line.strip() for line in place.read_text(encoding="utf-8").splitlines())
-            yield from (folder / line for line in lines if line)
+            yield from (folder / line for line in _lines(place) if line)
+        elif not place.is_dir():
+            raise ValueError(f"data.yaml: '{plain}' is neither a folder nor a file, but a device or the like.")
         elif folder.resolve().is_relative_to(place.resolve()) and place.resolve() != folder.resolve():
             raise ValueError(
                 f"data.yaml: '{plain}' is '{place.resolve()}', which has the data set in it; name a folder of images."
@@ -143,12 +147,39 @@ def _splits_by_folder(folder: Path) -> dict[str, list[Path]]:
     return {"train": list(_below(folder / "images"))}
 
 
+def _lines(place: Path) -> list[str]:
+    """Return the lines of a list of files; a `ValueError` if it can be none."""
+    size = place.stat().st_size  # 0 of files that the system makes up, some of which have no end
+    try:
+        text = place.read_text(encoding="utf-8") if 0 < size < _MOST_BYTES else ""
+    except UnicodeDecodeError:
+        size = _MOST_BYTES
+    if size >= _MOST_BYTES:
+        raise ValueError(f"data.yaml: '{place}' is no list of files, one a line in UTF-8; name that or a folder.")
+    return [line.strip() for line in text.splitlines()]
+
+
 def _below(folder: Path) -> list[Path]:
-    """Return the images in a folder; a `ValueError` if it has too much to be a data set."""
-    found = list(itertools.islice(folder.rglob("*"), _MOST_ENTRIES + 1))
-    if len(found) > _MOST_ENTRIES:
-        raise ValueError(f"'{folder}' has more than {_MOST_ENTRIES} files and folders; name a folder of images alone.")
-    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES)
+    """Return the images in a folder; a `ValueError` if it has too much to be a data set, or other things alone."""
+    images: list[Path] = []
+    waiting, count = [os.fspath(folder)], 0
+    while waiting:
+        place = waiting.pop()
+        with contextlib.suppress(OSError), os.scandir(place) as entries:  # one that may not be read, or has gone
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    images.append(Path(entry.path))
+                count += 1
+                if count > _MOST_ENTRIES or (count > _MOST_WITHOUT_IMAGES and not images):
+                    raise ValueError(
+                        f"'{folder}' has more than {count - 1} files and folders{'' if images else ', none an image'}; "
+                        "name a folder of images alone."
+                    )
+    if count and not images:
+        raise ValueError(f"'{folder}' has {count} files and folders, but no image ({', '.join(IMAGE_SUFFIXES)}).")
+    return sorted(images)
 
 
 def _label_file(image: Path) -> Path:

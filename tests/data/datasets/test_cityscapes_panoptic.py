@@ -48,6 +48,28 @@ def test_by_hand(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("meta", [{}, {k: v for k, v in META.items() if k != "stuff_dataset_id_to_contiguous_id"}])
+def test_missing_tables(tmp_path, meta):
+    with pytest.raises(ValueError, match=r"meta needs .*stuff_dataset_id_to_contiguous_id.*cityscapes_fine_panoptic"):
+        load_cityscapes_panoptic(*make(tmp_path, 7)[:3], meta)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected the key 'annotations'"),
+        ({"annotations": [{"image_id": "a"}]}, "needs 'image_id', 'file_name' and 'segments_info'"),
+        ({"annotations": [{"image_id": "a", "file_name": "a", "segments_info": [{}]}]}, "needs 'id' and 'category_id'"),
+        ({"annotations": [{"image_id": None, "file_name": "a", "segments_info": []}]}, "'image_id' must be a"),
+    ],
+)
+def test_missing_keys(tmp_path, content, message):
+    arguments = make(tmp_path, 7)
+    arguments[2].write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_cityscapes_panoptic(*arguments)
+
+
 def test_unknown_category(tmp_path):
-    with pytest.raises(ValueError, match="ulm_0_0 has segments of unknown categories: 5"):
+    with pytest.raises(ValueError, match="segment 0 of image id ulm_0_0: it has category_id 5"):
         load_cityscapes_panoptic(*make(tmp_path, 5))

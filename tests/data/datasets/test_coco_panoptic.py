@@ -79,7 +79,7 @@ def changed_segment(**changes):
         ({}, "'annotations'"),
         ({"annotations": {}}, "annotations: expected a list"),
         ({"annotations": [4]}, r"annotations\[0\]: expected an object"),
-        ({"annotations": [{"image_id": 4}]}, r"annotations\[0\]: needs \['file_name', 'segments_info'\]"),
+        ({"annotations": [{"image_id": 4}]}, r"annotations\[0\]: needs 'image_id', 'file_name' and 'segments_info'"),
         (changed(image_id=None), "'image_id' must be"),
         (changed(file_name=7), "'file_name' must be a path"),
         (changed(segments_info=None), "segments_info: expected a list, not null"),

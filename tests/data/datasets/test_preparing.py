@@ -191,8 +191,15 @@ class TestFiles:
     def test_missing_key(self, tmp_path):
         (tmp_path / "a.json").write_text('{"images": []}')
         assert preparing.read_content(str(tmp_path / "a.json"), "images") == {"images": []}
-        with pytest.raises(ValueError, match=r"a\.json' has no 'annotations'; it has: 'images'"):
+        with pytest.raises(ValueError, match=r"a\.json: needs 'annotations'; it has: 'images'"):
             preparing.separated_stuff_tasks(str(tmp_path / "a.json"), "png", "out")
+        entries = {"annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 1}]}]}
+        (tmp_path / "a.json").write_text(json.dumps(entries))
+        with pytest.raises(ValueError, match=r"segments_info\[0\]: needs 'id' and 'category_id'"):
+            preparing.separated_stuff_tasks(str(tmp_path / "a.json"), "png", "out")
+        (tmp_path / "a.json").write_text('{"images": [{"file_name": "a.jpg"}]}')
+        with pytest.raises(ValueError, match=r"images\[0\]: needs 'id'; it has: 'file_name'"):
+            preparing.read_content(str(tmp_path / "a.json"), "images")
 
     def test_missing_folder(self, tmp_path):
         (tmp_path / "a.json").write_text('{"annotations": []}')

@@ -1,5 +1,7 @@
 """Folders in YOLO format: shares of the image become pixels and back; lines that are wrong become findings."""
 
+import os
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -142,6 +144,8 @@ def test_generated_nested_shapes(tmp_path, seed):
         ("train: ../../..\nnames: [a]", "has the data set in it"),
         ("train: /\nnames: [a]", "has the data set in it"),
         ("train: 5\nnames: [a]", "must be paths"),
+        ("train: /dev/zero\nnames: [a]", "neither a folder nor a file"),
+        ("train: images/a.png\nnames: [a]", "is no list of files"),
         ("[" * 3000, "is not YAML"),
         ("names: !!int ''", "is not YAML"),
     ],
@@ -151,3 +155,27 @@ def test_settings_that_cannot_be_meant(folder, text, said):
     with pytest.raises(ValueError, match=r"data\.yaml") as error:
         read_yolo(folder)
     assert said in str(error.value)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="of Linux")
+def test_folders_of_the_system(folder):
+    for place in ("/proc", "/dev"):
+        (folder / "data.yaml").write_text(f"train: {place}\nnames: [a]")
+        with pytest.raises(ValueError, match=f"'{place}' has .* files and folders"):
+            read_yolo(folder)
+
+
+def test_trees_without_end(folder, monkeypatch):
+    """Neither links in a circle nor very many files nor very deep folders keep it busy."""
+    monkeypatch.setattr("detectron2.data.formats.yolo._MOST_WITHOUT_IMAGES", 300)
+    (folder / "other").mkdir()
+    (folder / "other" / "round").symlink_to(folder / "other")
+    (folder / "data.yaml").write_text("train: other\nnames: [a]")
+    with pytest.raises(ValueError, match="1 files and folders, but no image"):
+        read_yolo(folder)
+    place = folder / "other"
+    for _ in range(400):
+        place /= "a"
+        place.mkdir()
+    with pytest.raises(ValueError, match="more than 300 files and folders, none an image"):
+        read_yolo(folder)
