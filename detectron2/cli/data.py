@@ -60,6 +60,7 @@ from detectron2.data.validation import (
     compare_classes,
     drops_degenerate,
     inspect_dataset_dicts,
+    label_names_of,
 )
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
@@ -247,6 +248,7 @@ def _run_check(args: argparse.Namespace, cfg: Any) -> int:
     sources = [open_source(name, args) for name in names]
     reports = [_inspect(source, expected, args) for source in sources]
     between = compare_classes({s.name: s.class_names for s in sources})
+    between += compare_classes({s.name: label_names_of(s.name) for s in sources if s.name in DatasetCatalog})
     passes = all(r.passes for r in reports) and all(f.level != "error" for f in between)
     changes, left, why_not = _fix(names[0], args, expected) if args.fix else ({}, [], "")
     passes_now = not why_not if args.fix else passes

@@ -39,6 +39,7 @@ __all__ = [
     "compare_classes",
     "drops_degenerate",
     "inspect_dataset_dicts",
+    "label_names_of",
     "validate_class_names",
     "validate_dataset_dicts",
 ]
@@ -141,8 +142,10 @@ def validate_dataset_dicts(
         structure = structure_findings(table)
         of_annotations += structure
         if not structure and len(table):
-            mapped = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id") is not None
-            of_annotations += label_findings(table, num_classes, num_classes_key, mapped)
+            known = MetadataCatalog.get(name)
+            mapped = known.get("thing_dataset_id_to_contiguous_id") is not None
+            names = known.get("thing_classes")
+            of_annotations += label_findings(table, num_classes, num_classes_key, mapped, names)
             left, more = _check_boxes(dicts, table, name)
             dicts = dicts if only_warns_of_annotations else left
             of_annotations += more
@@ -293,8 +296,9 @@ def compare_classes(tables: Mapping[str, Sequence[str] | None]) -> list[Finding]
 def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
     """Check before training that the data sets of the evaluation have the same classes as those of training.
 
-    Other names are warned of; classes under other labels are an error, since every prediction of them would count as
-    wrong. A test set whose classes are not known yet is loaded for them; if that is impossible, this is warned of.
+    Other names are warned of; classes (of objects, or of label maps) under other labels are an error, since every
+    prediction of them would count as wrong. A test set whose classes are not known yet is loaded for them; if that is
+    impossible, this is warned of.
 
     Args:
         train: names of the data sets of training, already loaded.
@@ -303,15 +307,21 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
     Raises:
         DatasetError: a class has one label in training and another one in the evaluation.
     """
-    known = next((name for name in train if MetadataCatalog.get(name).get("thing_classes") is not None), None)
-    if known is None:
-        return
-    for name in test:
-        classes = class_names_of(name)
-        for finding in compare_classes({known: MetadataCatalog.get(known).thing_classes, name: classes}):
-            if finding.kind == "classes-order":
-                raise DatasetError(name, [finding.text])
-            logger.warning("Dataset '%s': %s", name, finding.text)
+    for key in ("thing_classes", "stuff_classes"):
+        known = next((name for name in train if MetadataCatalog.get(name).get(key) is not None), None)
+        for name in test if known is not None else ():
+            classes = class_names_of(name) if key == "thing_classes" else label_names_of(name)
+            expected = MetadataCatalog.get(known).thing_classes if key == "thing_classes" else label_names_of(known)
+            for finding in compare_classes({known: expected, name: classes}):
+                if finding.kind == "classes-order":
+                    raise DatasetError(name, [finding.text])
+                logger.warning("Dataset '%s': %s", name, finding.text)
+
+
+def label_names_of(name: str) -> list[str] | None:
+    """Return the names of the labels in label maps; None where they are unknown, or the same as those of objects."""
+    stuff, things = (MetadataCatalog.get(name).get(f"{kind}_classes") for kind in ("stuff", "thing"))
+    return None if stuff is None or stuff == things else list(stuff)
 
 
 def class_names_of(name: str) -> list[str] | None:

@@ -165,6 +165,19 @@ class TestClassesBeforeTraining:
         with pytest.raises(DatasetError, match=f"the classes of '{test}' are in another order than those of 'v_train'"):
             validate_class_names(["v_none", "v_train"], ["v_same", test])
 
+    def test_names_of_label_maps(self, warnings):
+        tables = {"v_sky": ["sky", "sea"], "v_sea": ["sea", "sky"], "v_sun": ["sky", "sun"]}
+        for name, classes in tables.items():
+            MetadataCatalog.get(name).set(thing_classes=["a"], stuff_classes=classes)
+        try:
+            validate_class_names(["v_sky"], ["v_sky", "v_sun"])
+            assert len(warnings()) == 1 and "label 1 is 'sea' in 'v_sky' and 'sun' in 'v_sun'" in warnings()[0]
+            with pytest.raises(DatasetError, match="the classes of 'v_sea' are in another order than those of 'v_sky'"):
+                validate_class_names(["v_sky"], ["v_sea"])
+        finally:
+            for name in tables:
+                MetadataCatalog.remove(name)
+
     def test_warnings(self, names, warnings):
         validate_class_names(["v_train"], ["v_more", "v_gone", "v_unknown"])
         more, gone, unknown = warnings()

@@ -131,11 +131,16 @@ def _shown(box: Any) -> str:
 
 
 def label_findings(
-    table: AnnotationTable, num_classes: int | None, num_classes_key: str, mapped: bool = False
+    table: AnnotationTable,
+    num_classes: int | None,
+    num_classes_key: str,
+    mapped: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> list[Finding]:
     """Check that labels are integers from 0 to the number of classes less one.
 
-    `mapped` says that they were made from the category ids of a file, so that the ids cannot be the cause.
+    `mapped` says that they were made from the category ids of a file, so that the ids cannot be the cause, but perhaps
+    categories without objects, some of which are placeholders.
     """
     values = [a["category_id"] for a in table.annotations]
     try:
@@ -159,6 +164,10 @@ def label_findings(
         cure = f"Set {num_classes_key} to {int(labels.max()) + 1}."
         if labels.min() == 1 and not mapped:
             cure += " No label is 0: if the ids start at 1, subtract 1 instead."
+        unused = [c for label, c in enumerate(class_names or ()) if label not in labels] if mapped else []
+        if unused and len(class_names or ()) - len(unused) <= num_classes:
+            names = ", ".join(map(repr, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
+            cure += f" Or take out of 'categories' what no object is of: {names}."
         findings += table.findings("label-too-large", "error", np.flatnonzero(labels >= num_classes), flaw, show, cure)
     return findings
 

@@ -165,7 +165,7 @@ def inspect_dataset_dicts(
     found += structure
     if structure:
         table = usable(table)
-    labels = label_findings(table, num_classes, num_classes_key, mapped=findings is not None)
+    labels = label_findings(table, num_classes, num_classes_key, findings is not None, class_names)
     found += labels
     boxes_xyxy, bad = classify_boxes(table)
     found += box_findings(
