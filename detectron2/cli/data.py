@@ -184,8 +184,8 @@ def _register_panoptic(file: str, image_root: str | None) -> None:
     png_root = guess_image_root(file, content["annotations"], folders)
     if not isinstance(first, str) or not os.path.isfile(os.path.join(png_root, first)):
         raise FileNotFoundError(
-            f"'{file}' is in the panoptic format of COCO, and its first PNG file, {first!r}, is in no folder beside it. "
-            "Register it in a .py file, detectron2.data.datasets.register_coco_panoptic(name, {}, image_root, "
+            f"'{file}' is in the panoptic format of COCO, and its first PNG file, {first!r}, is in no folder beside "
+            "it. Register it in a .py file: detectron2.data.datasets.register_coco_panoptic(name, {}, image_root, "
             "panoptic_root, panoptic_json), and give the name and --import FILE.py."
         )
     images = content.get("images")
@@ -469,7 +469,9 @@ def _stop_at_errors(data: AnnotatedImages, exif: str, drops: bool) -> dict[str, 
     data.content["annotations"] = [a for a in within if a is not None]
     changes = {
         "annotations without area in their image were left out": within.count(None),
-        "boxes were clipped to their image": sum(a is not None and a is not b for a, b in zip(within, kept, strict=True)),
+        "boxes were clipped to their image": sum(
+            a is not None and a is not b for a, b in zip(within, kept, strict=True)
+        ),
     }
     return {what: count for what, count in changes.items() if count}
 

@@ -4,6 +4,7 @@ Annotations (crowd regions aside, which training leaves out) of all images are g
 one expression on those. All findings are raised together, each with file, annotation, value and cure.
 """
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -308,11 +309,11 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
         DatasetError: a class has one label in training and another one in the evaluation.
     """
     for key in ("thing_classes", "stuff_classes"):
-        known = next((name for name in train if MetadataCatalog.get(name).get(key) is not None), None)
-        for name in test if known is not None else ():
+        known = [name for name in train if MetadataCatalog.get(name).get(key) is not None][:1]
+        for first, name in itertools.product(known, test):
             classes = class_names_of(name) if key == "thing_classes" else label_names_of(name)
-            expected = MetadataCatalog.get(known).thing_classes if key == "thing_classes" else label_names_of(known)
-            for finding in compare_classes({known: expected, name: classes}):
+            expected = MetadataCatalog.get(first).thing_classes if key == "thing_classes" else label_names_of(first)
+            for finding in compare_classes({first: expected, name: classes}):
                 if finding.kind == "classes-order":
                     raise DatasetError(name, [finding.text])
                 logger.warning("Dataset '%s': %s", name, finding.text)

@@ -140,7 +140,7 @@ def panoptic(tmp_path) -> Path:
 
 
 def turned_photo(path: Path) -> np.ndarray:
-    """A picture stored 160 x 96 that EXIF shows as 96 x 160; the object is at x 10 to 60, y 20 to 50 of the stored one."""
+    """A picture stored 160 x 96 that EXIF shows as 96 x 160; the object is at x 10 to 60, y 20 to 50 as stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.zeros((96, 160, 3), np.uint8)
@@ -782,7 +782,8 @@ class TestConvert:
             source.write_text(json.dumps(content))
         elif form == "registered":
             more = ["--import", tmp_path / "own_records.py"]
-            record = dict(file_name="x.png", image_id=1, height=40, width=60, annotations=[dict(bbox=[1, 2, 3, 4], bbox_mode=1)])
+            one = {"bbox": [1, 2, 3, 4], "bbox_mode": 1}
+            record = {"file_name": "x.png", "image_id": 1, "height": 40, "width": 60, "annotations": [one]}
             (tmp_path / "own_records.py").write_text(
                 "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
                 f"DatasetCatalog.register('cli_no_class', lambda: [{record}])\n"
@@ -798,7 +799,7 @@ class TestConvert:
         try:
             status, out, _ = command("data", "check", source, *more)
             assert status == 1 and "ERROR" in out
-            status, _, err = command("data", "convert", source, tmp_path / "b.json", *more)
+            status, _, _ = command("data", "convert", source, tmp_path / "b.json", *more)
             assert status == 1 and not (tmp_path / "b.json").exists()
         finally:
             sys.modules.pop("own_records", None)

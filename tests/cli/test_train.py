@@ -188,7 +188,10 @@ class TestErrors:
             (["--config-file", "{lazy}", "train.max_itr=3"], ["train.max_itr=3", "did you mean 'max_iter'"]),
             (["--config-file", "{lazy}", "train.max_iter", "3"], ["'train.max_iter'", "KEY=VALUE"]),
             (["--config-file", "{yaml}", "--coco", "n", "no.json", "d"], ["--coco n: no such file or folder: no.json"]),
-            (["--config-file", "{yaml}", "--voc", "n", "no", "train"], ["--voc n: there is no", "train.txt; splits: none"]),
+            (
+                ["--config-file", "{yaml}", "--voc", "n", "no", "train"],
+                ["--voc n: there is no", "train.txt; splits: none"],
+            ),
             (["--config-file", "{yaml}", "--voc", "n", "{voc}", "trian"], ["trian.txt; splits: test, train."]),
             (
                 ["--config-file", "{yaml}", "DATASETS.TRAIN", "('mine',)"],
@@ -214,7 +217,9 @@ class TestErrors:
 
     def test_class_that_is_not_named(self, command, yaml_file, voc, tmp_path):
         args = ["--config-file", yaml_file, *voc, "--classes", "disc", "--output", tmp_path]
-        status, _, err = command("train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "DATASETS.TEST", "()", "MODEL.MASK_ON", "False")
+        status, _, err = command(
+            "train", *args, "DATASETS.TRAIN", "('cli_voc_train',)", "DATASETS.TEST", "()", "MODEL.MASK_ON", "False"
+        )
         assert status == 1
         assert "which is not among the class names ['disc']" in err
         assert ".xml: object" in err

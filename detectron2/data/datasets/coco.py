@@ -220,14 +220,14 @@ def convert_to_coco_dict(dataset_name: str, records: list[dict[str, Any]] | None
         ValueError: an image or annotation lacks something, has an unknown label, or an image id occurs twice.
         TypeError: a segmentation is of no kind that is known.
     """
-    records = DatasetCatalog.get(dataset_name) if records is None else records
+    loaded: list[dict[str, Any]] = DatasetCatalog.get(dataset_name) if records is None else records
     category_of = _category_ids(dataset_name)
     classes = MetadataCatalog.get(dataset_name).thing_classes
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     logger.info("Converting dataset '%s' to the COCO format ...", dataset_name)
     with paused_gc():
-        for index, record in enumerate(records):
+        for index, record in enumerate(loaded):
             images.append(_coco_image(dataset_name, record, index))
             for number, annotation in enumerate(record.get("annotations", [])):
                 try:

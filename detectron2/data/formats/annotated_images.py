@@ -219,7 +219,9 @@ def within_image(annotation: dict[str, Any], size_wh: tuple[float, float]) -> di
     if len(box) == 5 or max(abs(a - b) for a, b in ends) <= _ROUNDING:
         return annotation
     clipped = {**annotation, "bbox": [x, y, width, height]}
-    return clipped if annotation.get("segmentation") or "area" not in annotation else {**clipped, "area": width * height}
+    return (
+        clipped if annotation.get("segmentation") or "area" not in annotation else {**clipped, "area": width * height}
+    )
 
 
 @contextlib.contextmanager

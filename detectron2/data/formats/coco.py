@@ -159,9 +159,7 @@ def _objects(content: dict[str, Any], key: str, file: Any, report: Report, requi
         return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def guess_image_root(
-    json_file: str | os.PathLike[str], images: list[dict[str, Any]], parts: Sequence[str] = ()
-) -> str:
+def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, Any]], parts: Sequence[str] = ()) -> str:
     """Return the folder near an annotation file that has one of the first images; by default the folder of the file.
 
     The `parts` are looked for before the usual names of such folders.

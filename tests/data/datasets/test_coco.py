@@ -502,7 +502,12 @@ class TestConvert:
     def test_area_of_polygons_that_overlap_is_that_of_their_union(self, name):
         outer, inner = ([a, a, b, a, b, b, a, b] for a, b in ((20, 80), (35, 65)))
         one = {"category_id": 0, "bbox": [20, 20, 60, 60], "bbox_mode": BoxMode.XYWH_ABS}
-        record = {"height": 96, "width": 128, "file_name": "a", "annotations": [{**one, "segmentation": [outer, inner]}]}
+        record = {
+            "height": 96,
+            "width": 128,
+            "file_name": "a",
+            "annotations": [{**one, "segmentation": [outer, inner]}],
+        }
         self.register(name, [record], thing_classes=["a"])
         assert convert_to_coco_dict(name)["annotations"][0]["area"] == 3600
 
