@@ -348,9 +348,7 @@ def _distinct(annotations: list[dict[str, Any]]) -> set[tuple[str, ...]]:
     return {tuple(str(a.get(key)) for key in ("image_id", "category_id", "bbox")) for a in annotations}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # For people
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _text(source: Source, report: DatasetReport, args: argparse.Namespace) -> str:

@@ -31,9 +31,7 @@ logger = logging.getLogger("detectron2.data.build")
 DatasetDicts = list[dict[str, Any]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Filtering
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def filter_images_with_only_crowd_annotations(dataset_dicts: DatasetDicts) -> DatasetDicts:
@@ -81,9 +79,7 @@ def _flat(keypoints: Any) -> Any:
     return keypoints if is_flat else np.ravel(keypoints)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Loading
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_proposals_into_dataset(dataset_dicts: DatasetDicts, proposal_file: str) -> DatasetDicts:

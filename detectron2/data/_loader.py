@@ -36,9 +36,7 @@ logger = logging.getLogger("detectron2.data.build")
 _REPORT_MEMORY_AFTER = 50  # batches of the torch loader: then workers have touched most of what they use
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Memory of processes, as Linux counts it
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def process_memory(pid: int | str = "self") -> dict[str, int]:

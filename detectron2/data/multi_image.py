@@ -36,9 +36,7 @@ Sample = dict[str, Any]
 _TRIALS = 10  # how often to look for another sample where the mapper returns None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Parts: samples cut, moved and put together. Nothing here changes what it is given.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -230,9 +228,7 @@ def _concatenate(parts: Sequence[Instances]) -> Instances:
     return Instances.cat(filled) if filled else parts[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Augmentations
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class MultiImageAugmentation:

@@ -72,9 +72,7 @@ class DatasetError(ValueError):
         return type(self), (self.name, self.findings)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Before training
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def validate_dataset_dicts(
@@ -251,9 +249,7 @@ def _without(dicts: list[dict[str, Any]], table: AnnotationTable, dropped: np.nd
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Several data sets
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def compare_classes(tables: Mapping[str, Sequence[str] | None]) -> list[Finding]:

@@ -195,9 +195,7 @@ def register_coco_instances(
     known.derive(CLASS_KEYS, functools.partial(read_classes, json_file, name))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Writing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def convert_to_coco_dict(dataset_name: str, records: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -175,9 +175,7 @@ def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, A
     return str(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # To dataset dicts
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_content(data: AnnotatedImages) -> "CocoReader":
@@ -520,9 +518,7 @@ def _taken_out(values: list[Any]) -> Iterator[Any]:
         yield values.pop()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Keypoints
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def keypoint_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
@@ -560,9 +556,7 @@ def _connections(names: list[str], skeleton: Any) -> list[tuple[str, str, tuple[
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Writing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_coco(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:

@@ -254,9 +254,7 @@ def _as_coco(records: list[dict[str, Any]], classes: Sequence[str] | None) -> di
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Writing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:

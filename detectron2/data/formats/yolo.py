@@ -30,6 +30,7 @@ from detectron2.data.formats.annotated_images import (
 )
 from detectron2.data.formats.reading import Meaning, Report, shorten
 from detectron2.data.formats.run_lengths import decode_mask
+from detectron2.data.transforms.transform import clip_polygon
 from detectron2.structures import polygons_to_bitmask
 
 __all__ = ["read_yolo", "write_yolo"]
@@ -265,9 +266,7 @@ _MISTAKES = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Writing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_yolo(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int]:
@@ -337,7 +336,10 @@ def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndar
     """Return one outline `(P, 2)` whose inside, where lines that cross twice count as outside, is the mask."""
     rings = [] if isinstance(mask, dict) else [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask]
     outlined = bool(rings)
-    rings = [part for ring in rings if len(ring) >= 3 for part in _within(ring, size_hw)]
+    # Shares beyond 0 and 1 are no outline.
+    is_inside = all(ring.min(initial=0) >= 0 and (ring <= size_hw[::-1]).all() for ring in rings)
+    rings = rings if is_inside else [part for r in rings for part in clip_polygon(r, 0, 0, size_hw[1], size_hw[0])]
+    rings = [ring for ring in rings if len(ring) >= 3]
     if len(rings) == 1 or (outlined and not rings):
         return rings[0] if rings else None
     if rings:
@@ -357,18 +359,6 @@ def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndar
         (polygons_to_bitmask([joined.reshape(-1)], *size_hw) != pixels).any()
     )
     return joined
-
-
-def _within(ring: np.ndarray, size_hw: tuple[int, int]) -> list[np.ndarray]:
-    """Return the parts of an outline `(P, 2)` that lie in the image: shares beyond 0 and 1 are no outline."""
-    from matplotlib.path import Path as Outline
-    from matplotlib.transforms import Bbox
-
-    if ring.min() >= 0 and (ring <= size_hw[::-1]).all():
-        return [ring]
-    closed = Outline(np.concatenate([ring, ring[:1]]), closed=True)
-    parts: Any = closed.clip_to_bbox(Bbox([(0, 0), size_hw[::-1]])).to_polygons()
-    return [p[:-1] for p in parts if len(p) > 3]
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:

@@ -333,9 +333,7 @@ class PILColorTransform(ColorTransform):
         return np.asarray(self.op(Image.fromarray(img)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Polygons: they are clipped without a geometry library, which is not a dependency
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def clip_polygon(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> list[np.ndarray]:
@@ -485,9 +483,7 @@ def _keep_rotated_box(transform, x: np.ndarray) -> np.ndarray:
     return x
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What the classes of fvcore lack, or do in another way
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _flip_vertically(transform: Any, img: np.ndarray) -> np.ndarray:
