@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from detectron2.cli.common import dataset_names, find_config_file, load_config, register_datasets
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
-from detectron2.data.build import num_classes_and_key, num_label_map_classes
+from detectron2.data.build import expected_by_model, num_label_map_classes
 from detectron2.data.checks.annotations import box_findings, classify_boxes, structure_findings
 from detectron2.data.checks.files import file_findings
 from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding, quantity
@@ -281,16 +281,14 @@ def _expectations(cfg: Any) -> dict[str, Any]:
     if cfg is None:
         return {}
     if isinstance(cfg, CfgNode):
-        num_classes, key = num_classes_and_key(cfg)
         expected = {
-            "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
-            "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            **expected_by_model(cfg),
             "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             "num_labels": num_label_map_classes(cfg),
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "exif": cfg.INPUT.get("EXIF", "apply"),
         }
-        return {**expected, "num_classes": num_classes, "num_classes_key": key} if num_classes is not None else expected
+        return expected
     mapper = "dataloader.train.mapper"
     masks = OmegaConf.select(cfg, f"{mapper}.use_instance_mask")
     expected = {

@@ -191,8 +191,8 @@ def num_label_map_classes(cfg: CfgNode) -> int | None:
     return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_labels else None
 
 
-def _expected_by_model(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments of `validate_dataset_dicts` about annotations of instances."""
+def expected_by_model(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of `validate_dataset_dicts` about annotations of instances."""
     num_classes, num_classes_key = num_classes_and_key(cfg)
     return {
         "num_classes": num_classes,
@@ -209,7 +209,7 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
     own_mapper = mapper is not None and type(mapper) is not DatasetMapper
     return functools.partial(
         validate_dataset_dicts,
-        **_expected_by_model(cfg),
+        **expected_by_model(cfg),
         num_labels=num_label_map_classes(cfg),
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         check_files=comm.is_main_process(),
@@ -350,7 +350,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
         proposal_files=proposal_files,
         validate=functools.partial(
             validate_dataset_dicts,
-            **_expected_by_model(cfg),
+            **expected_by_model(cfg),
             only_warns_of_annotations=True,
             exif=_exif(cfg, mapper),
             # On all ranks: what is wrong then stops all of them, and these are few files.

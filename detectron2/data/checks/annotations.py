@@ -199,20 +199,13 @@ def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.nda
     finite = np.isfinite(raw).all(axis=1) & np.isfinite(last)
     side_wh = np.where(rotated[:, None], raw[:, 2:], xyxy[:, 2:] - xyxy[:, :2])
     empty = finite & (side_wh <= 0).any(axis=1)
-    xyxy[rotated] = _around_rotated(raw[rotated], last[rotated])
+    turned = np.concatenate([raw[rotated], last[rotated, None]], axis=1)
+    xyxy[rotated] = BoxMode.convert(turned, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
     # Comparisons with NaN (images of unknown size) are false: those are not judged.
     outside = (xyxy[:, 0] >= width) | (xyxy[:, 1] >= height) | (xyxy[:, 2] <= 0) | (xyxy[:, 3] <= 0)
     xyxy[rotated] = np.nan
     bad = {"not finite": ~finite, "empty": empty, "outside": finite & ~empty & outside}
     return xyxy, {kind: np.flatnonzero(which) for kind, which in bad.items()}
-
-
-def _around_rotated(boxes_xywh: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Return the upright boxes `(x1, y1, x2, y2)` around rotated ones, given by centre, sides and angle in degrees."""
-    sine, cosine = np.abs(np.sin(np.deg2rad(angle))), np.abs(np.cos(np.deg2rad(angle)))
-    width, height = boxes_xywh[:, 2], boxes_xywh[:, 3]
-    half = np.stack([width * cosine + height * sine, width * sine + height * cosine], axis=1) / 2
-    return np.concatenate([boxes_xywh[:, :2] - half, boxes_xywh[:, :2] + half], axis=1)
 
 
 _BAD_BOXES = {

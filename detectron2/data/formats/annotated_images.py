@@ -4,7 +4,6 @@ Whatever the format, the content is that of a COCO annotation file: "images", "a
 """
 
 import contextlib
-import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
 from detectron2.data.formats.reading import current_exif, image_size_hw
+from detectron2.structures import BoxMode
 
 __all__ = [
     "FORMATS",
@@ -195,9 +195,8 @@ def upright_xywh(box: list[float], size_wh: tuple[float, float] | None = None) -
     """
     x, y, width, height = box[:4]
     if len(box) == 5:
-        cos, sin = abs(math.cos(math.radians(box[4]))), abs(math.sin(math.radians(box[4])))
-        width, height = width * cos + height * sin, width * sin + height * cos
-        x, y = x - width / 2, y - height / 2
+        x, y, x2, y2 = BoxMode.convert(list(map(float, box)), BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+        width, height = x2 - x, y2 - y
     if size_wh is None:
         return [x, y, width, height]
     x1, y1 = max(x, 0), max(y, 0)

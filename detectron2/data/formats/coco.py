@@ -67,48 +67,32 @@ COCO_MISTAKES = {
     ),
     "image-incomplete": Meaning("error", "image", "no usable 'id' or 'file_name'", "Each needs both."),
     "image-id-twice": Meaning(
-        "error",
-        "image",
-        "an id that an earlier one has too",
-        "It is not clear to which of them annotations belong; give each its own id.",
+        "error", "image", "an id that an earlier one has too", "Annotations may be of either; give each its own id."
     ),
     "image-size": Meaning(
-        "error",
-        "image",
-        "no usable 'width' and 'height'",
-        "Write the size of the file in pixels, or leave both out; then they are read from the file.",
+        "error", "image", "no usable 'width' and 'height'", "Write both, in pixels, or neither: they are then read."
     ),
     "annotation-id-twice": Meaning(
-        "error",
-        "annotation",
-        "an id that an earlier one has too",
-        "Evaluation counts only one of them; give each its own id.",
+        "error", "annotation", "an id that an earlier one has too", "Evaluation counts only one; give each its own id."
     ),
     "no-image_id": Meaning("error", "annotation", "no usable 'image_id'", "Give it the id of its image."),
     "image_id-type": Meaning(
-        "error",
-        "annotation",
-        "an 'image_id' that is a string where the id of the image is a number, or the other way round",
-        "Write both as numbers, or both as strings.",
+        "error", "annotation", "an 'image_id' as a string where images have numbers, or vice versa", "Write both alike."
     ),
-    "annotation-orphan": Meaning(
-        "warning", "annotation", "an 'image_id' that no image has", "Such annotations are left out in loading."
-    ),
+    "annotation-orphan": Meaning("warning", "annotation", "an 'image_id' that no image has", "Loading leaves it out."),
     "category-unknown": Meaning(
         "error",
         "annotation",
         "a category_id that is not among the ids of 'categories'",
-        "Add the category, or correct the annotation.",
+        "Add the category, or correct it.",
     ),
-    "annotation-ignore": Meaning(
-        "error", "annotation", "'ignore' set", "Mark regions to be left out with 'iscrowd': 1."
-    ),
+    "annotation-ignore": Meaning("error", "annotation", "'ignore' set", "Mark what is to be left out: 'iscrowd': 1."),
     "annotation-unusable": Meaning("error", "annotation", "values that cannot be used", "Correct them or take it out."),
     "polygon-points": Meaning(
         "warning",
         "annotation",
-        "a polygon of less than three points or with an odd count of numbers",
-        "Such polygons are left out in loading, and so are annotations that have no others.",
+        "a polygon of less than three points or an odd count of numbers",
+        "Loading leaves it out.",
     ),
 }
 """What can be wrong with a file in this format."""
