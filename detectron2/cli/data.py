@@ -95,13 +95,6 @@ class Source:
         return {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}[self.data.format] if self.data else "registered"
 
 
-def register(args: argparse.Namespace) -> None:
-    """Register the data sets of the command line; `--classes` may also be meant for a folder."""
-    own = argparse.Namespace(**vars(args))
-    own.classes = args.classes if args.voc else None
-    register_datasets(own)
-
-
 def open_source(name: str, args: argparse.Namespace) -> Source:
     """Read a data set, a path or a registered name, with all its mistakes."""
     data = None
@@ -224,7 +217,8 @@ def run(args: argparse.Namespace) -> int:
     """Do one of the three."""
     if args.action == "show" and args.augmented and not args.config_file:
         raise ValueError("--augmented needs --config-file, which says how images are augmented.")
-    register(args)
+    # --classes may also be meant for a folder.
+    register_datasets(argparse.Namespace(**{**vars(args), "classes": args.classes if args.voc else None}))
     cfg = load_config(find_config_file(args.config_file), args.opts) if args.config_file else None
     args.exif = args.exif or _expectations(cfg).get("exif", "apply")
     with exif_policy(args.exif):

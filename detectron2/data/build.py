@@ -291,8 +291,7 @@ def build_detection_train_loader(
     `detectron2.data.validation.validate_dataset_dicts`. With a mapper of your own, findings are warnings.
 
     Args:
-        dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
-            share of the elements on each rank and in each worker: see `detectron2.data.ShardedIterableDataset`.
+        dataset: a list of dicts, or a torch data set as `build_batch_data_loader` takes it.
         mapper: turns an element of the data set into a sample for the model; None as its result skips the element.
         sampler: gives indices; `TrainingSampler` by default. Must be None for an iterable data set.
         total_batch_size: number of samples of a batch on all ranks together.
@@ -379,8 +378,7 @@ def build_detection_test_loader(
     """Make a loader that goes through a data set once; with `(cfg, dataset_name)`, from a config.
 
     Args:
-        dataset: a list of dicts, or a torch data set, indexed or iterable. An iterable one has to yield a different
-            share of the elements on each rank and in each worker: see `detectron2.data.ShardedIterableDataset`.
+        dataset: a list of dicts, or a torch data set as `build_batch_data_loader` takes it.
         mapper: turns an element of the data set into a sample for the model.
         sampler: gives indices; `InferenceSampler` by default, which shares all samples among the ranks. Must be
             None for an iterable data set.

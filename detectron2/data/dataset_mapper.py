@@ -43,11 +43,10 @@ def _copied(value: Any) -> Any:
 
 def _meets_image(instances: Instances) -> torch.Tensor:
     """Return which rotated boxes have an area and, by their upright bounds, a part in the image: bool `(N,)`."""
-    x, y, w, h, degrees = instances.gt_boxes.tensor.unbind(dim=1)
-    cos, sin = torch.deg2rad(degrees).cos().abs(), torch.deg2rad(degrees).sin().abs()
-    reach_x, reach_y = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    around: Any = BoxMode.convert(instances.gt_boxes.tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+    x1, y1, x2, y2 = around.unbind(dim=1)
     height, width = instances.image_size
-    meets = (x + reach_x > 0) & (x - reach_x < width) & (y + reach_y > 0) & (y - reach_y < height)
+    meets = (x2 > 0) & (x1 < width) & (y2 > 0) & (y1 < height)
     return meets & instances.gt_boxes.nonempty(threshold=1e-5)
 
 

@@ -123,28 +123,11 @@ def inspect_dataset_dicts(
 ) -> DatasetReport:
     """Check a data set thoroughly, and report everything that is worth knowing. Nothing is raised or logged.
 
-    Args:
-        dicts: the data set in the standard format; it is not changed.
-        name: its name.
-        class_names: names of the classes; the position is the label.
-        category_names: of the categories of segments, things and stuff, in the order of their numbers; None: those of
-            `class_names`.
-        num_classes: number of classes of the model; None: that of `class_names`.
-        num_classes_key: the config key that sets it, for the message.
-        num_keypoints: number of keypoints of the model; None: all objects that have any must have equally many.
-        mask_format: "polygon" or "bitmask" if every object must have a mask.
-        num_labels: number of classes of label maps; None leaves the upper end of their labels unchecked.
-        num_labels_key: what sets it, for the message.
-        ignore_label: label of the pixels in them that do not count.
-        filter_empty: what happens to images without objects, for the message; None if it is not known.
-        drop_degenerate: whether training leaves out annotations with degenerate boxes; else these are errors.
-        check_files: whether to read the headers of the image files.
-        max_files: how many of them, evenly spaced; None: all.
-        exif: "apply" or "ignore": how images are read (`INPUT.EXIF`).
-        findings: what a reader of files found, which has checked the ids of annotations; None if there was none.
-
-    Returns:
-        the report.
+    Arguments are those of `detectron2.data.validation.validate_dataset_dicts`, where None for `num_classes` is the
+    number of `class_names`, for `num_keypoints` as many as most objects have, and for `max_files` all. Besides, there
+    are the names of the classes in the order of their labels, of the categories of segments in the order of their
+    numbers (by default the same), what becomes of images without objects (`filter_empty`) and of degenerate boxes
+    (`drop_degenerate`) in training, and the findings of the reader of the files, which has checked their ids.
     """
     found = [*(findings or ()), *([] if dicts else [EMPTY])]
     report = DatasetReport(name, found, num_images=len(dicts))

@@ -9,7 +9,6 @@ import datetime
 import functools
 import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -22,11 +21,11 @@ import numpy as np
 from iopath.common.file_io import file_lock
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader, keypoint_metadata
+from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader, keypoint_metadata, write_content
 from detectron2.data.formats.reading import Report, find_duplicates, paused_gc, read_json, shorten, timed
 from detectron2.data.formats.run_lengths import encode_mask, mask_area, run_lengths
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager, atomic_write
+from detectron2.utils.file_io import PathManager
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]
 
@@ -416,9 +415,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
         content = convert_to_coco_dict(dataset_name, records)
         content["info"]["fingerprint"] = _fingerprint(dataset_name, records)
         logger.info("Writing annotations in the COCO format to '%s' ...", output_file)
-        with atomic_write(output_file, "w") as f:
-            # In one go: json.dump() to a file takes the slow encoder, several times slower.
-            f.write(json.dumps(content))
+        write_content(content, output_file)
 
 
 def _fingerprint(dataset_name: str, records: list[dict[str, Any]]) -> str:

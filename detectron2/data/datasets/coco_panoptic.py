@@ -86,7 +86,7 @@ def _with_class_tables(
     for index, category in enumerate(categories := checked_objects(content, "categories", json_file)):
         check_keys(category, json_file, where := f"categories[{index}]", "id", "name", "isthing")
         if category["isthing"] not in (0, 1):
-            raise AnnotationFileError(json_file, where, f"'isthing' is 0 or 1, not {describe(category['isthing'])}.")
+            raise AnnotationFileError(json_file, where, f"needs 'isthing' 0 or 1; it has: {shorten(category)}.")
         checked_id(category["id"], json_file, where)
     categories = sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"]))
     known = dict(meta)

@@ -17,6 +17,7 @@ import numpy as np
 
 from detectron2.data.datasets.builtin import dataset_root
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES, _get_builtin_metadata
+from detectron2.data.formats.coco import write_content as write_json
 from detectron2.data.formats.reading import check_keys, checked_objects, read_json, shorten
 from detectron2.utils.file_io import atomic_write
 
@@ -169,14 +170,6 @@ def read_content(path: str, *keys: str) -> dict[str, Any]:
         for index, entry in enumerate(checked_objects(content, key, path, required=key in content)):
             check_keys(entry, path, f"{key}[{index}]", *ids)
     return content
-
-
-def write_json(content: Mapping[str, Any], path: str) -> None:
-    """Write a JSON file: all of it, or nothing."""
-    import json
-
-    with atomic_write(path, "w") as f:
-        json.dump(content, f)
 
 
 def separated_stuff_tasks(panoptic_json: str, png_dir: str, output_dir: str) -> list[tuple[Any, ...]]:

@@ -6,7 +6,6 @@ describe the visible part of an object. The same arguments give the same files, 
 """
 
 import colorsys
-import json
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from detectron2.data.checks.masks import polygon_areas
+from detectron2.data.formats.coco import write_content
 
 __all__ = ["SHAPE_CLASSES", "generate_shapes_dataset"]
 
@@ -69,11 +69,8 @@ def generate_shapes_dataset(
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": n} for i, n in enumerate(SHAPE_CLASSES)],
     }
-    path = root / "annotations.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)  # last, so that the file stands for a complete data set
-    return path
+    write_content(content, root / "annotations.json")  # last, so that the file stands for a complete data set
+    return root / "annotations.json"
 
 
 def _draw_scene(

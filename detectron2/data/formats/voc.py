@@ -295,32 +295,24 @@ def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int
 
 
 def _annotation_element(image: dict[str, Any], name: str, objects: list[ET.Element]) -> ET.Element:
-    root = ET.Element("annotation")
-    _child(root, "folder", "JPEGImages")
-    _child(root, "filename", name)
-    size = _child(root, "size")
-    for key, value in (("width", image["width"]), ("height", image["height"]), ("depth", 3)):
-        _child(size, key, str(value))
-    _child(root, "segmented", "0")
-    root.extend(objects)
+    size = _element("size", width=image["width"], height=image["height"], depth=3)
+    root = _element("annotation", folder="JPEGImages", filename=name)
+    root.extend([size, *_element("annotation", segmented=0), *objects])
     return root
 
 
 def _object_element(annotation: dict[str, Any], box_xywh: list[float], name: str) -> ET.Element:
-    element = ET.Element("object")
-    _child(element, "name", name)
-    _child(element, "pose", annotation.get("pose", "Unspecified"))
-    for flag in _FLAGS:
-        if flag in annotation or flag != "occluded":
-            _child(element, flag, str(int(annotation.get(flag, 0))))
+    flags = {f: int(annotation.get(f, 0)) for f in _FLAGS if f in annotation or f != "occluded"}
+    element = _element("object", name=name, pose=annotation.get("pose", "Unspecified"), **flags)
     x, y, w, h = box_xywh
-    box = _child(element, "bndbox")
-    for key, value in zip(_EDGES, (x + 1, y + 1, x + w, y + h), strict=True):
-        _child(box, key, f"{value:.2f}".rstrip("0").rstrip("."))
+    edges = zip(_EDGES, (x + 1, y + 1, x + w, y + h), strict=True)
+    element.append(_element("bndbox", **{key: f"{value:.2f}".rstrip("0").rstrip(".") for key, value in edges}))
     return element
 
 
-def _child(parent: ET.Element, tag: str, text: str | None = None) -> ET.Element:
-    element = ET.SubElement(parent, tag)
-    element.text = text
+def _element(tag: str, **children: Any) -> ET.Element:
+    """Return an element with children that hold text."""
+    element = ET.Element(tag)
+    for child, text in children.items():
+        ET.SubElement(element, child).text = str(text)
     return element

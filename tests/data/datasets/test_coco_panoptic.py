@@ -214,7 +214,7 @@ class TestClassesOfTheFile:
     @pytest.mark.parametrize(
         ("category", "message"),
         [
-            ({"id": 3, "name": "hole"}, r"categories\[0\]: needs \['isthing'\]"),
+            ({"id": 3, "name": "hole"}, r"categories\[0\]: needs 'id', 'name' and 'isthing'"),
             ({"id": 3, "name": "hole", "isthing": "yes"}, "needs 'isthing' 0 or 1"),
         ],
     )
