@@ -317,7 +317,7 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
 
 
 def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], list[Finding], str]:
-    """Write a cleaned copy; -> what was changed, what is warned of still, why that is no repair ("" if it is one)."""
+    """Write a cleaned copy; -> what was changed, what is warned of still, why that is not a repair ("" if it is)."""
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
     changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)

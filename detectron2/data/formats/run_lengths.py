@@ -40,7 +40,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_mask(mask: dict[str, Any], size_hw: tuple[int, int] | None = None) -> np.ndarray:
-    """Turn run lengths of either form into pixels, uint8 `(H, W)`; a `ValueError` if they are no mask of this size."""
+    """Turn run lengths of either form into pixels, uint8 `(H, W)`; a `ValueError` if they are not of this size."""
     import pycocotools.mask
 
     mask_util: Any = pycocotools.mask

@@ -156,7 +156,7 @@ def _lines(place: Path) -> list[str]:
     except UnicodeDecodeError:
         size = _MOST_BYTES
     if size >= _MOST_BYTES:
-        raise ValueError(f"data.yaml: '{place}' is no list of files, one a line in UTF-8; name that or a folder.")
+        raise ValueError(f"data.yaml: '{place}' is not a list of files, one a line in UTF-8; name one, or a folder.")
     return [line.strip() for line in text.splitlines()]
 
 
@@ -336,7 +336,7 @@ def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndar
     """Return one outline `(P, 2)` whose inside, where lines that cross twice count as outside, is the mask."""
     rings = [] if isinstance(mask, dict) else [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask]
     outlined = bool(rings)
-    # Shares beyond 0 and 1 are no outline.
+    # An outline has no shares beyond 0 and 1.
     is_inside = all(ring.min(initial=0) >= 0 and (ring <= size_hw[::-1]).all() for ring in rings)
     rings = rings if is_inside else [part for r in rings for part in clip_polygon(r, 0, 0, size_hw[1], size_hw[0])]
     rings = [ring for ring in rings if len(ring) >= 3]

@@ -145,7 +145,7 @@ def test_generated_nested_shapes(tmp_path, seed):
         ("train: /\nnames: [a]", "has the data set in it"),
         ("train: 5\nnames: [a]", "must be paths"),
         ("train: /dev/zero\nnames: [a]", "neither a folder nor a file"),
-        ("train: images/a.png\nnames: [a]", "is no list of files"),
+        ("train: images/a.png\nnames: [a]", "is not a list of files"),
         ("[" * 3000, "is not YAML"),
         ("names: !!int ''", "is not YAML"),
     ],
