@@ -20,6 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
 from detectron2.engine.class_names import match_classes
+from detectron2.engine.run_folder import training_in
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -61,7 +62,7 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
         logger.warning("No iteration is left: the model is evaluated. To train longer, raise SOLVER.MAX_ITER.")
         if not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
             checkpointer.save("model_final", iteration=start - 1)
-    with EventStorage(start) as storage:
+    with training_in(cfg.OUTPUT_DIR, start), EventStorage(start) as storage:
         for iteration, data in zip(range(start, max_iter), loader, strict=False):
             storage.iter = iteration
             loss_dict = model(data)

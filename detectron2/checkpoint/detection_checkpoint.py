@@ -1,5 +1,6 @@
 """The checkpointer of detection models."""
 
+import contextlib
 import logging
 import os
 import re
@@ -39,13 +40,15 @@ from detectron2.utils.wrappers import unwrap_model
 __all__ = ["DetectionCheckpointer", "parameter_versions"]
 
 
-def _is_alive(pid: int) -> bool:
+def _may_be_alive(pid: int) -> bool:
+    if os.name == "nt":  # there, kill(pid, 0) ends the process, and a file that a process writes cannot be removed
+        return False
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # another user's
+    except OverflowError:
         return False
-    except OSError:  # another user's
-        return True
     return True
 
 
@@ -151,8 +154,9 @@ class DetectionCheckpointer(Checkpointer):
             return
         for entry in os.listdir(self.save_dir):
             name = re.fullmatch(r"(?:.*\.(?:pth|safetensors|state2?\.pt|json)|last_checkpoint)\.(\d+)\.tmp", entry)
-            if name and not _is_alive(int(name[1])):
-                os.remove(os.path.join(self.save_dir, entry))
+            if name and not _may_be_alive(int(name[1])):
+                with contextlib.suppress(PermissionError):
+                    os.remove(os.path.join(self.save_dir, entry))
         remove_orphans(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -21,6 +21,7 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.config.unread import warn_of_unread
+from detectron2.config.values import check_values
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -133,6 +134,8 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         cfg: a `CfgNode` or an omegaconf config.
         args: the parsed command line, which is logged.
     """
+    if isinstance(cfg, CfgNode):
+        check_values(cfg)
     output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir") or None
     if comm.is_main_process() and output_dir:
         PathManager.mkdirs(output_dir)
@@ -353,7 +356,7 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # logging is not set up: show what happens
-        given = cfg
+        check_values(given := cfg)
         cfg = self.auto_scale_workers(on_available_device(cfg), comm.get_world_size())
         self.train_options = options = TrainOptions.from_cfg(cfg)
         # Data first: an error in the data is then reported before time is spent on anything else.

@@ -4,65 +4,61 @@ A trainer reads the table once, from its config, and hands the options on.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.files import require_safetensors
 from detectron2.config import CfgNode
 from detectron2.config.merge import nearest
 from detectron2.config.optional_keys import OPTIONAL_KEYS
+from detectron2.config.values import value_problem
 
 __all__ = ["TrainOptions", "get_key"]
 
 logger = logging.getLogger("detectron2.engine.lazy")
 
-_FORMATS = DetectionCheckpointer.FILE_FORMATS
 
-
-def _option(key: str, must_be: str = "", is_valid: Callable[[Any], bool] | None = None) -> Any:
+def _option(key: str) -> Any:
     """Make a row of the table; the default, and what the option means, are in `detectron2.config.optional_keys`."""
-    return field(default=OPTIONAL_KEYS[key], metadata={"key": key, "must_be": must_be, "is_valid": is_valid})
+    return field(default=OPTIONAL_KEYS[key], metadata={"key": key})
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of the training loop; with the defaults, training is as published.
 
-    Each row has the name of the option, which is its key in the section `train` of a LazyConfig, its type, its key in a
-    YAML config, and what a value must fulfil.
+    Each row has the name of the option, which is its key in the section `train` of a LazyConfig, its type, and its key
+    in a YAML config; what a value must fulfil is in `detectron2.config.values`.
 
     Raises:
         ValueError: an option has an invalid value, or lacks another one.
         ImportError: an option needs a package that is not installed.
     """
 
-    accumulation_steps: int = _option("SOLVER.ACCUMULATION_STEPS", "at least 1", lambda n: n >= 1)
-    ema_decay: float = _option("SOLVER.EMA_DECAY", "in [0, 1), for example 0.9998", lambda d: 0.0 <= d < 1.0)
+    accumulation_steps: int = _option("SOLVER.ACCUMULATION_STEPS")
+    ema_decay: float = _option("SOLVER.EMA_DECAY")
     max_epochs: float = _option("SOLVER.MAX_EPOCHS")
     step_epochs: tuple[float, ...] = _option("SOLVER.STEP_EPOCHS")
     freeze: tuple[str, ...] = _option("SOLVER.FREEZE")
     checkpoints_to_keep: int = _option("SOLVER.CHECKPOINTS_TO_KEEP")
-    checkpoint_format: str = _option("SOLVER.CHECKPOINT_FORMAT", f"one of {', '.join(_FORMATS)}", _FORMATS.__contains__)
-    on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS", '"stop" or "skip"', ("stop", "skip").__contains__)
-    max_skipped_in_a_row: int = _option("TRAIN.MAX_SKIPPED_IN_A_ROW", "at least 1", lambda n: n >= 1)
+    checkpoint_format: str = _option("SOLVER.CHECKPOINT_FORMAT")
+    on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS")
+    max_skipped_in_a_row: int = _option("TRAIN.MAX_SKIPPED_IN_A_ROW")
     compile: bool = _option("TRAIN.COMPILE")
     channels_last: bool = _option("TRAIN.CHANNELS_LAST")
     shard_model: bool = _option("TRAIN.SHARD_MODEL")
     validation_loss_period: int = _option("TEST.VALIDATION_LOSS_PERIOD")
     best_metric: str = _option("TEST.BEST_METRIC")
-    best_mode: str = _option("TEST.BEST_MODE", '"max" or "min"', ("max", "min").__contains__)
+    best_mode: str = _option("TEST.BEST_MODE")
     early_stopping_patience: int = _option("TEST.EARLY_STOPPING_PATIENCE")
     try_evaluator: bool = _option("TEST.TRY_EVALUATOR")
 
     def __post_init__(self) -> None:
         """Check the values."""
         for row in fields(self):
-            value, is_valid = getattr(self, row.name), row.metadata["is_valid"]
-            if is_valid is not None and not is_valid(value):
-                key = f"{row.metadata['key']} (train.{row.name})"
-                raise ValueError(f"{key} must be {row.metadata['must_be']}, but is {value!r}.")
+            if problem := value_problem(row.metadata["key"], row.default, getattr(self, row.name)):
+                raise ValueError(f"{row.metadata['key']} (train.{row.name}) {problem}.")
         if self.checkpoint_format == "safetensors":
             require_safetensors("SOLVER.CHECKPOINT_FORMAT (train.checkpoint_format) 'safetensors'")
         if self.step_epochs and not self.max_epochs:

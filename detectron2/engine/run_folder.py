@@ -1,10 +1,12 @@
 """The output folder of a training: used by one at a time, and the metrics of an earlier one never mix with its own."""
 
+import contextlib
 import itertools
 import logging
 import os
 import socket
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -15,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "RunFolderRelease", "earlier_results", "other_training"]
+__all__ = ["RunFolder", "RunFolderRelease", "earlier_results", "other_training", "training_in"]
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
@@ -81,6 +83,10 @@ class RunFolder(HookBase):
 
     def before_train(self) -> None:
         """Lock the folder, or raise a `RuntimeError` that names the process which trains in it."""
+        self.lock(self.trainer.start_iter)
+
+    def lock(self, start_iter: int) -> None:
+        """Lock the folder for a training that begins at `start_iter`; see `before_train`."""
         holder, is_ours = None, comm.is_main_process() and self._folder and "://" not in self._folder
         if is_ours:
             os.makedirs(self._folder, exist_ok=True)
@@ -92,7 +98,7 @@ class RunFolder(HookBase):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             self._file.flush()
-        if is_ours and self.trainer.start_iter == 0 and (found := earlier_results(self._folder)):
+        if is_ours and start_iter == 0 and (found := earlier_results(self._folder)):
             self._set_aside(found)
 
     def _set_aside(self, found: list[str]) -> None:
@@ -117,6 +123,17 @@ class RunFolder(HookBase):
             _held.pop((os.getpid(), os.path.realpath(file.name)), None)
             os.remove(file.name)
             file.close()
+
+
+@contextlib.contextmanager
+def training_in(folder: str, start_iter: int) -> Iterator[None]:
+    """Hold the lock of a folder within a `with` block, in all processes, for a training loop without hooks."""
+    own = RunFolder(folder)
+    try:
+        own.lock(start_iter)
+        yield
+    finally:
+        own.release()
 
 
 class RunFolderRelease(HookBase):

@@ -344,5 +344,5 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     if not isinstance(norm, str):
         return norm(out_channels)
     if norm not in _NORMS:
-        raise ValueError(f"Unknown normalization {norm!r}; choose one of {', '.join(_NORMS)}, or '' for none.")
+        raise ValueError(f"Unknown normalization (NORM) {norm!r}; choose one of {', '.join(_NORMS)}, or '' for none.")
     return _NORMS[norm](out_channels)

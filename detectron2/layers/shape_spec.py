@@ -1,8 +1,9 @@
 """What a module needs to know about a feature map before it is built."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["ShapeSpec"]
+__all__ = ["ShapeSpec", "select_shapes"]
 
 
 @dataclass
@@ -27,3 +28,10 @@ class ShapeSpec:
     height: int | None = None
     width: int | None = None
     stride: int | None = None
+
+
+def select_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> list[ShapeSpec]:
+    """Return the shapes of the feature maps that a config key names; an unknown name is a `ValueError`."""
+    if unknown := [name for name in names if name not in shapes]:
+        raise ValueError(f"{key} names {unknown}, but the backbone returns {sorted(shapes)}")
+    return [shapes[name] for name in names]

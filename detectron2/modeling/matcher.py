@@ -28,11 +28,11 @@ class Matcher:
     def __init__(self, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality_matches: bool = False):
         thresholds, labels = list(thresholds), list(labels)
         if any(t <= 0 for t in thresholds) or thresholds != sorted(thresholds):
-            raise ValueError(f"Matcher thresholds must be positive and ascending; got {thresholds}")
+            raise ValueError(f"Matcher thresholds (IOU_THRESHOLDS) must be positive and ascending; got {thresholds}")
         if len(labels) != len(thresholds) + 1:
-            raise ValueError(f"{len(thresholds)} thresholds make {len(thresholds) + 1} intervals; got labels {labels}")
+            raise ValueError(f"{len(thresholds)} thresholds (IOU_THRESHOLDS) make {len(thresholds) + 1} intervals; got labels (IOU_LABELS) {labels}")
         if any(label not in (-1, 0, 1) for label in labels):
-            raise ValueError(f"Matcher labels must be -1 (ignore), 0 (negative) or 1 (positive); got {labels}")
+            raise ValueError(f"Matcher labels (IOU_LABELS) must be -1 (ignore), 0 (negative) or 1 (positive); got {labels}")
         self.thresholds = [-math.inf, *thresholds, math.inf]
         self.labels = labels
         self.allow_low_quality_matches = allow_low_quality_matches

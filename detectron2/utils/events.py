@@ -11,7 +11,7 @@ import importlib
 import itertools
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -265,6 +265,18 @@ class EventStorage:
         values = self.history(name).values()
         oldest = values[-1][1] - window_size
         return sum(1 for _ in itertools.takewhile(lambda entry: entry[1] > oldest, reversed(values)))
+
+    def recent(self, window_size: int = 20) -> dict[str, list[tuple[float, int]]]:
+        """Return the values of every noisy scalar, each with its iteration, in the last `window_size` iterations."""
+        noisy = [name for name in self.histories() if self._hints[name]]
+        return {name: self._buffers[name].values()[-self.count_samples(name, window_size) :] for name in noisy}
+
+    def add_earlier(self, values: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Take values of an earlier run, as from `recent`, into the medians; writers do not show them again."""
+        for name, entries in values.items():
+            self._hints[name] = True
+            for value, iteration in entries:
+                self._buffers[name].update(value, iteration)
 
     def smoothing_hints(self) -> dict[str, bool]:
         """Return whether each scalar is noisy, by name."""

@@ -1,6 +1,7 @@
 """Training that is interrupted and continued gives what training at a stretch gives, bit for bit."""
 
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -121,6 +122,9 @@ def test_default_trainer(cfg, tmp_path, workers, kind, grouping, capsys):
         assert_same(*(state_of(tmp_path / part, kind, name) for part in ("whole", "parts")))
     histories = [(tmp_path / part / "model_best_history.json").read_text() for part in ("whole", "parts")]
     assert histories[0] == histories[1]
+    lines = [(tmp_path / part / "metrics.json").read_text().splitlines() for part in ("whole", "parts")]
+    of_losses = [[{k: v for k, v in json.loads(x).items() if "loss" in k} for x in part if "total_" in x] for part in lines]
+    assert of_losses[0][-1] == of_losses[1][-1] and of_losses[0]  # medians over all iterations
 
 
 def test_moving_average_of_retinanet(shapes, tiny_config, tmp_path):

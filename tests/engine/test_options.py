@@ -28,11 +28,11 @@ def test_yaml_and_lazy_names_agree(row):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"accumulation_steps": 0}, "must be at least 1"),
-        ({"ema_decay": 1.0}, "must be in"),
-        ({"best_mode": "most"}, '"max" or "min"'),
+        ({"accumulation_steps": 0}, "must be a whole number of at least 1"),
+        ({"ema_decay": 1.0}, r"in \[0, 1\)"),
+        ({"best_mode": "most"}, "one of max, min"),
         ({"checkpoint_format": "zip"}, "one of"),
-        ({"on_nonfinite_loss": "hope"}, '"stop" or "skip"'),
+        ({"on_nonfinite_loss": "hope"}, "one of stop, skip"),
         ({"max_skipped_in_a_row": 0}, "at least 1"),
         ({"step_epochs": (1.0,)}, "needs SOLVER.MAX_EPOCHS"),
         ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.config import get_cfg
-from detectron2.engine import SimpleTrainer, default_setup, hooks, run_folder
-from detectron2.engine.run_folder import RunFolder, RunFolderRelease, earlier_results, other_training
+from detectron2.engine import SimpleTrainer, default_setup, hooks, launch, run_folder
+from detectron2.engine.run_folder import RunFolder, RunFolderRelease, earlier_results, other_training, training_in
+from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from detectron2.utils.file_io import atomic_write
 
@@ -123,6 +124,39 @@ def test_evaluation_beside_a_training_leaves_its_config(training, tmp_path, rest
     assert (tmp_path / "config.yaml").read_text() == "the training's"
 
 
+def train_together(folder):
+    """Body of one of two processes: two trainings, one after the other, and then one beside a loop without hooks."""
+    make(folder).train(0, 2)
+    make(folder).train(2, 4)
+    with training_in(folder, 4), pytest.raises(RuntimeError, match="Another training runs"):
+        make(folder).train(4, 6)
+    make(folder).train(4, 6)
+    (Path(folder) / f"rank_{comm.get_rank()}").touch()
+
+
+def test_two_processes_of_one_training(tmp_path):
+    launch(train_together, 2, dist_url="auto", args=(str(tmp_path),))
+    assert {"rank_0", "rank_1", "model_final.pth"} <= {p.name for p in tmp_path.iterdir()}
+    assert not (tmp_path / ".training.lock").exists()
+    assert {r["iteration"] for r in records(tmp_path / "metrics.json")} == set(range(6))
+
+
+def test_all_processes_are_told_who_trains_there(training, tmp_path):
+    with pytest.raises(Exception, match=rf"Another training runs in .*: process {training.pid}"):
+        launch(train_together, 2, dist_url="auto", args=(str(tmp_path),))
+    assert not list(tmp_path.glob("rank_*"))
+
+
+def test_a_loop_without_hooks(training, tmp_path):
+    with pytest.raises(RuntimeError, match="Another training"), training_in(str(tmp_path), 0):
+        pass
+    training.kill()
+    training.join()
+    with training_in(str(tmp_path), 0):
+        assert "this process" in other_training(str(tmp_path))
+    assert other_training(str(tmp_path)) is None
+
+
 @pytest.mark.parametrize("error", [OSError(38, "no locks"), None])
 def test_file_systems_without_locks(tmp_path, monkeypatch, error):
     class NoLocks:
@@ -171,3 +205,32 @@ def test_files_of_living_processes_stay(tmp_path):
         file.write(b"x")
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert [p.name for p in tmp_path.iterdir()] == ["model_0000009.pth"]
+
+
+def test_where_asking_for_a_process_would_end_it(tmp_path, monkeypatch):
+    """On Windows; there, removing a file that another process has open is what fails."""
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    (tmp_path / f"model_0000001.pth.{os.getpid()}.tmp").write_text("half")
+    keeper = DetectionCheckpointer(Weight(), str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(detection_checkpoint, "os", _Windows(refuse))
+        keeper.remove_leftovers()
+    assert list(tmp_path.iterdir())
+
+
+class _Windows:
+    """The module `os`, which removes with `remove`, and ends a process when it is asked for."""
+
+    name = "nt"
+
+    def __init__(self, remove):
+        self.remove = remove
+
+    def kill(self, pid, number):
+        raise AssertionError("a process was ended")
+
+    def __getattr__(self, name):
+        return getattr(os, name)

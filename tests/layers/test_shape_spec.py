@@ -1,6 +1,8 @@
+import pytest
 from omegaconf import OmegaConf
 
 from detectron2.layers import ShapeSpec
+from detectron2.layers.shape_spec import select_shapes
 
 
 def test_everything_is_optional():
@@ -17,3 +19,11 @@ def test_survives_omegaconf():
     cfg = OmegaConf.create({"input_shape": ShapeSpec(channels=256, stride=4)}, flags={"allow_objects": True})
     cfg.input_shape.channels = 128
     assert OmegaConf.to_object(cfg.input_shape) == ShapeSpec(channels=128, stride=4)
+
+
+def test_select_shapes():
+    shapes = {"p2": ShapeSpec(stride=4), "p3": ShapeSpec(stride=8)}
+    assert select_shapes(shapes, [], "KEY") == []
+    assert [x.stride for x in select_shapes(shapes, ("p3", "p2"), "KEY")] == [8, 4]
+    with pytest.raises(ValueError, match=r"KEY names \['p4'\], but the backbone returns \['p2', 'p3'\]"):
+        select_shapes(shapes, ["p2", "p4"], "KEY")

@@ -364,3 +364,18 @@ def test_writers_are_reachable_from_here():
     assert namespace["_CURRENT_STORAGE_STACK"] is events._CURRENT_STORAGE_STACK
     with pytest.raises(AttributeError, match="NoSuchWriter"):
         _ = events.NoSuchWriter
+
+
+def test_values_of_an_earlier_run_count_in_medians_and_are_not_shown_again():
+    assert EventStorage().recent() == {}
+    with EventStorage() as first:
+        for i in range(30):
+            first.iter = i
+            first.put_scalar("loss", float(i))
+            first.put_scalar("lr", 0.1, smoothing_hint=False)
+    assert first.recent(3) == {"loss": [(27.0, 27), (28.0, 28), (29.0, 29)]}
+    with EventStorage(30) as second:
+        second.add_earlier({"loss": [[27.0, 27], [28.0, 28], [29.0, 29]]})
+        assert second.latest() == {}
+        second.put_scalar("loss", 0.0)
+        assert second.latest_with_smoothing_hint(3) == {"loss": (28.0, 30)}

@@ -1,4 +1,4 @@
-"""A hook that saves the states of the random number generators, which an exact resume needs."""
+"""A hook that saves what an exact resume needs beside weights, optimizer and data: random numbers, recent losses."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,14 @@ __all__ = ["RandomStates"]
 
 logger = logging.getLogger(__name__)
 
+_TIMES = ("time", "data_time")  # of a machine, rather than of the training
+
 
 class RandomStates(HookBase):
-    """Save and restore the random number generators of all processes, and buffers outside the model's state dict.
+    """Save and restore the random number generators of all processes, buffers outside the state dict, recent scalars.
 
-    Both are needed to resume exactly. Such a buffer is, for example, a running average of the number of objects.
+    All are needed to resume exactly. Such a buffer is, for example, a running average of the number of objects; the
+    scalars are those of which writers show the median, without times.
 
     Register this hook before all others: the restored state is then in place when the first iteration begins. The
     processes exchange their states when the period of checkpoints has passed.
@@ -36,7 +39,9 @@ class RandomStates(HookBase):
     def before_train(self) -> None:
         """Record the present buffers, and restore those of the checkpoint."""
         self._buffers_at_start = {name: (b, b._version) for name, b in _hidden_buffers(self._model)}
-        for name, value in (self._to_restore or {}).get("buffers", {}).items():
+        former = self._to_restore or {}
+        self.trainer.storage.add_earlier(former.get("scalars", {}))
+        for name, value in former.get("buffers", {}).items():
             path, _, last = name.rpartition(".")
             module = self._model.get_submodule(path)
             device = next((p.device for p in self._model.parameters()), value.device)
@@ -72,7 +77,9 @@ class RandomStates(HookBase):
             for name, value in _hidden_buffers(self._model)
             if (old := self._buffers_at_start.get(name)) is None or old[0] is not value or old[1] != value._version
         }
-        return {"ranks": ranks, "buffers": buffers}
+        recent = self.trainer.storage.recent() if self.trainer.storage is not None else {}
+        scalars = {name: [list(x) for x in values] for name, values in recent.items() if name not in _TIMES}
+        return {"ranks": ranks, "buffers": buffers, "scalars": scalars}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep the states, to be restored when training starts."""

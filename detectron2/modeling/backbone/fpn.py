@@ -12,6 +12,7 @@ from torch import nn
 
 from detectron2.layers import ShapeSpec
 from detectron2.layers.blocks import conv_norm
+from detectron2.layers.shape_spec import select_shapes
 from detectron2.layers.weight_init import c2_xavier_fill
 
 from .backbone import Backbone
@@ -92,7 +93,7 @@ class FPN(PyramidBase):
                 f"the bottom-up network offers {list(shapes)}"
             )
         if fuse_type not in ("sum", "avg"):
-            raise ValueError(f"FPN fuse_type must be 'sum' or 'avg'; got {fuse_type!r}")
+            raise ValueError(f"FPN fuse_type (MODEL.FPN.FUSE_TYPE) must be 'sum' or 'avg'; got {fuse_type!r}")
         strides: list[Any] = [shapes[name].stride for name in in_features]
         _assert_strides_are_log2_contiguous(strides)
         levels = [stride.bit_length() - 1 for stride in strides]
@@ -218,7 +219,7 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and `LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    coarsest = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride
+    coarsest = select_shapes(bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES, "MODEL.FPN.IN_FEATURES")[-1].stride
     return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(f"p{coarsest.bit_length() - 1}"))
 
 
@@ -226,5 +227,5 @@ def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and `LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    channels = bottom_up.output_shape()["res5"].channels
+    channels = select_shapes(bottom_up.output_shape(), ["res5"], "LastLevelP6P7 (see MODEL.RESNETS.OUT_FEATURES)")[0].channels
     return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

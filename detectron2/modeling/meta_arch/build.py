@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
+from detectron2.config.values import check_values
 from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
@@ -26,8 +27,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
         The model, in training mode.
 
     Raises:
-        ValueError: when the device is not there.
+        ValueError: when the device is not there, or a value in the config is impossible.
     """
+    check_values(cfg, "MODEL.* INPUT.* TEST.*")
     device = _available_device(cfg.MODEL.DEVICE)
     model = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")(cfg)
     wanted = cfg.TEST.get("MASK_FORMAT", "full")

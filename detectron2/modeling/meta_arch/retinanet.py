@@ -14,6 +14,7 @@ from torch import nn
 
 from detectron2.config import configurable
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
+from detectron2.layers.shape_spec import select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 
 from ..anchor_generator import build_anchor_generator
@@ -219,7 +220,7 @@ class RetinaNet(DenseDetector):
         retinanet = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        feature_shapes = [shapes[name] for name in retinanet.IN_FEATURES]
+        feature_shapes = select_shapes(shapes, retinanet.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
         return {
             "backbone": backbone,
             "head": RetinaNetHead(cfg, feature_shapes),

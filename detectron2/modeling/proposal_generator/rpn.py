@@ -14,6 +14,7 @@ from torch import nn
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.layers.shape_spec import select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -64,7 +65,7 @@ class StandardRPNHead(nn.Module):
             layers.append(self._get_rpn_conv(channels, out_channels))
             channels = out_channels
         if not layers:
-            raise ValueError("RPN head: conv_dims is empty; it needs one convolution at least")
+            raise ValueError("RPN head: conv_dims (MODEL.RPN.CONV_DIMS) is empty; it needs one convolution at least")
         if len(layers) == 1:
             self.conv = layers[0]
         else:
@@ -340,7 +341,7 @@ class RPN(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         """Read `cfg.MODEL.RPN` and what belongs to it."""
         rpn = cfg.MODEL.RPN
-        shapes = [input_shape[name] for name in rpn.IN_FEATURES]
+        shapes = select_shapes(input_shape, rpn.IN_FEATURES, "MODEL.RPN.IN_FEATURES")
         return {
             "in_features": rpn.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),

@@ -16,6 +16,7 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, nonzero_tuple
+from detectron2.layers.shape_spec import select_shapes
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -105,14 +106,11 @@ def pooler_from_config(
     head: CfgNode, in_features: Sequence[str], input_shape: Mapping[str, ShapeSpec]
 ) -> tuple[ROIPooler, ShapeSpec]:
     """The pooler that `head.POOLER_*` describes and the shape of a region that it pools from `in_features`."""
-    unknown = [name for name in in_features if name not in input_shape]
-    if unknown:
-        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES names {unknown}, but the backbone returns {sorted(input_shape)}")
-    channels = {input_shape[name].channels for name in in_features}
-    if len(channels) != 1:
+    channels = [x.channels for x in select_shapes(input_shape, in_features, "MODEL.ROI_HEADS.IN_FEATURES")]
+    if len(set(channels)) != 1:
         raise ValueError(
-            f"one pooler can only read features of equal width, but {list(in_features)} have "
-            f"{[input_shape[name].channels for name in in_features]} channels; change MODEL.ROI_HEADS.IN_FEATURES"
+            f"one pooler can only read features of equal width, but {list(in_features)} have {channels} channels; "
+            "change MODEL.ROI_HEADS.IN_FEATURES"
         )
     side = head.POOLER_RESOLUTION
     pooler = ROIPooler(

@@ -1,0 +1,154 @@
+"""The values that the numbers in a config may have: one table, read before anything is built.
+
+Names (of registries, kinds of losses and the like) are checked where they are looked up, because projects add their
+own; the names here are those of the optional keys.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from typing import Any
+
+import detectron2.config.defaults as defaults
+from detectron2.config.merge import iter_leaves
+from detectron2.config.optional_keys import OPTIONAL_KEYS
+
+__all__ = ["check_values", "value_problem"]
+
+_Rule = tuple[str, Callable[[Any], bool]]  # what a value, or each item of a list, must be
+
+
+def _whole(low: int, high: int = 2**63 - 1) -> _Rule:
+    text = f"a whole number from {low} to {high}" if high < 2**63 - 1 else f"a whole number of at least {low}"
+    return text, lambda n: isinstance(n, Integral) and low <= n <= high
+
+
+def _one_of(*names: str) -> _Rule:
+    return f"one of {', '.join(names)}", names.__contains__
+
+
+_SIZE = _whole(1, 10**6)
+_ABOVE_0: _Rule = ("a number above 0", lambda n: n > 0)
+_AT_LEAST_0: _Rule = ("a number of at least 0", lambda n: n >= 0)
+_BELOW_1: _Rule = ("a number in [0, 1)", lambda n: 0 <= n < 1)
+_RULES: tuple[tuple[_Rule, str], ...] = (
+    (_SIZE, "*CHANNELS *_DIM *.CONVS_DIM MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS *.POOLER_RESOLUTION SOLVER.IMS_PER_BATCH"),
+    (_SIZE, "*NUM_CLASSES *.NUM_KEYPOINTS *NUM_GROUPS *.WIDTH_PER_GROUP *_DILATION *.COMMON_STRIDE"),
+    (_whole(0, 1000), "*.NUM_CONV *.NUM_CONVS *.NUM_FC DATALOADER.NUM_WORKERS"),
+    (_whole(0), "SOLVER.MAX_ITER SOLVER.REFERENCE_WORLD_SIZE *TOPK_*"),
+    (_whole(1), "*.BATCH_SIZE_PER_IMAGE SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS TEST.PRECISE_BN.NUM_ITER"),
+    (_whole(1), "SOLVER.ACCUMULATION_STEPS TRAIN.MAX_SKIPPED_IN_A_ROW"),
+    (_whole(0), "SOLVER.CHECKPOINTS_TO_KEEP TEST.VALIDATION_LOSS_PERIOD TEST.EARLY_STOPPING_PATIENCE"),
+    (("-1 or a whole number above 0", lambda n: n == -1 or _SIZE[1](n)), "MODEL.RPN.CONV_DIMS"),
+    (_ABOVE_0, "*.SIZES *.ASPECT_RATIOS *.PIXEL_STD *.BBOX_REG_WEIGHTS *.MAX_SIZE* INPUT.CROP.SIZE"),
+    (_AT_LEAST_0, "SOLVER.BASE_LR* SOLVER.MOMENTUM SOLVER.WEIGHT_DECAY* SOLVER.BIAS_LR_FACTOR *STEPS *_EPOCHS"),
+    (_AT_LEAST_0, "SOLVER.WARMUP_[FI]* *.CLIP_VALUE INPUT.MIN_SIZE_TEST INPUT.MIN_SIZE_TRAIN TEST.AUG.MIN_SIZES"),
+    (_BELOW_1, "MODEL.ANCHOR_GENERATOR.OFFSET SOLVER.BETAS SOLVER.EMA_DECAY"),
+    (("a number from 0 to 1", lambda n: 0 <= n <= 1), "*.POSITIVE_FRACTION"),
+    (("a number between 0 and 1", lambda n: 0 < n < 1), "*.PRIOR_PROB"),
+    (("a number above 0, in ascending order", lambda n: n > 0), "*.IOU_THRESHOLDS"),
+    (("-1, 0 or 1", lambda n: n in (-1, 0, 1)), "*.IOU_LABELS"),
+    (("true or false", lambda x: isinstance(x, (bool, int))), "*.DEFORM_ON_PER_STAGE"),
+    (("a name", lambda x: isinstance(x, str)), "MODEL.META_ARCHITECTURE MODEL.*NAME *.IN_FEATURES *.OUT_FEATURES"),
+    (("a name, or empty", lambda x: x is None or isinstance(x, str)), "*.NORM"),
+    (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
+    (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
+    (_one_of("max", "min"), "TEST.BEST_MODE"),
+)
+_LENGTHS = {"*.DEFORM_ON_PER_STAGE": (4,), "*.BBOX_REG_WEIGHTS": (4, 5), "INPUT.CROP.SIZE": (2,), "SOLVER.BETAS": (2,)}  # of the innermost lists
+_MAY_BE_EMPTY = "SOLVER.STEPS MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS SOLVER.STEP_EPOCHS MODEL.FPN.IN_FEATURES"
+_MAY_BE_INFINITE = "*.NORM_TYPE *THRESH*"
+_MAY_BE_NONE = "SOLVER.WEIGHT_DECAY_NORM SOLVER.BIAS_LR_FACTOR SEED"  # and what is None or unset by default
+_UNCHECKED = "GLOBAL.HACK VERSION"
+
+# The groups that models of the library do not read, by META_ARCHITECTURE: what stands there does not matter.
+_UNREAD = {
+    "GeneralizedRCNN": "MODEL.RETINANET.* MODEL.SEM_SEG_HEAD.[!I]* MODEL.PANOPTIC_FPN.*",
+    "ProposalNetwork": "MODEL.RETINANET.* MODEL.SEM_SEG_HEAD.[!I]* MODEL.PANOPTIC_FPN.* MODEL.ROI_*",
+    "PanopticFPN": "MODEL.RETINANET.*",
+    "RetinaNet": "MODEL.RPN.* MODEL.ROI_* MODEL.SEM_SEG_HEAD.[!I]* MODEL.PANOPTIC_FPN.*",
+    "SemanticSegmentor": "MODEL.RPN.* MODEL.ROI_* MODEL.RETINANET.* MODEL.PANOPTIC_FPN.* MODEL.ANCHOR_GENERATOR.*",
+}
+# The numbers of channels that have a norm; "GN" divides them into 32 groups.
+_NORM_CHANNELS = {
+    "MODEL.RESNETS.NORM": "MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "MODEL.FPN.NORM": "MODEL.FPN.OUT_CHANNELS",
+    "MODEL.RETINANET.NORM": "MODEL.FPN.OUT_CHANNELS",
+    "MODEL.ROI_BOX_HEAD.NORM": "MODEL.ROI_BOX_HEAD.CONV_DIM",
+    "MODEL.ROI_MASK_HEAD.NORM": "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "MODEL.SEM_SEG_HEAD.NORM": "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+}
+
+
+def check_values(cfg: Any, groups: str = "*") -> None:
+    """Raise a `ValueError` that names every key of a config with an impossible value, and what it must be.
+
+    Looked at are the keys that match one of the patterns in `groups`, such as `"MODEL.* INPUT.*"`, without those of
+    projects and those that the model of `META_ARCHITECTURE` does not read.
+    """
+    known, values = {**dict(iter_leaves(defaults._C)), **OPTIONAL_KEYS}, dict(iter_leaves(cfg))
+    unread = _UNREAD.get(values.get("MODEL.META_ARCHITECTURE", ""), "")
+    unread += "" if values.get("MODEL.MASK_ON") else " MODEL.ROI_MASK_HEAD.*"
+    unread += "" if values.get("MODEL.KEYPOINT_ON") else " MODEL.ROI_KEYPOINT_HEAD.*"
+    values = {path: value for path, value in values.items() if path in known}
+    values = {path: value for path, value in values.items() if _is_in(path, groups) and not _is_in(path, unread)}
+    found = {path: value_problem(path, known[path], value) for path, value in values.items()}
+    for norm, keys in _NORM_CHANNELS.items():
+        for path in keys.split() if values.get(norm) == "GN" else ():
+            if not found.get(path) and values.get(path, 0) % 32:
+                found[path] = f"must be a multiple of 32, because {norm} is 'GN', but is {values[path]!r}"
+    if lines := [f"{path} {text}" for path, text in found.items() if text]:
+        raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
+
+
+def value_problem(path: str, default: Any, value: Any) -> str:
+    """Return what is wrong with the value of a key, such as "must be a number above 0, but is -1", or an empty text."""
+    text, is_valid = next((rule for rule, keys in _RULES if _is_in(path, keys)), ("", lambda x: True))
+    usual, items = [x for x in _items(default) if x is not None], list(_items(value))
+    is_number = all(map(_is_number, usual)) and (bool(usual) or text.startswith(("a number", "a whole number")))
+    is_none_valid = default is None or (path in OPTIONAL_KEYS and not default) or _is_in(path, _MAY_BE_NONE)
+    if not (is_number or text) or (value is None and is_none_valid) or _is_in(path, _UNCHECKED):
+        return ""
+    is_right = _depth(value) == 0 if not isinstance(default, (list, tuple)) else 0 < _depth(value) <= _depth(default)
+    if is_number:
+        largest = math.inf if _is_in(path, _MAY_BE_INFINITE) else 2**63 - 1
+        is_right = is_right and all(_is_number(x) and (abs(x) < 2**63 or abs(x) == largest) for x in items)
+        if isinstance(default, int):
+            text = text or "a whole number"
+            is_right = is_right and value == value // 1
+    if isinstance(default, (list, tuple)):
+        lengths = next((numbers for keys, numbers in _LENGTHS.items() if _is_in(path, keys)), ())
+        least = 0 if _is_in(path, _MAY_BE_EMPTY) else 1
+        is_right = is_right and all(len(x) in lengths if lengths else len(x) >= least for x in _innermost(value))
+        number = f"{' or '.join(map(str, lengths))} items" if lengths else "items" if least == 0 else "one or more items"
+        text = f"a list of {number}, each {text or 'a finite number'}"
+    return "" if is_right and all(map(is_valid, items)) else f"must be {text or 'a finite number'}, but is {value!r}"
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists are nested, at most: 0 for what is no list."""
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, (list, tuple)) else 0
+
+
+def _innermost(value: Any) -> list[Any]:
+    """Return the lists within a list that hold no lists themselves, or the list."""
+    inner = [x for x in value if isinstance(x, (list, tuple))]
+    return [y for x in inner for y in _innermost(x)] if inner else [value]
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """Yield what lies in nested lists, or the value itself."""
+    if isinstance(value, (list, tuple)):
+        for x in value:
+            yield from _items(x)
+    else:
+        yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_in(path: str, patterns: str) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns.split())
