@@ -51,13 +51,19 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (("-1, 0 or 1", lambda n: n in (-1, 0, 1)), "*.IOU_LABELS"),
     (("true or false", lambda x: isinstance(x, (bool, int))), "*.DEFORM_ON_PER_STAGE"),
     (("a name", lambda x: isinstance(x, str)), "MODEL.META_ARCHITECTURE MODEL.*NAME *.IN_FEATURES *.OUT_FEATURES"),
+    (("a name", lambda x: isinstance(x, str)), "INPUT.FORMAT DATASETS.TRAIN DATASETS.TEST"),
     (("a name, or empty", lambda x: x is None or isinstance(x, str)), "*.NORM"),
     (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),
 )
-_LENGTHS = {"*.DEFORM_ON_PER_STAGE": (4,), "*.BBOX_REG_WEIGHTS": (4, 5), "INPUT.CROP.SIZE": (2,), "SOLVER.BETAS": (2,)}  # of the innermost lists
-_MAY_BE_EMPTY = "SOLVER.STEPS MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS SOLVER.STEP_EPOCHS MODEL.FPN.IN_FEATURES"
+_LENGTHS = {
+    "*.DEFORM_ON_PER_STAGE": (4,),
+    "*.BBOX_REG_WEIGHTS": (4, 5),
+    "INPUT.CROP.SIZE": (2,),
+    "SOLVER.BETAS": (2,),
+}  # of the innermost lists
+_MAY_BE_EMPTY = "SOLVER.STEPS MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS SOLVER.STEP_EPOCHS MODEL.FPN.IN_FEATURES DATASETS.*"
 _MAY_BE_INFINITE = "*.NORM_TYPE *THRESH*"
 _MAY_BE_NONE = "SOLVER.WEIGHT_DECAY_NORM SOLVER.BIAS_LR_FACTOR SEED"  # and what is None or unset by default
 _UNCHECKED = "GLOBAL.HACK VERSION"
@@ -121,7 +127,9 @@ def value_problem(path: str, default: Any, value: Any) -> str:
         lengths = next((numbers for keys, numbers in _LENGTHS.items() if _is_in(path, keys)), ())
         least = 0 if _is_in(path, _MAY_BE_EMPTY) else 1
         is_right = is_right and all(len(x) in lengths if lengths else len(x) >= least for x in _innermost(value))
-        number = f"{' or '.join(map(str, lengths))} items" if lengths else "items" if least == 0 else "one or more items"
+        number = (
+            f"{' or '.join(map(str, lengths))} items" if lengths else "items" if least == 0 else "one or more items"
+        )
         text = f"a list of {number}, each {text or 'a finite number'}"
     return "" if is_right and all(map(is_valid, items)) else f"must be {text or 'a finite number'}, but is {value!r}"
 

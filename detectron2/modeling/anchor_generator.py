@@ -59,8 +59,8 @@ def _broadcast_params(params: Sequence, num_features: int, name: str) -> Sequenc
     """Give every map its list of values, from one list for all maps, a list of one list, or one list for each map."""
     if not isinstance(params, Sequence) and not hasattr(params, "__len__"):
         raise TypeError(f"anchor generator: {name} must be a list; got {params!r}")
-    if len(params) == 0:
-        raise ValueError(f"anchor generator: {name} is empty")
+    if len(params) == 0 or any(hasattr(x, "__len__") and len(x) == 0 for x in params):
+        raise ValueError(f"anchor generator: {name} is empty, or holds an empty list: {params}")
     if not hasattr(params[0], "__len__"):
         return [params] * num_features
     if len(params) == 1:

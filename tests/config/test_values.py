@@ -59,15 +59,24 @@ def test_defaults_and_all_rules_are_of_known_keys():
 @pytest.mark.parametrize(
     ("path", "values", "must_be"),
     [
-        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [(), (5,), "[1,2]", None, (1.0, 1.0, 1.0, 0)], "a list of 4 or 5 items"),
+        (
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+            [(), (5,), "[1,2]", None, (1.0, 1.0, 1.0, 0)],
+            "a list of 4 or 5 items",
+        ),
         ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [(), ((1, 1, 1, 1), (1,))], "a list of 4 or 5 items"),
-        ("MODEL.ANCHOR_GENERATOR.SIZES", [[], [[]], [[32], []], [[-1]], [[math.nan]], [["x"]], 32], "one or more items"),
+        (
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            [[], [[]], [[32], []], [[-1]], [[math.nan]], [["x"]], 32],
+            "one or more items",
+        ),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[], [[0]]], "one or more items, each a number above 0"),
         ("MODEL.FPN.OUT_CHANNELS", [-1, 0, 2.5, None, 10**30, (5,)], "a whole number from 1 to 1000000"),
         ("MODEL.ROI_HEADS.NUM_CLASSES", [0, -3, "3", math.nan], "a whole number from 1"),
         ("MODEL.ROI_BOX_HEAD.NUM_FC", [-1, 10**9], "a whole number from 0 to 1000"),
         ("MODEL.RPN.CONV_DIMS", [[0], [], [[32]]], "-1 or a whole number above 0"),
         ("MODEL.RPN.IN_FEATURES", [[], "p2", None, [5]], "each a name"),
+        ("DATASETS.TRAIN", [None, [5], [[]], "x"], "a list of items, each a name"),
         ("MODEL.RPN.HEAD_NAME", [None, 3], "a name"),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [None, [True], [[]]], "a list of 4 items, each true or false"),
         ("MODEL.BACKBONE.FREEZE_AT", [2.5, None, "2"], "a whole number"),
@@ -126,7 +135,9 @@ def test_all_are_named_at_once_before_anything_is_built():
 
 def test_groups_of_channels():
     cfg = config("MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 48)
-    with pytest.raises(ValueError, match=r"FPN\.OUT_CHANNELS must be a multiple of 32, because MODEL\.FPN\.NORM is 'GN'"):
+    with pytest.raises(
+        ValueError, match=r"FPN\.OUT_CHANNELS must be a multiple of 32, because MODEL\.FPN\.NORM is 'GN'"
+    ):
         check_values(cfg)
     check_values(config("MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 64))
 

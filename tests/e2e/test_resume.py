@@ -123,7 +123,9 @@ def test_default_trainer(cfg, tmp_path, workers, kind, grouping, capsys):
     histories = [(tmp_path / part / "model_best_history.json").read_text() for part in ("whole", "parts")]
     assert histories[0] == histories[1]
     lines = [(tmp_path / part / "metrics.json").read_text().splitlines() for part in ("whole", "parts")]
-    of_losses = [[{k: v for k, v in json.loads(x).items() if "loss" in k} for x in part if "total_" in x] for part in lines]
+    of_losses = [
+        [{k: v for k, v in json.loads(x).items() if "loss" in k} for x in part if "total_" in x] for part in lines
+    ]
     assert of_losses[0][-1] == of_losses[1][-1] and of_losses[0]  # medians over all iterations
 
 

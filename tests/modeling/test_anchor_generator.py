@@ -74,6 +74,7 @@ def test_levels_may_differ():
     ("kwargs", "error", "message"),
     [
         ({"sizes": []}, ValueError, "sizes is empty"),
+        ({"sizes": [[]]}, ValueError, "holds an empty list"),
         ({"sizes": 8}, TypeError, "must be a list"),
         ({"sizes": [[8], [16]], "strides": [4, 8, 16]}, ValueError, "2 entries for 3 feature maps"),
         ({"offset": 1.0}, ValueError, "offset"),

@@ -34,6 +34,12 @@ def test_no_boxes(transform):
     assert transform.apply_deltas(torch.zeros(0, 12), none).shape == (0, 12)
 
 
+@pytest.mark.parametrize("weights", [(), (5.0,), (1, 1, 1, 1, 1), (1, 1, 1, 0), (1, 1, 1, math.nan)])
+def test_impossible_weights(weights):
+    with pytest.raises(ValueError, match=r"weights \(BBOX_REG_WEIGHTS\) must be four numbers above 0"):
+        Box2BoxTransform(weights)
+
+
 def test_deltas_by_hand():
     source = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # centre (20, 40), 20 x 40
     target = torch.tensor([[20.0, 20.0, 60.0, 40.0]])  # centre (40, 30), 40 x 20

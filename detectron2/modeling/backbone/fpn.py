@@ -227,5 +227,7 @@ def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and `LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    channels = select_shapes(bottom_up.output_shape(), ["res5"], "LastLevelP6P7 (see MODEL.RESNETS.OUT_FEATURES)")[0].channels
+    channels = select_shapes(bottom_up.output_shape(), ["res5"], "LastLevelP6P7 (see MODEL.RESNETS.OUT_FEATURES)")[
+        0
+    ].channels
     return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

@@ -82,7 +82,9 @@ def _stage_names(stages) -> list[str]:
 def blocks_in_stages(depth: int) -> tuple[int, ...]:
     """Return the number of blocks in each stage of the standard network with `depth` layers."""
     if depth not in _BLOCKS_PER_STAGE:
-        raise ValueError(f"unknown ResNet depth (MODEL.RESNETS.DEPTH) {depth}; choose one of {sorted(_BLOCKS_PER_STAGE)}")
+        raise ValueError(
+            f"unknown ResNet depth (MODEL.RESNETS.DEPTH) {depth}; choose one of {sorted(_BLOCKS_PER_STAGE)}"
+        )
     return _BLOCKS_PER_STAGE[depth]
 
 
