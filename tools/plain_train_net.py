@@ -18,11 +18,12 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
+from detectron2.engine import create_ddp_model, default_setup, default_writers
 from detectron2.engine.class_names import match_classes
 from detectron2.engine.run_folder import training_in
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
+from detectron2.projects.training import launch_script
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import IN_FILE
@@ -111,18 +112,7 @@ def main(args: argparse.Namespace) -> Any:
 
 def invoke_main() -> None:
     """Parse the command line and start the processes."""
-    parser = default_argument_parser()
-    args = parser.parse_args()
-    if not args.config_file:
-        parser.error("--config-file is needed")
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch_script(main)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from detectron2.checkpoint.files import file_format, read_header, read_torch_file, what_is_beside
@@ -21,6 +20,7 @@ from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.lazy_text import load_lazy_yaml
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.serialize import plain as plain_containers
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
@@ -155,23 +155,10 @@ def dataset_metadata(names: Sequence[str]) -> dict[str, Any]:
         if name not in MetadataCatalog:  # asking for it would make it
             continue
         known = MetadataCatalog.get(name).as_dict()
-        found = {key: _plain(known[key]) for key in _METADATA if known.get(key) is not None}
+        found = {key: plain_containers(known[key]) for key in _METADATA if known.get(key) is not None}
         if found.keys() & {"thing_classes", "stuff_classes", "keypoint_names"}:
             return found
     return {}
-
-
-def _plain(value: Any) -> Any:
-    """Return the same with lists for tuples and arrays, and numbers for scalars of NumPy."""
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, str | bool | int | float) or value is None:
-        return value
-    if isinstance(value, Iterable):
-        return [_plain(part) for part in value]
-    return str(value)
 
 
 def installed_versions() -> dict[str, str]:

@@ -19,13 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from detectron2.cli.common import (
-    load_chosen_config,
-    load_metadata,
-    load_model,
-    register_datasets,
-    write_json,
-)
+from detectron2.cli.common import load_chosen_config, load_metadata, load_model, register_datasets, write_json
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image

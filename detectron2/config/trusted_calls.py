@@ -32,14 +32,14 @@ _MODULES_OF_CLASSES = (
     "torchvision.models",
     "torchvision.ops",
 )
-_BASE_CLASSES = (
-    "torch.nn.Module",
-    "detectron2.data.transforms.Augmentation",
-    "detectron2.data.transforms.Transform",
-)
+_BASE_CLASSES = ("torch.nn.Module", "detectron2.data.transforms.Augmentation", "detectron2.data.transforms.Transform")
 # They build whatever the config of another library describes.
 _MODULES_LEFT_OUT = ("detectron2.modeling.mmdet_wrapper", "torch.nn.parallel")
 
+_ACTIVATIONS = (
+    *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish"),
+    *("relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "tanh"),
+)
 # Classes that derive from none of them, and functions; all may be called, and passed on as arguments.
 _OBJECTS = (
     "detectron2.data.DatasetMapper",
@@ -53,23 +53,7 @@ _OBJECTS = (
     "detectron2.modeling.box_regression.Box2BoxTransformRotated",
     "detectron2.modeling.matcher.Matcher",
     "detectron2.projects.panoptic_deeplab.PanopticDeeplabDatasetMapper",
-    "torch.nn.functional.celu",
-    "torch.nn.functional.elu",
-    "torch.nn.functional.gelu",
-    "torch.nn.functional.hardsigmoid",
-    "torch.nn.functional.hardswish",
-    "torch.nn.functional.hardtanh",
-    "torch.nn.functional.leaky_relu",
-    "torch.nn.functional.logsigmoid",
-    "torch.nn.functional.mish",
-    "torch.nn.functional.relu",
-    "torch.nn.functional.relu6",
-    "torch.nn.functional.selu",
-    "torch.nn.functional.sigmoid",
-    "torch.nn.functional.silu",
-    "torch.nn.functional.softmax",
-    "torch.nn.functional.softplus",
-    "torch.nn.functional.tanh",
+    *(f"torch.nn.functional.{name}" for name in _ACTIVATIONS),
 )
 # Static methods of ResNet that describe its stages, and what saved configs call to make plain containers.
 _STATIC_METHODS = ("make_default_stages", "make_stage")

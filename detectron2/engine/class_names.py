@@ -16,7 +16,7 @@ from detectron2.engine.random_states import random_states_kept
 from detectron2.modeling import ProposalNetwork
 from detectron2.utils.wrappers import unwrap_model
 
-__all__ = ["match_classes", "reload_training_data"]
+__all__ = ["match_classes", "match_training_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,13 @@ def _relabel(name: str, classes: Sequence[str], new_labels: Sequence[int]) -> No
     DatasetCatalog.data[name] = load_relabelled
 
 
-def reload_training_data(trainer: Any, build_loader: Callable[[], Any]) -> None:
-    """Give a trainer its loader anew, at the place in the data where the old one is."""
+def match_training_classes(
+    trainer: Any, train: Iterable[str], test: Iterable[str], build_loader: Callable[[], Any], is_resumed: bool
+) -> None:
+    """Compare the classes before training; where labels change, the data continue where they are, in a new loader."""
+    if not match_classes(trainer.model, train, is_strict=is_resumed):
+        return
+    match_classes(trainer.model, test, is_strict=False)
     state = trainer.data_loader.state_dict() if hasattr(trainer.data_loader, "state_dict") else None
     with random_states_kept():
         trainer.reset_data_loader(build_loader)

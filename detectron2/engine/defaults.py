@@ -34,7 +34,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, yaml_config
-from detectron2.engine.class_names import match_classes, reload_training_data
+from detectron2.engine.class_names import match_classes, match_training_classes
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
@@ -410,9 +410,8 @@ class DefaultTrainer(TrainerBase):
         """
         checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         is_resumed = resume and self.checkpointer.has_checkpoint()
-        if match_classes(self.model, self.cfg.DATASETS.TRAIN, is_strict=is_resumed):
-            match_classes(self.model, self.cfg.DATASETS.TEST, is_strict=False)
-            reload_training_data(self._trainer, lambda: self.build_train_loader(self.cfg))
+        names = (self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)
+        match_training_classes(self._trainer, *names, lambda: self.build_train_loader(self.cfg), is_resumed)
         if is_resumed:
             # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the
             # file itself has the iteration after which it was written.
@@ -475,7 +474,7 @@ class DefaultTrainer(TrainerBase):
         self._try_evaluators()
         super().train(self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", None)
-        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             if results is None:
                 raise RuntimeError("TEST.EXPECTED_RESULTS is set, but no evaluation ran at the end of training.")
             verify_results(self.cfg, results)
@@ -657,8 +656,7 @@ class DefaultTrainer(TrainerBase):
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH ({batch_size}) must be divisible by SOLVER.REFERENCE_WORLD_SIZE ({reference})."
             )
-        was_frozen = cfg.is_frozen()
-        cfg = cfg.clone()
+        original, cfg = cfg, cfg.clone()
         cfg.defrost()
         ratio = num_workers / reference
         solver = cfg.SOLVER
@@ -675,9 +673,13 @@ class DefaultTrainer(TrainerBase):
             "Config scaled from %d to %d processes: IMS_PER_BATCH=%d, BASE_LR=%g, MAX_ITER=%d, WARMUP_ITERS=%d",
             *(reference, num_workers, *changed),
         )
-        if was_frozen:
-            cfg.freeze()
-        return cfg
+        return _frozen_as(original, cfg)
+
+
+def _frozen_as(original: CfgNode, cfg: CfgNode) -> CfgNode:
+    if original.is_frozen():
+        cfg.freeze()
+    return cfg
 
 
 def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
@@ -695,15 +697,11 @@ def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
 
 
 def _epochs_to_iterations(cfg: CfgNode, options: TrainOptions, loader: Any) -> CfgNode:
-    """Return a config with `SOLVER.MAX_ITER` and `SOLVER.STEPS` computed from the numbers of epochs, if there are any.
-
-    Steps that are not given in epochs keep their proportion to the length of training.
-    """
+    """Compute `SOLVER.MAX_ITER` and `STEPS` from epochs, if any; other steps keep their share of the training."""
     if not options.max_epochs:
         return cfg
     per_epoch = iterations_per_epoch(loader, options.accumulation_steps)
-    was_frozen = cfg.is_frozen()
-    cfg = cfg.clone()
+    original, cfg = cfg, cfg.clone()
     cfg.defrost()
     solver, former = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     solver.MAX_ITER = max(1, math.ceil(options.max_epochs * per_epoch))
@@ -713,9 +711,7 @@ def _epochs_to_iterations(cfg: CfgNode, options: TrainOptions, loader: Any) -> C
         solver.STEPS = tuple(round(step * solver.MAX_ITER / former) for step in solver.STEPS)
     text = "%g epochs of %g iterations: MAX_ITER=%d, STEPS=%s"
     logger.info(text, options.max_epochs, per_epoch, solver.MAX_ITER, solver.STEPS)
-    if was_frozen:
-        cfg.freeze()
-    return cfg
+    return _frozen_as(original, cfg)
 
 
 def _build_validation_loader(cfg: CfgNode) -> Iterable:

@@ -18,7 +18,7 @@ from detectron2.config import instantiate
 from detectron2.config.lazy_text import to_yaml
 from detectron2.data.validation import validate_class_names
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config
-from detectron2.engine.class_names import match_classes, reload_training_data
+from detectron2.engine.class_names import match_classes, match_training_classes
 from detectron2.engine.defaults import default_writers, iterations_per_epoch
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_lazy_evaluator
@@ -64,9 +64,9 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
     checkpoint = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start, is_resumed = 0, resume and checkpointer.has_checkpoint()
-    if match_classes(model, _dataset_names(cfg, "train"), is_strict=is_resumed):
-        match_classes(model, _dataset_names(cfg, "test"), is_strict=False)
-        reload_training_data(trainer, lambda: instantiate(cfg.dataloader.train))
+    match_training_classes(
+        trainer, names, _dataset_names(cfg, "test"), lambda: instantiate(cfg.dataloader.train), is_resumed
+    )
     if is_resumed:
         start = trainer.iter + 1
         describe.go_on_from(checkpoint, checkpointer.get_checkpoint_file())

@@ -6,17 +6,16 @@ python -m detectron2.engine.replay output/nonfinite_0000123.pth --device cuda
 
 import argparse
 import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from detectron2.checkpoint import CheckpointDescription
 from detectron2.checkpoint.files import read_torch_file
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import instantiate
 from detectron2.engine.divergence import first_nonfinite, from_plain
 from detectron2.engine.random_states import random_states_kept, set_random_states
 from detectron2.modeling import build_model
@@ -67,19 +66,13 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
 
 
 def _model_of(content: dict[str, Any], path: str) -> nn.Module:
-    if content["config_kind"] == "yaml":
-        cfg = get_cfg()
-        cfg.set_new_allowed(True)  # keys of projects
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))  # type: ignore[arg-type]
-        cfg.MODEL.DEVICE = "cpu"
-        return build_model(cfg)
+    if not content["config"]:
+        raise ValueError(f"{path} holds no config: build the model yourself, and call detectron2.engine.replay.replay.")
+    cfg = CheckpointDescription(config=content["config"], config_kind=content["config_kind"]).load_config()
     if content["config_kind"] == "lazy":
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "config.yaml")
-            with open(file, "w", encoding="utf-8") as f:
-                f.write(content["config"])
-            return instantiate(LazyConfig.load(file).model)
-    raise ValueError(f"{path} holds no config: build the model yourself, and call detectron2.engine.replay.replay.")
+        return instantiate(cfg.model)
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

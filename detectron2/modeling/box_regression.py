@@ -251,5 +251,5 @@ def _dense_box_regression_loss(
         pred_boxes = box2box_transform.apply_deltas(pred_deltas, references)
         return _IOU_LOSSES[box_reg_loss_type](pred_boxes, targets, reduction="sum")
     raise ValueError(
-        f"unknown box regression loss (BBOX_REG_LOSS_TYPE) {box_reg_loss_type!r}; choose 'smooth_l1' or one of {sorted(_IOU_LOSSES)}"
+        f"unknown BBOX_REG_LOSS_TYPE {box_reg_loss_type!r}; choose 'smooth_l1' or one of {sorted(_IOU_LOSSES)}"
     )

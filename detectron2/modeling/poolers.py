@@ -59,7 +59,7 @@ def _make_level_pooler(pooler_type: str, output_size: tuple[int, int], scale: fl
     if pooler_type == "ROIAlignRotated":
         return ROIAlignRotated(output_size, spatial_scale=scale, sampling_ratio=sampling_ratio)
     raise ValueError(
-        f"unknown pooler type (POOLER_TYPE) {pooler_type!r}; choose 'ROIAlign', 'ROIAlignV2', 'ROIPool' or 'ROIAlignRotated'"
+        f"unknown POOLER_TYPE {pooler_type!r}; choose 'ROIAlign', 'ROIAlignV2', 'ROIPool' or 'ROIAlignRotated'"
     )
 
 

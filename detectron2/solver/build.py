@@ -172,7 +172,11 @@ _NORMALIZATION_LAYERS = (
 
 def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
     """Return the clipper that a `SOLVER.CLIP_GRADIENTS` node describes: a function of one parameter or of several."""
-    kind = GradientClipType(cfg.CLIP_TYPE)
+    kinds = {kind.value: kind for kind in GradientClipType}
+    if cfg.CLIP_TYPE not in kinds:
+        names = ", ".join(kinds)
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of {names}, but is {cfg.CLIP_TYPE!r}.")
+    kind = kinds[cfg.CLIP_TYPE]
     if kind is GradientClipType.VALUE:
         return functools.partial(nn.utils.clip_grad_value_, clip_value=cfg.CLIP_VALUE)
     clip = nn.utils.clip_grad_norm_ if kind is GradientClipType.FULL_MODEL else _clip_each_by_norm

@@ -58,7 +58,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
             joined_at = 0.0 if rescale_interval else min(warmup_length, _END)
             warmup = LinearParamScheduler(start, scheduler(joined_at))
         else:
-            raise ValueError(f"warmup_method must be 'linear' or 'constant', but is {warmup_method!r}.")
+            raise ValueError(f"warmup_method (SOLVER.WARMUP_METHOD) must be 'linear' or 'constant', but is {warmup_method!r}.")
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1.0 - warmup_length],

@@ -19,30 +19,12 @@ __all__ = ["collect_env_info", "collect_torch_env", "detect_compute_compatibilit
 
 # distribution names: ours first, then what changes behaviour most often
 _PACKAGES = (
-    "detectron2",
-    "torchvision",
-    "numpy",
-    "Pillow",
-    "fvcore",
-    "iopath",
-    "yacs",
-    "omegaconf",
-    "pycocotools",
-    "hotcoco",
-    "opencv-python",
-    "opencv-python-headless",
-    "onnx",
-    "onnxruntime",
+    *("detectron2", "torchvision", "numpy", "Pillow", "fvcore", "iopath", "yacs", "omegaconf"),
+    *("pycocotools", "hotcoco", "opencv-python", "opencv-python-headless", "onnx", "onnxruntime"),
 )
 _VARIABLES = (
-    "CUDA_HOME",
-    "CUDA_VISIBLE_DEVICES",
-    "DETECTRON2_DATASETS",
-    "DETECTRON2_CACHE",
-    "DETECTRON2_OFFLINE",
-    "DETECTRON2_ENV_MODULE",
-    "FVCORE_CACHE",
-    "OMP_NUM_THREADS",
+    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "DETECTRON2_DATASETS", "DETECTRON2_CACHE", "DETECTRON2_OFFLINE"),
+    *("DETECTRON2_ENV_MODULE", "FVCORE_CACHE", "OMP_NUM_THREADS"),
 )
 
 

@@ -212,14 +212,8 @@ def create_small_table(small_dict: Mapping[str, Any]) -> str:
     """Format a few numbers as a Markdown table with one row, three lines of text; the keys are the header."""
     from tabulate import tabulate
 
-    return tabulate(
-        [list(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )
+    look = {"tablefmt": "pipe", "floatfmt": ".3f", "stralign": "center", "numalign": "center"}
+    return tabulate([list(small_dict.values())], headers=list(small_dict), **look)
 
 
 def _log_api_usage(identifier: str) -> None:

@@ -208,9 +208,7 @@ class _BoundedUnpickler(_PurePythonUnpickler):
 
     def __init__(self, file: IO[bytes]):
         super().__init__(_BoundedFile(file), encoding="latin1")
-        self._sizes: dict[
-            int, tuple[int, tuple]
-        ] = {}  # of nested ones, by id; the tuple is kept so that its id stays its own
+        self._sizes: dict[int, tuple[int, tuple]] = {}  # of nested ones, by id, which stays theirs as they are kept
 
     def _check_tuple(self) -> None:
         made = self.stack[-1]

@@ -1,8 +1,11 @@
-"""Send closures and locally defined functions to other processes."""
+"""Send closures and locally defined functions to other processes; turn values into what every format can hold."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["PicklableWrapper"]
+import numpy as np
+
+__all__ = ["PicklableWrapper", "plain"]
 
 
 class PicklableWrapper:
@@ -40,3 +43,18 @@ def _rebuild(payload: bytes) -> PicklableWrapper:
     import cloudpickle
 
     return PicklableWrapper(cloudpickle.loads(payload))
+
+
+def plain(value: Any) -> Any:
+    """Return the same in dictionaries with text as keys, lists, numbers and text; other objects become text.
+
+    >>> plain({1: (np.float32(0.5), None)})
+    {'1': [0.5, None]}
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(value[key]) for key in value}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)

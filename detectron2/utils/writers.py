@@ -21,6 +21,7 @@ import torch
 
 from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.file_io import PathManager, atomic_write, full_disk_named
+from detectron2.utils.serialize import plain
 
 __all__ = [
     "DEFAULT_WRITERS",
@@ -391,15 +392,6 @@ def _as_hwc(image: Any) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(1, 2, 0))
 
 
-def _plain(value: Any) -> Any:
-    """Convert a config to dicts, lists, numbers and strings, which the services can store."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in value}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 class _ServiceWriter(_ScalarWriter):
     """Base class of writers for services. The first write opens a run; a run that is already open stays open."""
 
@@ -410,7 +402,7 @@ class _ServiceWriter(_ScalarWriter):
         except ImportError as e:
             hint = f"pip install 'detectron2[{package}]'"
             raise ImportError(f"{type(self).__name__} needs the package {package}: {hint}") from e
-        self._config = None if config is None else _plain(config)
+        self._config = None if config is None else plain(config)
         self._arguments = arguments
         self._is_open = self._owns_run = False
 

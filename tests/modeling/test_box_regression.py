@@ -185,7 +185,7 @@ def test_dense_loss_vanishes_at_the_target_and_without_positives(kind):
 
 def test_unknown_loss_is_named():
     anchors, deltas, gt, mask = _dense_case()
-    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE. 'l2'"):
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE 'l2'"):
         _dense_box_regression_loss([anchors], Box2BoxTransform((1, 1, 1, 1)), [deltas], list(gt), mask, "l2")
 
 

@@ -136,7 +136,7 @@ def test_exported_graph_follows_its_input():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"pooler_type": "ROIMean"}, "pooler type .POOLER_TYPE. 'ROIMean'"),
+        ({"pooler_type": "ROIMean"}, "unknown POOLER_TYPE 'ROIMean'"),
         ({"scales": ()}, "powers of two"),
         ({"scales": (1 / 4, 1 / 16)}, "each half"),
         ({"scales": (1 / 6,)}, "powers of two"),
