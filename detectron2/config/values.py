@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 import detectron2.config.defaults as defaults
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
@@ -26,6 +28,13 @@ def _whole(low: int, high: int = 2**63 - 1) -> _Rule:
 
 def _one_of(*names: str) -> _Rule:
     return f"one of {', '.join(names)}", names.__contains__
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return bool(torch.device(value))
+    except (RuntimeError, TypeError):
+        return False
 
 
 _SIZE = _whole(1, 10**6)
@@ -53,6 +62,7 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (("a name", lambda x: isinstance(x, str)), "MODEL.META_ARCHITECTURE MODEL.*NAME *.IN_FEATURES *.OUT_FEATURES"),
     (("a name", lambda x: isinstance(x, str)), "INPUT.FORMAT DATASETS.TRAIN DATASETS.TEST"),
     (("a name, or empty", lambda x: x is None or isinstance(x, str)), "*.NORM"),
+    (("a device such as cpu, cuda or cuda:1", _is_device), "MODEL.DEVICE"),
     (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),

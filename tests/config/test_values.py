@@ -77,6 +77,7 @@ def test_defaults_and_all_rules_are_of_known_keys():
         ("MODEL.RPN.CONV_DIMS", [[0], [], [[32]]], "-1 or a whole number above 0"),
         ("MODEL.RPN.IN_FEATURES", [[], "p2", None, [5]], "each a name"),
         ("DATASETS.TRAIN", [None, [5], [[]], "x"], "a list of items, each a name"),
+        ("MODEL.DEVICE", ["x", "gpu", None, ""], "a device such as cpu, cuda or cuda:1"),
         ("MODEL.RPN.HEAD_NAME", [None, 3], "a name"),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [None, [True], [[]]], "a list of 4 items, each true or false"),
         ("MODEL.BACKBONE.FREEZE_AT", [2.5, None, "2"], "a whole number"),

@@ -505,3 +505,10 @@ def test_a_parameter_of_several_groups_has_the_settings_of_all():
     }
     assert _expand_param_groups(groups) == [{"params": [name], **given} for name, given in expected.items()]
     assert [group["params"] for group in reduce_param_groups(groups)] == [["p1"], ["p2", "p3"], ["p4"], ["p5"]]
+
+
+def test_unknown_kind_of_clipping():
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, "all"
+    with pytest.raises(ValueError, match=r"CLIP_TYPE must be one of value, norm, full_model, but is 'all'"):
+        maybe_add_gradient_clipping(cfg, torch.optim.SGD)
