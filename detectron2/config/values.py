@@ -86,15 +86,6 @@ _UNREAD = {
     "RetinaNet": "MODEL.RPN.* MODEL.ROI_* MODEL.SEM_SEG_HEAD.[!I]* MODEL.PANOPTIC_FPN.*",
     "SemanticSegmentor": "MODEL.RPN.* MODEL.ROI_* MODEL.RETINANET.* MODEL.PANOPTIC_FPN.* MODEL.ANCHOR_GENERATOR.*",
 }
-# The numbers of channels that have a norm; "GN" divides them into 32 groups.
-_NORM_CHANNELS = {
-    "MODEL.RESNETS.NORM": "MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "MODEL.FPN.NORM": "MODEL.FPN.OUT_CHANNELS",
-    "MODEL.RETINANET.NORM": "MODEL.FPN.OUT_CHANNELS",
-    "MODEL.ROI_BOX_HEAD.NORM": "MODEL.ROI_BOX_HEAD.CONV_DIM",
-    "MODEL.ROI_MASK_HEAD.NORM": "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "MODEL.SEM_SEG_HEAD.NORM": "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-}
 
 
 def check_values(cfg: Any, groups: str = "*") -> None:
@@ -110,10 +101,10 @@ def check_values(cfg: Any, groups: str = "*") -> None:
     values = {path: value for path, value in values.items() if path in known}
     values = {path: value for path, value in values.items() if _is_in(path, groups) and not _is_in(path, unread)}
     found = {path: value_problem(path, known[path], value) for path, value in values.items()}
-    for norm, keys in _NORM_CHANNELS.items():
-        for path in keys.split() if values.get(norm) == "GN" else ():
-            if not found.get(path) and values.get(path, 0) % 32:
-                found[path] = f"must be a multiple of 32, because {norm} is 'GN', but is {values[path]!r}"
+    for path, value in values.items():  # norm "GN" divides the channels of its group of keys into 32 groups
+        norm = f"{path.rpartition('.')[0]}.NORM"
+        if values.get(norm) == "GN" and _is_in(path, "*OUT_CHANNELS *.CONV*_DIM") and not found[path] and value % 32:
+            found[path] = f"must be a multiple of 32, because {norm} is 'GN', but is {value!r}"
     if lines := [f"{path} {text}" for path, text in found.items() if text]:
         raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
 

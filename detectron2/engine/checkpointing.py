@@ -3,9 +3,11 @@
 See `detectron2.checkpoint.CheckpointDescription` for its content.
 """
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -36,6 +38,7 @@ def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, tra
     return checkpointer
 
 
+@dataclass(eq=False)
 class SelfDescription:
     """Describe the state of a training; called when a checkpoint is saved.
 
@@ -43,44 +46,40 @@ class SelfDescription:
     the moving average of the weights is evaluated.
     """
 
-    def __init__(
-        self,
-        trainer: TrainerBase,
-        model: nn.Module,
-        read_config: Callable[[], tuple[str, str]],
-        dataset_names: list[str],
-        image_format: str | None,
-        has_average: bool = False,
-    ) -> None:
+    trainer: TrainerBase
+    model: nn.Module
+    read_config: Callable[[], tuple[str, str]]
+    dataset_names: list[str]
+    image_format: str | None
+    has_average: bool = False
+    _former: CheckpointDescription | None = None
+
+    def __post_init__(self) -> None:
         # A proxy avoids the cycle trainer -> checkpointer -> this, which would hold GPU memory.
-        self._trainer = trainer if isinstance(trainer, weakref.ProxyTypes) else weakref.proxy(trainer)
-        self._model = unwrap_model(model)
-        self._read_config = read_config
-        self._dataset_names = dataset_names
-        self._image_format = image_format
-        self._has_average = has_average
-        self._config: tuple[str, str] | None = None
-        self._former: CheckpointDescription | None = None
+        self.trainer = self.trainer if isinstance(self.trainer, weakref.ProxyTypes) else weakref.proxy(self.trainer)
+        self.model = unwrap_model(self.model)
+
+    @functools.cached_property
+    def _config(self) -> tuple[str, str]:
+        return self.read_config()
 
     def __call__(self) -> dict[str, Any]:
         """Return the description, as plain containers."""
-        if self._config is None:
-            self._config = self._read_config()
         text, kind = self._config
         metrics, at = self._metrics()
         return CheckpointDescription(
             config=text,
             config_kind=kind,
-            metadata=dataset_metadata(self._dataset_names),
-            image_format=self._image_format,
-            pixel_mean=_channels(self._model, "pixel_mean"),
-            pixel_std=_channels(self._model, "pixel_std"),
+            metadata=dataset_metadata(self.dataset_names),
+            image_format=self.image_format,
+            pixel_mean=_channels(self.model, "pixel_mean"),
+            pixel_std=_channels(self.model, "pixel_std"),
             versions=installed_versions(),
             # After training, the iteration of the trainer is one more than the last.
-            iteration=min(self._trainer.iter, max(self._trainer.max_iter - 1, 0)),
+            iteration=min(self.trainer.iter, max(self.trainer.max_iter - 1, 0)),
             metrics=metrics,
             metrics_iteration=at,
-            metrics_of_average=self._has_average and bool(metrics),
+            metrics_of_average=self.has_average and bool(metrics),
         ).to_plain()
 
     def go_on_from(self, checkpoint: Mapping[str, Any], source: str) -> None:
@@ -88,8 +87,6 @@ class SelfDescription:
         if "description" not in checkpoint:
             return
         self._former = CheckpointDescription.from_plain(checkpoint["description"], source)
-        if self._config is None:
-            self._config = self._read_config()
         lines = list(_differences(self._former.config, self._config[0])) if comm.is_main_process() else []
         if len(lines) > _SHOWN_DIFFERENCES:
             lines[_SHOWN_DIFFERENCES:] = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
@@ -100,13 +97,13 @@ class SelfDescription:
         """Return the metrics of the last evaluation, and its iteration."""
         metrics: dict[str, float] = {}
         last: int | None = None
-        for hook in self._trainer._hooks:
+        for hook in self.trainer._hooks:
             at = getattr(hook, "latest_iter", None)
             if at is not None and hook.latest_results:  # type: ignore[attr-defined]
                 metrics |= hook.latest_results  # type: ignore[attr-defined]
                 last = max(at, last or 0)
-        if self._trainer.storage is not None:
-            for name, (value, at) in self._trainer.storage.latest().items():
+        if self.trainer.storage is not None:
+            for name, (value, at) in self.trainer.storage.latest().items():
                 if name.startswith("validation/"):
                     metrics[name] = value
                     last = max(at, last or 0)

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,8 +125,16 @@ def test_evaluation_beside_a_training_leaves_its_config(training, tmp_path, rest
     assert (tmp_path / "config.yaml").read_text() == "the training's"
 
 
-def train_together(folder):
-    """Body of one of two processes: two trainings, one after the other, and then one beside a loop without hooks."""
+def train_together(folder, other):
+    """Body of one of two processes: beside another training, one after the other, and beside a loop without hooks."""
+    with pytest.raises(RuntimeError, match=rf"Another training runs in .*: process {other} "):
+        make(folder).train(0, 2)
+    comm.synchronize()
+    if comm.is_main_process():
+        os.kill(other, signal.SIGKILL)
+    while other_training(folder):
+        time.sleep(0.01)
+    comm.synchronize()
     make(folder).train(0, 2)
     make(folder).train(2, 4)
     with training_in(folder, 4), pytest.raises(RuntimeError, match="Another training runs"):
@@ -134,17 +143,12 @@ def train_together(folder):
     (Path(folder) / f"rank_{comm.get_rank()}").touch()
 
 
-def test_two_processes_of_one_training(tmp_path):
-    launch(train_together, 2, dist_url="auto", args=(str(tmp_path),))
+def test_two_processes(training, tmp_path):
+    """Both are told who else trains there; together they are one training."""
+    launch(train_together, 2, dist_url="auto", args=(str(tmp_path), training.pid))
     assert {"rank_0", "rank_1", "model_final.pth"} <= {p.name for p in tmp_path.iterdir()}
     assert not (tmp_path / ".training.lock").exists()
     assert {r["iteration"] for r in records(tmp_path / "metrics.json")} == set(range(6))
-
-
-def test_all_processes_are_told_who_trains_there(training, tmp_path):
-    with pytest.raises(Exception, match=rf"Another training runs in .*: process {training.pid}"):
-        launch(train_together, 2, dist_url="auto", args=(str(tmp_path),))
-    assert not list(tmp_path.glob("rank_*"))
 
 
 def test_a_loop_without_hooks(training, tmp_path):
