@@ -52,21 +52,12 @@ _LATEST = max(_RENAMED)
 
 
 def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
-    """Translate a config to a newer version.
+    """Return a copy of a config, translated to a newer version, by default the newest.
 
-    Args:
-        cfg: the config; it is not changed.
-        to_version: the version to reach; the newest if not given.
+    A config that is newer than that, or has no version, is a `ValueError`.
 
-    Returns:
-        A translated copy.
-
-    Raises:
-        ValueError: if the config is newer than that, or has no version.
-
-    Example:
-        >>> upgrade_config(CfgNode({"VERSION": 1, "MODEL": {"WEIGHT": "a.pkl"}})).MODEL.WEIGHTS
-        'a.pkl'
+    >>> upgrade_config(CfgNode({"VERSION": 1, "MODEL": {"WEIGHT": "a.pkl"}})).MODEL.WEIGHTS
+    'a.pkl'
     """
     target = _LATEST if to_version is None else to_version
     start = _version(cfg)
@@ -83,23 +74,13 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
 
 
 def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
-    """Translate a config to an older version.
+    """Return a copy of a config, translated to an older version.
 
-    An old file can be merged into the result, which has every key that the file may set, with the values of `cfg`.
+    An old file can be merged into the result, which has every key that the file may set, with the values of `cfg`. A
+    config that is older than that, or has no version, is a `ValueError`.
 
-    Args:
-        cfg: the config; it is not changed.
-        to_version: the version to reach, at least 0.
-
-    Returns:
-        A translated copy.
-
-    Raises:
-        ValueError: if the config is older than that, or has no version.
-
-    Example:
-        >>> downgrade_config(CfgNode({"VERSION": 2, "MODEL": {"WEIGHTS": "a.pkl"}}), to_version=1).MODEL.WEIGHT
-        'a.pkl'
+    >>> downgrade_config(CfgNode({"VERSION": 2, "MODEL": {"WEIGHTS": "a.pkl"}}), to_version=1).MODEL.WEIGHT
+    'a.pkl'
     """
     start = _version(cfg)
     if not 0 <= to_version <= start:

@@ -18,21 +18,13 @@ _TARGET = "_target_"
 
 
 def dump_dataclass(obj: Any) -> dict[str, Any]:
-    """Describe a dataclass object by a dictionary that `instantiate` turns into an equal object.
+    """Describe a dataclass object, and those in its fields, by a dictionary that `instantiate` turns into an equal one.
 
-    Args:
-        obj: an instance of a dataclass; fields that are dataclasses, also in lists, are described likewise.
+    Anything but an instance of a dataclass is a `TypeError`.
 
-    Returns:
-        A dictionary with the `_target_` and every field.
-
-    Raises:
-        TypeError: if it is not an instance of a dataclass.
-
-    Example:
-        >>> from detectron2.layers import ShapeSpec
-        >>> dump_dataclass(ShapeSpec(channels=3))["_target_"]
-        'detectron2.layers.ShapeSpec'
+    >>> from detectron2.layers import ShapeSpec
+    >>> dump_dataclass(ShapeSpec(channels=3))["_target_"]
+    'detectron2.layers.ShapeSpec'
     """
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise TypeError(f"dump_dataclass() takes an instance of a dataclass, but got {obj!r}.")

@@ -104,23 +104,16 @@ def refuse_foreign_config(cfg: DictConfig, source: str, trusted: Iterable[str] =
 
 
 def refuse_foreign_calls(cfg: Any, source: str, trusted: Iterable[str] = ()) -> None:
-    """Check the calls that instantiating a part of a config would make, without making any.
+    """Check the calls that instantiating a part of a config, or plain containers, would make, without making any.
 
-    Args:
-        cfg: a part of a LazyConfig, or plain containers.
-        source: the file, for the message.
-        trusted: names of packages or modules whose public classes and functions may be called too.
+    `source`, `trusted` and the `ForeignCallError` are as in `refuse_foreign_config`. A name that is allowed, but that
+    nothing has, is an `ImportError`.
 
-    Raises:
-        ForeignCallError: a call is not in the tables of this module.
-        ImportError: the name of a call is allowed, but nothing has it.
-
-    Example:
-        >>> refuse_foreign_calls({"_target_": "torch.nn.ReLU"}, "a.pth")
-        >>> refuse_foreign_calls({"_target_": "os.system", "command": "ls"}, "a.pth")
-        Traceback (most recent call last):
-        ...
-        detectron2.config.trusted_calls.ForeignCallError: The config in a.pth wants to call os.system, ...
+    >>> refuse_foreign_calls({"_target_": "torch.nn.ReLU"}, "a.pth")
+    >>> refuse_foreign_calls({"_target_": "os.system", "command": "ls"}, "a.pth")
+    Traceback (most recent call last):
+    ...
+    detectron2.config.trusted_calls.ForeignCallError: The config in a.pth wants to call os.system, ...
     """
     if OmegaConf.is_config(cfg):
         _refuse_resolvers(OmegaConf.to_container(cfg, resolve=False), source)

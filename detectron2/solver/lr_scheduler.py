@@ -58,7 +58,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
             joined_at = 0.0 if rescale_interval else min(warmup_length, _END)
             warmup = LinearParamScheduler(start, scheduler(joined_at))
         else:
-            raise ValueError(f"warmup_method (SOLVER.WARMUP_METHOD) must be 'linear' or 'constant', but is {warmup_method!r}.")
+            raise ValueError(
+                f"warmup_method (SOLVER.WARMUP_METHOD) must be 'linear' or 'constant', but is {warmup_method!r}."
+            )
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1.0 - warmup_length],
@@ -157,13 +159,7 @@ class WarmupMultiStepLR(LRScheduler):
 class WarmupCosineLR(LRScheduler):
     """Half a cosine from the initial rate to zero (Loshchilov and Hutter, SGDR, 2016), after a warmup.
 
-    Args:
-        optimizer: the optimizer whose rates are set.
-        max_iters: number of iterations of the whole training.
-        warmup_factor: factor at the first iteration.
-        warmup_iters: iterations of warmup.
-        warmup_method: `"linear"` or `"constant"`.
-        last_epoch: index of the last finished iteration; -1 to begin.
+    `max_iters` is the number of iterations of the whole training; the rest is as in `WarmupMultiStepLR`.
     """
 
     def __init__(

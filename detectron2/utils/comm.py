@@ -163,19 +163,9 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
-    """Collect one object from every process, in one of them.
+    """Collect one object from every process in the process of rank `dst`; the others get an empty list.
 
-    Args:
-        data: any picklable object; sizes may differ between processes.
-        dst: rank, among all processes, of the process that receives the objects.
-        group: a process group; by default all processes, over gloo.
-
-    Returns:
-        The objects in the order of ranks in process `dst`; an empty list in the others.
-
-    Raises:
-        RuntimeError: a process did not come in time; the message names it.
-        ValueError: `dst` is not in the group.
+    The rest is as in `all_gather`; a `dst` that is not in the group is a `ValueError`.
     """
     if get_world_size() == 1:
         return [data]

@@ -471,19 +471,11 @@ class WandbWriter(_ServiceWriter):
 
 
 class MLflowWriter(_ServiceWriter):
-    """Sends scalars and images to MLflow. The first write starts the run.
+    """Sends scalars and images to MLflow, as `WandbWriter` does to Weights & Biases.
 
     Server, experiment and run come from the environment variables of MLflow, such as `MLFLOW_TRACKING_URI` and
-    `MLFLOW_EXPERIMENT_NAME`. A run that is already open is used and stays open. Characters that MLflow does not allow
-    in names become `_`.
-
-    Args:
-        window_size: iterations over which noisy scalars are smoothed (median).
-        config: config to store with the run as `config.yaml`.
-        **kwargs: arguments of `mlflow.start_run`.
-
-    Raises:
-        ImportError: MLflow is not installed.
+    `MLFLOW_EXPERIMENT_NAME`, and `kwargs` go to `mlflow.start_run`. The config is stored with the run as `config.yaml`.
+    Characters that MLflow does not allow in names become `_`.
     """
 
     def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):

@@ -50,21 +50,10 @@ def default_hooks(
     Evaluation follows the checkpoint, so that a failing evaluation loses nothing. The writer comes last, so that it
     writes what the other hooks recorded.
 
-    Args:
-        options: the options of the training.
-        model: the model in training.
-        checkpointer: saves the model.
-        checkpoint_periods: arguments of `PeriodicCheckpointer`.
-        eval_period: iterations between two evaluations.
-        evaluate: evaluates the model; with an average of the weights, the model then has the average as its weights.
-        build_validation_loader: see `ValidationLoss`.
-        build_writers: returns the writers; called on the main process only.
-        log_period: iterations between two calls of the writers.
-        scheduler: see `LRScheduler`.
-        precise_bn: a hook that runs before checkpoints and evaluation.
-
-    Returns:
-        The hooks; an entry that this process or these options do not need is `None`.
+    An entry that this process or these options do not need is `None`. `evaluate` is called with the average of the
+    weights in the model, if there is one, and `build_writers` on the main process only; periods are in iterations. The
+    other arguments are those of `PeriodicCheckpointer`, `ValidationLoss`, `PeriodicWriter` and `LRScheduler`;
+    `precise_bn` is a hook that runs before checkpoints and evaluation.
     """
     is_main = comm.is_main_process()
     saves = is_main or is_sharded(model)  # all processes take part in saving a sharded model
