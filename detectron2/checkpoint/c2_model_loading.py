@@ -126,16 +126,9 @@ def align_and_update_state_dicts(
 ) -> dict[str, torch.Tensor]:
     """Give the weights of a checkpoint the names that a model uses, by matching the ends of names.
 
-    Args:
-        model_state_dict: the model's, which is not changed.
-        ckpt_state_dict: the checkpoint's.
-        c2_conversion: first rewrite Caffe2 names.
-
-    Returns:
-        A new state dict: matched weights of equal shape under the model's names, and unmatched ones under their own.
-
-    Raises:
-        ValueError: one weight of the checkpoint ends several names of the model, so that its place is not certain.
+    With `c2_conversion`, Caffe2 names are rewritten first. Returns a new state dict: matched weights of equal shape
+    under the model's names, and unmatched ones under their own. One weight that ends several names of the model, so
+    that its place is not certain, is a `ValueError`.
     """
     logger = logging.getLogger(__name__)
     matching = match_by_ends(model_state_dict, ckpt_state_dict, c2_conversion)

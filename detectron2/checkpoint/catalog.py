@@ -1,8 +1,6 @@
 """Short names for the pre-trained backbones of the first Detectron: `catalog://ImageNetPretrained/FAIR/R-50-GN`."""
 
-from typing import IO, Any
-
-from detectron2.utils.file_io import PathHandler, PathManager
+from detectron2.utils.file_io import Detectron2Handler, PathManager
 
 __all__ = ["ModelCatalog", "ModelCatalogHandler"]
 
@@ -36,25 +34,13 @@ class ModelCatalog:
         return f"{ModelCatalog.S3_C2_DETECTRON_PREFIX}/{ModelCatalog.C2_IMAGENET_MODELS[key]}"
 
 
-class ModelCatalogHandler(PathHandler):
+class ModelCatalogHandler(Detectron2Handler):
     """Resolves `catalog://` paths through `ModelCatalog`."""
 
     PREFIX = "catalog://"
 
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return PathManager.get_local_path(ModelCatalog.get(path[len(self.PREFIX) :]), force=force, **kwargs)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
-        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return PathManager.exists(ModelCatalog.get(path[len(self.PREFIX) :]), **kwargs)
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs)
+    def _url(self, path: str) -> str:
+        return ModelCatalog.get(path[len(self.PREFIX) :])
 
 
 PathManager.register_handler(ModelCatalogHandler())

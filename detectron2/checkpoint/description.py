@@ -116,17 +116,10 @@ class CheckpointDescription:
 
 
 def read_description(path: str) -> CheckpointDescription | None:
-    """Read what a checkpoint says about itself; of its weights nothing is loaded.
+    """Read what a checkpoint, at a path or URL, says about itself; of its weights nothing is loaded.
 
-    Args:
-        path: path or URL of a file.
-
-    Returns:
-        The description; `None` where the file has none, as those of other programs.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file or its description is damaged.
+    A file of another program has no description: `None`. A missing file is a `FileNotFoundError`, a damaged one a
+    `ValueError`.
     """
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):

@@ -101,11 +101,8 @@ class DetectionCheckpointer(Checkpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Save everything to `<save_dir>/<name>.pth`, which then counts as the last checkpoint.
 
-        The file appears under its name only when it is complete. With the other `file_format` there are two.
-
-        Args:
-            name: file name without folder and extension.
-            **kwargs: further data to save, returned by `load`.
+        The file appears under its name only when it is complete. With the other `file_format` there are two. `kwargs`
+        are further data to save, which `load` returns.
         """
         basename = self.save_aside(name, **kwargs)
         if basename:

@@ -217,13 +217,7 @@ def write_report(
 ) -> None:
     """Write one HTML page with everything in it, so that it can be sent as a file.
 
-    Args:
-        path: the page.
-        cfg: shown at the end.
-        results: `{task: {metric: value}}`.
-        seconds: how long iterations took; None if not measured.
-        curve: the picture of the training.
-        pictures: truth beside prediction.
+    `results` are `{task: {metric: value}}`, and `seconds` how long iterations took, or None if not measured.
     """
     facts = [
         f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images",

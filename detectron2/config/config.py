@@ -28,16 +28,12 @@ global_cfg = CfgNode()
 
 
 def get_cfg() -> CfgNode:
-    """Return a fresh copy of the default config.
+    """Return a fresh copy of the default config, which is not frozen.
 
-    Returns:
-        The copy, which is not frozen.
-
-    Example:
-        >>> cfg = get_cfg()
-        >>> cfg.merge_from_list(["SOLVER.BASE_LR", 0.02])
-        >>> cfg.SOLVER.BASE_LR
-        0.02
+    >>> cfg = get_cfg()
+    >>> cfg.merge_from_list(["SOLVER.BASE_LR", 0.02])
+    >>> cfg.SOLVER.BASE_LR
+    0.02
     """
     return keep_record(defaults._C.clone())
 

@@ -130,15 +130,11 @@ def to_yaml(cfg: Any) -> tuple[str, list[str]]:
 
 
 def save_yaml(cfg: Any, filename: str) -> None:
-    """Write a config to a YAML file that `LazyConfig.load` reads. It is also called `LazyConfig.save`.
+    """Write an omegaconf config to a YAML file that `LazyConfig.load` reads. It is also called `LazyConfig.save`.
 
     Classes and functions are written as their dotted names. An object without such a name, e.g. a lambda, becomes a
     placeholder that raises an error when it is built. The whole config is then also written to a `.pkl` file next
     to the YAML file, with a warning in the log.
-
-    Args:
-        cfg: an omegaconf config.
-        filename: the file to write.
     """
     filename = str(filename)
     text, lost = to_yaml(cfg)
@@ -229,16 +225,10 @@ def _dotted_name(value: Any) -> str | None:
 def to_python(cfg: Any, prefix: str = "cfg.") -> str:
     """Return a config as Python-like text, for reading and comparing. It is also called `LazyConfig.to_py`.
 
-    Args:
-        cfg: an omegaconf config, or plain dictionaries and lists.
-        prefix: the beginning of every line.
+    There is a line for each value, which begins with `prefix`; described objects appear as nested calls.
 
-    Returns:
-        One assignment for each value; described objects appear as nested calls.
-
-    Example:
-        >>> to_python({"model": {"_target_": "torch.nn.ReLU", "inplace": True}})
-        'cfg.model = torch.nn.ReLU(inplace=True)\\n'
+    >>> to_python({"model": {"_target_": "torch.nn.ReLU", "inplace": True}})
+    'cfg.model = torch.nn.ReLU(inplace=True)\\n'
     """
     plain = _container(cfg)
     lines: list[str] = []

@@ -95,17 +95,10 @@ class CfgNode(_FvcoreNode):
             return value  # text
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
-        """Overwrite values by those of a YAML file and its bases.
+        """Overwrite values by those of a YAML file, at a path or address, and its bases.
 
-        A file of an older version, by its `VERSION` or by the keys in it, is translated.
-
-        Args:
-            cfg_filename: the path or address of the file.
-            allow_unsafe: has no effect; kept for callers of fvcore's method.
-
-        Raises:
-            KeyError: if the file has unknown keys.
-            ValueError: if values have a wrong type, or the file is not valid YAML.
+        A file of an older version, by its `VERSION` or by the keys in it, is translated. Unknown keys are a `KeyError`;
+        values of a wrong type, and a file that is not valid YAML, a `ValueError`. `allow_unsafe` has no effect.
         """
         filename = str(cfg_filename)
         own: dict[str, Any] = {}
@@ -141,12 +134,8 @@ class CfgNode(_FvcoreNode):
     def merge_from_list(self, cfg_list: list[Any]) -> None:
         """Overwrite values by `[key, value, key, value, ...]`, as from a command line.
 
-        Args:
-            cfg_list: full names of keys and their values; text is read as a Python literal where possible.
-
-        Raises:
-            KeyError: if a key does not exist.
-            ValueError: if a value has a wrong type, or the list has an odd length.
+        Text is read as a Python literal where possible. A key that does not exist is a `KeyError`, a value of a wrong
+        type or a list of odd length a `ValueError`.
         """
         _refuse_base([key for key in cfg_list[0::2] if isinstance(key, str)])
         merge_pairs(cfg_list, self)

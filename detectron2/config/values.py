@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
 import detectron2.config.defaults as defaults
 from detectron2.config.merge import iter_leaves
@@ -23,7 +24,7 @@ _Rule = tuple[str, Callable[[Any], bool]]  # what a value, or each item of a lis
 
 def _whole(low: int, high: int = 2**63 - 1) -> _Rule:
     text = f"a whole number from {low} to {high}" if high < 2**63 - 1 else f"a whole number of at least {low}"
-    return text, lambda n: isinstance(n, Integral) and low <= n <= high
+    return text, lambda n: isinstance(n, Integral) and low <= int(n) <= high
 
 
 def _one_of(*names: str) -> _Rule:
@@ -92,10 +93,12 @@ def check_values(cfg: Any, groups: str = "*") -> None:
     """Raise a `ValueError` that names every key of a config with an impossible value, and what it must be.
 
     Looked at are the keys that match one of the patterns in `groups`, such as `"MODEL.* INPUT.*"`, without those of
-    projects and those that the model of `META_ARCHITECTURE` does not read.
+    projects and those that the model of `META_ARCHITECTURE` does not read. A LazyConfig has none of these keys.
     """
+    if not isinstance(cfg, CfgNode):
+        return
     known, values = {**dict(iter_leaves(defaults._C)), **OPTIONAL_KEYS}, dict(iter_leaves(cfg))
-    unread = _UNREAD.get(values.get("MODEL.META_ARCHITECTURE", ""), "")
+    unread = _UNREAD.get(str(values.get("MODEL.META_ARCHITECTURE")), "")
     unread += "" if values.get("MODEL.MASK_ON") else " MODEL.ROI_MASK_HEAD.*"
     unread += "" if values.get("MODEL.KEYPOINT_ON") else " MODEL.ROI_KEYPOINT_HEAD.*"
     values = {path: value for path, value in values.items() if path in known}
@@ -123,7 +126,7 @@ def value_problem(path: str, default: Any, value: Any) -> str:
         is_right = is_right and all(_is_number(x) and (abs(x) < 2**63 or abs(x) == largest) for x in items)
         if isinstance(default, int):
             text = text or "a whole number"
-            is_right = is_right and value == value // 1
+            is_right = is_right and all(float(x).is_integer() for x in items)
     if isinstance(default, (list, tuple)):
         lengths = next((numbers for keys, numbers in _LENGTHS.items() if _is_in(path, keys)), ())
         least = 0 if _is_in(path, _MAY_BE_EMPTY) else 1

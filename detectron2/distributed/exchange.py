@@ -25,14 +25,9 @@ _OWN_FILES = (__file__, _COMM, contextlib.__file__)
 
 @contextlib.contextmanager
 def tracked(what: str, group: Any = None) -> Iterator[None]:
-    """Note that this process enters a collective operation, and explain a failure by the processes that are missing.
+    """Note that this process enters a collective operation of this name in a group (default: all processes).
 
-    Args:
-        what: name of the operation.
-        group: the processes that take part; all processes if None.
-
-    Raises:
-        RuntimeError: the operation failed; the message names this process and the missing ones.
+    If it fails, a `RuntimeError` names this process and the missing ones.
     """
     group = group if group is not None else dist.group.WORLD
     progress = _progress_of(dist.group.WORLD)

@@ -45,12 +45,7 @@ def host_store(dist_url: str) -> dist.TCPStore:
 def join(layout: Layout, timeout: timedelta) -> None:
     """Wait for the other processes, then create their process group and the group of this machine.
 
-    Args:
-        layout: layout of this process.
-        timeout: time limit of collective operations.
-
-    Raises:
-        RuntimeError: some processes did not come; the message names the missing ranks.
+    `timeout` is the limit of collective operations. A `RuntimeError` names the ranks that did not come.
     """
     patience = meeting_timeout()
     store = dist.PrefixStore(f"detectron2/{layout.generation}", _open_store(layout, patience))

@@ -134,8 +134,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         cfg: a `CfgNode` or an omegaconf config.
         args: the parsed command line, which is logged.
     """
-    if isinstance(cfg, CfgNode):
-        check_values(cfg)
+    check_values(cfg)
     output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir") or None
     if comm.is_main_process() and output_dir:
         PathManager.mkdirs(output_dir)
@@ -398,7 +397,7 @@ class DefaultTrainer(TrainerBase):
             functools.partial(yaml_config, self.cfg),
             list(self.cfg.DATASETS.TRAIN),
             self.cfg.INPUT.FORMAT,
-            self.train_options.ema_decay > 0,
+            bool(self.train_options.ema_decay),
         )
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -44,12 +44,8 @@ _IMAGES = 2
 def try_evaluators(trainer: Any, *, is_certain: bool) -> None:
     """Try what `DefaultTrainer.test` will use, for every data set of `DATASETS.TEST`.
 
-    Args:
-        trainer: has `cfg`, `model`, `build_test_loader` and `build_evaluator`.
-        is_certain: whether evaluation is known to use these two; if not, nothing that fails ends training.
-
-    Raises:
-        ValueError: an evaluation would fail; the message says which, why, and how to train without trying.
+    A `ValueError` says that an evaluation would fail, why, and how to train without trying. If `is_certain` is False,
+    evaluation may use other loaders and evaluators, and nothing that fails ends training.
     """
     cfg: CfgNode = trainer.cfg.clone()
     cfg.defrost()

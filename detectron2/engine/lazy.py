@@ -33,14 +33,10 @@ __all__ = ["lazy_test", "lazy_train"]
 
 
 def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
-    """Train the model of a LazyConfig; evaluation at the end is part of it.
+    """Train the model of a LazyConfig, and evaluate it at the end.
 
-    Args:
-        cfg: see the module's description.
-        resume: continue from the last checkpoint in `train.output_dir`, if there is one.
-
-    Returns:
-        The trained model, wrapped for data parallelism where there are several processes.
+    With `resume`, training continues from the last checkpoint in `train.output_dir`, if there is one. Returns the
+    model, wrapped for data parallelism where there are several processes.
     """
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
@@ -58,7 +54,7 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")
     )
     checkpointer = build_checkpointer(model, cfg.train.output_dir, options, trainer)
-    names, has_average = _dataset_names(cfg, "train"), options.ema_decay > 0
+    names, has_average = _dataset_names(cfg, "train"), bool(options.ema_decay)
     describe = SelfDescription(trainer, model, lambda: lazy_config(cfg), names, _image_format(cfg), has_average)
     checkpointer.describe = describe
     trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
@@ -158,14 +154,9 @@ def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
 
 
 def lazy_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    """Evaluate a model on the test data of a LazyConfig.
+    """Evaluate a model on `dataloader.test` of a LazyConfig, with `dataloader.evaluator`.
 
-    Args:
-        cfg: reads `dataloader.test` and `dataloader.evaluator`.
-        model: put into evaluation mode for the time being.
-
-    Returns:
-        `{task: {metric: value}}`; empty where the config has no evaluator, and on all but the main process.
+    Returns `{task: {metric: value}}`; empty where the config has no evaluator, and on all but the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}

@@ -73,20 +73,11 @@ def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
 def create_ddp_model(
     model: nn.Module, *, fp16_compression: bool = False, bf16_compression: bool = False, **kwargs: Any
 ) -> nn.Module:
-    """Wrap a model for data-parallel training if there is more than one process.
+    """Wrap a model for data-parallel training, unless there is one process or the model is sharded.
 
-    Args:
-        model: the model, on the device of this process.
-        fp16_compression: send gradients as float16, which halves the traffic; very large ones become infinite.
-        bf16_compression: send gradients as bfloat16, which halves the traffic and has the range of float32, but fewer
-            digits.
-        **kwargs: arguments of `torch.nn.parallel.DistributedDataParallel`.
-
-    Returns:
-        The wrapped model, or `model` itself when there is one process or the model is sharded.
-
-    Raises:
-        ValueError: both compressions are set.
+    The model is on the device of this process. `fp16_compression` sends gradients as float16, which halves the traffic;
+    very large ones become infinite. `bf16_compression` does so with bfloat16, which has the range of float32 but fewer
+    digits; both together are a `ValueError`. The rest are arguments of `torch.nn.parallel.DistributedDataParallel`.
     """
     if fp16_compression and bf16_compression:
         raise ValueError("Set fp16_compression or bf16_compression, not both.")

@@ -144,11 +144,8 @@ class TrainerBase:
     def request_stop(self, stop_with: BaseException | None = None) -> None:
         """End training after the current iteration, or before the first one if called in `before_train`.
 
-        In distributed training, every process must call it in the same iteration.
-
-        Args:
-            stop_with: an exception for `train` to raise. By default training counts as complete, and `max_iter`
-                becomes the number of completed iterations.
+        In distributed training, every process must call it in the same iteration. `train` raises `stop_with`; without
+        it training counts as complete, and `max_iter` becomes the number of completed iterations.
         """
         self.stop_requested, self._stop_with = True, stop_with
 
@@ -346,19 +343,10 @@ class SimpleTrainer(TrainerBase):
     def write_metrics(
         loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int | None = None, prefix: str = ""
     ) -> None:
-        """Record the losses averaged over all processes, their sum and the data time in the current storage.
+        """Record the losses averaged over all processes; the arguments are those of `step_losses.record_losses`.
 
-        All processes must call it. It does not wait for losses on a GPU: they are read when a writer asks.
-
-        Args:
-            loss_dict: maps names to scalar tensors.
-            data_time: seconds spent waiting for the batch; the largest value of all processes is recorded.
-            cur_iter: iteration of the losses; default: that of the storage.
-            prefix: prefix of the name of the sum, `total_loss`.
-
-        Raises:
-            FloatingPointError: the sum is not finite in some process. On a GPU a later call raises it, when the number
-                has arrived.
+        All processes must call it. It does not wait for losses on a GPU: they are read when a writer asks, and a sum
+        that is not finite raises a `FloatingPointError` in a later call, when the number has arrived.
         """
         record_losses(loss_dict, data_time, cur_iter, prefix)
 

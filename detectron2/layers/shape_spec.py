@@ -1,6 +1,6 @@
 """What a module needs to know about a feature map before it is built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["ShapeSpec", "select_shapes"]
@@ -30,8 +30,9 @@ class ShapeSpec:
     stride: int | None = None
 
 
-def select_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> list[ShapeSpec]:
-    """Return the shapes of the feature maps that a config key names; an unknown name is a `ValueError`."""
-    if unknown := [name for name in names if name not in shapes]:
-        raise ValueError(f"{key} names {unknown}, but the backbone returns {sorted(shapes)}")
+def select_shapes(shapes: Mapping[str, ShapeSpec], names: Sequence[str], key: str) -> list[ShapeSpec]:
+    """Return the shapes of the feature maps that a config key names; none, and an unknown one, are a `ValueError`."""
+    unknown = [name for name in names if name not in shapes]
+    if unknown or not names:
+        raise ValueError(f"{key} names {unknown or 'nothing'}, but the backbone returns {sorted(shapes)}")
     return [shapes[name] for name in names]

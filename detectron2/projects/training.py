@@ -21,13 +21,8 @@ def train_or_evaluate(
 ) -> Any:
     """Train the model of a config file or, with `--eval-only`, evaluate it.
 
-    Args:
-        args: what `default_argument_parser` parsed.
-        *add_config: functions that add the keys of a project to a config.
-        trainer: the class that builds the parts of training and evaluation.
-
-    Returns:
-        The results of the evaluation, by task; with training those of the last one, if there is any.
+    `add_config` are functions that add the keys of a project to a config, and `trainer` builds the parts of training
+    and evaluation. Returns the results of the (last) evaluation by task, if there is one.
     """
     cfg = get_cfg()
     for add in add_config:
@@ -51,9 +46,7 @@ def train_or_evaluate(
 def launch_script(main: Callable[[argparse.Namespace], Any]) -> None:
     """Parse the command line and start the processes.
 
-    Args:
-        main: the body of each process, a function of the parsed arguments. It is defined at the top level of the
-            script, so that new processes can import it.
+    `main`, the body of each process, is defined at the top level of the script, so that new processes can import it.
     """
     parser = default_argument_parser()
     args = parser.parse_args()

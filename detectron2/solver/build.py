@@ -186,12 +186,7 @@ def _create_gradient_clipper(cfg: CfgNode) -> Clipper:
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimizer]) -> Any:
     """Make an optimizer clip gradients before each step, where `SOLVER.CLIP_GRADIENTS.ENABLED` asks for it.
 
-    Args:
-        cfg: the whole config.
-        optimizer: an instance, which is changed in place, or a class, which is left alone.
-
-    Returns:
-        The instance, or a class derived from the given one; the argument itself when clipping is off.
+    An instance is changed in place and returned; for a class, a class derived from it is returned.
     """
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
@@ -219,17 +214,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     Keys that the default config does not have: `OPTIMIZER` ("SGD", "Adam", "AdamW", in any case), `BETAS` of the
     latter two, `FUSED` (the update of all parameters in one kernel), `LAYER_DECAY` (factor on the learning rate
-    from one layer of the backbone to the layer below it).
-
-    Args:
-        cfg: the whole config.
-        model: the model, on the device where it will be trained.
-
-    Returns:
-        The optimizer; it clips gradients where the config says so.
-
-    Raises:
-        ValueError: the optimizer is unknown, or the backbone's layers are unknown where `LAYER_DECAY` needs them.
+    from one layer of the backbone to the layer below it). An unknown optimizer, and a backbone of unknown layers where
+    `LAYER_DECAY` needs them, are a `ValueError`.
     """
     solver = cfg.SOLVER
     name = solver.get("OPTIMIZER", "SGD")
@@ -325,13 +311,8 @@ def _given(**settings: float | None) -> dict[str, float]:
 def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Merge parameter groups with equal settings, so that the optimizer updates them together.
 
-    A parameter of several groups gets the settings of all, of equal ones the last.
-
-    Args:
-        params: groups, each with `"params"` and any settings.
-
-    Returns:
-        The merged groups, in the order of their first occurrence.
+    The groups are in the order of their first occurrence. A parameter of several groups gets the settings of all, of
+    equal ones the last.
     """
     merged: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
     for group in _expand_param_groups(params):
@@ -382,17 +363,9 @@ _SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """The schedule that `SOLVER.LR_SCHEDULER_NAME` names, with the warmup of the config.
+    """The schedule that `SOLVER.LR_SCHEDULER_NAME` names, with the warmup of the config; step it once per iteration.
 
-    Args:
-        cfg: the whole config.
-        optimizer: the optimizer whose rates it sets; step it once per iteration.
-
-    Returns:
-        The scheduler.
-
-    Raises:
-        ValueError: the name is unknown or its settings contradict each other.
+    An unknown name, and settings that contradict each other, are a `ValueError`.
     """
     solver = cfg.SOLVER
     if solver.MAX_ITER < 1:

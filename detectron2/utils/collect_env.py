@@ -45,14 +45,9 @@ def collect_torch_env() -> str:
 
 
 def detect_compute_compatibility(CUDA_HOME: str | None, so_file: str) -> str:
-    """Return the GPU architectures in a compiled library, as listed by `cuobjdump`.
+    """Return the GPU architectures in a compiled library, such as `"8.0, 9.0"`, or why they are not known.
 
-    Args:
-        CUDA_HOME: folder of the CUDA toolkit.
-        so_file: the library.
-
-    Returns:
-        Architectures such as `"8.0, 9.0"`, or the reason why they are not known.
+    They are listed by the program `cuobjdump` of the CUDA toolkit in `CUDA_HOME`.
     """
     program = os.path.join(CUDA_HOME or "", "bin", "cuobjdump")
     if not os.path.isfile(program):

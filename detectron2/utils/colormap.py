@@ -22,15 +22,7 @@ _PALETTE = np.array([tuple(bytes.fromhex(color)) for color in _HEX.split()], dty
 
 
 def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """Return the whole palette.
-
-    Args:
-        rgb: the order of the channels: RGB, or BGR by default.
-        maximum: the value of full intensity, 255 or 1.
-
-    Returns:
-        float32 array (colours, 3).
-    """
+    """Return the whole palette, float32 `(colours, 3)`, in BGR or RGB order; `maximum` is full intensity, 255 or 1."""
     if maximum not in (1, 255):
         raise ValueError(f"maximum must be 255 or 1, got {maximum!r}.")
     palette = _PALETTE * np.float32(maximum / 255)

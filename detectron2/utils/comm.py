@@ -58,15 +58,9 @@ def is_main_process() -> bool:
 def create_local_process_group(num_workers_per_machine: int, timeout: timedelta | None = None) -> None:
     """Create the group of the processes on each machine. Ranks must be numbered machine by machine.
 
-    Call it once in every process, after `init_process_group`.
-
-    Args:
-        num_workers_per_machine: processes per machine; the world size must be a multiple of it.
-        timeout: time limit of this group and of the group that exchanges objects; the default is that of PyTorch.
-
-    Raises:
-        RuntimeError: the group exists already.
-        ValueError: the world size is not a multiple.
+    Call it once in every process, after `init_process_group`; a second call is a `RuntimeError`. The world size must be
+    a multiple of `num_workers_per_machine`, else it is a `ValueError`. `timeout` is the limit of this group and of the
+    group that exchanges objects; the default is that of PyTorch.
     """
     global _LOCAL_PROCESS_GROUP, _timeout
     if _LOCAL_PROCESS_GROUP is not None:
@@ -190,14 +184,9 @@ def shared_random_seed() -> int:
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Sum or average a dictionary of scalar tensors over all processes, on rank 0.
+    """Sum or average scalar tensors over all processes; every process must pass the same keys.
 
-    Args:
-        input_dict: scalar tensors; every process must pass the same keys.
-        average: divide the sums by the number of processes.
-
-    Returns:
-        A dictionary with the same keys in sorted order. It holds the result on rank 0 only.
+    The result, a dictionary with the keys in sorted order, is right on rank 0 only.
     """
     world_size = get_world_size()
     if world_size < 2 or not input_dict:

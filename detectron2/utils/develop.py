@@ -15,13 +15,7 @@ def _explain(name: str, dependency: str | Iterable[str], message: str) -> str:
 def create_dummy_class(klass: str, dependency: str | Iterable[str], message: str = "") -> type:
     """Create a class that raises `ImportError` on any use, in place of one that needs a missing dependency.
 
-    Args:
-        klass: name of the class.
-        dependency: name of the missing dependency.
-        message: added to the error, for instance how to install it.
-
-    Returns:
-        The class.
+    `message` is added to the error, for instance how to install it.
     """
     explanation = _explain(klass, dependency, message)
 

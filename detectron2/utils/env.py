@@ -78,14 +78,10 @@ _DONE: set[str] = set()
 def fixup_module_metadata(
     module_name: str, namespace: MutableMapping[str, Any], keys: Iterable[str] | None = None
 ) -> None:
-    """Set the module of re-exported classes and functions to the public module.
+    """Set the module of re-exported classes and functions to the public module, whose `globals()` are `namespace`.
 
-    Documentation and pickles then name `package.Thing` and not `package._impl.Thing`.
-
-    Args:
-        module_name: the public module.
-        namespace: its `globals()`.
-        keys: names to change; all public names if None.
+    Documentation and pickles then name `package.Thing` and not `package._impl.Thing`. By default all public names are
+    changed.
     """
     todo = [(key, namespace[key]) for key in (list(namespace) if keys is None else keys) if not key.startswith("_")]
     done: set[int] = set()

@@ -92,16 +92,12 @@ def put_histogram(hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -
 
 
 class EventStorage:
-    """Scalars with their history, images and histograms of one training run.
+    """Scalars with their history, images and histograms of one training run, which begins at `start_iter`.
 
-    Args:
-        start_iter: iteration to begin at.
-
-    Example:
-        >>> with EventStorage() as storage:
-        ...     put_scalar("loss", 0.5)
-        ...     storage.latest()
-        {'loss': (0.5, 0)}
+    >>> with EventStorage() as storage:
+    ...     put_scalar("loss", 0.5)
+    ...     storage.latest()
+    {'loss': (0.5, 0)}
     """
 
     def __init__(self, start_iter: int = 0):
@@ -155,17 +151,10 @@ class EventStorage:
     def put_vector(
         self, names: Sequence[str], values: torch.Tensor, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
-        """Add several numbers from one tensor at the cost of adding one.
+        """Add several numbers from one tensor of shape (len(names),), another shape being a `ValueError`.
 
-        Args:
-            names: distinct names.
-            values: tensor of shape (len(names),). It is kept without a copy and converted when read, so the caller must
-                not change it afterwards.
-            smoothing_hint: as in `put_scalar`.
-            cur_iter: as in `put_scalar`.
-
-        Raises:
-            ValueError: the shape of `values` is not (len(names),), or the hint changed.
+        This costs as much as adding one. The tensor is kept without a copy and converted when read, so the caller must
+        not change it afterwards. The rest is as in `put_scalar`.
         """
         if values.shape != (len(names),):
             raise ValueError(
@@ -186,14 +175,9 @@ class EventStorage:
             self._flush()
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
-        """Keep the histogram of a tensor until the writers have shown it.
+        """Keep the histogram of a tensor, with equal bins between its extremes, until the writers have shown it.
 
         Values that are not finite are left out with a warning.
-
-        Args:
-            hist_name: its name.
-            hist_tensor: values of any shape.
-            bins: number of equal bins between the least and the greatest value.
         """
         given = hist_tensor.detach().float().reshape(-1)
         values = given[given.isfinite()]
@@ -266,7 +250,7 @@ class EventStorage:
         oldest = values[-1][1] - window_size
         return sum(1 for _ in itertools.takewhile(lambda entry: entry[1] > oldest, reversed(values)))
 
-    def recent(self, window_size: int = 20) -> dict[str, list[tuple[float, int]]]:
+    def recent(self, window_size: int = 20) -> dict[str, list[tuple[float, float]]]:
         """Return the values of every noisy scalar, each with its iteration, in the last `window_size` iterations."""
         noisy = [name for name in self.histories() if self._hints[name]]
         return {name: self._buffers[name].values()[-self.count_samples(name, window_size) :] for name in noisy}

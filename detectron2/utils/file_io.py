@@ -113,19 +113,11 @@ def full_disk_named(path: str | os.PathLike, needed: int | None = None) -> Itera
 def atomic_write(
     path: str | os.PathLike, mode: str = "wb", manager: PathManagerBase | None = None, needed: int | None = None
 ) -> Iterator[IO[Any]]:
-    """Write a file that appears under its name only when it is complete.
+    """Write a file that appears under its name only when it is complete; its folder is created.
 
-    A local file is written under a temporary name in the same folder and moved over the target at the
-    end of the block. If the block raises, the old file is unchanged. Paths of other schemes are opened directly.
-
-    Args:
-        path: where to write; its folder is created.
-        mode: `"wb"` or `"w"` (UTF-8).
-        manager: the path manager; ours by default.
-        needed: how many bytes will be written, where that is known, for the error of a full disk.
-
-    Yields:
-        The open file.
+    A local file is written, in mode `"wb"` or `"w"` (UTF-8), under a temporary name in the same folder and moved over
+    the target at the end of the block. If the block raises, the old file is unchanged. Paths of other schemes are
+    opened directly. `needed` is the number of bytes that will be written, for the error of a full disk.
     """
     manager = PathManager if manager is None else manager
     target = os.fspath(path)

@@ -167,17 +167,10 @@ _LAST_LOGGED: dict[Any, float] = {}
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
 ) -> None:
-    """Log a message only the first `n` times.
+    """Log a message only the first `n` times, to the logger `name`, by default that of the caller's module.
 
-    Args:
-        lvl: logging level.
-        msg: the message.
-        n: number of times.
-        name: name of the logger; the caller's module by default.
-        key: what identifies a message: the calling line (`"caller"`), the text (`"message"`), or both as a tuple.
-
-    Raises:
-        ValueError: `key` has another value.
+    `key` tells what identifies a message: the calling line (`"caller"`), the text (`"message"`), or both as a tuple;
+    another value is a `ValueError`.
     """
     module, place = _caller()
     parts = (key,) if isinstance(key, str) else tuple(key)
@@ -212,7 +205,7 @@ def create_small_table(small_dict: Mapping[str, Any]) -> str:
     """Format a few numbers as a Markdown table with one row, three lines of text; the keys are the header."""
     from tabulate import tabulate
 
-    look = {"tablefmt": "pipe", "floatfmt": ".3f", "stralign": "center", "numalign": "center"}
+    look: dict[str, Any] = {"tablefmt": "pipe", "floatfmt": ".3f", "stralign": "center", "numalign": "center"}
     return tabulate([list(small_dict.values())], headers=list(small_dict), **look)
 
 

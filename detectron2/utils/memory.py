@@ -36,17 +36,11 @@ def _to_cpu(value: Any) -> Any:
 
 
 def retry_if_cuda_oom(func: Callable[..., _R]) -> Callable[..., _R]:
-    """Make a function retry when the accelerator runs out of memory.
+    """Make a function without side effects retry, up to two times, when the accelerator runs out of memory.
 
     The second try follows `torch.cuda.empty_cache()`; the third converts the arguments to CPU tensors, so the result
     may be on the CPU, and the caller must move it back if necessary. Only direct arguments with `.device` and
     `.to` are converted, not tensors inside containers.
-
-    Args:
-        func: a callable without side effects; it may run up to three times.
-
-    Returns:
-        The wrapped callable, with the same signature.
     """
 
     @wraps(func)

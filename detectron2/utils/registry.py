@@ -30,16 +30,9 @@ def lookup(registry: Registry, name: str, key: str) -> Any:
 
 
 def locate(name: str) -> Any:
-    """Import the object that a dotted path names.
+    """Import the object that a dotted path names, such as `"torch.optim.SGD"` or `"package.module.Class.method"`.
 
-    Args:
-        name: a path such as `"torch.optim.SGD"` or `"package.module.Class.method"`.
-
-    Returns:
-        The object: a module, class, function or any other attribute.
-
-    Raises:
-        ImportError: no module along the path can be imported, or the module lacks the attribute.
+    An `ImportError` says that no module along the path can be imported, or that the module lacks the attribute.
     """
     parts = name.split(".")
     if not all(parts):

@@ -289,12 +289,8 @@ class _ShapeReader(_BoundedUnpickler):
 def refuse_endless(file: IO[bytes]) -> None:
     """Refuse a pickle, before another reader opens it, that is small and takes all memory or time.
 
-    Args:
-        file: open for reading in binary mode; nothing that it names is looked up. Files of `torch.save` in the older
-            format hold five pickles in a row.
-
-    Raises:
-        EndlessPickleError: it claims more bytes than the file has, or tuples that repeat each other without end.
+    An `EndlessPickleError` says that it claims more bytes than the file has, or tuples that repeat each other without
+    end. Nothing that it names is looked up. Files of `torch.save` in the older format hold five pickles in a row.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -328,17 +324,10 @@ def load_plain_pickle(
 
 
 def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    """Read a pickle that holds arrays, tensors and plain containers.
+    """Read a pickle, from a binary file, that holds arrays, tensors and plain containers.
 
-    Args:
-        file: open for reading in binary mode.
-        extra: further full names that may occur, each with a harmless function to call in its place.
-
-    Returns:
-        The object.
-
-    Raises:
-        UnsafePickleError: the pickle refers to anything else; the text is its name.
+    `extra` are further full names that may occur, each with a harmless function to call in its place. Any other name is
+    an `UnsafePickleError`, whose text it is.
     """
     return resolve_stand_ins(_Unpickler(file, extra).load())
 

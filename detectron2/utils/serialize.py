@@ -13,9 +13,6 @@ class PicklableWrapper:
 
     The wrapper calls through to the object and forwards its attributes. It is for passing objects between processes
     of one program (data-loading workers): the bytes must never come from an untrusted source.
-
-    Args:
-        obj: the object to wrap; a wrapper is unwrapped first.
     """
 
     def __init__(self, obj: Any):

@@ -16,15 +16,10 @@ _CONTROLS = {
 def printable(text: str) -> str:
     """Show control characters as escapes, so that a name from a file cannot change the terminal; hide passwords.
 
-    Args:
-        text: any text; tabs and line feeds stay.
+    Tabs and line feeds stay.
 
-    Returns:
-        The text with `\\x1b` and the like for control characters, and without the passwords in addresses.
-
-    Example:
-        >>> printable("a\\x1b[2J")
-        'a\\\\x1b[2J'
+    >>> printable("a\\x1b[2J")
+    'a\\\\x1b[2J'
     """
     return without_password(text).translate(_CONTROLS)
 
@@ -35,11 +30,7 @@ def without_password(text: str) -> str:
 
 
 class PrintableStream:
-    """An output stream that escapes control characters, but for what begins a progress line.
-
-    Args:
-        stream: where the text goes; all other attributes are its own.
-    """
+    """An output stream that escapes control characters, but for what begins a progress line."""
 
     def __init__(self, stream: Any):
         self.unfiltered = stream

@@ -87,15 +87,8 @@ def assert_instances_allclose(
 ) -> None:
     """Assert that two `Instances` agree: image size, fields, and values within a tolerance.
 
-    Args:
-        input: the result.
-        other: the expected result.
-        rtol: tolerance of floating-point fields, relative to the mean magnitude of the expected field.
-        msg: prefix of the error.
-        size_as_tensor: whether the image sizes are tensors.
-
-    Raises:
-        AssertionError: the two differ; the message names the field.
+    The `AssertionError` begins with `msg` and names the field. `rtol` is the tolerance of floating-point fields,
+    relative to the mean magnitude of the expected field; `size_as_tensor` tells whether the image sizes are tensors.
     """
     prefix = f"{msg}: " if msg else ""
     sizes = (input.image_size, other.image_size)
@@ -131,16 +124,7 @@ def _assert_field_close(what: str, have: Any, want: Any, rtol: float) -> None:
 
 
 def random_boxes(num_boxes: int, max_coord: float = 100, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Make random valid boxes.
-
-    Args:
-        num_boxes: N.
-        max_coord: upper bound of all coordinates.
-        device: device of the boxes.
-
-    Returns:
-        `Tensor[N, 4]`, (x1, y1, x2, y2) in [0, `max_coord`], each side at least a hundredth of it.
-    """
+    """Make N random boxes, `Tensor[N, 4]`: (x1, y1, x2, y2) in [0, `max_coord`], sides at least a hundredth of that."""
     corners = torch.rand(num_boxes, 4, device=device) * (max_coord * 0.5)
     corners = corners.clamp(min=max_coord * 0.01)
     return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1)

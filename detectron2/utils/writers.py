@@ -71,11 +71,8 @@ class _ScalarWriter(EventWriter):
 class JSONWriter(_ScalarWriter):
     """Appends scalars to a file, one JSON object per line and iteration, with the key `iteration` among them.
 
-    Read it line by line, or with `jq -s '.[].loss_mask' metrics.json`. The file is opened at the first write.
-
-    Args:
-        json_file: path of the file; lines are appended if it exists.
-        window_size: iterations over which noisy scalars are smoothed (median).
+    Read it line by line, or with `jq -s '.[].loss_mask' metrics.json`. The file is opened at the first write; noisy
+    scalars are medians over the last `window_size` iterations.
     """
 
     def __init__(self, json_file: str | os.PathLike, window_size: int = 20):
@@ -105,12 +102,10 @@ class JSONWriter(_ScalarWriter):
 
 
 class TensorboardXWriter(_ScalarWriter):
-    """Writes scalars, images and histograms for TensorBoard. The event file is created at the first write.
+    """Writes scalars, images and histograms for TensorBoard. The first write creates the event file in `log_dir`.
 
-    Args:
-        log_dir: folder of the event file.
-        window_size: iterations over which noisy scalars are smoothed (median).
-        **kwargs: further arguments of `torch.utils.tensorboard.SummaryWriter`.
+    Noisy scalars are medians over the last `window_size` iterations; `kwargs` go to
+    `torch.utils.tensorboard.SummaryWriter`.
     """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
@@ -232,13 +227,8 @@ _LOGGERS = ("detectron2", "fvcore")  # their messages appear above the line
 class ProgressLine(CommonMetricPrinter):
     """Redraws one line with the iterations done, remaining time, speed, loss and learning rate.
 
-    Log messages appear above the line. If the stream is not a terminal, lines are logged as by `CommonMetricPrinter`.
-
-    Args:
-        max_iter: number of iterations of the whole training; None leaves out the bar and the remaining time.
-        window_size: iterations over which losses and times are smoothed.
-        images_per_iter: images in one iteration over all processes; the line then shows images per second.
-        stream: where to draw; standard output by default.
+    Log messages appear above the line. If the stream, by default standard output, is not a terminal, lines are logged
+    as by `CommonMetricPrinter`, which describes the other arguments.
     """
 
     def __init__(
@@ -321,11 +311,8 @@ class CSVWriter(_ScalarWriter):
     """Appends scalars to a table of comma-separated values, with one row per iteration and one column per scalar.
 
     The first column is `iteration`. A scalar that appears later, such as a metric of the first evaluation, becomes a
-    new last column, and the file is rewritten. The table of an earlier part of the run is continued.
-
-    Args:
-        csv_file: path of the file; the first write creates it.
-        window_size: iterations over which noisy scalars are smoothed (median).
+    new last column, and the file is rewritten. The table of an earlier part of the run is continued. Noisy scalars are
+    medians over the last `window_size` iterations.
     """
 
     def __init__(self, csv_file: str | os.PathLike, window_size: int = 20):
@@ -436,18 +423,11 @@ class _ServiceWriter(_ScalarWriter):
 
 
 class WandbWriter(_ServiceWriter):
-    """Sends scalars and images to Weights & Biases. The first write starts the run.
+    """Sends scalars, images and the config to Weights & Biases. The first write starts the run.
 
-    Project, entity and mode come from the arguments or from the environment variables of wandb, such as `WANDB_PROJECT`
-    and `WANDB_MODE=offline`. A run that is already open is used and stays open.
-
-    Args:
-        window_size: iterations over which noisy scalars are smoothed (median).
-        config: config to show with the run.
-        **kwargs: further arguments of `wandb.init`.
-
-    Raises:
-        ImportError: wandb is not installed.
+    Project, entity and mode come from the arguments, which go to `wandb.init`, or from the environment variables of
+    wandb, such as `WANDB_PROJECT` and `WANDB_MODE=offline`. A run that is already open is used and stays open. Noisy
+    scalars are medians over the last `window_size` iterations. An `ImportError` says that wandb is not installed.
     """
 
     def __init__(self, window_size: int = 20, config: Mapping[str, Any] | None = None, **kwargs: Any):

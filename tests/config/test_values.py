@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.defaults import _C
@@ -35,6 +36,7 @@ def config(*pairs, architecture="GeneralizedRCNN"):
 
 def test_no_keys():
     check_values(CfgNode())
+    check_values(OmegaConf.create({"SEED": "not ours"}))
 
 
 def test_every_config_of_the_library():

@@ -23,7 +23,8 @@ def test_survives_omegaconf():
 
 def test_select_shapes():
     shapes = {"p2": ShapeSpec(stride=4), "p3": ShapeSpec(stride=8)}
-    assert select_shapes(shapes, [], "KEY") == []
+    with pytest.raises(ValueError, match="KEY names nothing"):
+        select_shapes(shapes, [], "KEY")
     assert [x.stride for x in select_shapes(shapes, ("p3", "p2"), "KEY")] == [8, 4]
     with pytest.raises(ValueError, match=r"KEY names \['p4'\], but the backbone returns \['p2', 'p3'\]"):
         select_shapes(shapes, ["p2", "p4"], "KEY")

@@ -180,12 +180,8 @@ class LRScheduler(HookBase):
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
         """Return the index of the parameter group that represents the learning rate of all groups.
 
-        Args:
-            optimizer: an optimizer with one or more groups.
-
-        Returns:
-            The largest group, or, if every group has one parameter, a group with the most common rate. Special groups
-            (norms, biases) are few or small.
+        That is the largest group or, if every group has one parameter, a group with the most common rate. Special
+        groups (norms, biases) are few or small.
         """
         groups = optimizer.param_groups
         largest = max(len(g["params"]) for g in groups)

@@ -274,15 +274,10 @@ class OwedEvaluation(HookBase):
 
 
 class EarlyStopping(HookBase):
-    """End training after a number of evaluations without a new best value.
+    """End training after `patience` evaluations without a new best value.
 
-    The last model is saved as `model_final`. Every process registers this hook, after `BestCheckpointer`.
-
-    Args:
-        eval_period: iterations between two evaluations.
-        patience: number of evaluations without a new best value.
-        best: has the values; `None` except on the main process, which decides for all.
-        checkpointer: saves the last model.
+    The last model is saved as `model_final`. Every process registers this hook, after `BestCheckpointer`: `best`, which
+    has the values, is `None` except on the main process, which decides for all.
     """
 
     def __init__(self, eval_period: int, patience: int, best: BestCheckpointer | None, checkpointer: Any) -> None:

@@ -92,12 +92,7 @@ class AutogradProfiler(TorchProfiler):
 
 
 class TorchMemoryStats(HookBase):
-    """Log the memory of the CUDA allocator every `period` iterations; do nothing without CUDA.
-
-    Args:
-        period: iterations between two reports.
-        max_runs: stop after this many reports.
-    """
+    """Log the memory of the CUDA allocator every `period` iterations, `max_runs` times; do nothing without CUDA."""
 
     def __init__(self, period: int = 20, max_runs: int = 10) -> None:
         self._period = period

@@ -24,13 +24,9 @@ _USUAL_RATE_PER_IMAGE = 0.02 / 16
 class RunSummary(HookBase):
     """Log a table before training and, after the first steps, the speed and what limits it.
 
-    Only the main process logs. Register it after `IterationTimer`.
-
-    Args:
-        batch_size: images in one iteration over all processes; unknown when None.
-        notes: further lines of the table: name to text, such as those of `explain_schedule`.
-        warmup_iter: iterations at the start that are left out of the speed.
-        measured_iter: iterations that are measured; by default they end when the writers read what was recorded.
+    Only the main process logs. Register it after `IterationTimer`. `batch_size` is the number of images in one
+    iteration over all processes, if it is known, and `notes` are further lines of the table, such as those of
+    `explain_schedule`. By default the measured iterations end when the writers read what was recorded.
     """
 
     def __init__(

@@ -23,15 +23,11 @@ _AGREE_PERIOD = 10  # iterations; several processes have to stop in the same one
 class StopOnSignal(HookBase):
     """End training in good order on SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (sent by SLURM before it ends a job).
 
-    The step is finished, a checkpoint is saved, and `TrainerBase.train` raises `SystemExit` with 128 plus the
-    number of the signal, as shells do. A second Ctrl-C stops at once. An evaluation is not finished but left.
+    The step is finished, the main process saves a checkpoint, and `TrainerBase.train` raises `SystemExit` with 128 plus
+    the number of the signal, as shells do. A second Ctrl-C stops at once. An evaluation is not finished but left.
     With several processes all stop together, after at most ten steps.
 
     Signals for which the program has handlers of its own are left to these, and so are all outside of the main thread.
-
-    Args:
-        checkpointer: saves; only on the main process.
-        file_prefix: names of checkpoints begin with it.
     """
 
     def __init__(self, checkpointer: Any, file_prefix: str = "model") -> None:

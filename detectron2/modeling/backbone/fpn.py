@@ -219,7 +219,8 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and `LastLevelMaxPool` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    coarsest = select_shapes(bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES, "MODEL.FPN.IN_FEATURES")[-1].stride
+    shapes = select_shapes(bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES, "MODEL.FPN.IN_FEATURES")
+    coarsest: Any = shapes[-1].stride
     return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(f"p{coarsest.bit_length() - 1}"))
 
 
@@ -227,7 +228,6 @@ def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with a feature pyramid and `LastLevelP6P7` from `cfg.MODEL.{RESNETS,FPN}`."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    channels = select_shapes(bottom_up.output_shape(), ["res5"], "LastLevelP6P7 (see MODEL.RESNETS.OUT_FEATURES)")[
-        0
-    ].channels
+    shapes = select_shapes(bottom_up.output_shape(), ["res5"], "LastLevelP6P7 (see MODEL.RESNETS.OUT_FEATURES)")
+    channels: Any = shapes[0].channels
     return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

@@ -5,6 +5,7 @@ from torch import nn
 
 from detectron2.engine import SimpleTrainer
 from detectron2.engine.hooks.random_states import RandomStates
+from detectron2.utils.events import EventStorage
 
 
 class Noisy(nn.Module):
@@ -25,7 +26,7 @@ def trainer():
     return t
 
 
-def test_a_resumed_run_continues_with_numbers_and_buffers():
+def test_a_resumed_run_continues_with_numbers_buffers_and_medians():
     t = trainer()
     t.train(0, 2)
     state, weights = t.state_dict(), t.model.state_dict()
@@ -35,7 +36,11 @@ def test_a_resumed_run_continues_with_numbers_and_buffers():
     resumed.load_state_dict(state)
     torch.manual_seed(5)
     drawn = []
+    resumed.storage = EventStorage(2)
     resumed._hooks[0].before_train()
+    recent = resumed.storage.recent()
+    assert recent["total_loss"] == t.storage.recent()["total_loss"] and len(recent["total_loss"]) == 2
+    assert "data_time" not in recent  # of another run
     resumed._hooks[0].before_step()
     drawn.append(torch.rand(1))
     assert drawn == [expected] and resumed.model.seen.item() == 2
