@@ -139,7 +139,7 @@ def value_problem(path: str, default: Any, value: Any) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists are nested, at most: 0 for what is no list."""
+    """Return how many lists are nested, at most: 0 for what is not a list."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, (list, tuple)) else 0
 
 
