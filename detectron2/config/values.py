@@ -122,8 +122,8 @@ def value_problem(path: str, default: Any, value: Any) -> str:
         return ""
     is_right = _depth(value) == 0 if not isinstance(default, (list, tuple)) else 0 < _depth(value) <= _depth(default)
     if is_number:
-        largest = math.inf if _is_in(path, _MAY_BE_INFINITE) else 2**63 - 1
-        is_right = is_right and all(_is_number(x) and (abs(x) < 2**63 or abs(x) == largest) for x in items)
+        may_be_infinite = _is_in(path, _MAY_BE_INFINITE)
+        is_right = is_right and all(_is_number(x) and _is_bounded(x, may_be_infinite) for x in items)
         if isinstance(default, int):
             text = text or "a whole number"
             is_right = is_right and all(float(x).is_integer() for x in items)
@@ -160,6 +160,12 @@ def _items(value: Any) -> Iterator[Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_bounded(value: Any, may_be_infinite: bool) -> bool:
+    if isinstance(value, Integral):
+        return abs(int(value)) < 2**63
+    return math.isfinite(value) or (may_be_infinite and math.isinf(value))
 
 
 def _is_in(path: str, patterns: str) -> bool:

@@ -111,6 +111,7 @@ def test_impossible(path, values, must_be):
         ("MODEL.FPN.NORM", None),
         ("INPUT.MIN_SIZE_TEST", 0),
         ("SOLVER.STEPS", ()),
+        ("SOLVER.BASE_LR", 1e30),
         ("SOLVER.MAX_ITER", 0),
         ("SOLVER.WEIGHT_DECAY_BIAS", None),
         ("SOLVER.WEIGHT_DECAY_NORM", None),
