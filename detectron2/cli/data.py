@@ -230,7 +230,7 @@ _TITLES = {"error": "ERROR", "warning": "Warning", "note": "Note"}
 
 
 def _run_check(args: argparse.Namespace, cfg: Any) -> int:
-    """Check and report; -> 1 if there are errors."""
+    """Check and report; return 1 if there are errors."""
     names = args.source or _names(cfg)
     if not names:
         raise ValueError("Name a data set, or a config that does with --config-file.")
@@ -317,7 +317,7 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
 
 
 def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], list[Finding], str]:
-    """Write a cleaned copy; -> what was changed, what is warned of still, why that is not a repair ("" if it is)."""
+    """Write a cleaned copy; return what was changed, what is warned of still, why that is not a repair, or ""."""
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
     changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)
@@ -329,6 +329,8 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
         return changes, left, "It still has errors: check it again to see."
     if 2 * len(after) < len(before):
         return changes, left, f"This is not a repair: {len(after)} of {len(before)} annotations are left."
+    if not after:
+        return changes, left, "This is not a data set to train with: it has no annotation."
     gone = {c for _, c, _ in before} - {c for _, c, _ in after}
     gone_names = [repr(c["name"]) for c in data.content["categories"] if str(c["id"]) in gone]
     why_not = f"This is not a repair: no annotation of {', '.join(gone_names)} is left." if gone_names else ""

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 from omegaconf import OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
 
 from detectron2.config.safe_yaml import SafeConfigLoader, UnsafeYamlError, load_yaml
 from detectron2.utils.file_io import atomic_write
@@ -102,7 +103,8 @@ _LazyYamlLoader.add_constructor(f"{_PYTHON}object/apply:functools.partial", _con
 def load_lazy_yaml(text: str, filename: str) -> dict[str, Any]:
     """Read the text of a saved lazy config as plain values, without importing or calling anything.
 
-    A `ValueError` that names the file says that the text is not valid YAML, or asks to run code.
+    A `ValueError` that names the file says that the text is not valid YAML, asks to run code, or holds keys or links
+    ("${...}") that omegaconf cannot read.
 
     >>> load_lazy_yaml("model: {_target_: torch.nn.ReLU}", "a.yaml")
     {'model': {'_target_': 'torch.nn.ReLU'}}
@@ -112,6 +114,10 @@ def load_lazy_yaml(text: str, filename: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{filename} should hold keys and values, but holds a {type(content).__name__}.")
+    try:
+        OmegaConf.create(content, flags={"allow_objects": True})
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{filename} has a key or value that a config cannot hold: {error}") from error
     return content
 
 

@@ -122,6 +122,11 @@ class TestConfig:
         loaded = CheckpointDescription(config=text, config_kind="lazy").load_config()
         assert loaded.model.in_features == 2 and loaded.train.device == "cpu"
 
+    @pytest.mark.parametrize("text", ["model: {name: '${'}", "a: ['x${b']", "model: {?[1, 2]: 3}", "? 2020-01-01\n: 1"])
+    def test_lazy_keys_and_links_that_cannot_be_read(self, text):
+        with pytest.raises(ValueError, match="the config in the checkpoint"):
+            CheckpointDescription(config=text, config_kind="lazy").load_config()
+
     @pytest.mark.parametrize("kind", ["yaml", "lazy"])
     def test_no_code_is_run(self, kind, tmp_path):
         text = f"SEED: !!python/object/apply:os.system ['touch {tmp_path}/x']\n"

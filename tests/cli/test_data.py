@@ -423,6 +423,11 @@ class TestFix:
         status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
         assert status == 1 and "not a repair: 0 of 1 annotations are left" in out
 
+    def test_a_set_that_had_no_annotation_does_not_pass(self, command, tmp_path):
+        path = write_coco(tmp_path, [image(1)], [], CATEGORIES)
+        status, out, _ = command("data", "check", path, "--fix", tmp_path / "fixed.json")
+        assert status == 1 and "it has no annotation" in out and "passes" not in out
+
     def test_a_repair_that_loses_a_class_or_most_of_the_set_does_not_pass(self, command, tmp_path):
         for n, (bad, said) in enumerate(
             {5: "no annotation of 'dog' is left", 1: "2 of 5 annotations are left"}.items()

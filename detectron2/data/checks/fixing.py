@@ -298,7 +298,7 @@ def _as_polygons(mask: list[Any], changes: Counter[str]) -> list[Any]:
 
 
 def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes: Counter[str]) -> bool:
-    """Correct the box if possible; -> whether there is one."""
+    """Correct the box if possible; return whether there is one."""
     box: Any = annotation.get("bbox")
     numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
     if not numbers or len(box) not in (4, 5) or min(box[2:4]) <= 0:
