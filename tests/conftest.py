@@ -43,11 +43,13 @@ def _deterministic():
 
 @pytest.fixture(autouse=True)
 def _loggers_as_before():
-    """A test leaves no handler behind: a later one would see its own records twice."""
+    """A test leaves loggers as they were: a later one would see its own records twice, or none."""
     loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore")]
-    before = [(logger, list(logger.handlers)) for logger in loggers]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     yield
-    for logger, handlers in before:
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
         for handler in [h for h in logger.handlers if h not in handlers]:
             logger.removeHandler(handler)
 

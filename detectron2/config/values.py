@@ -88,6 +88,12 @@ _UNREAD = {
     "SemanticSegmentor": "MODEL.RPN.* MODEL.ROI_* MODEL.RETINANET.* MODEL.PANOPTIC_FPN.* MODEL.ANCHOR_GENERATOR.*",
 }
 
+# The parts that encode upright boxes, by the key that names them; others may be made for rotated ones.
+_UPRIGHT = {
+    "MODEL.RPN.BBOX_REG_WEIGHTS": ("MODEL.PROPOSAL_GENERATOR.NAME", ("RPN",)),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": ("MODEL.ROI_HEADS.NAME", ("StandardROIHeads", "Res5ROIHeads")),
+}
+
 
 def check_values(cfg: Any, groups: str = "*") -> None:
     """Raise a `ValueError` that names every key of a config with an impossible value, and what it must be.
@@ -108,6 +114,9 @@ def check_values(cfg: Any, groups: str = "*") -> None:
         norm = f"{path.rpartition('.')[0]}.NORM"
         if values.get(norm) == "GN" and _is_in(path, "*OUT_CHANNELS *.CONV*_DIM") and not found[path] and value % 32:
             found[path] = f"must be a multiple of 32, because {norm} is 'GN', but is {value!r}"
+    for path, (key, names) in _UPRIGHT.items():
+        if not found.get(path) and values.get(key) in names and len(values.get(path, "four")) != 4:
+            found[path] = f"must be a list of 4 items, because {key} is {values[key]!r}, but is {values[path]!r}"
     if lines := [f"{path} {text}" for path, text in found.items() if text]:
         raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
 

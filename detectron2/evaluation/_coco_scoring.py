@@ -155,9 +155,13 @@ def _evaluate_predictions_on_coco(
         raise ValueError("There are no results to evaluate.")
     check_image_ids(coco_gt, coco_results)
     annotations = coco_gt.dataset.get("annotations", ())
-    lacking = sum("segmentation" not in a for a in annotations) if iou_type == "segm" else 0
+    lacking = [a for a in annotations if "segmentation" not in a] if iou_type == "segm" else []
     if lacking:
-        logger.warning(f"{lacking} of {len(annotations)} annotations have no 'segmentation': their box is their mask.")
+        count = f"{len(lacking)} of {len(annotations)}"
+        logger.warning(f"{count} annotations have no 'segmentation': their box is their mask.")
+    for annotation in lacking:  # hotcoco takes the box by itself, pycocotools does not
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     use_fast_impl = use_fast_impl and all(isinstance(c, int) and c >= 0 for c in coco_gt.getCatIds())  # not text
     limits = check_max_dets(max_dets_per_image)
     kind: Any = _choose_evaluator(iou_type, limits, use_fast_impl)

@@ -345,6 +345,4 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
         return norm(out_channels)
     if norm not in _NORMS:
         raise ValueError(f"Unknown normalization (NORM) {norm!r}; choose one of {', '.join(_NORMS)}, or '' for none.")
-    if norm == "GN" and out_channels % 32:
-        raise ValueError(f"GN (NORM) divides channels into 32 groups, so {out_channels} channels are not possible.")
     return _NORMS[norm](out_channels)

@@ -31,7 +31,12 @@ class ShapeSpec:
 
 
 def select_shapes(shapes: Mapping[str, ShapeSpec], names: Sequence[str], key: str) -> list[ShapeSpec]:
-    """Return the shapes of the feature maps that a config key names; none, and an unknown one, are a `ValueError`."""
+    """Return the shapes of the feature maps that a config key names; none, and an unknown one, are a `ValueError`.
+
+    >>> from detectron2.layers.shape_spec import select_shapes
+    >>> select_shapes({"res4": ShapeSpec(channels=1024, stride=16)}, ["res4"], "MODEL.RPN.IN_FEATURES")
+    [ShapeSpec(channels=1024, height=None, width=None, stride=16)]
+    """
     unknown = [name for name in names if name not in shapes]
     if unknown or not names:
         raise ValueError(f"{key} names {unknown or 'nothing'}, but the backbone returns {sorted(shapes)}")

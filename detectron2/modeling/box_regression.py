@@ -83,7 +83,8 @@ class Box2BoxTransform:
     """
 
     def __init__(self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
-        if len(weights) != 4 or not all(0 < w < math.inf for w in weights):
+        # Five are those of rotated boxes: what reads them builds this encoding first, and then its own.
+        if len(weights) not in (4, 5) or not all(0 < w < math.inf for w in weights):
             raise ValueError(f"weights (BBOX_REG_WEIGHTS) must be four numbers above 0; got {weights}")
         self.weights = weights
         self.scale_clamp = scale_clamp

@@ -152,7 +152,7 @@ class TestTwoFiles:
             at = fresh.resume_or_load("")["iteration"]
             assert model.weight[0, 0] == optimizer.state[model.weight]["momentum_buffer"][0, 0] == at
             with monkeypatch.context() as patch:  # the process that died has another number than this one
-                patch.setattr(detection_checkpoint, "_is_alive", lambda pid: False)
+                patch.setattr(detection_checkpoint, "_may_be_alive", lambda pid: False)
                 fresh.remove_leftovers()
             assert {n for n in names(folder) if n != "a.state2.pt"} <= {
                 "a.safetensors",

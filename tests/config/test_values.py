@@ -22,7 +22,7 @@ def problem(path, value):
 
 
 def config(*pairs, architecture="GeneralizedRCNN"):
-    """-> a config with these values, which no merge has looked at."""
+    """Return a config with these values, which no merge has looked at."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = architecture
     for path, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -163,3 +163,11 @@ def test_checking_is_no_reading(caplog):
     check_values(cfg)
     warn_of_unread(cfg, object(), "MODEL")
     assert "MODEL.RPN.NMS_THRESH" in caplog.text
+
+
+def test_upright_boxes_have_four_weights():
+    five = ("MODEL.RPN.BBOX_REG_WEIGHTS", (1, 1, 1, 1, 1), "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10, 10, 5, 5, 1))
+    with pytest.raises(ValueError, match=r"RPN.BBOX_REG_WEIGHTS.*NAME is 'RPN'.*BOX_HEAD.BBOX_REG_WEIGHTS.*Res5ROIHeads"):
+        check_values(config(*five))
+    rotated = ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "MODEL.ROI_HEADS.NAME", "RROIHeads")
+    check_values(config(*five, *rotated))

@@ -347,9 +347,3 @@ def two_workers(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     return run
-
-
-def test_group_norm_of_other_channels():
-    assert get_norm("GN", 64).num_groups == 32
-    with pytest.raises(ValueError, match=r"GN \(NORM\) divides channels into 32 groups, so 48"):
-        get_norm("GN", 48)

@@ -34,7 +34,7 @@ def test_no_boxes(transform):
     assert transform.apply_deltas(torch.zeros(0, 12), none).shape == (0, 12)
 
 
-@pytest.mark.parametrize("weights", [(), (5.0,), (1, 1, 1, 1, 1), (1, 1, 1, 0), (1, 1, 1, math.nan)])
+@pytest.mark.parametrize("weights", [(), (5.0,), (1, 1, 1, 1, 1, 1), (1, 1, 1, 0), (1, 1, 1, math.nan)])
 def test_impossible_weights(weights):
     with pytest.raises(ValueError, match=r"weights \(BBOX_REG_WEIGHTS\) must be four numbers above 0"):
         Box2BoxTransform(weights)
