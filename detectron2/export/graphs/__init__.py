@@ -1,0 +1,31 @@
+"""Models as functions of tensors with fixed shapes, the form that is exported."""
+
+from .dense import DenseDetectorGraph, FCOSGraph, RetinaNetGraph
+from .graph import ExportGraph, GraphOptions, GraphPart, NotExportableError, build_graph, register_exportable
+from .operators import nms_keep, onnx_translations
+from .proposals import Proposals
+from .rcnn import GeneralizedRCNNGraph
+from .regions import PoolerGraph
+from .roi_heads import Detections, ROIHeadsGraph, StandardROIHeadsGraph
+from .segmentation import SemanticSegmentorGraph
+
+__all__ = [
+    "DenseDetectorGraph",
+    "Detections",
+    "ExportGraph",
+    "FCOSGraph",
+    "GeneralizedRCNNGraph",
+    "GraphOptions",
+    "GraphPart",
+    "NotExportableError",
+    "PoolerGraph",
+    "Proposals",
+    "ROIHeadsGraph",
+    "RetinaNetGraph",
+    "SemanticSegmentorGraph",
+    "StandardROIHeadsGraph",
+    "build_graph",
+    "nms_keep",
+    "onnx_translations",
+    "register_exportable",
+]

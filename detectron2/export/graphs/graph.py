@@ -1,0 +1,280 @@
+"""Models as functions of tensors with fixed shapes, which exporters can record: the base class and its registry.
+
+A graph holds a model unchanged and calls its layers. Only what selects, the steps whose result is as long as the image
+has objects, is written anew with shapes that do not depend on values.
+
+Letters: `N` images, `H` and `W` height and width in pixels of the input, `D` detections that an image may have.
+Boxes are `(x1, y1, x2, y2)` in pixels of the input image, continuous coordinates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["ExportGraph", "GraphOptions", "GraphPart", "NotExportableError", "build_graph", "register_exportable"]
+
+
+class NotExportableError(ValueError):
+    """A model, or a part of one, has no form that can be exported; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph returns and how it is written.
+
+    Args:
+        outputs: "padded" gives every image `D` rows and a count; "flat" gives the rows of all images after one another
+            with the index of their image, and runs mask heads on real detections only.
+        masks: "raw" masks cover their box, in cells; "pasted" ones cover the input image, in pixels.
+        max_detections: `D`; None for what the model is configured for.
+        nms: how non-maximum suppression is recorded. "operator": as the operator `detectron2::nms_keep`, for which
+            `onnx_translations` has an ONNX form. "torchvision": by `torchvision::nms`. "aten": by PyTorch's own
+            operators, without any size that depends on values.
+    """
+
+    outputs: str = "padded"
+    masks: str = "raw"
+    max_detections: int | None = None
+    nms: str = "operator"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "outputs": ("padded", "flat"),
+            "masks": ("raw", "pasted"),
+            "nms": ("operator", "torchvision", "aten"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"GraphOptions.{name} is one of {', '.join(map(repr, allowed))}; got {value!r}")
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ValueError(f"GraphOptions.max_detections is at least 1, or None; got {self.max_detections}")
+
+
+class GraphPart:
+    """The exportable form of a part of a model; a subclass is called with tensors and returns tensors.
+
+    Args:
+        module: the part, which stays as it is.
+        options: what to return.
+    """
+
+    replaces: tuple[str, ...] = ("forward",)
+    """Methods of the module that this form takes the place of. A subclass that overrides one needs a form of its own."""
+
+    def __init__(self, module: Any, options: GraphOptions):
+        self.module = module
+        self.options = options
+
+
+_FORMS: dict[type, type] = {}
+_Form = TypeVar("_Form", bound=type)
+
+
+def register_exportable(part: type) -> Callable[[_Form], _Form]:
+    """Say how instances of a class of model parts are exported.
+
+    The decorated class is called as `form(module, options)`. Of a whole model it is an `ExportGraph`; of a part a
+    `GraphPart` like the one of the part it stands in for, for instance `StandardROIHeadsGraph` for ROI heads.
+
+    Args:
+        part: the class of the part: a meta-architecture, proposal generator, anchor generator, ROI heads, box
+            predictor, mask head, keypoint head or pooler. Subclasses are exported the same way unless they override one
+            of the methods that `form.replaces` lists.
+
+    Returns:
+        A decorator, which returns the class unchanged.
+
+    Example:
+        >>> from detectron2.export.graphs import StandardROIHeadsGraph, register_exportable
+        >>> from detectron2.modeling import StandardROIHeads
+        >>> class MyROIHeads(StandardROIHeads):
+        ...     def forward(self, images, features, proposals, targets=None):
+        ...         return super().forward(images, features, proposals, targets)
+        ...
+        >>> @register_exportable(MyROIHeads)
+        ... class MyROIHeadsGraph(StandardROIHeadsGraph):
+        ...     pass
+        ...
+    """
+
+    def decorate(form: _Form) -> _Form:
+        _FORMS[part] = form
+        return form
+
+    return decorate
+
+
+def graph_part(module: Any, options: GraphOptions, role: str) -> Any:
+    """Make the registered form of a part; `role` is what a message calls it, such as "the ROI heads"."""
+    kind = type(module)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    known = next((cls for cls in kind.__mro__ if cls in _FORMS), None)
+    if known is None:
+        raise NotExportableError(
+            f"{role}, {name}, has no exportable form. Write one, a class that is called as form(module, options), and "
+            f"register it with @detectron2.export.register_exportable({kind.__qualname__})"
+        )
+    form: Any = _FORMS[known]
+    for method in form.replaces:
+        if getattr(kind, method, None) is not getattr(known, method, None) or method in vars(module):
+            raise NotExportableError(
+                f"{role}, {name}, has its own {method}(), which the exportable form of {known.__qualname__} would not "
+                f"call. Register a form of your own with @detectron2.export.register_exportable({kind.__qualname__}); "
+                f"where {form.__name__} gives the same results, register a subclass of it"
+            )
+    return form(module, options)
+
+
+def build_graph(model: nn.Module, options: GraphOptions | None = None) -> "ExportGraph":
+    """Make the exportable form of a model.
+
+    Args:
+        model: a model in evaluation mode. It is not changed, and the graph shares its weights.
+        options: what to return; by default padded outputs.
+
+    Returns:
+        The graph. In PyTorch it gives the same results as `model.inference(..., do_postprocess=False)`.
+
+    Raises:
+        ValueError: the model is in training mode.
+        NotExportableError: the model, or one of its parts, has no exportable form.
+
+    Example::
+
+        graph = build_graph(model, GraphOptions(outputs="flat"))
+        outputs = dict(zip(graph.output_names, graph(images, image_sizes), strict=True))
+        results = graph.to_results(outputs, image_sizes)
+    """
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() before it is exported")
+    graph = graph_part(model, options or GraphOptions(), "the model")
+    return graph.eval()
+
+
+class ExportGraph(nn.Module):
+    """A model as a function of padded images and their sizes.
+
+    Subclasses set `task` and define `outputs`.
+
+    Args:
+        model: the model; it is used as it is.
+        options: what to return.
+    """
+
+    replaces: tuple[str, ...] = ("forward", "inference", "preprocess_image")
+    """See `GraphPart.replaces`."""
+    task: str = ""
+    """"instances", "keypoints", "proposals", "semantic", "panoptic" or "panoptic_deeplab"."""
+    output_names: tuple[str, ...] = ()
+    """Names of what `forward` returns."""
+    score_threshold: float | None = None
+    """The model's own score threshold; None for models without one."""
+
+    def __init__(self, model: Any, options: GraphOptions):
+        super().__init__()
+        self.model = model
+        self.options = options
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the arguments of `forward`."""
+        names = ("images", "image_sizes", "score_threshold")
+        return names if self.score_threshold is not None else names[:2]
+
+    def forward(
+        self, images: torch.Tensor, image_sizes: torch.Tensor, score_threshold: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Predict.
+
+        Args:
+            images: float32 `Tensor[N, C, H, W]` of values from 0 to 255 in the model's order of channels. Each image is
+                at the top left; what is right of it and below does not matter.
+            image_sizes: int64 `Tensor[N, 2]`, `(height, width)` of each image.
+            score_threshold: float32 scalar; None for the model's own.
+
+        Returns:
+            Tensors in the order of `output_names`.
+        """
+        with torch.no_grad():
+            if score_threshold is None and self.score_threshold is not None:
+                score_threshold = images.new_tensor(self.score_threshold, dtype=torch.float32)
+            features = self.model.backbone(self.normalized(images, image_sizes))
+            found = self.outputs(features, image_sizes, score_threshold, images.shape[-2:])
+        return tuple(found[name] for name in self.output_names)
+
+    def outputs(
+        self, features: dict[str, torch.Tensor], image_sizes: torch.Tensor, score_threshold: Any, size_hw: Sequence[Any]
+    ) -> dict[str, torch.Tensor]:
+        """Compute the outputs by name from the backbone's features; `size_hw` is `(H, W)` of the input."""
+        raise NotImplementedError(f"{type(self).__name__} must define outputs()")
+
+    def normalized(self, images: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+        """Normalise images, put zeros around each of them, and pad all as the backbone asks."""
+        height, width = images.shape[-2:]
+        x = (images - self.model.pixel_mean) / self.model.pixel_std
+        rows = torch.arange(height, device=images.device) < image_sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
+        x = torch.where(rows[:, None, :, None] & columns[:, None, None, :], x, 0.0)
+        square, divisibility = self._padding()
+        if square > 0:
+            return F.pad(x, (0, square - width, 0, square - height))
+        if divisibility > 1:
+            # In this form an exporter sees that the sum is a multiple.
+            multiples = [(size + divisibility - 1) // divisibility * divisibility for size in (height, width)]
+            return F.pad(x, (0, multiples[1] - width, 0, multiples[0] - height))
+        return x
+
+    def _padding(self) -> tuple[int, int]:
+        """The side of the square that the backbone asks for, or 0, and what sizes must be a multiple of."""
+        backbone = self.model.backbone
+        constraints = backbone.padding_constraints
+        return constraints.get("square_size", 0), constraints.get("size_divisibility", backbone.size_divisibility)
+
+    def example_inputs(self, batch: int = 2, height: int = 160, width: int = 224) -> tuple[torch.Tensor, ...]:
+        """Inputs of a size: images of noise, of which all but the first are a quarter smaller than the batch."""
+        device = self.model.device
+        images = 255 * torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+        sizes = torch.tensor([[height, width]] + [[height * 3 // 4, width * 3 // 4]] * (batch - 1))
+        inputs = (images.to(device), sizes.to(device))
+        if self.score_threshold is None:
+            return inputs
+        return (*inputs, torch.tensor(self.score_threshold, dtype=torch.float32, device=device))
+
+    def dynamic_shapes(self, dynamic: Sequence[str] = ("batch", "size"), named: bool = False) -> tuple[Any, ...]:
+        """Which dimensions of the inputs vary, as `torch.export.export` takes it.
+
+        Args:
+            dynamic: "batch", "size" (height and width), both or none.
+            named: give names, as `torch.onnx.export` takes them, and not kinds of dimensions.
+
+        Returns:
+            For each input a dictionary from dimension to what it is.
+        """
+        unknown = sorted(set(dynamic) - {"batch", "size"})
+        if unknown:
+            raise ValueError(f"what can vary is 'batch' and 'size'; got {unknown}")
+        varying = {0: "batch"} if "batch" in dynamic else {}
+        images = {**varying, **({2: "height", 3: "width"} if "size" in dynamic else {})}
+        shapes = [images, varying] + [{}] * (self.score_threshold is not None)
+        if named:
+            return tuple(shapes)
+        # The smallest size follows from the coarsest feature map; an exporter finds it.
+        return tuple(dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes)
+
+    def to_results(self, outputs: Mapping[str, torch.Tensor], image_sizes: torch.Tensor) -> list[dict[str, Any]]:
+        """Make of the outputs what the model's own inference gives before it is brought to the size of the photo.
+
+        Args:
+            outputs: the outputs by name.
+            image_sizes: int64 `Tensor[N, 2]`, as they went in.
+
+        Returns:
+            For each image a dictionary: "instances" or "proposals", an `Instances`; "sem_seg", scores at the size of
+            the padded input.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define to_results()")
