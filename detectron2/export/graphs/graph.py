@@ -64,7 +64,7 @@ class GraphPart:
     """
 
     replaces: tuple[str, ...] = ("forward",)
-    """Methods of the module that this form takes the place of. A subclass that overrides one needs a form of its own."""
+    """Methods of the module that this form takes the place of. A subclass that overrides one needs its own."""
 
     def __init__(self, module: Any, options: GraphOptions):
         self.module = module
@@ -224,10 +224,20 @@ class ExportGraph(nn.Module):
         if square > 0:
             return F.pad(x, (0, square - width, 0, square - height))
         if divisibility > 1:
-            # In this form an exporter sees that the sum is a multiple.
-            multiples = [(size + divisibility - 1) // divisibility * divisibility for size in (height, width)]
-            return F.pad(x, (0, multiples[1] - width, 0, multiples[0] - height))
+            down, right = (self._multiple(size, divisibility) - size for size in (height, width))
+            return F.pad(x, (0, right, 0, down))
         return x
+
+    def _multiple(self, size: Any, divisor: int) -> Any:
+        """The smallest multiple of `divisor` that is not below `size`."""
+        if isinstance(size, torch.SymInt) and torch.compiler.is_exporting() and self.options.nms != "aten":
+            # A number of its own, which the sizes of all feature maps are multiples of. Written as a formula of the
+            # image's size, these take an exporter up to ten times as long.
+            count: Any = ((torch.scalar_tensor(size, dtype=torch.int64) + (divisor - 1)) // divisor).item()
+            torch._check(count >= 2)
+        else:
+            count = (size + divisor - 1) // divisor
+        return count * divisor
 
     def _padding(self) -> tuple[int, int]:
         """The side of the square that the backbone asks for, or 0, and what sizes must be a multiple of."""
