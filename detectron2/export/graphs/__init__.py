@@ -4,12 +4,13 @@ from .dense import DenseDetectorGraph, FCOSGraph, RetinaNetGraph
 from .graph import ExportGraph, GraphOptions, GraphPart, NotExportableError, build_graph, register_exportable
 from .operators import nms_keep, onnx_translations
 from .proposals import Proposals
-from .rcnn import GeneralizedRCNNGraph
+from .rcnn import GeneralizedRCNNGraph, PanopticFPNGraph, ProposalNetworkGraph
 from .regions import PoolerGraph
-from .roi_heads import Detections, ROIHeadsGraph, StandardROIHeadsGraph
+from .roi_heads import CascadeROIHeadsGraph, Detections, Res5ROIHeadsGraph, ROIHeadsGraph, StandardROIHeadsGraph
 from .segmentation import SemanticSegmentorGraph
 
 __all__ = [
+    "CascadeROIHeadsGraph",
     "DenseDetectorGraph",
     "Detections",
     "ExportGraph",
@@ -18,9 +19,12 @@ __all__ = [
     "GraphOptions",
     "GraphPart",
     "NotExportableError",
+    "PanopticFPNGraph",
     "PoolerGraph",
+    "ProposalNetworkGraph",
     "Proposals",
     "ROIHeadsGraph",
+    "Res5ROIHeadsGraph",
     "RetinaNetGraph",
     "SemanticSegmentorGraph",
     "StandardROIHeadsGraph",

@@ -109,6 +109,11 @@ def register_exportable(part: type) -> Callable[[_Form], _Form]:
     return decorate
 
 
+def has_form(module: Any) -> bool:
+    """Whether a class of the module's is registered."""
+    return any(cls in _FORMS for cls in type(module).__mro__)
+
+
 def graph_part(module: Any, options: GraphOptions, role: str) -> Any:
     """Make the registered form of a part; `role` is what a message calls it, such as "the ROI heads"."""
     kind = type(module)

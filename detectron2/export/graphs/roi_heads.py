@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, Res5ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.numerics import full_precision
@@ -20,10 +20,12 @@ from .selection import best_of_regions, clip_boxes
 
 __all__ = [
     "BoxPredictorGraph",
+    "CascadeROIHeadsGraph",
     "Detections",
     "KeypointHeadGraph",
     "MaskHeadGraph",
     "ROIHeadsGraph",
+    "Res5ROIHeadsGraph",
     "StandardROIHeadsGraph",
     "as_detections",
     "detection_names",
@@ -43,6 +45,12 @@ class Detections(NamedTuple):
     """bool `Tensor[T]`, where there is a detection; None when all are."""
     outputs: dict[str, torch.Tensor]
     """Boxes, scores and classes by the names of the outputs."""
+    padded_boxes: torch.Tensor
+    """`Tensor[N, D, 4]`, zeros where there is none."""
+    padded_classes: torch.Tensor
+    """int64 `Tensor[N, D]`, 0 where there is none."""
+    rows: torch.Tensor | None
+    """int64 `Tensor[T]`: the detections in `padded_boxes.flatten(0, 1)`; None when they are all of them."""
 
 
 def detection_names(options: GraphOptions, *further: str) -> tuple[str, ...]:
@@ -57,21 +65,28 @@ def as_detections(
     """Bring detections `Tensor[N, D, ...]`, best first, into the layout that `options` ask for."""
     num_images, limit = scores.shape
     image_index = torch.arange(num_images, device=boxes.device)[:, None].expand(num_images, limit).flatten()
+    boxes = torch.where(found[..., None], boxes, 0.0)
+    some_class = torch.where(found, classes, 0)
     if options.outputs == "flat":
         rows = found.flatten().nonzero()[:, 0]
-        boxes, scores, classes = boxes.flatten(0, 1)[rows], scores.flatten()[rows], classes.flatten()[rows]
-        image_index = image_index[rows]
-        outputs = {"boxes": boxes, "scores": scores, "classes": classes, "image_index": image_index}
-        return Detections(boxes, classes, image_index, None, outputs)
-    boxes = torch.where(found[..., None], boxes, 0.0)
+        outputs = {
+            "boxes": boxes.flatten(0, 1)[rows],
+            "scores": scores.flatten()[rows],
+            "classes": classes.flatten()[rows],
+            "image_index": image_index[rows],
+        }
+        return Detections(
+            outputs["boxes"], outputs["classes"], outputs["image_index"], None, outputs, boxes, some_class, rows
+        )
     outputs = {
         "boxes": boxes,
         "scores": torch.where(found, scores, 0.0),
         "classes": torch.where(found, classes, -1),
         "count": found.sum(dim=1),
     }
-    classes = torch.where(found, classes, 0).flatten()
-    return Detections(boxes.flatten(0, 1), classes, image_index, found.flatten(), outputs)
+    return Detections(
+        boxes.flatten(0, 1), some_class.flatten(), image_index, found.flatten(), outputs, boxes, some_class, None
+    )
 
 
 def in_layout(values: torch.Tensor, detections: Detections) -> torch.Tensor:
@@ -268,3 +283,66 @@ class StandardROIHeadsGraph(ROIHeadsGraph):
         if pooler is None:
             return {name: features[name] for name in names}
         return pooler([features[name] for name in names], detections.boxes, detections.image_index)
+
+
+@register_exportable(CascadeROIHeads)
+class CascadeROIHeadsGraph(StandardROIHeadsGraph):
+    """A cascade of box heads."""
+
+    replaces = (*StandardROIHeadsGraph.replaces, "_run_stage", "_create_proposals_from_boxes", "_merge_stages")
+
+    def _prepare_boxes(self) -> None:
+        self.box_pooler = self._pooler(self.module.box_pooler, "box")
+        self.predictors = [graph_part(x, self.options, "the box predictor") for x in self.module.box_predictor]
+        self.score_threshold = self.predictors[-1].score_threshold
+
+    def detect(
+        self, features: Any, proposals: Proposals, image_sizes: torch.Tensor, score_threshold: Any
+    ) -> Detections:
+        """The box branch."""
+        maps = [features[name] for name in self.module.box_in_features]
+        regions, of_stages = proposals.boxes, []
+        boxes = regions[:, :, None]
+        for stage, (head, predictor) in enumerate(zip(self.module.box_head, self.predictors, strict=True)):
+            if stage > 0:
+                regions = clip_boxes(boxes[:, :, 0], image_sizes)
+            pooled = self.box_pooler(maps, regions.flatten(0, 1), region_index(regions))
+            boxes, probabilities = predictor(head(pooled), regions)
+            of_stages.append(probabilities)
+        mean = torch.stack(of_stages).mean(dim=0)
+        return self.predictors[-1].detections(boxes, mean, proposals.found, image_sizes, score_threshold)
+
+
+@register_exportable(Res5ROIHeads)
+class Res5ROIHeadsGraph(ROIHeadsGraph):
+    """Box and mask heads that share the last stage of the backbone."""
+
+    replaces = ("forward", "forward_with_given_boxes", "_shared_roi_transform")
+
+    def __init__(self, module: Any, options: GraphOptions):
+        super().__init__(module, options)
+        self.pooler = graph_part(module.pooler, options, "the pooler of the ROI heads")
+        self.predictor = graph_part(module.box_predictor, options, "the box predictor")
+        self.score_threshold = self.predictor.score_threshold
+        if module.mask_on:
+            self.mask_head = graph_part(module.mask_head, options, "the mask head")
+            self.further = ("masks",)
+
+    def _shared(self, features: Any, boxes: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+        maps = [features[name] for name in self.module.in_features]
+        return self.module.res5(self.pooler(maps, boxes, image_index))
+
+    def detect(
+        self, features: Any, proposals: Proposals, image_sizes: torch.Tensor, score_threshold: Any
+    ) -> Detections:
+        """The box branch."""
+        x = self._shared(features, proposals.boxes.flatten(0, 1), region_index(proposals.boxes))
+        boxes, probabilities = self.predictor(x.mean(dim=(2, 3)), proposals.boxes)
+        return self.predictor.detections(boxes, probabilities, proposals.found, image_sizes, score_threshold)
+
+    def of_detections(self, features: Any, detections: Detections) -> dict[str, torch.Tensor]:
+        """Masks."""
+        if not self.module.mask_on:
+            return {}
+        x = self._shared(features, detections.boxes, detections.image_index)
+        return {"masks": in_layout(self.mask_head(x, detections), detections)}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .greedy import greedy_best
 from .operators import first_k, first_k_aten, nms_keep, nms_keep_torchvision
 
 __all__ = ["Chosen", "best_labelled", "best_of_levels", "best_of_regions", "clip_boxes", "top_k"]
@@ -66,6 +67,14 @@ def _keep(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, form:
     return nms_keep(boxes, scores, iou_threshold)
 
 
+def _greedy(
+    boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, iou_threshold: float, limit: int
+) -> Chosen:
+    """`greedy_best` as `Chosen`."""
+    index, found = greedy_best(boxes, scores, groups, iou_threshold, limit)
+    return Chosen(torch.where(found, scores.gather(1, index), _NONE), index)
+
+
 def best_of_levels(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, limit: int, form: str) -> Chosen:
     """Suppress within each level and keep the best of all levels.
 
@@ -79,6 +88,9 @@ def best_of_levels(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: flo
     Returns:
         Indices are those of `boxes.flatten(1, 2)`.
     """
+    if form == "aten":
+        levels = torch.arange(scores.shape[1], device=scores.device)[:, None].expand_as(scores).flatten(1)
+        return _greedy(boxes.flatten(1, 2), scores.flatten(1), levels, iou_threshold, limit)
     keep = _keep(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], iou_threshold, form).view_as(scores)
     return top_k(torch.where(keep, scores, _NONE).flatten(1), limit, form)
 
@@ -96,6 +108,10 @@ def best_of_regions(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
     Returns:
         An index is `region * K + class`.
     """
+    if form == "aten":
+        classes = torch.arange(scores.shape[2], device=scores.device).expand_as(scores).flatten(1)
+        every = boxes.expand(*scores.shape, 4).flatten(1, 2)
+        return _greedy(every, scores.flatten(1), classes, iou_threshold, limit)
     of_class = scores.transpose(1, 2)
     if boxes.shape[2] == 1:
         keep = _keep(boxes[:, :, 0], of_class, iou_threshold, form)
@@ -128,6 +144,8 @@ def best_labelled(
     Returns:
         Indices are those of the candidates.
     """
+    if form == "aten":
+        return _greedy(boxes, scores, classes, iou_threshold, limit)
     every_class = torch.arange(num_classes, device=classes.device)[:, None]
     of_class = torch.where(classes[:, None] == every_class, scores[:, None], _NONE)
     keep = _keep(boxes, of_class, iou_threshold, form).gather(1, classes[:, None])[:, 0]
