@@ -59,9 +59,16 @@ def nms_keep_torchvision(boxes: torch.Tensor, scores: torch.Tensor, iou_threshol
     exact = boxes.double()
     low, high = exact.aminmax()
     apart = exact.flatten(0, 1)[lists // num_lists * num_boxes + rows] + (lists * (high - low + 1))[:, None]
-    kept = candidates[nms(apart, flat[candidates].double(), iou_threshold)]
-    keep = torch.zeros_like(flat, dtype=torch.int64).scatter(0, kept, torch.ones_like(kept))
-    return keep.view_as(scores) > 0
+    # Exporters take it that two boxes stay, at least. Here are two, far from each other and from all others.
+    two = torch.arange(2, device=scores.device)
+    corners = low - 4 + 2 * two
+    apart = torch.cat((apart, torch.stack((corners, corners, corners + 1, corners + 1), dim=1)))
+    candidates = torch.cat((candidates, flat.shape[0] + two))
+    ranks = torch.cat((flat, flat.new_zeros(2)))[candidates].double()
+    kept = candidates[nms(apart, ranks, iou_threshold)]
+    keep = torch.zeros(flat.shape[0] + 2, dtype=torch.int64, device=scores.device)
+    keep = keep.scatter(0, kept, torch.ones_like(kept))
+    return keep[: flat.shape[0]].view_as(scores) > 0
 
 
 def first_k_aten(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
