@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator import RPN, RRPN
 
-from .graph import GraphPart, graph_part, register_exportable
+from .graph import GraphPart, NotExportableError, graph_part, register_exportable
 from .selection import best_of_levels, clip_boxes, top_k
 
-__all__ = ["AnchorsGraph", "Proposals", "RPNGraph"]
+__all__ = ["AnchorsGraph", "Proposals", "RPNGraph", "RotatedGraph"]
 
 
 class Proposals(NamedTuple):
@@ -93,3 +93,17 @@ class RPNGraph(GraphPart):
         picked = deltas.gather(1, best.index[..., None].expand(-1, -1, 4)).flatten(0, 1)
         boxes = self.module.box2box_transform.apply_deltas(picked, anchors[best.index.flatten()])
         return boxes.unflatten(0, (-1, k)), best.scores
+
+
+@register_exportable(RRPN)
+class RotatedGraph(GraphPart):
+    """Rotated boxes are refused."""
+
+    replaces = ()
+
+    def __init__(self, module: Any, options: Any):
+        raise NotExportableError(
+            f"{type(module).__name__} makes rotated boxes, and neither ONNX nor torchvision has an operator that "
+            "suppresses or pools them; export a model with upright boxes (MODEL.PROPOSAL_GENERATOR.NAME RPN), or run "
+            "this one in PyTorch"
+        )

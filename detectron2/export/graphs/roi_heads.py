@@ -29,6 +29,9 @@ __all__ = [
     "StandardROIHeadsGraph",
     "as_detections",
     "detection_names",
+    "max_detections",
+    "of_own_class",
+    "region_index",
 ]
 
 
@@ -163,6 +166,14 @@ class BoxPredictorGraph(GraphPart):
         return as_detections(boxes, chosen.scores, chosen.index % num_classes, chosen.found, self.options)
 
 
+def of_own_class(values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """From `Tensor[T, K, ...]` the slice of each row's class, `Tensor[T, 1, ...]`; `K == 1` serves every class."""
+    if values.shape[1] == 1:
+        return values
+    index = classes.view(-1, *[1] * (values.dim() - 1)).expand(-1, 1, *values.shape[2:])
+    return values.gather(1, index)
+
+
 @register_exportable(BaseMaskRCNNHead)
 class MaskHeadGraph(GraphPart):
     """Masks of detections from the features of their regions."""
@@ -170,10 +181,7 @@ class MaskHeadGraph(GraphPart):
     def __call__(self, x: Any, detections: Detections) -> torch.Tensor:
         """Probabilities of each detection's own class, `Tensor[T, M, M]`."""
         logits = self.module.layers(x)
-        if logits.shape[1] > 1:
-            index = detections.classes[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-            logits = logits.gather(1, index)
-        return full_precision(logits).sigmoid()[:, 0]
+        return full_precision(of_own_class(logits, detections.classes)).sigmoid()[:, 0]
 
 
 @register_exportable(BaseKeypointRCNNHead)

@@ -5,6 +5,7 @@ heatmap of centres. Importing this package registers the architecture `PanopticD
 `add_panoptic_deeplab_config` adds their config keys.
 """
 
+from . import graphs as _graphs  # noqa: F401  # registers the forms that are exported
 from .config import add_panoptic_deeplab_config
 from .dataset_mapper import PanopticDeeplabDatasetMapper
 from .panoptic_seg import (

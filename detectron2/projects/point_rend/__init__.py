@@ -6,6 +6,7 @@ https://arxiv.org/abs/2104.06404. Importing this package registers its heads by 
 keys to a config.
 """
 
+from . import graphs as _graphs  # noqa: F401  # registers the forms that are exported
 from .coarse_mask_head import CoarseMaskHead
 from .color_augmentation import ColorAugSSDTransform
 from .config import add_pointrend_config
