@@ -94,9 +94,10 @@ class RetinaNetGraph(DenseDetectorGraph):
     def probabilities(self, score_threshold: torch.Tensor, *predictions: torch.Tensor) -> torch.Tensor:
         """See `DenseDetectorGraph.probabilities`."""
         (logits,) = predictions
-        threshold = score_threshold.clamp(0, 1).double()
-        threshold = (threshold / (1 - threshold)).log().to(logits.dtype)
-        return torch.where(logits > threshold, logits.sigmoid(), float("-inf"))
+        threshold = score_threshold.clamp(0, 1)
+        return torch.where(
+            logits > (threshold / (1 - threshold)).log().to(logits.dtype), logits.sigmoid(), float("-inf")
+        )
 
 
 @register_exportable(FCOS)

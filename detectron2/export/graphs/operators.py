@@ -72,13 +72,16 @@ def nms_keep_torchvision(boxes: torch.Tensor, scores: torch.Tensor, iou_threshol
 
 
 def first_k_aten(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do the work of `first_k` by operators of PyTorch: `topk` of numbers of which no two are equal."""
-    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes zeros equal
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the order of floats as that of integers
-    last = 2**32 - 1
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    keys = (ascending.to(torch.int64) << 32) + (last - places)
-    index = last - (keys.topk(k, dim=-1).values & last)
+    """Do the work of `first_k` by operators of PyTorch: `topk` of numbers of which no two are equal.
+
+    In double precision there is room for 2**27 numbers between neighbours of single precision. There each score is
+    lowered by its place. Infinite ones stay equal.
+    """
+    exact = scores.double()
+    places = torch.arange(scores.shape[-1], device=scores.device, dtype=exact.dtype)
+    lowered = exact * (1 - exact.sign() * places * 2.0**-52)
+    keys = torch.where(exact == 0, -places * 1e-300, lowered)
+    index = keys.topk(k, dim=-1).indices
     return scores.gather(-1, index), index
 
 

@@ -33,14 +33,25 @@ def small(name, **changes):
     return tiny_model(name, **{**FEW, **changes})
 
 
+# Standard deviations that predictions get. Those of random weights may be so large that scores round to one and that
+# rounding moves boxes by tenths of a pixel.
+GRADES = {"objectness_logits": 2.0, "anchor_deltas": 0.2, "cls_score": 2.0, "bbox_pred": 0.5}
+
+
 def graded(model):
-    """Scale the class scores of regions, so that few are so sure that they round to one."""
-    layers = [m for path, m in model.named_modules() if path.endswith("cls_score") and isinstance(m, nn.Linear)]
+    """Scale the predictions of the two stages of an R-CNN."""
+    handles = []
+    for path, layer in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name not in GRADES or (name in ("cls_score", "bbox_pred") and not isinstance(layer, nn.Linear)):
+            continue
 
-    def scale(layer, inputs, scores):
-        layer.weight.data *= 2 / scores.std()
+        def scale(layer, inputs, output, wanted=GRADES[name]):
+            factor = wanted / output.std()
+            layer.weight.data *= factor
+            return output * factor
 
-    handles = [layer.register_forward_hook(scale) for layer in layers]
+        handles.append(layer.register_forward_hook(scale))
     in_pytorch(model, *batch([(160, 224)]))
     for handle in handles:
         handle.remove()
@@ -236,11 +247,10 @@ MODELS = {
 }
 
 
-def batch(sizes_hw, contrast=1.0, right=0, below=0):
-    """Images of these sizes with noise around them, and the sizes."""
+def batch(sizes_hw, contrast=1.0):
+    """Images of these sizes with noise around the smaller ones, and the sizes."""
     height, width = (max(sizes) for sizes in zip(*sizes_hw, strict=True))
-    generator = torch.Generator().manual_seed(0)
-    images = 255 * torch.rand(len(sizes_hw), 3, height + below, width + right, generator=generator)
+    images = 255 * torch.rand(len(sizes_hw), 3, height, width, generator=torch.Generator().manual_seed(0))
     for i, (h, w) in enumerate(sizes_hw):
         images[i, :, :h, :w] = picture(h, w, contrast, seed=i + 3)
     return images, torch.tensor(sizes_hw)

@@ -49,12 +49,11 @@ def test_boxes_and_scores_are_equal_to_the_last_bit():
 
 def test_what_is_around_an_image_does_not_matter():
     graph = graph_of("Mask R-CNN, FPN")
-    alone = by_graph(graph, *batch(TWO))
-    framed = by_graph(graph, *batch(TWO, below=0, right=0))
     images, sizes = batch(TWO)
+    alone = by_graph(graph, images, sizes)
     images[1, :, 96:] = 7.0
     images[1, :, :, 128:] = 250.0
-    assert difference(by_graph(graph, images, sizes), alone) == difference(framed, alone)
+    assert set(difference(by_graph(graph, images, sizes), alone).values()) == {0.0}
 
 
 def test_no_detections():
@@ -291,7 +290,8 @@ def test_compiles_in_one_graph(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("FCOS", GraphOptions(nms="torchvision")),
+        ("Faster R-CNN, C4", GraphOptions(nms="torchvision")),
+        pytest.param("FCOS", GraphOptions(nms="torchvision"), marks=pytest.mark.slow),
         pytest.param("Mask R-CNN, FPN", GraphOptions(nms="torchvision", outputs="flat"), marks=pytest.mark.slow),
         pytest.param("Cascade Mask R-CNN", GraphOptions(nms="torchvision"), marks=pytest.mark.slow),
     ],

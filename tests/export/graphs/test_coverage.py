@@ -1,0 +1,93 @@
+"""Every architecture as ONNX in onnxruntime: any batch, any size, images without objects; the same as in PyTorch."""
+
+import pytest
+import torch
+
+from detectron2.export.graphs import GraphOptions
+from tests.export.graphs.exported import exported
+from tests.export.graphs.models import MODELS, batch, by_graph, fields, in_pytorch
+
+QUICK = ("semantic FPN",)
+CASES = {
+    "the sample": ([(160, 224), (120, 168)], 1.0),
+    "another size": ([(192, 160)], 1.0),
+    "another batch of images of three sizes": ([(97, 131), (80, 70), (64, 90)], 1.0),
+    "an image without contrast": ([(96, 128)], 0.0),
+}
+# Differences that rounding makes: pixels, probabilities, and shares of the largest value of scores without bound.
+BOUNDS = {"pred_boxes": 1e-2, "proposal_boxes": 1e-2, "scores": 1e-4, "pred_masks": 1e-3, "pred_classes": 0}
+RELATIVE = 1e-4
+PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+
+
+def assert_alike(got, want):
+    """The results of an image agree, rows of nearly equal scores in any order."""
+    assert got.keys() == want.keys()
+    boxes = next((name for name in want if name.endswith("_boxes")), None)
+    for name, x in want.items():
+        assert got[name].shape == x.shape, (name, got[name].shape, x.shape)
+    order = torch.arange(len(next(iter(want.values()))))
+    if boxes is not None and len(order):
+        # For each row of the one the row of the other with the nearest box of its class.
+        apart = (got[boxes][:, None] - want[boxes]).abs().amax(dim=2)
+        if "pred_classes" in want:
+            apart = apart + 1e6 * (got["pred_classes"][:, None] != want["pred_classes"])
+        order = apart.argmin(dim=1)
+        assert len(order.unique()) == len(order), "a box was found twice"
+    for name, x in want.items():
+        if name == "pred_keypoints":  # of those heat maps that are compared
+            continue
+        rows = x if name in ("sem_seg", "center", "offset") else x[order]
+        gap = (got[name].double() - rows.double()).abs().max().item() if x.numel() else 0.0
+        bound = BOUNDS.get(name, RELATIVE * max(1.0, x.abs().max().item()) if x.numel() else 0.0)
+        assert gap <= bound, (name, gap, bound)
+
+
+def check(model, sizes, contrast=1.0, threshold=None):
+    images, image_sizes = batch(sizes, contrast)
+    want = in_pytorch(model.graph.model, images, image_sizes, threshold)
+    got = by_graph(model.graph, images, image_sizes, lambda *x: model(*x, threshold))
+    for g, w in zip(got, want, strict=True):
+        assert_alike(fields(g), fields(w))
+    return got
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_onnxruntime_gives_what_the_model_gives(onnx_installed, name):
+    model = exported(name)
+    for sizes, contrast in CASES.values():
+        check(model, sizes, contrast)
+    if model.graph.score_threshold is not None:
+        none = check(model, [(160, 224), (96, 128)], threshold=0.99999 if name != "Keypoint R-CNN" else 1.0)
+        assert [len(x["instances"]) for x in none] == [0, 0]
+        some = check(model, CASES["the sample"][0], threshold=model.graph.score_threshold / 2)
+        assert any(len(x["instances"]) for x in some)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Mask R-CNN, FPN", "RetinaNet", "PointRend"])
+def test_flat_outputs(onnx_installed, name):
+    model = exported(name, GraphOptions(outputs="flat"))
+    for sizes, contrast in CASES.values():
+        check(model, sizes, contrast)
+    check(model, [(160, 224), (96, 128)], threshold=1.0)
+
+
+@pytest.mark.slow
+def test_pasted_masks(onnx_installed):
+    raw, pasted = (exported("Mask R-CNN, FPN", options) for options in (None, GraphOptions(masks="pasted")))
+    for sizes, contrast in CASES.values():
+        images, image_sizes = batch(sizes, contrast)
+        height, width = images.shape[2:]
+        masks = dict(zip(pasted.graph.output_names, pasted(images, image_sizes), strict=True))["masks"]
+        assert masks.shape == (len(sizes), 20, height, width) and masks.dtype == torch.uint8
+        want = raw.graph.to_results(
+            dict(zip(raw.graph.output_names, raw(images, image_sizes), strict=True)), image_sizes
+        )
+        for i, result in enumerate(want):
+            from detectron2.layers import paste_masks_in_image
+
+            found = result["instances"]
+            whole = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, (height, width))
+            assert (masks[i, : len(found)].bool() != whole).sum() <= 1e-4 * whole.numel()
+            assert not masks[i, len(found) :].any()
