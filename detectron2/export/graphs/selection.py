@@ -55,7 +55,8 @@ def top_k(scores: torch.Tensor, k: int, form: str | None = None) -> Chosen:
 
 def clip_boxes(boxes: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
     """Limit boxes `Tensor[N, ..., 4]` to the images of `(height, width)`, int64 `Tensor[N, 2]`."""
-    limits = image_sizes.flip(1).repeat(1, 2).to(boxes.dtype)  # (w, h, w, h)
+    height, width = image_sizes.to(boxes.dtype).unbind(dim=1)
+    limits = torch.stack((width, height, width, height), dim=1)
     limits = limits.view(-1, *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limits)
 

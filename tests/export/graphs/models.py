@@ -35,7 +35,14 @@ def small(name, **changes):
 
 # Standard deviations that predictions get. Those of random weights may be so large that scores round to one and that
 # rounding moves boxes by tenths of a pixel.
-GRADES = {"objectness_logits": 2.0, "anchor_deltas": 0.2, "cls_score": 2.0, "bbox_pred": 0.5}
+GRADES = {
+    "objectness_logits": 2.0,
+    "anchor_deltas": 0.2,
+    "cls_score": 2.0,
+    "bbox_pred": 0.5,
+    "predictor": 2.0,
+    "prediction": 2.0,
+}
 
 
 def graded(model):
@@ -43,10 +50,13 @@ def graded(model):
     handles = []
     for path, layer in model.named_modules():
         name = path.rpartition(".")[2]
-        if name not in GRADES or (name in ("cls_score", "bbox_pred") and not isinstance(layer, nn.Linear)):
+        dense = name in ("cls_score", "bbox_pred") and not isinstance(layer, nn.Linear)
+        if name not in GRADES or dense or "parameter_head" in path:
             continue
 
         def scale(layer, inputs, output, wanted=GRADES[name]):
+            if output.numel() == 0:
+                return output
             factor = wanted / output.std()
             layer.weight.data *= factor
             return output * factor

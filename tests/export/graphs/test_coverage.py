@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detectron2.export.graphs import GraphOptions
+from detectron2.layers import paste_masks_in_image
 from tests.export.graphs.exported import exported
 from tests.export.graphs.models import MODELS, batch, by_graph, fields, in_pytorch
 
@@ -85,8 +86,6 @@ def test_pasted_masks(onnx_installed):
             dict(zip(raw.graph.output_names, raw(images, image_sizes), strict=True)), image_sizes
         )
         for i, result in enumerate(want):
-            from detectron2.layers import paste_masks_in_image
-
             found = result["instances"]
             whole = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, (height, width))
             assert (masks[i, : len(found)].bool() != whole).sum() <= 1e-4 * whole.numel()

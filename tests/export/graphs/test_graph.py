@@ -322,6 +322,20 @@ def test_exported_program_without_sizes_that_depend_on_values():
     assert max(difference(got, in_pytorch(graph.model, images, sizes)).values()) <= ROUNDING
 
 
+# MViT makes positions for the size that it is traced with.
+@pytest.mark.parametrize("name", [name for name in MODELS if "MViT" not in name])
+@pytest.mark.filterwarnings("ignore")
+def test_traced_graph_takes_any_batch_and_size(name):
+    graph = graph_of(name, GraphOptions(nms="torchvision"))
+    inputs = graph.example_inputs()
+    traced = torch.jit.trace(graph, inputs, check_trace=False)
+    for sizes in ([(192, 160)], [(97, 131), (80, 70), (64, 90)], [(40, 70)]):
+        images, image_sizes = batch(sizes)
+        got = by_graph(graph, images, image_sizes, lambda *x: traced(*x, *inputs[2:]))
+        worst = difference(got, in_pytorch(graph.model, images, image_sizes))
+        assert max(worst.values()) <= ROUNDING, (sizes, worst)
+
+
 def test_weights_are_shared_and_models_unchanged():
     model = model_of("Faster R-CNN, FPN")
     before = {name: x.clone() for name, x in model.state_dict().items()}
