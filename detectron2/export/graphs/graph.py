@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from detectron2.modeling import MViT, SwinTransformer, ViT
+
 __all__ = ["ExportGraph", "GraphOptions", "GraphPart", "NotExportableError", "build_graph", "register_exportable"]
 
 
@@ -180,10 +182,17 @@ class ExportGraph(nn.Module):
     score_threshold: float | None = None
     """The model's own score threshold; None for models without one."""
 
+    sizes_as_formulas: bool
+    """How an exporter sees the sizes of feature maps when images vary in size. If false, they are multiples of two new
+    numbers, the sizes of the padded image in multiples of what the backbone asks for: that is several times faster. If
+    true, they are formulas of the size of the input. Backbones that ask about sizes, as those of windows do, need
+    this, and an example for which the answers are those for most images."""
+
     def __init__(self, model: Any, options: GraphOptions):
         super().__init__()
         self.model = model
         self.options = options
+        self.sizes_as_formulas = any(isinstance(x, (SwinTransformer, MViT, ViT)) for x in model.modules())
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -235,9 +244,8 @@ class ExportGraph(nn.Module):
 
     def _multiple(self, size: Any, divisor: int) -> Any:
         """The smallest multiple of `divisor` that is not below `size`."""
-        if isinstance(size, torch.SymInt) and torch.compiler.is_exporting() and self.options.nms != "aten":
-            # A number of its own, which the sizes of all feature maps are multiples of. Written as a formula of the
-            # image's size, these take an exporter up to ten times as long.
+        symbolic = isinstance(size, torch.SymInt) and torch.compiler.is_exporting()
+        if symbolic and not self.sizes_as_formulas and self.options.nms != "aten":
             count: Any = ((torch.scalar_tensor(size, dtype=torch.int64) + (divisor - 1)) // divisor).item()
             torch._check(count >= 2)
         else:
@@ -250,9 +258,13 @@ class ExportGraph(nn.Module):
         constraints = backbone.padding_constraints
         return constraints.get("square_size", 0), constraints.get("size_divisibility", backbone.size_divisibility)
 
-    def example_inputs(self, batch: int = 2, height: int = 160, width: int = 224) -> tuple[torch.Tensor, ...]:
-        """Inputs of a size: images of noise, of which all but the first are a quarter smaller than the batch."""
-        device = self.model.device
+    def example_inputs(self, batch: int = 2, height: int = 160, width: int = 288) -> tuple[torch.Tensor, ...]:
+        """Inputs of a size: images of noise, of which all but the first are a quarter smaller than the batch.
+
+        Where the backbone takes squares of one size, height and width are at most that.
+        """
+        device, square = self.model.device, self._padding()[0]
+        height, width = (min(x, square) if square > 0 else x for x in (height, width))
         images = 255 * torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
         sizes = torch.tensor([[height, width]] + [[height * 3 // 4, width * 3 // 4]] * (batch - 1))
         inputs = (images.to(device), sizes.to(device))

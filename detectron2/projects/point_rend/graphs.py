@@ -133,7 +133,9 @@ class PointRendSemSegHeadGraph(GraphPart):
             height, width = scores.shape[-2:]
             # Of a small map all points are predicted; what there are fewer of is made up with the last one.
             index = top_k(_uncertainty(scores).flatten(1), head.subdivision_num_points).index
-            coords = torch.stack(((index % width + 0.5) / width, (index // width + 0.5) / height), dim=2)
+            row_length = torch.scalar_tensor(width, dtype=index.dtype, device=index.device)
+            row = index // row_length
+            coords = torch.stack(((index - row * row_length + 0.5) / width, (row + 0.5) / height), dim=2)
             read = [point_sample(features[name], coords, align_corners=False) for name in head.in_features]
             at_points = point_sample(coarse, coords, align_corners=False)
             values = head.point_head(torch.cat(read, dim=1), at_points).to(scores.dtype)
