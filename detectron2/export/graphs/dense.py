@@ -94,10 +94,8 @@ class RetinaNetGraph(DenseDetectorGraph):
     def probabilities(self, score_threshold: torch.Tensor, *predictions: torch.Tensor) -> torch.Tensor:
         """See `DenseDetectorGraph.probabilities`."""
         (logits,) = predictions
-        threshold = score_threshold.clamp(0, 1)
-        return torch.where(
-            logits > (threshold / (1 - threshold)).log().to(logits.dtype), logits.sigmoid(), float("-inf")
-        )
+        scores = logits.sigmoid()
+        return torch.where(scores > score_threshold, scores, float("-inf"))
 
 
 @register_exportable(FCOS)

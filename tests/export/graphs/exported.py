@@ -10,6 +10,8 @@ from detectron2.export.graphs import onnx_translations
 from tests.export.graphs.models import graph_of
 
 DEFORM_CONV = 19  # the first version of ONNX that has it
+# The exporter of PyTorch cannot tell that their maps of any size are made of whole windows.
+ONE_SIZE = ("Faster R-CNN, Swin", "Faster R-CNN, MViT")
 
 
 class Exported:
@@ -30,7 +32,9 @@ class Exported:
                 opset_version=DEFORM_CONV if "deformable" in name else 18,
                 input_names=self.graph.input_names,
                 output_names=self.graph.output_names,
-                dynamic_shapes=self.graph.dynamic_shapes(named=True),
+                dynamic_shapes=self.graph.dynamic_shapes(
+                    ["batch"] if name in ONE_SIZE else ["batch", "size"], named=True
+                ),
                 custom_translation_table=onnx_translations(),
             )
         file = io.BytesIO()

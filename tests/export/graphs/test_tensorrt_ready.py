@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.export.graphs.exported import exported
+from tests.export.graphs.exported import ONE_SIZE, exported
 from tests.export.graphs.test_coverage import PARAMETERS
 
 # Operators with results of unknown length, and control flow.
@@ -50,8 +50,8 @@ def problems(proto):
         if x.type.tensor_type.elem_type in (TensorProto.DOUBLE, TensorProto.STRING):
             found.append(f"{x.name} is of type {x.type.tensor_type.elem_type}")
     for name, x in known.items():
-        # Ends of slices are cut to what there is.
-        if x.dtype == "int64" and x.size and abs(x.astype("float64")).max() >= 2**31 and x.max() != 2**63 - 1:
+        # The ends of the range are ends of slices, which are cut to what there is.
+        if x.dtype == "int64" and any(2**31 <= abs(v) < 2**63 - 1 for v in x.reshape(-1).tolist()):
             found.append(f"{name} does not fit into 32 bits")
     return found
 
@@ -61,7 +61,7 @@ def test_nothing_that_tensorrt_refuses(onnx_installed, name):
     proto = exported(name).proto
     assert problems(proto) == []
     symbols = {d.dim_param for x in proto.graph.input for d in x.type.tensor_type.shape.dim if d.dim_param}
-    assert symbols == {"batch", "height", "width"}
+    assert symbols == ({"batch"} if name in ONE_SIZE else {"batch", "height", "width"})
 
 
 def test_problems_are_found(onnx_installed):
