@@ -28,7 +28,8 @@ def draw(
         meta: what `model.json` says.
 
     Returns:
-        A new picture of the size of the image. Objects of a class have shades of one colour.
+        A new picture of the size of the image. Objects of a class have shades of its colour; where there is one class
+        only, colours of their own.
     """
     pixels = load_image(image, meta["preprocessing"].get("exif", "apply")).copy()
     line = max(1, round(min(pixels.shape[:2]) / 300))
@@ -36,8 +37,11 @@ def draw(
     seen: Counter[tuple[bool, int]] = Counter()
 
     def color_of(label: int, is_thing: bool) -> Color:
+        number = seen[is_thing, label] if is_thing else 0
         seen[is_thing, label] += 1
-        return _shade(_color(meta, label, is_thing), seen[is_thing, label] - 1 if is_thing else 0)
+        if is_thing and len(meta.get("classes") or ()) == 1:
+            return _color({}, number, True)
+        return _shade(_color(meta, label, is_thing), number)
 
     if "sem_seg" in result:
         for thing, label, score, mask in regions(result):

@@ -41,10 +41,11 @@ def test_mask_and_box_are_painted():
     assert np.array_equal(after[135:], before[135:])
 
 
-def test_objects_of_a_class_have_shades():
-    meta = metadata(class_colors=[[200, 100, 0]] * 3)
+@pytest.mark.parametrize("changes", [{"class_colors": [[200, 100, 0]] * 3}, {"classes": ["cat"]}], ids=["many", "one"])
+def test_objects_of_a_class_are_told_apart(changes):
+    meta = metadata(**changes)
     result = result_of([[10, 60, 60, 110], [90, 60, 140, 110], [170, 60, 220, 110]], meta)
-    result["classes"][:] = 1
+    result["classes"][:] = 0
     after, _ = drawn(result, meta)
     assert len({tuple(after[109, x]) for x in (20, 100, 180)}) == 3
 
