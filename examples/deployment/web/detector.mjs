@@ -151,9 +151,13 @@ export function colorOf(label, meta) {
   return r === undefined ? `hsl(${(7 + label * 222.492) % 360} 75% 55%)` : `rgb(${r} ${g} ${b})`;
 }
 
-/** Draw objects into the 2D context of a canvas that shows the image. `small` is another canvas, for the masks. */
-export function draw(context, objects, meta, small) {
+/**
+ * Draw objects into the 2D context of a canvas that shows the image, `zoom` times as large. `small` is another canvas, for
+ * the masks.
+ */
+export function draw(context, objects, meta, small, zoom = 1) {
   const line = Math.max(2, Math.round(Math.min(context.canvas.width, context.canvas.height) / 250));
+  objects = objects.map((object) => ({ ...object, box: object.box.map((x) => x * zoom) }));
   context.lineWidth = line;
   context.font = `${8 * line}px sans-serif`;
   context.textBaseline = "top";
@@ -176,14 +180,21 @@ export function draw(context, objects, meta, small) {
     context.strokeStyle = colorOf(label, meta);
     context.strokeRect(x, y, w, h);
   }
+  const taken = [];
   for (const { box, score, label, name } of objects) {
     const text = `${name} ${Math.round(score * 100)}%`;
-    const width = context.measureText(text).width + 4 * line;
-    const y = Math.max(box[1] - 11 * line, 0);
-    const x = Math.max(Math.min(box[0], context.canvas.width - width), 0);
+    const [width, height] = [context.measureText(text).width + 6 * line, 11 * line];
+    const x = Math.max(Math.min(box[0] - line / 2, context.canvas.width - width), 0);
+    let y = Math.max(box[1] - height, 0);
+    for (const other of taken) {  // keep clear of the names that are there
+      if (x < other.x + other.width && other.x < x + width && Math.abs(y - other.y) < height) y = other.y + height;
+    }
+    taken.push({ x, y, width });
+    context.fillStyle = "rgb(20 20 20 / 75%)";
+    context.fillRect(x, y, width, height);
     context.fillStyle = colorOf(label, meta);
-    context.fillRect(x, y, width, 11 * line);
+    context.fillRect(x, y, 2 * line, height);
     context.fillStyle = "white";
-    context.fillText(text, x + 2 * line, y + 1.5 * line);
+    context.fillText(text, x + 4 * line, y + 1.5 * line);
   }
 }
