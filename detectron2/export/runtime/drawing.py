@@ -92,6 +92,11 @@ def _shade(color: Color, number: int) -> Color:
 
 def _paint(pixels: np.ndarray, mask: np.ndarray, color: Color, line: int) -> None:
     """Tint the pixels of a mask, and draw its edge."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    mask, pixels = mask[window], pixels[window]
     inside = mask
     for _ in range(line):
         padded = np.pad(inside, 1)

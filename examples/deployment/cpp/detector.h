@@ -207,7 +207,8 @@ inline int detect(int argc, char** argv, const Load& load) {
     Inputs inputs = prepare(image, model);
     load(folder + model.artifact)(inputs, model, [&](const Outputs& found) { print_objects(found, image, inputs, model); });
   } catch (const std::exception& error) {
-    std::cerr << "error: " << error.what() << "\n";
+    const std::string text = error.what();  // of PyTorch with a trace, line after line
+    std::cerr << "error: " << text.substr(0, text.find('\n')) << "\n";
     return 1;
   }
   return 0;

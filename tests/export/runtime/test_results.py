@@ -230,3 +230,4 @@ def test_run_lengths_begin_with_pixels_outside(bits):
     result = {"sem_seg": np.array(bits), "segments": [{"isthing": False, "category_id": 0, "id": 1}]}
     mask = to_json({**result, "panoptic": np.array(bits)}, metadata())["segments"][0]["mask"]
     assert np.array_equal(pycocotools.mask.decode(pycocotools.mask.frPyObjects(mask, 2, 2)), bits)
+    assert sum(mask["counts"]) == 4 and 0 not in mask["counts"][1:]

@@ -59,11 +59,15 @@ def test_images_are_prepared_as_in_python(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def onnxruntime_web():
     if NODE is None:
         pytest.skip("node is not installed")
     if not (WEB / "node_modules/onnxruntime-web").is_dir():
         pytest.skip("onnxruntime-web is not installed: npm install --prefix examples/deployment/web")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, onnxruntime_web):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("model")
@@ -82,6 +86,20 @@ def test_boxes_are_those_of_python(model, tmp_path, size, threshold):
     assert [g["label"] for g in got] == want["classes"].tolist()
     assert [g["name"] for g in got] == ["cat", "bird"][: len(got)]
     assert np.allclose(np.reshape([g["box"] for g in got], (-1, 4)), want["boxes"], atol=1e-3)
+    assert np.allclose([g["score"] for g in got], want["scores"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [(96, 128), (144, 192), (90, 110)], ids=str)
+def test_objects_are_those_of_the_exported_model(export_detector, onnxruntime_web, photo, tmp_path, size):
+    folder, find = export_detector("onnx")
+    Image.fromarray(photo(*size)).save(tmp_path / "photo.ppm")
+    done = run(["predict.mjs"], folder, tmp_path / "photo.ppm")
+    assert done.returncode == 0, done.stderr
+    got, want = json.loads(done.stdout), find(photo(*size))
+    assert got and [g["label"] for g in got] == want["classes"].tolist()
+    assert np.allclose([g["box"] for g in got], want["boxes"], atol=1e-3)
     assert np.allclose([g["score"] for g in got], want["scores"], atol=1e-4)
 
 
