@@ -147,7 +147,8 @@ def find_keypoints(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         peak = large.argmax(axis=1)
         cell_xy = np.stack([peak % cells_w, peak // cells_w], axis=1).astype(np.float32)
         out[:, :2] = (cell_xy + np.float32(0.5)) * (size_wh / np.ceil(size_wh)) + box[:2]
-        out[:, 2] = 1 / np.exp(map_ - large.max(axis=1)[:, None, None]).sum(axis=(1, 2))
+        with np.errstate(divide="ignore"):  # far above all cells, as it can be before a model is trained
+            out[:, 2] = 1 / np.exp(map_ - large.max(axis=1)[:, None, None]).sum(axis=(1, 2))
     return found
 
 

@@ -128,6 +128,15 @@ def test_keypoints_are_those_of_the_library(xywh, points, side, seed):
     assert side == 1 or same_peak.all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_peak_far_above_all_cells():
+    maps = torch.full((1, 1, 4, 4), -1e4)
+    maps[0, 0, 1:3, 1:3] = 1e4
+    boxes = torch.tensor([[0.0, 0, 40, 40]])
+    want = heatmaps_to_keypoints(maps, boxes)[:, :, [0, 1, 3]].numpy()
+    assert np.isinf(want[..., 2]).all() and np.array_equal(find_keypoints(maps.numpy(), boxes.numpy()), want)
+
+
 @pytest.mark.parametrize("original", [SIZE, (211, 317), (40, 61), (1, 1)], ids=str)
 def test_semantic_labels_are_those_of_the_library(original):
     scores = torch.randn(2, 5, 96, 128, generator=torch.Generator().manual_seed(0))
