@@ -1,0 +1,84 @@
+"""The table of formats, and what keeps a file with foreign operators from being written."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+
+from detectron2.export.formats import FORMATS, _name_sizes, _quiet, load_artifact, need, save_onnx, write_artifact
+
+
+def test_packages_that_are_there():
+    need(extra="onnx")
+    need("torch", "numpy", extra="onnx")
+    with pytest.raises(ImportError, match=r'no_such_a and no_such_b are not installed: pip install "detectron2\[x\]"'):
+        need("no_such_a", "torch", "no_such_b", extra="x")
+
+
+def test_files_have_names_of_their_own():
+    assert len({row.file_name for row in FORMATS.values()}) == len(FORMATS)
+    assert all("fp32" in row.precisions for row in FORMATS.values())
+
+
+def test_exporters_are_quiet_and_what_was_comes_back(capsys):
+    loggers = logging.getLogger("torch.onnx")
+    before = loggers.level
+    with pytest.raises(KeyError), _quiet():
+        warnings.warn("not shown", UserWarning)
+        print("not shown")
+        assert loggers.level == logging.ERROR
+        raise KeyError
+    assert loggers.level == before and capsys.readouterr().out == ""
+
+
+def small_onnx(domain="", functions=()):
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["s1", 3, "s2", "s3"]) for n in ("x", "y")]
+    node = helper.make_node("Relu", ["x"], ["y"], domain=domain)
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("pkg.onnxscript", 1)]
+    return helper.make_model(graph, opset_imports=opsets, functions=functions)
+
+
+def test_operators_that_no_runtime_knows_are_refused(tmp_path):
+    import onnx
+
+    with pytest.raises(ValueError, match=r"no runtime knows: my::Relu\..*register_exportable"):
+        save_onnx(small_onnx("my"), tmp_path / "x.onnx", {})
+    assert not list(tmp_path.iterdir())
+    save_onnx(small_onnx(), tmp_path / "x.onnx", {"layout": 1})
+    model = onnx.load(str(tmp_path / "x.onnx"))
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert [(p.key, p.value) for p in model.metadata_props] == [("detectron2", '{"layout": 1}')]
+
+
+def test_sizes_get_their_names():
+    graph = small_onnx().graph
+    graph.output[0].type.tensor_type.shape.dim[2].dim_param = "s2 + s22"
+    _name_sizes(graph)
+    names = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+    assert names == [["batch", 3, "height", "width"], ["batch", 3, "height + s22", "width"]]
+
+
+class ClampedThreeTimes(torch.nn.Module):
+    """What `write_artifact` has to know of a graph, and one value that is clamped again and again."""
+
+    input_names, output_names = ("images", "image_sizes"), ("a", "b", "c")
+
+    def forward(self, images, sizes):
+        return tuple(images * k + images.mean().clamp(0, 1) for k in (1, 2, 3))
+
+    def dynamic_shapes(self, dynamic):
+        return ({}, {})
+
+
+def test_constants_that_the_exporter_forgets(tmp_path):
+    inputs = torch.rand(1, 3, 4, 5), torch.tensor([[4, 5]])
+    graph = ClampedThreeTimes().eval()
+    write_artifact("onnx", graph, inputs, (), tmp_path, {"layout": 1})
+    meta = {"format": "onnx", "artifact": "model.onnx", "inputs": ["images", "image_sizes"], "outputs": ["a", "b", "c"]}
+    found = load_artifact(tmp_path, meta)(inputs)
+    for name, wanted in zip("abc", graph(*inputs), strict=True):
+        assert torch.allclose(found[name], wanted)

@@ -1,0 +1,215 @@
+"""The comparison of an exported model with its model: what passes, and what does not."""
+
+import pytest
+import torch
+
+from detectron2.export.graphs import GraphOptions, build_graph
+from detectron2.export.graphs.regions import PoolerGraph
+from detectron2.export.verify import (
+    BOUNDS,
+    Case,
+    Comparison,
+    compare_images,
+    eager_results,
+    make_cases,
+    score_threshold,
+    split_outputs,
+    table_of,
+    verify,
+)
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.structures import Boxes
+from tests.export.test_tracing import tiny_model
+
+FP32 = BOUNDS["fp32"]
+
+
+def detections(*rows):
+    """Boxes, scores, classes and masks of rows (x1, score, class)."""
+    boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
+    masks = torch.stack([torch.full((4, 4), s) for _, s, _ in rows]) if rows else torch.zeros(0, 4, 4)
+    scores = torch.tensor([s for _, s, _ in rows])
+    return {"boxes": boxes, "scores": scores, "classes": torch.tensor([c for *_, c in rows]).long(), "masks": masks}
+
+
+def compared(want, have, **options):
+    comparison = Comparison("case")
+    compare_images(want, have, comparison, FP32, (20, 40), **options)
+    return comparison
+
+
+def test_nothing_is_equal_to_nothing():
+    found = compared(detections(), detections())
+    assert not found.faults and (found.expected, found.found, found.swapped) == (0, 0, 0)
+
+
+def test_equal_in_another_order():
+    a, b, c = (0.0, 0.9, 1), (5.0, 0.8, 1), (5.0, 0.8, 2)
+    found = compared(detections(a, b, c), detections(c, b, a))
+    assert not found.faults and set(found.differences.values()) == {0.0} and found.expected == 3
+
+
+@pytest.mark.parametrize(
+    ("have", "words"),
+    [
+        (detections(), "a detection of class 1 with score 0.9000 at (0.0, 0.0, 10.0, 10.0) is missing"),
+        (detections((0.0, 0.9, 1), (20.0, 0.7, 1)), "score 0.7000 at (20.0, 0.0, 30.0, 10.0) was not expected"),
+        (detections((0.0, 0.9, 2)), None),  # another class with the same score is a near-tie
+        (detections((0.0, 0.95, 2)), "of class 1"),
+        (detections((0.02, 0.9, 1)), "boxes differ by 0.02, more than 0.01"),
+        (detections((0.0, 0.9003, 1)), "scores differ by"),
+        ({**detections((0.0, 0.9, 1)), "masks": torch.full((1, 4, 4), 0.902)}, "masks differ by 0.002"),
+        ({**detections((0.0, 0.9, 1)), "masks": torch.full((1, 4, 4), torch.nan)}, "masks differ by inf"),
+        ({k: v for k, v in detections((0.0, 0.9, 1)).items() if k != "masks"}, "only one of the two has masks"),
+        (detections((torch.nan, 0.99, 1)), "is missing"),
+    ],
+)
+def test_what_is_off(have, words):
+    found = compared(detections((0.0, 0.9, 1)), have)
+    assert (words is None and not found.faults) or any(words in fault for fault in found.faults)
+
+
+def test_ties():
+    a, b = (0.0, 0.9, 1), (20.0, 0.5, 1)
+    # At the threshold one runtime may find what the other does not.
+    edge = (20.0, 0.50005, 1)
+    assert not compared(detections(a, edge), detections(a), threshold=0.5).faults
+    assert compared(detections(a, edge), detections(a), threshold=0.4).faults
+    # So it is with the last of as many as there may be.
+    other = (30.0, 0.50004, 1)
+    found = compared(detections(a, b), detections(a, other), limit=2)
+    assert not found.faults and found.swapped == 2
+    assert compared(detections(a, b), detections(a, (30.0, 0.51, 1)), limit=2).faults
+
+
+def test_maps_count_where_the_image_is():
+    want, have = {"sem_seg": torch.zeros(2, 32, 48)}, {"sem_seg": torch.zeros(2, 32, 48)}
+    have["sem_seg"][:, 20:] = 1
+    assert not compared(want, have).faults
+    have["sem_seg"][1, 19, 39] = 0.002
+    assert "sem_seg differ by 0.002" in compared(want, have).faults[0]
+    assert "has shape" in compared(want, {"sem_seg": torch.zeros(2, 32, 40)}).faults[0]
+
+
+def test_pasted_masks_may_differ_in_one_pixel_of_ten_thousand():
+    want = {**detections((0.0, 0.9, 1)), "masks": torch.zeros(1, 200, 200, dtype=torch.bool)}
+    have = {**want, "masks": torch.zeros(1, 200, 208, dtype=torch.uint8)}
+    have["masks"][0, 0, :4] = 1
+    assert not compared(want, have).faults
+    have["masks"][0, 0, 4] = 1
+    assert "share of differing pixels" in compared(want, have).faults[0]
+
+
+def test_outputs_are_split_by_image():
+    scores = torch.tensor([[0.9, 0.0], [0.8, 0.7]])
+    padded = split_outputs({"scores": scores, "count": torch.tensor([1, 2]), "sem_seg": torch.arange(2)}, 2)
+    assert [r["scores"].tolist() for r in padded] == [pytest.approx([0.9]), pytest.approx([0.8, 0.7])]
+    assert [int(r["sem_seg"]) for r in padded] == [0, 1]
+    flat = {"scores": torch.tensor([0.8, 0.7]), "image_index": torch.tensor([1, 1])}
+    assert [len(r["scores"]) for r in split_outputs(flat, 2)] == [0, 2]
+
+
+def test_cases_fit_what_was_exported(tmp_path):
+    names = [c.name for c in make_cases((64, 96), folder=tmp_path / "a", threshold=0.5)]
+    assert names == [
+        *("sample", "another size", "one image", "three images", "mixed sizes", "blank image", "no detections")
+    ]
+    cases = {c.name: c for c in make_cases((64, 96), folder=tmp_path / "b", dynamic=(), batch=1)}
+    assert all(len(c.images) == 1 for c in cases.values())
+    assert all(i.shape[1] <= 64 and i.shape[2] <= 96 for c in cases.values() for i in c.images)
+    assert cases["another size"].images[0].shape[1:] != (64, 96)
+    cases = make_cases((64, 64), folder=tmp_path / "c", limit=64)
+    assert max(max(i.shape[1:]) for c in cases for i in c.images) == 64
+    mixed = next(c for c in make_cases((64, 96), folder=tmp_path / "d") if c.name == "mixed sizes")
+    assert len({i.shape for i in mixed.images}) == 3
+
+
+def test_the_threshold_comes_back(mask_rcnn):
+    predictor = mask_rcnn.roi_heads.box_predictor
+    own = predictor.test_score_thresh
+    with pytest.raises(KeyError), score_threshold(mask_rcnn, 0.1):
+        assert predictor.test_score_thresh == 0.1
+        raise KeyError
+    assert predictor.test_score_thresh == own
+
+
+def test_a_runtime_that_gives_up_is_a_fault():
+    def run(inputs):
+        raise RuntimeError("\n[ONNXRuntimeError] no such kernel\nmore")
+
+    case = Case("sample", [torch.zeros(3, 20, 40)], 0.5)
+    (found,) = verify(run, lambda images, threshold: [detections()], [case], FP32)
+    assert found.faults == ["RuntimeError in the runtime: [ONNXRuntimeError] no such kernel"]
+    text = table_of([found])
+    assert "fails" in text and "sample: RuntimeError" in text
+
+
+def test_a_model_of_the_users_has_no_reference():
+    assert eager_results(torch.nn.Identity(), [torch.zeros(3, 20, 40)]) is None
+
+
+def run_of(model, **options):
+    graph = build_graph(model, GraphOptions(**options))
+    return lambda inputs: dict(zip(graph.output_names, graph(*inputs), strict=True))
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return make_cases((64, 96), folder=tmp_path, threshold=0.6)
+
+
+def check(model, run, cases, size_hw=None):
+    return verify(run, lambda x, t: eager_results(model, x, t), cases, FP32, size_hw=size_hw, limit=100)
+
+
+@pytest.mark.parametrize("outputs", ["padded", "flat"])
+def test_a_right_graph_passes(mask_rcnn, cases, outputs):
+    found = check(mask_rcnn, run_of(mask_rcnn, outputs=outputs), cases)
+    assert not [c.faults for c in found if c.faults] and sum(c.expected for c in found) > 20
+
+
+def test_a_fixed_frame_is_that_of_the_model_too(mask_rcnn, tmp_path):
+    cases = make_cases((64, 96), folder=tmp_path, dynamic=(), batch=1, threshold=0.6)
+    found = check(mask_rcnn, run_of(mask_rcnn), cases, size_hw=(64, 96))
+    assert not [c.faults for c in found if c.faults]
+
+
+def test_a_wrong_overlap_is_caught(mask_rcnn, cases, monkeypatch):
+    run = run_of(mask_rcnn)
+
+    def run_wrongly(inputs):
+        with monkeypatch.context() as patched:
+            patched.setattr(mask_rcnn.roi_heads.box_predictor, "test_nms_thresh", 0.1)
+            return run(inputs)
+
+    assert any(c.faults for c in check(mask_rcnn, run_wrongly, cases))
+
+
+def test_an_output_that_is_off_by_one_row_is_caught(mask_rcnn, cases):
+    run = run_of(mask_rcnn)
+
+    def shifted(inputs):
+        outputs = run(inputs)
+        return {**outputs, "masks": outputs["masks"].roll(1, dims=1)}
+
+    assert any("masks differ" in fault for c in check(mask_rcnn, shifted, cases) for fault in c.faults)
+
+
+def summed_over_levels(self, maps, boxes, image_index):
+    """Pooling that adds the levels without leaving out those that a region is not on: right with samples by size."""
+    pooler, index = self.module, image_index[:, None].to(boxes.dtype)
+    on = assign_boxes_to_levels(
+        [Boxes(boxes)], pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
+    )
+    levels = enumerate(zip(pooler.level_poolers, maps, strict=True))
+    parts = [p(f, torch.cat((index, torch.where((on == i)[:, None], boxes, 0.0)), dim=1)) for i, (p, f) in levels]
+    return torch.stack(parts).sum(dim=0)
+
+
+def test_pooling_that_is_wrong_with_a_fixed_number_of_samples_is_caught(mask_rcnn, cases, monkeypatch):
+    ratio = {f"MODEL.ROI_{head}_HEAD.POOLER_SAMPLING_RATIO": 2 for head in ("BOX", "MASK")}
+    fixed, cases = tiny_model("mask", **ratio), cases[:1]
+    assert not any(c.faults for c in check(fixed, run_of(fixed), cases))
+    monkeypatch.setattr(PoolerGraph, "__call__", summed_over_levels)
+    assert not any(c.faults for c in check(mask_rcnn, run_of(mask_rcnn), cases))
+    assert any(c.faults for c in check(fixed, run_of(fixed), cases))
