@@ -1,4 +1,4 @@
-"""The command line: `detectron2 demo | train | eval | predict | data | analyze | plot | env`.
+"""The command line: `detectron2 demo | train | eval | predict | export | data | analyze | plot | env`.
 
 Each command is a module with `run(args)`, which is imported only when it is called; their arguments are in `arguments`.
 """

@@ -12,6 +12,7 @@ __all__ = ["parse"]
 _Table = dict[str, tuple[str, Callable[[Any], None]]]
 # As in detectron2.data.formats and detectron2.evaluation.analysis, which take seconds to import.
 _FORMATS = ("coco", "voc", "yolo")
+_EXPORT_FORMATS = ("onnx", "openvino", "pt2", "aoti", "torchscript")  # as in detectron2.export.formats
 _TASKS = ("bbox", "segm", "keypoints")
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "
@@ -115,6 +116,44 @@ def _predict(add: Any) -> None:
     add("--input", nargs="+", default=[], metavar="PATH", help="further images, patterns or folders")
     add("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
     add("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
+
+
+def _export(add: Any) -> None:
+    _add_config(add, is_required=False)
+    _add_datasets(add)
+    add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    add("--format", required=True, choices=_EXPORT_FORMATS, help="onnx and openvino run without PyTorch")
+    add("--output", required=True, metavar="DIR", help="folder for the model, model.json and predict.py")
+    dynamic = "what may differ from image to image: batch, size, batch,size or none; default: all that the format can"
+    add("--dynamic", type=_sizes_left_open, metavar="batch,size|none", help=dynamic)
+    size = "pixels of the batch that the model is traced with, and of all images if the size is not dynamic"
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+    outputs = "the same number of rows for each image and a count (default), or one list of all detections"
+    add("--outputs", choices=("padded", "flat"), default="padded", help=outputs)
+    masks = "probabilities in the box (default), or pixels of the input"
+    add("--masks", choices=("raw", "pasted"), default="raw", help=masks)
+    add("--max-detections", type=int, metavar="N", help="rows of an image; default: as in the config")
+    threshold = "default of the model's input with this name; default: as in the config"
+    add("--score-threshold", type=float, metavar="SCORE", help=threshold)
+    precision = "numbers in backbone and heads; fp16 and int8 are for onnx and openvino; default: fp32"
+    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help=precision)
+    calibration = "registered data set or folder of images that int8 takes its ranges from"
+    add("--calibration", metavar="DATA", help=calibration)
+    evaluate = "registered data set on which to measure average precision and time, of the model and of what is written"
+    add("--evaluate", metavar="DATASET", help=evaluate)
+    loss = "points of average precision that fp16 and int8 may lose; default: 1.0"
+    add("--allow-loss", type=float, default=1.0, metavar="AP", help=loss)
+    add("--no-verify", action="store_true", help="do not compare what is written with the model")
+
+
+def _sizes_left_open(text: str) -> tuple[str, ...]:
+    """Return the names in a list with commas; none for "none"."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if names == ("none",):
+        return ()
+    if not set(names) <= {"batch", "size"}:
+        raise argparse.ArgumentTypeError(f"expected batch, size, both with a comma, or none, not {text!r}")
+    return names
 
 
 def _check(add: Any) -> None:
@@ -222,6 +261,7 @@ _COMMANDS: _Table = {
     "train": ("train the model of a config", _train),
     "eval": ("evaluate a trained model", _eval),
     "predict": ("predict on images; writes pictures and a JSON file", _predict),
+    "export": ("write a trained model in a format that other programs run, and check what was written", _export),
     "data": ("check, show or convert a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
     "plot": ("draw the curves of training runs", _plot),

@@ -11,7 +11,7 @@ from detectron2.cli import arguments
 from detectron2.cli.arguments import parse
 
 ROOT = Path(arguments.__file__).resolve().parents[2]
-COMMANDS = ["demo", "train", "eval", "predict", "data", "analyze", "plot", "env"]
+COMMANDS = ["demo", "train", "eval", "predict", "export", "data", "analyze", "plot", "env"]
 
 
 def fresh(code, *argv, path=ROOT):
@@ -34,6 +34,11 @@ def test_options_and_changes_in_any_order():
     assert (args.command, args.action, args.source, args.num_classes) == ("data", "check", ["a", "b", "c"], 3)
     args = parse(["data", "convert", "src", "--to", "voc", "dst"])
     assert (args.source, args.target, args.target_format) == ("src", "dst", "voc")
+    args = parse(
+        ["export", "A.B", "--format", "onnx", "3", "--output", "o", "--dynamic", "size,batch", "--size", "8", "9"]
+    )
+    assert (args.opts, args.dynamic, args.size, args.outputs) == (["A.B", "3"], ("size", "batch"), [8, 9], "padded")
+    assert parse(["export", "--format", "pt2", "--output", "o", "--dynamic", "none"]).dynamic == ()
     args = parse(["plot", "a", "--smooth", "3", "b"])
     assert (args.runs, args.smooth) == (["a", "b"], 3)
 
@@ -44,6 +49,9 @@ def test_options_and_changes_in_any_order():
         (["train"], "detectron2 train", "--config-file"),
         (["train", "--config-file", "x", "--no-such", "3"], "detectron2 train", "unrecognized arguments: --no-such"),
         (["predict", "a.png", "--confidence", "high"], "detectron2 predict", "invalid float value: 'high'"),
+        (["export", "--output", "x"], "detectron2 export", "--format"),
+        (["export", "--format", "coreml", "--output", "x"], "detectron2 export", "invalid choice: 'coreml'"),
+        (["export", "--dynamic", "x"], "detectron2 export", "expected batch, size, both with a comma, or none"),
         (["data"], "detectron2 data", "ACTION"),
         (["data", "chek"], "detectron2 data", "invalid choice: 'chek'"),
         (["data", "check", "x", "--files", "some"], "detectron2 data check", "expected all, none or a number"),
