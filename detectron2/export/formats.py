@@ -320,8 +320,7 @@ def _load_torchscript(path: Path, inputs: Sequence[str], outputs: Sequence[str])
     import torchvision.ops  # registers the operators that the file calls
 
     assert torchvision.ops
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that scripts are deprecated
+    with _quiet():  # about the deprecation of scripts
         module = torch.jit.load(str(path))
     return _torch_run(module, outputs)
 

@@ -69,6 +69,7 @@ def test_nothing_unsafe_is_called():
         "detectron2/data/common.py",
         "detectron2/utils/serialize.py",
         "detectron2/config/lazy.py",  # a LazyConfig file is a program
+        "detectron2/export/formats.py",  # hides warnings of exporters, whose result is run
     }
     calls = [
         f"{p.relative_to(ROOT)}:{i}: {line.strip()}"
