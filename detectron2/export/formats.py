@@ -77,11 +77,24 @@ def write_artifact(
 
     Returns:
         The path of the artifact.
+
+    Raises:
+        ValueError: the graph cannot be written in this format, or not with these sizes left open.
+        ImportError: a package is missing.
     """
     row = FORMATS[format]
     path = folder / row.file_name
-    with torch.no_grad(), _quiet():
-        row.write(graph, example, tuple(dynamic), path, description)
+    try:
+        with torch.no_grad(), _quiet():
+            row.write(graph, example, tuple(dynamic), path, description)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # whatever an exporter raises
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        cure = " One fixed size asks less of it: --dynamic none --size HEIGHT WIDTH." if "size" in dynamic else ""
+        raise ValueError(
+            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {message[:300]}).{cure}"
+        ) from error
     return path
 
 

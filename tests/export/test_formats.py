@@ -82,3 +82,16 @@ def test_constants_that_the_exporter_forgets(tmp_path):
     found = load_artifact(tmp_path, meta)(inputs)
     for name, wanted in zip("abc", graph(*inputs), strict=True):
         assert torch.allclose(found[name], wanted)
+
+
+class AsksForAValue(ClampedThreeTimes):
+    def forward(self, images, sizes):
+        return (images if images.sum() > 0 else -images,) * 3
+
+
+def test_what_an_exporter_cannot_do_is_said_with_a_cure(tmp_path):
+    inputs = torch.rand(1, 3, 4, 5), torch.tensor([[4, 5]])
+    for dynamic, cure in (((), r"\)\.$"), (("size",), "--dynamic none --size HEIGHT WIDTH")):
+        with pytest.raises(ValueError, match=rf"(?s)PyTorch cannot write this model as pt2 \(.*{cure}"):
+            write_artifact("pt2", AsksForAValue().eval(), inputs, dynamic, tmp_path, {"output_layout": "padded"})
+    assert not list(tmp_path.iterdir())
