@@ -1,7 +1,11 @@
+import re
+
 import pytest
 import torch
+from fvcore.nn import flop_count_table
 from torch import nn
 
+from detectron2.layers import DeformConv
 from detectron2.structures import Instances
 from detectron2.utils import analysis
 
@@ -105,3 +109,97 @@ class AttentionDetector(nn.Module):
 def test_activations_of_fused_attention():
     counts = analysis.activation_count_operators(AttentionDetector(), [{"image": torch.zeros(3, 5, 4)}])
     assert counts == {"scaled_dot_product_attention": (3 * 5 * 5 + 3 * 5 * 4) / 1e6}
+
+
+def test_a_model_without_operators_counts_nothing():
+    flops = analysis.FlopCountAnalysis(nn.Identity(), torch.zeros(2, 3))
+    assert flops.total() == 0
+    assert flops.by_module() == {"": 0, "model": 0}
+    assert not flops.unsupported_ops()
+
+
+def test_the_model_runs_once_and_is_not_traced(model, monkeypatch):
+    def traced(*args, **kwargs):
+        raise AssertionError("the model is traced")
+
+    monkeypatch.setattr("fvcore.nn.jit_analysis._get_trace_graph", traced)
+    runs = []
+    model.register_forward_pre_hook(lambda *_: runs.append(torch.jit.is_tracing()))
+    flops = analysis.FlopCountAnalysis(model, INPUTS)
+    assert flops.total() == flops.total("model") == CONV + LINEAR
+    assert runs == [False]
+    assert flops.uncalled_modules() == {"model.unused"}
+    assert analysis.ActivationCountAnalysis(model, INPUTS).by_module()["model.backbone"] == 960
+    assert len(model._forward_hooks) == 0
+
+
+def test_a_model_that_fails_is_left_without_hooks(model):
+    flops = analysis.FlopCountAnalysis(model, [{"image": torch.zeros(4, 10, 12)}])
+    with pytest.raises(RuntimeError, match="channels"):
+        flops.total()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.zeros(1, requires_grad=True).mul(2).requires_grad
+
+
+def test_handles_and_copies(model):
+    flops = analysis.FlopCountAnalysis(model, INPUTS)
+    flops.set_op_handle("aten::linear", lambda *_: 5, "aten::mean", lambda inputs, _: 10 + len(inputs[1].toIValue()))
+    assert flops.by_operator() == {"conv": CONV, "linear": 5, "mean": 12}
+    larger = flops.copy(new_inputs=[{"image": torch.zeros(3, 20, 12)}])
+    assert larger.by_operator() == {"conv": 2 * CONV, "linear": 5, "mean": 12}
+    assert flops.copy().by_operator() == flops.by_operator()
+
+
+class Shared(nn.Module):
+    """Two modules with one child."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(2, 3, bias=False))
+        self.second = nn.Sequential(self.first[0])
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+@pytest.mark.parametrize(("mode", "first", "second"), [("owner", 12, 0), ("caller", 6, 6)])
+def test_operators_belong_to_owners_or_to_callers(mode, first, second):
+    counts = analysis.FlopCountAnalysis(Shared(), torch.zeros(1, 2)).ancestor_mode(mode).by_module()
+    assert (counts["model.first"], counts["model.second"]) == (first, second)
+    assert counts["model.first.0"] == counts["model"] == 12
+
+
+class Composite(nn.Module):
+    """Operators that are made of others: those are counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.conv = nn.Conv1d(5, 2, 3, padding="same")
+
+    def forward(self, x):
+        x = self.attention(x, x, x)[0]
+        return torch.tensordot(self.conv(x), x, dims=([2], [2]))
+
+
+def test_composite_operators_are_taken_apart():
+    flops = analysis.FlopCountAnalysis(Composite().eval(), torch.zeros(1, 5, 4))
+    counts = flops.by_operator()
+    assert counts["conv"] == 2 * 5 * 3 * 4
+    assert counts["linear"] == 5 * 4 * 4 * 4  # queries, keys, values, output
+    assert counts["bmm"] == 2 * 2 * (5 * 5 * 2)  # two heads, scores and values
+    assert counts["mm"] == 2 * 4 * 5
+
+
+def test_deformable_convolution_counts_as_a_convolution():
+    layer = DeformConv(4, 6, 3, padding=1)
+    counts = analysis.FlopCountAnalysis(layer, (torch.zeros(2, 4, 5, 7), torch.zeros(2, 18, 5, 7))).by_operator()
+    assert counts["deform_conv2d"] == 2 * 5 * 7 * (4 * 6 * 9)
+    counts = analysis.ActivationCountAnalysis(layer, (torch.zeros(2, 4, 5, 7), torch.zeros(2, 18, 5, 7))).by_operator()
+    assert counts == {"deform_conv2d": 2 * 5 * 7 * 6}
+
+
+def test_tables_of_fvcore(model):
+    flops, activations = analysis.FlopCountAnalysis(model, INPUTS), analysis.ActivationCountAnalysis(model, INPUTS)
+    table = flop_count_table(flops, activations=activations)
+    assert re.search(r"\| backbone +\| 0.224K +\| 25.92K +\| 0.96K", table)
