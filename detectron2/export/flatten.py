@@ -2,7 +2,7 @@
 
 An object is taken apart into its leaves, from left to right, and a `Schema`, which puts others of the same kind
 together again. A leaf is a tensor, or anything that has no parts. Mappings and `Instances` are taken apart by sorted
-names; the image size of `Instances` is the last of their parts.
+names; the image size of `Instances` is the last of their parts. The segments in a panoptic result are one leaf, a table.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, ROIMasks, RotatedBoxes
+from detectron2.structures.segments import segments_of_table, table_of_segments
 from detectron2.utils.registry import convert_target_to_string, locate
 from detectron2.utils.tracing import is_tracing
 
@@ -73,13 +74,43 @@ def flatten_to_tuple(value: Any) -> tuple[tuple[Any, ...], Schema]:
     return leaves, Schema(kind if "<locals>" in name else name, tuple(schema for _, schema in found), fixed)
 
 
+@dataclass(frozen=True)
+class _PanopticResult:
+    """The value of "panoptic_seg" in a model's results: a map, and the segments in it as a table, or None."""
+
+    map: torch.Tensor
+    table: torch.Tensor | None
+
+    def as_result(self) -> tuple[torch.Tensor, Any]:
+        """The value itself; while it is traced, segments stay a table, as the number of them is not known."""
+        if self.table is None or is_tracing():
+            return self.map, self.table
+        return self.map, segments_of_table(self.table)
+
+
+def _with_table(name: Any, value: Any) -> Any:
+    """The value of a mapping, as a `_PanopticResult` if it is one."""
+    if name != "panoptic_seg" or not isinstance(value, tuple) or len(value) != 2:
+        return value
+    panoptic_map, segments = value
+    if not isinstance(panoptic_map, torch.Tensor) or not isinstance(segments, torch.Tensor | list | None):
+        return value
+    if isinstance(segments, list):
+        # Of numbers that were read while a graph is traced it would give the same for every image.
+        segments = None if is_tracing() else table_of_segments(segments)
+        return value if segments is None else _PanopticResult(panoptic_map, segments)
+    return _PanopticResult(panoptic_map, segments)
+
+
 def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
     """Return the class of an object, its parts, and what belongs to its structure; no class for a leaf."""
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return type(value), value, ()
     if isinstance(value, Mapping):
         names = sorted(value, key=str)
-        return dict, [value[name] for name in names], tuple(names)
+        return dict, [_with_table(name, value[name]) for name in names], tuple(names)
+    if isinstance(value, _PanopticResult):
+        return _PanopticResult, [value.map] if value.table is None else [value.map, value.table], ()
     if isinstance(value, Instances):
         names = sorted(value.get_fields())
         return Instances, [*map(value.get, names), _as_tensor(value.image_size)], tuple(names)
@@ -91,6 +122,8 @@ def _split(value: Any) -> tuple[type | None, Sequence[Any], tuple[Any, ...]]:
 
 
 def _join(kind: type, parts: list[Any], fixed: tuple[Any, ...]) -> Any:
+    if kind is _PanopticResult:
+        return _PanopticResult(parts[0], parts[1] if len(parts) > 1 else None).as_result()
     if kind is dict:
         return dict(zip(fixed, parts, strict=True))
     if kind is Instances:

@@ -15,6 +15,10 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances, ROIMask
 from detectron2.utils.analysis import TracingAdapter as AnotherPlace
 from detectron2.utils.testing import assert_instances_allclose
 
+SEGMENTS = [
+    {"id": 1, "isthing": True, "category_id": 0, "score": 0.1, "instance_id": 3},
+    {"id": 2, "isthing": False, "category_id": 5, "area": 70},
+]
 Pair = namedtuple("Pair", "first second")
 
 
@@ -61,6 +65,11 @@ def same(a, b):
         (instances(0), 4),  # the size of the image is one
         ([{"instances": instances()}], 4),
         (ImageList(torch.rand(2, 3, 8, 8), [(8, 7), (6, 8)]), 3),
+        ({"panoptic_seg": (torch.rand(4, 5), [])}, 2),
+        ({"panoptic_seg": (torch.rand(4, 5), SEGMENTS), "sem_seg": torch.rand(3, 4, 5)}, 3),
+        ({"panoptic_seg": (torch.rand(4, 5), None)}, 1),
+        ({"panoptic_seg": (torch.rand(4, 5), [{"id": 1, "isthing": True, "name": "cat"}])}, 4),  # no table
+        ({"panoptic_seg": 3}, 1),
     ],
 )
 def test_round_trip(value, count):

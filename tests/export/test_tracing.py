@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.numerics import best_after_nms
+from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.structures import Boxes
 
@@ -28,6 +29,7 @@ CONFIGS = {
     "rotated": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
     "point_rend": "",
     "fcos": "",
+    "panoptic_deeplab": "",
 }
 POINT_REND = "projects/PointRend/configs/InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 ROTATED = {
@@ -47,8 +49,8 @@ MODELS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) fo
 
 def tiny_model(name, **changes):
     """A small model with random weights; of a picture without contrast every score is that of no object."""
-    if name == "fcos":
-        return tiny_fcos()
+    if name in ("fcos", "panoptic_deeplab"):
+        return tiny_fcos() if name == "fcos" else tiny_panoptic_deeplab()
     cfg = get_cfg()
     add_pointrend_config(cfg)
     cfg.merge_from_file(POINT_REND if name == "point_rend" else model_zoo.get_config_file(CONFIGS[name]))
@@ -91,11 +93,31 @@ def tiny_fcos():
     return spread_scores(model.eval())
 
 
+def tiny_panoptic_deeplab():
+    cfg = get_cfg()
+    add_panoptic_deeplab_config(cfg)
+    cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "PanopticDeepLab"
+    cfg.MODEL.PIXEL_MEAN = MEAN
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_resnet_deeplab_backbone", 0
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3"]
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 2
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "PanopticDeepLabSemSegHead", 133
+    for head in (cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.INS_EMBED_HEAD):
+        head.IN_FEATURES, head.PROJECT_FEATURES, head.PROJECT_CHANNELS = ["res2", "res3"], ["res2"], [4]
+        head.CONVS_DIM = head.ASPP_CHANNELS = head.HEAD_CHANNELS = 8
+        head.NORM = "BN"
+    cfg.MODEL.PANOPTIC_DEEPLAB.STUFF_AREA = 4
+    cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic"]
+    torch.manual_seed(0)
+    return spread_scores(build_model(cfg).eval())
+
+
 def spread_scores(model):
     """Make scores depend on the picture: without a bias, and with weights that give some regions a high score."""
     for path, module in model.named_modules():
         last = path.rpartition(".")[2]
-        if last in ("cls_score", "predictor", "objectness_logits"):
+        if last in ("cls_score", "predictor", "objectness_logits", "center_predictor"):
             torch.nn.init.normal_(module.weight, std=1.0)
         elif last in ("bbox_pred", "anchor_deltas"):
             torch.nn.init.normal_(module.weight, std=0.001)
@@ -108,14 +130,8 @@ def picture(height, width, contrast=1.0, seed=1):
     return torch.tensor(MEAN)[:, None, None] + 255 * contrast * noise
 
 
-def without_segments(model, inputs):
-    """What can be traced of a panoptic result; its list of segments is made of Python's numbers."""
-    return [{"instances": x["instances"], "sem_seg": x["sem_seg"]} for x in model(inputs)]
-
-
 def traced(model, inputs):
-    function = without_segments if type(model).__name__ == "PanopticFPN" else None
-    adapter = TracingAdapter(model, inputs, function)
+    adapter = TracingAdapter(model, inputs)
     return adapter, torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
 
 
@@ -127,7 +143,7 @@ def assert_same(got, want):
     assert len(got) == len(want)
     for g, w in zip(got, want, strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype
-        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -166,6 +182,29 @@ def test_wanted_sizes_are_inputs_of_the_graph():
     want = adapter(*arguments)
     assert next(w for w in want if w.dim() == 3).shape[1:] == (91, 80)
     assert_same(graph(*arguments), want)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["panoptic_deeplab", pytest.param("panoptic", marks=pytest.mark.slow)])
+def test_panoptic_results_are_those_of_the_model(name):
+    model = tiny_model(name)
+    height, width = torch.tensor(70), torch.tensor(96)
+    adapter, graph = traced(model, [{"image": picture(96, 128), "height": height, "width": width}])
+    counts = []
+    for size, contrast in (((64, 96), 1.0), ((96, 96), 0.5), ((64, 64), 0.0)):
+        image, height, width = picture(*size, contrast, seed=5), size[0] + 13, 2 * size[1]
+        result = adapter.outputs_schema(graph(torch.tensor(height), image, torch.tensor(width)))[0]["panoptic_seg"]
+        with torch.no_grad():
+            want = model([{"image": image, "height": height, "width": width}])[0]["panoptic_seg"]
+        assert result[0].shape == (height, width)
+        assert (result[0] != want[0]).sum() <= 2  # a pixel between two classes
+        assert type(result[1]) is type(want[1])
+        keys = ("id", "isthing", "category_id", "instance_id")
+        for got, segment in zip(result[1] or (), want[1] or (), strict=True):
+            assert got.keys() == segment.keys()
+            assert [got.get(key) for key in keys] == [segment.get(key) for key in keys]
+        counts.append(len(want[0].unique()))
+    assert counts[2] == 1 < min(counts[:2])
 
 
 @pytest.mark.filterwarnings("ignore")

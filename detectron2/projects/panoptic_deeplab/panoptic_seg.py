@@ -363,7 +363,7 @@ class PanopticDeepLab(DetectorBase):
         """Bring the three predictions for an image to the size of the output, and join them there."""
         scores, center, offset = (sem_seg_postprocess(x, size_hw, height, width) for x in (scores, center, offset))
         # Offsets are distances in the image, and are resized with it.
-        offset = offset * offset.new_tensor([height / size_hw[0], width / size_hw[1]])[:, None, None]
+        offset = torch.stack([offset[0] * (height / size_hw[0]), offset[1] * (width / size_hw[1])])
         thing_ids = list(self.meta.thing_dataset_id_to_contiguous_id.values())
         panoptic, _ = get_panoptic_segmentation(
             scores.argmax(dim=0, keepdim=True),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.tracing import whole_in_trace
 
 __all__ = [
     "find_instance_center",
@@ -146,6 +147,11 @@ def merge_semantic_and_instance(
     return torch.where(ins_seg == 0, id_of_label[sem_seg.long()], panoptic).to(sem_seg.dtype)
 
 
+@whole_in_trace(
+    "panoptic_deeplab_map(Tensor sem_seg, Tensor center_heatmap, Tensor offsets, int[] thing_ids, int label_divisor, "
+    "int stuff_area, int void_label, float threshold=0.1, int nms_kernel=7, int top_k=200, "
+    "Tensor? foreground_mask=None) -> (Tensor, Tensor)"
+)
 def get_panoptic_segmentation(
     sem_seg: torch.Tensor,
     center_heatmap: torch.Tensor,
@@ -229,6 +235,25 @@ def instances_of_panoptic(
         Instances in the order of their ids, with `pred_classes`, `pred_masks` (boolean `Tensor[D, H, W]`), `pred_boxes`
         and `scores`.
     """
+    result = Instances((panoptic.shape[0], panoptic.shape[1]))
+    fields = _things(panoptic, scores, center_heatmap, list(thing_ids), label_divisor)
+    result.pred_classes, result.pred_masks, boxes, result.scores = fields
+    result.pred_boxes = Boxes(boxes)
+    return result
+
+
+@whole_in_trace(
+    "panoptic_deeplab_things(Tensor panoptic, Tensor scores, Tensor center_heatmap, int[] thing_ids, "
+    "int label_divisor) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _things(
+    panoptic: torch.Tensor,
+    scores: torch.Tensor,
+    center_heatmap: torch.Tensor,
+    thing_ids: list[int],
+    label_divisor: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Classes, masks, boxes and scores of things; see `instances_of_panoptic`."""
     ids = torch.unique(panoptic)
     classes = ids.div(label_divisor, rounding_mode="floor")
     is_thing = torch.isin(classes, torch.tensor(sorted(thing_ids), dtype=ids.dtype, device=ids.device))
@@ -237,14 +262,11 @@ def instances_of_panoptic(
     y, x = torch.nonzero(torch.isin(panoptic, ids), as_tuple=True)
     row = torch.searchsorted(ids, panoptic[y, x])
 
-    result = Instances((panoptic.shape[0], panoptic.shape[1]))
-    result.pred_classes = classes
     # Things cover a small part of all masks together; comparing the map with every id would read and write all of it.
-    result.pred_masks = torch.zeros(len(ids), *panoptic.shape, dtype=torch.bool, device=panoptic.device)
-    result.pred_masks[row, y, x] = True
-    result.pred_boxes = Boxes(_boxes(row, y, x, len(ids)))
-    result.scores = _scores(row, y, x, scores[:, y, x].float(), center_heatmap, classes)
-    return result
+    masks = torch.zeros(len(ids), *panoptic.shape, dtype=torch.bool, device=panoptic.device)
+    masks[row, y, x] = True
+    boxes = _boxes(row, y, x, len(ids))
+    return classes, masks, boxes, _scores(row, y, x, scores[:, y, x].float(), center_heatmap, classes)
 
 
 def _boxes(row: torch.Tensor, y: torch.Tensor, x: torch.Tensor, count: int) -> torch.Tensor:
