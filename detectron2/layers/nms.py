@@ -4,10 +4,12 @@ Letters: `N` boxes. Axis-aligned boxes are `(x1, y1, x2, y2)`, rotated ones `(x_
 angle)` with the angle in degrees, counter-clockwise; the rest is in any one unit.
 """
 
+import sys
+
 import torch
 from torchvision.ops import nms
 
-from detectron2.utils.tracing import whole_in_trace
+from detectron2.utils.tracing import is_compiling, whole_in_trace
 
 from .rotated_boxes import BoxTable, as_computable, box_table, candidate_pairs, paired_iou
 
@@ -45,7 +47,9 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
-    return nms_within_groups(boxes, scores, idxs, iou_threshold, _SPLIT_FROM)
+    # The sizes of the parts are numbers for Python, which would cut a compiled graph in two.
+    split_from = sys.maxsize if is_compiling() else _SPLIT_FROM
+    return nms_within_groups(boxes, scores, idxs, iou_threshold, split_from)
 
 
 # A graph that records one run would repeat its branches and counts. As a script they are asked anew in each run.

@@ -14,6 +14,7 @@ from torch import nn
 from detectron2.layers import batched_nms, cat
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
+from detectron2.utils.tracing import is_compiling
 
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
@@ -168,7 +169,8 @@ class DenseDetector(DetectorBase):
         scores = scores[candidates]
         if activation is not None:
             scores = activation(scores)
-        best = _top_k(scores, topk_candidates)
+        # A compiled graph ends where indices are searched; sorting keeps it whole.
+        best = (_top_k_of_few if is_compiling() else _top_k)(scores, topk_candidates)
         scores, picked = scores[best], candidates[best]
         num_classes = pred_scores.shape[1]
         anchor_index = picked.div(num_classes, rounding_mode="floor")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from detectron2.layers.nms import greedy_nms, nms_within_groups
+from detectron2.layers.nms import batched_nms, greedy_nms, nms_within_groups
 from detectron2.structures import Instances
+from detectron2.utils.tracing import is_compiling
 
 __all__ = ["best_after_nms", "full_precision", "select_class", "split_by_image"]
 
@@ -58,6 +59,8 @@ def best_after_nms(
     """
     if boxes.shape[1] == 5:
         return greedy_nms(boxes, scores, iou_thresh, classes, limit=limit)
+    if is_compiling():  # a compiled graph ends at each prefix
+        return batched_nms(boxes, scores, classes, iou_thresh)[: limit if limit >= 0 else None]
     return _best_upright(boxes, scores, classes, iou_thresh, limit, _SMALL_SET)
 
 
