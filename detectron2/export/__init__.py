@@ -8,14 +8,30 @@ if TYPE_CHECKING:
     from .api import export_model
     from .artifact import ExportedModel
     from .graphs import register_exportable
+    from .legacy import Caffe2Model, Caffe2Tracer, add_export_config, dump_torchscript_IR, scripting_with_instances
 
-__all__ = ["ExportedModel", "TracingAdapter", "export_model", "register_exportable"]
+__all__ = [
+    "Caffe2Model",
+    "Caffe2Tracer",
+    "ExportedModel",
+    "TracingAdapter",
+    "add_export_config",
+    "dump_torchscript_IR",
+    "export_model",
+    "register_exportable",
+    "scripting_with_instances",
+]
 
 # Imported when they are asked for: together they need most of the library.
 _LAZY = {
+    "Caffe2Model": "legacy",
+    "Caffe2Tracer": "legacy",
     "ExportedModel": "artifact",
+    "add_export_config": "legacy",
+    "dump_torchscript_IR": "legacy",
     "export_model": "api",
     "register_exportable": "graphs",
+    "scripting_with_instances": "legacy",
 }
 
 

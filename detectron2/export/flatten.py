@@ -2,7 +2,7 @@
 
 An object is taken apart into its leaves, from left to right, and a `Schema`, which puts others of the same kind
 together again. A leaf is a tensor, or anything that has no parts. Mappings and `Instances` are taken apart by sorted
-names; the image size of `Instances` is the last of their parts. The segments in a panoptic result are one leaf, a table.
+names; the image size of `Instances` is the last of their parts. The segments of a panoptic result are one table.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

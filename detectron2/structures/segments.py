@@ -27,7 +27,7 @@ def table_of_segments(segments: Sequence[dict[str, Any]]) -> torch.Tensor | None
 
     Returns:
         float64 `Tensor[S, 6]` with a column for each key of `SEGMENT_COLUMNS`, NaN where a segment has none; None when
-        a segment has another key, or a value that is no number.
+        a segment has another key, or a value that is not a number.
 
     Example:
         >>> from detectron2.structures.segments import table_of_segments

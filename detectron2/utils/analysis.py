@@ -199,10 +199,12 @@ class _EagerAnalysis(JitModelAnalysis):
                     unsupported[scope][name] += 1
 
         modules = {self._aliases[name]: module for name, module in self._named_modules.items()}
-        # Below autograd, operators such as `linear` arrive in one piece.
-        with torch.no_grad(), _scopes(modules) as called, _no_fused_attention(), torch._C._AutoDispatchBelowAutograd():
-            with _Operators(is_known, count):
-                self._model(*self._inputs)
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), _no_fused_attention(), torch._C._AutoDispatchBelowAutograd()):
+                stack.enter_context(context)  # below autograd, operators such as `linear` arrive in one piece
+            called = stack.enter_context(_scopes(modules))
+            stack.enter_context(_Operators(is_known, count))
+            self._model(*self._inputs)
         self._stats = Statistics(counts=counts, unsupported_ops=unsupported, uncalled_mods=names - seen)
         self._warn_unsupported_ops(unsupported[""])
         self._warn_uncalled_mods(self._stats.uncalled_mods)

@@ -7,7 +7,7 @@ from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.numerics import best_after_nms
 from tests.export.test_tracing import assert_same, picture, tiny_model
 
-# Numbers of graphs that a whole model is cut into, mostly where the number of boxes depends on the image. They may fall.
+# Numbers of graphs that a model is cut into, mostly where the number of boxes depends on the image. They may only fall.
 GRAPHS = {"semantic": 1, "fcos": 17, "retinanet": 18, "faster": 26, "keypoint": 40, "mask": 41}
 
 
