@@ -4,9 +4,11 @@
 python tools/analyze_model.py --num-inputs 100 --tasks flop --config-file cfg.yaml MODEL.WEIGHTS /path/to/model.pth
 python tools/analyze_model.py --tasks flop activation --random-input 800 1280 --config-file cfg.yaml MODEL.WEIGHTS ""
 python tools/analyze_model.py --tasks parameter structure --config-file cfg.py
+python tools/analyze_model.py --tasks flop --exported exported/model.onnx --random-input 800 1216
 
 Operations and activations of detectors depend on the images, through their sizes and the number of objects found, so
 they are averaged over images of the test set, and the weights matter. One multiply-add counts as one operation.
+Exported files (.onnx, .pt2) are run once, on an image without content.
 """
 
 import argparse
@@ -26,8 +28,10 @@ from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.export.operations import count_exported_operations
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operators, parameter_count_table
+from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger("detectron2")
 
@@ -91,6 +95,15 @@ def count_flops(cfg: Any, args: argparse.Namespace) -> float:
     return float(np.mean(totals))
 
 
+def count_exported_flops(path: str, size_hw: tuple[int, int]) -> float:
+    """Count the operations of an exported file for one image, in billions."""
+    counts = count_exported_operations(path, size_hw)
+    _log_operators("operations", {name: count / 1e9 for name, count in counts.items()}, "billion")
+    total = counts.total() / 1e9
+    logger.info("Total: %.1f billion operations for %d x %d pixels (height x width)", total, *size_hw)
+    return total
+
+
 def count_activations(cfg: Any, args: argparse.Namespace) -> float:
     """Count the activations for an image, on average, in millions."""
     model = build(cfg, load_weights=True)
@@ -145,9 +158,17 @@ def main() -> dict[str, Any]:
     parser.add_argument(
         "--random-input", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="count with noise; needs no data set"
     )
+    parser.add_argument(
+        "--exported", metavar="FILE", help="count the operations of an exported .onnx or .pt2; needs --random-input"
+    )
     args = parser.parse_args()
+    if args.exported:
+        if args.tasks != ["flop"] or not args.random_input:
+            parser.error("--exported goes with --tasks flop and --random-input HEIGHT WIDTH, the size of the image")
+        setup_logger()
+        return {"flop": count_exported_flops(args.exported, tuple(args.random_input))}
     if not args.config_file:
-        parser.error("--config-file is needed")
+        parser.error("--config-file is needed, or --exported")
     if args.num_inputs < 1:
         parser.error("--num-inputs must be at least 1")
     args.config_file = find_config_file(args.config_file)

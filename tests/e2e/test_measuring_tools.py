@@ -78,6 +78,23 @@ def test_analysis_of_the_test_set(tool, size):
     assert "billion operations (1 images)" in log
 
 
+def test_analysis_of_an_exported_file(tool, tmp_path, capsys):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 100, 1)
+
+        def forward(self, images):
+            return self.conv(images)
+
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(Layer(), (torch.zeros(1, 3, 500, 1000),)), str(path))
+    tool("analyze_model", "--tasks", "flop", "--exported", path, "--random-input", 500, 1000)
+    assert "Total: 0.1 billion operations for 500 x 1000 pixels" in capsys.readouterr().out  # 0.15
+    tool("analyze_model", "--tasks", "flop", "--exported", path)
+    assert "--random-input HEIGHT WIDTH" in capsys.readouterr().err
+
+
 class StandIn:
     """As much of Lightning as the script uses: it runs the hooks of a module in their order."""
 
