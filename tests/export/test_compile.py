@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detectron2.export.graphs import build_graph
 from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.numerics import best_after_nms
 from tests.export.test_tracing import assert_same, picture, tiny_model
@@ -53,6 +54,17 @@ def test_each_part_is_one_graph(name, graphs):
             compiled = torch.compile(module, backend=graphs, fullgraph=True)
             assert_same(flat(compiled(given)), flat(module(given)))
             assert len(graphs) == before + 1, part
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet", *(pytest.param(x, marks=pytest.mark.slow) for x in ("mask", "panoptic"))]
+)
+def test_the_exportable_form_is_one_graph(name, graphs):
+    form = build_graph(tiny_model(name))
+    compiled = torch.compile(form, backend=graphs, fullgraph=True)
+    inputs = form.example_inputs(1, 96, 128)
+    assert_same(compiled(*inputs), form(*inputs))
+    assert len(graphs) == 1
 
 
 def detections(count):
