@@ -110,12 +110,16 @@ def _arguments(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], count
 class _Operators(TorchDispatchMode):
     """Tells `count` of each operator: its name, arguments and results. Those it does not know are taken apart."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, is_known: Callable[[str], bool], count: Callable[[str, list[_Value], list[_Value]], None]):
         super().__init__()
         self.is_known, self.count = is_known, count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):  # a branch or a loop, which calls functions
+            return func(*(self._watched(x) for x in args), **{name: self._watched(x) for name, x in kwargs.items()})
         name, least = _NAMES_IN_GRAPHS.get(func._schema.name, (func._schema.name, 0))
         if not self.is_known(name):
             with self:
@@ -127,6 +131,17 @@ class _Operators(TorchDispatchMode):
         outputs = result if isinstance(result, (tuple, list)) and len(func._schema.returns) > 1 else [result]
         self.count(name, inputs, [_Value(x) for x in outputs])
         return result
+
+    def _watched(self, value: Any) -> Any:
+        """A function whose operators are counted too; anything else as it is."""
+        if not callable(value) or isinstance(value, torch.Tensor):
+            return value
+
+        def function(*args: Any) -> Any:
+            with self:
+                return value(*args)
+
+        return function
 
 
 @contextmanager

@@ -191,6 +191,19 @@ def test_composite_operators_are_taken_apart():
     assert counts["mm"] == 2 * 4 * 5
 
 
+class Branches(nn.Module):
+    def forward(self, x):
+        x = torch.cond(x.sum() > 0, lambda x: x @ x, lambda x: x + 1, (x,))
+        start = (torch.zeros(()), x)
+        return torch.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, x @ x), start)[1]
+
+
+@pytest.mark.parametrize(("value", "products"), [(1.0, 4), (-1.0, 3)])
+def test_branches_and_loops_count_as_they_run(value, products):
+    counts = analysis.FlopCountAnalysis(Branches(), torch.full((3, 3), value)).by_operator()
+    assert counts == {"matmul": products * 27}
+
+
 def test_deformable_convolution_counts_as_a_convolution():
     layer = DeformConv(4, 6, 3, padding=1)
     counts = analysis.FlopCountAnalysis(layer, (torch.zeros(2, 4, 5, 7), torch.zeros(2, 18, 5, 7))).by_operator()
