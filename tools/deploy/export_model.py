@@ -189,7 +189,8 @@ def main() -> dict[str, Any] | None:
         )
     if args.export_method == "scripting" and args.format != "torchscript":
         parser.error("--export-method scripting writes --format torchscript; for onnx use --export-method tracing")
-    setup_logger(args.output)
+    is_folder_of_an_export = args.export_method == "tracing" and args.format == "onnx"  # holds no other file
+    setup_logger(None if is_folder_of_an_export else args.output)
     cfg = load_config(find_config_file(args.config_file), args.opts)
     if not isinstance(cfg, CfgNode):
         parser.error("this script takes YAML configs; for LazyConfig files use `detectron2 export --config-file FILE`")
