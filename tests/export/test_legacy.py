@@ -246,3 +246,25 @@ def test_other_files_are_not_loaded(tmp_path):
         (tmp_path / "model.pb").write_bytes(content)
         with pytest.raises(ValueError, match="export the checkpoint again"):
             Caffe2Model.load_protobuf(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_panoptic_model_in_onnx():
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("panoptic")
+    exported = Caffe2Model(Caffe2Tracer(config(), model, [{"image": picture(64, 96)}]).export_onnx())
+    counts = []
+    for size, contrast in ((SIZES[0], 1.0), (SIZES[2], 0.5), (SIZES[1], 0.0)):
+        item = {"image": picture(*size, contrast=contrast, seed=2), "height": size[0], "width": size[1]}
+        with torch.no_grad():
+            want = model([item])[0]
+        got = exported([item])[0]
+        assert got.keys() == want.keys()
+        torch.testing.assert_close(got["sem_seg"], want["sem_seg"], rtol=0, atol=1e-3)
+        assert (got["panoptic_seg"][0] != want["panoptic_seg"][0]).sum() <= 2  # a pixel between two classes
+        keys = ("id", "isthing", "category_id", "instance_id")
+        for g, w in zip(got["panoptic_seg"][1], want["panoptic_seg"][1], strict=True):
+            assert [g.get(key) for key in keys] == [w.get(key) for key in keys]
+        counts.append(len(got["panoptic_seg"][1]))
+    assert max(counts) > 1, counts

@@ -362,8 +362,9 @@ class PanopticDeepLab(DetectorBase):
     ) -> dict[str, Any]:
         """Bring the three predictions for an image to the size of the output, and join them there."""
         scores, center, offset = (sem_seg_postprocess(x, size_hw, height, width) for x in (scores, center, offset))
-        # Offsets are distances in the image, and are resized with it.
-        offset = torch.stack([offset[0] * (height / size_hw[0]), offset[1] * (width / size_hw[1])])
+        # Offsets are distances in the image, and are resized with it. In a traced graph these sizes are tensors.
+        ratios = (torch.as_tensor(x, dtype=torch.float64) for x in (height / size_hw[0], width / size_hw[1]))
+        offset = offset * torch.stack(list(ratios)).to(offset.dtype).to(offset.device)[:, None, None]
         thing_ids = list(self.meta.thing_dataset_id_to_contiguous_id.values())
         panoptic, _ = get_panoptic_segmentation(
             scores.argmax(dim=0, keepdim=True),
