@@ -9,7 +9,7 @@ import sys
 import torch
 from torchvision.ops import nms
 
-from detectron2.utils.tracing import is_compiling, whole_in_trace
+from detectron2.utils.tracing import when_compiled, whole_in_trace
 
 from .rotated_boxes import BoxTable, as_computable, box_table, candidate_pairs, paired_iou
 
@@ -47,9 +47,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
-    # The sizes of the parts are numbers for Python, which would cut a compiled graph in two.
-    split_from = sys.maxsize if is_compiling() else _SPLIT_FROM
-    return nms_within_groups(boxes, scores, idxs, iou_threshold, split_from)
+    return _suppress(boxes, scores, idxs, iou_threshold)
 
 
 # A graph that records one run would repeat its branches and counts. As a script they are asked anew in each run.
@@ -64,6 +62,17 @@ def nms_within_groups(
     if boxes.device.type == "cpu" and boxes.shape[0] > split_from:
         return _nms_part_by_part(apart, scores.double(), idxs % 32, iou_threshold)  # at most 32 calls
     return nms(apart, scores.double(), iou_threshold)
+
+
+def _suppress_whole(
+    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    return nms_within_groups(boxes, scores, idxs, iou_threshold, sys.maxsize)
+
+
+@when_compiled(_suppress_whole)  # the sizes of the parts are numbers for Python, which would cut a graph in two
+def _suppress(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    return nms_within_groups(boxes, scores, idxs, iou_threshold, _SPLIT_FROM)
 
 
 def _move_groups_apart(boxes: torch.Tensor, idxs: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ __all__ = [
     "is_compiling",
     "is_fx_tracing",
     "is_tracing",
+    "when_compiled",
+    "when_traced",
     "whole_in_trace",
 ]
 
@@ -30,6 +32,25 @@ def whole_in_trace(schema: str) -> Callable[[Any], Any]:
         operator = getattr(torch.ops.detectron2, name)
         return functools.wraps(function)(
             lambda *args, **kwargs: (operator if torch.jit.is_tracing() else function)(*args, **kwargs)
+        )
+
+    return decorate
+
+
+def when_compiled(form: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function with a form of the same results, whose steps do not depend on values, for compiled graphs."""
+    return _decorate_with(form, torch.compiler.is_compiling)
+
+
+def when_traced(form: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function with the form that a graph by `torch.jit.trace` records."""
+    return _decorate_with(form, torch.jit.is_tracing)
+
+
+def _decorate_with(form: Callable[..., Any], is_recording: Callable[[], bool]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        return functools.wraps(function)(
+            lambda *args, **kwargs: (form if is_recording() else function)(*args, **kwargs)
         )
 
     return decorate

@@ -46,3 +46,27 @@ def test_assert_fx_safe():
             return x
 
     torch.fx.symbolic_trace(Checks())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_forms_of_functions():
+    def form(x, factor=1):
+        return x * factor + 10
+
+    @tracing.when_compiled(form)
+    def compiled_otherwise(x, factor=1):
+        """Double."""
+        return x * factor
+
+    @tracing.when_traced(form)
+    def traced_otherwise(x, factor=1):
+        return x * factor
+
+    x = torch.ones(1)
+    for function in (compiled_otherwise, traced_otherwise):
+        assert float(function(x, factor=3)) == 3
+    assert compiled_otherwise.__doc__ == "Double."
+    assert float(torch.compile(compiled_otherwise, backend="eager", fullgraph=True)(x, factor=3)) == 13
+    assert float(torch.compile(traced_otherwise, backend="eager", fullgraph=True)(x, factor=3)) == 3
+    graph = torch.jit.trace(lambda x: (compiled_otherwise(x), traced_otherwise(x)), x, check_trace=False)
+    assert [float(y) for y in graph(x)] == [1, 11]

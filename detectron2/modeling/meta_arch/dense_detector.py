@@ -14,7 +14,7 @@ from torch import nn
 from detectron2.layers import batched_nms, cat
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
-from detectron2.utils.tracing import is_compiling
+from detectron2.utils.tracing import when_compiled
 
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
@@ -31,6 +31,11 @@ def permute_to_N_HWA_K(tensor: torch.Tensor, K: int) -> torch.Tensor:
     return tensor.unflatten(1, (-1, K)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
+def _top_k_of_few(scores: torch.Tensor, k: int) -> torch.Tensor:
+    return scores.argsort(descending=True, stable=True)[:k]
+
+
+@when_compiled(_top_k_of_few)  # a compiled graph ends where indices are searched; sorting keeps it whole
 @torch.jit.script_if_tracing  # the choice is made for each image anew
 def _top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k highest of `Tensor[R]`, best first; of equal scores, of which `topk` picks any, the first."""
@@ -38,10 +43,6 @@ def _top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
         survivors = (scores >= scores.topk(k).values.amin()).nonzero()[:, 0]
         return survivors[_top_k_of_few(scores[survivors], k)]
     return _top_k_of_few(scores, k)
-
-
-def _top_k_of_few(scores: torch.Tensor, k: int) -> torch.Tensor:
-    return scores.argsort(descending=True, stable=True)[:k]
 
 
 class DenseDetector(DetectorBase):
@@ -169,8 +170,7 @@ class DenseDetector(DetectorBase):
         scores = scores[candidates]
         if activation is not None:
             scores = activation(scores)
-        # A compiled graph ends where indices are searched; sorting keeps it whole.
-        best = (_top_k_of_few if is_compiling() else _top_k)(scores, topk_candidates)
+        best = _top_k(scores, topk_candidates)
         scores, picked = scores[best], candidates[best]
         num_classes = pred_scores.shape[1]
         anchor_index = picked.div(num_classes, rounding_mode="floor")

@@ -21,6 +21,7 @@ from detectron2.modeling.postprocessing import (
     sem_seg_postprocess,
 )
 from detectron2.structures import ImageList, Instances, ROIMasks
+from detectron2.utils.tracing import when_traced
 
 from .build import META_ARCH_REGISTRY
 from .rcnn import GeneralizedRCNN
@@ -163,6 +164,57 @@ def _scale_loss_weights(roi_heads: nn.Module, factor: float) -> None:
             head.loss_weight = weight * factor
 
 
+@torch.jit.script_if_tracing
+def _combine_in_graph(
+    masks: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    labels: torch.Tensor,
+    overlap_threshold: float,
+    area_threshold: float,
+    score_threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the work of `combine_semantic_and_instance_outputs`; the segments are a table."""
+    owner = torch.zeros_like(labels, dtype=torch.int32)
+    none = float("nan")
+    table: list[float] = []
+    count = 0
+    order: list[int] = scores.argsort(descending=True, stable=True).tolist()
+    for row in order:
+        score = float(scores[row].double())
+        free = masks[row] & (owner == 0)
+        area, left = int(masks[row].sum()), int(free.sum())
+        if score >= score_threshold and left > 0 and (area - left) / area <= overlap_threshold:
+            count += 1
+            owner = torch.where(free, torch.full_like(owner, count), owner)
+            table += [float(count), 1.0, float(classes[row]), score, float(row), none]
+    free_labels = torch.where(owner == 0, labels, torch.zeros_like(labels))
+    areas: list[int] = torch.bincount(free_labels.flatten()).tolist()
+    for label, area in enumerate(areas):
+        if label > 0 and area > 0 and area >= area_threshold:
+            count += 1
+            owner = torch.where(free_labels == label, torch.full_like(owner, count), owner)
+            table += [float(count), 0.0, float(label), none, none, float(area)]
+    return owner, torch.tensor(table, dtype=torch.float64).view(count, 6)
+
+
+def _combine_traced(
+    instance_results: Instances,
+    semantic_results: torch.Tensor,
+    overlap_threshold: float,
+    stuff_area_thresh: float,
+    instances_score_thresh: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take out the tensors, of whole masks."""
+    masks, size = instance_results.pred_masks, semantic_results.shape
+    if isinstance(masks, ROIMasks):
+        masks = masks.to_bitmasks(instance_results.pred_boxes, size[0], size[1]).tensor
+    thresholds = overlap_threshold, float(stuff_area_thresh), instances_score_thresh
+    scores, classes = instance_results.scores, instance_results.pred_classes
+    return _combine_in_graph(masks > 0, scores, classes, semantic_results, *thresholds)
+
+
+@when_traced(_combine_traced)
 def combine_semantic_and_instance_outputs(
     instance_results: Instances,
     semantic_results: torch.Tensor,
@@ -187,13 +239,6 @@ def combine_semantic_and_instance_outputs(
         `instance_results`), for stuff "area" in pixels. While a graph is traced the segments are the table that
         `detectron2.structures.segments` makes of them, as their number differs from image to image.
     """
-    if torch.jit.is_tracing():
-        masks, size = instance_results.pred_masks, semantic_results.shape
-        if isinstance(masks, ROIMasks):
-            masks = masks.to_bitmasks(instance_results.pred_boxes, size[0], size[1]).tensor
-        thresholds = overlap_threshold, float(stuff_area_thresh), instances_score_thresh
-        scores, classes = instance_results.scores, instance_results.pred_classes
-        return _combine_in_graph(masks > 0, scores, classes, semantic_results, *thresholds)
     order = torch.argsort(instance_results.scores, descending=True, stable=True)
     scores, rows = instance_results.scores[order].tolist(), order.tolist()
     rows = [row for row, score in zip(rows, scores, strict=True) if score >= instances_score_thresh]
@@ -292,37 +337,3 @@ def _add_stuff(
         segments.append({"id": id_of_label[label], "isthing": False, "category_id": label, "area": area})
     table = torch.tensor(id_of_label, dtype=torch.int32, device=panoptic.device)
     return panoptic + table[free_labels.long()], segments
-
-
-@torch.jit.script_if_tracing
-def _combine_in_graph(
-    masks: torch.Tensor,
-    scores: torch.Tensor,
-    classes: torch.Tensor,
-    labels: torch.Tensor,
-    overlap_threshold: float,
-    area_threshold: float,
-    score_threshold: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do the work of `combine_semantic_and_instance_outputs`; the segments are a table."""
-    owner = torch.zeros_like(labels, dtype=torch.int32)
-    none = float("nan")
-    table: list[float] = []
-    count = 0
-    order: list[int] = scores.argsort(descending=True, stable=True).tolist()
-    for row in order:
-        score = float(scores[row].double())
-        free = masks[row] & (owner == 0)
-        area, left = int(masks[row].sum()), int(free.sum())
-        if score >= score_threshold and left > 0 and (area - left) / area <= overlap_threshold:
-            count += 1
-            owner = torch.where(free, torch.full_like(owner, count), owner)
-            table += [float(count), 1.0, float(classes[row]), score, float(row), none]
-    free_labels = torch.where(owner == 0, labels, torch.zeros_like(labels))
-    areas: list[int] = torch.bincount(free_labels.flatten()).tolist()
-    for label, area in enumerate(areas):
-        if label > 0 and area > 0 and area >= area_threshold:
-            count += 1
-            owner = torch.where(free_labels == label, torch.full_like(owner, count), owner)
-            table += [float(count), 0.0, float(label), none, none, float(area)]
-    return owner, torch.tensor(table, dtype=torch.float64).view(count, 6)

@@ -9,7 +9,7 @@ import torch
 
 from detectron2.layers.nms import batched_nms, greedy_nms, nms_within_groups
 from detectron2.structures import Instances
-from detectron2.utils.tracing import is_compiling
+from detectron2.utils.tracing import when_compiled
 
 __all__ = ["best_after_nms", "full_precision", "select_class", "split_by_image"]
 
@@ -59,11 +59,16 @@ def best_after_nms(
     """
     if boxes.shape[1] == 5:
         return greedy_nms(boxes, scores, iou_thresh, classes, limit=limit)
-    if is_compiling():  # a compiled graph ends at each prefix
-        return batched_nms(boxes, scores, classes, iou_thresh)[: limit if limit >= 0 else None]
     return _best_upright(boxes, scores, classes, iou_thresh, limit, _SMALL_SET)
 
 
+def _best_of_all(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int, small_set: int
+) -> torch.Tensor:
+    return batched_nms(boxes, scores, classes, iou_thresh)[: limit if limit >= 0 else None]
+
+
+@when_compiled(_best_of_all)  # a compiled graph would end at each prefix
 @torch.jit.script_if_tracing  # a traced graph would search as large a prefix as the first image needed
 def _best_upright(
     boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_thresh: float, limit: int, small_set: int
