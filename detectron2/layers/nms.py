@@ -47,7 +47,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
-    return _suppress(boxes, scores, idxs, iou_threshold)
+    return nms_within_groups(boxes, scores, idxs, iou_threshold, _split_from())
 
 
 # A graph that records one run would repeat its branches and counts. As a script they are asked anew in each run.
@@ -64,15 +64,9 @@ def nms_within_groups(
     return nms(apart, scores.double(), iou_threshold)
 
 
-def _suppress_whole(
-    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
-) -> torch.Tensor:
-    return nms_within_groups(boxes, scores, idxs, iou_threshold, sys.maxsize)
-
-
-@when_compiled(_suppress_whole)  # the sizes of the parts are numbers for Python, which would cut a graph in two
-def _suppress(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    return nms_within_groups(boxes, scores, idxs, iou_threshold, _SPLIT_FROM)
+@when_compiled(lambda: sys.maxsize)  # the sizes of the parts are numbers for Python, which would cut a graph in two
+def _split_from() -> int:
+    return _SPLIT_FROM
 
 
 def _move_groups_apart(boxes: torch.Tensor, idxs: torch.Tensor) -> torch.Tensor:
