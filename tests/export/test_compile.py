@@ -12,7 +12,7 @@ from tests.export.test_tracing import assert_same, picture, tiny_model
 GRAPHS = {
     "semantic": 1,
     "fcos": 17,
-    "retinanet": 18,
+    "retinanet": 20,
     "faster": 26,
     "keypoint": 40,
     "mask": 41,
