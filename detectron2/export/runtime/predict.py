@@ -47,7 +47,6 @@ TASKS = ("instances", "keypoints", "proposals", "semantic", "panoptic", "panopti
 _NEEDED = ("artifact", "task", "inputs", "outputs", "preprocessing")
 _NEEDED_PREPROCESSING = ("channels", "short_edge", "long_edge")
 
-
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -238,10 +237,10 @@ class Predictor:
 
 def _output_paths(images: Sequence[str], output: str | None, wants_json: bool) -> list[Path | None]:
     """Where the drawing of each image goes."""
-    if output is None:
-        return [None if wants_json else Path(f"{Path(image).stem}_prediction.png") for image in images]
-    target = Path(output)
-    if target.suffix and not target.is_dir():
+    if output is None and wants_json:
+        return [None] * len(images)
+    target, ending = (Path("."), "_prediction.png") if output is None else (Path(output), ".png")
+    if output is not None and target.suffix and not target.is_dir():
         if len(images) > 1:
             raise ValueError(f"--output is the file {output!r}, and there are {len(images)} images: give a folder.")
         if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
@@ -250,7 +249,7 @@ def _output_paths(images: Sequence[str], output: str | None, wants_json: bool) -
     target.mkdir(parents=True, exist_ok=True)
     stems = [Path(image).stem for image in images]
     twins = [stems[:i].count(stem) for i, stem in enumerate(stems)]
-    return [target / f"{stem}{f'_{n + 1}' if n else ''}.png" for stem, n in zip(stems, twins, strict=True)]
+    return [target / f"{stem}{f'_{n + 1}' if n else ''}{ending}" for stem, n in zip(stems, twins, strict=True)]
 
 
 def _summary(result: Mapping[str, Any], meta: Mapping[str, Any]) -> str:

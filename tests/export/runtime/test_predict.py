@@ -86,7 +86,9 @@ def test_program_writes_a_drawing_for_each_image(model, tmp_path):
     assert done.returncode == 0 and done.stdout.count("1 object (1 cat)") == 2  # the other score is below 0.5
     assert Image.open(tmp_path / "drawn/photo.png").size == (SIZE[1], SIZE[0])
     assert Image.open(tmp_path / "drawn/photo_2.png").size == (50, 40)
-    assert run(model, "photo.png").returncode == 0 and (model / "photo_prediction.png").exists()
+    assert run(model, "photo.png", tmp_path / "photo.png").returncode == 0
+    assert Image.open(model / "photo_prediction.png").size == (SIZE[1], SIZE[0])
+    assert Image.open(model / "photo_2_prediction.png").size == (50, 40)
 
 
 def test_bad_images_are_named_and_others_are_done(model, tmp_path):
