@@ -18,14 +18,7 @@ CASES = {
 # Differences that rounding makes: pixels, probabilities, and shares of the largest value of scores without bound.
 BOUNDS = {"pred_boxes": 1e-2, "proposal_boxes": 1e-2, "scores": 1e-4, "pred_masks": 1e-3, "pred_classes": 0}
 RELATIVE = 1e-4
-# PyTorch's exporter fails in its decomposition of this attention when a dimension varies.
-NOT_IN_ONNX = pytest.mark.xfail(reason="a view of attention cannot be translated", strict=True)
-PARAMETERS = [
-    pytest.param(
-        name, marks=() if name in QUICK else [pytest.mark.slow, *([NOT_IN_ONNX] if name.endswith("Swin") else [])]
-    )
-    for name in MODELS
-]
+PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
 
 def assert_alike(got, want):
