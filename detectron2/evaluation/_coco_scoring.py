@@ -154,7 +154,7 @@ def _evaluate_predictions_on_coco(
     if not coco_results:
         raise ValueError("There are no results to evaluate.")
     check_image_ids(coco_gt, coco_results)
-    annotations = coco_gt.dataset.get("annotations", ())
+    annotations: Any = coco_gt.dataset.get("annotations", [])
     lacking = [a for a in annotations if "segmentation" not in a] if iou_type == "segm" else []
     if lacking:
         count = f"{len(lacking)} of {len(annotations)}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["FORMATS", "Format", "load_artifact", "need", "write_artifact"]
 
@@ -149,17 +150,18 @@ def _write_onnx(
 
     from detectron2.export.graphs.operators import onnx_translations
 
-    program = torch.onnx.export(
-        graph,
-        example,
-        dynamo=True,
-        opset_version=_opset(graph),
-        input_names=list(graph.input_names),
-        output_names=list(graph.output_names),
-        dynamic_shapes=graph.dynamic_shapes(dynamic),
-        custom_translation_table=onnx_translations(),
-        verbose=False,
-    )
+    with sdpa_kernel(SDPBackend.MATH):  # of fused attention the exporter makes a view that it cannot translate
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            opset_version=_opset(graph),
+            input_names=list(graph.input_names),
+            output_names=list(graph.output_names),
+            dynamic_shapes=graph.dynamic_shapes(dynamic),
+            custom_translation_table=onnx_translations(),
+            verbose=False,
+        )
     assert program is not None
     _register_constants(program.model.graph)
     model = inline_local_functions(program.model_proto)

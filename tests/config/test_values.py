@@ -167,7 +167,7 @@ def test_checking_is_no_reading(caplog):
 
 def test_upright_boxes_have_four_weights():
     five = ("MODEL.RPN.BBOX_REG_WEIGHTS", (1, 1, 1, 1, 1), "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10, 10, 5, 5, 1))
-    with pytest.raises(ValueError, match=r"RPN.BBOX_REG_WEIGHTS.*NAME is 'RPN'.*BOX_HEAD.BBOX_REG_WEIGHTS.*Res5ROIHeads"):
+    with pytest.raises(ValueError, match=r"RPN.BBOX_REG_WEIGHTS.*NAME is 'RPN'.*BOX_HEAD.BBOX.*Res5ROIHeads"):
         check_values(config(*five))
     rotated = ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "MODEL.ROI_HEADS.NAME", "RROIHeads")
     check_values(config(*five, *rotated))

@@ -212,7 +212,7 @@ def test_default_stages_of_another_class_and_depth():
     with torch.device("meta"):
         stages = ResNet.make_default_stages(50, DeformBottleneckBlock, deform_modulated=True)
     assert type(stages[0][0]) is DeformBottleneckBlock
-    with pytest.raises(ValueError, match="DEPTH.* 42"):
+    with pytest.raises(ValueError, match=r"DEPTH.* 42"):
         ResNet.make_default_stages(42)
 
 
