@@ -16,6 +16,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes; more would only wait for each other
     torch.set_num_threads(1)
 
+# Exporters announce a device of theirs. Autograd that starts afterwards has a thread for it, and such a process cannot
+# be forked into one that trains.
+torch.ones(1, requires_grad=True).sum().backward()
+
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +50,7 @@ def _loggers_as_before():
     """A test leaves loggers as they were: a later one would see its own records twice, or none."""
     loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore")]
     before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    logging.getLogger("detectron2").propagate = True  # caplog listens at the root
     yield
     for logger, level, propagate, handlers in before:
         logger.setLevel(level)

@@ -127,9 +127,9 @@ def test_checkpoints_to_keep(cfg):
         (["SOLVER.ACCUMULATION_STEPS", 0], "at least 1"),
         (["SOLVER.EMA_DECAY", 1.0], r"\[0, 1\)"),
         (["TEST.EARLY_STOPPING_PATIENCE", 3], r"set TEST\.BEST_METRIC"),
-        (["TRAIN.ON_NONFINITE_LOSS", "ignore"], '"stop" or "skip"'),
+        (["TRAIN.ON_NONFINITE_LOSS", "ignore"], r"ON_NONFINITE_LOSS must be one of stop, skip"),
         (["SOLVER.CHECKPOINT_FORMAT", "npz"], "must be one of pth, safetensors, but is 'npz'"),
-        (["TEST.BEST_MODE", "least"], '"max" or "min", but is \'least\''),
+        (["TEST.BEST_MODE", "least"], r"BEST_MODE must be one of max, min, but is 'least'"),
         (["SOLVER.STEP_EPOCHS", (1,)], r"needs SOLVER\.MAX_EPOCHS"),
     ],
 )

@@ -62,6 +62,7 @@ def training(tmp_path):
     process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(str(tmp_path),))
     process.start()
     while not (tmp_path / "is_training").exists():
+        assert process.is_alive(), f"it ended with {process.exitcode}"
         time.sleep(0.01)
     yield process
     process.kill()

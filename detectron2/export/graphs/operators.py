@@ -75,9 +75,9 @@ def first_k_aten(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     """Do the work of `first_k` by operators of PyTorch: `topk` of numbers of which no two are equal.
 
     In double precision there is room for 2**27 numbers between neighbours of single precision. There each score is
-    lowered by its place. Infinite ones stay equal.
+    lowered by its place; infinite ones become finite ones beyond single precision.
     """
-    exact = scores.double()
+    exact = scores.double().clamp(-1e300, 1e300)
     places = torch.arange(scores.shape[-1], device=scores.device, dtype=exact.dtype)
     lowered = exact * (1 - exact.sign() * places * 2.0**-52)
     keys = torch.where(exact == 0, -places * 1e-300, lowered)
