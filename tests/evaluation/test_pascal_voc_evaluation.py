@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -177,7 +178,8 @@ def test_annotation_files_are_read(tmp_path):
         parse_rec(str(path))
 
 
-def test_objects_that_are_not_called_difficult_or_easy_are_told(tmp_path, caplog):
+def test_objects_that_are_not_called_difficult_or_easy_are_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._TIMES_SEEN", Counter())  # it is told once in a process
     path = tmp_path / "x.xml"
     path.write_text(f"<annotation>{write_object('cat', [1, 2, 3, 4])}</annotation>".replace("difficult", "hard"))
     assert parse_rec(str(path))[0]["difficult"] == 0

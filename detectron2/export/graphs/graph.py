@@ -244,7 +244,8 @@ class ExportGraph(nn.Module):
 
     def _multiple(self, size: Any, divisor: int) -> Any:
         """The smallest multiple of `divisor` that is not below `size`."""
-        symbolic = isinstance(size, torch.SymInt) and torch.compiler.is_exporting()
+        is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 lacks the first
+        symbolic = isinstance(size, torch.SymInt) and is_exporting()
         if symbolic and not self.sizes_as_formulas and self.options.nms != "aten":
             count: Any = ((torch.scalar_tensor(size, dtype=torch.int64) + (divisor - 1)) // divisor).item()
             torch._check(count >= 2)
