@@ -122,7 +122,8 @@ def _export(add: Any) -> None:
     _add_config(add, is_required=False)
     _add_datasets(add)
     add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    add("--format", required=True, choices=_EXPORT_FORMATS, help="onnx and openvino run without PyTorch")
+    formats = f"{{{','.join(_EXPORT_FORMATS)}}}"  # of others export_model says the way
+    add("--format", required=True, metavar=formats, help="onnx and openvino run without PyTorch")
     add("--output", required=True, metavar="DIR", help="folder for the model, model.json and predict.py")
     dynamic = "what may differ from image to image: batch, size, batch,size or none; default: all that the format can"
     add("--dynamic", type=_sizes_left_open, metavar="batch,size|none", help=dynamic)

@@ -50,7 +50,7 @@ def test_options_and_changes_in_any_order():
         (["train", "--config-file", "x", "--no-such", "3"], "detectron2 train", "unrecognized arguments: --no-such"),
         (["predict", "a.png", "--confidence", "high"], "detectron2 predict", "invalid float value: 'high'"),
         (["export", "--output", "x"], "detectron2 export", "--format"),
-        (["export", "--format", "coreml", "--output", "x"], "detectron2 export", "invalid choice: 'coreml'"),
+        (["export", "--precision", "fp4", "--output", "x"], "detectron2 export", "invalid choice: 'fp4'"),
         (["export", "--dynamic", "x"], "detectron2 export", "expected batch, size, both with a comma, or none"),
         (["data"], "detectron2 data", "ACTION"),
         (["data", "chek"], "detectron2 data", "invalid choice: 'chek'"),

@@ -33,4 +33,6 @@ def test_mistakes_are_said_in_one_line(command, trained, tmp_path):
     assert status == 1 and "give --size HEIGHT WIDTH" in err and "Traceback" not in err
     status, _, err = command(*words, "--format", "onnx", "--precision", "int8")
     assert status == 1 and "give --calibration DATA" in err
+    status, _, err = command(*words, "--format", "tensorrt")
+    assert status == 1 and "trtexec --onnx" in err
     assert not (tmp_path / "x").exists()
