@@ -50,7 +50,7 @@ def model_of(config: str, images: list[torch.Tensor]) -> nn.Module:
         ):
             nn.init.normal_(module.weight, std=0.1)
     with torch.no_grad():
-        model.backbone(torch.stack([(image - model.pixel_mean) / model.pixel_std for image in images]))
+        model.backbone(model.preprocess_image([{"image": image} for image in images]).tensor)
     return model.eval()
 
 

@@ -338,6 +338,8 @@ class _Export:
                 if verify and self.precision in BOUNDS:
                     report.comparisons = self._verify(graph, folder, description, cases, work / "images")
                     report.compared = _name_of(description)
+                elif verify:
+                    _load(folder, description)
             if evaluate_on:
                 report.measurements = self._measure(folder, where, evaluate_on, cases[0].images[0])
                 if verify:
@@ -432,23 +434,15 @@ class _Export:
     ) -> list[Comparison]:
         """Run the artifact in `folder` on all cases, and raise where it is off."""
         bounds = BOUNDS[description["precision"]]
-        try:
-            run = load_artifact(folder, description)
-        except ImportError:
-            raise
-        except Exception as error:  # whatever a runtime raises
-            raise VerificationError(
-                f"The runtime of {description['format']} does not load what was written, and it was removed: {error}"
-            ) from error
         found = verify(
-            run,
+            _load(folder, description),
             self._reference(graph),
             cases,
             bounds,
             size_hw=description["size"],
             limit=description["max_detections"],
         )
-        if self.mapper is not None and description["size"] is None and self.format in ("onnx", "openvino"):
+        if self.mapper is not None and self.format in ("onnx", "openvino"):
             picture = sorted(images.rglob("*.png"))[0]
             found.append(compare_with_predictor(folder, self.model, self.mapper, picture, bounds, cases[0].threshold))
         if any(c.faults for c in found):
@@ -524,6 +518,18 @@ _FEW = 5  # detections on two images, below which a comparison says little
 
 def _name_of(description: Mapping[str, Any]) -> str:
     return f"{description['format']} {description['precision']}"
+
+
+def _load(folder: Path, description: Mapping[str, Any]) -> Callable[[Any], dict[str, torch.Tensor]]:
+    """Load an artifact into its runtime, or raise a `VerificationError`."""
+    try:
+        return load_artifact(folder, description)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a runtime raises
+        raise VerificationError(
+            f"The runtime of {description['format']} does not load what was written, and it was removed: {error}"
+        ) from error
 
 
 def _make(folder: Path, description: Mapping[str, Any]) -> None:

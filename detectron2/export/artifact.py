@@ -3,6 +3,7 @@
 `N` images, `D` detections; boxes are `(x1, y1, x2, y2)` in continuous pixels.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from detectron2.export.formats import Outputs, load_artifact
 from detectron2.export.metadata import read_description
 from detectron2.export.runtime.results import postprocess
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
 
-__all__ = ["ExportedModel", "batch_of"]
+__all__ = ["ExportedModel", "batch_of", "shrunk"]
+
+logger = logging.getLogger(__name__)
 
 
 def batch_of(images: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +50,16 @@ def batch_of(images: Sequence[torch.Tensor], size: Sequence[int] | None = None) 
     for target, image in zip(batch, images, strict=True):
         target[:, : image.shape[1], : image.shape[2]] = image
     return batch, sizes
+
+
+def shrunk(image: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
+    """Make an image `Tensor[C, h, w]` as small as the one size that a model takes, as `predict.py` does."""
+    height, width = image.shape[-2:]
+    scale = min(1.0, size_hw[0] / height, size_hw[1] / width)
+    if scale == 1:
+        return image
+    target = (max(1, int(height * scale)), max(1, int(width * scale)))
+    return F.interpolate(image[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 class ExportedModel(nn.Module):
@@ -90,7 +104,8 @@ class ExportedModel(nn.Module):
 
         Args:
             batched_inputs: for each image a dictionary with "image", `Tensor[3, h, w]`, resized as the model wants it,
-                and optionally "height" and "width", the size of the results in pixels.
+                and optionally "height" and "width", the size of the results in pixels. Where the model was exported for
+                one size, larger images are made to fit.
 
         Returns:
             For each image a dictionary as the model's own, with whole masks. "sem_seg" has the value 1 for the class of
@@ -101,14 +116,26 @@ class ExportedModel(nn.Module):
 
     def _predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         images = [item["image"] for item in batched_inputs]
+        if "size" not in self.description["dynamic"]:
+            images = [self._fitted(image) for image in images]
         arrays = {name: value.numpy() for name, value in self.outputs(images).items()}
         results = []
         for i, item in enumerate(batched_inputs):
+            given_h, given_w = item["image"].shape[-2:]
+            size = (int(item.get("height", given_h)), int(item.get("width", given_w)))
             h, w = images[i].shape[-2:]
-            size = (int(item.get("height", h)), int(item.get("width", w)))
             found = postprocess(arrays, self.description, i, size, (h, w))
             results.append(_as_of_a_model(found, self.description, size))
         return results
+
+    def _fitted(self, image: torch.Tensor) -> torch.Tensor:
+        """Make an image fit into the one size that the model takes, and say so once."""
+        size = self.description["size"]
+        small = shrunk(image.float(), size)
+        if small.shape != image.shape:
+            text = "The model was exported for images of %d x %d pixels (height x width); larger ones are made to fit."
+            log_first_n(logging.WARNING, text % tuple(size), name=__name__)
+        return small
 
 
 def _as_of_a_model(found: dict[str, Any], meta: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from detectron2.data import DatasetCatalog
-from detectron2.export.artifact import batch_of
+from detectron2.export.artifact import batch_of, shrunk
 from detectron2.export.formats import need, save_onnx
 
 __all__ = ["QUANTIZED_OPERATORS", "calibration_images", "quantize_onnx", "to_half_precision"]
@@ -75,7 +74,7 @@ class _Reader:
     def _feeds_of(self, images: Iterable[torch.Tensor], meta: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
         size = meta["size"] if "size" not in meta["dynamic"] else None
         for image in images:
-            batch, sizes = batch_of([image if size is None else _shrunk(image, size)], size)
+            batch, sizes = batch_of([image if size is None else shrunk(image, size)], size)
             feed = {"images": batch.numpy(), "image_sizes": sizes.numpy()}
             if "score_threshold" in meta["inputs"]:
                 feed["score_threshold"] = np.array(meta["score_threshold"], np.float32)
@@ -84,16 +83,6 @@ class _Reader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the inputs of the next image, None after the last."""
         return next(self._feeds, None)
-
-
-def _shrunk(image: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
-    """Make an image as small as the one size that a model takes, as `predict.py` does."""
-    height, width = image.shape[-2:]
-    scale = min(1.0, size_hw[0] / height, size_hw[1] / width)
-    if scale == 1:
-        return image
-    target = (max(1, int(height * scale)), max(1, int(width * scale)))
-    return F.interpolate(image[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def quantize_onnx(source: Path, target: Path, images: Sequence[torch.Tensor], description: Mapping[str, Any]) -> None:
@@ -132,7 +121,44 @@ def quantize_onnx(source: Path, target: Path, images: Sequence[torch.Tensor], de
         )
     finally:
         logging.root.setLevel(previous)
-    save_onnx(onnx.load(str(target)), target, description)
+    model = onnx.load(str(target))
+    _keep_results_exact(model.graph)
+    save_onnx(model, target, description)
+
+
+def _keep_results_exact(graph: Any) -> None:
+    """Take the rounding to 8 bits from scores and box deltas, which no layer with weights reads.
+
+    They would have 256 different values; and OpenVINO cannot pad such scores with minus infinity.
+    """
+    consumers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    feeds_layer: set[str] = set()  # values that reach a layer through nothing but what may stand between layers
+    for node in reversed(graph.node):
+        if node.op_type in _WITH_WEIGHTS or (
+            node.op_type in _BETWEEN | {"QuantizeLinear", "DequantizeLinear"}
+            and any(name in feeds_layer for name in node.output)
+        ):
+            feeds_layer.update(node.input)
+    producer = {name: node for node in graph.node for name in node.output}
+    outputs = {v.name for v in graph.output}
+    gone: set[int] = set()
+    for node in graph.node:
+        rounding = producer.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounding is None or rounding.op_type != "QuantizeLinear" or node.output[0] in feeds_layer | outputs:
+            continue
+        for reader in consumers[node.output[0]]:
+            for i, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[i] = rounding.input[0]
+        gone.add(id(node))
+        if consumers[rounding.output[0]] == [node]:
+            gone.add(id(rounding))
+    kept = [node for node in graph.node if id(node) not in gone]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def to_half_precision(source: Path, target: Path, description: Mapping[str, Any]) -> None:

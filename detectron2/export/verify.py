@@ -18,6 +18,7 @@ from torch import nn
 
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
 from detectron2.export.artifact import batch_of
+from detectron2.export.runtime.images import load_image, preprocess
 from detectron2.export.runtime.predict import Predictor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.panoptic_fpn import PanopticFPN
@@ -388,13 +389,19 @@ def compare_with_predictor(
     with Image.open(picture) as image:
         size = {"height": image.height, "width": image.width}
     comparison.shape = f"1 x {size['height']} x {size['width']}"
-    with torch.no_grad(), score_threshold(model, threshold):
-        output = model([{**sample, **size}])[0]
     try:
-        found = Predictor(folder)(str(picture), threshold)
+        predictor = Predictor(folder)
+        found = predictor(str(picture), threshold)
     except Exception as error:  # whatever a runtime raises
         comparison.faults.append(f"{type(error).__name__} in predict.py: {str(error)[:300]}")
         return comparison
+    room = predictor.meta["size"]
+    if room is not None and any(side > limit for side, limit in zip(sample["image"].shape[1:], room, strict=True)):
+        # The program makes such images fit, and the model is to see the same pixels.
+        pixels, sizes = preprocess(load_image(str(picture)), predictor.meta)
+        sample["image"] = torch.from_numpy(pixels[0, :, : sizes[0, 0], : sizes[0, 1]].copy())
+    with torch.no_grad(), score_threshold(model, threshold):
+        output = model([{**sample, **size}])[0]
     want, have = _of_output(output), {k: torch.from_numpy(np.array(v)) for k, v in found.items() if k != "segments"}
     labels = {name: (want.pop(name, None), have.pop(name, None)) for name in ("sem_seg", "panoptic")}
     if "panoptic_seg" in output and "instances" not in output:  # asked not to make them of segments

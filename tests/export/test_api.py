@@ -82,7 +82,20 @@ def test_one_size(segmenter, mapper, tmp_path):
     found = exported([{"image": torch.zeros(3, 30, 40)}, {"image": torch.zeros(3, 48, 64)}])
     assert [r["sem_seg"].shape for r in found] == [(4, 30, 40), (4, 48, 64)]
     with pytest.raises(ValueError, match=r"48 x 64 pixels .* one has 49 x 20"):
-        exported([{"image": torch.zeros(3, 49, 20)}])
+        exported.outputs([torch.zeros(3, 49, 20)])
+    # Larger images are made to fit, and have results of their own size.
+    image = torch.zeros(3, 96, 100)
+    image[:, 48:] = 255
+    with torch.no_grad():
+        wanted = segmenter([{"image": image}])[0]["sem_seg"].argmax(dim=0)
+    found = exported([{"image": image}])[0]["sem_seg"].argmax(dim=0)
+    assert found.shape == (96, 100) and (found[:, :90] == wanted[:, :90]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [(48, 64), (32, 40)])  # as the mapper makes them, and smaller
+def test_one_size_in_the_program(segmenter, mapper, tmp_path, size):
+    report = export_model(segmenter, tmp_path / "a", "onnx", mapper=mapper, size=size, dynamic=())
+    assert [c.faults for c in report.comparisons if c.case == "predict.py"] == [[]]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,7 @@ def test_a_wrong_onnx_translation_is_caught(mask_rcnn, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "implicit PointRend"])  # its weights are too wild
+@pytest.mark.parametrize("name", MODELS)
 def test_every_architecture(name, tmp_path):
     report = export_model(model_of(name), tmp_path / "a", "torchscript", size=(64, 96))
     assert not [c.faults for c in report.comparisons if c.faults]
@@ -247,6 +260,18 @@ def test_int8_in_openvino(segmenter, mapper, shapes, tmp_path):
         wanted = segmenter([{"image": image}])[0]["sem_seg"].argmax(dim=0)
     found = ExportedModel(tmp_path / "b")([{"image": image}])[0]["sem_seg"].argmax(dim=0)
     assert (found == wanted).float().mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8_of_a_detector(mask_rcnn, shapes, tmp_path, format):
+    options = {"size": (64, 96), "dynamic": (), "verify": False}  # smaller maps than there are proposals
+    export_model(mask_rcnn, tmp_path / "c", format, precision="int8", calibration=str(shapes), **options)
+    image = torch.rand(3, 64, 96) * 255
+    with torch.no_grad():
+        wanted = mask_rcnn([{"image": image}])[0]["instances"].scores
+    found = ExportedModel(tmp_path / "c")([{"image": image}])[0]["instances"].scores
+    assert found[0] == pytest.approx(wanted[0].item(), abs=0.05)
 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])

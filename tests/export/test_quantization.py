@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2.export.quantization import QUANTIZED_OPERATORS, _Reader, calibration_images, to_half_precision
+from detectron2.export.quantization import (
+    QUANTIZED_OPERATORS,
+    _Reader,
+    calibration_images,
+    quantize_onnx,
+    to_half_precision,
+)
 
 META = {"size": None, "dynamic": ["batch", "size"], "inputs": ["images", "image_sizes", "score_threshold"]}
 META["score_threshold"] = 0.25
@@ -91,3 +97,38 @@ def test_half_precision_is_between_layers_with_weights(tmp_path):
 
 def test_what_is_quantized_has_weights():
     assert set(QUANTIZED_OPERATORS) == {"Conv", "Gemm", "ConvTranspose"}
+
+
+def test_results_are_not_rounded_to_8_bits(tmp_path):
+    import onnx
+    import onnxruntime
+
+    source, target = network(tmp_path), tmp_path / "small.onnx"
+    images = [torch.rand(3, 8, 8) for _ in range(8)]
+    reader_meta = {"size": None, "dynamic": ["batch", "size"], "inputs": ["x"]}
+
+    class Feeds:
+        def __init__(self):
+            self.rest = iter(images)
+
+        def get_next(self):
+            image = next(self.rest, None)
+            return None if image is None else {"x": image[None].numpy()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detectron2.export.quantization._Reader", lambda images, description: Feeds())
+        quantize_onnx(source, target, images, reader_meta)
+    graph = onnx.load(str(target)).graph
+    last = [n for n in graph.node if n.op_type == "Conv"][-1]
+    readers = [n.op_type for n in graph.node if last.output[0] in n.input]
+    assert readers == ["Mul"]  # before, it was QuantizeLinear
+    first = next(n for n in graph.node if n.op_type == "Conv")
+    assert first.input[0].endswith("DequantizeLinear_Output")  # layers still read 8 bits
+    assert not {x for n in graph.node for x in n.input if x} - {
+        *(y for n in graph.node for y in n.output),
+        *(w.name for w in graph.initializer),
+        "x",
+    }
+    x = {"x": images[0][None].numpy()}
+    (full,), (small,) = (onnxruntime.InferenceSession(str(p)).run(None, x) for p in (source, target))
+    assert 0 < np.abs(full - small).max() < 0.05 * np.abs(full).max()

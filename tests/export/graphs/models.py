@@ -161,7 +161,7 @@ OLD_POOLING = {
 
 
 def implicit_point_rend():
-    return small(
+    model = small(
         "point_rend",
         **{
             "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendMaskHead",
@@ -170,6 +170,9 @@ def implicit_point_rend():
             "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 196,
         },
     )
+    with torch.no_grad():  # the weights of the point head; with random ones all probabilities are near 0 or 1
+        model.roi_heads.mask_head.parameter_head.prediction.weight *= 0.2
+    return model
 
 
 def point_rend():
