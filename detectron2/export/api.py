@@ -40,6 +40,7 @@ from detectron2.export.verify import (
     Case,
     Comparison,
     VerificationError,
+    bounds_of,
     compare_with_predictor,
     eager_results,
     make_cases,
@@ -433,7 +434,7 @@ class _Export:
         self, graph: Any, folder: Path, description: Mapping[str, Any], cases: Sequence[Case], images: Path
     ) -> list[Comparison]:
         """Run the artifact in `folder` on all cases, and raise where it is off."""
-        bounds = BOUNDS[description["precision"]]
+        bounds = bounds_of(self.model, description["precision"])
         found = verify(
             _load(folder, description),
             self._reference(graph),

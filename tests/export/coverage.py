@@ -51,8 +51,9 @@ def table(record: dict) -> str:
     for name in MODELS:
         cells = []
         for format in FORMATS:
-            dynamic = record[name][format]["dynamic"]
-            cells.append("no" if dynamic is None else WORDS[tuple(dynamic)])
+            cell = record.get(name, {}).get(format)
+            tried = "no" if cell is None or cell["dynamic"] is None else WORDS[tuple(cell["dynamic"])]
+            cells.append("not tried" if cell is None else tried)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -80,8 +81,8 @@ def main() -> None:
             with atomic_write(RECORD, "w") as file:
                 json.dump(record, file, indent=1, sort_keys=True)
             print(f"{format}, {name}: {found} ({time.perf_counter() - start:.0f} s)", flush=True)
-    if all(format in record.get(name, {}) for name in MODELS for format in FORMATS):
-        TUTORIAL.write_text(with_table(TUTORIAL.read_text(encoding="utf-8"), record), encoding="utf-8")
+    with atomic_write(TUTORIAL, "w") as file:
+        file.write(with_table(TUTORIAL.read_text(encoding="utf-8"), record))
 
 
 if __name__ == "__main__":

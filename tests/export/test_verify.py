@@ -213,3 +213,23 @@ def test_pooling_that_is_wrong_with_a_fixed_number_of_samples_is_caught(mask_rcn
     monkeypatch.setattr(PoolerGraph, "__call__", summed_over_levels)
     assert not any(c.faults for c in check(mask_rcnn, run_of(mask_rcnn), cases))
     assert any(c.faults for c in check(fixed, run_of(fixed), cases))
+
+
+def test_a_chosen_point_may_differ():
+    from detectron2.export.verify import bounds_of
+    from tests.export.graphs.models import model_of
+
+    assert bounds_of(model_of("Mask R-CNN, FPN"), "fp32") == FP32
+    bounds = bounds_of(model_of("PointRend"), "fp32")
+    want = {"sem_seg": torch.zeros(1, 100, 100)}
+    for count, is_fine in ((20, True), (21, False)):
+        have = {"sem_seg": want["sem_seg"].clone()}
+        have["sem_seg"].view(-1)[:count] = 0.5
+        for each, fine in ((bounds, is_fine), (FP32, False)):
+            comparison = Comparison("x")
+            compare_images(want, have, comparison, each, (100, 100))
+            assert (not comparison.faults) == fine and comparison.differences["maps"] == 0.5
+    have = {"sem_seg": torch.full((1, 100, 100), float("nan"))}
+    comparison = Comparison("x")
+    compare_images(want, have, comparison, bounds, (100, 100))
+    assert comparison.faults

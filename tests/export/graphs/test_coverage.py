@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detectron2.export.graphs import GraphOptions
+from detectron2.export.verify import bounds_of
 from detectron2.layers import paste_masks_in_image
 from tests.export.graphs.exported import ONE_SIZE, exported
 from tests.export.graphs.models import MODELS, batch, by_graph, fields, in_pytorch
@@ -18,11 +19,12 @@ CASES = {
 # Differences that rounding makes: pixels, probabilities, and shares of the largest value of scores without bound.
 BOUNDS = {"pred_boxes": 1e-2, "proposal_boxes": 1e-2, "scores": 1e-4, "pred_masks": 1e-3, "pred_classes": 0}
 RELATIVE = 1e-4
+CHOSEN_POINTS = 2e-3  # of PointRend, which may refine another of two points that are equally uncertain
 MAPS = ("sem_seg", "center", "offset")
 PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
 
-def assert_alike(got, want):
+def assert_alike(got, want, refines=False):
     """The results of an image agree, rows in any order; of equal scores another box may have been chosen."""
     assert got.keys() == want.keys()
     boxes = next((name for name in want if name.endswith("_boxes")), None)
@@ -47,8 +49,11 @@ def assert_alike(got, want):
         rows = x if name in MAPS else x[order]
         if rows.numel() == 0:
             continue
-        gap = (got[name].double() - rows.double()).abs().max().item()
+        gaps = (got[name].double() - rows.double()).abs()
+        gap = gaps.max().item()
         bound = BOUNDS.get(name, RELATIVE * max(1.0, x.abs().max().item()))
+        if name == "pred_masks" and refines and (gaps > bound).double().mean() < CHOSEN_POINTS:
+            continue
         assert gap <= bound, (name, gap, bound)
 
 
@@ -57,7 +62,7 @@ def check(model, sizes, contrast=1.0, threshold=None):
     want = in_pytorch(model.graph.model, images, image_sizes, threshold)
     got = by_graph(model.graph, images, image_sizes, lambda *x: model(*x, threshold))
     for g, w in zip(got, want, strict=True):
-        assert_alike(fields(g), fields(w))
+        assert_alike(fields(g), fields(w), refines=bounds_of(model.graph.model, "fp32").chosen_points > 0)
     return got
 
 
