@@ -7,7 +7,7 @@ import pytest
 from tests.export.coverage import RECORD, TUTORIAL, WORDS, export, table
 from tests.export.graphs.models import MODELS
 
-FORMATS = ("onnx", "openvino", "pt2", "torchscript")
+FORMATS = ("pt2", "torchscript")
 
 
 def test_the_record_has_every_model_in_every_format():
