@@ -7,11 +7,14 @@ Where OpenCV is installed, it decodes the usual JPEG files: it writes the channe
 Letters: `H`, `W` height and width in pixels, `C` channels. `detection_utils` has these names too, as published.
 """
 
+import io
 import logging
 import math
 import os
 import stat
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -22,7 +25,16 @@ from detectron2.utils.logger import log_first_n
 
 from .transforms.pixels import opencv
 
-__all__ = ["check_exif", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "to_chw_tensor", "viewable_rgb"]
+__all__ = [
+    "check_exif",
+    "convert_PIL_to_numpy",
+    "convert_array",
+    "convert_image_to_rgb",
+    "decode_image",
+    "read_image",
+    "to_chw_tensor",
+    "viewable_rgb",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +57,7 @@ _UPRIGHT = {
 _PIL_MODE = {"BGR": "RGB", "YUV-BT.601": "RGB"}
 
 _ARRAY_FILES = (".npy", ".npz")
+_START_OF_ARRAY, _START_OF_ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -231,32 +244,139 @@ def read_image(file_name: str | os.PathLike, format: str | None = None, exif: st
     """
     path, exif = os.fspath(file_name), check_exif(exif)
     try:
-        if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("it is a folder, a pipe or a device, not a file")
-        with PathManager.open(path, "rb") as f:
-            if path.lower().endswith(_ARRAY_FILES):
-                return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
-            image = Image.open(f)  # pyright: ignore[reportArgumentType] (bytes, because of "rb")
-            if format is None:
-                _warn_of_lost_depth(image, path)
-            pixels = _decode_with_opencv(f, image, format, exif)  # pyright: ignore[reportArgumentType]
-            if pixels is not None:
-                return pixels
-            return convert_PIL_to_numpy((_apply_exif_orientation if exif == "apply" else _as_stored)(image), format)
+        with _errors_named(path):
+            if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError("it is a folder, a pipe or a device, not a file")
+            with PathManager.open(path, "rb") as f:
+                if path.lower().endswith(_ARRAY_FILES):
+                    return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
+                return _decode(f, path, format, exif)  # pyright: ignore[reportArgumentType] (bytes, because of "rb")
     except FileNotFoundError as e:
         raise FileNotFoundError(
             f"image file not found: {path!r}; check the image folder the data set was registered with "
             f"(built-in data sets lie under $DETECTRON2_DATASETS)"
         ) from e
+
+
+def decode_image(
+    data: bytes | bytearray | memoryview | IO[bytes] | Image.Image,
+    format: str | None = None,
+    exif: str = "apply",
+    name: str = "image",
+) -> np.ndarray:
+    """Decode an image that is in memory, as `read_image` does a file with this content.
+
+    Args:
+        data: what an image file has in it (also one of NumPy), a binary file that can seek, or a Pillow image.
+        format: as for `read_image`.
+        exif: as for `read_image`.
+        name: what errors call the image.
+
+    Returns:
+        As `read_image`.
+
+    Raises:
+        OSError: if the image is damaged, or the data are not an image.
+        ValueError: if the image cannot be converted to that format.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (6, 4), "red").save(file, "PNG")
+        >>> decode_image(file.getvalue(), "BGR")[0, 0]
+        array([  0,   0, 255], dtype=uint8)
+    """
+    exif = check_exif(exif)
+    with _errors_named(name):
+        if isinstance(data, Image.Image):
+            return convert_PIL_to_numpy(_upright(data, exif), format)
+        file: IO[bytes] = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
+        start = file.read(len(_START_OF_ARRAY))
+        file.seek(0)
+        if not start:
+            raise OSError("it is empty")
+        if start == _START_OF_ARRAY or start.startswith(_START_OF_ARCHIVE):
+            return _convert_array(_read_array(file, start != _START_OF_ARRAY), format)
+        return _decode(file, name, format, exif)
+
+
+def _decode(file: IO[bytes], name: str, format: str | None, exif: str) -> np.ndarray:
+    """Decode a picture, with OpenCV where that is faster."""
+    image = Image.open(file)
+    if format is None:
+        _warn_of_lost_depth(image, name)
+    pixels = _decode_with_opencv(file, image, format, exif)
+    return convert_PIL_to_numpy(_upright(image, exif), format) if pixels is None else pixels
+
+
+def _upright(image: Image.Image, exif: str) -> Image.Image:
+    return _apply_exif_orientation(image) if exif == "apply" else _as_stored(image)
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Let errors of decoders name the image; a file that does not exist is left to the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except UnidentifiedImageError as e:
         raise OSError(
-            f"{path!r} is not an image that Pillow can read; convert it (numpy.save keeps any type and number of "
+            f"{name!r} is not an image that Pillow can read; convert it (numpy.save keeps any type and number of "
             "channels) or take it out of the data set"
         ) from e
     except ValueError as e:
-        raise ValueError(f"cannot read the image {path!r}: {e}") from e
+        raise ValueError(f"cannot read the image {name!r}: {e}") from e
     except Exception as e:  # decoders and readers of arrays may raise anything when the bytes make no sense
-        raise OSError(f"cannot read the image {path!r}: {str(e) or type(e).__name__}") from e
+        raise OSError(f"cannot read the image {name!r}: {str(e) or type(e).__name__}") from e
+
+
+def convert_array(array: np.ndarray, format: str | None, color: Literal["bgr", "rgb"] = "rgb") -> np.ndarray:
+    """Convert an image in memory to a format of `read_image`. Values are not scaled.
+
+    Args:
+        array: `(H, W)` or `(H, W, C)` numbers: grey, colours, or colours and transparency, which is left out.
+        format: "RGB", "BGR", "L", "YUV-BT.601" or another Pillow mode, for which values other than uint8 may not
+            exist; None returns the array as it is, with any number of channels.
+        color: the order that the channels of the array have.
+
+    Returns:
+        `(H, W, C)` in that format, or the array itself where nothing is to be done.
+
+    Raises:
+        ValueError: if the array is no image, or cannot be converted.
+
+    Example:
+        >>> convert_array(np.array([[[1, 2, 3]]], dtype=np.uint8), "BGR", "rgb")
+        array([[[3, 2, 1]]], dtype=uint8)
+        >>> convert_array(np.array([[0.5]]), "RGB").shape
+        (1, 1, 3)
+    """
+    if color not in ("bgr", "rgb"):
+        raise ValueError(f'color, the order of the channels, must be "bgr" or "rgb", not {color!r}')
+    shape = array.shape
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or not array.size:
+        cure = "; give the images of a batch one by one" if array.ndim == 4 else ""
+        raise ValueError(
+            f"expected numbers of shape (height, width) or (height, width, channels), got {array.dtype} of shape "
+            f"{shape}{cure}"
+        )
+    if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4) and format is not None:
+        raise ValueError(
+            f"expected an image of shape (height, width, channels), got {shape}: move the channels to the end, with "
+            "image.transpose(1, 2, 0)"
+        )
+    if format is None:
+        return array
+    if shape[2:] in ((3,), (4,)):
+        array = array[:, :, :3]
+        if format in ("RGB", "BGR"):
+            return array if format.lower() == color else array[:, :, ::-1]
+        return _convert_array(np.ascontiguousarray(array if color == "rgb" else array[:, :, ::-1]), format)
+    if format in ("RGB", "BGR") and shape[2:] in ((), (1,)):
+        return np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
+    if format == "L" and shape[2:] in ((), (1,)):
+        return array.reshape(*shape[:2], 1)
+    return _convert_array(array, format)
 
 
 def _warn_of_lost_depth(image: Image.Image, path: str) -> None:
