@@ -343,7 +343,7 @@ def convert_array(array: np.ndarray, format: str | None, color: Literal["bgr", "
         `(H, W, C)` in that format, or the array itself where nothing is to be done.
 
     Raises:
-        ValueError: if the array is no image, or cannot be converted.
+        ValueError: if the array is not an image, or cannot be converted.
 
     Example:
         >>> convert_array(np.array([[[1, 2, 3]]], dtype=np.uint8), "BGR", "rgb")

@@ -7,6 +7,7 @@ Letters: `H`, `W` height and width in pixels, `C` channels.
 """
 
 import difflib
+import fnmatch
 import glob
 import itertools
 import logging
@@ -15,7 +16,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ IMAGE_SUFFIXES = (
 """Endings of the files that are taken from a folder. A file that is named is read whatever its ending is."""
 
 _CAMERA = re.compile(r"(?:webcam(?::(\d+))?|/dev/video(\d+))")
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "rtp://", "udp://", "srt://")  # which FFmpeg opens
 _BYTES = (bytes, bytearray, memoryview)
 _MOST_NAMED = 5  # inputs in one error message
 _SECONDS_TO_END = 5.0  # a download that hangs is left to its own time limit
@@ -140,7 +142,8 @@ def read_frames(
     - an address that `PathManager` opens, such as `https://...`: it is downloaded once, and then read from the cache;
     - the content of an image file as bytes, or a binary file object;
     - an image: of Pillow, an array `(H, W)` or `(H, W, C)`, a tensor `(H, W)` or `(C, H, W)`. Values are not scaled;
-    - a camera: its number such as `0`, or `"webcam:0"`. It gives the newest picture whenever one is asked for.
+    - a camera: its number such as `0`, or `"webcam:0"`: it gives the newest picture whenever one is asked for; or the
+      address of a stream, such as `rtsp://...`.
 
     A list is checked before the first frame. Other iterables, which may be endless, are read in the thread of the
     caller as frames are asked for: `ahead` paths at most before the frame that is returned, but images in memory not
@@ -192,8 +195,8 @@ def read_frames(
 
 
 def _is_video(path: str) -> bool:
-    path = urlsplit(path).path if "://" in path else path
-    return path.lower().endswith(VIDEO_SUFFIXES)
+    name = urlsplit(path).path if "://" in path else path
+    return name.lower().endswith(VIDEO_SUFFIXES) or path.startswith(_STREAMS)
 
 
 def _is_in_memory(source: Any) -> bool:
@@ -287,7 +290,11 @@ def _find(item: Any, exclude: str | None) -> list[_Found]:
 
 
 def _images_in(folder: str, exclude: str | None) -> list[str]:
-    """Return the images in a folder and those below. A folder that several links lead to is read once."""
+    return [path for path in _files_in(folder, exclude) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _files_in(folder: str, exclude: str | None) -> list[str]:
+    """Return the files in a folder and those below. A folder that several links lead to is read once."""
     root, seen, found = os.path.realpath(folder), set(), []
     waiting = deque([folder])
     while waiting:
@@ -307,7 +314,7 @@ def _images_in(folder: str, exclude: str | None) -> list[str]:
         for entry in entries:
             if entry.is_dir():
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(entry.path)  # links after real folders
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            else:
                 found.append(entry.path)
     return found
 
@@ -315,39 +322,53 @@ def _images_in(folder: str, exclude: str | None) -> list[str]:
 def _match(pattern: str, exclude: str | None) -> list[_Found]:
     """Return the images and videos that match a pattern, and the images in the folders that do."""
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
-    root = os.sep.join(itertools.takewhile(lambda part: not glob.has_magic(part), parts)) or (
-        "" if parts[0] else os.sep
-    )
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    root = os.sep.join([*fixed, ""]) or "."
     suffix = os.path.splitext(parts[-1])[1]
-    is_any = bool(suffix) and not glob.has_magic(suffix)  # "*.heic" asks for those
-    own = os.path.join(exclude or "", "")
-    # Only an output folder inside of the one that is read is left out.
-    own = own if exclude and os.path.realpath(root) != exclude and own.startswith(os.path.realpath(root)) else ""
-    matches = glob.glob(pattern, recursive=True)
+    suffixes = (suffix,) if suffix and not glob.has_magic(suffix) else (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files: list[str] = []
-    for path in matches:
-        if os.path.isdir(path):
-            files += [] if "**" in parts[-1:] else _images_in(path, exclude)
-        elif is_any or path.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
-            files.append(path)
-    files = [path for path in files if not own or not os.path.realpath(path).startswith(own)]
-    if "**" in parts:  # where links lead in circles
-        files = list({os.path.realpath(path): path for path in sorted(files, key=len, reverse=True)}.values())
+    if "**" in parts:  # Python's own would follow links that lead in circles
+        others = _files_in(root, exclude) if os.path.isdir(root) else []
+        others = [os.path.normpath(path) for path in others] if root == "." else others
+        for path in others:
+            names = os.path.relpath(path, root).split(os.sep)
+            is_whole = _fits(names, parts[len(fixed) :])
+            is_inside = any(_fits(names[:i], parts[len(fixed) :]) for i in range(1, len(names)))
+            if path.lower().endswith(suffixes if is_whole else IMAGE_SUFFIXES if is_inside else ()):
+                files.append(path)
+    else:
+        others = glob.glob(pattern)
+        inside = os.path.realpath(root)
+        own = os.path.join(exclude, "") if exclude and exclude != inside and exclude.startswith(inside) else None
+        for path in others:
+            found = (
+                _images_in(path, exclude) if os.path.isdir(path) else [path] if path.lower().endswith(suffixes) else []
+            )
+            files += [path for path in found if not own or not os.path.realpath(path).startswith(own)]
     if not files:
         raise FileNotFoundError(
-            f"No images or videos ({', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}) match the pattern {pattern!r}"
-            + (f"; {len(matches)} other files and folders do." if matches else ".")
+            f"No images or videos ({', '.join(suffixes)}) match the pattern {pattern!r}"
+            + (f"; {len(others)} other files or folders were found." if others else ".")
         )
     if any(map(_is_video, files)):
         VideoReader.require()
-    return [_Found(path, root or ".") for path in _sorted_naturally(dict.fromkeys(files), root)]
+    return [_Found(path, root.rstrip(os.sep) or os.sep) for path in _sorted_naturally(dict.fromkeys(files), root)]
+
+
+def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the names of folders and a file match the parts of a pattern."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_fits(names[i:], parts[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def _sorted_naturally(paths: Iterable[str], root: str) -> list[str]:
     """Sort paths folder by folder, in the order of names in which numbers count as numbers."""
 
     def key(path: str) -> tuple[Any, ...]:
-        names = path[len(root) :].split(os.sep)
+        names = os.path.relpath(path, root).split(os.sep)
         split = [re.split(r"(\d+)", name.lower()) for name in names]
         return [[int(x) if i % 2 else x for i, x in enumerate(words)] for words in split], path
 
@@ -505,8 +526,11 @@ def _read_file(item: _Found, index: int, options: _Options) -> Frame:
             raise FileNotFoundError(f"No such image: {where!r}; it was moved or deleted meanwhile.") from None
 
     def read_remote() -> np.ndarray:
-        with open(_download(where), "rb") as file:
-            return decode_image(file, options.image_format, options.exif, without_password(where))
+        local = _download(where)
+        with open(local, "rb") as file:
+            # A bad file stays in the cache, and only the user knows whether the server has a better one by now.
+            label = f"{without_password(where)} (downloaded to {local})"
+            return decode_image(file, options.image_format, options.exif, label)
 
     if "://" in where:
         name = without_password(where)
@@ -577,13 +601,17 @@ def _read_video(item: _Found, index: Iterator[int], options: _Options) -> Genera
         if is_camera:  # which has a thread of its own
             frames = iter(Camera(item.value, options.image_format))
         else:
-            frames = iter(VideoReader(_download(item.value) if is_remote else item.value, options.image_format))
+            place = _download(item.value) if is_remote and not item.value.startswith(_STREAMS) else item.value
+            frames = iter(VideoReader(place, options.image_format))
             frames = read_ahead(frames, options.ahead) if options.workers else frames
         with closing(frames):
-            for i, (image, time) in enumerate(frames):
-                waiting = [Frame(image, f"{name}, frame {i}", path, next(index), time, source=source)]
+            for i in itertools.count():  # enumerate() would hold the image
+                timed = next(frames, None)
+                if timed is None:
+                    break
+                waiting = [Frame(timed[0], f"{name}, frame {i}", path, next(index), timed[1], source=source)]
                 label = f"{name}, frame {i + 1}"
-                del image
+                del timed
                 yield waiting.pop()
     except (OSError, ValueError, ImportError) as e:
         yield Frame(None, label, path, next(index), error=e, source=source)

@@ -65,7 +65,6 @@ def _pyav() -> ModuleType | None:
         av = importlib.import_module("av")
     except ImportError:
         return None
-    av.logging.set_level(av.logging.PANIC)  # what a decoder prints comes as an error too
     return av
 
 
@@ -80,7 +79,7 @@ class VideoReader:
     Files are open only during an iteration, and each iteration starts at the first frame. Sound is left out.
 
     Args:
-        path: the file.
+        path: the file, or an address that FFmpeg opens, such as `rtsp://...`.
         image_format: the format of the frames, as for `detectron2.data.images.read_image`; None means "RGB".
 
     Attributes:
@@ -93,7 +92,7 @@ class VideoReader:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        OSError: if it is no video, or has no frame that can be decoded.
+        OSError: if it is not a video, or none of its frames can be decoded.
         ImportError: if neither PyAV nor OpenCV is installed.
 
     Example:
@@ -108,7 +107,7 @@ class VideoReader:
         self.require()
         if os.path.isdir(self.path):
             raise IsADirectoryError(f"Expected a video file, got the folder {self.path!r}.")
-        if not os.path.exists(self.path):
+        if "://" not in self.path and not os.path.exists(self.path):
             raise FileNotFoundError(f"No such video: {self.path!r} (working directory: {os.getcwd()}).")
         if os.path.isfile(self.path) and not os.path.getsize(self.path):
             raise OSError(f"{self.path!r} is empty; expected a video.")
@@ -147,7 +146,9 @@ class VideoReader:
             last = seconds
             if self.image_format != order:
                 image = convert_array(image, self.image_format, "rgb")
-            yield image, seconds - start
+            waiting = [(image, seconds - start)]
+            del image  # so that it is freed when the caller has done with it
+            yield waiting.pop()
 
 
 def _frames_by_pyav(reader: VideoReader, order: str) -> Iterator[tuple[np.ndarray, float | None]]:
@@ -482,7 +483,7 @@ class VideoWriter:
                 times (AVI, or all without PyAV) repeat frames to fit.
 
         Raises:
-            ValueError: if the image has another size or type than the video, or the time is no number.
+            ValueError: if the image has another size or type than the video, or the time is not a number.
             OSError: if the file cannot be written. The video is then discarded.
         """
         if self._is_closed:

@@ -44,6 +44,9 @@ BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 REPORT_INTERVAL = 10.0  # seconds between two lines of the log
 _CHUNK = 1 << 20
 _HEADERS = {"User-Agent": "detectron2"}
+_NO_PAGES = (
+    ".pkl", ".pth", ".pyth", ".pt", ".safetensors", ".bin", ".json", ".zip", ".jpg", ".jpeg", ".png", ".webp", ".mp4"
+)  # fmt: skip
 _LONGEST_NAME = 240  # file systems allow 255 bytes; endings such as ".part.json" are added
 # Its files are where other programs that share the cache look for them. Those of other hosts are in a folder of the
 # host, so that two hosts may serve different files under one path.
@@ -299,7 +302,7 @@ def _check_kind(url: str, target: str, response: Any) -> None:
     """Refuse a web page, which login proxies and file hosts send instead of the file."""
     ending = os.path.splitext(urlsplit(url).path)[1].lower()
     is_page = response.headers.get_content_type() == "text/html" and "Content-Type" in response.headers
-    if is_page and ending in (".pkl", ".pth", ".pyth", ".pt", ".safetensors", ".bin", ".json", ".zip"):
+    if is_page and ending in _NO_PAGES:
         raise _error(url, target, f"a web page came instead of the file (from {without_password(response.geturl())})")
 
 
