@@ -8,14 +8,15 @@ python demo/demo.py --config-file ... --video-input in.mp4 --output out.mp4 --op
 python demo/demo.py --config-file ... --video-input in.mp4 --output drawn/ --opts MODEL.WEIGHTS ...
 python demo/demo.py --config-file ... --webcam --opts MODEL.WEIGHTS ... MODEL.DEVICE cpu
 
-Without --output the result is shown in a window, which a key press closes (Esc or q for a video). Windows and videos
-need OpenCV: pip install opencv-python. `detectron2 predict` writes predictions as JSON as well, and needs no
---config-file for checkpoints that were trained here.
+Without --output the result is shown in a window, which a key press closes (Esc or q for a video). Windows and cameras
+need OpenCV (pip install opencv-python), and videos PyAV (pip install 'detectron2[video]') or OpenCV. `detectron2
+predict` writes predictions as JSON as well, and needs no --config-file for checkpoints that were trained here.
 """
 
 import argparse
 import glob
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
+from detectron2.inference.video import Camera, VideoReader, VideoWriter, read_ahead
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
@@ -45,7 +47,7 @@ def opencv() -> Any:
     try:
         return importlib.import_module("cv2")
     except ImportError as e:
-        raise SystemExit(f"Windows and videos need OpenCV ({e}): pip install opencv-python; or give --output.") from e
+        raise SystemExit(f"Windows need OpenCV ({e}): pip install opencv-python; or give --output.") from e
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
@@ -150,26 +152,21 @@ def run_on_images(make_predictor: Callable[[], DefaultPredictor], files: Sequenc
             break
 
 
-def frames_of(video: Any) -> Iterator[np.ndarray]:
-    """Frames `(H, W, 3)`, BGR, of an opened video or camera."""
-    while True:
-        is_read, frame = video.read()
-        if not is_read:
-            return
-        yield frame
-
-
-def drawn_frames(make_predictor: Callable[[], DefaultPredictor], video: Any) -> Iterator[np.ndarray]:
-    """Frames `(H, W, 3)`, BGR, with what was found drawn on them."""
+def drawn_frames(
+    make_predictor: Callable[[], DefaultPredictor], video: VideoReader | Camera
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames `(H, W, 3)`, BGR, with what was found drawn on them, and their times in seconds."""
+    frames = read_ahead(video, 4) if isinstance(video, VideoReader) else iter(video)
+    first = next(frames)  # a camera that cannot be opened says so before the model is made
     predictor = make_predictor()
     visualizer = VideoVisualizer(predictor.metadata, ColorMode.IMAGE)
-    for frame in frames_of(video):
-        yield np.ascontiguousarray(draw_frame(visualizer, frame[:, :, ::-1], predictor(frame))[:, :, ::-1])
+    for frame, seconds in itertools.chain([first], frames):
+        yield np.ascontiguousarray(draw_frame(visualizer, frame[:, :, ::-1], predictor(frame))[:, :, ::-1]), seconds
 
 
-def show_frames(frames: Iterator[np.ndarray]) -> None:
+def show_frames(frames: Iterator[tuple[np.ndarray, float]]) -> None:
     """Show frames until they end or a key is pressed."""
-    for frame in frames:
+    for frame, _ in frames:
         opencv().imshow(WINDOW, frame)
         if opencv().waitKey(1) in (ESCAPE, ord("q")):
             break
@@ -177,45 +174,21 @@ def show_frames(frames: Iterator[np.ndarray]) -> None:
 
 
 def run_on_video(make_predictor: Callable[[], DefaultPredictor], source: str | int, output: str | None) -> None:
-    """Draw a video, or what a camera sees, into a file of as many frames per second; or show it."""
-    cv2 = opencv()
+    """Draw a video, or what a camera sees, into a file in which frames keep their times; or show it."""
     if isinstance(source, str) and "://" not in source and not os.path.isfile(source):
         raise SystemExit(f"There is no file {source!r}.")
-    video = cv2.VideoCapture(source)
-    if not video.isOpened():
-        raise SystemExit(f"OpenCV cannot open {'the camera' if source == 0 else repr(source)}.")
+    video = Camera(source) if isinstance(source, int) else VideoReader(source)
     frames = drawn_frames(make_predictor, video)  # makes the model when the first frame is wanted
-    try:
-        if output is None:
-            check_window()
-            show_frames(frames)
-        else:
-            (place,) = places_of(["camera.mp4" if source == 0 else str(source)], output)
-            write_video(cv2, video, frames, place)
-    finally:
-        video.release()
-
-
-def write_video(cv2: Any, video: Any, frames: Iterator[np.ndarray], output: str) -> None:
-    """Write frames to a file that appears when it is whole."""
-    folder, name = os.path.split(os.path.abspath(output))
-    root, suffix = os.path.splitext(name)
-    partial = os.path.join(folder, f".{root}.{os.getpid()}{suffix}")  # OpenCV chooses the format by the suffix
-    size_wh = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-    codec = cv2.VideoWriter_fourcc(*("mp4v" if suffix.lower() in (".mp4", ".m4v", ".mov") else "MJPG"))
-    writer = cv2.VideoWriter(partial, codec, video.get(cv2.CAP_PROP_FPS) or 25.0, size_wh)
-    try:
-        if not writer.isOpened():
-            raise SystemExit(f"OpenCV cannot write {output!r}; give --output a name that ends in .mp4 or .avi.")
-        for frame in tqdm(frames, total=max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None):
-            writer.write(frame)
-        writer.release()
-        os.replace(partial, output)
-        logger.info("The video is %s", output)
-    finally:
-        writer.release()
-        if os.path.exists(partial):
-            os.unlink(partial)
+    if output is None:
+        check_window()
+        show_frames(frames)
+        return
+    (place,) = places_of(["camera.mp4" if source == 0 else str(source)], output)
+    fps, count = (video.fps, video.frame_count) if isinstance(video, VideoReader) else (None, None)
+    with VideoWriter(place, fps) as writer:  # which leaves a video of the frames so far, whatever happens
+        for frame, seconds in tqdm(frames, total=count):
+            writer.write(frame, seconds)
+    logger.info("The video is %s", place)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -244,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run_on_images(lambda: DefaultPredictor(cfg), files, args.output)
             else:
                 run_on_video(lambda: DefaultPredictor(cfg), 0 if args.webcam else args.video_input, args.output)
-    except (OSError, ValueError, KeyError) as e:  # whose messages say what to do
+    except (OSError, ValueError, KeyError, ImportError) as e:  # whose messages say what to do
         raise SystemExit(f"demo.py: {e.args[0] if isinstance(e, KeyError) and e.args else e}") from e
 
 

@@ -100,7 +100,7 @@ def test_what_cannot_be_done_is_said_before_the_model_is_made(demo, unloadable, 
     for argv, message in (
         (("--video-input", tmp_path / "in.avi"), "there is no display. Give --output"),
         (("--input", image), "there is no display. Give --output"),
-        (("--video-input", tmp_path / "bad.mp4", *out), r"cannot open '.*bad\.mp4'"),
+        (("--video-input", tmp_path / "bad.mp4", *out), r"'.*bad\.mp4' is not a video that can be opened"),
         (("--video-input", tmp_path / "in.avi", "--output", tmp_path / "x.txt"), r"cannot write '.*x\.txt'"),
         (("--video-input", tmp_path / "in.avi", "--output", tmp_path), r"would write over .*in\.avi"),
         (("--input", image, "--output", tmp_path), r"would write over .*a\.png"),
@@ -113,6 +113,45 @@ def test_what_cannot_be_done_is_said_before_the_model_is_made(demo, unloadable, 
         demo("--input", image)
     content = image.read_bytes(), (tmp_path / "in.avi").stat().st_size > 0
     assert content[0] == picture(tmp_path / "c.png", 0).read_bytes() and content[1]
+
+
+def test_cameras(demo, tmp_path, monkeypatch, unloadable):
+    cv2 = pytest.importorskip("cv2")
+
+    class Nothing:
+        def __init__(self, number):
+            assert number == 0
+
+        def isOpened(self):
+            return False
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Nothing)
+    with pytest.raises(SystemExit, match=r"The camera 0 cannot be opened"):
+        demo("--webcam", "--output", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_damaged_video_is_drawn_as_far_as_it_goes(demo, tmp_path):
+    """And so is one of which the drawing is interrupted; frames keep their times."""
+    av = pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(8):
+            pixels = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="bgr24")))
+        container.mux(stream.encode(None))
+    content = (tmp_path / "in.mkv").read_bytes()
+    (tmp_path / "in.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit, match=r"in\.mkv' is damaged: it is cut off after frame \d"):
+        demo("--video-input", tmp_path / "in.mkv", "--output", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert 2 <= len(times) <= 6 and np.allclose(np.diff(times), 0.5, atol=1e-3)
 
 
 @pytest.mark.parametrize(
