@@ -164,8 +164,8 @@ def _frames_by_pyav(reader: VideoReader, order: str) -> Iterator[tuple[np.ndarra
     with container:
         streams = [s for s in container.streams.video if not _is_cover(s)]
         if not streams:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise OSError(f"{path!r} has no moving pictures; it contains {kinds}.")
+            kinds = ", ".join(sorted({"a cover" if _is_cover(s) else s.type for s in container.streams}))
+            raise OSError(f"{path!r} has no moving pictures; it contains {kinds or 'nothing'}.")
         stream = streams[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 0)

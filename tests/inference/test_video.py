@@ -90,6 +90,21 @@ def test_sound_is_no_video(tmp_path, backend):
         VideoReader(tmp_path / "sound.mkv")
 
 
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        sound, cover = container.add_stream("aac", rate=44100), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = W, H, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(frame_of(0), format="bgr24")))
+        container.mux(cover.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 4410), np.float32), format="fltp", layout="stereo")
+        silence.rate = 44100
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with pytest.raises(OSError, match="has no moving pictures; it contains a cover, audio"):
+        VideoReader(tmp_path / "song.mp4")
+
+
 @pytest.mark.parametrize("times", [[0, 0.1, 0.2, 0.3], [0, 0.1, 0.2, 1.0, 1.05, 2.0], [3.0, 3.5, 3.6], [0.0]])
 def test_frames_have_their_times(tmp_path, backend, times):
     reader = VideoReader(write(tmp_path / "a.mp4", times))
