@@ -8,7 +8,7 @@ like a matplotlib figure, without the cost of one. Operations are recorded and r
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from detectron2.utils.file_io import atomic_write
 __all__ = ["VisImage"]
 
 _DPI = 100
+_VECTOR_SUFFIXES = (".pdf", ".svg")
 _DASHES = {"--": (3.7, 1.6), "-.": (6.4, 1.6, 1.0, 1.6), ":": (1.0, 1.65)}
 _DASH_NAMES = {"dashed": "--", "dashdot": "-.", "dotted": ":", "solid": "-"}
 _ALIGNMENT = {"left": 0.0, "center": 0.5, "right": 1.0}
@@ -79,13 +80,20 @@ class VisImage:
         return (picture * (1 - opacity) + layer[..., :3] * opacity + 0.5).astype(np.uint8)
 
     def save(self, filepath: str | os.PathLike) -> None:
-        """Write the picture to a file, whose suffix chooses the format: `.png`, `.jpg` or another that Pillow knows."""
+        """Write the picture to a file, completely or not at all. Its suffix chooses the format.
+
+        `.svg` and `.pdf` hold the drawings as shapes and text, which stay sharp at any size, above the pixels of the
+        image. `.png`, `.jpg` and the others that Pillow knows hold what `get_image()` returns.
+        """
         suffix = os.path.splitext(filepath)[1].lower()
         kind = Image.registered_extensions().get(suffix)
-        if kind is None:
-            raise ValueError(f"{os.fspath(filepath)!r} has no suffix of an image format; use .png or .jpg.")
+        if suffix not in _VECTOR_SUFFIXES and kind is None:
+            raise ValueError(f"{os.fspath(filepath)!r} has no suffix of an image format; use .png, .jpg, .svg or .pdf.")
         with atomic_write(filepath) as f:
-            Image.fromarray(self.get_image()).save(f, format=kind)
+            if suffix in _VECTOR_SUFFIXES:
+                self._save_shapes(f, suffix[1:])
+            else:
+                Image.fromarray(self.get_image()).save(f, format=kind)
 
     @property
     def fig(self) -> Any:
@@ -200,7 +208,7 @@ class VisImage:
         share, lines = _ALIGNMENT[horizontal_alignment], text.split("\n")
 
         def operation(renderer: Any) -> None:
-            self._typesetter.render(lines, (x, y), share, font_size, color, background, padding, rotation)
+            self._typesetter.render(renderer, lines, (x, y), share, font_size, color, background, padding, rotation)
 
         self._operations.append(operation)
 
@@ -222,6 +230,11 @@ class VisImage:
         return self._typesetter_
 
     def _paint_background(self) -> None:
+        self._renderer_.clear()
+        self._renderer_.draw_image(self._renderer_.new_gc(), 0, 0, self._background())
+
+    def _background(self) -> np.ndarray:
+        """The image in the size of the canvas, as uint8 RGBA with the lowest row first."""
         picture = np.ascontiguousarray(self.img)
         if picture.dtype != np.uint8:
             picture = picture.clip(0, 255).astype(np.uint8)
@@ -229,8 +242,7 @@ class VisImage:
             picture = np.asarray(Image.fromarray(picture).resize(self._size_wh, Image.Resampling.BILINEAR))
         opaque = np.full((*picture.shape[:2], 4), 255, dtype=np.uint8)
         opaque[..., :3] = picture[::-1]
-        self._renderer_.clear()
-        self._renderer_.draw_image(self._renderer_.new_gc(), 0, 0, opaque)
+        return opaque
 
     def _render(self) -> None:
         renderer = self._renderer
@@ -258,9 +270,40 @@ class VisImage:
 
         self._operations.append(operation)
 
+    def _save_shapes(self, file: IO[bytes], kind: str) -> None:
+        """Write a vector file: the image, what was drawn, and above it what is in `fig`."""
+        from matplotlib import rc_context
+        from matplotlib.artist import Artist
+
+        class Drawings(Artist):
+            """Draws the image and all operations, which count in pixels of the canvas."""
+
+            def draw(artist, renderer: Any) -> None:  # noqa: N805 (`self` is the canvas)
+                target = _InPoints(renderer, self._size_wh[1])
+                target.draw_image(target.new_gc(), 0, 0, self._background())
+                for operation in self._operations:
+                    operation(target)
+
+        figure = self._make_figure() if self._figure is None else self._figure
+        size_of_pixels = figure.get_size_inches()
+        drawings = Drawings()
+        drawings.set_zorder(-1)  # under all that users put into the figure
+        figure.add_artist(drawings)
+        try:
+            figure.set_size_inches(self._size_wh[0] / _DPI, self._size_wh[1] / _DPI)
+            # without a date and random names the same picture gives the same file
+            date = {"svg": "Date", "pdf": "CreationDate"}[kind]
+            with rc_context({"svg.hashsalt": "detectron2"}):
+                figure.savefig(file, format=kind, dpi=_DPI, metadata={date: None})
+        finally:
+            figure.set_size_inches(size_of_pixels)
+            drawings.remove()
+
     def _ensure_figure(self) -> None:
-        if self._figure is not None:
-            return
+        if self._figure is None:
+            self._figure = self._make_figure()
+
+    def _make_figure(self) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -273,7 +316,32 @@ class VisImage:
         axes.set_xlim(0, self.width)
         axes.set_ylim(self.height, 0)
         axes.set_autoscale_on(False)
-        self._figure = figure
+        return figure
+
+
+class _InPoints:
+    """Passes drawings in pixels of the canvas on to a renderer that counts in points, of which an inch has 72."""
+
+    def __init__(self, renderer: Any, height: int):
+        self._renderer = renderer
+        self._height = height
+        self._factor = 72 / _DPI
+        self.new_gc = renderer.new_gc
+
+    def draw_path(self, gc: Any, path: Any, transform: Any, face: Any) -> None:
+        """Draw a path, y up from the bottom."""
+        from matplotlib.transforms import Affine2D
+
+        self._renderer.draw_path(gc, path, transform + Affine2D().scale(self._factor), face)
+
+    def draw_image(self, gc: Any, x: float, y: float, pixels: np.ndarray) -> None:
+        """Place an image by its lower left corner, y up from the bottom."""
+        self._renderer.draw_image(gc, x * self._factor, y * self._factor, pixels)
+
+    def draw_text(self, gc: Any, x: float, y: float, text: str, font: Any, rotation: float) -> None:
+        """Write a line, y down from the top."""
+        y = y if self._renderer.flipy() else self._height - y
+        self._renderer.draw_text(gc, x * self._factor, y * self._factor, text, font, rotation)
 
 
 class _Typesetter:
@@ -291,6 +359,7 @@ class _Typesetter:
 
     def render(
         self,
+        renderer: Any,
         lines: Sequence[str],
         anchor_xy: tuple[float, float],
         share: float,
@@ -312,15 +381,15 @@ class _Typesetter:
         shift = np.array([anchor_xy[0] - low[0] - share * (high[0] - low[0]), anchor_xy[1] - low[1]])
         if background is not None:
             outer = corners + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * padding
-            self._fill_polygon(outer @ turn.T + shift, background)
-        gc = self._renderer.new_gc()
+            self._fill_polygon(renderer, outer @ turn.T + shift, background)
+        gc = renderer.new_gc()
         gc.set_foreground(tuple(color), isRGBA=True)
         for row, line in enumerate(lines):
             if not line.strip():
                 continue
             left = (width - self._measure(line, font_size)[0]) * share
             x, y = turn @ [left, (row + 1) * line_height - descent] + shift
-            self._renderer.draw_text(gc, float(x), float(y), line, self._font(font_size), rotation)
+            renderer.draw_text(gc, float(x), float(y), line, self._font(font_size), rotation)
 
     def _font(self, size: float) -> Any:
         if size not in self._fonts:
@@ -336,13 +405,13 @@ class _Typesetter:
             self._sizes[key] = self._renderer.get_text_width_height_descent(line or " ", self._font(size), False)
         return self._sizes[key]
 
-    def _fill_polygon(self, corners_xy: np.ndarray, face: Sequence[float]) -> None:
+    def _fill_polygon(self, renderer: Any, corners_xy: np.ndarray, face: Sequence[float]) -> None:
         from matplotlib.path import Path
         from matplotlib.transforms import Affine2D
 
-        gc = self._renderer.new_gc()
+        gc = renderer.new_gc()
         gc.set_linewidth(0.0)
         # Agg's paths count y from the bottom
         flip = Affine2D().scale(1, -1).translate(0, self._renderer.height)
         closed = Path(np.concatenate([corners_xy, corners_xy[:1]]), closed=True)
-        self._renderer.draw_path(gc, closed, flip, tuple(face))
+        renderer.draw_path(gc, closed, flip, tuple(face))

@@ -1,3 +1,8 @@
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -219,3 +224,37 @@ def test_saving(tmp_path):
     with pytest.raises(ValueError, match="suffix"):
         canvas.save(tmp_path / "picture")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.JPG", "picture.png"]
+
+
+def test_vector_files_hold_shapes_text_and_the_pixels_of_the_image(tmp_path):
+    canvas = VisImage(blank(value=90), scale=2)
+    canvas.draw_path([np.array([[10, 5], [30, 5], [30, 20], [10, 20]])], face=(1.0, 0.0, 0.0, 0.25), edge=RED)
+    canvas.draw_text("cat <1> $x$", (5, 5), font_size=8, color=RED, background=BLACK)
+    canvas.ax.plot([0, 60], [0, 40], color="lime")
+    before = canvas.get_image()
+    for name in ("a.svg", "b.svg", "a.pdf", "b.pdf"):
+        canvas.save(tmp_path / name)
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    assert root.get("viewBox") == "0 0 86.4 57.6"  # 120 x 80 pixels at 100 in an inch, in points
+    text = (tmp_path / "a.svg").read_text()
+    # the square in points, y down: 2 * 72 / 100 times the pixels of the image
+    assert "M 14.4 7.2 \nL 43.2 7.2 \nL 43.2 28.8 \nL 14.4 28.8 \nz" in text
+    assert "fill-opacity: 0.25" in text and "stroke: #00ff00" in text
+    picture = re.search(r"data:image/png;base64,\s*([^\"]+)", text)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
+    assert pixels.shape == (80, 120, 4) and (pixels[..., :3] == 90).all()
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    for suffix in ("svg", "pdf"):  # nothing depends on the time
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    np.testing.assert_array_equal(canvas.get_image(), before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.svg", "b.pdf", "b.svg"]
+
+
+def test_the_image_of_a_vector_file_stands_upright(tmp_path):
+    image = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+    VisImage(image).save(tmp_path / "a.svg")
+    element = next(e for e in ElementTree.parse(tmp_path / "a.svg").iter() if e.tag.endswith("image"))
+    data = element.get("{http://www.w3.org/1999/xlink}href").split(",")[1]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[..., :3]
+    np.testing.assert_array_equal(pixels[::-1], image)  # with the lowest row first, which the element turns over
+    assert element.get("transform").startswith("scale(1 -1)")
