@@ -275,25 +275,23 @@ class VisImage:
         from matplotlib import rc_context
         from matplotlib.artist import Artist
 
-        class Drawings(Artist):
-            """Draws the image and all operations, which count in pixels of the canvas."""
-
-            def draw(artist, renderer: Any) -> None:  # noqa: N805 (`self` is the canvas)
-                target = _InPoints(renderer, self._size_wh[1])
-                target.draw_image(target.new_gc(), 0, 0, self._background())
-                for operation in self._operations:
-                    operation(target)
+        def draw(renderer: Any) -> None:
+            target = _InPoints(renderer, self._size_wh[1])
+            target.draw_image(target.new_gc(), 0, 0, self._background())
+            for operation in self._operations:
+                operation(target)
 
         figure = self._make_figure() if self._figure is None else self._figure
         size_of_pixels = figure.get_size_inches()
-        drawings = Drawings()
+        drawings: Any = Artist()
+        drawings.draw = draw
         drawings.set_zorder(-1)  # under all that users put into the figure
         figure.add_artist(drawings)
         try:
             figure.set_size_inches(self._size_wh[0] / _DPI, self._size_wh[1] / _DPI)
             # without a date and random names the same picture gives the same file
             date = {"svg": "Date", "pdf": "CreationDate"}[kind]
-            with rc_context({"svg.hashsalt": "detectron2"}):
+            with rc_context({"svg.hashsalt": "detectron2", "savefig.bbox": None}):
                 figure.savefig(file, format=kind, dpi=_DPI, metadata={date: None})
         finally:
             figure.set_size_inches(size_of_pixels)
