@@ -47,7 +47,7 @@ def draw(
     Example:
         >>> from types import SimpleNamespace
         >>> from detectron2.data import Metadata
-        >>> from detectron2.inference import Result
+        >>> from detectron2.inference.results import Result
         >>> from detectron2.structures import Boxes, Instances
         >>> image = np.zeros((60, 80, 3), np.uint8)
         >>> frame = SimpleNamespace(image=image, name="a.jpg", path=None, index=0, time=None, error=None, source=None)

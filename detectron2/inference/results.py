@@ -108,6 +108,7 @@ class Result:
             ids, segments = panoptic
             self.panoptic_seg = _with_segments(ids, segments, self.metadata)
         self.size_hw: tuple[int, int] | None = self._find_size()
+        self._encoded: tuple[Instances, list[dict[str, Any]]] | None = None
 
     def _find_size(self) -> tuple[int, int] | None:
         if self.frame.image is not None:
@@ -174,7 +175,7 @@ class Result:
         labels = self.sem_seg.argmax(dim=0) if self.sem_seg.dim() == 3 else self.sem_seg
         return labels.numpy().astype(np.int32)
 
-    @cached_property
+    @property
     def masks_rle(self) -> list[dict[str, Any]] | None:
         """The masks of the objects as COCO's run lengths, counts as text; None for a model without masks.
 
@@ -183,12 +184,9 @@ class Result:
         instances = self.instances
         if instances is None or not (instances.has("pred_masks") or instances.has("pred_masks_rle")):
             return None
-        if instances.has("pred_masks_rle"):
-            return [_as_text(rle) for rle in instances.pred_masks_rle]
-        masks = instances.pred_masks
-        if isinstance(masks, ROIMasks):
-            return paste_masks_as_rle(masks.tensor, instances.pred_boxes, instances.image_size)
-        return encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
+        if self._encoded is None or self._encoded[0] is not instances:  # trackers exchange the instances
+            self._encoded = instances, _encode_masks(instances)
+        return self._encoded[1]
 
     @property
     def track_ids(self) -> list[int] | None:
@@ -677,6 +675,16 @@ def _as_text(rle: Mapping[str, Any]) -> dict[str, Any]:
         uncompressed: Any = dict(rle)
         counts = mask_util.frPyObjects(uncompressed, *rle["size"])["counts"]
     return {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
+    """Masks in any of their forms as run lengths."""
+    if instances.has("pred_masks_rle"):
+        return [_as_text(rle) for rle in instances.pred_masks_rle]
+    masks = instances.pred_masks
+    if isinstance(masks, ROIMasks):
+        return paste_masks_as_rle(masks.tensor, instances.pred_boxes, instances.image_size)
+    return encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:
