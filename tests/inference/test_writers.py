@@ -424,7 +424,11 @@ def test_a_video_becomes_a_video(tmp_path):
     with ResultWriter(tmp_path, csv=True) as writer:
         for result in [*clip(4), objects("a.jpg", 4)]:
             writer.write(result)
-    assert [p for p in files_in(tmp_path) if "." in p and not p.startswith("pred")] == ["a.png", "clip.mp4", "counts.csv"]
+    assert [p for p in files_in(tmp_path) if "." in p and not p.startswith("pred")] == [
+        "a.png",
+        "clip.mp4",
+        "counts.csv",
+    ]
     assert len(list(video.VideoReader(str(tmp_path / "clip.mp4")))) == 4
     assert [float(r["time"] or -1) for r in table(tmp_path / "counts.csv")] == [0, 0.1, 0.2, 0.3, -1]
     assert writer.is_done("clip.mp4") and writer.image_count == 5
