@@ -70,6 +70,7 @@ class Result:
     Example:
         >>> from types import SimpleNamespace
         >>> from detectron2.data import Metadata
+        >>> from detectron2.inference.results import Result
         >>> from detectron2.structures import Boxes, Instances
         >>> image = np.zeros((480, 640, 3), np.uint8)
         >>> frame = SimpleNamespace(image=image, name="a.jpg", path=None, index=0, time=None, error=None, source=None)
@@ -78,7 +79,7 @@ class Result:
         >>> names = Metadata(thing_classes=["person", "dog"])
         >>> result = Result({"instances": found}, frame=frame, image_format="BGR", metadata=names, seconds=0.1)
         >>> result
-        2 objects in a.jpg (480 x 640): 1 person, 1 dog
+        2 objects in a.jpg (480 x 640): 1 dog, 1 person
         >>> result.filter(classes=["dog"]).to_coco(image_id=7)[0]["bbox"]
         [10.0, 20.0, 40.0, 40.0]
     """
@@ -568,6 +569,7 @@ def object_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         What is not known is None.
 
     Example:
+        >>> from detectron2.inference.results import object_rows
         >>> entry = {"class_id": 0, "class": "cat", "score": 0.9, "box_xyxy": [1.0, 2.0, 4.0, 6.0]}
         >>> row = object_rows({"file": "a.jpg", "index": 0, "time": None, "objects": [entry]})[0]
         >>> row["width"], row["height"], row["area"]
@@ -603,6 +605,7 @@ def panoptic_categories(metadata: Any) -> list[dict[str, Any]]:
 
     Example:
         >>> from detectron2.data import Metadata
+        >>> from detectron2.inference.results import panoptic_categories
         >>> panoptic_categories(Metadata(thing_classes=["cat"], stuff_classes=["sky"]))[1]
         {'id': 1, 'name': 'sky', 'isthing': 0}
     """
