@@ -6,6 +6,7 @@ A tracker is fed with the detections of one frame after another, and returns the
 
 from .base_tracker import TRACKER_HEADS_REGISTRY, BaseTracker, build_tracker_head
 from .bbox_iou_tracker import BBoxIOUTracker
+from .byte_tracker import ByteTracker, track
 from .hungarian_tracker import BaseHungarianTracker
 from .iou_weighted_hungarian_bbox_iou_tracker import IOUWeightedHungarianBBoxIOUTracker
 from .utils import create_prediction_pairs
@@ -16,8 +17,10 @@ __all__ = [
     "BBoxIOUTracker",
     "BaseHungarianTracker",
     "BaseTracker",
+    "ByteTracker",
     "IOUWeightedHungarianBBoxIOUTracker",
     "VanillaHungarianBBoxIOUTracker",
     "build_tracker_head",
     "create_prediction_pairs",
+    "track",
 ]
