@@ -20,7 +20,7 @@ __all__ = ["BoxKalmanFilter", "ByteTracker", "track"]
 
 # Standard deviations, as shares of the size of the object (the root of its area).
 _MEASUREMENT = 0.05  # of a detected box
-_MOTION = 0.02  # of the change of velocity in one frame
+_MOTION = 0.01  # of the change of velocity in one frame
 _FIRST_VELOCITY = 0.2  # of the velocity, in pixels a frame, of an object that was seen once
 # Arguments of ByteTracker that cfg.TRACKER_HEADS may have; there their names are in capitals.
 _OPTIONS = (
@@ -133,8 +133,8 @@ class ByteTracker(BaseTracker):
 
     Each track predicts where its object is by a Kalman filter at constant velocity (as SORT; Bewley et al., "Simple
     Online and Realtime Tracking", ICIP 2016). Detections with a high score are matched first, with all tracks; those
-    with a low score, which are often of objects that others hide, are matched with the tracks of the frame before that
-    are still without one. Only a high score begins a track. A track that finds nothing is lost, and waits where its
+    with a low score, which are often of objects that others hide, are matched with the tracks that are still without
+    one. Only a high score begins a track. A track that finds nothing is lost, and waits where its
     object should have gone.
 
     Matching is by the IoU of upright boxes; rotated boxes are compared by their upright hulls. The least score that
@@ -300,13 +300,10 @@ class ByteTracker(BaseTracker):
         predicted = self._filter.boxes()
         track_of = np.full(len(boxes), -1, np.int64)
         is_high = scores >= self._high_score
-        stages = (
-            (is_high, np.full(len(predicted), True), self._match_iou),
-            (~is_high & (scores >= self._low_score), self._lost == 0, self._low_match_iou),
-        )
-        for is_eligible, is_waiting, least in stages:
+        stages = ((is_high, self._match_iou), (~is_high & (scores >= self._low_score), self._low_match_iou))
+        for is_eligible, least in stages:
             rows = np.flatnonzero(is_eligible)
-            tracks = np.setdiff1d(np.flatnonzero(is_waiting), track_of)
+            tracks = np.setdiff1d(np.arange(len(predicted)), track_of)
             overlaps = box_iou(torch.from_numpy(boxes[rows]), torch.from_numpy(predicted[tracks])).numpy()
             overlaps[classes[rows, None] != self._classes[None, tracks]] = 0
             chosen, partners = _best_pairs(overlaps, least)

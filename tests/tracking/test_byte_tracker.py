@@ -50,7 +50,7 @@ def test_it_is_the_filter_in_matrix_form():
     for step in (1.0, 1.0, 0.4, 2.5):
         size = np.sqrt(state[2] * state[3])
         move = np.block([[eye, step * eye], [zero, eye]])
-        noise = np.block([[eye * step**3 / 3, eye * step**2 / 2], [eye * step**2 / 2, eye * step]]) * (0.02 * size) ** 2
+        noise = np.block([[eye * step**3 / 3, eye * step**2 / 2], [eye * step**2 / 2, eye * step]]) * (0.01 * size) ** 2
         state, covariance = move @ state, move @ covariance @ move.T + noise
         filter.predict(step)
         assert filter.mean[0] == pytest.approx(state[:4]) and filter.velocity[0] == pytest.approx(state[4:])
@@ -114,13 +114,14 @@ def test_confident_detections_choose_first(seen):
     assert found.ID == [0] and found.scores.tolist() == pytest.approx([0.9])
 
 
-def test_a_doubtful_detection_does_not_bring_back_a_lost_track(seen):
-    tracker = ByteTracker()
-    for _ in range(3):
-        tracker.update(seen((box(0), 0.9)))
-    tracker.update(seen())
-    assert tracker.update(seen((box(0), 0.3))).ID == []
-    assert tracker.update(seen((box(0), 0.9))).ID == [0]
+def test_a_doubtful_detection_brings_back_a_lost_track_if_it_overlaps_enough(seen):
+    for x, expected in ((4, [0]), (10, [])):  # IoU 2/3 and 1/3
+        tracker = ByteTracker(low_match_iou=0.5)
+        for _ in range(3):
+            tracker.update(seen((box(0), 0.9)))
+        tracker.update(seen())
+        assert expected == tracker.update(seen((box(x), 0.3))).ID
+        assert tracker.update(seen((box(x), 0.9))).ID == [0]
 
 
 def test_it_waits_where_the_object_should_have_gone(seen):
