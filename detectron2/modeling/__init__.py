@@ -29,6 +29,7 @@ from .meta_arch import (
     build_sem_seg_head,
 )
 from .mmdet_wrapper import MMDetBackbone, MMDetDetector
+from .optimized import optimized_for_inference
 from .postprocessing import detector_postprocess
 from .proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY, build_proposal_generator, build_rpn_head
 from .roi_heads import (
@@ -96,4 +97,5 @@ __all__ = [
     "build_sem_seg_head",
     "detector_postprocess",
     "make_stage",
+    "optimized_for_inference",
 ]

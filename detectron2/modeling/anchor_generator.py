@@ -5,7 +5,8 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input, continuous c
 `(x_center, y_center, width, height, angle)`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,6 +89,8 @@ class DefaultAnchorGenerator(nn.Module):
     box_dim: torch.jit.Final[int] = 4
     """Numbers that describe one anchor."""
     _box_type: type[Boxes] = Boxes
+    # Called in the place of `_grid_anchors`, with this generator, where anchors are kept; see optimized.py.
+    _keep: Callable[[Any, list[Sequence[int]]], list[torch.Tensor]] | None = None
 
     @configurable
     def __init__(
@@ -164,7 +167,9 @@ class DefaultAnchorGenerator(nn.Module):
         """
         if len(features) != self.num_features:
             raise ValueError(f"anchor generator made for {self.num_features} feature maps; got {len(features)}")
-        return [self._box_type(anchors) for anchors in self._grid_anchors([x.shape[-2:] for x in features])]
+        sizes_hw: list[Sequence[int]] = [x.shape[-2:] for x in features]
+        placed = self._grid_anchors(sizes_hw) if self._keep is None else self._keep(self, sizes_hw)
+        return [self._box_type(anchors) for anchors in placed]
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
