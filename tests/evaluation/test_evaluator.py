@@ -8,6 +8,7 @@ import detectron2.evaluation.evaluator as evaluator_module
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detectron2.evaluation.evaluator import explain_weights
+from detectron2.layers import Conv2d
 from detectron2.structures import Instances
 
 
@@ -300,3 +301,55 @@ def test_the_checkpointer_says_what_it_loaded(caplog, tmp_path):
     torch.save({"model": {"head.weight": torch.ones(3, 1)}}, tmp_path / "w.pth")
     DetectionCheckpointer(model).load(str(tmp_path / "w.pth"))
     assert f"Of its weights 75.0% were loaded from {tmp_path / 'w.pth'}" in explain_weights(model)
+
+
+class Seen(DatasetEvaluator):
+    """Keeps what the model returned."""
+
+    def reset(self):
+        self.outputs = []
+
+    def process(self, inputs, outputs):
+        self.outputs.append(outputs.clone())
+
+    def evaluate(self):
+        return {"outputs": self.outputs}
+
+
+def test_a_model_of_this_package_runs_in_its_optimized_form(monkeypatch):
+    torch.manual_seed(0)
+    model = Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batches = [torch.rand(1, 3, 5, 6) for _ in range(2)]
+    with torch.no_grad(), inference_context(model):
+        expected = [model(batch) for batch in batches]
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda *args: pytest.fail("the norm was run"))
+    found = inference_on_dataset(model, batches, Seen())["outputs"]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert model.training and model.norm is not None
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_changes_between_batches_count():
+    model, batches = Conv2d(1, 1, 1, bias=False), [torch.ones(1, 1, 1, 1)] * 3
+
+    def double():
+        model.weight.data.mul_(2)
+
+    model.weight.data.fill_(1)
+    outputs = inference_on_dataset(model, batches, Seen(), {"after_inference": double})["outputs"]
+    assert [output.item() for output in outputs] == [1, 2, 4]
+
+
+def test_what_a_model_of_another_package_keeps_is_on_the_model_itself():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, batch):
+            self.calls += 1
+            return batch
+
+    model = Counting()
+    inference_on_dataset(model, [torch.zeros(1)] * 3, Seen())
+    assert model.calls == 3
