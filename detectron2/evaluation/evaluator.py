@@ -301,8 +301,8 @@ def inference_on_dataset(
             stack.enter_context(inference_context(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(lean_masks(model, evaluator))
-        form = OptimizedForm(model)
-        _run_loop(form, data_loader, evaluator, [callbacks.get(name, lambda: None) for name in _CALLBACK_NAMES], total)
+        functions = [callbacks.get(name, lambda: None) for name in _CALLBACK_NAMES]
+        _run_loop(OptimizedForm(model), data_loader, evaluator, functions, total)
     start = time.perf_counter()
     results = evaluator.evaluate()
     logger.info(f"Computed the metrics in {time.perf_counter() - start:.2f} seconds")

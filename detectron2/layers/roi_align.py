@@ -1,13 +1,29 @@
 """RoIAlign (He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870).
 
-Letters: `R` regions, `C` channels.
+On the CPU, of features with channels last and where no gradient is asked for, each bin is a weighted sum of rows of the
+features, which are a table with one row of `C` numbers for each cell. That is the work of
+`torch.nn.functional.embedding_bag`, which uses all cores and adds whole rows; torchvision's operator copies the
+features, and takes one core and one number at a time. Samples that share a cell are added before. For other features
+torchvision's is as fast as their copy into a table.
+
+Letters: `N` images, `R` regions, `C` channels, `P` bins along a side, `S` samples along a side of a bin, `T` cells that
+they reach.
 """
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
+from detectron2.utils.tracing import is_tracing
+
 __all__ = ["ROIAlign", "roi_align"]
+
+_CELLS_AT_ONCE = 1 << 20  # of all bins that are pooled together, each time it is read
+_MOST_CELLS = 1 << 12  # of one bin; regions far beyond the map are left to torchvision
+_FEWEST_CHANNELS = 8
 
 
 class ROIAlign(nn.Module):
@@ -52,9 +68,12 @@ class ROIAlign(nn.Module):
                 f"got {tuple(rois.shape)}."
             )
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        out = roi_align(
-            input.to(dtype), rois.to(dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
-        )
+        x, regions = input.to(dtype), rois.to(dtype)
+        if _are_rows(x, regions):
+            samples_hw = _samples_of(regions, self)
+            if _can_sum_cells(samples_hw):
+                return _sum_cells(x, regions, samples_hw, self).to(input.dtype)
+        out = roi_align(x, regions, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
         return out.to(input.dtype)
 
     def extra_repr(self) -> str:
@@ -63,3 +82,104 @@ class ROIAlign(nn.Module):
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
         )
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _are_rows(x: torch.Tensor, rois: torch.Tensor) -> bool:
+    """Whether the features are rows in memory, on the CPU, and nothing records what happens to them."""
+    if x.device.type != "cpu" or x.dim() != 4 or x.shape[1] < _FEWEST_CHANNELS or is_tracing():
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or rois.requires_grad):
+        return False
+    is_empty = x.numel() == 0 or rois.shape[0] == 0
+    return not is_empty and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _samples_of(rois: torch.Tensor, pooler: ROIAlign) -> torch.Tensor:
+    """Samples along the sides of a bin of each region, `(R, 2)`, rows before columns, as floating numbers."""
+    sides_hw = _sides_of(rois, pooler)[1]
+    if pooler.sampling_ratio > 0:
+        return torch.full_like(sides_hw, pooler.sampling_ratio)
+    return (sides_hw / sides_hw.new_tensor(_pair(pooler.output_size))).ceil()
+
+
+def _sides_of(rois: torch.Tensor, pooler: ROIAlign) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper left corner and size of each region in cells, both `(R, 2)`, rows before columns."""
+    shift = 0.5 if pooler.aligned else 0.0
+    start = rois[:, [2, 1]] * pooler.spatial_scale - shift
+    sides = rois[:, [4, 3]] * pooler.spatial_scale - shift - start
+    return start, sides if pooler.aligned else sides.clamp(min=1)
+
+
+def _can_sum_cells(samples_hw: torch.Tensor) -> bool:
+    """Whether no region is far larger than usual; not so with coordinates that are not numbers."""
+    largest = samples_hw.clamp(min=0).add(1).mul(2).prod(dim=1).amax()
+    return bool(largest <= _MOST_CELLS)
+
+
+def _sum_cells(x: torch.Tensor, rois: torch.Tensor, samples_hw: torch.Tensor, pooler: ROIAlign) -> torch.Tensor:
+    """Pool features `(N, C, H, W)` with channels last; the result lies in memory as they do."""
+    channels, height, width = x.shape[1:]
+    output_hw = _pair(pooler.output_size)
+    table = x.permute(0, 2, 3, 1).view(-1, channels)
+    start, sides = _sides_of(rois, pooler)
+    image = rois[:, 0].long() * (height * width)
+    out = x.new_empty((rois.shape[0], *output_hw, channels))
+    is_dense = pooler.sampling_ratio <= 0
+    for rows, grid_hw in _groups(samples_hw, output_hw):
+        of_axes = [
+            _cells_and_weights(start[rows, i], sides[rows, i], output_hw[i], grid_hw[i], (height, width)[i], is_dense)
+            for i in range(2)
+        ]
+        (y, y_weight), (x_, x_weight) = of_axes
+        y = y * width + image[rows, None, None]
+        cell = y[:, :, None, :, None] + x_[:, None, :, None, :]
+        weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+        bins = cell.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)
+        pooled = F.embedding_bag(bins[0], table, mode="sum", per_sample_weights=bins[1])
+        out.index_put_((rows,), pooled.view(-1, *output_hw, channels))
+    return out.permute(0, 3, 1, 2)
+
+
+def _groups(samples_hw: torch.Tensor, output_hw: tuple[int, int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Indices of regions whose bins have the same number of samples, and this number, rows before columns."""
+    grids, group = samples_hw.clamp(min=0).long().unique(dim=0, return_inverse=True)
+    order = group.argsort(stable=True)
+    counts = group.bincount(minlength=len(grids))
+    for rows, grid_hw in zip(order.split(counts.tolist()), grids.tolist(), strict=True):
+        cells = output_hw[0] * output_hw[1] * 2 * (grid_hw[0] + 1) * (grid_hw[1] + 1)
+        for part in rows.split(max(1, _CELLS_AT_ONCE // cells)):
+            yield part, grid_hw
+
+
+def _cells_and_weights(
+    start: torch.Tensor, side: torch.Tensor, bins: int, samples: int, size: int, is_dense: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells that the samples of each bin reach along one axis, and their shares of the mean, both `(R, P, T)`."""
+    if samples == 0:  # a region turned inside out has none
+        return start.new_zeros((len(start), bins, 1), dtype=torch.int64), start.new_zeros((len(start), bins, 1))
+    # In the order of torchvision's operator, so that rounding is the same.
+    length = (side / bins)[:, None, None]
+    number = torch.arange(bins, dtype=start.dtype)[:, None]
+    offset = (torch.arange(samples, dtype=start.dtype) + 0.5) * length / samples
+    position = start[:, None, None] + number * length + offset
+    share = ((position >= -1) & (position <= size)).to(start.dtype) / samples
+    position = position.clamp(0, size - 1)
+    low = position.floor()
+    if is_dense:  # samples are at most a cell apart, but for rounding
+        first = low[:, :, :1]
+        low = low.minimum(first + (samples - 1))
+        first, slot = first.long(), (low - first).long()
+        upper_share = (position - low) * share
+        weights = start.new_zeros((*low.shape[:2], samples + 1))
+        weights.scatter_add_(2, slot, share - upper_share)
+        weights.scatter_add_(2, slot + 1, upper_share)
+        cells = first + torch.arange(samples + 1)
+    else:
+        upper_share = (position - low) * share
+        weights = torch.cat([share - upper_share, upper_share], dim=2)
+        cells = torch.cat([low.long(), low.long() + 1], dim=2)
+    return cells.clamp(max=size - 1), weights  # beyond the last cell there is no weight

@@ -74,7 +74,12 @@ def _group_by_level(levels: torch.Tensor, num_levels: int) -> list[torch.Tensor]
 
 def _merge_levels(groups: Sequence[torch.Tensor], pooled: Sequence[torch.Tensor], num_regions: int) -> torch.Tensor:
     """Put the rows of each level back to where their boxes came from."""
-    merged = pooled[0].new_empty((num_regions, *pooled[0].shape[1:]))
+    size = (num_regions, *pooled[0].shape[1:])
+    if any(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in pooled):
+        options = {"dtype": pooled[0].dtype, "device": pooled[0].device}
+        merged = torch.empty(size, memory_format=torch.channels_last, **options)
+    else:
+        merged = pooled[0].new_empty(size)
     for index, rows in zip(groups, pooled, strict=True):
         merged.index_put_((index,), rows)  # by `=`, a traced graph would keep the shape of a level with one region
     return merged

@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -6,6 +7,8 @@ import torch
 import torchvision
 
 from detectron2.layers import ROIAlign, roi_align
+
+module = importlib.import_module("detectron2.layers.roi_align")  # the package has a function of this name
 
 
 def bilinear(image, y, x):
@@ -95,3 +98,62 @@ def test_wrong_shape():
 
 def test_repr():
     assert repr(ROIAlign(7, 0.25, 0)) == "ROIAlign(output_size=7, spatial_scale=0.25, sampling_ratio=0, aligned=True)"
+
+
+def rows_of_features(shape=(2, 8, 12, 14), dtype=torch.float32):
+    x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def many_regions(count, generator=None):
+    """Regions of all sizes, some of them partly or wholly outside of the map, or without area."""
+    generator = generator or torch.Generator().manual_seed(1)
+    corner = torch.rand(count, 2, generator=generator) * 20 - 4
+    size = torch.rand(count, 2, generator=generator) ** 2 * 16
+    size[::7] = size[::7].round()
+    size[3::11] = 0
+    image = torch.randint(0, 2, (count, 1), generator=generator)
+    return torch.cat([image, corner, corner + size], dim=1)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize(("size", "dtype"), [(3, torch.float32), ((2, 5), torch.float64)])
+def test_sums_of_cells_are_torchvisions_results(monkeypatch, aligned, ratio, size, dtype):
+    x, rois = rows_of_features(dtype=dtype), many_regions(150)
+    expected = torchvision.ops.roi_align(x, rois.to(dtype), size, 0.9, ratio, aligned)
+    monkeypatch.setattr(module, "roi_align", lambda *args: pytest.fail("not the sum of cells"))
+    monkeypatch.setattr(module, "_CELLS_AT_ONCE", 1000)
+    found = ROIAlign(size, 0.9, ratio, aligned)(x, rois)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_other_features_give_torchvisions_numbers():
+    x, rois = rows_of_features().contiguous(), many_regions(20)
+    expected = torchvision.ops.roi_align(x, rois, 3, 1.0, 0, True)
+    assert torch.equal(ROIAlign(3, 1.0, 0)(x, rois), expected)
+
+
+def test_samples_a_cell_apart_that_rounding_puts_further():
+    x = rows_of_features((1, 8, 40, 40))
+    start = torch.arange(1, 2000) * torch.tensor(1e-3)
+    rois = torch.stack([0 * start, start, start, start + 21, start + 14], dim=1)
+    expected = torchvision.ops.roi_align(x, rois, 7, 1.0, 0, True)
+    torch.testing.assert_close(ROIAlign(7, 1.0, 0)(x, rois), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("box", [[5.0, 5, 1, 1], [0.0, 0, 1e4, 8], [-80.0, -80, -50, -50], [0.0, 0, 3, 1e-20]])
+def test_odd_regions(box):
+    x, rois = rows_of_features(), torch.tensor([[0.0, *box]])
+    expected = torchvision.ops.roi_align(x, rois, 2, 1.0, 0, True)
+    torch.testing.assert_close(ROIAlign(2, 1.0, 0)(x, rois), expected, rtol=0, atol=1e-4)
+
+
+def test_gradients_are_those_of_torchvision():
+    gradients = []
+    for pool in (ROIAlign(3, 1.0, 0), lambda x, rois: torchvision.ops.roi_align(x, rois, 3, 1.0, 0, True)):
+        x = rows_of_features().requires_grad_()
+        pool(x, many_regions(50)).square().sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)

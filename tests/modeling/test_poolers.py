@@ -177,3 +177,13 @@ class TestRotated:
         for level, scale in enumerate(SCALES):
             expected = ROIAlignRotated((2, 3), scale, 2)(features[level], regions[level : level + 1])
             torch.testing.assert_close(pooled[level : level + 1], expected)
+
+
+def test_channels_last_in_channels_last_out():
+    torch.manual_seed(0)
+    features, boxes = pyramid(channels=8), [random_boxes(20, 400.0), random_boxes(3)]
+    pooler = ROIPooler(3, SCALES, 0, "ROIAlignV2")
+    last = [x.contiguous(memory_format=torch.channels_last) for x in features]
+    expected, found = pooler(features, boxes), pooler(last, boxes)
+    assert expected.is_contiguous() and found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
