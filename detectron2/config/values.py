@@ -17,7 +17,7 @@ import detectron2.config.defaults as defaults
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 
-__all__ = ["check_values", "value_problem"]
+__all__ = ["check_values", "requirement", "value_problem"]
 
 _Rule = tuple[str, Callable[[Any], bool]]  # what a value, or each item of a list, must be
 
@@ -123,9 +123,8 @@ def check_values(cfg: Any, groups: str = "*") -> None:
 
 def value_problem(path: str, default: Any, value: Any) -> str:
     """Return what is wrong with the value of a key, such as "must be a number above 0, but is -1", or an empty text."""
-    text, is_valid = next((rule for rule, keys in _RULES if _is_in(path, keys)), ("", lambda x: True))
-    usual, items = [x for x in _items(default) if x is not None], list(_items(value))
-    is_number = all(map(_is_number, usual)) and (bool(usual) or text.startswith(("a number", "a whole number")))
+    text, is_valid = _rule_of(path)
+    is_number, items = _is_numeric(default, text), list(_items(value))
     is_none_valid = default is None or (path in OPTIONAL_KEYS and not default) or _is_in(path, _MAY_BE_NONE)
     if not (is_number or text) or (value is None and is_none_valid) or _is_in(path, _UNCHECKED):
         return ""
@@ -134,17 +133,48 @@ def value_problem(path: str, default: Any, value: Any) -> str:
         may_be_infinite = _is_in(path, _MAY_BE_INFINITE)
         is_right = is_right and all(_is_number(x) and _is_bounded(x, may_be_infinite) for x in items)
         if isinstance(default, int):
-            text = text or "a whole number"
             is_right = is_right and all(float(x).is_integer() for x in items)
     if isinstance(default, (list, tuple)):
-        lengths = next((numbers for keys, numbers in _LENGTHS.items() if _is_in(path, keys)), ())
-        least = 0 if _is_in(path, _MAY_BE_EMPTY) else 1
+        lengths, least = _lengths_of(path)
         is_right = is_right and all(len(x) in lengths if lengths else len(x) >= least for x in _innermost(value))
-        number = (
-            f"{' or '.join(map(str, lengths))} items" if lengths else "items" if least == 0 else "one or more items"
-        )
-        text = f"a list of {number}, each {text or 'a finite number'}"
-    return "" if is_right and all(map(is_valid, items)) else f"must be {text or 'a finite number'}, but is {value!r}"
+    is_right = is_right and all(map(is_valid, items))
+    return "" if is_right else f"must be {requirement(path, default)}, but is {value!r}"
+
+
+def requirement(path: str, default: Any) -> str:
+    """Return what the value of a key must be, such as "a number above 0"; empty for a key that is not checked.
+
+    >>> requirement("SOLVER.BASE_LR", 0.001)
+    'a number of at least 0'
+    """
+    text, _ = _rule_of(path)
+    is_number = _is_numeric(default, text)
+    if not (is_number or text) or _is_in(path, _UNCHECKED):
+        return ""
+    if is_number and isinstance(default, int):
+        text = text or "a whole number"
+    text = text or "a finite number"
+    if not isinstance(default, (list, tuple)):
+        return text
+    lengths, least = _lengths_of(path)
+    number = f"{' or '.join(map(str, lengths))} items" if lengths else "items" if least == 0 else "one or more items"
+    return f"a list of {number}, each {text}"
+
+
+def _rule_of(path: str) -> _Rule:
+    return next((rule for rule, keys in _RULES if _is_in(path, keys)), ("", lambda x: True))
+
+
+def _is_numeric(default: Any, text: str) -> bool:
+    """Whether the value of a key, or each item of it, is a number; `text` is that of its rule."""
+    usual = [x for x in _items(default) if x is not None]
+    return all(map(_is_number, usual)) and (bool(usual) or text.startswith(("a number", "a whole number")))
+
+
+def _lengths_of(path: str) -> tuple[tuple[int, ...], int]:
+    """Return the lengths that the innermost lists may have, empty for any, and the least one."""
+    lengths = next((numbers for keys, numbers in _LENGTHS.items() if _is_in(path, keys)), ())
+    return lengths, 0 if _is_in(path, _MAY_BE_EMPTY) else 1
 
 
 def _depth(value: Any) -> int:

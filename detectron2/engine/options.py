@@ -20,7 +20,7 @@ logger = logging.getLogger("detectron2.engine.lazy")
 
 
 def _option(key: str) -> Any:
-    """Make a row of the table; the default, and what the option means, are in `detectron2.config.optional_keys`."""
+    """Make a row of the table; defaults are in `detectron2.config.optional_keys`, meanings in its `key_meanings`."""
     return field(default=OPTIONAL_KEYS[key], metadata={"key": key})
 
 

@@ -11,7 +11,7 @@ from detectron2.config.defaults import _C
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.unread import warn_of_unread
-from detectron2.config.values import _RULES, _is_in, check_values, value_problem
+from detectron2.config.values import _RULES, _is_in, check_values, requirement, value_problem
 from detectron2.modeling import build_model
 
 DEFAULTS = {**dict(iter_leaves(_C)), **OPTIONAL_KEYS}
@@ -171,3 +171,11 @@ def test_upright_boxes_have_four_weights():
         check_values(config(*five))
     rotated = ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "MODEL.ROI_HEADS.NAME", "RROIHeads")
     check_values(config(*five, *rotated))
+
+
+def test_requirements_in_words():
+    assert requirement("GLOBAL.HACK", 1.0) == requirement("INPUT.RANDOM_FLIP", "horizontal") == ""
+    assert requirement("SOLVER.MAX_ITER", 1) == "a whole number of at least 0"
+    assert requirement("VIS_PERIOD", 0) == "a whole number"
+    assert requirement("SOLVER.STEPS", (1,)) == "a list of items, each a number of at least 0"
+    assert requirement("SOLVER.BETAS", (0.9, 0.999)) == "a list of 2 items, each a number in [0, 1)"
