@@ -1,4 +1,4 @@
-"""The command line: `detectron2 demo | train | eval | predict | export | data | analyze | plot | env`.
+"""The command line: `detectron2 train`, `detectron2 predict` and others.
 
 Each command is a module with `run(args)`, which is imported only when it is called; their arguments are in `arguments`.
 """
@@ -25,8 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; default: those of this process.
 
     Returns:
-        The exit status: 0 for success, 1 for a user error (said in one message on stderr), 130 after Ctrl-C, 141 where
-        the reader of the output has gone, as `head` does.
+        The exit status, one of `detectron2.cli.arguments.EXIT_STATUSES`.
     """
     args = parse(list(sys.argv[1:] if argv is None else argv))
     if args.command is None and args.version:
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command is None:
         args.parser.print_help()
-        return 1
+        return 2
     out: Any = PrintableStream(sys.stdout)
     err: Any = PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -4,16 +4,29 @@ Options and other words may be mixed in any order.
 """
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
-__all__ = ["parse"]
+__all__ = ["EXIT_STATUSES", "EXPORT_FORMATS", "build_parser", "parse"]
+
+EXIT_STATUSES = {
+    0: "success",
+    1: "a user error, said in one message on stderr; of 'data check': the data has mistakes",
+    2: "the command line cannot be understood; the usage is shown",
+    130: "ended by Ctrl-C (SIGINT)",
+    141: "the reader of the output has gone (SIGPIPE), as after '| head'",
+    143: "ended by SIGTERM; training saves a checkpoint first",
+}
+"""What the exit statuses of all commands mean."""
 
 _Table = dict[str, tuple[str, Callable[[Any], None]]]
 # As in detectron2.data.formats and detectron2.evaluation.analysis, which take seconds to import.
 _FORMATS = ("coco", "voc", "yolo")
-_EXPORT_FORMATS = ("onnx", "openvino", "pt2", "aoti", "torchscript")  # as in detectron2.export.formats
+EXPORT_FORMATS = ("onnx", "openvino", "pt2", "aoti", "torchscript")  # as in detectron2.export.formats
 _TASKS = ("bbox", "segm", "keypoints")
+_SHELLS = ("bash", "zsh", "fish")
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "
     "YOLO format, or the name of a registered data set"
@@ -29,27 +42,90 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Returns:
         The arguments; `command` is None where there is none, after `--version`, and else `action` may name a part.
     """
-    if argv[:1] == ["data"]:
-        return _parse_one("detectron2 data", "action", _ACTIONS, argv[1:], command="data")
-    return _parse_one("detectron2", "command", _COMMANDS, argv)
+    if argv and argv[0] in _GROUPS:
+        what, actions = _GROUPS[argv[0]]
+        return _parse_one(f"detectron2 {argv[0]}", "action", actions, argv[1:], what, command=argv[0])
+    return _parse_one("detectron2", "command", _COMMANDS, argv, _WHAT)
 
 
-def _parse_one(prog: str, dest: str, table: _Table, argv: list[str], **known: str) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """Return one parser with all commands and their options, for shell completion and documentation."""
+    parser, commands = _menu("detectron2", "command", _WHAT)
+    for name, (text, add_arguments) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=_sentence(text))
+        if name in _GROUPS:
+            _, actions = _GROUPS[name]
+            inner = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+            for action, (about, add_more) in actions.items():
+                _fill(inner.add_parser(action, help=about, description=_sentence(about)), add_more)
+        else:
+            _fill(command, add_arguments)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names, in the message of a mistake, the nearest option or command that there is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end the process with status 2."""
+        words: list[str] = []
+        known: Iterable[str] = []
+        if message.startswith("unrecognized arguments: "):
+            words = [w.partition("=")[0] for w in message.split()[2:] if w.startswith("-")]
+            known = self._option_string_actions
+        elif found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            words, known = [found[1]], re.findall(r"[\w-]+", found[2])
+        near = [match for word in words for match in get_close_matches(word, list(known), n=1, cutoff=0.6)]
+        super().error(message + (f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""))
+
+
+def _parse_one(prog: str, dest: str, table: _Table, argv: list[str], what: str, **known: str) -> argparse.Namespace:
     """Parse the words of one of the commands in a table, or show which there are."""
     if argv and argv[0] in table:
         text, add_arguments = table[argv[0]]
-        parser = argparse.ArgumentParser(f"{prog} {argv[0]}", description=text[0].upper() + text[1:] + ".")
-        add_arguments(parser.add_argument)
-        parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-        return parser.parse_intermixed_args(argv[1:], argparse.Namespace(**known, **{dest: argv[0]}))
-    what = "Check, show or convert a data set." if known else "Object detection and segmentation on PyTorch."
-    menu = argparse.ArgumentParser(prog, description=what)
-    if not known:
-        menu.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = menu.add_subparsers(dest=dest, metavar=dest.upper(), required=bool(known))
+        parser = _Parser(f"{prog} {argv[0]}", description=_sentence(text))
+        _fill(parser, add_arguments)
+        args = parser.parse_intermixed_args(_protect(argv[1:]), argparse.Namespace(**known, **{dest: argv[0]}))
+        for name, value in vars(args).items():
+            setattr(args, name, _unprotect(value))
+        return args
+    menu, commands = _menu(prog, dest, what, is_required=bool(known))
     for name, (text, _) in table.items():
         commands.add_parser(name, help=text)
-    return argparse.Namespace(command=None, parser=menu, version=menu.parse_args(argv).version)
+    args = menu.parse_args(argv)
+    return argparse.Namespace(command=None, parser=menu, version=args.version)
+
+
+def _menu(prog: str, dest: str, what: str, is_required: bool = False) -> tuple[argparse.ArgumentParser, Any]:
+    """Make a parser for the first word, and the place for commands in it."""
+    statuses = "; ".join(f"{status}: {text}" for status, text in EXIT_STATUSES.items())
+    menu = _Parser(prog, description=what, epilog=f"Exit statuses: {statuses}.")
+    if not is_required:
+        menu.add_argument("--version", action="store_true", help="print the version and exit")
+    return menu, menu.add_subparsers(dest=dest, metavar=dest.upper(), required=is_required)
+
+
+def _fill(parser: argparse.ArgumentParser, add_arguments: Callable[[Any], None]) -> None:
+    add_arguments(parser.add_argument)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _protect(words: Sequence[str]) -> list[str]:
+    """Put a space before negative numbers such as -1e-3, which argparse takes for options otherwise."""
+    return [
+        f" {word}" if re.fullmatch(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-\.?inf", word, re.I) else word
+        for word in words
+    ]
+
+
+def _unprotect(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unprotect(item) for item in value]
+    return value[1:] if isinstance(value, str) and value.startswith(" -") else value
 
 
 # Each of these gets the method `add_argument` of a parser.
@@ -122,7 +198,7 @@ def _export(add: Any) -> None:
     _add_config(add, is_required=False)
     _add_datasets(add)
     add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    formats = f"{{{','.join(_EXPORT_FORMATS)}}}"  # of others export_model says the way
+    formats = f"{{{','.join(EXPORT_FORMATS)}}}"  # of others export_model says the way
     add("--format", required=True, metavar=formats, help="onnx and openvino run without PyTorch")
     add("--output", required=True, metavar="DIR", help="folder for the model, model.json and predict.py")
     dynamic = "what may differ from image to image: batch, size, batch,size or none; default: all that the format can"
@@ -252,10 +328,67 @@ def _plot(add: Any) -> None:
     add("--output", metavar="DIR", help=folder)
 
 
+_ANY_CONFIG = "config file, name in the model zoo, checkpoint, or output folder of a run"
+
+
+def _config_show(add: Any) -> None:
+    add("file", metavar="CONFIG", help=_ANY_CONFIG)
+    add("opts", nargs="*", metavar="CHANGE", help="KEY VALUE pairs for YAML, path.key=value for LazyConfig")
+    add("--changed", action="store_true", help="only what differs from the defaults; of YAML configs")
+
+
+def _config_diff(add: Any) -> None:
+    add("first", metavar="A", help=_ANY_CONFIG)
+    add("second", metavar="B", help="the other one")
+
+
+def _config_explain(add: Any) -> None:
+    keys = "full name of a key, its last part, or the name of a group, in any case; default: list the groups"
+    add("key", nargs="*", metavar="KEY", help=keys)
+
+
+def _zoo_list(add: Any) -> None:
+    add("filter", nargs="*", metavar="FILTER", help="words that name or task must have, such as: mask R_50")
+    add("--json", action="store_true", help="print all that is known as JSON")
+
+
+def _zoo_info(add: Any) -> None:
+    add("name", nargs="+", metavar="NAME", help="name of a config in the model zoo")
+    add("--json", action="store_true", help="print all that is known as JSON")
+
+
+def _zoo_download(add: Any) -> None:
+    add("name", nargs="+", metavar="NAME", help="name of a config in the model zoo that has weights")
+    add("--force", action="store_true", help="download again what is in the cache")
+
+
+def _completion(add: Any) -> None:
+    add("shell", choices=_SHELLS, metavar="SHELL", help=", ".join(_SHELLS))
+
+
 _ACTIONS: _Table = {
     "check": ("look for mistakes; the exit status is 1 if there are any that training would stumble over", _check),
     "show": ("draw samples with their annotations, as they are or as a model gets them", _show),
     "convert": ("convert a data set between the formats of COCO, Pascal VOC and YOLO", _convert),
+}
+_ZOO_ACTIONS: _Table = {
+    "list": ("list the models of the model zoo with their published accuracy", _zoo_list),
+    "info": ("say what is known about a model: accuracy, speed, weights, licence, commands that use it", _zoo_info),
+    "download": ("download trained weights into the cache, and print where they are", _zoo_download),
+}
+_CONFIG_ACTIONS: _Table = {
+    "show": ("print a config of any kind as YAML that can be read again", _config_show),
+    "diff": ("print the keys in which two configs differ", _config_diff),
+    "explain": (
+        "say what keys of YAML configs mean, with type, default and unit, and what reads them",
+        _config_explain,
+    ),
+}
+_WHAT = "Object detection and segmentation on PyTorch."
+_GROUPS: dict[str, tuple[str, _Table]] = {
+    "data": ("Check, show or convert a data set.", _ACTIONS),
+    "config": ("Show, compare or explain configs.", _CONFIG_ACTIONS),
+    "zoo": ("List, describe or download the models of the model zoo.", _ZOO_ACTIONS),
 }
 _COMMANDS: _Table = {
     "demo": ("train a small Mask R-CNN on generated data, evaluate it and write a report", _demo),
@@ -266,5 +399,8 @@ _COMMANDS: _Table = {
     "data": ("check, show or convert a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
     "plot": ("draw the curves of training runs", _plot),
+    "config": ("show, compare or explain configs", lambda add: None),
+    "zoo": ("list, describe or download the models of the model zoo", lambda add: None),
     "env": ("show versions and devices, for bug reports", lambda add: None),
+    "completion": ("print a script that completes commands and options in a shell", _completion),
 }

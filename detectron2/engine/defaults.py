@@ -163,6 +163,8 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         logger.info("The full config is in %s", path)
     seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
     seed_all_rng(None if seed is None or seed < 0 else seed + rank)
+    if precision := _try_get_key(cfg, "FLOAT32_PRECISION", default=""):
+        torch.set_float32_matmul_precision(precision)
     if _try_get_key(cfg, "TRAIN.DETERMINISTIC", "train.deterministic", default=False):
         _make_deterministic(seed, logger)
     # Benchmarking convolutions pays off only where image sizes repeat, which they do not in evaluation.

@@ -124,4 +124,4 @@ def _config_folder() -> Path:
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"The nearest names are: {', '.join(close)}." if close else "See the folder configs/ for all names."
+    return f"The nearest names are: {', '.join(close)}." if close else "'detectron2 zoo list' shows all names."

@@ -11,7 +11,25 @@ from detectron2.cli import arguments
 from detectron2.cli.arguments import parse
 
 ROOT = Path(arguments.__file__).resolve().parents[2]
-COMMANDS = ["demo", "train", "eval", "predict", "export", "data", "analyze", "plot", "env"]
+COMMANDS = [
+    "demo",
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "data",
+    "analyze",
+    "plot",
+    "config",
+    "zoo",
+    "env",
+    "completion",
+]
+ACTIONS = {
+    "data": ["check", "show", "convert"],
+    "config": ["show", "diff", "explain"],
+    "zoo": ["list", "info", "download"],
+}
 
 
 def fresh(code, *argv, path=ROOT):
@@ -43,6 +61,48 @@ def test_options_and_changes_in_any_order():
     assert (args.runs, args.smooth) == (["a", "b"], 3)
 
 
+@pytest.mark.parametrize("number", ["-5", "-0.5", "-.5", "-1e-3", "-1E+3", "-2.e5", "-inf", "-.inf", "-1_000"])
+def test_negative_numbers_and_lists_are_values(number):
+    words = ["SOLVER.BASE_LR", number, "--config-file", "x", "SOLVER.STEPS", "[-1, 2]", "INPUT.CROP.SIZE", "(-1,)"]
+    args = parse(["train", *words])
+    assert args.opts == ["SOLVER.BASE_LR", number, "SOLVER.STEPS", "[-1, 2]", "INPUT.CROP.SIZE", "(-1,)"]
+    assert parse(["config", "show", "a.py", "x.y=-1", "--changed", "KEY", number]).opts == ["x.y=-1", "KEY", number]
+    assert parse(["data", "check", "a", "--opts", "KEY", number, "--json"]).opts == ["KEY", number]
+    if number[1] != "." or number[2] != "i":  # which YAML writes for infinity
+        assert parse(["predict", "a.png", "--confidence", number]).confidence == float(number)
+
+
+def test_words_of_groups():
+    args = parse(["config", "diff", "a", "b"])
+    assert (args.command, args.action, args.first, args.second) == ("config", "diff", "a", "b")
+    assert parse(["config", "explain"]).key == []
+    args = parse(["zoo", "list", "mask", "--json", "R_50"])
+    assert (args.command, args.action, args.filter, args.json) == ("zoo", "list", ["mask", "R_50"], True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "a.png", "--confidense", "0.3"], "--confidense 0.3 (did you mean --confidence?)"),
+        (["predict", "a.png", "--confidense=0.3"], "--confidense=0.3 (did you mean --confidence?)"),
+        (["train", "--config-file", "x", "--outptu", "y", "--resum_"], "(did you mean --output, --resume?)"),
+        (["trian"], "(did you mean train?)"),
+        (["data", "chek"], "(did you mean check?)"),
+        (["completion", "bsh"], "(did you mean bash?)"),
+    ],
+)
+def test_the_nearest_word(capsys, words, message):
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert capsys.readouterr().err.rstrip().endswith(message)
+
+
+def test_no_nearest_word(capsys):
+    with pytest.raises(SystemExit):
+        parse(["env", "--zzzzzz"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "usage", "message"),
     [
@@ -60,6 +120,10 @@ def test_options_and_changes_in_any_order():
         (["plot"], "detectron2 plot", "RUN"),
         (["env", "x"], "detectron2 env", "unrecognized arguments: x"),
         (["trian"], "detectron2", "invalid choice: 'trian'"),
+        (["config", "shw", "x"], "detectron2 config", "invalid choice: 'shw'"),
+        (["config", "diff", "x"], "detectron2 config diff", "B"),
+        (["zoo", "info"], "detectron2 zoo info", "NAME"),
+        (["completion", "csh"], "detectron2 completion", "invalid choice: 'csh'"),
     ],
 )
 def test_a_mistake_shows_the_usage_of_its_command(capsys, words, usage, message):
@@ -79,10 +143,13 @@ for words in LINES:
         main(words)
     except SystemExit:
         pass
-slow = {"torch", "numpy", "PIL", "matplotlib", "omegaconf", "fvcore"} & set(sys.modules)
-assert not slow, slow
+slow = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "omegaconf", "fvcore", "iopath", "yaml", "yacs", "shtab"}
+slow |= {"hydra", "pycocotools", "hotcoco", "tqdm", "tabulate", "termcolor", "tensorboard", "importlib.metadata"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+ours = {name for name in sys.modules if name.startswith("detectron2")}
+assert ours == {f"detectron2{name}" for name in ("", ".cli", ".cli.arguments", ".utils", ".utils.terminal")}
 """
-    parts = [*COMMANDS, *(f"data {action}" for action in ("check", "show", "convert"))]
+    parts = [*COMMANDS, *(f"{group} {action}" for group, actions in ACTIONS.items() for action in actions)]
     lines = [[], ["--help"], ["--version"], ["x"], *([*p.split(), w] for p in parts for w in ("--help", "--no-such"))]
     done = fresh(code.replace("LINES", repr(lines)))
     assert done.returncode == 0, done.stderr
@@ -105,3 +172,19 @@ def test_choices_are_those_of_the_library():
 
     assert tuple(FORMATS) == arguments._FORMATS
     assert tuple(TASKS) == arguments._TASKS
+
+
+def test_every_command_has_a_module():
+    assert list(arguments._COMMANDS) == COMMANDS
+    assert {name: list(actions) for name, (_, actions) in arguments._GROUPS.items()} == ACTIONS
+    folder = Path(arguments.__file__).parent
+    assert all((folder / f"{name}.py").is_file() for name in COMMANDS)
+
+
+def test_exit_statuses_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert list(arguments.EXIT_STATUSES) == [0, 1, 2, 130, 141, 143]
+    for status, meaning in arguments.EXIT_STATUSES.items():
+        assert f"{status}: {meaning}" in text

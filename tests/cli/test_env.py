@@ -22,12 +22,14 @@ def test_version(command):
 
 def test_no_command(command):
     status, out, _ = command()
-    assert status == 1
-    for name in ("demo", "train", "eval", "predict", "data", "analyze", "plot", "env"):
+    assert status == 2
+    for name in ("demo", "train", "eval", "predict", "data", "analyze", "plot", "config", "zoo", "env"):
         assert f"\n    {name} " in out
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "eval", "predict", "data", "analyze", "plot", "env"])
+@pytest.mark.parametrize(
+    "name", ["demo", "train", "eval", "predict", "data", "analyze", "plot", "config", "zoo", "env", "completion"]
+)
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([name, "--help"])

@@ -11,7 +11,7 @@ from detectron2.export.formats import FORMATS
 
 
 def test_the_choices_are_the_formats():
-    assert tuple(FORMATS) == arguments._EXPORT_FORMATS
+    assert tuple(FORMATS) == arguments.EXPORT_FORMATS
 
 
 def test_weights_become_a_folder(command, trained, tmp_path):

@@ -717,6 +717,17 @@ class TestSetup:
         torch.manual_seed(5)
         assert torch.equal(a, torch.rand(1))
 
+    @pytest.mark.parametrize(("precision", "expected"), [("", "highest"), ("high", "high")])
+    def test_float32_precision(self, toy_cfg, monkeypatch, precision, expected):
+        found = ["highest"]
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", found.append)
+        toy_cfg.FLOAT32_PRECISION = precision
+        default_setup(toy_cfg, argparse.Namespace())
+        assert found[-1] == expected
+        toy_cfg.FLOAT32_PRECISION = "low"
+        with pytest.raises(ValueError, match="FLOAT32_PRECISION must be empty, or one of highest, high, medium"):
+            default_setup(toy_cfg, argparse.Namespace())
+
     @pytest.mark.parametrize(("benchmark", "eval_only", "expected"), [(True, False, True), (True, True, False)])
     def test_cudnn_benchmark(self, toy_cfg, monkeypatch, benchmark, eval_only, expected):
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
