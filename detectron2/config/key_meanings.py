@@ -65,10 +65,13 @@ def read_meanings() -> dict[str, tuple[str, str]]:
 
 
 def config_keys(projects: bool = True) -> dict[str, ConfigKey]:
-    """Return all keys that have a meaning, by their full names: those of `get_cfg()`, optional ones, those of projects.
+    """Describe all keys that a YAML config may have.
 
     Args:
         projects: whether to import the projects that are installed, for the defaults of their keys.
+
+    Returns:
+        Full name -> key: those of `get_cfg()` first, then optional ones, then those of projects.
 
     Example:
         >>> key = config_keys(projects=False)["SOLVER.EMA_DECAY"]

@@ -50,10 +50,13 @@ class ZooModel:
 
 
 def list_models(words: str = "") -> list[ZooModel]:
-    """Return the models of the zoo, those with weights first.
+    """List the models of the zoo.
 
     Args:
         words: only models whose name, task and kind contain all of these words, in any case.
+
+    Returns:
+        The models that have trained weights, in alphabetical order, then the others.
 
     Example:
         >>> [m.name for m in list_models("retinanet R_101")]

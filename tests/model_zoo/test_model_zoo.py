@@ -79,7 +79,7 @@ def test_unknown_configs_get_the_nearest_names():
             function("COCO-Detection/retinanet_R_50_FPN.yaml")
     with pytest.raises(FileNotFoundError):
         model_zoo.get_config("")
-    with pytest.raises(NotInModelZooError, match="folder configs"):
+    with pytest.raises(NotInModelZooError, match="detectron2 zoo list"):
         model_zoo.get_config("zzz")
 
 
