@@ -16,7 +16,7 @@ EXIT_STATUSES = {
     1: "a user error, said in one message on stderr; of 'data check': the data has mistakes",
     2: "the command line cannot be understood; the usage is shown",
     130: "ended by Ctrl-C (SIGINT)",
-    141: "the reader of the output has gone (SIGPIPE), as after '| head'",
+    141: "the reader of the output has gone (SIGPIPE), as after `head`",
     143: "ended by SIGTERM; training saves a checkpoint first",
 }
 """What the exit statuses of all commands mean."""

@@ -7,6 +7,7 @@ import pytest
 
 import detectron2
 from detectron2.cli import main
+from detectron2.cli.arguments import EXIT_STATUSES
 
 
 def test_env(command):
@@ -70,3 +71,32 @@ def test_as_a_module():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"detectron2 {detectron2.__version__}\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "raised", "status"),
+    [
+        (["--version"], None, 0),
+        (["zoo", "info", "none/such"], None, 1),
+        (["config", "explain", "none_such"], None, 1),
+        (["config", "show", "none/such.yaml"], None, 1),
+        (["plot", "none_such"], None, 1),
+        (["eval"], None, 1),
+        ([], None, 2),
+        (["env", "--none-such"], None, 2),
+        (["env"], KeyboardInterrupt(), 130),
+        (["env"], SystemExit(143), 143),  # as training raises it
+    ],
+)
+def test_exit_statuses(capsys, monkeypatch, words, raised, status):
+    def run(args):
+        raise raised
+
+    if raised is not None:
+        monkeypatch.setattr("detectron2.cli.env.run", run)
+    try:
+        found = main(words)
+    except SystemExit as e:
+        found = e.code
+    assert found == status and status in EXIT_STATUSES
+    assert ("(--traceback shows where)" in capsys.readouterr().err) == (status == 1)
