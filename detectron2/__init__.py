@@ -17,6 +17,7 @@ _SUBPACKAGES = (
     "engine",
     "evaluation",
     "export",
+    "inference",
     "layers",
     "model_zoo",
     "modeling",

@@ -24,11 +24,11 @@ from fvcore.nn import flop_count_table
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.export.operations import count_exported_operations
+from detectron2.inference.loading import find_config_file, load_config
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operators, parameter_count_table
 from detectron2.utils.logger import setup_logger

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import (
     DatasetMapper,
@@ -38,6 +37,7 @@ from detectron2.engine import (
     hooks,
     launch,
 )
+from detectron2.inference.loading import find_config_file, load_config
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm

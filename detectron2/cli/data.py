@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from detectron2.cli.common import dataset_names, find_config_file, load_config, register_datasets
+from detectron2.cli.common import register_datasets
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import expected_by_model, num_label_map_classes
@@ -62,6 +62,7 @@ from detectron2.data.validation import (
     inspect_dataset_dicts,
     label_names_of,
 )
+from detectron2.inference.loading import dataset_names, find_config_file, load_config
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer

@@ -19,16 +19,14 @@ from detectron2.cli import analyze
 from detectron2.cli._analysis_run import find_sources
 from detectron2.cli.arguments import parse
 from detectron2.cli.common import (
-    dataset_names,
-    find_config_file,
     load_chosen_config,
-    load_model,
     register_datasets,
     require_registered,
     write_json,
 )
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
+from detectron2.inference.loading import dataset_names, find_config_file, load_model
 from detectron2.utils.registry import locate
 
 

@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.cli.common import load_chosen_config, load_metadata, load_model, register_datasets
+from detectron2.cli.common import load_chosen_config, register_datasets
 from detectron2.config import CfgNode
 from detectron2.engine.class_names import match_classes
 from detectron2.export.api import export_model, megabytes_of
+from detectron2.inference.loading import load_metadata, load_model
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from detectron2.cli.common import load_chosen_config, load_metadata, load_model, register_datasets, write_json
+from detectron2.cli.common import load_chosen_config, register_datasets, write_json
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.images import viewable_rgb
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.inference.loading import load_metadata, load_model
 from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer

@@ -13,9 +13,7 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.cli.common import (
-    dataset_names,
-    find_config_file,
-    load_config,
+    chosen_device,
     register_datasets,
     require_registered,
     save_metadata,
@@ -24,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.run_folder import earlier_results, other_training
+from detectron2.inference.loading import dataset_names, find_config_file, load_config
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +62,7 @@ def train(args: argparse.Namespace) -> None:
     """Body of each process."""
     register_datasets(args)
     args.config_file = find_config_file(args.config_file)
-    cfg = load_config(args.config_file, args.opts, args.output, args.device)
+    cfg = load_config(args.config_file, args.opts, args.output, chosen_device(args))
     require_registered(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     if comm.is_main_process():
         _check_folder(cfg, args)

@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
 from detectron2.engine.hooks.run_summary import explain_schedule
-from detectron2.engine.model_preparation import create_ddp_model, on_available_device, prepare_model
+from detectron2.engine.model_preparation import create_ddp_model, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
 from detectron2.engine.run_folder import other_training
@@ -51,6 +51,8 @@ from detectron2.evaluation import (
     print_csv_format,
     verify_results,
 )
+from detectron2.inference.image_check import check_image
+from detectron2.inference.loading import on_available_device
 from detectron2.modeling import build_model
 from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -270,7 +272,7 @@ class DefaultPredictor:
             TypeError: the image is not an array of numbers; `cv2.imread` returns `None` for a file it cannot read.
             ValueError: the array has another shape, no pixels, or values that are not in [0, 255].
         """
-        if (text := _check_image(original_image, self.cfg.MODEL.PIXEL_MEAN)) and not self._has_warned:
+        if (text := check_image(original_image, self.cfg.MODEL.PIXEL_MEAN)) and not self._has_warned:
             logger.warning("%s", text)
             self._has_warned = True  # once, not for every frame of a video
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
@@ -281,48 +283,6 @@ class DefaultPredictor:
             inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
             model = build_model_with_tta(self.cfg, self.model) if self._has_tta else self.model
             return model([inputs])[0]
-
-
-_ONE_BY_ONE = "predict on one at a time, or call predictor.model with a list of inputs"
-_CURES = {  # by the type of what was given in place of an array
-    "NoneType": "the file could not be read",
-    "str": "read it with detectron2.data.detection_utils.read_image(path, 'BGR')",
-    "list": _ONE_BY_ONE,
-    "Tensor": "give image.numpy(), channels last",
-    "Image": "give numpy.asarray(image.convert('RGB'))[:, :, ::-1]",
-}
-
-
-def _check_image(image: Any, pixel_mean: Sequence[float]) -> str:
-    """Raise an error for what is not an image `(H, W, C)` in [0, 255]; return a warning, or "", for an odd range."""
-    if not isinstance(image, np.ndarray):
-        cure = next((f": {_CURES[t.__name__]}" for t in type(image).__mro__ if t.__name__ in _CURES), "")
-        raise TypeError(f"Expected an image as an array (H, W, C), got {type(image).__name__}{cure}.")
-    shape, channels, cure = image.shape, len(pixel_mean), ""
-    if image.ndim == 4:
-        cure = f"a batch: {_ONE_BY_ONE}"
-    elif image.ndim == 3 and shape[0] == channels != shape[2]:
-        cure = "move the channels to the end, with image.transpose(1, 2, 0)"
-    elif image.ndim != 3 or shape[2] != channels:
-        code = "BGRA2BGR" if shape[2:] == (4,) else "GRAY2BGR"
-        cure = f"use cv2.cvtColor(image, cv2.COLOR_{code}), or read files with read_image(path, 'BGR')"
-    elif not image.size:
-        cure = "it is empty; leave it out"
-    if cure:
-        raise ValueError(f"Expected an image of shape (H, W, {channels}) (MODEL.PIXEL_MEAN), got {shape}: {cure}.")
-    if image.dtype.kind not in "uif":
-        cure = ": give image.astype('uint8') * 255" if image.dtype.kind == "b" else ""
-        raise TypeError(f"Expected an image of numbers in 0..255, got an array of {image.dtype}{cure}.")
-    if image.dtype == np.uint8 or not 1 < max(pixel_mean) <= 255:  # else a model for another range
-        return ""
-    low, high, is_float = float(image.min()), float(image.max()), image.dtype.kind == "f"
-    text = f"The image ({image.dtype}) has values from {low:g} to {high:g}, but the model expects 0..255"
-    if low >= 0 and high <= 255:
-        return f"{text}: give image * 255." if is_float and 0 < high <= 1 else ""
-    if is_float and math.isfinite(high - low):
-        return f"{text}: scale them as in training."
-    cure = "replace NaN and inf" if is_float else "give (image // 257).astype('uint8') if it has 16 bits"
-    raise ValueError(f"{text}: {cure}.")
 
 
 def _of_inner_trainer(name: str, doc: str) -> Any:

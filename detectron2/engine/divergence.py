@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.engine.model_preparation import uncompiled
 from detectron2.engine.random_states import random_states_kept, set_random_states, torch_states
 from detectron2.engine.step_losses import LossNotFinite, LossWatch, raise_if_not_finite
+from detectron2.modeling.compilation import uncompiled
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 from detectron2.utils.events import EventStorage, put_scalar
 from detectron2.utils.file_io import atomic_write

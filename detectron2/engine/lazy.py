@@ -27,6 +27,7 @@ from detectron2.engine.model_preparation import create_ddp_model, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.inference.loading import available_device
 from detectron2.utils.events import EventWriter, make_writers
 
 __all__ = ["lazy_test", "lazy_train"]
@@ -43,7 +44,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
     cfg = _epochs_to_iterations(cfg, options, loader)
     max_iter = cfg.train.max_iter
-    model = prepare_model(instantiate(cfg.model).to(cfg.train.device), options)
+    device = available_device(cfg.train.device, "train.device")
+    model = prepare_model(instantiate(cfg.model).to(device), options)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
     optimizer = instantiate(optimizer_cfg)

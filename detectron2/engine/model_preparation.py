@@ -1,10 +1,9 @@
 """Prepare a model for training: freeze, compile and split it as the options say, and wrap it for several processes."""
 
-import contextlib
 import fnmatch
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,48 +12,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import detectron2.utils.comm as comm
-from detectron2.config import CfgNode
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.sharding import is_sharded, shard_model
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.compilation import compile_parts
 
 __all__ = [
-    "available_device",
-    "compile_parts",
     "create_ddp_model",
     "freeze_by_pattern",
-    "on_available_device",
     "parameter_table",
     "prepare_model",
-    "uncompiled",
 ]
 
 logger = logging.getLogger("detectron2.engine.defaults")
-
-# Each is compiled to one graph. The code between them (sampling, matching, selection) has other sizes in each step and
-# would be compiled again and again.
-_PARTS = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head")
-
-
-def available_device(device: str, key: str) -> str:
-    """Return a device, or the CPU, with a warning that names the key, if it is a GPU and there is none."""
-    try:
-        torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"{key} is {device!r}, which is not a device; expected cpu, cuda or cuda:NUMBER.") from None
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("%s is %r but no GPU is available; using the CPU.", key, device)
-        return "cpu"
-    return device
-
-
-def on_available_device(cfg: CfgNode) -> CfgNode:
-    """Return a config, or a copy for the CPU if `MODEL.DEVICE` is a GPU and there is none."""
-    device = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
-    if device != cfg.MODEL.DEVICE:
-        cfg = cfg.clone()
-        cfg.MODEL["DEVICE"] = device  # in a frozen config, too
-    return cfg
 
 
 def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
@@ -144,27 +114,3 @@ def parameter_table(model: nn.Module, depth: int = 2) -> str:
     rows = [[name, frozen, trainable] for name, (frozen, trainable) in counts.items()]
     rows.append(["all", sum(r[1] for r in rows), sum(r[2] for r in rows)])
     return tabulate(rows, headers=["parameters", "frozen", "trainable"], tablefmt="pipe")
-
-
-def compile_parts(model: nn.Module) -> None:
-    """Compile the backbone and the heads in place, or a model without these parts as a whole.
-
-    Classes, attributes and names of weights stay the same.
-    """
-    modules = dict(model.named_modules())
-    for part in [modules[name] for name in _PARTS if name in modules] or [model]:
-        for module in part if isinstance(part, nn.ModuleList) else [part]:
-            module.compile()
-
-
-@contextlib.contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run a model without compilation within a `with` block, for example with hooks or in another mode."""
-    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
-    for module, _ in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, call in compiled:
-            module._compiled_call_impl = call

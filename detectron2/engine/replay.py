@@ -18,6 +18,7 @@ from detectron2.checkpoint.files import read_torch_file
 from detectron2.config import instantiate
 from detectron2.engine.divergence import first_nonfinite, from_plain
 from detectron2.engine.random_states import random_states_kept, set_random_states
+from detectron2.inference.loading import available_device
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="nonfinite_*.pth, from the output folder of the run")
     parser.add_argument("--device", default="cpu", help="where to compute")
     args = parser.parse_args(argv)
-    losses, found = replay(args.file, device=args.device)
+    losses, found = replay(args.file, device=available_device(args.device, "--device"))
     for name, value in losses.items():
         sys.stdout.write(f"{name}: {value:g}\n")
     sys.stdout.write(f"{found or 'All layers give finite values.'}\n")

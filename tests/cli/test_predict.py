@@ -12,9 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
-from detectron2.cli.common import load_metadata
 from detectron2.cli.predict import _image_files, _image_ids, _split_words
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+from detectron2.inference.loading import load_metadata
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
 
@@ -219,7 +219,7 @@ def test_folders_in_folders_and_patterns(tmp_path):
 )
 def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architecture, shown):
     from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.cli.common import load_config
+    from detectron2.inference.loading import load_config
     from detectron2.modeling import build_model
 
     opts = ["MODEL.META_ARCHITECTURE", architecture, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"]
@@ -469,7 +469,7 @@ def test_errors(command, trained, data, tmp_path, args, message):
 
 def test_model_without_objects(command, yaml_file, data, tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.cli.common import load_config
+    from detectron2.inference.loading import load_config
     from detectron2.modeling import build_model
 
     opts = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]

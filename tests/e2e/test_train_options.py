@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detectron2.engine import DefaultTrainer, default_setup
-from detectron2.engine.model_preparation import compile_parts, freeze_by_pattern, uncompiled
+from detectron2.engine.model_preparation import freeze_by_pattern
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.env import seed_all_rng
 from tests.engine.conftest import restore_logging
@@ -179,20 +179,3 @@ def test_hooks_in_their_places(cfg):
     assert kinds == ["IterationTimer", "LRScheduler", "WeightAverage", "PeriodicCheckpointer", "ValidationLoss",
                      "EvalHook", "BestCheckpointer", "OwedEvaluation", "EarlyStopping", "AverageCheckpointer",
                      "PeriodicWriter"]  # fmt: skip
-
-
-def test_compiled_parts(monkeypatch):
-    """In place, and put aside where hooks have to see every layer."""
-    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)  # whose import takes seconds
-    model = torch.nn.Module()
-    model.backbone, model.head = torch.nn.Linear(2, 2), torch.nn.ModuleList([torch.nn.Linear(2, 2)])
-    names = list(model.state_dict())
-    compile_parts(model)
-    assert model.backbone._compiled_call_impl and model.head[0]._compiled_call_impl and not model._compiled_call_impl
-    assert list(model.state_dict()) == names
-    with uncompiled(model):
-        assert model.backbone._compiled_call_impl is None
-    assert model.backbone._compiled_call_impl
-    whole = torch.nn.Linear(1, 1)
-    compile_parts(whole)
-    assert whole._compiled_call_impl

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.cli.common import find_config_file, load_config
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
@@ -37,6 +36,7 @@ from detectron2.export import (
     dump_torchscript_IR,
     scripting_with_instances,
 )
+from detectron2.inference.loading import find_config_file, load_config
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances

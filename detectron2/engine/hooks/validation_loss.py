@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import detectron2.utils.comm as comm
-from detectron2.engine.model_preparation import uncompiled
 from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.sharding import whole_weights
 from detectron2.engine.train_loop import HookBase
+from detectron2.modeling.compilation import uncompiled
 from detectron2.utils.events import EventStorage
 from detectron2.utils.wrappers import unwrap_model
 
