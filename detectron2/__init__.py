@@ -6,9 +6,11 @@ costs nothing and touches neither the disk nor a device.
 
 import importlib
 
-__all__ = ["__version__"]
+__all__ = ["Predictor", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll] (see __getattr__)
 
 __version__ = "0.7.0"
+
+_NAMES = {"Predictor": "inference"}  # of what is used most, and the sub-package that has it
 
 _SUBPACKAGES = (
     "checkpoint",
@@ -31,11 +33,13 @@ _SUBPACKAGES = (
 
 
 def __getattr__(name: str):
-    """Import a sub-package when it is first read as an attribute (PEP 562)."""
+    """Import a sub-package when it, or a name of it, is first read as an attribute (PEP 562)."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted([*globals(), *_SUBPACKAGES, *_NAMES])

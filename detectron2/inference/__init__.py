@@ -1,3 +1,7 @@
 """Predict with a trained model: on images, folders and videos, in batches, with results in the usual forms."""
 
-__all__: list[str] = []
+from .predictor import Predictor
+from .results import Result
+from .sources import Frame, read_frames
+
+__all__ = ["Frame", "Predictor", "Result", "read_frames"]

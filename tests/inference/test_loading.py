@@ -2,11 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from detectron2.config import CfgNode
-from detectron2.inference import loading
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import Metadata
+from detectron2.export.api import export_model
+from detectron2.inference import Predictor, loading
+from tests.cli.conftest import LAZY
+from tests.export.conftest import mapper as _mapper
+from tests.export.conftest import segmenter as _segmenter
+
+mapper, segmenter = _mapper, _segmenter
 
 
 def test_without_a_name():
@@ -73,3 +83,90 @@ def test_config_on_a_device_that_is_there(monkeypatch):
     assert loading.on_available_device(cfg).MODEL.DEVICE == "cpu" and cfg.MODEL.DEVICE == "cuda"
     cfg = CfgNode({"MODEL": {"DEVICE": "cpu"}})
     assert loading.on_available_device(cfg) is cfg
+
+
+class TestLoad:
+    def test_nothing(self):
+        with pytest.raises(TypeError, match=r"Expected a checkpoint, a config, an exported model .* got NoneType"):
+            loading.load(None)
+
+    def test_config_and_its_file(self, tiny_cfg, tmp_path):
+        file = tmp_path / "own.yaml"
+        file.write_text(tiny_cfg.dump())
+        for source in (tiny_cfg, file):
+            loaded = loading.load(source, device="cpu", overrides=["INPUT.MIN_SIZE_TEST", 32])
+            assert not loaded.model.training and loaded.cfg.INPUT.MIN_SIZE_TEST == 32
+            assert loaded.metadata.thing_classes == ["ant", "bee", "cat"]  # beside the weights
+        assert tiny_cfg.INPUT.MIN_SIZE_TEST == 96 and tiny_cfg.is_frozen()
+
+    def test_checkpoint(self, tiny_cfg):
+        loaded = loading.load(tiny_cfg.MODEL.WEIGHTS)
+        assert loaded.cfg.MODEL.DEVICE == "cpu" and loaded.mapper.image_format == "BGR"
+        with pytest.raises(ValueError, match="is taken for weights"):
+            loading.load(tiny_cfg.MODEL.WEIGHTS, "other.pth")
+
+    def test_lazy_config(self, tmp_path, tiny_files):
+        """Images are made ready as `dataloader.test.mapper` says, with the numbers of the same model called by hand."""
+        file = tmp_path / "own.py"
+        file.write_text(LAZY)
+        cfg = loading.load_config(str(file), [], device="cpu")
+        torch.manual_seed(0)
+        model = instantiate(cfg.model).eval()
+        DetectionCheckpointer(model, str(tmp_path)).save("model")
+        predictor = Predictor(file, weights=tmp_path / "model.pth", device="cpu", batch_size=1, optimize=False)
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        assert predictor.image_format == mapper.image_format == "BGR"
+        for file, result in zip(tiny_files[:3], predictor(tiny_files[:3]), strict=True):
+            with torch.no_grad():
+                expected = model([mapper({"file_name": str(file)})])[0]["instances"]
+            assert torch.equal(result.instances.pred_boxes.tensor, expected.pred_boxes.tensor)
+            assert torch.equal(result.instances.scores, expected.scores) and len(expected)
+        again = loading.load(cfg, str(tmp_path / "model.pth"), overrides=["train.device=cpu"])
+        assert again.cfg is not cfg
+
+    def test_folder_that_is_no_model(self, tmp_path):
+        with pytest.raises(ValueError, match=r"a folder without model.json.*Give the file of a checkpoint"):
+            loading.load(tmp_path)
+
+    def test_no_such_file(self, tmp_path):
+        for name in ("model.pth", "model.yaml", "model.onnx"):
+            with pytest.raises(FileNotFoundError, match=name):
+                loading.load(tmp_path / name)
+
+    def test_published_weights_of_the_model_zoo(self, monkeypatch):
+        """They take the place of those of a backbone alone, unless others are named."""
+        name = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+        taken = []
+
+        def note(cfg, weights, **_):
+            taken.append(weights)
+            return torch.nn.Identity(), None
+
+        monkeypatch.setattr(loading, "load_model", note)
+        monkeypatch.setattr(loading, "load_metadata", lambda cfg, weights: Metadata())
+        loading.load(name, device="cpu")
+        loading.load(name, "own.pth", device="cpu")
+        loading.load(name, device="cpu", overrides=["MODEL.WEIGHTS", "own.pth"])
+        assert taken == [model_zoo.get_checkpoint_url(name), "own.pth", ""]
+
+    def test_exported_model(self, segmenter, mapper, tmp_path):
+        names = Metadata().set(name="own", stuff_classes=["sky", "sea", "sand", "sun"])
+        folder = tmp_path / "out"
+        export_model(segmenter, folder, "pt2", mapper=mapper, metadata=names, size=(48, 96), verify=False)
+        for source in (folder, folder / "model.json", folder / "model.pt2"):
+            loaded = loading.load(source)
+            assert loaded.cfg is None and loaded.mapper.image_format == "RGB"
+            assert loaded.metadata.stuff_classes == ["sky", "sea", "sand", "sun"]
+        image = np.zeros((24, 96, 3), np.uint8)
+        (resize,) = loaded.mapper.augmentations.augs
+        assert resize.get_transform(image).apply_image(image).shape == (24, 96, 3)  # 96 is the most for the long edge
+
+
+def test_weights_that_fill_a_part(tiny_cfg):
+    cfg = tiny_cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match="roi_heads"):
+        loading.load_model(cfg)
+    model, _ = loading.load_model(cfg, allow_random_weights=True)
+    assert not model.training
