@@ -206,8 +206,8 @@ def default_writers(
 class DefaultPredictor:
     """Predict on single images: load weights, convert the colour order, resize, run the model.
 
-    The device is `cfg.MODEL.DEVICE`, or the CPU if there is no GPU. For folders, batches or benchmarks use the model
-    directly.
+    The device is `cfg.MODEL.DEVICE`, or the CPU if there is no GPU. `detectron2.Predictor` takes files, folders, videos
+    and batches, and is faster.
 
     Example:
         predictor = DefaultPredictor(cfg)

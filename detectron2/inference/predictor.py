@@ -333,7 +333,8 @@ class Predictor:
                 stack.callback(frames.close)  # pyright: ignore[reportAttributeAccessIssue]
             pool = None
             if self.batch_size > 1 and self.workers > 0 and self.tile is None:
-                pool = stack.enter_context(ThreadPoolExecutor(self.workers))  # its threads start with the first image
+                pool = ThreadPoolExecutor(self.workers)  # its threads start with the first image
+                stack.callback(pool.shutdown, cancel_futures=True)
 
             def read(count: int) -> bool:
                 """Take that many frames, and say whether there are more."""
@@ -371,7 +372,8 @@ class Predictor:
         wanted = todo[0].prepared.padded_hw if todo else None
         if wanted is None:
             return todo[:1]
-        return [item for item in todo if item.prepared.padded_hw == wanted][: self.batch_size]
+        same = (item for item in todo if item.prepared.padded_hw == wanted)
+        return list(itertools.islice(same, self.batch_size))  # those behind them may still be made ready
 
     def _predict_some(self, waiting: Sequence["_Item"]) -> None:
         """Set the results of a batch that has the first item without one."""

@@ -308,3 +308,10 @@ def test_batch_size_is_unknown(config, monkeypatch):
     monkeypatch.setattr(order, "RunSummary", lambda images, notes: given.append(images))
     lazy_train(config)
     assert given == [None]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
+def test_training_without_a_gpu(config, caplog):
+    config.train.device, config.train.max_iter = "cuda", 1
+    assert lazy_train(config).w.device.type == "cpu"
+    assert caplog.text.count("train.device is 'cuda' but no GPU is available; using the CPU.") == 1
