@@ -37,9 +37,11 @@ from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "LoadedModel",
+    "add_project_keys",
     "available_device",
     "dataset_names",
     "find_config_file",
+    "is_lazy_file",
     "load",
     "load_config",
     "load_config_of_weights",
@@ -124,7 +126,7 @@ def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, d
     Raises:
         ValueError: a LazyConfig lacks a section, or a change or the device is impossible.
     """
-    if _is_lazy(path):
+    if is_lazy_file(path):
         lazy = LazyConfig.load(path)
         lacking = [k for k in ("model", "dataloader", "train") if k not in lazy]
         if lacking:
@@ -134,7 +136,7 @@ def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, d
             )
         return _finish(lazy, opts, output_dir, device)
     cfg = get_cfg()
-    _add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, opts[::2])])
+    add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, opts[::2])])
     cfg.merge_from_file(path)
     return _finish(cfg, opts, output_dir, device)
 
@@ -167,7 +169,7 @@ def load_config_of_weights(
     if description is not None and description.config:
         cfg = description.load_config()
         if isinstance(cfg, CfgNode):
-            _add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
+            add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
         else:
             refuse_foreign_config(cfg, weights, trusted)
         return _finish(cfg, opts, output_dir, device)
@@ -178,7 +180,7 @@ def load_config_of_weights(
             f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
             "--config-file, or in Python Predictor(config, weights=...)."
         )
-    if _is_lazy(beside):
+    if is_lazy_file(beside):
         lazy = LazyConfig.load(beside)
         refuse_foreign_config(lazy, beside, trusted)
         return _finish(lazy, opts, output_dir, device)
@@ -215,8 +217,13 @@ def _paths(cfg: Mapping[str, Any]) -> list[str]:
     return [path for path, _ in iter_leaves(cfg)]
 
 
-def _add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
-    """Add the keys of projects that come with the library, as far as they are used; importing them adds models."""
+def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
+    """Add the keys of projects that come with the library, as far as they are used; importing them adds models.
+
+    Args:
+        cfg: gets the keys.
+        paths: the keys that a config has, such as "MODEL.POINT_HEAD.NAME".
+    """
     known = set(_paths(cfg))
     for name in adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS]):
         module, _, function = name.rpartition(".")
@@ -224,7 +231,7 @@ def _add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
             getattr(importlib.import_module(module), function)(cfg)
 
 
-def _is_lazy(path: str) -> bool:
+def is_lazy_file(path: str) -> bool:
     """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as `config.yaml`."""
     if path.endswith(".py"):
         return True

@@ -8,7 +8,7 @@ import torch
 
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data import Metadata
 from detectron2.export.api import export_model
 from detectron2.inference import Predictor, loading
@@ -170,3 +170,21 @@ def test_weights_that_fill_a_part(tiny_cfg):
         loading.load_model(cfg)
     model, _ = loading.load_model(cfg, allow_random_weights=True)
     assert not model.training
+
+
+def test_keys_of_projects():
+    cfg = get_cfg()
+    loading.add_project_keys(cfg, [])
+    assert "POINT_HEAD" not in cfg.MODEL
+    loading.add_project_keys(cfg, ["MODEL.DEVICE", "MODEL.POINT_HEAD.NAME"])
+    assert "POINT_HEAD" in cfg.MODEL
+
+
+def test_kinds_of_config_files(tmp_path):
+    for name, content, is_lazy in (
+        ("a.py", "", True),
+        ("a.yaml", "train: {}\n", True),
+        ("b.yaml", "MODEL: {}\n", False),
+    ):
+        (tmp_path / name).write_text(content)
+        assert loading.is_lazy_file(str(tmp_path / name)) == is_lazy
