@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import read_description
-from detectron2.cli.common import _add_project_keys, _is_lazy, _paths, find_config_file
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.config.key_meanings import ConfigKey, config_keys
 from detectron2.config.lazy_text import to_yaml
@@ -28,6 +27,7 @@ from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.engine.options import TrainOptions
+from detectron2.inference.loading import add_project_keys, find_config_file, is_lazy_file
 
 __all__ = ["differences", "explain", "find_readers", "read_any_config"]
 
@@ -86,10 +86,11 @@ def read_any_config(source: str, opts: list[str] | None = None) -> Any:
             raise ValueError(f"{source} was not saved with its config, and there is no {beside}.")
         source = beside
     path = find_config_file(source)
-    if _is_lazy(path):
+    if is_lazy_file(path):
         return _apply(LazyConfig.load(path), opts)
     cfg = get_cfg()
-    _add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, (opts or [])[::2])])
+    of_file = [key for key, _ in iter_leaves(CfgNode.load_yaml_with_base(path))]
+    add_project_keys(cfg, [*of_file, *map(str, (opts or [])[::2])])
     cfg.merge_from_file(path)
     return _apply(cfg, opts)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from detectron2.utils.tracing import is_tracing
+from detectron2.utils.tracing import when_compiled, when_traced
 
 __all__ = ["ROIAlign", "roi_align"]
 
@@ -88,9 +88,16 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def _never(*args: torch.Tensor) -> bool:
+    """A graph takes torchvision's operator: what the sums do depends on values."""
+    return False
+
+
+@when_compiled(_never)
+@when_traced(_never)
 def _are_rows(x: torch.Tensor, rois: torch.Tensor) -> bool:
-    """Whether the features are rows in memory, on the CPU, and nothing records what happens to them."""
-    if x.device.type != "cpu" or x.dim() != 4 or x.shape[1] < _FEWEST_CHANNELS or is_tracing():
+    """Whether the features are rows in memory, on the CPU, and no gradient is asked for."""
+    if x.device.type != "cpu" or x.dim() != 4 or x.shape[1] < _FEWEST_CHANNELS:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or rois.requires_grad):
         return False

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from detectron2.layers import Conv2d, DeformConv, FrozenBatchNorm2d, ModulatedDeformConv, NaiveSyncBatchNorm
+from detectron2.utils.tracing import when_compiled, when_traced
 
 from .anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
 
@@ -57,7 +58,8 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
     - Parameters need no gradient.
 
     A layer with hooks, of a class that is not known, or used in more than one place stays as it is. Modules of classes
-    that are not known are copied, and what they contain is optimized.
+    that are not known are copied, and what they contain is optimized; if they take an `nn.Sequential` apart and read
+    what is between its layers, they see the difference.
 
     The new form shares all attributes with the model, and all parameters and buffers but those of convolutions, of
     which it holds copies: it takes about as much memory again as the weights of the convolutions. Changes of the model
@@ -111,11 +113,12 @@ class OptimizedForm:
 
     `current()` looks whether the model is still what it was when the form was made: its modules, their attributes and
     hooks, and its tensors, by identity, version, and a sample of the values, for writes through `.data` are not
-    counted. That takes less than a millisecond.
+    counted. That takes about a millisecond.
 
     Only models on the CPU, made of modules of this package and of PyTorch, have another form here. A class that is not
-    known may keep something of each call, which would then be on the wrong object; and hooks are to see all that
-    happens. `current()` gives the model itself where there are any of these.
+    known may keep something of each call, which would then be on the wrong object; hooks are to see all that happens;
+    and a part in training mode, such as a dropout, is to stay so. `current()` gives the model itself where there are
+    any of these.
 
     Args:
         model: what is called for predictions; often, but not always, an `nn.Module`.
@@ -140,7 +143,7 @@ class OptimizedForm:
 
     def current(self) -> Any:
         """The optimized form of the model as it is now, or the model where that cannot be optimized safely."""
-        if not isinstance(self.model, nn.Module) or self.model.training or not _is_known(self.model):
+        if not isinstance(self.model, nn.Module) or not _is_known(self.model):
             self._made = None
             return self.model
         with self._lock:
@@ -181,12 +184,12 @@ def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
         yield from (t for t in tensors.values() if t is not None)
 
 
-def _copy_structure(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+def _copy_structure(model: nn.Module) -> tuple[nn.Module, list[Any]]:
     """Copy all modules of a model; the copies share hooks, attributes, and the memory of tensors."""
     new: dict[int, nn.Module] = {id(module): copy.copy(module) for module in model.modules()}
     parameters: dict[int, nn.Parameter | None] = {}
     for module in new.values():
-        values = vars(module)
+        values: dict[str, Any] = vars(module)
         for name, value in values.items():
             if name not in _TABLES:
                 values[name] = _with_copies(value, new)
@@ -236,7 +239,7 @@ def _can_fold(norm: Any, uses: Counter[int]) -> bool:
     return norm.running_mean is not None and norm.running_var is not None
 
 
-def _fold_norms(module: nn.Module, uses: Counter[int]) -> None:
+def _fold_norms(module: Any, uses: Counter[int]) -> None:
     """Fold the norm of a convolution that owns one, or the norms behind convolutions of a sequence."""
     if _is_own_code(module, _CONVOLUTIONS_WITH_NORM) and _can_fold(module.norm, uses):
         _fold(module, module.norm)
@@ -254,7 +257,7 @@ def _fold_norms(module: nn.Module, uses: Counter[int]) -> None:
             module._modules[following] = nn.Identity()
 
 
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
+def _fold(conv: Any, norm: Any) -> None:
     """Give a convolution the weights that make the norm behind it superfluous."""
     scale, shift = _scale_and_shift(norm)
     weight, bias = conv.weight, conv.bias
@@ -281,7 +284,7 @@ def _is_rectifier(function: Any) -> bool:
     return any(function is known for known in _RECTIFIERS)
 
 
-def _overwrite_in_rectifiers(module: nn.Module) -> None:
+def _overwrite_in_rectifiers(module: Any) -> None:
     """Let rectifiers write over the result of a layer that is theirs alone."""
     is_convolution = _is_own_code(module, _CONVOLUTIONS_WITH_NORM) and _is_rectifier(module.activation)
     if is_convolution and (module.norm is None or _is_own_code(module.norm, _FRESH_OUTPUTS)):
@@ -291,14 +294,15 @@ def _overwrite_in_rectifiers(module: nn.Module) -> None:
     if not is_sequence or not (type(module) is nn.Sequential or type(module).__module__.startswith("detectron2.")):
         return
     fresh = False
-    for child in module._modules.values():
-        if fresh and isinstance(child, nn.Module) and _is_own_code(child, (nn.ReLU,)):
+    children: list[Any] = list(module._modules.values())
+    for child in children:
+        if fresh and _is_own_code(child, (nn.ReLU,)):
             child.inplace = True
         elif not isinstance(child, nn.Identity):
-            fresh = isinstance(child, nn.Module) and _is_own_code(child, _FRESH_OUTPUTS)
+            fresh = _is_own_code(child, _FRESH_OUTPUTS)
 
 
-def _put_channels_last(conv: nn.Module) -> None:
+def _put_channels_last(conv: Any) -> None:
     weight = conv.weight
     if weight.device.type == "cpu":
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
@@ -308,15 +312,20 @@ def _put_channels_last(conv: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------------------- anchors
 
 
+def _place_anew(kept: Any, generator: DefaultAnchorGenerator, grid_sizes: list[Any]) -> list[torch.Tensor]:
+    """A graph computes anchors, of any size."""
+    return generator._grid_anchors(grid_sizes)
+
+
 class _KeptAnchors:
     """Anchors of the last few sizes of images; copies begin empty."""
 
     def __init__(self) -> None:
         self._by_size: OrderedDict[Any, list[torch.Tensor]] = OrderedDict()
 
+    @when_compiled(_place_anew)
+    @when_traced(_place_anew)
     def __call__(self, generator: DefaultAnchorGenerator, grid_sizes: list[Any]) -> list[torch.Tensor]:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return generator._grid_anchors(grid_sizes)
         cells = tuple((id(cell), cell.device, cell.dtype) for cell in generator.cell_anchors)
         key = (tuple(map(tuple, grid_sizes)), cells, tuple(generator.strides), generator.offset)
         found = self._by_size.get(key)
@@ -339,13 +348,13 @@ class _KeptAnchors:
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether a model is on the CPU and made of modules whose calls leave nothing behind, and nobody listens."""
+    """Whether a model is on the CPU, for inference, and of modules whose calls leave nothing behind or unseen."""
     for module in model.modules():
         if any(t.device.type != "cpu" or t.is_inference() for t in _tensors_of(module)):
             return False
         if not f"{type(module).__module__}.".startswith(_KNOWN_PACKAGES):
             return False
-        if _has_hooks(module) or "forward" in vars(module):
+        if module.training or _has_hooks(module) or "forward" in vars(module):
             return False
     return _what_cannot_be_copied(model) is None
 

@@ -76,8 +76,8 @@ def _merge_levels(groups: Sequence[torch.Tensor], pooled: Sequence[torch.Tensor]
     """Put the rows of each level back to where their boxes came from."""
     size = (num_regions, *pooled[0].shape[1:])
     if any(not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last) for x in pooled):
-        options = {"dtype": pooled[0].dtype, "device": pooled[0].device}
-        merged = torch.empty(size, memory_format=torch.channels_last, **options)
+        first = pooled[0]
+        merged = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
     else:
         merged = pooled[0].new_empty(size)
     for index, rows in zip(groups, pooled, strict=True):

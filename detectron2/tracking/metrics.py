@@ -33,7 +33,14 @@ _ROUNDING = 1e-12  # an IoU that is a threshold is enough
 
 @dataclass(frozen=True)
 class TrackingScores:
-    """What `evaluate_tracks` found."""
+    """What `evaluate_tracks` found.
+
+    Example:
+        >>> from detectron2.tracking.metrics import evaluate_tracks
+        >>> missed = evaluate_tracks([(["a"], [[0, 0, 9, 9]])] * 2, [(["a"], [[0, 0, 9, 9]]), ([], [])])
+        >>> missed.misses, missed.true_count, missed.mota
+        (1, 2, 0.5)
+    """
 
     hota: float
     """Mean of the root of DetA times AssA over `HOTA_THRESHOLDS`: detection and association count alike."""

@@ -374,6 +374,11 @@ def in_training(model):
     return model.train()
 
 
+def in_training_in_part(model):
+    model.roi_heads.box_head.train()
+    return model
+
+
 def listened_to(model):
     model.backbone.bottom_up.register_forward_hook(print)
     return model
@@ -393,7 +398,9 @@ def on_another_device(model):
     return model.to("meta")
 
 
-@pytest.mark.parametrize("change", [in_training, listened_to, with_another_class, patched, on_another_device])
+@pytest.mark.parametrize(
+    "change", [in_training, in_training_in_part, listened_to, with_another_class, patched, on_another_device]
+)
 def test_models_that_are_left_alone(change):
     model = change(model_named(TWO_STAGE))
     assert OptimizedForm(model).current() is model
