@@ -129,5 +129,5 @@ def _key_names() -> list[str]:
     spec = importlib.util.find_spec("detectron2.config")
     assert spec is not None and spec.origin is not None
     text = Path(spec.origin).with_name("key_meanings.yaml").read_text(encoding="utf-8")
-    groups = yaml.load(text, yaml.BaseLoader)
+    groups = yaml.safe_load(text)
     return [f"{group}.{key}".lstrip(".") for group, keys in groups.items() for key in keys]
