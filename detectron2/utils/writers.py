@@ -138,6 +138,9 @@ class TensorboardXWriter(_ScalarWriter):
             self._writer.close()
 
 
+_LOG_SECONDS = 60.0  # between two lines in the log, at most
+
+
 class CommonMetricPrinter(EventWriter):
     """Logs one line with the remaining time, losses, times, learning rate and peak memory.
 
@@ -153,7 +156,12 @@ class CommonMetricPrinter(EventWriter):
         self._window_size = window_size
         self._images_per_iter = images_per_iter
         self._last_write: tuple[int, float] | None = None  # (iteration, seconds) of the previous line
-        self._shown_until = -1  # iteration of the previous line
+        self._shown_until, self._shown_at = -1, -math.inf  # iteration and time of the previous line
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a line should be logged before its period is over: the first one, and one each minute."""
+        return time.monotonic() - self._shown_at > _LOG_SECONDS
 
     def write(self) -> None:
         """Log the line, except after the last iteration, where no training step follows."""
@@ -168,7 +176,7 @@ class CommonMetricPrinter(EventWriter):
             self._learning_rate(storage),
             f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
         ]
-        self._shown_until = storage.iter
+        self._shown_until, self._shown_at = storage.iter, time.monotonic()
         self.logger.info("  ".join(field for field in fields if field))
 
     def _eta(self, storage: EventStorage) -> str:
@@ -203,13 +211,17 @@ class CommonMetricPrinter(EventWriter):
     def _times(self, storage: EventStorage) -> list[str]:
         fields = []
         for name in ("time", "data_time"):
-            buffer = storage.histories().get(name)
-            if buffer is not None:
-                seconds = buffer.avg(storage.count_samples(name, self._window_size))
-                fields += [f"{name}: {seconds:.4f}", f"last_{name}: {buffer.latest():.4f}"]
+            seconds = self._smoothed(name, storage)
+            if seconds is not None:
+                fields += [f"{name}: {seconds:.4f}", f"last_{name}: {storage.histories()[name].latest():.4f}"]
                 if name == "time" and self._images_per_iter and seconds > 0:
                     fields.append(f"images/s: {self._images_per_iter / seconds:.1f}")
         return fields
+
+    def _smoothed(self, name: str, storage: EventStorage) -> float | None:
+        """Return the mean of a scalar in the window, if it was recorded."""
+        buffer = storage.histories().get(name)
+        return None if buffer is None else buffer.avg(storage.count_samples(name, self._window_size))
 
     def _learning_rate(self, storage: EventStorage) -> str:
         buffer = storage.histories().get("lr")
@@ -218,17 +230,18 @@ class CommonMetricPrinter(EventWriter):
 
 _ERASE_LINE = "\r\x1b[K"
 _BAR_CELLS = 24
-_WIDE = 79  # columns; a narrower terminal gets a shorter bar
+_WIDE = 119  # columns; a narrower terminal gets a shorter bar, which leaves room for numbers
 
 
 _LOGGERS = ("detectron2", "fvcore")  # their messages appear above the line
 
 
 class ProgressLine(CommonMetricPrinter):
-    """Redraws one line with the iterations done, remaining time, speed, loss and learning rate.
+    """Redraws one line with what is done, the remaining time, losses, learning rate, speed and waits for data.
 
-    Log messages appear above the line. If the stream, by default standard output, is not a terminal, lines are logged
-    as by `CommonMetricPrinter`, which describes the other arguments.
+    A number that has no room in the terminal is left out. Log messages appear above the line. If the stream, by default
+    standard output, is not a terminal, lines are logged as by `CommonMetricPrinter`, which describes the other
+    arguments.
     """
 
     def __init__(
@@ -237,13 +250,13 @@ class ProgressLine(CommonMetricPrinter):
         super().__init__(max_iter, window_size, images_per_iter)
         self._stream = sys.stdout if stream is None else stream
         self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._is_drawn, self._drawn_at = False, -math.inf
+        self._is_drawn = False
         self._eraser: logging.Handler | None = None
 
     @property
     def is_stale(self) -> bool:
-        """Whether the line is on a terminal and half a second old."""
-        return self._is_terminal and time.monotonic() - self._drawn_at > 0.5
+        """Whether the line is half a second old; where it is logged, as for `CommonMetricPrinter`."""
+        return time.monotonic() - self._shown_at > 0.5 if self._is_terminal else super().is_stale
 
     def write(self) -> None:
         """Redraw the line."""
@@ -259,10 +272,10 @@ class ProgressLine(CommonMetricPrinter):
             for name in _LOGGERS:  # before the handlers that print
                 logging.getLogger(name).handlers.insert(0, self._eraser)
         width = shutil.get_terminal_size().columns - 1
-        fields = [self._bar(storage.iter + 1, width), self._eta(storage), *self._speed_and_loss(storage)]
-        self._stream.write(_ERASE_LINE + _fit([field for field in fields if field], width))
+        fields = [field for field in (self._eta(storage), *self._numbers(storage)) if field]
+        self._stream.write(_ERASE_LINE + _fit([self._bar(storage.iter + 1, width), *fields], width))
         self._stream.flush()
-        self._is_drawn, self._drawn_at = True, time.monotonic()
+        self._is_drawn, self._shown_at = True, time.monotonic()
 
     def _erase_before(self, record: logging.LogRecord) -> bool:
         """Clear the line before another handler prints a message. The next write draws the line again."""
@@ -291,10 +304,20 @@ class ProgressLine(CommonMetricPrinter):
         cells = round(part * all_cells)
         return f"[{'#' * cells}{'.' * (all_cells - cells)}] {part:4.0%} {done}/{self._max_iter}"
 
-    def _speed_and_loss(self, storage: EventStorage) -> list[str]:
+    def _numbers(self, storage: EventStorage) -> list[str]:
         """Return the fields, most important first."""
-        known = [*self._losses(storage), *self._times(storage), self._learning_rate(storage)]
-        return [f for wanted in ("total_loss", "images/s", "lr", "time") for f in known if f.startswith(wanted)]
+        losses, times = self._losses(storage), self._times(storage)
+        seconds, of_data = (self._smoothed(name, storage) for name in ("time", "data_time"))
+        speed = [] if seconds is None else [f"s/iter: {seconds:.3g}"]
+        if seconds and of_data is not None:  # steps contain the wait for their data
+            speed.append(f"data: {min(of_data / seconds, 1.0):.0%}")
+        return [
+            *(field for field in losses if field.startswith("total_loss")),
+            *speed,
+            self._learning_rate(storage),
+            *(field for field in times if field.startswith("images/s")),
+            *(field for field in losses if not field.startswith("total_loss")),
+        ]
 
 
 def _fit(fields: list[str], width: int) -> str:

@@ -229,7 +229,8 @@ def test_progress_line(screen, monkeypatch):
         storage.put_scalar("lr", 0.02, smoothing_hint=False)
         line.write()
         bar = "[######..................]  25% 25/100"
-        expected = f"{ERASE}{bar}  eta: 0:00:37  total_loss: 1.25  images/s: 8.0  lr: 0.02  time: 0.5000"
+        known = "eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  data: 50%  lr: 0.02  images/s: 8.0"
+        expected = f"{ERASE}{bar}  {known}  loss_cls: 0.5"
         assert screen.getvalue() == expected
         # A message takes the place of the line, which is drawn again below it.
         logging.getLogger("detectron2.engine").info("saved")
@@ -253,8 +254,9 @@ def test_progress_line(screen, monkeypatch):
         (23, "[##......]  25% 25/100"),
         (54, "[##......]  25% 25/100  eta: 0:00:37"),
         (55, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25"),
-        (80, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25"),
-        (88, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25  images/s: 8.0"),
+        (80, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02"),
+        (93, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02  images/s: 8.0"),
+        (120, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02  images/s: 8.0"),
     ],
 )
 def test_a_progress_line_leaves_out_what_has_no_room(screen, monkeypatch, columns, expected):

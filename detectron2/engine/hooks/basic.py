@@ -15,7 +15,7 @@ from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
-from detectron2.utils.events import EventWriter, ProgressLine
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 __all__ = ["CallbackHook", "EvalHook", "IterationTimer", "LRScheduler", "PeriodicWriter"]
 
@@ -137,10 +137,10 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        """Write if the period has passed; a progress line moves in between, too."""
+        """Write if the period has passed; what shows progress does so at once, and in between, too."""
         is_due = (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter == self.trainer.max_iter - 1
         for writer in self._writers:
-            if is_due or (isinstance(writer, ProgressLine) and writer.is_stale):
+            if is_due or (isinstance(writer, CommonMetricPrinter) and writer.is_stale):
                 writer.write()
 
     def after_train(self) -> None:

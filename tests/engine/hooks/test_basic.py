@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from detectron2.engine import hooks
 from detectron2.engine.hooks import CallbackHook
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, ProgressLine, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, JSONWriter, ProgressLine, get_event_storage
 from tests.engine.hooks.toy import trainer
 
 
@@ -104,6 +105,26 @@ class TestPeriodicWriter:
             assert writer.write.call_count == 1
             hook.after_train()
         assert drawn == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8]
+
+    def test_a_line_is_logged_at_once_and_at_least_every_minute(self, monkeypatch, caplog):
+        """Slow iterations are seen, too; other writers keep to the period."""
+        monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+        monkeypatch.setattr(logging.getLogger("detectron2"), "handlers", [])
+        caplog.set_level(logging.INFO, logger="detectron2.utils.events")
+        now = [100.0]
+        monkeypatch.setattr("detectron2.utils.writers.time.monotonic", lambda: now[0])
+        writer = Mock(spec=EventWriter)
+        piped = ProgressLine(100, stream=io.StringIO())
+        hook = hooks.PeriodicWriter([CommonMetricPrinter(100), writer, piped], period=20)
+        hook.trainer = SimpleNamespace(iter=40, max_iter=100)
+        with EventStorage(40) as storage:
+            for _ in range(20):
+                hook.after_step()
+                storage.step()
+                hook.trainer.iter, now[0] = storage.iter, now[0] + 16
+        shown = [int(r.getMessage().partition("iter: ")[2].split()[0]) for r in caplog.records]
+        assert shown == [i for i in (40, 44, 48, 52, 56, 59) for _ in range(2)]
+        assert writer.write.call_count == 1
 
 
 class TestLRScheduler:
