@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from detectron2.checkpoint.files import file_format, read_header, read_torch_file, what_is_beside
+from detectron2.checkpoint.files import file_format, read_header, read_torch_file, require_file
 from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.lazy_text import load_lazy_yaml
@@ -123,7 +123,7 @@ def read_description(path: str) -> CheckpointDescription | None:
     """
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
-        raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
+        require_file(path)
     kind = file_format(local)
     plain = None
     if kind == "safetensors":

@@ -19,7 +19,7 @@ from detectron2.checkpoint.files import (
     read_pickle_file,
     read_torch_file,
     read_weights,
-    what_is_beside,
+    require_file,
 )
 from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.training_state import (
@@ -348,8 +348,7 @@ class DetectionCheckpointer(Checkpointer):
 
                 text = f"{error} {nearest_weights(path)}"
                 raise DownloadError(text, error.url, error.cached, error.status) from error
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
+        require_file(path)
         return path, heuristics
 
     def _read(self, path: str) -> dict[str, Any]:

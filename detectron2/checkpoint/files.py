@@ -34,6 +34,7 @@ __all__ = [
     "read_pickle_file",
     "read_torch_file",
     "read_weights",
+    "require_file",
     "require_safetensors",
     "what_is_beside",
     "write_weights",
@@ -332,6 +333,12 @@ def read_header(path: str) -> dict[str, str]:
     except (struct.error, ValueError, AttributeError, RecursionError):
         return {}
     return texts if isinstance(texts, dict) else {}
+
+
+def require_file(path: str) -> None:
+    """Raise a `FileNotFoundError` that says what is there instead, if there is no checkpoint at a local path."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
 
 
 def what_is_beside(path: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import read_description
+from detectron2.checkpoint.files import require_file
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import UnknownDatasetError
@@ -66,6 +67,15 @@ def require_registered(names: Iterable[str]) -> None:
             except KeyError as e:
                 options = "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, or --import FILE.py with code that does"
                 raise UnknownDatasetError(f"{e.args[0]} Options that register one: {options}.") from None
+
+
+def require_weights(cfg: Any, weights: str = "", *, is_needed: bool = True) -> None:
+    """Raise where a local file of weights, or the one that the config names, is missing; URLs are not looked at."""
+    path = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.get("init_checkpoint", ""))
+    if not path and is_needed:
+        raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS (train.init_checkpoint) in the config.")
+    if path and "://" not in path:
+        require_file(path if os.path.isfile(path) else path.partition("?")[0])  # a question mark begins an option
 
 
 def chosen_device(args: argparse.Namespace) -> str | None:

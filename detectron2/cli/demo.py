@@ -28,6 +28,7 @@ from detectron2.cli._html import picture, table, write_page
 from detectron2.cli.common import save_metadata, write_json
 from detectron2.cli.plot import choose_metrics, draw_curves, read_run
 from detectron2.config import CfgNode
+from detectron2.config.values import check_values
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES, generate_shapes_dataset
@@ -47,8 +48,8 @@ _MADE_FOLDERS = ("pictures", "inference")
 def run(args: argparse.Namespace) -> int:
     """Do all steps."""
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
     cfg = _config(args, output)
+    output.mkdir(parents=True, exist_ok=True)
     _start_clean_or_resume(output, cfg, args.resume)
     setup_logger(str(output), configure_stdout=False)
     for split, (count, seed) in _SPLITS.items():
@@ -84,7 +85,10 @@ def _config(args: argparse.Namespace, output: Path) -> CfgNode:
         cfg.SOLVER.STEPS = tuple(round(s * args.iters / cfg.SOLVER.MAX_ITER) for s in cfg.SOLVER.STEPS)
         cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, args.iters // 2)
         cfg.SOLVER.MAX_ITER = args.iters
+    if args.pictures < 0:
+        raise ValueError(f"--pictures is a number of images, at least 0, but is {args.pictures}.")
     cfg.merge_from_list(args.opts)
+    check_values(cfg)
     cfg.freeze()
     return cfg
 

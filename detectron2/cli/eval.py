@@ -22,6 +22,7 @@ from detectron2.cli.common import (
     load_chosen_config,
     register_datasets,
     require_registered,
+    require_weights,
     write_json,
 )
 from detectron2.config import CfgNode
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"There is no evaluation to do: {args.config_file} does not define dataloader.evaluator.")
     names = dataset_names(cfg, "test")
     require_registered(names)
+    require_weights(cfg, args.weights)
     args.eval_only = True
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)

@@ -8,10 +8,11 @@ What is written is run beside the model before it gets its name; where it does s
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from detectron2.cli.common import load_chosen_config, register_datasets
+from detectron2.cli.common import load_chosen_config, register_datasets, require_registered
 from detectron2.config import CfgNode
 from detectron2.engine.class_names import match_classes
 from detectron2.export.api import export_model, megabytes_of
@@ -21,6 +22,8 @@ from detectron2.inference.loading import load_metadata, load_model
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was checked."""
     register_datasets(args)
+    folder = os.path.isdir(args.calibration or "")
+    require_registered(name for name in (args.evaluate, None if folder else args.calibration) if name)
     args.device = args.device or "cpu"  # where it is traced, and compared
     cfg = load_chosen_config(args, args.opts)
     model, mapper = load_model(cfg, args.weights)

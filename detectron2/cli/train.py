@@ -16,6 +16,7 @@ from detectron2.cli.common import (
     chosen_device,
     register_datasets,
     require_registered,
+    require_weights,
     save_metadata,
 )
 from detectron2.config import CfgNode
@@ -40,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_folder(cfg: Any, args: argparse.Namespace) -> None:
-    """Raise a `ValueError` where another training runs in the output folder, or has left its results there."""
+    """Raise where another training runs in the output folder or has left results there, or weights are missing."""
     folder = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
     if text := other_training(folder):
         raise ValueError(text)
+    if not (args.resume and os.path.isfile(os.path.join(folder, "last_checkpoint"))):
+        require_weights(cfg, is_needed=False)
     found = earlier_results(folder)
     if args.resume or not found:
         return

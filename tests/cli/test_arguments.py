@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detectron2.cli import arguments
+from detectron2.cli import arguments, main
 from detectron2.cli.arguments import parse
 
 ROOT = Path(arguments.__file__).resolve().parents[2]
@@ -132,6 +132,20 @@ def test_a_mistake_shows_the_usage_of_its_command(capsys, words, usage, message)
     err = capsys.readouterr().err
     assert stop.value.code == 2
     assert err.startswith(f"usage: {usage} [-h]") and message in err
+
+
+def _all_commands() -> list[list[str]]:
+    groups = {name: actions for name, (_, actions) in arguments._GROUPS.items()}
+    return [[name, *rest] for name in arguments._COMMANDS for rest in ([[a] for a in groups.get(name, ())] or [[]])]
+
+
+@pytest.mark.parametrize("words", _all_commands(), ids=" ".join)
+def test_an_unknown_option_of_any_command_is_status_2(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--no-such-option"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith(f"usage: detectron2 {' '.join(words)} [-h]")
+    assert "--no-such-option" in err or "are required" in err
 
 
 def test_help_and_mistakes_import_nothing_slow():

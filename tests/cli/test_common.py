@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from detectron2.cli import common
 
@@ -23,3 +24,74 @@ def test_names_cannot_control_the_terminal(command, tmp_path):
     _, out, err = command("data", "check", tmp_path / "a.json", "--num-classes", "3")
     assert "\\x1b]0;title\\x07\\x1b[2J" in out
     assert (out + err).replace("\n", "").isprintable()
+
+
+DATA = ["DATASETS.TRAIN", "('cli_mine',)"], ["DATASETS.TEST", "('cli_mine',)"]
+LAZY_DATA = ["dataloader.train.dataset.names=cli_mine"], ["dataloader.test.dataset.names=cli_mine"]
+CURE = ["'cli_mine' is not registered", "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT"]
+LOST = ["There is no checkpoint no/such.pth", "does not exist"]
+WEIGHTS = ["--weights", "{trained}"]
+EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["demo", "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
+        (["demo", "SOLVER.MAX_ITER", "-1"], ["SOLVER.MAX_ITER must be a whole number of at least 0"]),
+        (["demo", "--iters", "0"], ["--iters must be at least 1"]),
+        (["demo", "--pictures", "-1"], ["--pictures"]),
+        *((["train", "--config-file", "{yaml}", "{coco}", *opts], CURE) for opts in DATA),
+        *((["train", "--config-file", "{lazy}", "{coco}", *opts], CURE) for opts in LAZY_DATA),
+        (["train", "--config-file", "{yaml}", "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
+        (["train", "--config-file", "{yaml}", "{coco}", "MODEL.WEIGHTS", "no/such.pth"], LOST),
+        (["train", "--config-file", "{yaml}", "{coco}", "--resume", "MODEL.WEIGHTS", "no/such.pth"], LOST),
+        (["train", "--config-file", "{lazy}", "{coco}", "train.init_checkpoint=no/such.pth"], LOST),
+        (["train", "--config-file", "{yaml}", "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
+        (["train", "--config-file", "{yaml}", "--voc", "a", "{voc}", "trian"], ["splits: test, train."]),
+        (["eval", *WEIGHTS, "{coco}", *DATA[1]], CURE),
+        (["eval", *WEIGHTS, "{coco}", "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
+        (["eval", "--config-file", "{yaml}", "{coco}"], ["No weights: give --weights FILE"]),
+        (["eval", "--config-file", "{yaml}", "{coco}", "--weights", "no/such.pth"], LOST),
+        (["eval", "--config-file", "{lazy}", "{coco}", "--weights", "no/such.pth"], LOST),
+        (["eval", "{coco}", "--weights", "no/such.pth"], LOST),
+        (["eval", *WEIGHTS, "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
+        (["predict", "no.png", *WEIGHTS], ["no.png"]),
+        (["predict", "{images}", "--weights", "no/such.pth"], LOST),
+        (["predict", "{images}", *WEIGHTS, "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
+        (["predict", "{images}", *WEIGHTS, "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
+        (["export", "--weights", "no/such.pth", "--format", "torchscript", "--output", "a/b"], LOST),
+        ([*EXPORT, "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
+        ([*EXPORT, "--evaluate", "cli_mine"], CURE),
+        ([*EXPORT, "--calibration", "cli_mine"], CURE),
+        ([*EXPORT[:4], "tflite", *EXPORT[5:]], ["tflite"]),
+        ([*EXPORT, "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
+        (["analyze", "no.json", "--output", "a/b"], ["no.json"]),
+        (["analyze", "{found}", "--data", "cli_mine", "--output", "a/b"], ["cli_mine", "--coco", "--voc"]),
+        (["data", "check", "cli_mine", "--fix", "a/b.json"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
+        (["data", "show", "cli_mine", "--output", "a/b"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
+        (["data", "convert", "cli_mine", "a/b", "--to", "yolo"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
+        (["plot", "no/run", "--output", "a/b"], ["no/run"]),
+        (["config", "show", "no.yaml"], ["no.yaml"]),
+        (["config", "diff", "{yaml}", "{lazy}"], ["Compare two of one kind"]),
+        (["config", "explain", "no_such"], ["no_such"]),
+        (["zoo", "info", "none/such"], ["none/such"]),
+        (["zoo", "download", "none/such"], ["none/such"]),
+    ],
+    ids=lambda words: " ".join(words)[:60].replace("/", "_"),
+)
+def test_a_mistake_of_the_user_leaves_nothing_behind(
+    command, trained, yaml_file, lazy_file, data, coco, tmp_path, monkeypatch, words, messages
+):
+    """One message on stderr, exit status 1, and no file or folder, be it in the default place."""
+    places = {"yaml": yaml_file, "lazy": lazy_file, "trained": trained / "model_final.pth", "voc": data / "voc"}
+    places.update(images=data / "images", found=trained / "inference" / "coco_instances_results.json")
+    before = sorted(trained.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    found = [x for word in words for x in (coco if word == "{coco}" else [word.format(**places)])]
+    status, out, err = command(*found)
+    assert status == 1
+    for message in (*messages, f"detectron2 {words[0]}: ", "--traceback"):
+        assert message in err
+    assert "Traceback (most" not in out + err
+    assert list(tmp_path.rglob("*")) == [] and sorted(trained.rglob("*")) == before
