@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 from detectron2 import model_zoo
 from detectron2.cli._html import picture, table, write_page
@@ -125,7 +126,7 @@ def _prepare_data(folder: Path, name: str, count: int, seed: int) -> None:
         _say(f"Data: {folder} is there.")
     else:
         _say(f"Data: drawing {count} images of {len(SHAPE_CLASSES)} classes into {folder} ...")
-        generate_shapes_dataset(folder, count, max_objects=5, seed=seed)
+        generate_shapes_dataset(folder, count, max_objects=5, seed=seed, progress=_progress)
     if name in DatasetCatalog:  # a second run in the same process, perhaps in another folder
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -187,6 +188,8 @@ Try next
 
 
 _say = functools.partial(print, flush=True)
+# One line on a terminal, which goes when all is done; nothing elsewhere.
+_progress: Any = functools.partial(tqdm, unit="image", leave=False, disable=None)
 _SCALE = 3.0  # the demo's images are small; drawn larger, labels do not cover the objects
 _LEAST_SCORE = 0.5
 
@@ -196,7 +199,7 @@ def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, 
     folder.mkdir(parents=True, exist_ok=True)
     mapper, metadata = DatasetMapper(cfg, is_train=False), MetadataCatalog.get(dataset_name)
     paths = []
-    for record in DatasetCatalog.get(dataset_name)[:count]:
+    for record in _progress(DatasetCatalog.get(dataset_name)[:count]):
         with torch.inference_mode():
             instances = model([mapper(record)])[0]["instances"].to("cpu")
         image = read_image(record["file_name"], "RGB")

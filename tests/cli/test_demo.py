@@ -1,5 +1,6 @@
 """``detectron2 demo``, made very small."""
 
+import io
 import json
 import re
 
@@ -60,6 +61,21 @@ def test_first_and_second_run(run, tmp_path):
     assert "already trained" in text
     assert (folder / "model_final.pth").stat().st_mtime_ns == last
     assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_drawing_shows_its_progress_on_a_terminal(tmp_path, monkeypatch, is_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    try:
+        demo._prepare_data(tmp_path, "cli_demo_progress", 3, seed=1)
+    finally:
+        demo.DatasetCatalog.remove("cli_demo_progress")
+        demo.MetadataCatalog.remove("cli_demo_progress")
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    assert ("0/3" in stream.getvalue()) == is_terminal
+    assert stream.getvalue() == "" or stream.getvalue().endswith("\r")  # the line is gone
 
 
 def test_resume_in_the_middle(run, tmp_path):

@@ -7,6 +7,7 @@ describe the visible part of an object. The same arguments give the same files, 
 
 import colorsys
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def generate_shapes_dataset(
     size_hw: tuple[int, int] = (160, 160),
     max_objects: int = 7,
     seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Path:
     """Draw images and write them with their annotations.
 
@@ -40,6 +42,7 @@ def generate_shapes_dataset(
         size_hw: height and width of each image in pixels.
         max_objects: each image holds between 1 and this many objects.
         seed: another seed gives other images.
+        progress: passes the numbers of the images on and may show how far it is, such as `tqdm.tqdm`.
 
     Returns:
         The path of the annotation file, in COCO format: boxes `(x, y, width, height)` in absolute pixels, category
@@ -55,7 +58,7 @@ def generate_shapes_dataset(
     root = Path(output_dir)
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for index in range(num_images):
+    for index in progress(range(num_images)):
         rng = np.random.default_rng([seed, index])
         pixels, objects = _draw_scene(rng, size_hw, max_objects)
         name = f"{index:05d}.png"
