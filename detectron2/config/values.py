@@ -5,6 +5,7 @@ own; the names here are those of the optional keys.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -17,7 +18,7 @@ import detectron2.config.defaults as defaults
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 
-__all__ = ["check_values", "requirement", "value_problem"]
+__all__ = ["changed_keys_in", "check_values", "requirement", "value_problem"]
 
 _Rule = tuple[str, Callable[[Any], bool]]  # what a value, or each item of a list, must be
 
@@ -105,9 +106,7 @@ def check_values(cfg: Any, groups: str = "*") -> None:
     if not isinstance(cfg, CfgNode):
         return
     known, values = {**dict(iter_leaves(defaults._C)), **OPTIONAL_KEYS}, dict(iter_leaves(cfg))
-    unread = _UNREAD.get(str(values.get("MODEL.META_ARCHITECTURE")), "")
-    unread += "" if values.get("MODEL.MASK_ON") else " MODEL.ROI_MASK_HEAD.*"
-    unread += "" if values.get("MODEL.KEYPOINT_ON") else " MODEL.ROI_KEYPOINT_HEAD.*"
+    unread = _unread_of(values)
     values = {path: value for path, value in values.items() if path in known}
     values = {path: value for path, value in values.items() if _is_in(path, groups) and not _is_in(path, unread)}
     found = {path: value_problem(path, known[path], value) for path, value in values.items()}
@@ -120,6 +119,41 @@ def check_values(cfg: Any, groups: str = "*") -> None:
             found[path] = f"must be a list of 4 items, because {key} is {values[key]!r}, but is {values[path]!r}"
     if lines := [f"{path} {text}" for path, text in found.items() if text]:
         raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
+
+
+def _unread_of(values: dict[str, Any]) -> str:
+    """Return patterns of the keys that the model of a config does not read."""
+    unread = _UNREAD.get(str(values.get("MODEL.META_ARCHITECTURE")), "")
+    unread += "" if values.get("MODEL.MASK_ON") else " MODEL.ROI_MASK_HEAD.*"
+    return unread + ("" if values.get("MODEL.KEYPOINT_ON") else " MODEL.ROI_KEYPOINT_HEAD.*")
+
+
+def changed_keys_in(cfg: CfgNode, text: str) -> list[str]:
+    """Return the keys of a model that an error message may be about, with their values, such as `MODEL.FPN.NORM 'XX'`.
+
+    They are those that are not as in the defaults and have a value that is part of the text: a name in quotes, a list,
+    or a whole number from 3 on. There are none where the text names a key itself.
+    """
+    known, values = {**dict(iter_leaves(defaults._C)), **OPTIONAL_KEYS}, dict(iter_leaves(cfg))
+    if any(path in text for path in values):
+        return []
+    unread = _unread_of(values)
+    changed = {path: value for path, value in values.items() if path not in known or known[path] != value}
+    return [
+        f"{path} {value!r}"
+        for path, value in changed.items()
+        if _is_in(path, "MODEL.*") and not _is_in(path, unread) and _is_part(value, text, path in known)
+    ]
+
+
+def _is_part(value: Any, text: str, is_known: bool) -> bool:
+    """Whether a value is in a text; numbers of projects, whose defaults are not known, are not looked for."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and (repr(list(value)) in text or repr(tuple(value)) in text)
+    if isinstance(value, str):
+        return bool(value) and repr(value) in text
+    is_number = is_known and isinstance(value, int) and value >= 3
+    return is_number and re.search(rf"(?<![\w.]){value}(?![\w.]*\w)", text) is not None
 
 
 def value_problem(path: str, default: Any, value: Any) -> str:

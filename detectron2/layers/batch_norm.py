@@ -298,8 +298,7 @@ def _group_norm(num_channels: int) -> nn.Module:
     if num_channels % _GROUPS:
         raise ValueError(
             f"The norm 'GN' shares channels among {_GROUPS} groups, and {num_channels} channels are not a multiple of "
-            f"{_GROUPS}. Change the number of channels of that part of the model (such as MODEL.FPN.OUT_CHANNELS or "
-            "MODEL.ROI_BOX_HEAD.CONV_DIM), or its norm (such as MODEL.FPN.NORM or MODEL.ROI_BOX_HEAD.NORM)."
+            f"{_GROUPS}. Change the number of channels of that part of the model, or its norm."
         )
     return nn.GroupNorm(_GROUPS, num_channels)
 

@@ -30,7 +30,7 @@ class Matcher:
         if any(t <= 0 for t in thresholds) or thresholds != sorted(thresholds):
             raise ValueError(f"Matcher thresholds (IOU_THRESHOLDS) must be positive and ascending; got {thresholds}")
         if len(labels) != len(thresholds) + 1:
-            text = f"{len(thresholds)} thresholds (IOU_THRESHOLDS) make {len(thresholds) + 1} intervals"
+            text = f"{len(thresholds)} thresholds (IOU_THRESHOLDS) {thresholds} make {len(thresholds) + 1} intervals"
             raise ValueError(f"{text}; got labels (IOU_LABELS) {labels}")
         if any(label not in (-1, 0, 1) for label in labels):
             raise ValueError(

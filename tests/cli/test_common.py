@@ -70,7 +70,10 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
         (["analyze", "{found}", "--data", "cli_mine", "--output", "a/b"], ["cli_mine", "--coco", "--voc"]),
         (["data", "check", "cli_mine", "--fix", "a/b.json"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
         (["data", "show", "cli_mine", "--output", "a/b"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
-        (["data", "convert", "cli_mine", "a/b", "--to", "yolo"], ["'cli_mine' is neither", "--coco, --voc or --import"]),
+        (
+            ["data", "convert", "cli_mine", "a/b", "--to", "yolo"],
+            ["'cli_mine' is neither", "--coco, --voc or --import"],
+        ),
         (["plot", "no/run", "--output", "a/b"], ["no/run"]),
         (["config", "show", "no.yaml"], ["no.yaml"]),
         (["config", "diff", "{yaml}", "{lazy}"], ["Compare two of one kind"]),

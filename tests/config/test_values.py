@@ -11,7 +11,7 @@ from detectron2.config.defaults import _C
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.unread import warn_of_unread
-from detectron2.config.values import _RULES, _is_in, check_values, requirement, value_problem
+from detectron2.config.values import _RULES, _is_in, changed_keys_in, check_values, requirement, value_problem
 from detectron2.modeling import build_model
 
 DEFAULTS = {**dict(iter_leaves(_C)), **OPTIONAL_KEYS}
@@ -171,6 +171,28 @@ def test_upright_boxes_have_four_weights():
         check_values(config(*five))
     rotated = ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "MODEL.ROI_HEADS.NAME", "RROIHeads")
     check_values(config(*five, *rotated))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("num_channels (48) must be divisible by num_groups (32)", ["MODEL.FPN.OUT_CHANNELS 48"]),
+        ("tensor of size 48x3, 1.48 and 480", []),
+        ("Unknown norm 'XX'; choose GN", ["MODEL.FPN.NORM 'XX'"]),
+        ("labels are [0, 1]", ["MODEL.RPN.IOU_LABELS [0, 1]"]),
+        ("labels are (0, 1)", ["MODEL.RPN.IOU_LABELS [0, 1]"]),
+        ("'XX' is refused by MODEL.RPN.NMS_THRESH", []),  # the message knows it already
+        ("256 anchors", []),  # a default
+        ("'other' of 77", ["MODEL.OF_PROJECT.NORM 'other'"]),  # whose defaults are not known
+        ("'unread'", []),
+    ],
+)
+def test_keys_that_an_error_may_be_about(text, expected):
+    cfg = config("MODEL.FPN.OUT_CHANNELS", 48, "MODEL.FPN.NORM", "XX", "MODEL.RPN.IOU_LABELS", [0, 1])
+    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.NORM", "unread", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256])
+    cfg.MODEL.OF_PROJECT = CfgNode({"NORM": "other", "WIDTH": 77})
+    assert changed_keys_in(cfg, text) == expected
 
 
 def test_requirements_in_words():

@@ -256,7 +256,11 @@ def test_progress_line(screen, monkeypatch):
         (55, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25"),
         (80, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02"),
         (93, "[##......]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02  images/s: 8.0"),
-        (120, "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02  images/s: 8.0"),
+        (
+            120,
+            "[######..................]  25% 25/100  eta: 0:00:37  total_loss: 1.25  s/iter: 0.5  lr: 0.02  "
+            "images/s: 8.0",
+        ),
     ],
 )
 def test_a_progress_line_leaves_out_what_has_no_room(screen, monkeypatch, columns, expected):

@@ -1,12 +1,13 @@
 """Building a whole model from a config."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
 
 from detectron2.config import CfgNode
-from detectron2.config.values import check_values
+from detectron2.config.values import changed_keys_in, check_values
 from detectron2.utils.registry import Registry, lookup
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
@@ -27,11 +28,18 @@ def build_model(cfg: CfgNode) -> nn.Module:
         The model, in training mode.
 
     Raises:
-        ValueError: when the device is not there, or a value in the config is impossible.
+        ValueError: when the device is not there, or a value in the config is impossible; the message names the keys.
     """
     check_values(cfg, "MODEL.* INPUT.* TEST.*")
     device = _available_device(cfg.MODEL.DEVICE)
-    model = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")(cfg)
+    architecture: Any = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    try:
+        model = architecture(cfg)
+    except (ValueError, RuntimeError) as e:
+        keys = changed_keys_in(cfg, str(e)) if type(e) in (ValueError, RuntimeError) else []
+        if not keys:  # or it is an error of the device
+            raise
+        raise ValueError(f"{str(e).rstrip('.')}. Keys of the config with such values: {', '.join(keys)}.") from e
     wanted = cfg.TEST.get("MASK_FORMAT", "full")
     if cfg.MODEL.MASK_ON and wanted != getattr(model, "mask_format", "full"):
         logger.warning(

@@ -314,7 +314,8 @@ class RetinaNetHead(nn.Module):
         generator: Any = build_anchor_generator(cfg, input_shape)
         num_anchors = set(generator.num_cell_anchors)
         if len(num_anchors) != 1:
-            raise ValueError(f"all levels need equally many anchors per cell; got {sorted(num_anchors)}")
+            keys = "MODEL.ANCHOR_GENERATOR.SIZES, ASPECT_RATIOS"
+            raise ValueError(f"all levels need equally many anchors per cell ({keys}); got {sorted(num_anchors)}")
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,

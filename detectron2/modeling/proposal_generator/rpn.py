@@ -103,7 +103,10 @@ class StandardRPNHead(nn.Module):
         generator: Any = build_anchor_generator(cfg, input_shape)
         num_anchors = set(generator.num_anchors)
         if len(num_anchors) != 1:
-            raise ValueError(f"all levels need equally many anchors per cell; got {list(generator.num_anchors)}")
+            keys = "MODEL.ANCHOR_GENERATOR.SIZES, ASPECT_RATIOS"
+            raise ValueError(
+                f"all levels need equally many anchors per cell ({keys}); got {list(generator.num_anchors)}"
+            )
         return {
             "in_channels": channels.pop(),
             "num_anchors": num_anchors.pop(),

@@ -13,7 +13,14 @@ from torch import nn
 
 from detectron2.engine import hooks
 from detectron2.engine.hooks import CallbackHook
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, JSONWriter, ProgressLine, get_event_storage
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    JSONWriter,
+    ProgressLine,
+    get_event_storage,
+)
 from tests.engine.hooks.toy import trainer
 
 

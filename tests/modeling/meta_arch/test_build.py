@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2 import model_zoo
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 
@@ -24,6 +25,54 @@ def test_model_is_found_by_name_and_put_on_the_device(tiny_rcnn_cfg):
 def test_unknown_name(tiny_rcnn_cfg):
     with pytest.raises(KeyError, match="NoSuchArchitecture"):
         build_model(tiny_rcnn_cfg("MODEL.META_ARCHITECTURE", "NoSuchArchitecture"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (["MODEL.FPN.NORM", "XX"], "MODEL.FPN.NORM 'XX'"),
+        (["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.WIDTH_PER_GROUP", "24"], "MODEL.RESNETS.WIDTH_PER_GROUP 24"),
+        (["MODEL.RPN.IOU_LABELS", "[0, 1]"], r"MODEL.RPN.IOU_LABELS \[0, 1\]"),
+        (["MODEL.RPN.IOU_THRESHOLDS", "[0.6]"], r"MODEL.RPN.IOU_THRESHOLDS \[0.6\]"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [9], [10]]"], "MODEL.ANCHOR_GENERATOR.SIZES"),
+        (["MODEL.ROI_MASK_HEAD.POOLER_TYPE", "Foo", "MODEL.MASK_ON", "True"], "MODEL.ROI_MASK_HEAD.POOLER_TYPE 'Foo'"),
+        (["MODEL.FPN.IN_FEATURES", "['res2', 'res4']"], "MODEL.FPN.IN_FEATURES"),
+    ],
+)
+def test_what_a_part_refuses_is_named_as_in_the_config(change, found):
+    cfg = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    small = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 8]
+    cfg.merge_from_list([*small, *change])
+    with pytest.raises(ValueError, match=found):
+        build_model(cfg)
+
+
+class TorchFails(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        if cfg.MODEL.MASK_ON:
+            raise torch.OutOfMemoryError("Tried to allocate 48.00 GiB for 48 tensors")
+        nn.GroupNorm(32, cfg.MODEL.FPN.OUT_CHANNELS)
+
+
+META_ARCH_REGISTRY.register(TorchFails)
+
+
+def test_errors_of_pytorch(tiny_rcnn_cfg):
+    options = (
+        "MODEL.META_ARCHITECTURE",
+        "TorchFails",
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.FPN.OUT_CHANNELS",
+        48,
+        "MODEL.MASK_ON",
+        False,
+    )
+    with pytest.raises(ValueError, match=r"divisible.*MODEL\.FPN\.OUT_CHANNELS 48"):
+        build_model(tiny_rcnn_cfg(*options))
+    with pytest.raises(torch.OutOfMemoryError):
+        build_model(tiny_rcnn_cfg(*options[:-1], True))
 
 
 @pytest.mark.parametrize(

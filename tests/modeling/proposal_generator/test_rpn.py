@@ -225,7 +225,7 @@ def test_config_errors():
     with pytest.raises(ValueError, match=r"channels \[4, 8\]"):
         build_rpn_head(cfg, [ShapeSpec(channels=4, stride=4), ShapeSpec(channels=8, stride=8)])
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [8, 16]]
-    with pytest.raises(ValueError, match=r"equally many anchors per cell; got \[3, 6\]"):
+    with pytest.raises(ValueError, match=r"equally many anchors per cell .*SIZES.*; got \[3, 6\]"):
         build_rpn_head(cfg, [ShapeSpec(channels=4, stride=4), ShapeSpec(channels=4, stride=8)])
 
 
