@@ -156,13 +156,12 @@ class FPN(PyramidBase):
 
 def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:
     """Raise unless every stride is a power of two and twice the stride before it."""
+    which = f"strides {list(strides)} (of MODEL.FPN.IN_FEATURES, or scale_factors)"
     for i, stride in enumerate(strides):
         if stride < 1 or stride & (stride - 1):
-            raise ValueError(f"strides {list(strides)} (of MODEL.FPN.IN_FEATURES): {stride} is not a power of two")
+            raise ValueError(f"{which}: {stride} is not a power of two")
         if i and stride != 2 * strides[i - 1]:
-            raise ValueError(
-                f"strides {list(strides)} (of MODEL.FPN.IN_FEATURES): {stride} is not twice {strides[i - 1]}"
-            )
+            raise ValueError(f"{which}: {stride} is not twice {strides[i - 1]}")
 
 
 class LastLevelMaxPool(nn.Module):
