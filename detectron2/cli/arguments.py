@@ -141,7 +141,7 @@ def _add_config(add: Any, is_required: bool, words: str = "opts", words_help: st
     add(words, nargs="*", metavar="CHANGE" if words == "opts" else words.upper(), help=text)
 
 
-def _add_datasets(add: Any) -> None:
+def _add_datasets(add: Any, classes: str = "") -> None:
     """Add the options that register data sets without a line of code, for DATASETS.TRAIN and DATASETS.TEST."""
 
     def add_many(name: str, metavar: Any, text: str, **options: Any) -> None:
@@ -151,8 +151,8 @@ def _add_datasets(add: Any) -> None:
     add_many("--coco", ("NAME", "JSON", "IMAGES"), coco, nargs=3)
     voc = "the same in Pascal VOC format: ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages}"
     add_many("--voc", ("NAME", "ROOT", "SPLIT"), voc, nargs=3)
-    classes = "class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted"
-    add("--classes", metavar="A,B,C", help=classes)
+    names = "class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted"
+    add("--classes", metavar="A,B,C", help=classes or names)
     module = "a module or .py file to import first, for data sets and models of your own"
     add_many("--import", "MODULE", module, dest="imports")
 
@@ -186,12 +186,38 @@ def _eval(add: Any) -> None:
 
 
 def _predict(add: Any) -> None:
-    _add_config(add, False, "image", "images, patterns, or folders, which are searched with those in them; also ")
-    _add_datasets(add)
-    add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
-    add("--input", nargs="+", default=[], metavar="PATH", help="further images, patterns or folders")
-    add("--output", default="predictions", metavar="DIR", help="where pictures and predictions.json go")
-    add("--confidence", type=float, default=0.5, help="least score of what is drawn and written")
+    inputs = "images, videos, patterns, addresses, webcam:0, or folders, whose sub-folders are searched, too; also "
+    _add_config(add, False, "image", inputs)
+    kept = "keep only objects and pixels of these classes; with --voc instead: the class names of that data set"
+    _add_datasets(add, kept)
+    weights = "a checkpoint, or the folder of an exported model; default: that of the config"
+    add("--weights", default="", metavar="FILE", help=weights)
+    add("--input", nargs="+", default=[], metavar="PATH", help="further images, videos, patterns or folders")
+    add("--output", default="predictions", metavar="DIR", help="where all results go")
+    add("--confidence", type=float, default=0.5, help="least score of what is drawn and written; default: 0.5")
+    add("--save", choices=("png", "jpg", "svg", "pdf", "none"), default="png", help="format of pictures; default: png")
+    add("--color-by", choices=("instance", "class"), default="instance", help="what has a colour of its own")
+    add("--json", action=argparse.BooleanOptionalAction, default=True, help="write predictions.json, in COCO format")
+    add("--csv", action="store_true", help="write predictions.csv, a row an object, and counts.csv, a row an image")
+    add("--crops", action="store_true", help="write the part of the image in each box into crops/CLASS")
+    add("--track", action="store_true", help="number the objects in videos, so that each keeps its number")
+    add("--resume", action="store_true", help="predict only on what an earlier run has not finished")
+    add("--batch", type=_at_least_one, metavar="N", help="images that the model gets at once; default: 8 on a GPU, else 1")
+    precision = "numbers that the model computes with; default: fp32"
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=precision)
+    backend = "compiled: torch.compile, whose first images take a minute; exported models have their own"
+    add("--backend", choices=("torch", "compiled"), default="torch", help=backend)
+    add("--tta", action="store_true", help="test-time augmentation: also on the copies that TEST.AUG describes")
+    add("--tile", type=int, metavar="PIXELS", help="cut large images into tiles of this side, such as 1024")
+    add("--overlap", type=float, default=0.2, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
+    add("--workers", type=int, default=2, metavar="N", help="threads that read images; default: 2")
+
+
+def _at_least_one(text: str) -> int:
+    """Return a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _export(add: Any) -> None:
@@ -394,7 +420,7 @@ _COMMANDS: _Table = {
     "demo": ("train a small Mask R-CNN on generated data, evaluate it and write a report", _demo),
     "train": ("train the model of a config", _train),
     "eval": ("evaluate a trained model", _eval),
-    "predict": ("predict on images; writes pictures and a JSON file", _predict),
+    "predict": ("predict on images and videos; writes pictures, JSON and tables", _predict),
     "export": ("write a trained model in a format that other programs run, and check what was written", _export),
     "data": ("check, show or convert a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),

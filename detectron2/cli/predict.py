@@ -1,134 +1,303 @@
-"""`detectron2 predict`: run a trained model on images, write pictures and a JSON file.
+"""`detectron2 predict`: run a trained model on images and videos; write pictures, JSON and tables.
 
-detectron2 predict --weights output/demo/model_final.pth a.jpg b.png folder/ --output predictions
+detectron2 predict --weights output/demo/model_final.pth a.jpg folder/ clip.mp4 --output predictions
 
-Checkpoints bring their config and class names along; --config-file is for those of other programs.
+Checkpoints bring their config and class names along; --config-file is for those of other programs. Results are written
+as they come, see `detectron2.inference.writers`.
 """
 
 import argparse
-import glob
+import contextlib
 import itertools
 import os
+import queue
 import re
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from detectron2.cli.common import load_chosen_config, register_datasets, write_json
-from detectron2.config import CfgNode
+from detectron2.cli.common import chosen_device, load_chosen_config, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
-from detectron2.data.images import viewable_rgb
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.inference.loading import load_metadata, load_model
-from detectron2.modeling.test_time_augmentation import build_model_with_tta
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.inference import Predictor, Result, read_frames
+from detectron2.inference.sources import IMAGE_SUFFIXES, Input, find_inputs
+from detectron2.inference.video import VIDEO_SUFFIXES, VideoReader
+from detectron2.inference.writers import ResultWriter, written_files
+from detectron2.tracking import ByteTracker, track
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy", ".npz")
-_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+_TABLES = ("predictions.json", "predictions.csv", "counts.csv", "areas.csv", "panoptic.json", "semantic.json")
+_MOST_CLASSES = 8  # in the summary
+_GPU_BATCH = 8
+_AHEAD = 8
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict on every image."""
+    """Predict on everything that is named."""
+    kept, args.classes = (None, args.classes) if args.voc else (args.classes, None)
     register_datasets(args)
-    images, opts = _split_words([*args.image, *args.input])
-    if not images:
-        raise ValueError("There is nothing to predict on: name images, or folders of images.")
-    files = list(dict.fromkeys(_image_files(images, Path(args.output))))
-    output = Path(args.output)
-    pictures = _picture_paths(files, output)
-    cfg = load_chosen_config(args, opts)
-    image_ids = _image_ids(files, args)
-    model, mapper = load_model(cfg, args.weights)
-    if hasattr(model, "mask_format"):
-        # Drawing and JSON take run lengths, which are a small part of whole masks.
-        model.mask_format = "rle"  # pyright: ignore[reportArgumentType] (a plain attribute of models with masks)
-    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
-        model = build_model_with_tta(cfg, model)
-    metadata = load_metadata(cfg, args.weights)
-    output.mkdir(parents=True, exist_ok=True)
-    classes = metadata.get("thing_classes") or []
-    ids = _category_ids(args, classes)
-    records: list[dict[str, Any]] = []
-    left_out, drawn = 0, ""
+    words, opts = _split_words([*args.image, *args.input])
+    if not words:
+        raise ValueError("There is nothing to predict on: name images, folders of images, or videos.")
+    inputs = _inputs(words, args.output)
+    has_videos = any(item.is_video for item in inputs)
+    if args.track and not has_videos:
+        raise ValueError("--track numbers objects through the frames of a video, and there is no video here.")
+    predictor = _predictor(args, opts)
+    is_camera = any(isinstance(item.value, int) for item in inputs)
+    predictor.batch_size = 1 if is_camera else args.batch or (_GPU_BATCH if predictor.device.type != "cpu" else 1)
+    settings: dict[str, Any] = {
+        **{"save": args.save, "json": args.json, "csv": args.csv, "crops": args.crops, "resume": args.resume},
+        "image_ids": _image_ids([_name(item) for item in inputs if not item.is_video], args),
+        "category_ids": _category_ids(args, predictor.metadata.get("thing_classes") or []) or None,
+        "confidence": args.confidence,
+        "classes": _kept_classes(kept, predictor.metadata),
+        "asked": _asked(args, opts),
+        "options": {"color_by": args.color_by},
+    }
+    writer = ResultWriter(args.output, **settings) if args.resume else None
+    left = inputs if writer is None else [item for item in inputs if not _is_done(writer, item)]
+    is_alone = len(inputs) == 1 and not has_videos and not os.path.isdir(inputs[0].source or "")
+    ahead = max(_AHEAD, 2 * predictor.batch_size)
+    frames = read_frames(left, image_format=predictor.image_format, exif=predictor.exif, workers=args.workers, ahead=ahead)
+    results = predictor.predict_frames(frames, on_error="raise" if is_alone else "keep")
+    results = _tracked(results) if args.track else results
+    # What ends here, with a model or an image that is of no use, leaves an earlier run's results as they are.
+    first = list(itertools.islice(results, 1))
+    writer = writer or ResultWriter(args.output, **settings)
     try:
-        with torch.inference_mode():
-            for path, picture in zip(tqdm(files, unit="image", disable=not sys.stderr.isatty()), pictures, strict=True):
+        with _sigterm_raises(), writer:
+            try:
+                _write_all(itertools.chain(first, results), writer, left)
+            except KeyboardInterrupt:
+                if not is_camera:  # which has no other end
+                    raise
+    except (KeyboardInterrupt, SystemExit):
+        sys.stdout.write(_summary(writer, inputs, args.save) + "\nThe rest is left: the same command with --resume.\n")
+        raise
+    finally:
+        results.close()
+    sys.stdout.write(_summary(writer, inputs, args.save) + "\n")
+    return 1 if writer.failed else 0
+
+
+def _write_all(results: Iterable[Result], writer: ResultWriter, inputs: Sequence[Input]) -> None:
+    """Write results while the model works on the next ones; name those that are none, and show how far it is."""
+    is_shown = sys.stderr.isatty()
+    unit = " frames" if any(item.is_video for item in inputs) else " images"
+    total = _frame_count(inputs) if is_shown else None
+    with _Beside(writer.write) as beside:
+        for result in tqdm(results, total=total, unit=unit, disable=not is_shown):
+            if result.error is not None:
+                text = str(result.error)
+                named = text if result.name in text else f"{result.name}: {text}"
+                tqdm.write(f"left out: {named}", file=sys.stderr)
+            beside.put(result)
+
+
+class _Beside:
+    """Calls a function for one value after the other, in a thread; the values that wait are few."""
+
+    def __init__(self, function: Callable[[Any], None]):
+        self._function = function
+        self._waiting: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._failure: BaseException | None = None
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Beside":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until all is written, also when something else ends the block; a second Ctrl-C ends that, too."""
+        try:
+            self._waiting.put(None)
+            self._thread.join()
+        except BaseException:
+            self._is_stopped = True
+            self._thread.join()
+            raise
+        self._raise_failure()
+
+    def put(self, value: Any) -> None:
+        self._raise_failure()
+        self._waiting.put(value)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self) -> None:
+        while (value := self._waiting.get()) is not None:
+            if self._failure is None and not self._is_stopped:
                 try:
-                    sample, image = mapper({"file_name": path}), _picture_of(path, mapper)
-                except (OSError, ValueError) as e:
-                    if len(files) == 1:
-                        raise
-                    sys.stderr.write(f"left out: {e}\n")  # the others are not to be lost for it
-                    left_out += 1
-                    continue
-                outputs = model([sample])[0]
-                instances = outputs["instances"].to("cpu") if "instances" in outputs else None
-                instances = instances[instances.scores >= args.confidence] if instances else instances
-                drawn = _draw(Visualizer(image, metadata), outputs, instances, picture)
-                known = {"file_name": path, "height": image.shape[0], "width": image.shape[1]}
-                for record in instances_to_coco_json(instances, image_ids[path]) if instances else []:
-                    label = record["category_id"]
-                    name = classes[label] if label < len(classes) else str(label)
-                    records.append({**record, **known, "category_id": ids.get(name, label), "category_name": name})
-    finally:  # after Ctrl-C the pictures that were drawn have their records, too
-        write_json(output / "predictions.json", records)
-    done = f"{len(records)} objects in {len(files) - left_out} images"
-    done += f" ({left_out} cannot be read)" if left_out else ""
-    done += f"; the pictures show {drawn}, and the JSON file has objects only" if drawn else ""
-    sys.stdout.write(f"{done}; pictures and predictions.json are in {output}\n")
-    return 1 if left_out else 0
+                    self._function(value)
+                except BaseException as e:
+                    self._failure = e  # the rest is taken and dropped, so that nobody waits
 
 
-def _picture_of(path: str, mapper: Any) -> np.ndarray:
-    """Return the image, as 8-bit RGB, to draw on."""
-    order = mapper.image_format
-    image = read_image(path, order, getattr(mapper, "exif", "apply"))
-    return viewable_rgb(image) if order is None else convert_image_to_rgb(image, order)
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within the context SIGTERM, which ends a process at once otherwise, lets it write its tables first."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(143)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return (images, changes to the config), which may be mixed: `KEY VALUE` or `path.key=value` is a change."""
-    images, opts = [], []
+    """Return (inputs, changes to the config), which may be mixed: `KEY VALUE` or `path.key=value` is a change."""
+    inputs, opts = [], []
     rest = iter(words)
     for word in rest:
-        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.\w+)*", word) and not (os.path.exists(word) or _is_image(word)):
+        is_file = os.path.exists(word) or word.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.\w+)*", word) and not is_file:
             opts += [word, *itertools.islice(rest, 1)]
         else:
             is_change = not os.path.exists(word) and (word[0:1] in ("~", "+") or re.match(r"[\w.@]+=", word))
-            (opts if is_change else images).append(word)
-    return images, opts
+            (opts if is_change else inputs).append(word)
+    return inputs, opts
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+def _inputs(words: list[str], output: str) -> list[Input]:
+    """Return what there is to predict on, each once, without what an earlier run wrote."""
+    written = written_files(output)
+    inputs = {}
+    for item in find_inputs(words, exclude=output):
+        is_file = isinstance(item.value, str) and "://" not in item.value
+        if not (is_file and written and os.path.realpath(item.value) in written):
+            inputs.setdefault(os.path.abspath(item.value) if is_file else item.value, item)
+    if not inputs:
+        raise ValueError(f"There is nothing to predict on but what an earlier run wrote into {output}.")
+    return list(inputs.values())
 
 
-def _draw(visualizer: Visualizer, outputs: dict[str, Any], instances: Instances | None, picture: Path) -> str:
-    """Draw what a model found; return what that is where it is more than objects."""
-    drawn = ""
-    if "panoptic_seg" in outputs:
-        drawn, (labels, segments) = "panoptic segments", outputs["panoptic_seg"]
-        visualizer.draw_panoptic_seg(labels.to("cpu"), segments)
-    elif instances is not None:
-        visualizer.draw_instance_predictions(instances)
-    elif "sem_seg" in outputs:
-        drawn, scores = "classes of pixels", outputs["sem_seg"]
-        if visualizer.metadata.get("stuff_classes") is None:  # nothing without a name would be drawn
-            names = [str(label) for label in range(len(scores))]
-            visualizer.metadata = Metadata().set(**{**visualizer.metadata.as_dict(), "stuff_classes": names})
-        visualizer.draw_sem_seg(scores.argmax(dim=0).to("cpu"))
+def _predictor(args: argparse.Namespace, opts: list[str]) -> Predictor:
+    """Load the model of the command line; an exported one is known by its folder."""
+    options: dict[str, Any] = {"overrides": opts, "device": chosen_device(args)}
+    if args.config_file and os.path.isfile(args.config_file):
+        source, options = load_chosen_config(args, opts), {"device": None}
+    elif args.config_file or args.weights:
+        source = args.config_file or args.weights
     else:
-        found = ", ".join(outputs)
-        raise ValueError(f"This command is for models that find objects or label pixels; this one returns {found}.")
-    visualizer.output.save(str(picture))
-    return drawn
+        source = load_chosen_config(args, opts)  # says what to give
+    return Predictor(
+        source,
+        weights=(args.weights or None) if args.config_file else None,
+        precision=args.precision,
+        backend=args.backend,
+        tta=True if args.tta else None,
+        tile=args.tile,
+        overlap=args.overlap,
+        workers=args.workers,
+        mask_format="rle",
+        trusted=[Path(module).stem if module.endswith(".py") else module for module in args.imports],
+        **options,
+    )
+
+
+def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | None:
+    """Return the classes of `--classes`, by name, or by number where they have none."""
+    if text is None:
+        return None
+    names = [*(metadata.get("thing_classes") or []), *(metadata.get("stuff_classes") or [])]
+    chosen = [name.strip() for name in text.split(",")]
+    unknown = [name for name in chosen if name not in names and not (name.isdecimal() and not names)]
+    if unknown:
+        there = ", ".join(names) or "no names of classes: give their numbers"
+        raise ValueError(f"--classes names {', '.join(map(repr, unknown))}; the model has {there}.")
+    return [name if name in names else int(name) for name in chosen]
+
+
+def _asked(args: argparse.Namespace, opts: list[str]) -> dict[str, Any]:
+    """Return what must be the same for a run that resumes, beside how results are written."""
+    weights = Path(args.weights)
+    file = weights / "model.json" if weights.is_dir() else weights
+    saved = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds") if file.is_file() else None
+    names = ("config_file", "precision", "tta", "tile", "track")
+    asked = {name: getattr(args, name) for name in names}
+    asked |= {"weights": str(weights.resolve()) if saved else args.weights, "weights_saved": saved, "changes": opts}
+    return {**asked, "overlap": args.overlap if args.tile else None}
+
+
+def _is_done(writer: ResultWriter, item: Input) -> bool:
+    """Whether an earlier run has finished an image or a video."""
+    return isinstance(item.value, str) and writer.is_done(_name(item))
+
+
+def _name(item: Input) -> str:
+    """What an input of the command line is known by: its path, or its address without a password."""
+    return str(item.source if "://" in str(item.value) else item.value)
+
+
+def _tracked(results: Iterator[Result]) -> Iterator[Result]:
+    """Number the objects in the frames of each video; images stay as they are."""
+    tracker, video = ByteTracker(), None
+    for result in results:
+        if result.error is None and result.time is not None:
+            if video != (own := (result.path, result.frame.source)):
+                tracker, video = ByteTracker(), own
+            yield from track([result], tracker)
+        else:
+            yield result
+
+
+def _frame_count(inputs: Sequence[Input]) -> int | None:
+    """Return about how many images and frames there are; None if nobody knows."""
+    total = 0
+    for item in inputs:
+        count: int | None = 1
+        if item.is_video:
+            is_file = isinstance(item.value, str) and os.path.isfile(item.value)
+            try:
+                count = VideoReader(item.value).frame_count if is_file else None
+            except OSError:  # which is said when its turn comes
+                count = 0
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _summary(writer: ResultWriter, inputs: Sequence[Input], save: str) -> str:
+    """Say what was found, and where it is."""
+    videos = [item.is_video for item in inputs]
+    tables = [name for name in _TABLES if (writer.folder / name).exists()]
+    images = _counted(writer.image_count, "frame" if all(videos) else "image")
+    failed = f" ({len(writer.failed)} cannot be read)" if writer.failed else ""
+    found = [f"{count} {name}" for name, count in writer.class_counts.most_common(_MOST_CLASSES)]
+    start = f"{_counted(writer.object_count, 'object')} in {images}{failed}"
+    if "semantic.json" in tables:
+        start = f"Classes of pixels in {images}{failed}"
+        found = [f"{name} in {count}" for name, count in writer.class_counts.most_common(_MOST_CLASSES)]
+    more = len(writer.class_counts) - len(found)
+    found += [f"and {_counted(more, 'more class', 'more classes')}"] if more else []
+    what = ", ".join(found)
+    shown = ["pictures"] * (save != "none" and not all(videos)) + ["videos"] * (save != "none" and any(videos))
+    maps = ["label maps in panoptic"] * ("panoptic.json" in tables) + ["label maps in semantic"] * (
+        "semantic.json" in tables
+    )
+    places = [*shown, *tables, *maps] or ["predictions.jsonl"]
+    text = " and ".join([", ".join(places[:-1]), places[-1]]) if places[1:] else places[0]
+    return f"{start}{': ' if what else ''}{what}\n{text[0].upper()}{text[1:]} are in {writer.folder}"
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _image_ids(files: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -147,38 +316,3 @@ def _category_ids(args: argparse.Namespace, classes: list[str]) -> dict[str, int
     ids = {label: own for own, label in (data.get("thing_dataset_id_to_contiguous_id") or {}).items()}
     found = {name: ids[label] for label, name in enumerate(data.get("thing_classes") or []) if label in ids}
     return found if found.keys() >= set(classes) else {}
-
-
-def _picture_paths(files: list[str], folder: Path) -> list[Path]:
-    """Return one PNG for each image, all different, and none of them an image that is read."""
-    taken = {os.path.realpath(f) for f in files}
-    paths = []
-    for file in files:
-        stem = Path(file).stem
-        names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-        path = next(p for p in (folder / f"{name}.png" for name in names) if os.path.realpath(p) not in taken)
-        taken.add(os.path.realpath(path))
-        paths.append(path)
-    return paths
-
-
-def _image_files(paths: list[str], output: Path) -> Iterator[str]:
-    """Yield the images among files, patterns and folders with their sub-folders, but for those in an `output` below."""
-    for path in paths:
-        if os.path.isdir(path):
-            own = os.path.join(os.path.realpath(output), "")
-            inside = os.path.join(os.path.realpath(path), "")
-            own = own if own != inside and own.startswith(inside) else ""
-            found = sorted(str(p) for p in Path(path).rglob("*") if _is_image(p.name) and not p.is_dir())
-            found = [p for p in found if not own or not os.path.realpath(p).startswith(own)]
-            if not found:
-                raise FileNotFoundError(f"No images ({', '.join(_SUFFIXES)}) in the folder {path} and those in it")
-            yield from found
-        elif os.path.isfile(path):
-            if path.lower().endswith(_VIDEOS):
-                raise ValueError(f"{path} is a video; python demo/demo.py --video-input {path} draws those.")
-            yield path
-        elif found := sorted(glob.glob(os.path.expanduser(path), recursive=True)):
-            yield from _image_files(found, output)
-        else:
-            raise FileNotFoundError(f"No such image or folder: {path}")

@@ -35,7 +35,7 @@ from detectron2.utils.terminal import without_password
 
 from .video import VIDEO_SUFFIXES, Camera, VideoReader, read_ahead
 
-__all__ = ["IMAGE_SUFFIXES", "Frame", "is_single", "read_frames"]
+__all__ = ["IMAGE_SUFFIXES", "Frame", "Input", "find_inputs", "is_single", "read_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,23 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One image, video or camera of the input; or why it is none."""
+class Input:
+    """One image, video or camera of an input, as `find_inputs` lists it; or why it is none.
 
-    value: Any  # path, URL, Path, bytes ... as it was given; int: the number of a camera
+    Attributes:
+        value: a path, an address, bytes, an array ... as it was given; an int is the number of a camera.
+        source: as `Frame.source`.
+        error: why it cannot be read, of a part of an iterator.
+    """
+
+    value: Any
     source: str | None = None
     error: Exception | None = None
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it gives many frames: a video, a stream or a camera."""
+        return isinstance(self.value, int) or (isinstance(self.value, str) and _is_video(self.value))
 
 
 def is_single(source: Any) -> bool:
@@ -121,6 +132,29 @@ def is_single(source: Any) -> bool:
     return not _is_pattern(path)
 
 
+def find_inputs(source: Sequence[Any], *, exclude: str | os.PathLike | None = None) -> list[Input]:
+    """List the images, videos and cameras that a list names, for programs that have to know them before reading.
+
+    Args:
+        source: as a list for `read_frames`.
+        exclude: as for `read_frames`.
+
+    Returns:
+        What there is, in order. A list of some of them is again a `source` for `read_frames`; frames are named as if
+        the folders and patterns had been given.
+
+    Raises:
+        FileNotFoundError: if a path or a pattern finds nothing; it names all.
+        TypeError: if a thing in the list is no input.
+
+    Example:
+        >>> find_inputs(["https://example.org/a.jpg"])
+        [Input(value='https://example.org/a.jpg', source='https://example.org/a.jpg', error=None)]
+    """
+    items = [source] if isinstance(source, (str, os.PathLike)) else source
+    return _find_all(items, None if exclude is None else os.path.realpath(exclude))
+
+
 def read_frames(
     source: Any,
     *,
@@ -142,6 +176,7 @@ def read_frames(
     - an address that `PathManager` opens, such as `https://...`: it is downloaded once, and then read from the cache;
     - the content of an image file as bytes, or a binary file object;
     - an image: of Pillow, an array `(H, W)` or `(H, W, C)`, a tensor `(H, W)` or `(C, H, W)`. Values are not scaled;
+    - what `find_inputs` lists;
     - a camera: its number such as `0`, or `"webcam:0"`: it gives the newest picture whenever one is asked for; or the
       address of a stream, such as `rtsp://...`.
 
@@ -215,9 +250,9 @@ def _expand(text: str) -> str:
     return text if os.path.lexists(text) else os.path.expanduser(text)
 
 
-def _find_all(items: Iterable[Any], exclude: str | None) -> list[_Found]:
+def _find_all(items: Iterable[Any], exclude: str | None) -> list[Input]:
     """Return what a list names; raise one error for all that does not exist."""
-    found: list[_Found] = []
+    found: list[Input] = []
     errors: list[Exception] = []
     count = 0
     for item in items:
@@ -236,26 +271,28 @@ def _find_all(items: Iterable[Any], exclude: str | None) -> list[_Found]:
     return found
 
 
-def _find_lazily(items: Iterable[Any], exclude: str | None) -> Iterator[_Found]:
+def _find_lazily(items: Iterable[Any], exclude: str | None) -> Iterator[Input]:
     """The same for an iterable, of which a part that does not exist is an error of its own."""
     for item in items:
         try:
             found = _find(item, exclude)
         except (OSError, ValueError, TypeError, ImportError) as e:
-            found = [_Found(item, error=e)]
+            found = [Input(item, error=e)]
         # A generator may write the next image into the same memory.
         copies = isinstance(item, np.ndarray), isinstance(item, torch.Tensor)
-        yield from [_Found(item.copy() if copies[0] else item.clone())] if any(copies) else found
+        yield from [Input(item.copy() if copies[0] else item.clone())] if any(copies) else found
         del item, found
 
 
-def _find(item: Any, exclude: str | None) -> list[_Found]:
+def _find(item: Any, exclude: str | None) -> list[Input]:
     """Return what one item names, or raise the error that says why that is nothing."""
+    if isinstance(item, Input):
+        return [item]
     if _is_in_memory(item):
-        return [_Found(item)]
+        return [Input(item)]
     if _is_camera_number(item):
         Camera.require()
-        return [_Found(int(item))]
+        return [Input(int(item))]
     if not isinstance(item, (str, os.PathLike)):
         cures = {
             "NoneType": ": cv2.imread returns None for a file that it cannot read; give the path itself",
@@ -272,18 +309,18 @@ def _find(item: Any, exclude: str | None) -> list[_Found]:
     if _is_video(text):
         VideoReader.require()
     if "://" in text:
-        return [_Found(text, without_password(text))]
+        return [Input(text, without_password(text))]
     camera = _CAMERA.fullmatch(text)
     if camera and not os.path.isfile(path):
         Camera.require()
-        return [_Found(int(camera[1] or camera[2] or 0))]
+        return [Input(int(camera[1] or camera[2] or 0))]
     if os.path.isdir(path):
         files = _images_in(path, exclude)
         if not files:
             raise FileNotFoundError(_no_images(path))
-        return [_Found(file, path) for file in _sorted_naturally(files, path)]
+        return [Input(file, path) for file in _sorted_naturally(files, path)]
     if os.path.exists(path):
-        return [_Found(path, text)]
+        return [Input(path, text)]
     if _is_pattern(path):
         return _match(path, exclude)
     raise FileNotFoundError(_missing(text, path))
@@ -312,14 +349,21 @@ def _files_in(folder: str, exclude: str | None) -> list[str]:
             logger.warning("left out: the folder %s cannot be read: %s", place, e)
             continue
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(entry.path)  # links after real folders
             else:
                 found.append(entry.path)
     return found
 
 
-def _match(pattern: str, exclude: str | None) -> list[_Found]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that leads to itself
+        return False
+
+
+def _match(pattern: str, exclude: str | None) -> list[Input]:
     """Return the images and videos that match a pattern, and the images in the folders that do."""
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
@@ -352,7 +396,7 @@ def _match(pattern: str, exclude: str | None) -> list[_Found]:
         )
     if any(map(_is_video, files)):
         VideoReader.require()
-    return [_Found(path, root.rstrip(os.sep) or os.sep) for path in _sorted_naturally(dict.fromkeys(files), root)]
+    return [Input(path, root.rstrip(os.sep) or os.sep) for path in _sorted_naturally(dict.fromkeys(files), root)]
 
 
 def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
@@ -442,7 +486,7 @@ class _Pool:
             thread.join(_SECONDS_TO_END)
 
 
-def _stream(found: Iterator[_Found], options: _Options) -> Iterator[Frame]:
+def _stream(found: Iterator[Input], options: _Options) -> Iterator[Frame]:
     """Yield the frames of what was found, while those after them are decoded."""
     steps = _steps(found, options)
     window: deque[Frame | Future[Frame]] = deque()
@@ -488,7 +532,7 @@ def _result(frame: "Frame | Future[Frame]") -> Frame:
     return frame if isinstance(frame, Frame) else frame.result()
 
 
-def _steps(found: Iterator[_Found], options: _Options) -> Generator[Frame | Callable[[], Frame], None, None]:
+def _steps(found: Iterator[Input], options: _Options) -> Generator[Frame | Callable[[], Frame], None, None]:
     """Yield, for each frame, the frame itself or the function that reads it in another thread."""
     index = itertools.count()
     for item in found:
@@ -497,7 +541,7 @@ def _steps(found: Iterator[_Found], options: _Options) -> Generator[Frame | Call
             name = os.fsdecode(value) if isinstance(value, (str, os.PathLike)) else None
             i = next(index)
             yield Frame(None, name or f"image {i}", name, i, error=item.error, source=name)
-        elif isinstance(value, int) or (isinstance(value, str) and _is_video(value)):
+        elif item.is_video:
             with closing(_read_video(item, index, options)) as frames:
                 yield from frames
         elif isinstance(value, str):
@@ -515,7 +559,7 @@ def _frame(read: Callable[[], np.ndarray], name: str, path: str | None, index: i
         return Frame(None, name, path, index, error=e, source=source)
 
 
-def _read_file(item: _Found, index: int, options: _Options) -> Frame:
+def _read_file(item: Input, index: int, options: _Options) -> Frame:
     """Read an image file, or download and read one."""
     where = item.value
 
@@ -590,7 +634,7 @@ def _array_of(name: str, image: torch.Tensor, options: _Options) -> np.ndarray:
     return image.numpy() if image.ndim == 2 else image.permute(1, 2, 0).numpy()
 
 
-def _read_video(item: _Found, index: Iterator[int], options: _Options) -> Generator[Frame, None, None]:
+def _read_video(item: Input, index: Iterator[int], options: _Options) -> Generator[Frame, None, None]:
     """Yield the frames of a video or a camera, and at its end the error of a damaged one."""
     is_camera = isinstance(item.value, int)
     name = f"webcam:{item.value}" if is_camera else without_password(item.value)

@@ -27,7 +27,7 @@ from detectron2.utils.file_io import atomic_write
 from .drawing import draw
 from .results import ROW_KEYS, Result, object_rows, panoptic_categories
 
-__all__ = ["ResultWriter"]
+__all__ = ["ResultWriter", "written_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class ResultWriter:
     What it writes, where a model gives such things:
 
     - a picture of each image, `<name>.<save>`, in the same sub-folders as the image; of a video one video, `.mp4`;
-    - `predictions.json`: COCO results with `file_name`, `height`, `width`, `category_name` (see `Result.to_coco`);
+    - `predictions.json`: COCO results with `file_name`, `height`, `width`, `category_name` (see `Result.to_coco`), of
+      videos also `frame`, from 0, and `time` in seconds;
     - `predictions.csv`: a row for each object (`object_rows`), and `counts.csv`: a row for each image with the number
       of objects of each class; for semantic segmentation `areas.csv` with pixels in their place;
     - `panoptic.json` and `panoptic/*.png`: COCO's panoptic format; `semantic.json` and `semantic/*.png`: the class of
@@ -73,7 +74,7 @@ class ResultWriter:
         resume: keep what an earlier run with the same settings wrote, and skip its images (`is_done`).
         replace: without `resume`, remove the files that an earlier run wrote; False to refuse instead.
         image_ids: `image_id` of each image, by its path; None for the position in the input, from 1. Give it where
-            only the images that are left are predicted on.
+            only the images that are left are predicted on. An id that is taken is not given twice.
         category_ids: as for `Result.to_coco`.
         confidence: the least score of objects; None for all that the model gives.
         classes: names or contiguous ids of the classes to keep; None for all.
@@ -119,6 +120,8 @@ class ResultWriter:
         """Images and frames in the folder, with those of earlier runs."""
         self.object_count = 0
         """Objects in the folder, or segments or classes of pixels where the model gives no objects."""
+        self.class_counts: Counter[str] = Counter()
+        """How many of those there are of each class; of classes of pixels in how many images each is."""
         self._save, self._crops, self._maps = save, crops, maps
         self._json, self._csv = json, csv
         self._image_ids, self._category_ids = image_ids, category_ids
@@ -204,6 +207,7 @@ class ResultWriter:
             self.done.add(key)
         self.image_count += 1
         self.object_count += len(result)
+        self.class_counts.update(result.names)
 
     def _plan(self, result: Result, stem: str) -> tuple[dict[str, Callable[[Path], None]], dict[str, Any]]:
         """The files of an image, with what writes them, and the line for the journal."""
@@ -214,6 +218,9 @@ class ResultWriter:
             files[f"{stem}.{self._save}"] = draw(result, **self._options).save
         if result.instances is not None:
             line["records"] = result.to_coco(image_id, self._category_ids)
+            if self._video is not None:
+                place = {"frame": self._video.count - 1, "time": result.time}
+                line["records"] = [{**record, **place} for record in line["records"]]
         if self._maps and result.panoptic_seg is not None:
             names = [*result.thing_classes, *result.stuff_classes]
             record, png = result.to_coco_panoptic(image_id, self._ids_of_all(names))
@@ -239,7 +246,7 @@ class ResultWriter:
         """The id that was given for this image, or its position, or the next number that is free."""
         known = self._image_ids or {}
         for name in (result.path, result.frame.source, result.name):
-            if name is not None and name in known and result.time is None:
+            if name is not None and name in known and result.time is None and known[name] not in self._used_ids:
                 return known[name]
         number = result.index + 1
         if number in self._used_ids:
@@ -351,7 +358,9 @@ class ResultWriter:
         self._used_ids.add(line["image_id"])
         self.image_count += 1
         kinds = (line.get("objects"), line.get("segments"), line.get("pixel_classes"))
-        self.object_count += len(next((k for k in kinds if k is not None), []))
+        found = [entry["class"] for entry in next((k for k in kinds if k is not None), [])]
+        self.object_count += len(found)
+        self.class_counts.update(found)
         if line.get("video") is None:
             self._stems.setdefault(line["stem"].lower(), 1)
 
@@ -511,6 +520,30 @@ class _Video:
         """Give the file its name."""
         if self._writer is not None:
             self._writer.close()
+
+
+def written_files(folder: str | os.PathLike) -> set[str]:
+    """Return the real paths of the files that an earlier run wrote for its images: they are no input of the next.
+
+    Args:
+        folder: that of a `ResultWriter`; it need not exist.
+
+    Returns:
+        The paths; none without an earlier run.
+
+    Example:
+        >>> written_files("no/such/folder")
+        set()
+    """
+    path = Path(folder, _JOURNAL)
+    if not path.is_file():
+        return set()
+    with open(path, "rb") as file:
+        return {
+            os.path.realpath(os.path.join(folder, name))
+            for _, line in _read_lines(file, path)
+            for name in line.get("files", [])
+        }
 
 
 def _key_of(frame: Any) -> str:

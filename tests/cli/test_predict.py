@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import shutil
+import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pycocotools.mask import decode
 
-from detectron2.cli.predict import _image_files, _image_ids, _split_words
+from detectron2.cli.predict import _image_ids, _inputs, _split_words
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+from detectron2.inference import Predictor
 from detectron2.inference.loading import load_metadata
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
@@ -78,7 +82,7 @@ def test_one_file_is_enough(command, request, data, tmp_path, monkeypatch, which
     image = data / "images" / "00000.png"
     status, out, err = command("predict", "--weights", name, image, "--output", "out", "--confidence", "0")
     assert status == 0, err
-    assert out.startswith("5 objects in 1 images")
+    assert out.startswith("5 objects in 1 image: ")
     assert (tmp_path / "out" / "00000.png").is_file()
     metadata = load_metadata(None, name)
     assert metadata.thing_classes == list(SHAPE_CLASSES)
@@ -93,7 +97,7 @@ def test_files_that_cannot_be_read(command, trained, data, tmp_path):
     options = ["--output", tmp_path / "out", "--confidence", "0"]
     status, out, err = command("predict", "--weights", weights, tmp_path / "in", *options)
     assert status == 1
-    assert "left out: " in err and "bad.jpg" in err and "5 objects in 1 images (1 cannot be read)" in out
+    assert "left out: " in err and "bad.jpg" in err and "5 objects in 1 image (1 cannot be read)" in out
     assert {r["file_name"] for r in json.loads((tmp_path / "out" / "predictions.json").read_text())} == {
         str(tmp_path / "in" / "00000.png")
     }
@@ -117,27 +121,57 @@ def test_odd_files_in_a_folder_leave_the_others(command, trained, data, tmp_path
     assert status == 1 and "in 2 images (4 cannot be read)" in out, err
     for name in ("a.npy", "c.npy", "d.png", "e.png"):
         assert f"cannot read the image '{folder / name}'" in err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "predictions.json", "y.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("b.png", "predictions.json", "predictions.jsonl", "y.png")
+    ]
 
 
-def test_ctrl_c_keeps_what_was_predicted(command, trained, data, tmp_path, monkeypatch):
-    from detectron2.data import DatasetMapper
-
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_keeps_what_was_predicted(command, trained, data, tmp_path, monkeypatch, capsys, raised, status):
+    """So does SIGTERM; a run that resumes does the rest, each image once."""
     calls = []
 
-    def interrupted(self, record):
-        calls.append(record)
-        if len(calls) == 2:
+    def interrupted(self, samples):
+        calls.append(samples)
+        if len(calls) == 3 and raised is KeyboardInterrupt:
             raise KeyboardInterrupt
-        return original(self, record)
+        if len(calls) == 3:
+            os.kill(os.getpid(), raised)
+        return original(self, samples)
 
-    original = DatasetMapper.__call__
-    monkeypatch.setattr(DatasetMapper, "__call__", interrupted)
-    options = ("--output", tmp_path, "--confidence", "0")
-    status, _, _ = command("predict", "--weights", trained / "model_final.pth", data / "images", *options)
-    assert status == 130
-    found = json.loads((tmp_path / "predictions.json").read_text())
-    assert {Path(record["file_name"]).name for record in found} == {"00000.png"}
+    def predict(*options):
+        args = ("predict", "--weights", trained / "model_final.pth", data / "images", "--confidence", "0", *options)
+        try:
+            return command(*args, "--output", tmp_path)
+        except SystemExit as e:
+            return e.code, *capsys.readouterr()
+
+    def names():
+        found = json.loads((tmp_path / "predictions.json").read_text())
+        counts = Counter(Path(record["file_name"]).stem for record in found)
+        assert set(counts.values()) <= {5}
+        return sorted(counts)
+
+    original = Predictor._predict
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Predictor, "_predict", interrupted)
+    found = predict("--csv")
+    assert found[0] == status and signal.getsignal(signal.SIGTERM) is before
+    assert "10 objects in 2 images: " in found[1] and "the same command with --resume" in found[1]
+    assert names() == ["00000", "00001"] and len((tmp_path / "counts.csv").read_text().splitlines()) == 3
+    done = (tmp_path / "00000.png").stat()
+    status, out, err = predict("--csv", "--resume")
+    assert status == 0 and out.startswith("20 objects in 4 images: "), err
+    assert len(calls) == 5 and names() == ["00000", "00001", "00002", "00003"]
+    assert (tmp_path / "00000.png").stat() == done
+    assert sorted(json.loads((tmp_path / "predictions.json").read_text())[i]["image_id"] for i in (0, 5, 10, 15)) == [
+        *(0, 1, 2, 3)  # the names are numbers
+    ]
+    status, _, err = predict("--csv", "--resume", "--tile", "64")
+    assert status == 1 and "were made with tile None (now 64)" in err
+    status, out, err = predict()
+    assert status == 0 and out.startswith("20 objects in 4 images: ") and len(calls) == 9
+    assert not (tmp_path / "counts.csv").exists()
 
 
 def test_changes_to_the_config_in_the_checkpoint(command, trained, lazy_trained, data, tmp_path):
@@ -151,7 +185,7 @@ def test_changes_to_the_config_in_the_checkpoint(command, trained, lazy_trained,
             "predict", "--weights", weights, image, *change, "--output", tmp_path, "--confidence", "0"
         )
         assert status == 0, err
-        assert out.startswith("0 objects in 1 images")
+        assert out.startswith("0 objects in 1 image\n")
 
 
 def test_images_and_changes_in_any_order(command, trained, data, tmp_path):
@@ -202,20 +236,25 @@ def test_folders_in_folders_and_patterns(tmp_path):
         (tmp_path / name).touch()
 
     def found(*paths, output=tmp_path / "out"):
-        files = _image_files([str(tmp_path / path) for path in paths], output)
-        return [os.path.relpath(file, tmp_path) for file in files]
+        files = _inputs([str(tmp_path / path) for path in paths], str(output))
+        return [os.path.relpath(file.value, tmp_path) for file in files]
 
     assert found("") == ["a.png", "in/b.JPG", "in/deep/c.png"]
-    assert found("in/*.J?G", "**/c.png") == ["in/b.JPG", "in/deep/c.png"]
+    assert found("in/*.J?G", "**/c.png", "in/b.JPG") == ["in/b.JPG", "in/deep/c.png"]  # each once
+    assert found("in/v.mp4") == ["in/v.mp4"]
     assert found("", output=tmp_path) == ["a.png", "in/b.JPG", "in/deep/c.png", "out/a.png"]
-    with pytest.raises(FileNotFoundError, match=r"No such image or folder: .*x\*\.png"):
+    with pytest.raises(FileNotFoundError, match=r"match the pattern .*x\*\.png"):
         found("x*.png")
-    with pytest.raises(ValueError, match=r"v\.mp4 is a video; python demo/demo\.py --video-input .*v\.mp4"):
-        found("in/v.mp4")
+    # What an earlier run wrote is no input.
+    header, line = {"schema": "detectron2.predictions/1", "asked": {}}, {"key": "a", "files": ["a.png"]}
+    (tmp_path / "predictions.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in (header, line)))
+    assert found("", output=tmp_path) == ["in/b.JPG", "in/deep/c.png", "out/a.png"]
+    with pytest.raises(ValueError, match="nothing to predict on but what an earlier run wrote into"):
+        found("a.png", output=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "shown"), [("PanopticFPN", "panoptic segments"), ("SemanticSegmentor", "classes of pixels")]
+    ("architecture", "shown"), [("PanopticFPN", "panoptic"), ("SemanticSegmentor", "semantic")]
 )
 def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architecture, shown):
     from detectron2.checkpoint import DetectionCheckpointer
@@ -232,9 +271,24 @@ def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architectu
         *("--input", image, "--output", tmp_path / "out"),
     )
     assert status == 0, err
-    assert f"the pictures show {shown}, and the JSON file has objects only" in out
+    assert f"{shown}.json and label maps in {shown} are in " in out
     drawn, plain = (np.asarray(Image.open(p).convert("RGB")) for p in (tmp_path / "out" / "00000.png", image))
     assert (drawn != plain).any(axis=2).mean() > 0.5  # every pixel has a class
+    content = json.loads((tmp_path / "out" / f"{shown}.json").read_text())
+    labels = np.asarray(Image.open(tmp_path / "out" / shown / "00000.png")).astype(int)
+    if shown == "semantic":
+        assert "Classes of pixels in 1 image: " in out
+        assert set(np.unique(labels)) == {record["category_id"] for record in content}
+        for record in content:
+            area = decode({**record["segmentation"], "counts": record["segmentation"]["counts"].encode()}).sum()
+            assert area == (labels == record["category_id"]).sum()
+    else:
+        ids = labels @ [1, 256, 256**2]
+        (annotation,) = content["annotations"]
+        assert annotation["file_name"] == "00000.png" and annotation["image_id"] == 0
+        assert {s["id"]: s["area"] for s in annotation["segments_info"]} == {
+            int(i): int((ids == i).sum()) for i in np.unique(ids) if i
+        }
 
 
 def test_words_that_are_images_and_words_that_are_changes(tmp_path, monkeypatch):
@@ -398,7 +452,7 @@ def test_confidence(command, trained, data, tmp_path):
         *("--output", tmp_path, "--confidence", "1.1"),
     )
     assert status == 0, err
-    assert out.startswith("0 objects in 1 images")
+    assert out.startswith("0 objects in 1 image\n")
     assert json.loads((tmp_path / "predictions.json").read_text()) == []
     assert (tmp_path / "00000.png").is_file()
 
@@ -440,7 +494,7 @@ def test_config_file_and_changes(command, yaml_file, trained, data, tmp_path):
     ("args", "message"),
     [
         (["--weights", "{folder}/model_final.pth"], "There is nothing to predict on"),
-        (["no.jpg", "--weights", "{folder}/model_final.pth"], "No such image or folder: no.jpg"),
+        (["no.jpg", "--weights", "{folder}/model_final.pth"], "No such image, video or folder: 'no.jpg'"),
         (["{image}", "NO.KEY", "3", "--weights", "{folder}/model_final.pth"], "unknown key 'NO.KEY'"),
         (["--input", "{image}"], "Give --weights of a training run, which bring their config along, or --config-file"),
         (
@@ -448,7 +502,7 @@ def test_config_file_and_changes(command, yaml_file, trained, data, tmp_path):
             "There is no checkpoint /no/model.pth; the folder /no does not exist",
         ),
         (["--input", "{image}", "--weights", "{folder}/model_0.pth"], "holds model_final.pth"),
-        (["--input", "/no/a.jpg", "--weights", "{folder}/model_final.pth"], "No such image or folder: /no/a.jpg"),
+        (["--input", "/no/a.jpg", "--weights", "{folder}/model_final.pth"], "No such image, video or folder: '/no/a.jpg'"),
         (["--input", "{empty}", "--weights", "{folder}/model_final.pth"], "No images (.jpg, "),
         (["--input", "{text}", "--weights", "{folder}/model_final.pth"], "notes.png"),
     ],
@@ -479,7 +533,7 @@ def test_model_without_objects(command, yaml_file, data, tmp_path):
         *("--input", data / "images" / "00000.png", "--output", tmp_path),
     )
     assert status == 1
-    assert "This command is for models that find objects or label pixels; this one returns proposals" in err
+    assert "for models that find objects or label pixels; this one (ProposalNetwork) returns proposals" in err
 
 
 def test_with_test_time_augmentation(command, trained, data, tmp_path):

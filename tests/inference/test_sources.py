@@ -15,7 +15,7 @@ from PIL import Image
 
 import detectron2.inference.sources as sources
 from detectron2.data.images import read_image
-from detectron2.inference.sources import Frame, is_single, read_frames
+from detectron2.inference.sources import Frame, Input, find_inputs, is_single, read_frames
 
 RNG = np.random.default_rng(0)
 
@@ -179,6 +179,9 @@ def test_links_in_circles_end(tmp_path):
     os.symlink(tmp_path / "a", tmp_path / "z")
     assert names(tmp_path, tmp_path) == ["a/1.png"]
     assert names(str(tmp_path / "**" / "*.png"), tmp_path) == ["a/1.png"]
+    os.symlink("itself.png", tmp_path / "a" / "itself.png")
+    first, second = read_frames(tmp_path)
+    assert first.error is None and isinstance(second.error, OSError) and second.name.endswith("itself.png")
     os.symlink(tmp_path / "gone.png", tmp_path / "broken.png")
     with pytest.raises(FileNotFoundError, match=r"link to '.*gone\.png', which does not exist"):
         read_frames(tmp_path / "broken.png")
@@ -430,6 +433,23 @@ def test_threads_end_with_the_stream(tmp_path, monkeypatch, how):
         frames.close()
     gc.collect()
     assert not threads() and len(opened) < 20
+
+
+def test_inputs_are_listed_and_read_in_part(tmp_path):
+    assert find_inputs([]) == []
+    for name in ("b/1.png", "b/out/2.png", "b/10.png"):
+        picture(tmp_path / name)
+    (tmp_path / "clip.mp4").touch()
+    pattern = str(tmp_path / "*.mp4")
+    inputs = find_inputs([tmp_path / "b", pattern, 0], exclude=tmp_path / "b" / "out")
+    assert [(str(i.value)[-6:], i.is_video) for i in inputs] == [
+        ("/1.png", False), ("10.png", False), ("ip.mp4", True), ("0", True)
+    ]  # fmt: skip
+    (frame,) = read_frames(inputs[1:2])
+    assert (frame.path, frame.source, frame.index) == (str(tmp_path / "b" / "10.png"), str(tmp_path / "b"), 0)
+    assert find_inputs(str(tmp_path / "b" / "1.png")) == [Input(str(tmp_path / "b" / "1.png"), str(tmp_path / "b" / "1.png"))]
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        find_inputs([tmp_path / "b", tmp_path / "gone.png"])
 
 
 def test_a_frame_cannot_be_changed():
