@@ -202,7 +202,12 @@ def _predict(add: Any) -> None:
     add("--crops", action="store_true", help="write the part of the image in each box into crops/CLASS")
     add("--track", action="store_true", help="number the objects in videos, so that each keeps its number")
     add("--resume", action="store_true", help="predict only on what an earlier run has not finished")
-    add("--batch", type=_at_least_one, metavar="N", help="images that the model gets at once; default: 8 on a GPU, else 1")
+    add(
+        "--batch",
+        type=_at_least_one,
+        metavar="N",
+        help="images that the model gets at once; default: 8 on a GPU, else 1",
+    )
     precision = "numbers that the model computes with; default: fp32"
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=precision)
     backend = "compiled: torch.compile, whose first images take a minute; exported models have their own"

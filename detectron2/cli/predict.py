@@ -34,6 +34,7 @@ _TABLES = ("predictions.json", "predictions.csv", "counts.csv", "areas.csv", "pa
 _MOST_CLASSES = 8  # in the summary
 _GPU_BATCH = 8
 _AHEAD = 8
+_TRACKED_SCORES = 0.1, 0.6  # between which --confidence says what is matched first: the defaults of ByteTracker
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     is_camera = any(isinstance(item.value, int) for item in inputs)
     predictor.batch_size = 1 if is_camera else args.batch or (_GPU_BATCH if predictor.device.type != "cpu" else 1)
     settings: dict[str, Any] = {
-        **{"save": args.save, "json": args.json, "csv": args.csv, "crops": args.crops, "resume": args.resume},
+        "save": args.save,
+        "json": args.json,
+        "csv": args.csv,
+        "crops": args.crops,
+        "resume": args.resume,
         "image_ids": _image_ids([_name(item) for item in inputs if not item.is_video], args),
         "category_ids": _category_ids(args, predictor.metadata.get("thing_classes") or []) or None,
         "confidence": args.confidence,
@@ -63,9 +68,11 @@ def run(args: argparse.Namespace) -> int:
     left = inputs if writer is None else [item for item in inputs if not _is_done(writer, item)]
     is_alone = len(inputs) == 1 and not has_videos and not os.path.isdir(inputs[0].source or "")
     ahead = max(_AHEAD, 2 * predictor.batch_size)
-    frames = read_frames(left, image_format=predictor.image_format, exif=predictor.exif, workers=args.workers, ahead=ahead)
-    results = predictor.predict_frames(frames, on_error="raise" if is_alone else "keep")
-    results = _tracked(results) if args.track else results
+    frames = read_frames(
+        left, image_format=predictor.image_format, exif=predictor.exif, workers=args.workers, ahead=ahead
+    )
+    results: Any = predictor.predict_frames(frames, on_error="raise" if is_alone else "keep")
+    results = _tracked(results, args.confidence) if args.track else results
     # What ends here, with a model or an image that is of no use, leaves an earlier run's results as they are.
     first = list(itertools.islice(results, 1))
     writer = writer or ResultWriter(args.output, **settings)
@@ -244,13 +251,14 @@ def _name(item: Input) -> str:
     return str(item.source if "://" in str(item.value) else item.value)
 
 
-def _tracked(results: Iterator[Result]) -> Iterator[Result]:
+def _tracked(results: Iterator[Result], confidence: float) -> Iterator[Result]:
     """Number the objects in the frames of each video; images stay as they are."""
-    tracker, video = ByteTracker(), None
+    options = {"high_score": min(max(confidence, _TRACKED_SCORES[0]), _TRACKED_SCORES[1])}
+    tracker, video = ByteTracker(**options), None
     for result in results:
         if result.error is None and result.time is not None:
             if video != (own := (result.path, result.frame.source)):
-                tracker, video = ByteTracker(), own
+                tracker, video = ByteTracker(**options), own
             yield from track([result], tracker)
         else:
             yield result

@@ -146,6 +146,10 @@ class ResultWriter:
         self._video: _Video | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _JOURNAL
+        if path.exists():
+            for name in (*_TABLES, _JOURNAL):  # of a process that was killed while it wrote them
+                for begun in glob.glob(f"{glob.escape(str(self.folder / name))}.*.tmp"):
+                    os.unlink(begun)
         if path.exists() and not resume:
             self._remove_earlier(replace)
         elif path.exists():

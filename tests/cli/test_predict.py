@@ -1,10 +1,15 @@
 """``detectron2 predict``: pictures, a JSON file, and no file of the user's overwritten."""
 
 import argparse
+import csv
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +24,8 @@ from detectron2.cli.predict import _image_ids, _inputs, _split_words
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from detectron2.inference import Predictor
 from detectron2.inference.loading import load_metadata
+from detectron2.inference.video import VideoReader, VideoWriter
+from detectron2.inference.writers import ResultWriter
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
 
@@ -253,9 +260,7 @@ def test_folders_in_folders_and_patterns(tmp_path):
         found("a.png", output=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "shown"), [("PanopticFPN", "panoptic"), ("SemanticSegmentor", "semantic")]
-)
+@pytest.mark.parametrize(("architecture", "shown"), [("PanopticFPN", "panoptic"), ("SemanticSegmentor", "semantic")])
 def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architecture, shown):
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.inference.loading import load_config
@@ -502,7 +507,10 @@ def test_config_file_and_changes(command, yaml_file, trained, data, tmp_path):
             "There is no checkpoint /no/model.pth; the folder /no does not exist",
         ),
         (["--input", "{image}", "--weights", "{folder}/model_0.pth"], "holds model_final.pth"),
-        (["--input", "/no/a.jpg", "--weights", "{folder}/model_final.pth"], "No such image, video or folder: '/no/a.jpg'"),
+        (
+            ["--input", "/no/a.jpg", "--weights", "{folder}/model_final.pth"],
+            "No such image, video or folder: '/no/a.jpg'",
+        ),
         (["--input", "{empty}", "--weights", "{folder}/model_final.pth"], "No images (.jpg, "),
         (["--input", "{text}", "--weights", "{folder}/model_final.pth"], "notes.png"),
     ],
@@ -547,3 +555,172 @@ def test_with_test_time_augmentation(command, trained, data, tmp_path):
         found.append(json.loads((tmp_path / is_on / "predictions.json").read_text()))
     assert found[0] and found[1] and found[0] != found[1]
     assert {"segmentation", "bbox"} < set(found[1][0])
+
+
+def test_tables_crops_and_formats(command, trained, data, tmp_path):
+    words = ("predict", "--weights", trained / "model_final.pth", data / "images", "--confidence", "0")
+    options = ("--save", "svg", "--color-by", "class", "--no-json", "--csv", "--crops", "--classes", "disc,star")
+    status, out, err = command(*words, "--output", tmp_path / "a", *options)
+    assert status == 0, err
+    assert re.search(r"Pictures, predictions\.csv and counts\.csv are in ", out) and "left out" not in err
+    with open(tmp_path / "a" / "predictions.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert {row["class"] for row in rows} <= {"disc", "star"}
+    with open(tmp_path / "a" / "counts.csv", newline="") as f:
+        counts = list(csv.DictReader(f))
+    assert [Path(row["file"]).name for row in counts] == [f"0000{i}.png" for i in range(4)]
+    assert sum(int(row[name]) for row in counts for name in ("disc", "star")) == len(rows)
+    assert len(list((tmp_path / "a" / "crops").glob("*/*.png"))) == len(rows)
+    svg = (tmp_path / "a" / "00000.svg").read_text()
+    assert svg.startswith("<?xml") and not (tmp_path / "a" / "predictions.json").exists()
+    assert f"{len(rows)} object" in out
+
+    status, out, err = command(*words, "--output", tmp_path / "b", "--save", "none")
+    assert status == 0 and sorted(os.listdir(tmp_path / "b")) == ["predictions.json", "predictions.jsonl"], err
+    status, _, err = command(*words, "--output", tmp_path / "c", "--classes", "disc,Star")
+    assert status == 1 and "--classes names 'Star'; the model has disc, " in err and not (tmp_path / "c").exists()
+
+
+def test_classes_of_a_voc_data_set_choose_nothing(command, trained, voc, data, tmp_path):
+    """With --voc the option has the meaning that it has in all commands."""
+    options = ["--weights", trained / "model_final.pth", "--confidence", "0", "--output", tmp_path]
+    status, out, err = command(
+        "predict", data / "images" / "00000.png", *options, *voc, "--classes", ",".join(SHAPE_CLASSES)
+    )
+    assert status == 0 and out.startswith("5 objects in 1 image: "), err
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, data):
+    """Two videos with 6 and 3 frames, at odd times."""
+    pytest.importorskip("cv2", reason="videos")
+    folder = tmp_path_factory.mktemp("cli_clips")
+    for name, times in (("a.mp4", [0.0, 0.1, 0.2, 0.4, 0.5, 0.8]), ("b.mp4", [0.0, 0.5, 1.0])):
+        image = np.asarray(Image.open(data / "images" / "00000.png").convert("RGB"))
+        with VideoWriter(folder / name, image_format="RGB") as writer:
+            for time in times:
+                writer.write(image, time)
+    return folder
+
+
+def test_videos(command, trained, data, clips, tmp_path, monkeypatch):
+    """The objects keep their numbers within a video, and the frames their times."""
+    original = Predictor._predict
+
+    def sure(self, samples):
+        outputs = original(self, samples)
+        for output in outputs:
+            output["instances"].scores = output["instances"].scores * 0 + 0.9
+        return outputs
+
+    monkeypatch.setattr(Predictor, "_predict", sure)
+    words = ("predict", "--weights", trained / "model_final.pth", "--output", tmp_path, "--csv")
+    status, out, err = command(*words, clips / "*.mp4", data / "images" / "00000.png", "--track", "--batch", "4")
+    assert status == 0, err
+    assert (
+        "in 10 images: " in out and "Pictures, videos, predictions.json, predictions.csv and counts.csv are in" in out
+    )
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    of_video = {name: [r for r in records if r["file_name"].endswith(name)] for name in ("a.mp4", "b.mp4", "00000.png")}
+    times = {name: dict.fromkeys((r["frame"], r["time"]) for r in of_video[name]) for name in ("a.mp4", "b.mp4")}
+    for name, reader in ((name, VideoReader(tmp_path / name)) for name in times):
+        given = [time for _, time in VideoReader(clips / name)]
+        assert list(times[name]) == [(i, pytest.approx(time)) for i, time in enumerate(given)]
+        assert [time for _, time in reader] == pytest.approx(given, abs=0.02)
+        first = {r["track_id"] for r in of_video[name] if r["frame"] == 0}
+        assert 0 in first and {r["track_id"] for r in of_video[name] if r["frame"] == 2} == first
+    assert not any("track_id" in r or "frame" in r for r in of_video["00000.png"]) and len(of_video["00000.png"]) == 5
+    ids = Counter(r["image_id"] for r in records)
+    assert len(ids) == 10
+
+    status, _, err = command(*words, data / "images", "--track")
+    assert status == 1 and "there is no video here" in err
+
+
+def test_an_exported_model(command, trained, data, tmp_path):
+    """Its folder is enough."""
+    words = ("export", "--weights", trained / "model_final.pth", "--format", "torchscript")
+    options = ("--size", "64", "96", "--no-verify", "--score-threshold", "0.01")
+    status, _, err = command(*words, *options, "--output", tmp_path / "exported")
+    assert status == 0, err
+    image = data / "images" / "00000.png"
+    options = ("--confidence", "0", "--output", tmp_path / "out")
+    status, out, err = command("predict", "--weights", tmp_path / "exported", image, *options)
+    assert status == 0 and out.startswith("5 objects in 1 image: "), err
+    status, _, err = command("predict", "--weights", tmp_path / "exported", image, *options, "INPUT.MIN_SIZE_TEST", "9")
+    assert status == 1 and "has its weights and its config built in" in err
+
+
+def test_an_error_before_the_first_result_leaves_those_of_an_earlier_run(command, trained, data, tmp_path, caplog):
+    words = ("predict", "--weights", trained / "model_final.pth", "--output", tmp_path / "out")
+    assert command(*words, data / "images" / "00000.png")[0] == 0
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "out").iterdir())
+    (tmp_path / "bad.jpg").write_text("no image")
+    status, _, err = command(*words, tmp_path / "bad.jpg")
+    assert status == 1 and "bad.jpg" in err
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "out").iterdir()) == before
+    assert "replaced" not in caplog.text
+    status, _, err = command(*words, data / "images" / "00001.png")
+    assert status == 0, err
+    assert re.search(r"The results of an earlier run in .* \(1 images\) are replaced", caplog.text)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["00001.png"]
+
+
+def test_what_cannot_be_written_ends_the_run(command, trained, data, tmp_path, monkeypatch):
+    """The writing thread tells of it, and nobody waits."""
+
+    def full(self, result):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ResultWriter, "write", full)
+    status, _, err = command("predict", "--weights", trained / "model_final.pth", data / "images", "--output", tmp_path)
+    assert status == 1 and "No space left on device" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_killed_run_goes_on(trained, data, tmp_path):
+    """After SIGINT to the group, and after SIGKILL, a run that resumes does the rest: each image exactly once."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(60):
+        shutil.copy(data / "images" / f"0000{i % 4}.png", images / f"{i}.png")
+    (images / "30.png").write_text("no image")
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "detectron2", "predict", "--weights", trained / "model_final.pth", images]
+    words += ["--output", out, "--confidence", "0", "--csv", "--resume"]
+
+    def finished():
+        journal = out / "predictions.jsonl"
+        return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
+
+    def run(stop=None, count=0):
+        with subprocess.Popen(
+            list(map(str, words)),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            while stop is not None and process.poll() is None and finished() < count:
+                time.sleep(0.005)
+            if stop is not None and process.poll() is None:
+                os.killpg(process.pid, stop)
+            output, errors = process.communicate()
+        return process.returncode, output, errors
+
+    status, output, errors = run(signal.SIGINT, 10)
+    assert status == 130 and "the same command with --resume" in output, errors
+    done = finished()
+    with open(out / "counts.csv", newline="") as f:
+        assert len(list(csv.DictReader(f))) == done >= 10
+    status, _, _ = run(signal.SIGKILL, done + 10)
+    assert status == -signal.SIGKILL
+    status, output, errors = run()
+    assert status == 1 and "295 objects in 59 images (1 cannot be read)" in output
+    assert errors.count("left out: ") == 1 and "30.png" in errors
+    records = json.loads((out / "predictions.json").read_text())
+    counts = Counter(record["image_id"] for record in records)
+    assert counts == dict.fromkeys(set(range(60)) - {30}, 5)
+    assert sorted(int(p.stem) for p in out.glob("*.png")) == sorted(counts)

@@ -447,7 +447,9 @@ def test_inputs_are_listed_and_read_in_part(tmp_path):
     ]  # fmt: skip
     (frame,) = read_frames(inputs[1:2])
     assert (frame.path, frame.source, frame.index) == (str(tmp_path / "b" / "10.png"), str(tmp_path / "b"), 0)
-    assert find_inputs(str(tmp_path / "b" / "1.png")) == [Input(str(tmp_path / "b" / "1.png"), str(tmp_path / "b" / "1.png"))]
+    assert find_inputs(str(tmp_path / "b" / "1.png")) == [
+        Input(str(tmp_path / "b" / "1.png"), str(tmp_path / "b" / "1.png"))
+    ]
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         find_inputs([tmp_path / "b", tmp_path / "gone.png"])
 

@@ -17,7 +17,7 @@ from detectron2.data import Metadata
 from detectron2.evaluation.analysis.pixels import read_panoptic
 from detectron2.inference import writers
 from detectron2.inference.results import Result
-from detectron2.inference.writers import ResultWriter
+from detectron2.inference.writers import ResultWriter, written_files
 from detectron2.structures import Boxes, Instances
 
 NAMES = Metadata(thing_classes=["person", "dog"], stuff_classes=["sky", "grass"])
@@ -172,7 +172,11 @@ def test_ids_stay_unique_where_only_the_rest_is_predicted_on(tmp_path):
         writer.write(objects("a.jpg", 0, (0,), (0.5,)))
     with ResultWriter(tmp_path, save="none", resume=True) as writer:
         writer.write(objects("b.jpg", 0, (0,), (0.5,)))
-    assert [r["image_id"] for r in read(tmp_path / "predictions.json")] == [1, 2]
+    with ResultWriter(tmp_path, save="none", resume=True, image_ids={"c.jpg": 2, "d.jpg": 9}) as writer:
+        writer.write(objects("c.jpg", 0, (0,), (0.5,)))
+        writer.write(objects("d.jpg", 1, (1,), (0.5,)))
+    assert [r["image_id"] for r in read(tmp_path / "predictions.json")] == [1, 2, 3, 9]
+    assert writer.class_counts == {"person": 3, "dog": 1}
 
 
 def test_crops(tmp_path):
@@ -392,6 +396,15 @@ def test_signals_at_random_moments(tmp_path, whole, end):
     check_complete(folder, whole)
 
 
+def test_a_process_may_die_while_it_writes_tables(tmp_path):
+    with ResultWriter(tmp_path) as writer:
+        writer.write(objects("a.jpg"))
+    for name in ("predictions.json.12.tmp", "predictions.jsonl.12.tmp", "mine.tmp"):
+        (tmp_path / name).touch()
+    assert ResultWriter(tmp_path, resume=True).image_count == 1
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == ["mine.tmp"]
+
+
 def test_ctrl_c_leaves_the_tables_of_what_is_finished(tmp_path, whole, monkeypatch):
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), ResultWriter(folder, **OPTIONS) as writer:
@@ -432,6 +445,11 @@ def test_a_video_becomes_a_video(tmp_path):
     assert len(list(video.VideoReader(str(tmp_path / "clip.mp4")))) == 4
     assert [float(r["time"] or -1) for r in table(tmp_path / "counts.csv")] == [0, 0.1, 0.2, 0.3, -1]
     assert writer.is_done("clip.mp4") and writer.image_count == 5
+    places = [(r.get("frame"), r.get("time")) for r in read(tmp_path / "predictions.json")[::3]]
+    assert places == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3), (None, None)]
+    assert writer.class_counts == {"person": 5, "dog": 10}
+    clipped = {os.path.realpath(tmp_path / name) for name in ("a.png", "clip.mp4")}
+    assert written_files(tmp_path) == clipped
 
 
 def test_an_unfinished_video_is_made_again(tmp_path):
