@@ -193,7 +193,7 @@ def _predict(add: Any) -> None:
     weights = "a checkpoint, or the folder of an exported model; default: that of the config"
     add("--weights", default="", metavar="FILE", help=weights)
     add("--input", nargs="+", default=[], metavar="PATH", help="further images, videos, patterns or folders")
-    add("--output", default="predictions", metavar="DIR", help="where all results go")
+    add("--output", default="predictions", metavar="DIR", help="where all results go; default: predictions")
     add("--confidence", type=float, default=0.5, help="least score of what is drawn and written; default: 0.5")
     add("--save", choices=("png", "jpg", "svg", "pdf", "none"), default="png", help="format of pictures; default: png")
     add("--color-by", choices=("instance", "class"), default="instance", help="what has a colour of its own")

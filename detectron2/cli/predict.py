@@ -288,7 +288,8 @@ def _summary(writer: ResultWriter, inputs: Sequence[Input], save: str) -> str:
     images = _counted(writer.image_count, "frame" if all(videos) else "image")
     failed = f" ({len(writer.failed)} cannot be read)" if writer.failed else ""
     found = [f"{count} {name}" for name, count in writer.class_counts.most_common(_MOST_CLASSES)]
-    start = f"{_counted(writer.object_count, 'object')} in {images}{failed}"
+    tracked = f" ({len(writer.identities)} different ones in videos)" if writer.identities else ""
+    start = f"{_counted(writer.object_count, 'object')} in {images}{failed}{tracked}"
     if "semantic.json" in tables:
         start = f"Classes of pixels in {images}{failed}"
         found = [f"{name} in {count}" for name, count in writer.class_counts.most_common(_MOST_CLASSES)]
@@ -296,9 +297,7 @@ def _summary(writer: ResultWriter, inputs: Sequence[Input], save: str) -> str:
     found += [f"and {_counted(more, 'more class', 'more classes')}"] if more else []
     what = ", ".join(found)
     shown = ["pictures"] * (save != "none" and not all(videos)) + ["videos"] * (save != "none" and any(videos))
-    maps = ["label maps in panoptic"] * ("panoptic.json" in tables) + ["label maps in semantic"] * (
-        "semantic.json" in tables
-    )
+    maps = [f"label maps in {kind}" for kind in ("panoptic", "semantic") if f"{kind}.json" in tables]
     places = [*shown, *tables, *maps] or ["predictions.jsonl"]
     text = " and ".join([", ".join(places[:-1]), places[-1]]) if places[1:] else places[0]
     return f"{start}{': ' if what else ''}{what}\n{text[0].upper()}{text[1:]} are in {writer.folder}"

@@ -122,6 +122,8 @@ class ResultWriter:
         """Objects in the folder, or segments or classes of pixels where the model gives no objects."""
         self.class_counts: Counter[str] = Counter()
         """How many of those there are of each class; of classes of pixels in how many images each is."""
+        self.identities: set[tuple[str, int]] = set()
+        """The objects that are tracked through videos: the video, and the number in it."""
         self._save, self._crops, self._maps = save, crops, maps
         self._json, self._csv = json, csv
         self._image_ids, self._category_ids = image_ids, category_ids
@@ -212,6 +214,7 @@ class ResultWriter:
         self.image_count += 1
         self.object_count += len(result)
         self.class_counts.update(result.names)
+        self.identities.update((key, number) for number in result.track_ids or ())
 
     def _plan(self, result: Result, stem: str) -> tuple[dict[str, Callable[[Path], None]], dict[str, Any]]:
         """The files of an image, with what writes them, and the line for the journal."""
@@ -362,9 +365,10 @@ class ResultWriter:
         self._used_ids.add(line["image_id"])
         self.image_count += 1
         kinds = (line.get("objects"), line.get("segments"), line.get("pixel_classes"))
-        found = [entry["class"] for entry in next((k for k in kinds if k is not None), [])]
+        found = next((k for k in kinds if k is not None), [])
         self.object_count += len(found)
-        self.class_counts.update(found)
+        self.class_counts.update(entry["class"] for entry in found)
+        self.identities.update((line["key"], entry["track_id"]) for entry in found if "track_id" in entry)
         if line.get("video") is None:
             self._stems.setdefault(line["stem"].lower(), 1)
 

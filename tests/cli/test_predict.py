@@ -618,7 +618,8 @@ def test_videos(command, trained, data, clips, tmp_path, monkeypatch):
     status, out, err = command(*words, clips / "*.mp4", data / "images" / "00000.png", "--track", "--batch", "4")
     assert status == 0, err
     assert (
-        "in 10 images: " in out and "Pictures, videos, predictions.json, predictions.csv and counts.csv are in" in out
+        re.search(r"in 10 images \(\d+ different ones in videos\): ", out)
+        and "Pictures, videos, predictions.json, predictions.csv and counts.csv are in" in out
     )
     records = json.loads((tmp_path / "predictions.json").read_text())
     of_video = {name: [r for r in records if r["file_name"].endswith(name)] for name in ("a.mp4", "b.mp4", "00000.png")}
@@ -632,6 +633,10 @@ def test_videos(command, trained, data, clips, tmp_path, monkeypatch):
     assert not any("track_id" in r or "frame" in r for r in of_video["00000.png"]) and len(of_video["00000.png"]) == 5
     ids = Counter(r["image_id"] for r in records)
     assert len(ids) == 10
+    different = {(r["file_name"], r["track_id"]) for r in records if "track_id" in r}
+    assert f"({len(different)} different ones" in out
+    status, again, err = command(*words, clips / "*.mp4", data / "images" / "00000.png", "--track", "--resume")
+    assert status == 0 and again == out, err  # nothing was left, and the same is said
 
     status, _, err = command(*words, data / "images", "--track")
     assert status == 1 and "there is no video here" in err
@@ -724,3 +729,24 @@ def test_a_killed_run_goes_on(trained, data, tmp_path):
     counts = Counter(record["image_id"] for record in records)
     assert counts == dict.fromkeys(set(range(60)) - {30}, 5)
     assert sorted(int(p.stem) for p in out.glob("*.png")) == sorted(counts)
+
+
+def test_ctrl_c_is_the_end_of_a_camera(command, trained, data, tmp_path, monkeypatch):
+    pytest.importorskip("cv2", reason="videos")
+    image = np.asarray(Image.open(data / "images" / "00000.png").convert("RGB"))[:, :, ::-1]
+
+    class Camera:
+        require = staticmethod(lambda: None)
+
+        def __init__(self, number, image_format):
+            assert (number, image_format) == (0, "BGR")
+
+        def __iter__(self):
+            yield from ((image, i / 10) for i in range(3))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("detectron2.inference.sources.Camera", Camera)
+    words = ("predict", "webcam:0", "--weights", trained / "model_final.pth", "--confidence", "0", "--batch", "8")
+    status, out, err = command(*words, "--output", tmp_path)
+    assert status == 0 and out.startswith("15 objects in 3 frames: "), err
+    assert len(list(VideoReader(next(tmp_path.glob("*.mp4"))))) == 3
