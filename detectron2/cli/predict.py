@@ -145,7 +145,7 @@ class _Beside:
                 try:
                     self._function(value)
                 except BaseException as e:
-                    self._failure = e  # the rest is taken and dropped, so that nobody waits
+                    self._failure = e  # the rest is taken and dropped, so that put() does not wait forever
 
 
 @contextlib.contextmanager
@@ -265,7 +265,7 @@ def _tracked(results: Iterator[Result], confidence: float) -> Iterator[Result]:
 
 
 def _frame_count(inputs: Sequence[Input]) -> int | None:
-    """Return about how many images and frames there are; None if nobody knows."""
+    """Return about how many images and frames there are; None if that is not known."""
     total = 0
     for item in inputs:
         count: int | None = 1

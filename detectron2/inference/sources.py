@@ -145,7 +145,7 @@ def find_inputs(source: Sequence[Any], *, exclude: str | os.PathLike | None = No
 
     Raises:
         FileNotFoundError: if a path or a pattern finds nothing; it names all.
-        TypeError: if a thing in the list is no input.
+        TypeError: if the list has something else in it.
 
     Example:
         >>> find_inputs(["https://example.org/a.jpg"])

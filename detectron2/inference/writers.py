@@ -531,7 +531,7 @@ class _Video:
 
 
 def written_files(folder: str | os.PathLike) -> set[str]:
-    """Return the real paths of the files that an earlier run wrote for its images: they are no input of the next.
+    """Return the real paths of the files that an earlier run wrote for its images: the next run does not read them.
 
     Args:
         folder: that of a `ResultWriter`; it need not exist.

@@ -672,7 +672,7 @@ def test_an_error_before_the_first_result_leaves_those_of_an_earlier_run(command
 
 
 def test_what_cannot_be_written_ends_the_run(command, trained, data, tmp_path, monkeypatch):
-    """The writing thread tells of it, and nobody waits."""
+    """The writing thread tells of it, and the run does not wait for it."""
 
     def full(self, result):
         raise OSError(28, "No space left on device")
