@@ -3,5 +3,6 @@
 from .predictor import Predictor
 from .results import Result
 from .sources import Frame, read_frames
+from .writers import ResultWriter
 
-__all__ = ["Frame", "Predictor", "Result", "read_frames"]
+__all__ = ["Frame", "Predictor", "Result", "ResultWriter", "read_frames"]

@@ -32,6 +32,7 @@ def test_there_are_examples_in_order():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path, tmp_path, monkeypatch, capsys, restore_logging, clean_registries):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(path)])
     text = path.read_text()
     assert f"python examples/{path.name}" in text and text.count("\n") < 65
     runpy.run_path(str(path), run_name="__main__")

@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import analyze_detections
 from detectron2.structures import Boxes, BoxMode, Instances, RotatedBoxes
 
-PACKAGES = ("structures", "layers", "data.transforms", "visualization", "tracking", "evaluation")
+PACKAGES = ("structures", "layers", "data.transforms", "visualization", "tracking", "evaluation", "inference")
 # Examples that need an optional library run where it is installed.
 OPTIONAL = {
     "detectron2.data.transforms.albumentations_adapter": "albumentations",
