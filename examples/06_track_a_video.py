@@ -49,7 +49,8 @@ def box_of(image: np.ndarray, color: np.ndarray) -> list[int]:
 if __name__ == "__main__":
     with VideoWriter(OUTPUT / "clip.mp4", fps=10, image_format="RGB") as video:
         for number in range(FRAMES):
-    XX (x1, y1, x2, y2), color in zip(true_boxes(number), COLORS, strict=True):
+            image = np.full((180, 240, 3), 255, np.uint8)
+            for (x1, y1, x2, y2), color in zip(true_boxes(number), COLORS, strict=True):
                 image[y1:y2, x1:x2] = color
             video.write(image)
 

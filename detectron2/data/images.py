@@ -322,7 +322,7 @@ def _errors_named(name: str) -> Iterator[None]:
     except UnidentifiedImageError as e:
         raise OSError(
             f"{name!r} is not an image that Pillow can read; convert it (numpy.save keeps any type and number of "
-            "channels) or take it out of the data set"
+            "channels) or leave it out"
         ) from e
     except ValueError as e:
         raise ValueError(f"cannot read the image {name!r}: {e}") from e

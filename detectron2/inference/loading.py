@@ -93,7 +93,14 @@ def _is_available(kind: str) -> bool:
 
 
 def on_available_device(cfg: CfgNode) -> CfgNode:
-    """Return a config, or a copy for the CPU if `MODEL.DEVICE` is a GPU and there is none."""
+    """Return a config, or a copy for the CPU if `MODEL.DEVICE` is a GPU and there is none.
+
+    Example:
+        >>> cfg = get_cfg()
+        >>> cfg.MODEL.DEVICE = "cpu"
+        >>> on_available_device(cfg).MODEL.DEVICE
+        'cpu'
+    """
     device = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     if device != cfg.MODEL.DEVICE:
         cfg = cfg.clone()
@@ -102,7 +109,12 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
 
 
 def find_config_file(path: str) -> str:
-    """Return the path of a config file, or of the one with this name in the model zoo; raise an error for others."""
+    """Return the path of a config file, or of the one with this name in the model zoo; raise an error for others.
+
+    Example:
+        >>> os.path.basename(find_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
+        'retinanet_R_50_FPN_1x.yaml'
+    """
     if os.path.isfile(path) or "://" in path:
         return path
     try:
@@ -125,6 +137,11 @@ def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, d
 
     Raises:
         ValueError: a LazyConfig lacks a section, or a change or the device is impossible.
+
+    Example:
+        >>> path = find_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+        >>> load_config(path, ["SOLVER.MAX_ITER", "90"], device="cpu").SOLVER.MAX_ITER
+        90
     """
     if is_lazy_file(path):
         lazy = LazyConfig.load(path)
@@ -164,6 +181,9 @@ def load_config_of_weights(
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: there is no config, or one that describes calls that weights may not make.
+
+    Example:
+        >>> cfg = load_config_of_weights("output/model_final.pth", [])  # doctest: +SKIP
     """
     description = read_description(weights)
     if description is not None and description.config:
@@ -223,6 +243,12 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
     Args:
         cfg: gets the keys.
         paths: the keys that a config has, such as "MODEL.POINT_HEAD.NAME".
+
+    Example:
+        >>> cfg = get_cfg()
+        >>> add_project_keys(cfg, ["MODEL.POINT_HEAD.NUM_CLASSES"])
+        >>> "POINT_HEAD" in cfg.MODEL
+        True
     """
     known = set(_paths(cfg))
     for name in adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS]):
@@ -232,7 +258,12 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
 
 
 def is_lazy_file(path: str) -> bool:
-    """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as `config.yaml`."""
+    """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as `config.yaml`.
+
+    Example:
+        >>> is_lazy_file("fcos_R_50_FPN_1x.py")
+        True
+    """
     if path.endswith(".py"):
         return True
     with PathManager.open(path, "r") as f:  # the keys of the other kind are in capitals
@@ -253,6 +284,9 @@ def load_model(cfg: Any, weights: str = "", *, allow_random_weights: bool = Fals
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: there are no weights, or they do not fill the model; or the config does not describe a model.
+
+    Example:
+        >>> model, mapper = load_model(cfg, "output/model_final.pth")  # doctest: +SKIP
     """
     weights = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.get("init_checkpoint", ""))
     if not weights and not allow_random_weights:
@@ -286,7 +320,14 @@ def load_model(cfg: Any, weights: str = "", *, allow_random_weights: bool = Fals
 
 
 def dataset_names(cfg: Any, split: str) -> list[str]:
-    """Return the names of the data sets in a config of either kind; `split` is `"train"` or `"test"`."""
+    """Return the names of the data sets in a config of either kind; `split` is `"train"` or `"test"`.
+
+    Example:
+        >>> cfg = get_cfg()
+        >>> cfg.DATASETS.TEST = ("photos_val",)
+        >>> dataset_names(cfg, "test")
+        ['photos_val']
+    """
     if isinstance(cfg, CfgNode):
         return list(cfg.DATASETS[split.upper()])
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") or []  # absent where the data set is the user's
@@ -294,7 +335,12 @@ def dataset_names(cfg: Any, split: str) -> list[str]:
 
 
 def load_metadata(cfg: Any, weights: str) -> Metadata:
-    """Return class names and colours for drawing: of the weights, else saved beside them, else of the test data set."""
+    """Return class names and colours for drawing: of the weights, else saved beside them, else of the test data set.
+
+    Example:
+        >>> load_metadata(get_cfg(), "").get("thing_classes") is None
+        True
+    """
     description = read_description(weights) if weights else None
     if description is not None and description.metadata:
         return description.load_metadata()
@@ -316,6 +362,11 @@ class LoadedModel:
         mapper: makes images ready for it: `augmentations`, `image_format` and `exif`, as in a `DatasetMapper`.
         metadata: names and colours of classes.
         cfg: the config; None for an artifact.
+
+    Example:
+        >>> loaded = load("output/model_final.pth")  # doctest: +SKIP
+        >>> loaded.metadata.thing_classes  # doctest: +SKIP
+        ['cat', 'dog']
     """
 
     model: nn.Module
@@ -351,6 +402,12 @@ def load(
         FileNotFoundError: there is no such file.
         TypeError: `source` is of another type.
         ValueError: the file does not describe a model, or weights do not fill it.
+
+    Example:
+        >>> changes = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+        >>> loaded = load("COCO-Detection/retinanet_R_50_FPN_1x.yaml", device="cpu", overrides=changes, allow_random_weights=True)
+        >>> loaded.mapper.image_format, loaded.model.training
+        ('BGR', False)
     """
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)

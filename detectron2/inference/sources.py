@@ -65,6 +65,11 @@ class Frame:
         error: what reading raised; the stream goes on with the next image.
         source: where it was found: the folder (for a pattern, the part of it before the first wildcard), or else the
             file or URL as it was given. Names of outputs are relative to a folder.
+
+    Example:
+        >>> frame = next(read_frames(np.zeros((4, 6, 3), np.uint8)))
+        >>> frame.name, frame.image.shape, frame.path
+        ('image 0', (4, 6, 3), None)
     """
 
     image: np.ndarray | None
@@ -95,6 +100,11 @@ class Input:
         value: a path, an address, bytes, an array ... as it was given; an int is the number of a camera.
         source: as `Frame.source`.
         error: why it cannot be read, of a part of an iterator.
+
+    Example:
+        >>> [found] = find_inputs(["webcam:0"])  # doctest: +SKIP
+        >>> found.value, found.is_video  # doctest: +SKIP
+        (0, True)
     """
 
     value: Any

@@ -277,6 +277,10 @@ class Camera:
 
     Raises:
         ImportError: if neither OpenCV nor, on Linux, PyAV is installed.
+
+    Example:
+        >>> for image, seconds in Camera(0):  # doctest: +SKIP
+        ...     print(image.shape, seconds)
     """
 
     def __init__(self, number: int = 0, image_format: str | None = "BGR") -> None:
