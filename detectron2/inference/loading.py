@@ -95,6 +95,12 @@ def _is_available(kind: str) -> bool:
 def on_available_device(cfg: CfgNode) -> CfgNode:
     """Return a config, or a copy for the CPU if `MODEL.DEVICE` is a GPU and there is none.
 
+    Args:
+        cfg: a YAML config, which is not changed.
+
+    Returns:
+        The config, or the copy.
+
     Example:
         >>> cfg = get_cfg()
         >>> cfg.MODEL.DEVICE = "cpu"
@@ -110,6 +116,12 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
 
 def find_config_file(path: str) -> str:
     """Return the path of a config file, or of the one with this name in the model zoo; raise an error for others.
+
+    Args:
+        path: of a file, an address, or a name in the model zoo.
+
+    Returns:
+        The path.
 
     Example:
         >>> os.path.basename(find_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
@@ -260,6 +272,12 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
 def is_lazy_file(path: str) -> bool:
     """Whether a file is a LazyConfig: Python, or the YAML that a run with one leaves as `config.yaml`.
 
+    Args:
+        path: of a config file.
+
+    Returns:
+        True for a LazyConfig, False for a YAML config.
+
     Example:
         >>> is_lazy_file("fcos_R_50_FPN_1x.py")
         True
@@ -320,7 +338,14 @@ def load_model(cfg: Any, weights: str = "", *, allow_random_weights: bool = Fals
 
 
 def dataset_names(cfg: Any, split: str) -> list[str]:
-    """Return the names of the data sets in a config of either kind; `split` is `"train"` or `"test"`.
+    """Return the names of the data sets in a config of either kind.
+
+    Args:
+        cfg: the config.
+        split: "train" or "test".
+
+    Returns:
+        The names.
 
     Example:
         >>> cfg = get_cfg()
@@ -336,6 +361,13 @@ def dataset_names(cfg: Any, split: str) -> list[str]:
 
 def load_metadata(cfg: Any, weights: str) -> Metadata:
     """Return class names and colours for drawing: of the weights, else saved beside them, else of the test data set.
+
+    Args:
+        cfg: the config of the model.
+        weights: its checkpoint; "" for none.
+
+    Returns:
+        The metadata, without names where nothing has any.
 
     Example:
         >>> load_metadata(get_cfg(), "").get("thing_classes") is None
@@ -405,7 +437,8 @@ def load(
 
     Example:
         >>> changes = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
-        >>> loaded = load("COCO-Detection/retinanet_R_50_FPN_1x.yaml", device="cpu", overrides=changes, allow_random_weights=True)
+        >>> name = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+        >>> loaded = load(name, device="cpu", overrides=changes, allow_random_weights=True)
         >>> loaded.mapper.image_format, loaded.model.training
         ('BGR', False)
     """

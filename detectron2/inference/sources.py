@@ -102,9 +102,8 @@ class Input:
         error: why it cannot be read, of a part of an iterator.
 
     Example:
-        >>> [found] = find_inputs(["webcam:0"])  # doctest: +SKIP
-        >>> found.value, found.is_video  # doctest: +SKIP
-        (0, True)
+        >>> Input("clip.mp4").is_video, Input("a.jpg").is_video
+        (True, False)
     """
 
     value: Any
