@@ -54,6 +54,7 @@ from detectron2.evaluation import (
 from detectron2.inference.image_check import check_image
 from detectron2.inference.loading import on_available_device
 from detectron2.modeling import build_model
+from detectron2.modeling.optimized import OptimizedForm
 from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.collect_env import collect_env_info
@@ -206,8 +207,9 @@ def default_writers(
 class DefaultPredictor:
     """Predict on single images: load weights, convert the colour order, resize, run the model.
 
-    The device is `cfg.MODEL.DEVICE`, or the CPU if there is no GPU. `detectron2.Predictor` takes files, folders, videos
-    and batches, and is faster.
+    The device is `cfg.MODEL.DEVICE`, or the CPU if there is no GPU. On the CPU the optimized form of the model runs
+    (`detectron2.modeling.optimized.OptimizedForm`), where it has one; changes of the model come through.
+    `detectron2.Predictor` takes files, folders, videos and batches, and is faster.
 
     Example:
         predictor = DefaultPredictor(cfg)
@@ -232,6 +234,7 @@ class DefaultPredictor:
 
     _has_tta = False
     _has_warned = False
+    _form: OptimizedForm | None = None  # also where a subclass has its own constructor
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = on_available_device(cfg).clone()
@@ -281,8 +284,11 @@ class DefaultPredictor:
         tensor = torch.as_tensor(np.ascontiguousarray(resized.astype("float32").transpose(2, 0, 1)))
         with torch.no_grad():
             inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
-            model = build_model_with_tta(self.cfg, self.model) if self._has_tta else self.model
-            return model([inputs])[0]
+            form = self._form
+            if form is None or form.model is not self.model:
+                self._form = form = OptimizedForm(self.model)
+            model = form.current()
+            return (build_model_with_tta(self.cfg, model) if self._has_tta else model)([inputs])[0]
 
 
 def _of_inner_trainer(name: str, doc: str) -> Any:

@@ -55,8 +55,8 @@ class Predictor:
     """Predicts on images, folders, videos and cameras with a model of any kind.
 
     Images are made ready as by `detectron2 predict` and the test loader: read with the colour order and EXIF policy of
-    the config, and resized by its test mapper. With `batch_size=1` and `optimize=False` results are the same to the
-    last bit as those of these two and of `DefaultPredictor`.
+    the config, and resized by its test mapper. With `batch_size=1` results are the same to the last bit as those of
+    `DefaultPredictor`; with `optimize=False`, too, they are those of the model for what the test loader gives.
 
     Batches hold images that the model pads to one size, so that the other images of a batch change a result by no more
     than rounding does (about 1e-5 of a value; on the CPU usually by nothing). To find them, up to four batches of

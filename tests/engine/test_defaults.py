@@ -2,8 +2,10 @@
 
 import argparse
 import copy
+import functools
 import itertools
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -527,6 +529,35 @@ class TestAutoScaleWorkers:
             DefaultTrainer.auto_scale_workers(self.config(3), 1)
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+
+
+def keep_features(heads, features, proposals):
+    heads.features = features
+    return type(heads)._forward_box(heads, features, proposals)
+
+
+def as_the_plain_model(predictor, image):
+    """What a predictor gives with the model as it is: hooks keep it from the optimized form."""
+    handle = predictor.model.register_forward_hook(lambda *args: None)
+    other = predictor.model.backbone.register_forward_hook(lambda *args: None)
+    try:
+        outputs = predictor(image)
+        assert predictor._form.current() is predictor.model
+        return outputs
+    finally:
+        handle.remove()
+        other.remove()
+
+
+def assert_close(found, expected):
+    assert len(found) == len(expected) > 0
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=0.02)
+    assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+
+
 @pytest.fixture
 def predictor(cfg):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 6
@@ -615,6 +646,13 @@ class TestPredictor:
         assert len(seen) == 4 * 2  # boxes, then masks
         assert instances.image_size == (90, 120) and instances.has("pred_masks_rle")
 
+    def test_augmented_as_the_plain_model(self, cfg):
+        cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES = True, (64, 96)
+        predictor = DefaultPredictor(cfg)
+        found, expected = predictor(NOISE)["instances"], as_the_plain_model(predictor, NOISE)["instances"]
+        assert predictor._form.current() is not predictor.model
+        assert_close(found, expected)
+
     def test_augmentation_that_the_model_cannot_have(self, cfg, caplog):
         retinanet = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
         retinanet.MODEL.DEVICE, retinanet.MODEL.WEIGHTS, retinanet.INPUT.MIN_SIZE_TEST = "cpu", "", 64
@@ -623,6 +661,53 @@ class TestPredictor:
         (text,) = [r.getMessage() for r in caplog.records if "TEST.AUG" in r.getMessage()]
         assert "has no effect" in text and "RetinaNet" in text and "set TEST.AUG.ENABLED to False" in text
         assert predictor(np.zeros((64, 64, 3), np.uint8))["instances"].image_size == (64, 64)
+
+    def test_the_optimized_form_runs(self, predictor):
+        expected = as_the_plain_model(predictor, NOISE)["instances"]
+        found = predictor(NOISE)["instances"]
+        assert predictor._form.current() is not predictor.model
+        assert_close(found, expected)
+        assert torch.equal(as_the_plain_model(predictor, NOISE)["instances"].scores, expected.scores)
+
+    def test_the_model_may_change_or_be_replaced(self, predictor):
+        predictor(NOISE)
+        predictor.model.roi_heads.box_predictor.test_score_thresh = 1.0
+        assert len(predictor(NOISE)["instances"]) == 0
+        predictor.model.backbone.register_forward_hook(lambda *args: seen.append(args[0]))
+        seen = []
+        predictor(NOISE)
+        assert seen == [predictor.model.backbone]
+        predictor.model = lambda inputs: ["replaced"]
+        assert predictor(NOISE) == "replaced"
+
+    def test_subclasses_of_projects(self, predictor):
+        """One calls the model itself, one has a constructor of its own, one reads what a patched method keeps."""
+
+        class Own(DefaultPredictor):
+            def __init__(self, other):
+                self.cfg, self.model, self.aug, self.input_format = other.cfg, other.model, other.aug, "BGR"
+
+        class CallsTheModel(Own):
+            def __call__(self, image):
+                with torch.no_grad():
+                    return self.model([{"image": torch.as_tensor(image.transpose(2, 0, 1).copy()).float()}])[0]
+
+        expected = predictor(NOISE)["instances"]
+        assert_close(Own(predictor)(NOISE)["instances"], expected)
+        assert_close(CallsTheModel(predictor)(NOISE)["instances"], expected)
+        roi_heads = predictor.model.roi_heads
+        roi_heads._forward_box = functools.partial(keep_features, roi_heads)
+        predictor(NOISE)
+        assert set(roi_heads.features) >= {"p2", "p5"}
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    def test_copies(self, predictor, copied):
+        expected = predictor(NOISE)["instances"]
+        other = copied(predictor)
+        assert_close(other(NOISE)["instances"], expected)
+        assert other.model is not predictor.model and other._form.model is other.model
+        other.model.roi_heads.box_predictor.test_score_thresh = 1.0
+        assert len(other(NOISE)["instances"]) == 0 < len(predictor(NOISE)["instances"])
 
     def test_settings_that_the_model_does_not_read(self, cfg, caplog):
         cfg.merge_from_list(["MODEL.RETINANET.SCORE_THRESH_TEST", 0.7, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 3])

@@ -83,8 +83,9 @@ def test_it_is_found_in_the_package():
 
 class TestSameAsOthers:
     def test_default_predictor(self, tiny_cfg, tiny_images):
-        expected = [DefaultPredictor(tiny_cfg)(image)["instances"] for image in tiny_images]
-        one_by_one = Predictor(tiny_cfg, device="cpu", batch_size=1, optimize=False)
+        default = DefaultPredictor(tiny_cfg)
+        expected = [default(image)["instances"] for image in tiny_images]
+        one_by_one = Predictor(tiny_cfg, device="cpu", batch_size=1)
         for result, instances in zip(one_by_one(tiny_images), expected, strict=True):
             assert_same(result, instances)
         for optimize in (False, True):
@@ -303,12 +304,12 @@ class TestOptions:
 
     def test_augmented(self, tiny_cfg, tiny_images):
         sizes = ["TEST.AUG.MIN_SIZES", (64, 96), "TEST.AUG.ENABLED", True]
-        with_config = Predictor(tiny_cfg, device="cpu", overrides=sizes, optimize=False)(tiny_images[0])
+        with_config = Predictor(tiny_cfg, device="cpu", overrides=sizes)(tiny_images[0])
         cfg = tiny_cfg.clone()
         cfg.defrost()
         cfg.merge_from_list(sizes)
         assert_same(with_config, DefaultPredictor(cfg)(tiny_images[0])["instances"])
-        off = Predictor(cfg, device="cpu", tta=False, optimize=False)(tiny_images[0])
+        off = Predictor(cfg, device="cpu", tta=False)(tiny_images[0])
         assert_same(off, DefaultPredictor(tiny_cfg)(tiny_images[0])["instances"])
 
     def test_tiles(self):

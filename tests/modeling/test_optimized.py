@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -394,12 +395,32 @@ def patched(model):
     return model
 
 
+def patched_below_forward(model):
+    """A method that keeps what it sees, for the caller to read afterwards."""
+
+    def inference(self, *args, **options):
+        self.seen = args
+        return type(self).inference(self, *args, **options)
+
+    model.inference = types.MethodType(inference, model)
+    return model
+
+
 def on_another_device(model):
     return model.to("meta")
 
 
 @pytest.mark.parametrize(
-    "change", [in_training, in_training_in_part, listened_to, with_another_class, patched, on_another_device]
+    "change",
+    [
+        in_training,
+        in_training_in_part,
+        listened_to,
+        with_another_class,
+        patched,
+        patched_below_forward,
+        on_another_device,
+    ],
 )
 def test_models_that_are_left_alone(change):
     model = change(model_named(TWO_STAGE))
@@ -466,6 +487,21 @@ def test_form_follows_changes(change):
     if change is not set_the_form_of_masks:
         assert_close(found, expected)
     assert form.current() is form.current()
+
+
+def test_numbers_that_are_set_anew_are_no_change():
+    model = model_named(TWO_STAGE)
+    form = OptimizedForm(model)
+    before = form.current()
+    for _ in range(2):
+        model.roi_heads.box_predictor.test_nms_thresh = float(str(model.roi_heads.box_predictor.test_nms_thresh))
+        assert form.current() is before
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_model_has_a_form(name):
+    model = model_named(name)
+    assert OptimizedForm(model).current() is not model
 
 
 def test_form_follows_limits_that_are_changed_in_place():
