@@ -16,6 +16,7 @@ __all__ = ["Keypoints", "heatmaps_to_keypoints"]
 
 # Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
 _PASS_ELEMENTS = 1 << 27
+_CPU_REGIONS: int = 32  # whose weights are computed together
 
 
 class Keypoints:
@@ -134,45 +135,76 @@ def _peaks(maps: torch.Tensor, rois: torch.Tensor, pass_elements: int) -> torch.
         return maps.new_zeros((0, k, 4))
     size_wh = (rois[:, 2:] - rois[:, :2]).float().clamp(min=1)
     cells_wh = size_wh.ceil()
-    largest: list[float] = cells_wh.amax(0).tolist()
-    max_w, max_h = int(largest[0]), int(largest[1])
-    # Off the CPU as many regions at once as memory allows; on the CPU one by one, so that none pays for the largest.
-    per_pass = 1 if maps.device.type == "cpu" else max(1, pass_elements // (k * max_h * max_w))
-    parts, sizes = maps.split(per_pass), cells_wh.split(per_pass)
-    peaks = [_find_peaks(parts[i], sizes[i], max_w, max_h) for i in range(len(parts))]
-    cell_xy, logit = torch.cat([peak[0] for peak in peaks]), torch.cat([peak[1] for peak in peaks])
+    if maps.device.type == "cpu":
+        per_pass, max_w, max_h = _CPU_REGIONS, 0, 0
+    else:  # as many regions at once as memory allows
+        largest: list[float] = cells_wh.amax(0).tolist()
+        max_w, max_h = int(largest[0]), int(largest[1])
+        per_pass = max(1, pass_elements // (k * max_h * max_w))
+    cell_xy, logit = torch.empty((n, k, 2), device=maps.device), torch.empty((n, k), device=maps.device)
+    for start in range(0, n, per_pass):
+        part = slice(start, start + per_pass)
+        if maps.device.type == "cpu":
+            cell_xy[part], logit[part] = _find_peaks_one_by_one(maps[part], cells_wh[part])
+        else:
+            cell_xy[part], logit[part] = _find_peaks_together(maps[part], cells_wh[part], max_w, max_h)
     xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
-    score = 1 / (maps - logit[:, :, None, None]).exp().sum(dim=(2, 3))
+    score = 1 / (maps - logit[:, :, None, None]).exp_().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
 
 
-def _find_peaks(
+def _find_peaks_one_by_one(maps: torch.Tensor, cells_wh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cell `(x, y)` and value of the highest point of each map, enlarged to `cells_wh`; no region pays for others."""
+    k, s, t = maps.shape[1], maps.shape[2], maps.shape[3]
+    widths: list[int] = cells_wh[:, 0].long().tolist()
+    heights: list[int] = cells_wh[:, 1].long().tolist()
+    columns = _cubic_weights(t, _positions(t, cells_wh[:, 0])).split(widths)
+    rows = _cubic_weights(s, _positions(s, cells_wh[:, 1])).split(heights)
+    xs: list[torch.Tensor] = []
+    ys: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
+    for i in range(len(widths)):
+        tall = rows[i] @ maps[i].transpose(0, 1).reshape(s, k * t)
+        large = (tall.view(-1, t) @ columns[i].t()).view(heights[i], k, widths[i])
+        # The highest of each row, the first row that has it, and where: half the time of the place in the whole.
+        logit, y = large.amax(dim=2).max(dim=0)
+        xs.append(large[y, torch.arange(k)].max(dim=1)[1])
+        ys.append(y)
+        logits.append(logit)
+    return torch.stack([torch.stack(xs), torch.stack(ys)], dim=2).to(maps.dtype), torch.stack(logits)
+
+
+def _positions(size: int, new_size: torch.Tensor) -> torch.Tensor:
+    """Where the centres of the new cells of all regions, one region after the other, lie among the old cells."""
+    counts = new_size.long()
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    number = torch.arange(first.shape[0], device=new_size.device) - first
+    return (number + 0.5) * (size / new_size).repeat_interleave(counts) - 0.5
+
+
+def _find_peaks_together(
     maps: torch.Tensor, cells_wh: torch.Tensor, max_w: int, max_h: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cell `(x, y)` and value of the highest point of each map, enlarged to `cells_wh`."""
-    if maps.shape[0] == 1:
-        only: list[float] = cells_wh[0].tolist()
-        max_w, max_h = int(only[0]), int(only[1])
-    rows = _cubic_weights(maps.shape[2], cells_wh[:, 1], max_h)
-    columns = _cubic_weights(maps.shape[3], cells_wh[:, 0], max_w)
+    """The same, with all maps enlarged to one size, of which a part counts."""
+    n, _, s, t = maps.shape
+    y, x = torch.arange(max_h, device=maps.device), torch.arange(max_w, device=maps.device)
+    rows = _cubic_weights(s, ((y + 0.5) * (s / cells_wh[:, 1:]) - 0.5).flatten()).view(n, max_h, s)
+    columns = _cubic_weights(t, ((x + 0.5) * (t / cells_wh[:, :1]) - 0.5).flatten()).view(n, max_w, t)
     large = torch.einsum("nhs,nkst,nwt->nkhw", rows, maps, columns)
-    if maps.shape[0] > 1:
-        y = torch.arange(max_h, device=maps.device)[:, None] < cells_wh[:, 1, None, None]
-        x = torch.arange(max_w, device=maps.device) < cells_wh[:, 0, None, None]
-        large = large.masked_fill(~(x & y)[:, None], -torch.inf)
+    inside = (y[:, None] < cells_wh[:, 1, None, None]) & (x < cells_wh[:, 0, None, None])
+    large = large.masked_fill(~inside[:, None], -torch.inf)
     logit, index = large.flatten(2).max(dim=2)
     return torch.stack([index % max_w, index // max_w], dim=2).to(maps.dtype), logit
 
 
-def _cubic_weights(size: int, new_size: torch.Tensor, max_size: int) -> torch.Tensor:
-    """Weights `(N, max_size, size)` of bicubic interpolation (Keys 1981, a = -0.75) with the edge cells repeated."""
-    position = (torch.arange(max_size, device=new_size.device) + 0.5) * (size / new_size)[:, None] - 0.5
+def _cubic_weights(size: int, position: torch.Tensor) -> torch.Tensor:
+    """Weights `(M, size)` of bicubic interpolation (Keys 1981, a = -0.75) at `M` places, with the edges repeated."""
     first = position.floor()
-    taps = torch.arange(-1, 3, device=new_size.device)
-    distance = (position[..., None] - (first[..., None] + taps)).abs()
+    taps = torch.arange(-1, 3, device=position.device)
+    distance = (position[:, None] - (first[:, None] + taps)).abs()
     a = -0.75
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = torch.where(distance <= 1, near, far)
-    index = (first[..., None].long() + taps).clamp(0, size - 1)
-    return weights.new_zeros((index.shape[0], max_size, size)).scatter_add_(2, index, weights)
+    index = (first[:, None].long() + taps).clamp(0, size - 1)
+    return weights.new_zeros((index.shape[0], size)).scatter_add_(1, index, weights)

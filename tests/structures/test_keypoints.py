@@ -88,12 +88,24 @@ class TestHeatmapsToKeypoints:
         maps, rois = torch.randn(4, 3, 14, 14), torch.tensor(self.ROIS)
         torch.testing.assert_close(heatmaps_to_keypoints(maps, rois), one_by_one(maps, rois), rtol=1e-4, atol=1e-3)
 
+    def test_many_regions(self):
+        """More than have their weights computed together; and the first of equal peaks is the one that counts."""
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.randn(2 * module._CPU_REGIONS + 1, 2, 6, 5, generator=generator)
+        size = torch.rand(len(maps), 2, generator=generator) * 30 + 1
+        rois = torch.cat([size, 2 * size], dim=1)
+        torch.testing.assert_close(heatmaps_to_keypoints(maps, rois), one_by_one(maps, rois), rtol=1e-4, atol=1e-3)
+        maps = torch.zeros(1, 1, 6, 5)
+        maps[0, 0, 1, 1] = maps[0, 0, 4, 3] = maps[0, 0, 1, 3] = 2.0
+        found = heatmaps_to_keypoints(maps, torch.tensor([[0.0, 0, 5, 6]]))
+        assert found[0, 0, :3].tolist() == [1.5, 1.5, 2.0]
+
     @pytest.mark.parametrize("step", [1, 3, 4])
     def test_several_regions_in_a_pass(self, step):
         maps, rois = torch.randn(4, 3, 14, 14), torch.tensor(self.ROIS)
         cells_wh = (rois[:, 2:] - rois[:, :2]).clamp(min=1).ceil()
         steps = zip(maps.split(step), cells_wh.split(step), strict=True)
-        parts = [module._find_peaks(*part, 81, 90) for part in steps]
+        parts = [module._find_peaks_together(*part, 81, 90) for part in steps]
         expected = one_by_one(maps, torch.cat([torch.zeros(4, 2), cells_wh], dim=1))
         torch.testing.assert_close(torch.cat([cell for cell, _ in parts]) + 0.5, expected[..., :2])
         torch.testing.assert_close(torch.cat([logit for _, logit in parts]), expected[..., 2], rtol=1e-4, atol=1e-4)
