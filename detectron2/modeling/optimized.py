@@ -7,6 +7,7 @@ the CPU take them, anchors are kept for the next image of the same size, and not
 
 import copy
 import itertools
+import math
 import operator
 import types
 from collections import Counter, OrderedDict
@@ -23,6 +24,7 @@ from detectron2.layers import Conv2d, DeformConv, FrozenBatchNorm2d, ModulatedDe
 from detectron2.utils.tracing import when_compiled, when_traced
 
 from .anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
+from .roi_heads.box_head import FastRCNNConvFCHead
 
 __all__ = ["OptimizedForm", "optimized_for_inference"]
 
@@ -54,7 +56,8 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
       as the `norm` of `detectron2.layers.Conv2d` and of deformable convolutions, and next to a convolution in
       `nn.Sequential`. Others stay.
     - Rectifiers overwrite the result of the layer before them.
-    - On the CPU the weights of convolutions are stored with channels last, and features follow.
+    - On the CPU the weights of convolutions are stored with channels last, and features follow. The first fully
+      connected layer of a box head takes regions in this order.
     - Anchors are kept, for the last few sizes of images.
     - Parameters need no gradient.
 
@@ -62,8 +65,8 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
     that are not known are copied, and what they contain is optimized; if they take an `nn.Sequential` apart and read
     what is between its layers, they see the difference.
 
-    The new form shares all attributes with the model, and all parameters and buffers but those of convolutions, of
-    which it holds copies: it takes about as much memory again as the weights of the convolutions. Changes of the model
+    The new form shares all attributes with the model, and all parameters and buffers but those of convolutions and
+    of the first layer of box heads, of which it holds copies: it takes about as much memory again as these. Changes of the model
     come through in part, or not at all: make a new form after them, or use `OptimizedForm`. Its `state_dict()` has
     other keys and values, and is not for checkpoints.
 
@@ -101,6 +104,7 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
         for module in copies:
             _fold_norms(module, uses)
             _overwrite_in_rectifiers(module)
+            _flatten_in_rows(module, uses)
             if type(module) in (DefaultAnchorGenerator, RotatedAnchorGenerator):
                 module._keep = _KeptAnchors()
         for module in copies:
@@ -309,6 +313,32 @@ def _put_channels_last(conv: Any) -> None:
     if weight.device.type == "cpu":
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         conv.weight = nn.Parameter(weight, requires_grad=False)
+
+
+class _FlattenRows(nn.Module):
+    """Flattens regions `(R, C, P, P)` cell by cell, without a copy where channels are last in memory."""
+
+    def __init__(self, region_size: tuple[int, ...]):
+        super().__init__()
+        self.region_size = region_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, *self.region_size).permute(0, 2, 3, 1).flatten(1)
+
+
+def _flatten_in_rows(head: Any, uses: Counter[int]) -> None:
+    """Let the first fully connected layer of a box head read regions with channels last as they lie in memory."""
+    if not _is_own_code(head, (FastRCNNConvFCHead,)) or "_region_size" not in vars(head):
+        return
+    flatten, linear = head._modules.get("flatten"), head._modules.get("fc1")
+    if not _is_own_code(flatten, (nn.Flatten,)) or not _is_own_code(linear, (nn.Linear,)):
+        return
+    weight = linear.weight.detach()
+    is_usual = (flatten.start_dim, flatten.end_dim, weight.shape[1]) == (1, -1, math.prod(head._region_size))
+    if is_usual and uses[id(linear)] == 1 and weight.device.type == "cpu":
+        rows = weight.unflatten(1, head._region_size).permute(0, 2, 3, 1).flatten(1)
+        linear.weight = nn.Parameter(rows, requires_grad=False)
+        head._modules["flatten"] = _FlattenRows(head._region_size)
 
 
 # ------------------------------------------------------------------------------------------------------------- anchors

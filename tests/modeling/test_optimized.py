@@ -18,12 +18,14 @@ from detectron2.layers import (
     FrozenBatchNorm2d,
     ModulatedDeformConv,
     NaiveSyncBatchNorm,
+    ShapeSpec,
     get_norm,
 )
 from detectron2.modeling import optimized_for_inference
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
 from detectron2.modeling.backbone import BasicBlock, BottleneckBlock
 from detectron2.modeling.optimized import OptimizedForm
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from tests.e2e.test_model_edges import BOXES, BUILDERS, batch_of, built, find_nothing, flat, predictions
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, NaiveSyncBatchNorm, nn.SyncBatchNorm)
@@ -142,6 +144,7 @@ def test_memory_is_shared_where_nothing_changes():
     of_convolutions = sum(
         m.weight.nbytes for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)
     )
+    of_convolutions += model.roi_heads.box_head.fc1.weight.nbytes
     pointers = {t.data_ptr() for t in model.state_dict().values()}
     new = sum(p.nbytes for p in optimized.parameters() if p.data_ptr() not in pointers)
     assert 0 < new < 1.2 * of_convolutions
@@ -187,6 +190,36 @@ def test_half_precision():
     found = run(optimized_for_inference(half), image.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03 * float(expected.max()))
+
+
+@pytest.mark.parametrize("name", [TWO_STAGE, "RetinaNet", "panoptic FPN"])
+def test_whole_models_in_half_precision(name):
+    """The optimized form differs from the model in float32 by little more than the model in half precision does."""
+    model = model_named(name)
+    with torch.no_grad():
+        images = model.preprocess_image(batch_of(name))
+        exact = model.backbone(images.tensor)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            optimized = optimized_for_inference(model)
+            plain, found = model.backbone(images.tensor), optimized.backbone(images.tensor)
+            outputs = optimized(batch_of(name))
+    for key, value in exact.items():
+        scale = float(value.abs().max())
+        assert (found[key].float() - value).abs().max() <= 2 * (plain[key].float() - value).abs().max() + 0.01 * scale
+        assert found[key].dtype == plain[key].dtype == torch.bfloat16
+    assert len(outputs) == len(batch_of(name))
+    for output in outputs:
+        assert len(output["instances"]) > 0 and output["instances"].scores.isfinite().all()
+
+
+@pytest.mark.slow  # half a minute
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # what torchvision calls to be compiled
+def test_a_whole_model_compiles():
+    torch._dynamo.reset()
+    model = model_named("RetinaNet")
+    compiled = torch.compile(optimized_for_inference(model), backend="aot_eager")
+    assert_close(predictions(compiled, "RetinaNet"), predictions(model, "RetinaNet"))
+    assert OptimizedForm(compiled).current() is compiled
 
 
 def test_compiles():
@@ -339,6 +372,46 @@ def test_attributes_are_shared_and_methods_rebound():
 def test_what_cannot_be_optimized(model, message):
     with pytest.raises(TypeError, match=message):
         optimized_for_inference(model)
+
+
+# ------------------------------------------------------------------------------------------------------------ box heads
+
+
+def box_head(conv_dims=(), fc_dims=(6, 5)):
+    torch.manual_seed(0)
+    return FastRCNNConvFCHead(ShapeSpec(channels=4, height=3, width=2), conv_dims=conv_dims, fc_dims=fc_dims).eval()
+
+
+@pytest.mark.parametrize("conv_dims", [(), (7,)])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_box_head_takes_regions_in_either_order(count, conv_dims):
+    head = box_head(conv_dims)
+    optimized = optimized_for_inference(head)
+    assert optimized.fcs[0] is optimized.fc1 and not torch.equal(optimized.fc1.weight, head.fc1.weight)
+    regions = torch.randn(count, 4, 3, 2)
+    for x in (regions, regions.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(run(optimized, x), run(head, x))
+    if not conv_dims:
+        torch.testing.assert_close(run(optimized, regions.flatten(1)), run(head, regions.flatten(1)))
+        before, flat = regions.contiguous(memory_format=torch.channels_last), optimized.flatten
+        assert count == 0 or flat(before).data_ptr() == before.data_ptr(), "a copy"
+    again = optimized_for_inference(optimized)
+    torch.testing.assert_close(run(again, regions), run(head, regions))
+
+
+def test_box_heads_whose_layers_are_used_otherwise():
+    class OwnHead(FastRCNNConvFCHead):
+        def forward(self, x):
+            return self.fc1(x.flatten(1))
+
+    own = OwnHead(ShapeSpec(channels=4, height=3, width=2), conv_dims=[], fc_dims=[6]).eval()
+    listened, shared, convolutions = box_head(), nn.ModuleList([box_head()]), box_head((7,), ())
+    listened.flatten.register_forward_hook(lambda *args: None)
+    shared.append(shared[0].fc1)
+    for model in (own, listened, shared[0], convolutions):
+        x = torch.randn(2, 4, 3, 2)
+        torch.testing.assert_close(run(optimized_for_inference(model), x), run(model, x))
+    assert torch.equal(optimized_for_inference(shared)[1].weight, shared[1].weight)
 
 
 # ------------------------------------------------------------------------------------------------------------- anchors

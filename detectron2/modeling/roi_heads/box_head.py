@@ -56,6 +56,7 @@ class FastRCNNConvFCHead(nn.Sequential):
             self.conv_norm_relus.append(conv)
             size = [width, *size[1:]]
 
+        self._region_size = tuple(size)  # of what is flattened
         self.fcs = []
         for i, width in enumerate(fc_dims, start=1):
             if i == 1:
