@@ -1,15 +1,19 @@
 """How many images a second `Predictor` does, beside the loop over `DefaultPredictor` and the model alone.
 
-usage:  python benchmarks/bench_predictor.py [--images 200] [--config small] [--device cpu] [--batch-sizes 1 4 8]
+usage:  python benchmarks/bench_predictor.py [--images 200] [--config small] [--batch-sizes 1 4 8] [--threads 1]
         python benchmarks/bench_predictor.py --config COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --device cuda
 
 Makes JPEG files of 640 x 480 pixels and predicts on them, in parts of `--part` images that all contenders take in turn,
 so that what else the machine does hits all of them alike:
 
-* `one by one`: read a file, resize, call the model, as a loop over `DefaultPredictor` does; the model as it is;
+* `before`: read a file, resize, call the model as it is, as a loop over `DefaultPredictor` did before it ran the
+  optimized form;
 * `DefaultPredictor`: that loop with the class itself;
-* `bare model, batches of N`: only the model, as it is, on batches of tensors that are ready in memory;
+* `bare model, batches of N`: only the model, on batches of tensors that are ready in memory, as it is and optimized;
 * `Predictor, batches of N`: from the files to results on the CPU; also without `optimize`.
+
+The table has the clock, and the time that the cores worked: on a machine that does other things, too, compare the
+latter, with `--threads 1`, since threads that wait for one another count as working.
 
 Weights are random, so that hardly any object is found; `--score-threshold 0` finds as many as the model may return.
 "small" is a Faster R-CNN with ResNet-18 and FPN on images of 320 pixels (short edge).
@@ -36,7 +40,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
+from detectron2.modeling import build_model, optimized_for_inference
 
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 
@@ -67,7 +71,7 @@ def make_config(name: str, device: str, threshold: float, folder: Path) -> CfgNo
 
 
 class OneByOne:
-    """Reads, resizes and predicts on one image after the other, with the model as it is."""
+    """Reads, resizes and predicts on one image after the other, with the model as it is: `DefaultPredictor` before."""
 
     def __init__(self, cfg: CfgNode, model: torch.nn.Module):
         self.cfg, self.model = cfg, model
@@ -105,16 +109,18 @@ def run_predictor(predictor: Predictor, files: list[str]) -> None:
 def make_contenders(cfg: CfgNode, files: list[str], batch_sizes: list[int]) -> dict[str, Callable[[list[str]], None]]:
     default = DefaultPredictor(cfg)
     model = Predictor(cfg, device=None, optimize=False).model
+    optimized = optimized_for_inference(model)
     mapper = DatasetMapper(cfg, is_train=False)
     ready = {file: mapper({"file_name": file, "height": 480, "width": 640}) for file in files}
     for entry in ready.values():
         entry["image"] = entry["image"].to(cfg.MODEL.DEVICE)
     contenders: dict[str, Callable[[list[str]], None]] = {
-        "one by one": OneByOne(cfg, model),
+        "before": OneByOne(cfg, model),
         "DefaultPredictor": partial(run_default_predictor, default),
     }
     for size in batch_sizes:
         contenders[f"bare model, batches of {size}"] = partial(run_bare, model, size, ready)
+        contenders[f"bare optimized model, batches of {size}"] = partial(run_bare, optimized, size, ready)
         for optimize in (True, False):
             predictor = Predictor(cfg, device=None, batch_size=size, optimize=optimize)
             name = f"Predictor{'' if optimize else ', not optimized'}, batches of {size}"
@@ -130,28 +136,37 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--part", type=int, default=40, help="images that a contender takes at a time")
     parser.add_argument("--score-threshold", type=float, default=0.05)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         files = make_files(Path(name), args.images)
         cfg = make_config(args.config, args.device, args.score_threshold, Path(name))
         contenders = make_contenders(cfg, files, args.batch_sizes)
-        seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+        times: dict[str, list[tuple[float, float]]] = {contender: [] for contender in contenders}
         for run in contenders.values():  # warms up
             run(files[: max(args.batch_sizes)])
         for start in range(0, len(files), args.part):
             part = files[start : start + args.part]
             for contender, run in contenders.items():
-                begin = time.perf_counter()
+                clock, cores = time.perf_counter(), time.process_time()
                 run(part)
-                seconds[contender].append((time.perf_counter() - begin) / len(part))
+                took = time.perf_counter() - clock, time.process_time() - cores
+                times[contender].append((took[0] / len(part), took[1] / len(part)))
     print(f"{args.config} on {args.device}, {args.images} images of 640 x 480; torch {torch.__version__},")
     print(f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    middle = {contender: median(times) for contender, times in seconds.items()}
-    bare = min(time for name, time in middle.items() if name.startswith("bare"))
-    print(f"{'':40s} {'ms/image':>9s} {'images/s':>9s} {'x one by one':>13s} {'x bare model':>13s}")
-    for contender, time_of_one in middle.items():
-        ratios = f"{middle['one by one'] / time_of_one:13.2f} {bare / time_of_one:13.2f}"
-        print(f"{contender:40s} {1000 * time_of_one:9.1f} {1 / time_of_one:9.1f} {ratios}")
+    middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
+    print(f"{'':40s} {'clock':^26s}   {'cores':^26s}")
+    print(f"{'':40s} {'ms/image':>9s} {'images/s':>9s} {'ratio':>6s}   {'ms/image':>9s} {'images/s':>9s} {'ratio':>6s}")
+    for name, seconds in middle.items():
+        cells = (f"{1000 * s:9.1f} {1 / s:9.2f} {s / b:6.2f}" for s, b in zip(seconds, middle["before"], strict=True))
+        print(f"{name:40s} {'   '.join(cells)}")
+    print("ratio: to `before`. Other ratios, of the clock and of the cores:")
+    for size in args.batch_sizes:
+        ours = middle[f"Predictor, batches of {size}"]
+        for other in (f"bare model, batches of {size}", f"bare optimized model, batches of {size}", "DefaultPredictor"):
+            ratios = (f"{a / b:.2f}" for a, b in zip(ours, middle[other], strict=True))
+            print(f"Predictor, batches of {size} : {other} = {', '.join(ratios)}")
 
 
 if __name__ == "__main__":
