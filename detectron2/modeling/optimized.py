@@ -65,10 +65,10 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
     that are not known are copied, and what they contain is optimized; if they take an `nn.Sequential` apart and read
     what is between its layers, they see the difference.
 
-    The new form shares all attributes with the model, and all parameters and buffers but those of convolutions and
-    of the first layer of box heads, of which it holds copies: it takes about as much memory again as these. Changes of the model
-    come through in part, or not at all: make a new form after them, or use `OptimizedForm`. Its `state_dict()` has
-    other keys and values, and is not for checkpoints.
+    The new form shares all attributes with the model, and all parameters and buffers but those of convolutions and of
+    the first layer of box heads, of which it holds copies: it takes about as much memory again as these. Changes of the
+    model come through in part, or not at all: make a new form after them, or use `OptimizedForm`. Its `state_dict()`
+    has other keys and values, and is not for checkpoints.
 
     Args:
         model: any model, usually one that `build_model` made, with its weights loaded, on any device.
