@@ -300,7 +300,7 @@ def _summary(writer: ResultWriter, inputs: Sequence[Input], save: str) -> str:
     maps = [f"label maps in {kind}" for kind in ("panoptic", "semantic") if f"{kind}.json" in tables]
     places = [*shown, *tables, *maps] or ["predictions.jsonl"]
     text = " and ".join([", ".join(places[:-1]), places[-1]]) if places[1:] else places[0]
-    return f"{start}{': ' if what else ''}{what}\n{text[0].upper()}{text[1:]} are in {writer.folder}"
+    return f"{start}{': ' if what else ''}{what}\nWritten to {writer.folder}: {text}"
 
 
 def _counted(count: int, one: str, many: str = "") -> str:

@@ -276,7 +276,7 @@ def test_models_that_label_pixels(command, yaml_file, data, tmp_path, architectu
         *("--input", image, "--output", tmp_path / "out"),
     )
     assert status == 0, err
-    assert f"{shown}.json and label maps in {shown} are in " in out
+    assert f"{shown}.json and label maps in {shown}\n" in out
     drawn, plain = (np.asarray(Image.open(p).convert("RGB")) for p in (tmp_path / "out" / "00000.png", image))
     assert (drawn != plain).any(axis=2).mean() > 0.5  # every pixel has a class
     content = json.loads((tmp_path / "out" / f"{shown}.json").read_text())
@@ -562,7 +562,9 @@ def test_tables_crops_and_formats(command, trained, data, tmp_path):
     options = ("--save", "svg", "--color-by", "class", "--no-json", "--csv", "--crops", "--classes", "disc,star")
     status, out, err = command(*words, "--output", tmp_path / "a", *options)
     assert status == 0, err
-    assert re.search(r"Pictures, predictions\.csv and counts\.csv are in ", out) and "left out" not in err
+    assert (
+        re.search(r"^Written to .*: pictures, predictions\.csv and counts\.csv$", out, re.M) and "left out" not in err
+    )
     with open(tmp_path / "a" / "predictions.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert {row["class"] for row in rows} <= {"disc", "star"}
@@ -619,7 +621,7 @@ def test_videos(command, trained, data, clips, tmp_path, monkeypatch):
     assert status == 0, err
     assert (
         re.search(r"in 10 images \(\d+ different ones in videos\): ", out)
-        and "Pictures, videos, predictions.json, predictions.csv and counts.csv are in" in out
+        and ": pictures, videos, predictions.json, predictions.csv and counts.csv\n" in out
     )
     records = json.loads((tmp_path / "predictions.json").read_text())
     of_video = {name: [r for r in records if r["file_name"].endswith(name)] for name in ("a.mp4", "b.mp4", "00000.png")}
