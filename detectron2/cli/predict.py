@@ -34,7 +34,7 @@ _TABLES = ("predictions.json", "predictions.csv", "counts.csv", "areas.csv", "pa
 _MOST_CLASSES = 8  # in the summary
 _GPU_BATCH = 8
 _AHEAD = 8
-_TRACKED_SCORES = 0.1, 0.6  # between which --confidence says what is matched first: the defaults of ByteTracker
+_LEAST_TRACKED, _SURE, _NEW = 0.1, 0.6, 0.7  # scores of ByteTracker: ignored below, matched first, begins a track
 
 
 def run(args: argparse.Namespace) -> int:
@@ -252,8 +252,12 @@ def _name(item: Input) -> str:
 
 
 def _tracked(results: Iterator[Result], confidence: float) -> Iterator[Result]:
-    """Number the objects in the frames of each video; images stay as they are."""
-    options = {"high_score": min(max(confidence, _TRACKED_SCORES[0]), _TRACKED_SCORES[1])}
+    """Number the objects in the frames of each video; images stay as they are.
+
+    All that is asked for with a low confidence may begin a track.
+    """
+    least = max(confidence, _LEAST_TRACKED)
+    options = {"high_score": min(least, _SURE), "new_track_score": min(least, _NEW)}
     tracker, video = ByteTracker(**options), None
     for result in results:
         if result.error is None and result.time is not None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ import yaml
 from PIL import Image
 from pycocotools.mask import decode
 
-from detectron2.cli.predict import _image_ids, _inputs, _split_words
+from detectron2.cli.predict import _image_ids, _inputs, _split_words, _tracked
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from detectron2.inference import Predictor
 from detectron2.inference.loading import load_metadata
 from detectron2.inference.video import VideoReader, VideoWriter
 from detectron2.inference.writers import ResultWriter
+from detectron2.structures import Boxes, Instances
 from tests.cli.conftest import run_once
 from tests.e2e.conftest import _tiny_config
 
@@ -752,3 +754,15 @@ def test_ctrl_c_is_the_end_of_a_camera(command, trained, data, tmp_path, monkeyp
     status, out, err = command(*words, "--output", tmp_path)
     assert status == 0 and out.startswith("15 objects in 3 frames: "), err
     assert len(list(VideoReader(next(tmp_path.glob("*.mp4"))))) == 3
+
+
+@pytest.mark.parametrize(
+    ("confidence", "score", "count"), [(0.2, 0.25, 1), (0.2, 0.15, 0), (0.9, 0.75, 1), (0.9, 0.65, 0)]
+)
+def test_what_is_asked_for_may_begin_a_track(confidence, score, count):
+    found = Instances((20, 20), pred_boxes=Boxes([[1.0, 1, 9, 9]]), pred_classes=torch.tensor([0]))
+    found.scores = torch.tensor([score])
+    frame = SimpleNamespace(source=".")
+    result = SimpleNamespace(error=None, time=0.0, path="a.mp4", frame=frame, instances=found)
+    (tracked,) = _tracked(iter([result]), confidence)
+    assert len(tracked.instances) == count
