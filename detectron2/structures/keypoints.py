@@ -16,7 +16,6 @@ __all__ = ["Keypoints", "heatmaps_to_keypoints"]
 
 # Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
 _PASS_ELEMENTS = 1 << 27
-_CPU_REGIONS: int = 32  # whose weights are computed together
 
 
 class Keypoints:
@@ -136,18 +135,19 @@ def _peaks(maps: torch.Tensor, rois: torch.Tensor, pass_elements: int) -> torch.
     size_wh = (rois[:, 2:] - rois[:, :2]).float().clamp(min=1)
     cells_wh = size_wh.ceil()
     if maps.device.type == "cpu":
-        per_pass, max_w, max_h = _CPU_REGIONS, 0, 0
+        per_pass, max_w, max_h = 32, 0, 0  # regions whose weights are computed together
     else:  # as many regions at once as memory allows
         largest: list[float] = cells_wh.amax(0).tolist()
         max_w, max_h = int(largest[0]), int(largest[1])
         per_pass = max(1, pass_elements // (k * max_h * max_w))
     cell_xy, logit = torch.empty((n, k, 2), device=maps.device), torch.empty((n, k), device=maps.device)
     for start in range(0, n, per_pass):
-        part = slice(start, start + per_pass)
+        part, part_wh = maps[start : start + per_pass], cells_wh[start : start + per_pass]
         if maps.device.type == "cpu":
-            cell_xy[part], logit[part] = _find_peaks_one_by_one(maps[part], cells_wh[part])
+            found = _find_peaks_one_by_one(part, part_wh)
         else:
-            cell_xy[part], logit[part] = _find_peaks_together(maps[part], cells_wh[part], max_w, max_h)
+            found = _find_peaks_together(part, part_wh, max_w, max_h)
+        cell_xy[start : start + per_pass], logit[start : start + per_pass] = found[0], found[1]
     xy = (cell_xy + 0.5) * (size_wh / cells_wh)[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[:, :, None, None]).exp_().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
