@@ -152,9 +152,9 @@ def main() -> None:
             for run, (_, megabytes) in runs.items():
                 size = "" if megabytes is None else f"{megabytes:.0f}"
                 lines.append(f"| {name} | {run} | {1000 * statistics.median(seconds[run]):.0f} | {size} |")
+            if args.markdown:  # after each model, as all of them take a while
+                Path(args.markdown).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    if args.markdown:
-        Path(args.markdown).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
