@@ -194,7 +194,13 @@ def _predict(add: Any) -> None:
     add("--weights", default="", metavar="FILE", help=weights)
     add("--input", nargs="+", default=[], metavar="PATH", help="further images, videos, patterns or folders")
     add("--output", default="predictions", metavar="DIR", help="where all results go; default: predictions")
-    add("--confidence", type=float, default=0.5, help="least score of what is drawn and written; default: 0.5")
+    add(
+        "--confidence",
+        type=_score,
+        default=0.5,
+        metavar="SCORE",
+        help="least score of what is drawn and written; default: 0.5",
+    )
     add("--save", choices=("png", "jpg", "svg", "pdf", "none"), default="png", help="format of pictures; default: png")
     add("--color-by", choices=("instance", "class"), default="instance", help="what has a colour of its own")
     add("--json", action=argparse.BooleanOptionalAction, default=True, help="write predictions.json, in COCO format")
@@ -242,7 +248,7 @@ def _export(add: Any) -> None:
     add("--masks", choices=("raw", "pasted"), default="raw", help=masks)
     add("--max-detections", type=int, metavar="N", help="rows of an image; default: as in the config")
     threshold = "default of the model's input with this name; default: as in the config"
-    add("--score-threshold", type=float, metavar="SCORE", help=threshold)
+    add("--score-threshold", type=_score, metavar="SCORE", help=threshold)
     precision = "numbers in backbone and heads; fp16 and int8 are for onnx and openvino; default: fp32"
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help=precision)
     calibration = "registered data set or folder of images that int8 takes its ranges from"
@@ -316,6 +322,17 @@ def _add_data_config(add: Any, text: str) -> None:
     """Add the options with which a config is chosen, where that is not what the command is about."""
     add("--config-file", "--config", metavar="FILE", help=text)
     add("--opts", nargs="+", default=[], metavar="CHANGE", help="changes to the config: KEY VALUE ...")
+
+
+def _score(text: str) -> float:
+    """Return a score."""
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, not {text!r}")
+    return score
 
 
 def _number_of_files(text: str) -> int | None:

@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     results = _tracked(results, args.confidence) if args.track else results
     # What ends here, with a model or an image that is of no use, leaves an earlier run's results as they are.
     first = list(itertools.islice(results, 1))
+    if len(inputs) == 1 and has_videos and first and first[0].error is not None:
+        results.close()
+        raise first[0].error
     writer = writer or ResultWriter(args.output, **settings)
     try:
         with _sigterm_raises(), writer:

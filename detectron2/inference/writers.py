@@ -430,9 +430,12 @@ class ResultWriter:
         path.unlink()
 
     def _remove_files(self, names: Sequence[str]) -> None:
-        """Remove files in the folder, and what was begun of them."""
+        """Remove files in the folder, and what was begun of them; a journal of others may name files elsewhere."""
+        root = self.folder.resolve()
         for name in names:
             path = self.folder / name
+            if ".." in path.parts or not path.parent.resolve().is_relative_to(root):
+                raise ValueError(f"{self.folder / _JOURNAL} names {name!r}, which is not in its folder; move it away.")
             hidden = path.parent / f".{path.stem}"  # as which a video is begun
             begun = [f"{glob.escape(str(path))}.*.tmp", f"{glob.escape(str(hidden))}.*{path.suffix}"]
             for other in [path, *(Path(p) for pattern in begun for p in glob.glob(pattern))]:

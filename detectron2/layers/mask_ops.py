@@ -287,7 +287,13 @@ def _factors(
         x_ranges, columns = _reach_and_weights(some_xyxy[:, 0], some_xyxy[:, 2], width, masks.shape[2])
         each = zip(some_masks, y_ranges, x_ranges, rows, columns, strict=True)
         for mask, (y1, _), (x1, _), row, column in each:
-            yield row @ mask, column, (x1, y1)
+            yield _product(row, mask), column, (x1, y1)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b` on the CPU; autocast would round it to half precision, which moves the edges of masks."""
+    with torch.autocast("cpu", enabled=False):
+        return a @ b
 
 
 def _values_by_columns(rows: torch.Tensor, columns: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -296,7 +302,7 @@ def _values_by_columns(rows: torch.Tensor, columns: torch.Tensor) -> Iterator[tu
         return
     together = max(1, _PIXELS_AT_ONCE // rows.shape[0])
     for start in range(0, columns.shape[0], together):
-        yield start, rows @ columns[start : start + together].t()
+        yield start, _product(rows, columns[start : start + together].t())
 
 
 def _reach_and_weights(

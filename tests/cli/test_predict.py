@@ -766,3 +766,24 @@ def test_what_is_asked_for_may_begin_a_track(confidence, score, count):
     result = SimpleNamespace(error=None, time=0.0, path="a.mp4", frame=frame, instances=found)
     (tracked,) = _tracked(iter([result]), confidence)
     assert len(tracked.instances) == count
+
+
+def test_in_half_precision(command, trained, data, tmp_path):
+    words = ("predict", "--weights", trained / "model_final.pth", data / "images", "--output", tmp_path / "out")
+    status, out, err = command(*words, "--precision", "bf16", "--confidence", "0")
+    assert status == 0 and "objects in" in out, err
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert records and all(r["segmentation"]["size"] == [r["height"], r["width"]] for r in records)
+
+
+def test_a_video_that_cannot_be_opened_leaves_nothing(command, trained, tmp_path):
+    (tmp_path / "clip.mp4").write_text("no video")
+    words = ("predict", "--weights", trained / "model_final.pth", tmp_path / "clip.mp4", "--output", tmp_path / "out")
+    status, _out, err = command(*words)
+    assert status == 1 and "clip.mp4" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("score", ["50", "-0.1", "nan", "much"])
+def test_a_confidence_is_a_score(command, score):
+    with pytest.raises(SystemExit, match="2"):
+        command("predict", "--weights", "x.pth", "a.jpg", f"--confidence={score}")

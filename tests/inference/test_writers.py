@@ -471,3 +471,19 @@ def test_an_unfinished_video_is_made_again(tmp_path):
     assert len(read(tmp_path / "predictions.json")) == 15
     with ResultWriter(tmp_path, crops=True, resume=True) as writer:
         assert writer.is_done("clip.mp4") and writer.image_count == 5
+
+
+@pytest.mark.parametrize("name", ["../other.txt", "/{}/other.txt", "a/../../other.txt"])
+def test_a_journal_cannot_remove_files_elsewhere(tmp_path, name):
+    """Folders of results are passed on; what one of them says is not a reason to remove anything outside of it."""
+    other = tmp_path / "other.txt"
+    other.write_text("mine")
+    with ResultWriter(tmp_path / "out") as writer:
+        writer.write(objects("/photos/a.jpg"))
+    journal = tmp_path / "out/predictions.jsonl"
+    header, line = lines(tmp_path / "out")
+    line["files"] = [name.format(tmp_path)]
+    journal.write_text("".join(json.dumps(x) + "\n" for x in (header, line)))
+    with pytest.raises(ValueError, match="which is not in its folder; move it away"):
+        ResultWriter(tmp_path / "out")
+    assert other.read_text() == "mine" and journal.exists()

@@ -268,3 +268,12 @@ def test_padding_of_masks_and_scaling_of_boxes_go_together(count):
     assert not padded[:, 0].any() and not padded[:, :, -1].any()
     boxes = torch.tensor([[10.0, 20, 38, 76]] * count).reshape(-1, 4)
     torch.testing.assert_close(scale_boxes(boxes, scale), torch.tensor([[9.0, 18, 39, 78]] * count).reshape(-1, 4))
+
+
+def test_autocast_changes_no_pixel():
+    masks = torch.rand(3, 14, 14, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.2, 4.1, 40.7, 50.3], [10, 2, 61.5, 33], [0, 0, 64, 60]])
+    whole, coded = paste_masks_in_image(masks, boxes, (60, 64)), paste_masks_as_rle(masks, boxes, (60, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(paste_masks_in_image(masks, boxes, (60, 64)), whole)
+        assert paste_masks_as_rle(masks, boxes, (60, 64)) == coded
