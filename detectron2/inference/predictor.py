@@ -33,7 +33,7 @@ from detectron2.inference.results import Result
 from detectron2.inference.sources import Frame, is_single, read_frames
 from detectron2.inference.tiling import iter_tiles, merge_tile_outputs
 from detectron2.modeling.compilation import compile_parts
-from detectron2.modeling.optimized import optimized_for_inference
+from detectron2.modeling.optimized import OptimizedForm
 from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, ROIMasks
 
@@ -85,8 +85,9 @@ class Predictor:
         workers: threads that read images, and as many that resize them.
         allow_random_weights: whether the model may be random in part or altogether, for tests.
         overrides: changes to the config: `KEY, VALUE, ...` for YAML, `path.key=value` for LazyConfig.
-        optimize: whether to use `detectron2.modeling.optimized_for_inference`: faster, with the same results up to
-            rounding. Compiled and exported models are optimized in their own way.
+        optimize: whether to run the `detectron2.modeling.optimized.OptimizedForm` of the model: faster on the CPU, with
+            the same results up to rounding. Changes of `model`, and hooks on it, count from the next image on. Compiled
+            and exported models are optimized in their own way.
         mask_format: "full", boolean masks `pred_masks` of the size of the image; or "rle", run lengths
             `pred_masks_rle`, a hundredth of the memory, to be preferred where results are collected or written. None
             for that of the model, and "rle" with `tile`.
@@ -188,8 +189,9 @@ class Predictor:
         else:
             self.device, self.backend = _device_of(self.model), backend
         self._dtype = _checked_dtype(precision, self.device)
-        self._network = self._network_of(is_given=loaded.model is model, optimize=optimize)
-        self._run = self._augmented(tta)
+        self._form = OptimizedForm(self.model) if self.backend == "torch" and optimize else None
+        self._compiled = self._compiled_copy(is_given=loaded.model is model) if self.backend == "compiled" else None
+        self._has_tta = self._can_augment(tta)
 
     def __call__(
         self,
@@ -409,8 +411,13 @@ class Predictor:
     def _predict(self, samples: list[Any]) -> list[dict[str, Any]]:
         """Run the model on a batch, and bring the results to the CPU."""
         autocast = torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None)
-        with self._lock, torch.no_grad(), autocast, self._settings():
-            outputs = [self._above_threshold(output) for output in self._run(samples)]
+        if self.model.training:
+            raise ValueError("The model is in training mode, in which it gives losses: call predictor.model.eval().")
+        with self._lock, torch.no_grad(), autocast:
+            network = self._network()
+            run = build_model_with_tta(self.cfg, network) if self._has_tta else network
+            with self._settings(network, run):
+                outputs = [self._above_threshold(output) for output in run(samples)]
             for output in outputs:
                 if not any(name in output for name in _KNOWN_OUTPUTS):
                     raise TypeError(
@@ -428,43 +435,47 @@ class Predictor:
 
     # -------------------------------------------------------------------------------------------------------- model
 
-    def _network_of(self, *, is_given: bool, optimize: bool) -> Any:
-        """Return what runs: the model, or a faster form of it; a model that was given stays as it is."""
-        if self.backend == "compiled":
-            network = copy.deepcopy(self.model) if is_given else self.model
-            compile_parts(network)
-            return network
-        if self.backend == "torch" and optimize:
-            try:
-                return optimized_for_inference(self.model)
-            except TypeError as e:
-                logger.info("The model runs as it is: %s", e)
-        return self.model
+    def _network(self) -> Any:
+        """Return what runs: the model as it is now, or a faster form of it."""
+        if self._compiled is not None:
+            return self._compiled
+        if self._form is None:
+            return self.model
+        if self._form.model is not self.model:
+            self._form = OptimizedForm(self.model)
+        return self._form.current()
 
-    def _augmented(self, tta: bool | None) -> Any:
-        """Return what is called: the network, or test-time augmentation around it."""
+    def _compiled_copy(self, *, is_given: bool) -> nn.Module:
+        """Return the model with compiled parts; one that was given stays as it is."""
+        network = copy.deepcopy(self.model) if is_given else self.model
+        compile_parts(network)
+        return network
+
+    def _can_augment(self, tta: bool | None) -> bool:
+        """Whether there is test-time augmentation; refuse it where it is asked for and impossible."""
         is_yaml = isinstance(self.cfg, CfgNode)
         if not (tta or (tta is None and is_yaml and self.cfg.TEST.AUG.ENABLED)):
-            return self._network
+            return False
         if not is_yaml:
             raise ValueError("Test-time augmentation (tta=True) is described by TEST.AUG of a YAML config: give one.")
         try:
-            return build_model_with_tta(self.cfg, self._network)
+            build_model_with_tta(self.cfg, self._network())
         except TypeError as e:
             if tta:
                 raise
             logger.warning("TEST.AUG.ENABLED has no effect: %s.", e)
-            return self._network
+            return False
+        return True
 
     @contextlib.contextmanager
-    def _settings(self) -> Iterator[None]:
-        """Within the context the network has the form of masks, and a threshold that is low enough, of this object."""
+    def _settings(self, network: Any, run: Any) -> Iterator[None]:
+        """Within the context a network, and what runs it, have this object's form of masks and a threshold so low."""
         wanted = self.mask_format or ("rle" if self.tile is not None else None)
         changes: list[tuple[Any, str, Any]] = []
-        for model in {id(m): m for m in (self._run, self._network)}.values():
+        for model in {id(m): m for m in (run, network)}.values():
             if wanted is not None and hasattr(model, "mask_format"):
                 changes.append((model, "mask_format", wanted))
-        for module in self._network.modules() if self.score_threshold is not None else ():
+        for module in network.modules() if self.score_threshold is not None else ():
             own = getattr(module, "test_score_thresh", None)
             if isinstance(own, float | int) and own > self.score_threshold:  # pyright: ignore[reportOperatorIssue]
                 changes.append((module, "test_score_thresh", self.score_threshold))

@@ -424,3 +424,25 @@ def test_proposals_are_refused(tiny_cfg):
     assert isinstance(predictor.model, ProposalNetwork)
     with pytest.raises(TypeError, match=r"ProposalNetwork.* returns proposals\. Call predictor\.model"):
         predictor(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_the_model_may_change(tiny_cfg):
+    image = np.full((64, 80, 3), 90, np.uint8)
+    predictor = Predictor(tiny_cfg, device="cpu")
+    before = predictor(image).instances
+    plain = Predictor(tiny_cfg, device="cpu", optimize=False)
+    with torch.no_grad():
+        for model in (predictor.model, plain.model):
+            model.backbone.bottom_up.stem.conv1.weight.mul_(-3.0)
+    after = predictor(image).instances
+    assert after.pred_boxes.tensor.shape != before.pred_boxes.tensor.shape or not torch.equal(
+        after.pred_boxes.tensor, before.pred_boxes.tensor
+    )
+    torch.testing.assert_close(after.pred_boxes.tensor, plain(image).instances.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+    seen = []
+    predictor.model.backbone.register_forward_hook(lambda *_: seen.append(1))
+    predictor(image)
+    assert seen == [1]
+    predictor.model.train()
+    with pytest.raises(ValueError, match=r"call predictor\.model\.eval\(\)"):
+        predictor(image)
