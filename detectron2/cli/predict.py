@@ -30,7 +30,6 @@ from detectron2.inference.video import VIDEO_SUFFIXES, VideoReader
 from detectron2.inference.writers import ResultWriter, written_files
 from detectron2.tracking import ByteTracker, track
 
-_TABLES = ("predictions.json", "predictions.csv", "counts.csv", "areas.csv", "panoptic.json", "semantic.json")
 _MOST_CLASSES = 8  # in the summary
 _GPU_BATCH = 8
 _AHEAD = 8
@@ -291,7 +290,7 @@ def _frame_count(inputs: Sequence[Input]) -> int | None:
 def _summary(writer: ResultWriter, inputs: Sequence[Input], save: str) -> str:
     """Say what was found, and where it is."""
     videos = [item.is_video for item in inputs]
-    tables = [name for name in _TABLES if (writer.folder / name).exists()]
+    tables = writer.tables
     images = _counted(writer.image_count, "frame" if all(videos) else "image")
     failed = f" ({len(writer.failed)} cannot be read)" if writer.failed else ""
     found = [f"{count} {name}" for name, count in writer.class_counts.most_common(_MOST_CLASSES)]

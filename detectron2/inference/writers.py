@@ -167,6 +167,11 @@ class ResultWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.close(is_complete=kind is None)
 
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables in the folder, which are there when the `with` block has ended."""
+        return [name for name in _TABLES if (self.folder / name).exists()]
+
     def is_done(self, image: Any) -> bool:
         """Whether an earlier run, or this one, has finished an image or a video, given as a path or a `Frame`."""
         if isinstance(image, (str, os.PathLike)):
