@@ -196,7 +196,7 @@ def _predict(add: Any) -> None:
     add("--output", default="predictions", metavar="DIR", help="where all results go; default: predictions")
     add(
         "--confidence",
-        type=_score,
+        type=_share,
         default=0.5,
         metavar="SCORE",
         help="least score of what is drawn and written; default: 0.5",
@@ -220,7 +220,7 @@ def _predict(add: Any) -> None:
     add("--backend", choices=("torch", "compiled"), default="torch", help=backend)
     add("--tta", action="store_true", help="test-time augmentation: also on the copies that TEST.AUG describes")
     add("--tile", type=int, metavar="PIXELS", help="cut large images into tiles of this side, such as 1024")
-    add("--overlap", type=float, default=0.2, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
+    add("--overlap", type=_share, default=0.2, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
     add("--workers", type=int, default=2, metavar="N", help="threads that read images; default: 2")
 
 
@@ -248,7 +248,7 @@ def _export(add: Any) -> None:
     add("--masks", choices=("raw", "pasted"), default="raw", help=masks)
     add("--max-detections", type=int, metavar="N", help="rows of an image; default: as in the config")
     threshold = "default of the model's input with this name; default: as in the config"
-    add("--score-threshold", type=_score, metavar="SCORE", help=threshold)
+    add("--score-threshold", type=_share, metavar="SCORE", help=threshold)
     precision = "numbers in backbone and heads; fp16 and int8 are for onnx and openvino; default: fp32"
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help=precision)
     calibration = "registered data set or folder of images that int8 takes its ranges from"
@@ -324,15 +324,15 @@ def _add_data_config(add: Any, text: str) -> None:
     add("--opts", nargs="+", default=[], metavar="CHANGE", help="changes to the config: KEY VALUE ...")
 
 
-def _score(text: str) -> float:
-    """Return a score."""
+def _share(text: str) -> float:
+    """Return a score, an IoU or another number from 0 to 1."""
     try:
-        score = float(text)
+        share = float(text)
     except ValueError:
-        score = -1.0
-    if not 0 <= score <= 1:
-        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, not {text!r}")
-    return score
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not {_unprotect(text)!r}")
+    return share
 
 
 def _number_of_files(text: str) -> int | None:
@@ -353,8 +353,8 @@ def _analyze(add: Any) -> None:
     tasks = "bbox, segm or keypoints, or several; default: all that predictions and ground truth have"
     add("--task", nargs="+", choices=_TASKS, default=[], metavar="TASK", help=tasks)
     least = "least IoU (of keypoints OKS) of a match; default: 0.5"
-    add("--iou", type=float, default=0.5, metavar="IOU", help=least)
-    add("--score", type=float, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5")
+    add("--iou", type=_share, default=0.5, metavar="IOU", help=least)
+    add("--score", type=_share, default=0.5, metavar="SCORE", help="least score of what is counted; default: 0.5")
     add("--worst", type=int, default=8, metavar="N", help="number of pictures; default: 8")
     add("--compare", metavar="PREDICTIONS", help="those of an earlier run, to be compared with")
     resamples = "of the bootstrap for confidence intervals, 0 for none; default: 500"

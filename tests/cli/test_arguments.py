@@ -69,7 +69,8 @@ def test_negative_numbers_and_lists_are_values(number):
     assert parse(["config", "show", "a.py", "x.y=-1", "--changed", "KEY", number]).opts == ["x.y=-1", "KEY", number]
     assert parse(["data", "check", "a", "--opts", "KEY", number, "--json"]).opts == ["KEY", number]
     if number[1] != "." or number[2] != "i":  # which YAML writes for infinity
-        assert parse(["predict", "a.png", "--confidence", number]).confidence == float(number)
+        words = ["export", "--format", "onnx", "--output", "o", "--allow-loss", number]
+        assert parse(words).allow_loss == float(number)
 
 
 def test_words_of_groups():
@@ -108,7 +109,14 @@ def test_no_nearest_word(capsys):
     [
         (["train"], "detectron2 train", "--config-file"),
         (["train", "--config-file", "x", "--no-such", "3"], "detectron2 train", "unrecognized arguments: --no-such"),
-        (["predict", "a.png", "--confidence", "high"], "detectron2 predict", "invalid float value: 'high'"),
+        (["predict", "a", "--confidence", "high"], "detectron2 predict", "expected a number from 0 to 1, not 'high'"),
+        (
+            ["predict", "a", "--overlap", "-0.5"],
+            "detectron2 predict",
+            "--overlap: expected a number from 0 to 1, not '-0.5'",
+        ),
+        (["analyze", "a", "--iou", "50"], "detectron2 analyze", "--iou: expected a number from 0 to 1, not '50'"),
+        (["analyze", "a", "--score", "nan"], "detectron2 analyze", "--score: expected a number from 0 to 1, not 'nan'"),
         (["export", "--output", "x"], "detectron2 export", "--format"),
         (["export", "--precision", "fp4", "--output", "x"], "detectron2 export", "invalid choice: 'fp4'"),
         (["export", "--dynamic", "x"], "detectron2 export", "expected batch, size, both with a comma, or none"),
