@@ -489,7 +489,6 @@ def test_pixels_and_detections_do_not_mix(command, pixels, data, tmp_path):
         (["--data", "nothing"], "--data: 'nothing' is neither a file"),
         (["--images", "nothing"], "--images: there is no folder nothing"),
         (["--worst", -1], "--worst"),
-        (["--iou", 2], "iou_threshold"),
         (["--compare", "nothing.json"], "No such file: nothing.json"),
         (["--task", "segm"], "lacks segmentation"),
         (["--task", "keypoints"], "The ground truth has no 'keypoints'"),

@@ -51,7 +51,7 @@ def train_until_killed(folder):
         if trainer.iter == 1:
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(5,)).start()
             (Path(folder) / "is_training").touch()
-            time.sleep(60)
+            time.sleep(600)
 
     make(folder, hooks.CallbackHook(before_step=wait)).train(0, 3)
 
