@@ -231,6 +231,34 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _serve(add: Any) -> None:
+    _add_config(add, is_required=False)
+    module = "a module or .py file to import first, for models of your own"
+    add("--import", action="append", default=[], metavar="MODULE", dest="imports", help=module)
+    weights = "a checkpoint, or the folder of an exported model; default: that of the config"
+    add("--weights", default="", metavar="FILE", help=weights)
+    host = "address to listen at; 0.0.0.0 for all of this machine; default: 127.0.0.1, for this machine alone"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
+    add("--port", type=_port, default=8000, metavar="N", help="0 takes a free one; default: 8000")
+    add("--confidence", type=_share, default=0.05, metavar="SCORE", help="least that can be asked for; default: 0.05")
+    batch = "images that the model gets at once; default: 8 on a GPU, else 1"
+    add("--batch", type=_at_least_one, metavar="N", help=batch)
+    add("--window", type=_not_negative, default=5.0, metavar="MS", help="wait for others of a batch; default: 5")
+    add("--workers", type=_at_least_one, default=4, metavar="N", help="threads that decode and draw; default: 4")
+    precision = "numbers that the model computes with; default: fp32"
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=precision)
+    backend = "compiled: torch.compile, whose first images take a minute; exported models have their own"
+    add("--backend", choices=("torch", "compiled"), default="torch", help=backend)
+    requests = "in progress at once, further ones are told to come again; default: 64"
+    add("--max-requests", type=_at_least_one, default=64, metavar="N", help=requests)
+    add("--max-megabytes", type=_positive, default=20.0, metavar="MB", help="of a request; default: 20")
+    add("--max-megapixels", type=_positive, default=50.0, metavar="MP", help="of an image; default: 50")
+    add("--timeout", type=_positive, default=30.0, metavar="SECONDS", help="of a request; default: 30")
+    urls = "also take addresses of images, which the service downloads; not from private networks"
+    add("--allow-urls", action="store_true", help=urls)
+    add("--allow-private-urls", action="store_true", help="also those in private networks and on this machine")
+
+
 def _export(add: Any) -> None:
     _add_config(add, is_required=False)
     _add_datasets(add)
@@ -333,6 +361,31 @@ def _share(text: str) -> float:
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not {_unprotect(text)!r}")
     return share
+
+
+def _port(text: str) -> int:
+    """Return the number of a port."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, not {_unprotect(text)!r}")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    """Return a number from 0 on."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, not {_unprotect(text)!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    """Return a number above 0."""
+    if not (number := _not_negative(text)):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
+    return number
 
 
 def _number_of_files(text: str) -> int | None:
@@ -444,6 +497,7 @@ _COMMANDS: _Table = {
     "eval": ("evaluate a trained model", _eval),
     "predict": ("predict on images and videos; writes pictures, JSON and tables", _predict),
     "export": ("write a trained model in a format that other programs run, and check what was written", _export),
+    "serve": ("predict on images that are sent over HTTP, with a page to try it on", _serve),
     "data": ("check, show or convert a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
     "plot": ("draw the curves of training runs", _plot),

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import UnknownDatasetError
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.data.formats.voc import voc_classes
+from detectron2.inference import Predictor
 from detectron2.inference.loading import (
     available_device,
     dataset_names,
@@ -34,11 +35,7 @@ def register_datasets(args: argparse.Namespace) -> None:
     """Import the modules and register the data sets of the command line; every process of a training must do it."""
     if args.classes and not args.voc:
         raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
-    for module in args.imports:
-        if module.endswith(".py"):
-            import_file(Path(module).stem, module, make_importable=True)
-        else:
-            importlib.import_module(module)
+    import_modules(args)
     for name, json_file, image_root in args.coco:
         for path in (json_file, image_root):
             if not os.path.exists(path):
@@ -56,6 +53,15 @@ def register_datasets(args: argparse.Namespace) -> None:
             classes = of_weights if set(of_weights) >= set(classes) else classes  # others are an error with both lists
         DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
         MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
+
+
+def import_modules(args: argparse.Namespace) -> None:
+    """Import what `--import` names."""
+    for module in args.imports:
+        if module.endswith(".py"):
+            import_file(Path(module).stem, module, make_importable=True)
+        else:
+            importlib.import_module(module)
 
 
 def require_registered(names: Iterable[str]) -> None:
@@ -93,8 +99,35 @@ def load_chosen_config(args: argparse.Namespace, opts: list[str], output_dir: st
         return load_config(find_config_file(args.config_file), opts, output_dir, device)
     if not args.weights:
         raise ValueError("Give --weights of a training run, which bring their config along, or --config-file.")
-    trusted = [Path(module).stem if module.endswith(".py") else module for module in args.imports]
-    return load_config_of_weights(args.weights, opts, output_dir, device, trusted=trusted)
+    return load_config_of_weights(args.weights, opts, output_dir, device, trusted=_trusted(args))
+
+
+def load_predictor(args: argparse.Namespace, opts: list[str], **options: Any) -> Predictor:
+    """Load the model of the command line for prediction; an exported one is known by its folder.
+
+    `options` are those of `Predictor` that the command has beside `--precision`, `--backend` and `--device`.
+    """
+    if args.config_file and os.path.isfile(args.config_file):
+        source: Any = load_chosen_config(args, opts)
+        options["device"] = None
+    elif args.config_file or args.weights:
+        source = args.config_file or args.weights
+        options |= {"overrides": opts, "device": chosen_device(args)}
+    else:
+        source = load_chosen_config(args, opts)  # says what to give
+    return Predictor(
+        source,
+        weights=(args.weights or None) if args.config_file else None,
+        precision=args.precision,
+        backend=args.backend,
+        trusted=_trusted(args),
+        **options,
+    )
+
+
+def _trusted(args: argparse.Namespace) -> list[str]:
+    """Return the modules that a config in a checkpoint may call, as the user has named them."""
+    return [Path(module).stem if module.endswith(".py") else module for module in args.imports]
 
 
 def save_metadata(cfg: Any) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from detectron2.cli.common import chosen_device, load_chosen_config, register_datasets
+from detectron2.cli.common import load_predictor, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.inference import Predictor, Result, read_frames
+from detectron2.inference import Result, read_frames
 from detectron2.inference.sources import IMAGE_SUFFIXES, Input, find_inputs
 from detectron2.inference.video import VIDEO_SUFFIXES, VideoReader
 from detectron2.inference.writers import ResultWriter, written_files
@@ -47,7 +47,15 @@ def run(args: argparse.Namespace) -> int:
     has_videos = any(item.is_video for item in inputs)
     if args.track and not has_videos:
         raise ValueError("--track numbers objects through the frames of a video, and there is no video here.")
-    predictor = _predictor(args, opts)
+    predictor = load_predictor(
+        args,
+        opts,
+        tta=True if args.tta else None,
+        tile=args.tile,
+        overlap=args.overlap,
+        workers=args.workers,
+        mask_format="rle",
+    )
     is_camera = any(isinstance(item.value, int) for item in inputs)
     predictor.batch_size = 1 if is_camera else args.batch or (_GPU_BATCH if predictor.device.type != "cpu" else 1)
     settings: dict[str, Any] = {
@@ -193,30 +201,6 @@ def _inputs(words: list[str], output: str) -> list[Input]:
     if not inputs:
         raise ValueError(f"There is nothing to predict on but what an earlier run wrote into {output}.")
     return list(inputs.values())
-
-
-def _predictor(args: argparse.Namespace, opts: list[str]) -> Predictor:
-    """Load the model of the command line; an exported one is known by its folder."""
-    options: dict[str, Any] = {"overrides": opts, "device": chosen_device(args)}
-    if args.config_file and os.path.isfile(args.config_file):
-        source, options = load_chosen_config(args, opts), {"device": None}
-    elif args.config_file or args.weights:
-        source = args.config_file or args.weights
-    else:
-        source = load_chosen_config(args, opts)  # says what to give
-    return Predictor(
-        source,
-        weights=(args.weights or None) if args.config_file else None,
-        precision=args.precision,
-        backend=args.backend,
-        tta=True if args.tta else None,
-        tile=args.tile,
-        overlap=args.overlap,
-        workers=args.workers,
-        mask_format="rle",
-        trusted=[Path(module).stem if module.endswith(".py") else module for module in args.imports],
-        **options,
-    )
 
 
 def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | None:
