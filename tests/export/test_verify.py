@@ -82,6 +82,35 @@ def test_ties():
     assert compared(detections(a, b), detections(a, (30.0, 0.51, 1)), limit=2).faults
 
 
+def test_few_digits_may_decide_otherwise():
+    """In 16 bits detections with a tenth of all scores may be others, in 32 bits none."""
+    sure = [(0.0, 0.9, 1), (20.0, 0.8, 1), (40.0, 0.7, 1)]
+    want = detections(*sure, (70.0, 0.12, 2))
+
+    def faults(precision, *rows):
+        comparison = Comparison("case")
+        compare_images(want, detections(*rows), comparison, BOUNDS[precision], (20, 90))
+        return len(comparison.faults), comparison.swapped
+
+    assert faults("fp16", *sure) == (0, 1)
+    assert faults("fp16", *sure, (75.0, 0.1, 2)) == (0, 2)  # 0.22 of 2.52
+    assert faults("fp16", *sure, (75.0, 0.3, 2)) == (2, 0)  # 0.42
+    assert faults("fp16", *sure[:2], (70.0, 0.12, 2)) == (1, 0)
+    assert faults("fp16", *((x + 0.6, score, c) for x, score, c in sure), (70.0, 0.12, 2)) == (6, 0)
+    assert faults("fp16", *((x + 0.4, score + 0.005, c) for x, score, c in sure), (70.0, 0.12, 2)) == (0, 0)
+    assert faults("fp32", *sure) == (1, 0)
+
+
+def test_detections_at_wrong_places_are_not_ties():
+    rows = [(20.0 * i, 0.9 - 0.1 * i, 1) for i in range(4)]
+    moved = [(x + 5, score, c) for x, score, c in rows]
+    found = compared(detections(*rows), detections(*moved))
+    assert len(found.faults) == 8 and found.swapped == 0
+    assert compared(detections(*rows), detections(*rows[:3], moved[3])).swapped == 2  # of a single one nobody knows
+    equal = [(x, 0.9, c) for x, _, c in rows]
+    assert not compared(detections(*equal), detections(*((x + 5, s, c) for x, s, c in equal))).faults
+
+
 def test_maps_count_where_the_image_is():
     want, have = {"sem_seg": torch.zeros(2, 32, 48)}, {"sem_seg": torch.zeros(2, 32, 48)}
     have["sem_seg"][:, 20:] = 1
