@@ -17,6 +17,7 @@ COMMANDS = [
     "eval",
     "predict",
     "export",
+    "serve",
     "data",
     "analyze",
     "plot",

@@ -21,11 +21,21 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import analyze_detections
 from detectron2.structures import Boxes, BoxMode, Instances, RotatedBoxes
 
-PACKAGES = ("structures", "layers", "data.transforms", "visualization", "tracking", "evaluation", "inference")
+PACKAGES = (
+    "structures",
+    "layers",
+    "data.transforms",
+    "visualization",
+    "tracking",
+    "evaluation",
+    "inference",
+    "serving",
+)
 # Examples that need an optional library run where it is installed.
 OPTIONAL = {
     "detectron2.data.transforms.albumentations_adapter": "albumentations",
     "detectron2.evaluation.cityscapes_evaluation": "cityscapesscripts",
+    "detectron2.serving.app": "fastapi",
 }
 # What every example may use without importing it, as in PyTorch's own documentation.
 GLOBALS = {
