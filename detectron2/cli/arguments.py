@@ -182,6 +182,8 @@ def _eval(add: Any) -> None:
     _add_datasets(add)
     add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
     add("--output", metavar="DIR", help="where logs and results.json go; default: beside the weights")
+    predictions = "folder that 'predict --shards DIR --confidence 0' wrote on the test data; the model is not run"
+    add("--predictions", metavar="DIR", help=predictions)
     add("--analyze", action="store_true", help="also say what goes wrong and where, as 'detectron2 analyze' does")
 
 
@@ -208,6 +210,10 @@ def _predict(add: Any) -> None:
     add("--crops", action="store_true", help="write the part of the image in each box into crops/CLASS")
     add("--track", action="store_true", help="number the objects in videos, so that each keeps its number")
     add("--resume", action="store_true", help="predict only on what an earlier run has not finished")
+    shards = "for very many images: write results only, in shards, by any number of processes under torchrun or SLURM; "
+    add("--shards", metavar="DIR", help=shards + "also takes lists (.txt) and .tar archives of images")
+    add("--shard-size", type=_at_least_one, default=500, metavar="N", help="images of a shard; default: 500")
+    add("--shard-format", choices=("jsonl", "parquet"), default="jsonl", help="of a shard; default: jsonl")
     add(
         "--batch",
         type=_at_least_one,

@@ -26,7 +26,11 @@ from detectron2.cli.common import (
     write_json,
 )
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, default_setup, lazy_test
+from detectron2.evaluation import print_csv_format
+from detectron2.evaluation.recorded import evaluate_rows
+from detectron2.inference import read_shards
 from detectron2.inference.loading import dataset_names, find_config_file, load_model
 from detectron2.utils.registry import locate
 
@@ -49,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"There is no evaluation to do: {args.config_file} does not define dataloader.evaluator.")
     names = dataset_names(cfg, "test")
     require_registered(names)
+    if args.predictions:
+        return _finish(args, output, names, _evaluate_shards(cfg, args, names))
     require_weights(cfg, args.weights)
     args.eval_only = True
     default_setup(cfg, args)
@@ -56,6 +62,11 @@ def run(args: argparse.Namespace) -> int:
     results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
     if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
         results.update(DefaultTrainer.test_with_TTA(cfg, model))
+    return _finish(args, output, names, results)
+
+
+def _finish(args: argparse.Namespace, output: str, names: list[str], results: Any) -> int:
+    """Write `results.json`, and the analysis if it is asked for."""
     path = Path(output, "results.json")
     write_json(path, results)
     sys.stdout.write(f"Results: {path}\n")
@@ -63,6 +74,21 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             _analyze(Path(output), name, is_only=len(names) == 1)
     return 0
+
+
+def _evaluate_shards(cfg: Any, args: argparse.Namespace, names: list[str]) -> Any:
+    """Evaluate what `detectron2 predict --shards` wrote, instead of running the model."""
+    if not isinstance(cfg, CfgNode):
+        raise ValueError("--predictions is for YAML configs, which say what to evaluate: give one with --config-file.")
+    args.eval_only = True
+    default_setup(cfg, args)
+    results = {}
+    for name in names:
+        records = get_detection_dataset_dicts(name, filter_empty=False)
+        evaluator = DefaultTrainer.build_evaluator(cfg, name)
+        results[name] = evaluate_rows(read_shards(args.predictions), records, MetadataCatalog.get(name), evaluator)
+        print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def _test_lazy(cfg: Any, model: Any, output: str) -> Any:

@@ -15,16 +15,19 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from detectron2.cli.common import load_predictor, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.inference import Result, read_frames
+from detectron2.distributed.layout import find_layout
+from detectron2.inference import BulkRun, Result, read_frames
 from detectron2.inference.sources import IMAGE_SUFFIXES, Input, find_inputs
 from detectron2.inference.video import VIDEO_SUFFIXES, VideoReader
 from detectron2.inference.writers import ResultWriter, written_files
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     words, opts = _split_words([*args.image, *args.input])
     if not words:
         raise ValueError("There is nothing to predict on: name images, folders of images, or videos.")
+    if args.shards:
+        return _predict_into_shards(args, words, opts, kept)
     inputs = _inputs(words, args.output)
     has_videos = any(item.is_video for item in inputs)
     if args.track and not has_videos:
@@ -201,6 +206,63 @@ def _inputs(words: list[str], output: str) -> list[Input]:
     if not inputs:
         raise ValueError(f"There is nothing to predict on but what an earlier run wrote into {output}.")
     return list(inputs.values())
+
+
+def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[str], kept: str | None) -> int:
+    """Predict as one of any number of processes, which torchrun or SLURM starts."""
+    other = [name for name in ("csv", "crops", "track", "classes") if getattr(args, name)] + ["classes"] * bool(kept)
+    if other:
+        raise ValueError(f"--{other[0]} is not for --shards, which writes the results of all images and nothing else.")
+    layout = find_layout(1)
+    rank, world_size = layout.rank or 0, layout.world_size if layout.rank is not None else 1
+    launch = ""
+    if world_size > 1:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+        launch = " ".join(os.environ.get(name, "-") for name in names)
+        if torch.cuda.is_available() and args.device in (None, "cuda"):
+            args.device = f"cuda:{layout.local_rank}"
+    run = BulkRun(
+        args.shards,
+        words,
+        shard_size=args.shard_size,
+        format=args.shard_format,
+        asked={**_asked(args, opts), "confidence": args.confidence},
+        resume=args.resume,
+        rank=rank,
+        world_size=world_size,
+        launch=launch,
+    )
+    predictor = load_predictor(
+        args,
+        opts,
+        tta=True if args.tta else None,
+        tile=args.tile,
+        overlap=args.overlap,
+        workers=args.workers,
+        mask_format="rle",
+    )
+    predictor.batch_size = args.batch or (_GPU_BATCH if predictor.device.type != "cpu" else 1)
+    own = sum(run.length_of(number) for number in run.missing())
+    failed = 0
+    with tqdm(total=own, unit="image", disable=None if rank == 0 else True) as progress:
+
+        def report(result: Result) -> None:
+            nonlocal failed
+            progress.update()
+            if result.error is not None:
+                failed += 1
+                progress.write(f"left out: {result.error}", file=sys.stderr)
+
+        start = time.perf_counter()
+        count = run.predict(predictor, confidence=args.confidence, report=report)
+    seconds = time.perf_counter() - start
+    who = f"Process {rank} of {world_size}: " if world_size > 1 else ""
+    speed = f"{count / max(seconds, 1e-9):.1f} images/s"
+    sys.stdout.write(
+        f"{who}{count} images in {seconds:.0f} s ({speed}), {failed} cannot be read; {args.shards} is for all "
+        f"{run.num_images} images\n"
+    )
+    return 0
 
 
 def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | None:

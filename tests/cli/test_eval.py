@@ -202,3 +202,21 @@ def test_with_test_time_augmentation(command, trained, coco, tmp_path):
     name = "coco_instances_results.json"
     plain, augmented = (json.loads((tmp_path / f / name).read_text()) for f in ("inference", "inference_TTA"))
     assert plain and augmented and plain != augmented
+
+
+def test_predictions_in_shards(command, trained, data, coco, tmp_path):
+    """The numbers are those of an evaluation in which the model runs; lacking images are named."""
+    weights = ("--weights", trained / "model_final.pth")
+    assert command("eval", *weights, *coco, "--output", tmp_path / "a")[0] == 0
+    options = ("--confidence", "0", "--shard-size", 2)
+    assert command("predict", data / "images", *weights, *options, "--shards", tmp_path / "shards")[0] == 0
+    status, _, err = command(
+        "eval", *weights, *coco, "--predictions", tmp_path / "shards", "--output", tmp_path / "b", "--analyze"
+    )
+    assert status == 0, err
+    results = [json.loads((tmp_path / folder / "results.json").read_text()) for folder in "ab"]
+    assert results[0] == results[1] and results[0]["bbox"] and "segm" in results[0]
+    assert list((tmp_path / "b" / "analysis").rglob("*.html"))
+    (tmp_path / "shards" / "part-000000.jsonl").unlink()
+    status, _, err = command("eval", *weights, *coco, "--predictions", tmp_path / "shards", "--output", tmp_path / "b")
+    assert status == 1 and "lack 2 of 4 images" in err

@@ -23,7 +23,7 @@ from pycocotools.mask import decode
 
 from detectron2.cli.predict import _image_ids, _inputs, _split_words, _tracked
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
-from detectron2.inference import Predictor
+from detectron2.inference import Predictor, read_shards
 from detectron2.inference.loading import load_metadata
 from detectron2.inference.video import VideoReader, VideoWriter
 from detectron2.inference.writers import ResultWriter
@@ -313,6 +313,29 @@ def test_a_device_that_is_none(command, trained, data, tmp_path, device):
     status, _, err = command("predict", data / "images", *options)
     assert status == 1
     assert f"--device is {device!r}, which is not a device; expected cpu, cuda or cuda:NUMBER" in err
+
+
+def test_shards(command, trained, data, tmp_path):
+    """Results are those of the usual command; a rerun does what is missing; options without effect are refused."""
+    options = ["--weights", trained / "model_final.pth", "--confidence", "0"]
+    usual, shards = tmp_path / "usual", tmp_path / "shards"
+    assert command("predict", data / "images", *options, "--save", "none", "--output", usual)[0] == 0
+    status, out, err = command("predict", data / "images", *options, "--shards", shards, "--shard-size", 2)
+    assert status == 0, err
+    lines = (usual / "predictions.jsonl").read_text().splitlines()
+    expected = {row["file"]: row["objects"] for row in map(json.loads, lines) if row.get("objects") is not None}
+    found = {row["file"]: row["objects"] for row in read_shards(shards)}
+    assert all(thing.pop("mask")["counts"] for things in found.values() for thing in things)  # which the journal lacks
+    assert found == expected and expected
+    assert f"{len(expected)} images in " in out and "0 cannot be read" in out
+    for path in list(shards.glob("part-*"))[:1]:
+        path.unlink()
+    status, out, err = command("predict", data / "images", *options, "--shards", shards, "--shard-size", 2, "--resume")
+    assert status == 0 and out.startswith("2 images in ") and len(list(read_shards(shards))) == len(expected)
+    status, _, err = command("predict", data / "images", *options, "--shards", shards, "--shard-size", 2)
+    assert status == 1 and "--resume" in err
+    status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", "--csv")
+    assert status == 1 and "--csv is not for --shards" in err and not (tmp_path / "s").exists()
 
 
 def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tmp_path):

@@ -125,3 +125,14 @@ def test_tables_of_video(repo_root):
     full = [line.split(" | ") for line in measured.partition("The camera jumps")[0].splitlines()]
     without_parts_of_hota = [[*row[:4], *row[6:]] for row in full if len(row) == 10]
     assert len(shown) == 10 and all(row in without_parts_of_hota for row in shown)
+
+
+@pytest.mark.usefixtures("restore_logging", "demo")
+def test_bulk(repo_root, capsys):
+    page = repo_root / "docs" / "tutorials" / "bulk.md"
+    run_page(page)
+    printed = capsys.readouterr().out
+    assert "2 images" not in printed and re.search(r"^4 images in .* 10 images$", printed, re.MULTILINE)
+    assert "10 images" in printed and Path("evaluated/results.json").is_file()
+    args = arguments.parse(["predict", "a", "--shards", "b"])
+    assert f"({args.shard_size} by default)" in page.read_text(encoding="utf-8")
