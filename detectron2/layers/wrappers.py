@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectron2.utils.tracing import check_if_dynamo_compiling
+from detectron2.utils.tracing import check_if_dynamo_compiling, when_compiled, when_traced
+
+from .batch_norm import FrozenBatchNorm2d
 
 __all__ = [
     "BatchNorm2d",
@@ -35,6 +37,9 @@ ConvTranspose2d = torch.nn.ConvTranspose2d
 Linear = torch.nn.Linear
 interpolate = F.interpolate
 
+_RECTIFIERS = (F.relu, torch.relu)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Conv2d(nn.Conv2d):
     """A 2D convolution followed, where given, by a normalization and an activation.
@@ -42,6 +47,10 @@ class Conv2d(nn.Conv2d):
     Takes every argument of `torch.nn.Conv2d` and two keyword arguments: `norm`, a module that is applied to
     the result, and `activation`, a function that is applied last. Their parameters appear in the state dict under
     `norm.` (and `activation.` when it is a module with parameters).
+
+    While gradients are recorded, a `FrozenBatchNorm2d` is computed as part of the convolution, from weights that are
+    scaled anew in each call, and a ReLU overwrites its input. A norm with hooks or of a subclass is called, and so is
+    an activation.
 
     Args:
         *args: positional arguments of `torch.nn.Conv2d`.
@@ -68,12 +77,66 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve, normalise, activate: `(N, C, H, W)` to `(N, C', H', W')`; `N` may be 0."""
-        x = self._conv_forward(input, self.weight, self.bias)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        if _can_fold(self):
+            x = self._conv_forward(input, *_folded(self))
+        else:
+            x = self._conv_forward(input, self.weight, self.bias)
+            if self.norm is not None:
+                x = self.norm(x)
+        if self.activation is None:
+            return x
+        return F.relu_(x) if _can_overwrite(self) else self.activation(x)
+
+
+def _never(conv: Conv2d) -> bool:
+    """A graph keeps norms and activations as they are."""
+    return False
+
+
+def is_plain(module: Any, *kinds: type) -> bool:
+    """Whether a module is of one of these classes, not a subclass, and nobody listens to it or has changed it."""
+    if type(module) not in kinds or "forward" in vars(module) or "_conv_forward" in vars(module):
+        return False
+    if any(getattr(module, name) for name in _HOOKS) or module._compiled_call_impl is not None:
+        return False
+    return not nn.modules.module._has_any_global_hook()
+
+
+def is_rectifier(activation: Any) -> bool:
+    """Whether an activation is a ReLU, and nothing else happens when it is called."""
+    return any(activation is known for known in _RECTIFIERS) or is_plain(activation, nn.ReLU)
+
+
+@when_compiled(_never)
+@when_traced(_never)
+def _can_fold(conv: Conv2d) -> bool:
+    """Whether gradients are recorded, and the norm is a frozen one that may become part of this convolution."""
+    if not torch.is_grad_enabled() or not is_plain(conv.norm, FrozenBatchNorm2d) or not _convolves(conv):
+        return False
+    weight = conv.weight
+    return type(weight) in (nn.Parameter, torch.Tensor) and weight.dtype in (torch.float32, torch.float64)
+
+
+def _convolves(conv: Conv2d) -> bool:
+    """Whether a subclass or a patch has left the convolution itself as it is."""
+    return type(conv)._conv_forward is nn.Conv2d._conv_forward and "_conv_forward" not in vars(conv)
+
+
+def _folded(conv: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias that make the norm superfluous; gradients reach the parameters through them."""
+    scale, shift = (v.to(conv.weight.dtype) for v in conv.norm.scale_and_shift())
+    bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
+    return conv.weight * scale[:, None, None, None], bias
+
+
+@when_compiled(_never)
+@when_traced(_never)
+def _can_overwrite(conv: Conv2d) -> bool:
+    """Whether the activation is a ReLU, and its input a tensor that nobody else reads, the backward pass included."""
+    norm = conv.norm
+    if not torch.is_grad_enabled() or not is_rectifier(conv.activation) or not _convolves(conv):
+        return False
+    return norm is None or is_plain(norm, FrozenBatchNorm2d, nn.GroupNorm)
 
 
 class _NewEmptyTensorOp(torch.autograd.Function):

@@ -9,6 +9,7 @@ from detectron2.layers import (
     BatchNorm2d,
     Conv2d,
     ConvTranspose2d,
+    FrozenBatchNorm2d,
     Linear,
     cat,
     check_if_dynamo_compiling,
@@ -30,6 +31,14 @@ def test_unchanged_names_are_those_of_pytorch():
         nn.Linear,
         F.interpolate,
     )
+
+
+def with_frozen_norm(bias=False):
+    norm = FrozenBatchNorm2d(4)
+    for buffer in (norm.weight, norm.bias, norm.running_mean):
+        buffer.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    return Conv2d(3, 4, 3, bias=bias, norm=norm, activation=F.relu).double()
 
 
 class TestConv2d:
@@ -54,6 +63,100 @@ class TestConv2d:
     def test_state_dict_keys(self):
         conv = Conv2d(3, 4, 1, norm=nn.GroupNorm(2, 4), activation=nn.PReLU())
         assert set(conv.state_dict()) == {"weight", "bias", "norm.weight", "norm.bias", "activation.weight"}
+
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("n", [0, 2])
+    def test_frozen_norm_is_part_of_the_convolution(self, n, bias):
+        conv = with_frozen_norm(bias=bias)
+        x = torch.randn(n, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+        variables = [x, *conv.parameters()]
+        grad = torch.randn(n, 4, 4, 5, dtype=torch.float64)
+        out, expected = conv(x), F.relu(conv.norm(F.conv2d(x, conv.weight, conv.bias)))
+        torch.testing.assert_close(out, expected)
+        found, wanted = (torch.autograd.grad(y, variables, grad, retain_graph=True) for y in (out, expected))
+        torch.testing.assert_close(found, wanted)
+
+    def test_frozen_norm_is_not_called_while_gradients_are_recorded(self, monkeypatch):
+        monkeypatch.setattr(FrozenBatchNorm2d, "forward", lambda self, x: x.new_zeros(0))
+        conv, x = with_frozen_norm(), torch.randn(1, 3, 6, 7, dtype=torch.float64)
+        assert conv(x).shape == (1, 4, 4, 5)
+        with torch.no_grad():
+            assert conv(x).shape == (0,)
+
+    def test_scaled_weights_lie_as_weights_do(self):
+        conv = with_frozen_norm().to(memory_format=torch.channels_last)
+        x = torch.randn(1, 3, 6, 7, dtype=torch.float64)
+        assert conv(x).is_contiguous(memory_format=torch.channels_last)
+
+    def test_state_stays_the_same(self):
+        conv = with_frozen_norm()
+        before = {name: value.clone() for name, value in conv.state_dict().items()}
+        conv(torch.randn(1, 3, 6, 7, dtype=torch.float64)).sum().backward()
+        assert all(torch.equal(value, before[name]) for name, value in conv.state_dict().items())
+
+    def test_a_norm_with_a_hook_is_called(self):
+        conv, seen = with_frozen_norm(), []
+        conv.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+        out = conv(torch.randn(1, 3, 6, 7, dtype=torch.float64))
+        assert len(seen) == 1 and torch.equal(out, seen[0].relu())
+
+    def test_a_hook_on_all_modules_sees_norms(self):
+        conv, seen = with_frozen_norm(), []
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+        try:
+            conv(torch.randn(1, 3, 6, 7, dtype=torch.float64))
+        finally:
+            handle.remove()
+        assert seen == [FrozenBatchNorm2d, Conv2d]
+
+    def test_a_norm_of_a_subclass_is_called(self):
+        class Doubled(FrozenBatchNorm2d):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        norm = Doubled(4)
+        conv = Conv2d(3, 4, 1, bias=False, norm=norm)
+        x = torch.randn(1, 3, 2, 2)
+        torch.testing.assert_close(conv(x), 2 * F.conv2d(x, conv.weight))
+
+    def test_a_convolution_of_a_subclass_keeps_its_weights(self):
+        class Standardized(Conv2d):
+            def _conv_forward(self, input, weight, bias):
+                return super()._conv_forward(input, weight / weight.std(), bias)
+
+        norm = FrozenBatchNorm2d(4)
+        norm.weight.fill_(3.0)
+        conv = Standardized(3, 4, 1, bias=False, norm=norm)
+        x = torch.randn(1, 3, 2, 2)
+        torch.testing.assert_close(conv(x), 3 * F.conv2d(x, conv.weight / conv.weight.std()))
+
+    def test_a_traced_graph_has_the_norm(self):
+        conv, x = with_frozen_norm(), torch.randn(1, 3, 6, 7, dtype=torch.float64)
+        graph = torch.jit.trace(conv, x, check_trace=False)
+        assert "addcmul" in str(graph.inlined_graph)
+        torch.testing.assert_close(graph(x), conv(x))
+
+    @pytest.mark.parametrize("activation", [F.relu, torch.relu, nn.ReLU()])
+    def test_rectifiers_overwrite_their_input(self, activation, monkeypatch):
+        overwritten = []
+        monkeypatch.setattr(F, "relu_", lambda x: overwritten.append(x) or torch.relu_(x))
+        Conv2d(3, 4, 1, activation=activation)(torch.randn(1, 3, 2, 2))
+        Conv2d(3, 4, 1, norm=nn.GroupNorm(2, 4), activation=activation)(torch.randn(1, 3, 2, 2))
+        assert len(overwritten) == 2
+
+    @pytest.mark.parametrize("activation", [torch.sigmoid, nn.LeakyReLU()])
+    def test_other_activations_are_called(self, activation):
+        conv, x = Conv2d(3, 4, 1, activation=activation), torch.randn(1, 3, 2, 2)
+        assert torch.equal(conv(x), activation(F.conv2d(x, conv.weight, conv.bias)))
+
+    def test_a_norm_that_keeps_its_result_is_not_overwritten(self):
+        class Kept(nn.Module):
+            def forward(self, x):
+                self.result = x.exp()
+                return self.result
+
+        conv = Conv2d(3, 4, 1, norm=Kept(), activation=F.relu)
+        conv(torch.randn(1, 3, 2, 2)).sum().backward()  # the gradient of exp is its result
 
     def test_empty_batch_has_gradients(self):
         conv = Conv2d(3, 4, 3)
