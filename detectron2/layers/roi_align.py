@@ -1,10 +1,10 @@
 """RoIAlign (He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870).
 
-On the CPU, of features with channels last and where no gradient is asked for, each bin is a weighted sum of rows of the
-features, which are a table with one row of `C` numbers for each cell. That is the work of
-`torch.nn.functional.embedding_bag`, which uses all cores and adds whole rows; torchvision's operator copies the
-features, and takes one core and one number at a time. Samples that share a cell are added before. For other features
-torchvision's is as fast as their copy into a table.
+On the CPU, of features with channels last, each bin is a weighted sum of rows of the features, which are a table with
+one row of `C` numbers for each cell. That is the work of `torch.nn.functional.embedding_bag`, which uses all cores and
+adds whole rows; torchvision's operator copies the features, and takes one core and one number at a time. Samples that
+share a cell are added before. The gradient of a cell is a weighted sum of the gradients of bins, in the same way. For
+other features torchvision's is as fast as their copy into a table.
 
 Letters: `N` images, `R` regions, `C` channels, `P` bins along a side, `S` samples along a side of a bin, `T` cells that
 they reach.
@@ -72,7 +72,8 @@ class ROIAlign(nn.Module):
         if _are_rows(x, regions):
             samples_hw = _samples_of(regions, self)
             if _can_sum_cells(samples_hw):
-                return _sum_cells(x, regions, samples_hw, self).to(input.dtype)
+                pool = _SumCells.apply if torch.is_grad_enabled() and x.requires_grad else _sum_cells
+                return pool(x, regions, samples_hw, self).to(input.dtype)
         out = roi_align(x, regions, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
         return out.to(input.dtype)
 
@@ -96,10 +97,8 @@ def _never(*args: torch.Tensor) -> bool:
 @when_compiled(_never)
 @when_traced(_never)
 def _are_rows(x: torch.Tensor, rois: torch.Tensor) -> bool:
-    """Whether the features are rows in memory, on the CPU, and no gradient is asked for."""
+    """Whether the features are rows in memory, on the CPU."""
     if x.device.type != "cpu" or x.dim() != 4 or x.shape[1] < _FEWEST_CHANNELS:
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or rois.requires_grad):
         return False
     is_empty = x.numel() == 0 or rois.shape[0] == 0
     return not is_empty and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -127,8 +126,17 @@ def _can_sum_cells(samples_hw: torch.Tensor) -> bool:
     return bool(largest <= _MOST_CELLS)
 
 
-def _sum_cells(x: torch.Tensor, rois: torch.Tensor, samples_hw: torch.Tensor, pooler: ROIAlign) -> torch.Tensor:
-    """Pool features `(N, C, H, W)` with channels last; the result lies in memory as they do."""
+def _sum_cells(
+    x: torch.Tensor,
+    rois: torch.Tensor,
+    samples_hw: torch.Tensor,
+    pooler: ROIAlign,
+    entries: list[tuple[torch.Tensor, ...]] | None = None,
+) -> torch.Tensor:
+    """Pool features `(N, C, H, W)` with channels last; the result lies in memory as they do.
+
+    What has been added to bins is appended to `entries`, if given, as `_entries` writes it.
+    """
     channels, height, width = x.shape[1:]
     output_hw = _pair(pooler.output_size)
     table = x.permute(0, 2, 3, 1).view(-1, channels)
@@ -148,7 +156,46 @@ def _sum_cells(x: torch.Tensor, rois: torch.Tensor, samples_hw: torch.Tensor, po
         bins = cell.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)
         pooled = F.embedding_bag(bins[0], table, mode="sum", per_sample_weights=bins[1])
         out.index_put_((rows,), pooled.view(-1, *output_hw, channels))
+        if entries is not None:
+            entries.append(_entries(rows, *bins))
     return out.permute(0, 3, 1, 2)
+
+
+class _SumCells(torch.autograd.Function):
+    """`_sum_cells` with a gradient for the features, which lies in memory as they do."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, rois: torch.Tensor, samples_hw: torch.Tensor, pooler: ROIAlign) -> torch.Tensor:
+        entries: list[tuple[torch.Tensor, ...]] = []
+        out = _sum_cells(x, rois, samples_hw, pooler, entries)
+        ctx.shape = x.shape
+        ctx.save_for_backward(*(torch.cat(column) for column in zip(*entries, strict=True)))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        num_images, channels, height, width = ctx.shape
+        cells, bins, weights = ctx.saved_tensors
+        order = cells.argsort(stable=True)  # so that sums are always taken in the same order
+        ends = cells.bincount(minlength=num_images * height * width).cumsum(0)
+        table = F.embedding_bag(
+            bins[order],
+            grad.permute(0, 2, 3, 1).reshape(-1, channels),
+            torch.cat([ends.new_zeros(1), ends]).to(bins.dtype),
+            mode="sum",
+            per_sample_weights=weights[order],
+            include_last_offset=True,
+        )
+        return table.view(num_images, height, width, channels).permute(0, 3, 1, 2), None, None, None
+
+
+def _entries(rows: torch.Tensor, cells: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cell, bin of all regions, and weight of whatever has one in the bins `(B, T)` of the regions `rows`."""
+    bins_of_region = len(cells) // len(rows)
+    bins = (rows[:, None] * bins_of_region + torch.arange(bins_of_region)).view(-1, 1).int().expand_as(cells)
+    has_weight = weights != 0
+    return cells[has_weight].int(), bins[has_weight], weights[has_weight]
 
 
 def _groups(samples_hw: torch.Tensor, output_hw: tuple[int, int]) -> Iterator[tuple[torch.Tensor, list[int]]]:

@@ -156,4 +156,56 @@ def test_gradients_are_those_of_torchvision():
         x = rows_of_features().requires_grad_()
         pool(x, many_regions(50)).square().sum().backward()
         gradients.append(x.grad)
-    assert torch.equal(*gradients)
+    torch.testing.assert_close(*gradients)
+
+
+ROIS = [[0, 1.0, 2, 9, 7], [1, -3, -4, 5, 6.5], [1, 3.2, 4.7, 30, 28], [0, 2, 2, 2.3, 2.4], [1, 0, 0, 60, 40]]
+ROIS += [[0, 10, 10, 5, 5], [1, 100, 100, 120, 130]]  # turned inside out, and outside
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_gradient_is_that_of_torchvision(aligned, ratio):
+    x, rois = rows_of_features((2, 16, 20, 30), torch.float64).requires_grad_(), torch.tensor(ROIS, dtype=torch.float64)
+    out = ROIAlign((4, 3), 0.5, ratio, aligned)(x, rois)
+    assert type(out.grad_fn).__name__ == "_SumCellsBackward"
+    expected = roi_align(x, rois, (4, 3), 0.5, ratio, aligned)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    (found,), (wanted,) = torch.autograd.grad(out, x, grad), torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(found, wanted)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradient_by_differences():
+    x, rois = (
+        rows_of_features((1, 8, 4, 5), torch.float64).requires_grad_(),
+        torch.tensor([[0, 0.3, 0.6, 4.2, 3.1], [0, 2, 1, 9, 3]], dtype=torch.float64),
+    )
+    assert torch.autograd.gradcheck(lambda x: ROIAlign(2, 1.0, 0)(x, rois), x)
+
+
+def test_gradient_is_the_same_each_time():
+    x, rois = rows_of_features((2, 16, 20, 30)).requires_grad_(), torch.tensor(ROIS)
+    out = ROIAlign(7, 0.5, 0)(x, rois)
+    grad = torch.randn_like(out)
+    first, second = (torch.autograd.grad(out, x, grad, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gradient_in_half_precision():
+    x, rois = rows_of_features((2, 16, 20, 30)).requires_grad_(), torch.tensor(ROIS)
+    half = x.detach().bfloat16().requires_grad_()
+    out = ROIAlign(7, 0.5, 0)(half, rois)
+    out.sum().backward()
+    assert out.dtype == half.grad.dtype == torch.bfloat16
+    ROIAlign(7, 0.5, 0)(x, rois).sum().backward()
+    torch.testing.assert_close(half.grad.float(), x.grad, rtol=0.01, atol=0.01)
+
+
+def test_gradient_of_the_gradient_is_refused():
+    x = rows_of_features((1, 8, 4, 5), torch.float64).requires_grad_()
+    out = ROIAlign(2, 1.0, 0)(x, torch.tensor([[0, 0.3, 0.6, 4.2, 3.1]], dtype=torch.float64))
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
