@@ -14,6 +14,7 @@ from torch import nn
 
 from detectron2.config import configurable
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
+from detectron2.layers.conv_chain import chain_of, conv_chain
 from detectron2.layers.shape_spec import select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 
@@ -305,8 +306,10 @@ class RetinaNetHead(nn.Module):
         if len(features) != self._num_features:
             raise ValueError(f"RetinaNet head made for {self._num_features} feature maps; got {len(features)}")
         logits = [self.cls_score(self.cls_subnet(feature)) for feature in features]
-        deltas = [self.bbox_pred(self.bbox_subnet(feature)) for feature in features]
-        return logits, deltas
+        # The loss of boxes reads the cells of positive anchors.
+        if self.training and (layers := chain_of([self.bbox_subnet, self.bbox_pred], features)):
+            return logits, conv_chain(features, [x.weight for x in layers], [x.bias for x in layers])
+        return logits, [self.bbox_pred(self.bbox_subnet(feature)) for feature in features]
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):

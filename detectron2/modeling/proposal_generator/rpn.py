@@ -14,6 +14,7 @@ from torch import nn
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.layers.conv_chain import chain_of, conv_chain
 from detectron2.layers.shape_spec import select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
@@ -91,8 +92,24 @@ class StandardRPNHead(nn.Module):
         Returns:
             For each level the logits `Tensor[N, A, H_i, W_i]` and the deltas `Tensor[N, A * B, H_i, W_i]`.
         """
+        if layers := self._chain(features):
+            *hidden, of_logits, of_deltas = layers
+            weight = torch.cat([of_logits.weight, of_deltas.weight])
+            bias = torch.cat([of_logits.bias, of_deltas.bias])
+            both = conv_chain(features, [*(x.weight for x in hidden), weight], [*(x.bias for x in hidden), bias])
+            split = [of_logits.out_channels, of_deltas.out_channels]
+            logits, deltas = zip(*(x.split(split, dim=1) for x in both), strict=True)
+            return list(logits), list(deltas)
         hidden = [self.conv(feature) for feature in features]
         return [self.objectness_logits(h) for h in hidden], [self.anchor_deltas(h) for h in hidden]
+
+    def _chain(self, features: list[torch.Tensor]) -> list[Any]:
+        """The layers in order, in training, where the loss reads few cells; none if one is not as it is made here."""
+        if not self.training or len(features) == 0:
+            return []
+        chains = [chain_of([self.conv, last], features) for last in (self.objectness_logits, self.anchor_deltas)]
+        is_one = all(chains) and chains[0][-1].kernel_size == chains[1][-1].kernel_size
+        return [*chains[0], chains[1][-1]] if is_one else []
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):

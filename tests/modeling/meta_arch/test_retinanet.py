@@ -84,6 +84,34 @@ def test_training():
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_gradients_of_few_anchors_are_those_of_the_whole_map(monkeypatch):
+    model, inputs, found = make(), batch(), []
+    for _ in range(2):
+        model._buffers.pop("loss_normalizer", None)
+        losses = model(inputs)
+        found.append((*losses.values(), *torch.autograd.grad(sum(losses.values()), list(model.parameters()))))
+        monkeypatch.setattr("detectron2.modeling.meta_arch.retinanet.chain_of", lambda modules, maps: [])
+    torch.testing.assert_close(*found)
+
+
+def test_losses_in_low_precision_are_near_those_in_float32():
+    model, inputs = make(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    state, found = copy.deepcopy(model.state_dict()), []
+    for is_low in (False, True):
+        model.load_state_dict(state)
+        model._buffers.pop("loss_normalizer", None)
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_low):
+                losses = model(inputs)
+            assert all(loss.dtype == torch.float32 for loss in losses.values())
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        found.append(losses)
+    torch.testing.assert_close(*found, rtol=0.02, atol=1e-3)
+
+
 def test_training_without_any_object():
     model = make()
     losses = model(batch(ground_truth(), ground_truth()))

@@ -64,6 +64,43 @@ def test_head_is_rectified():
     assert torch.allclose(head([x])[0][0], head.objectness_logits(hidden))
 
 
+def without_chains(monkeypatch):
+    monkeypatch.setattr("detectron2.modeling.proposal_generator.rpn.chain_of", lambda modules, maps: [])
+
+
+@pytest.mark.parametrize("conv_dims", [(-1,), (-1, 6)])
+def test_gradients_of_few_anchors_are_those_of_the_whole_map(conv_dims, monkeypatch):
+    head = StandardRPNHead(in_channels=4, num_anchors=2, conv_dims=conv_dims)
+    model, (images, features) = make(head=head, batch_size_per_image=2), batch()
+    found = []
+    for change in (lambda: None, lambda: without_chains(monkeypatch)):
+        change()
+        torch.manual_seed(0)
+        x = {name: f if f is None else f.clone().requires_grad_() for name, f in features.items()}
+        _, losses = model(images, x, [ground_truth([4, 4, 12, 20]), ground_truth()])
+        variables = [x["p2"], x["p3"], *model.parameters()]
+        found.append((*losses.values(), *torch.autograd.grad(sum(losses.values()), variables)))
+    torch.testing.assert_close(*found)
+
+
+def test_layers_of_other_kinds_take_the_whole_map():
+    head = StandardRPNHead(in_channels=4, num_anchors=3)
+    assert head._chain([torch.zeros(1, 4, 5, 5)]) == [head.conv, head.objectness_logits, head.anchor_deltas]
+    head.anchor_deltas = torch.nn.Conv2d(4, 12, 3, padding=1)
+    assert head._chain([torch.zeros(1, 4, 5, 5)]) == []
+    head.anchor_deltas = torch.nn.Identity()
+    assert head._chain([torch.zeros(1, 4, 5, 5)]) == []
+    logits, deltas = head([torch.zeros(1, 4, 5, 5)])
+    assert logits[0].shape == (1, 3, 5, 5) and deltas[0].shape == (1, 4, 5, 5)
+
+
+def test_hooks_of_layers_are_called_in_training():
+    head, seen = StandardRPNHead(in_channels=4, num_anchors=3), []
+    head.objectness_logits.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits, _ = head([torch.zeros(1, 4, 5, 5)])
+    assert len(seen) == 1 and seen[0] is logits[0]
+
+
 @pytest.mark.parametrize(("conv_dims", "message"), [((), "empty"), ((0,), "positive"), ((4, -2), "positive")])
 def test_bad_head(conv_dims, message):
     with pytest.raises(ValueError, match=message):
