@@ -22,7 +22,7 @@ train = dict(
 #   accumulation_steps=1              batches for one step of the optimizer
 #   ema_decay=0.0                     moving average of the weights, which is evaluated and saved
 #   freeze=[]                         patterns of names of parameters that are not trained: ["backbone.bottom_up.*"]
-#   compile=False, channels_last=False
+#   compile=False, channels_last=None
 #   shard_model=False                 split model and optimizer state over all processes (FSDP2)
 #   on_nonfinite_loss="stop", max_skipped_in_a_row=10       or "skip" the step
 #   checkpoint_format="pth"           or "safetensors"

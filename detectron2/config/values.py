@@ -66,6 +66,7 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (("a name, or empty", lambda x: x is None or isinstance(x, str)), "*.NORM INPUT.FORMAT"),
     (("a device such as cpu, cuda or cuda:1", _is_device), "MODEL.DEVICE"),
     (("empty, or one of highest, high, medium", ("", "highest", "high", "medium").__contains__), "FLOAT32_PRECISION"),
+    (("true, false or null", lambda x: isinstance(x, bool)), "TRAIN.CHANNELS_LAST SOLVER.FUSED"),
     (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),

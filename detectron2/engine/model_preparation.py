@@ -28,10 +28,17 @@ logger = logging.getLogger("detectron2.engine.defaults")
 
 
 def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
-    """Freeze, change the memory format, compile and shard a model in place, before the optimizer is built."""
+    """Freeze, change the memory format, compile and shard a model in place, before the optimizer is built.
+
+    Without a choice (`options.channels_last` is None) models on the CPU get channels last, unless they are sharded,
+    which PyTorch does to contiguous weights only.
+    """
     if options.freeze:
         freeze_by_pattern(model, options.freeze)
-    if options.channels_last:
+    channels_last = options.channels_last
+    if channels_last is None and not options.shard_model:
+        channels_last = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         compile_parts(model)

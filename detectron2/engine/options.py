@@ -46,7 +46,7 @@ class TrainOptions:
     on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS")
     max_skipped_in_a_row: int = _option("TRAIN.MAX_SKIPPED_IN_A_ROW")
     compile: bool = _option("TRAIN.COMPILE")
-    channels_last: bool = _option("TRAIN.CHANNELS_LAST")
+    channels_last: bool | None = _option("TRAIN.CHANNELS_LAST")
     shard_model: bool = _option("TRAIN.SHARD_MODEL")
     validation_loss_period: int = _option("TEST.VALIDATION_LOSS_PERIOD")
     best_metric: str = _option("TEST.BEST_METRIC")

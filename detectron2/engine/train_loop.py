@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.step_losses import record_losses
+from detectron2.solver.build import match_memory_formats
 from detectron2.utils.events import EventStorage, get_event_storage
 
 __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
@@ -361,6 +362,7 @@ class SimpleTrainer(TrainerBase):
         """Restore the loop, the optimizer and the position in the data."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        match_memory_formats(self.optimizer)
         if state_dict.get("data_loader") and hasattr(self.data_loader, "load_state_dict"):
             self._data_loader_iter_obj = None
             self.data_loader.load_state_dict(state_dict["data_loader"])

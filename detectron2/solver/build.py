@@ -213,9 +213,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """An optimizer over the trainable parameters, as the `SOLVER` node describes it; SGD with momentum by default.
 
     Keys that the default config does not have: `OPTIMIZER` ("SGD", "Adam", "AdamW", in any case), `BETAS` of the
-    latter two, `FUSED` (the update of all parameters in one kernel), `LAYER_DECAY` (factor on the learning rate
-    from one layer of the backbone to the layer below it). An unknown optimizer, and a backbone of unknown layers where
-    `LAYER_DECAY` needs them, are a `ValueError`.
+    latter two, `FUSED` (the update of all parameters in one kernel; by default on the CPU), `LAYER_DECAY` (factor on
+    the learning rate from one layer of the backbone to the layer below it). An unknown optimizer, and a backbone of
+    unknown layers where `LAYER_DECAY` needs them, are a `ValueError`.
     """
     solver = cfg.SOLVER
     name = solver.get("OPTIMIZER", "SGD")
@@ -232,10 +232,29 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         lr_factor_func=None if decay == 1.0 else layer_decay(model, decay),
     )
     optimizer_class, settings = _OPTIMIZERS[found]
-    # None leaves torch its own choice, which False would not.
-    fused = True if solver.get("FUSED", False) else None
+    fused = solver.get("FUSED")
+    if fused is None:
+        tensors = [parameter for group in params for parameter in group["params"]]
+        fused = all(type(t) is nn.Parameter and t.device.type == "cpu" and t.is_floating_point() for t in tensors)
+    fused = fused or None  # which leaves torch its own choice
     arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": fused}
     return maybe_add_gradient_clipping(cfg, optimizer_class(params, **arguments, **settings(solver)))
+
+
+def match_memory_formats(optimizer: Optimizer) -> None:
+    """Let the state of an optimizer lie in memory as the parameters do, in place.
+
+    A checkpoint may hold it in another order. Fused optimizers on the CPU take both as if they were in the same one,
+    and would mix up the elements; others would be slower.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and not _lie_alike(value, parameter):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))
 
 
 def get_default_optimizer_params(

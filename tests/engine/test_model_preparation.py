@@ -13,9 +13,11 @@ def model():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
 
 
-def test_without_options_nothing_changes():
+def test_without_options_models_stay_the_same():
     m = model()
+    before = {name: value.clone() for name, value in m.state_dict().items()}
     assert prepare_model(m, TrainOptions()) is m and all(p.requires_grad for p in m.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in m.state_dict().items())
     assert create_ddp_model(m) is m
 
 
@@ -26,9 +28,24 @@ def test_frozen_norm_is_replaced():
     assert last[1:4] == ["all", "4", "4"]
 
 
-def test_channels_last():
-    m = prepare_model(model(), TrainOptions(channels_last=True))
-    assert m[0].weight.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(
+    ("device", "choice", "expected"),
+    [("cpu", None, True), ("cpu", True, True), ("cpu", False, False), ("meta", None, False), ("meta", True, True)],
+)
+def test_channels_last(device, choice, expected):
+    m = prepare_model(nn.Sequential(nn.Conv2d(3, 2, 3, device=device)), TrainOptions(channels_last=choice))
+    assert m[0].weight.is_contiguous(memory_format=torch.channels_last) == expected
+
+
+def test_channels_last_is_not_chosen_for_models_that_are_sharded(monkeypatch):
+    monkeypatch.setattr("detectron2.engine.model_preparation.shard_model", lambda model: model)
+    m = prepare_model(nn.Sequential(nn.Conv2d(3, 2, 3)), TrainOptions(shard_model=True))
+    assert m[0].weight.is_contiguous()
+
+
+def test_channels_last_that_is_neither():
+    with pytest.raises(ValueError, match=r"TRAIN\.CHANNELS_LAST .* must be true, false or null, but is 'yes'"):
+        TrainOptions(channels_last="yes")
 
 
 def test_pattern_without_a_match():

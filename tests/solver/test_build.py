@@ -18,7 +18,13 @@ from detectron2.solver import (
     maybe_add_gradient_clipping,
     reduce_param_groups,
 )
-from detectron2.solver.build import GradientClipType, _create_gradient_clipper, _expand_param_groups, layer_decay
+from detectron2.solver.build import (
+    GradientClipType,
+    _create_gradient_clipper,
+    _expand_param_groups,
+    layer_decay,
+    match_memory_formats,
+)
 
 
 def settings(*pairs):
@@ -134,7 +140,34 @@ def test_optimizer_by_name(name, kind):
     optimizer = build_optimizer(settings("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.05), small_model())
     assert type(optimizer) is kind
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05, 0.0}
-    assert all(not group["fused"] for group in optimizer.param_groups)
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_without_a_choice_optimizers_are_fused_on_the_cpu():
+    model = small_model().to("meta")
+    assert all(not group["fused"] for group in build_optimizer(settings(), model).param_groups)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    "orders", [(torch.channels_last, torch.contiguous_format), (torch.contiguous_format, torch.channels_last)]
+)
+def test_state_in_another_order_of_memory_is_brought_into_that_of_the_parameters(name, orders):
+    found = []
+    for of_state in (orders[0], orders[1]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=orders[0])
+        optimizer = build_optimizer(settings("SOLVER.OPTIMIZER", name), model)
+        for step in range(2):
+            optimizer.zero_grad()
+            model(torch.arange(150.0).view(2, 3, 5, 5).sin()).square().sum().backward()
+            optimizer.step()
+            for state in optimizer.state.values() if step == 0 else ():
+                for key, value in state.items():
+                    state[key] = value.contiguous(memory_format=of_state) if value.dim() == 4 else value
+            match_memory_formats(optimizer)
+        found.append(model[0].weight.detach())
+    assert torch.equal(*found)
 
 
 def test_an_unknown_optimizer_is_refused():
