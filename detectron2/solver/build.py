@@ -232,29 +232,47 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         lr_factor_func=None if decay == 1.0 else layer_decay(model, decay),
     )
     optimizer_class, settings = _OPTIMIZERS[found]
-    fused = solver.get("FUSED")
-    if fused is None:
-        tensors = [parameter for group in params for parameter in group["params"]]
-        fused = all(type(t) is nn.Parameter and t.device.type == "cpu" and t.is_floating_point() for t in tensors)
-    fused = fused or None  # which leaves torch its own choice
-    arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": fused}
-    return maybe_add_gradient_clipping(cfg, optimizer_class(params, **arguments, **settings(solver)))
+    is_usual = _can_be_fused_on_the_cpu(model)
+    fused = is_usual if solver.get("FUSED") is None else solver.FUSED
+    # None leaves torch its own choice, which False would not.
+    arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": fused or None}
+    optimizer = maybe_add_gradient_clipping(cfg, optimizer_class(params, **arguments, **settings(solver)))
+    if fused and is_usual:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: match_memory_formats(optimizer))
+    return optimizer
+
+
+def _can_be_fused_on_the_cpu(model: nn.Module) -> bool:
+    """Whether all parameters are usual ones, on the CPU, with gradients that are not sparse."""
+    usual = all(
+        type(p) is nn.Parameter and p.device.type == "cpu" and p.is_floating_point() for p in model.parameters()
+    )
+    return usual and not any(getattr(module, "sparse", False) for module in model.modules())
 
 
 def match_memory_formats(optimizer: Optimizer) -> None:
-    """Let the state of an optimizer lie in memory as the parameters do, in place.
+    """Let gradients and the state of an optimizer lie in memory as the parameters do, in place.
 
-    A checkpoint may hold it in another order. Fused optimizers on the CPU take both as if they were in the same one,
-    and would mix up the elements; others would be slower.
+    A checkpoint may hold the state in another order, and a program may have set the gradients. Fused optimizers on the
+    CPU take all as if they were in the same order (seen in PyTorch 2.15) and would mix up the elements; others would be
+    slower.
     """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and not _lie_alike(value, parameter):
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                state[name] = _laid_like(value, parameter)
+            if parameter.grad is not None:
+                parameter.grad = _laid_like(parameter.grad, parameter)
 
 
-def _lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))
+def _laid_like(value: Any, parameter: torch.Tensor) -> Any:
+    """A value of the same shape, copied if its order in memory is another one."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.layout != torch.strided:
+        return value
+    if all(n == 1 or a == b for n, a, b in zip(value.shape, value.stride(), parameter.stride(), strict=True)):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def get_default_optimizer_params(

@@ -165,9 +165,38 @@ def test_state_in_another_order_of_memory_is_brought_into_that_of_the_parameters
             for state in optimizer.state.values() if step == 0 else ():
                 for key, value in state.items():
                     state[key] = value.contiguous(memory_format=of_state) if value.dim() == 4 else value
-            match_memory_formats(optimizer)
         found.append(model[0].weight.detach())
     assert torch.equal(*found)
+
+
+def test_gradients_in_another_order_of_memory():
+    found = []
+    for order in (torch.channels_last, torch.contiguous_format):
+        parameter = nn.Parameter(torch.arange(54.0).view(2, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+        parameter.grad = torch.arange(54.0).view(2, 3, 3, 3).sin().contiguous(memory_format=order)
+        optimizer = build_optimizer(settings(), nn.ParameterList([parameter]))
+        optimizer.step()
+        found.append(parameter.detach())
+    assert torch.equal(*found)
+
+
+def test_state_is_brought_into_the_order_of_parameters():
+    parameter = nn.Parameter(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    values = torch.arange(120.0).view(2, 3, 4, 5)
+    optimizer.state[parameter] = {"momentum_buffer": values, "step": torch.tensor(3.0), "name": None}
+    match_memory_formats(optimizer)
+    state = optimizer.state[parameter]
+    assert torch.equal(state["momentum_buffer"], values) and state["momentum_buffer"].stride() == parameter.stride()
+    assert state["step"] == 3 and state["name"] is None
+
+
+def test_sparse_gradients_are_not_for_fused_optimizers():
+    model = nn.Sequential(nn.Embedding(3, 2, sparse=True))
+    optimizer = build_optimizer(settings("SOLVER.WEIGHT_DECAY", 0.0), model)
+    model[0](torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert not optimizer.param_groups[0]["fused"]
 
 
 def test_an_unknown_optimizer_is_refused():
