@@ -64,7 +64,8 @@ def assert_compiles(module, inputs, function=None):
     expected, found = gradients(module, expected), gradients(module, found)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+        largest = float(gradient.abs().max())  # a compiled graph has frozen norms beside their convolutions
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
 
 
 def images():
