@@ -1,4 +1,4 @@
-"""Convolutions one after another, of whose result a loss reads few cells.
+"""Convolutions one after another, with a loss that reads few cells of their result.
 
 The gradient of such a chain is zero at most cells: a region proposal network learns from 256 anchors of an image. The
 backward pass here takes the cells that have a gradient, and what the convolutions read around them; PyTorch's goes

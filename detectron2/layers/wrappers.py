@@ -94,7 +94,7 @@ def _never(conv: Conv2d) -> bool:
 
 
 def is_plain(module: Any, *kinds: type) -> bool:
-    """Whether a module is of one of these classes, not a subclass, and nobody listens to it or has changed it."""
+    """Whether a module is of one of these classes, not a subclass, and has no hooks and no methods of its own."""
     if type(module) not in kinds or "forward" in vars(module) or "_conv_forward" in vars(module):
         return False
     if any(getattr(module, name) for name in _HOOKS) or module._compiled_call_impl is not None:
@@ -132,7 +132,7 @@ def _folded(conv: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @when_compiled(_never)
 @when_traced(_never)
 def _can_overwrite(conv: Conv2d) -> bool:
-    """Whether the activation is a ReLU, and its input a tensor that nobody else reads, the backward pass included."""
+    """Whether the activation is a ReLU, and its input is not read again, in the backward pass either."""
     norm = conv.norm
     if not torch.is_grad_enabled() or not is_rectifier(conv.activation) or not _convolves(conv):
         return False
