@@ -38,6 +38,7 @@ Linear = torch.nn.Linear
 interpolate = F.interpolate
 
 _RECTIFIERS = (F.relu, torch.relu)
+_FORWARD_OF_FROZEN_NORM = FrozenBatchNorm2d.forward  # a program may replace it
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -112,6 +113,8 @@ def is_rectifier(activation: Any) -> bool:
 def _can_fold(conv: Conv2d) -> bool:
     """Whether gradients are recorded, and the norm is a frozen one that may become part of this convolution."""
     if not torch.is_grad_enabled() or not is_plain(conv.norm, FrozenBatchNorm2d) or not _convolves(conv):
+        return False
+    if FrozenBatchNorm2d.forward is not _FORWARD_OF_FROZEN_NORM:
         return False
     weight = conv.weight
     return type(weight) in (nn.Parameter, torch.Tensor) and weight.dtype in (torch.float32, torch.float64)
