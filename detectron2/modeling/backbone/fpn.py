@@ -131,16 +131,19 @@ class FPN(PyramidBase):
         pyramid: list[torch.Tensor] = []
         top_down = None
         for name, lateral, output in zip(self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True):
-            fused = lateral(bottom_up[name])
-            if top_down is not None:
-                fused = self._fuse(fused, F.interpolate(top_down, scale_factor=2.0, mode="nearest"), name)
-            pyramid.insert(0, output(fused))
-            top_down = fused
+            top_down = self._merge(lateral, bottom_up[name], top_down, name)
+            pyramid.insert(0, output(top_down))
         if self.top_block is not None:
             source = self.top_block.in_feature
             start = bottom_up[source] if source in bottom_up else pyramid[self._out_features.index(source)]
             pyramid.extend(self.top_block(start))
         return dict(zip(self._out_features, pyramid, strict=True))
+
+    def _merge(self, lateral: nn.Module, x: torch.Tensor, coarser: torch.Tensor | None, name: str) -> torch.Tensor:
+        """Fuse the map `name` with the one of twice the stride, if there is one."""
+        if coarser is None:
+            return lateral(x)
+        return self._fuse(lateral(x), F.interpolate(coarser, scale_factor=2.0, mode="nearest"), name)
 
     def _fuse(self, lateral: torch.Tensor, upsampled: torch.Tensor, name: str) -> torch.Tensor:
         try:
