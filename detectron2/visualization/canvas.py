@@ -71,9 +71,11 @@ class VisImage:
     def get_image(self) -> np.ndarray:
         """The picture, a uint8 RGB image (height * scale, width * scale, 3)."""
         self._render()
-        picture = np.asarray(self._renderer.buffer_rgba())[..., :3]
+        rgba = np.asarray(self._renderer.buffer_rgba())
+        picture = np.empty((*rgba.shape[:2], 3), np.uint8)
+        _copy_channels(rgba, picture)
         if self._figure is None:
-            return picture.copy()
+            return picture
         self._figure.canvas.draw()
         layer = np.asarray(self._figure.canvas.buffer_rgba()).astype(np.float32)
         opacity = layer[..., 3:] / 255
@@ -230,19 +232,17 @@ class VisImage:
         return self._typesetter_
 
     def _paint_background(self) -> None:
-        self._renderer_.clear()
-        self._renderer_.draw_image(self._renderer_.new_gc(), 0, 0, self._background())
+        self._fill_background(np.asarray(self._renderer_.buffer_rgba()))
 
-    def _background(self) -> np.ndarray:
-        """The image in the size of the canvas, as uint8 RGBA with the lowest row first."""
+    def _fill_background(self, rgba: np.ndarray) -> None:
+        """Write the image in the size of the canvas."""
         picture = np.ascontiguousarray(self.img)
         if picture.dtype != np.uint8:
             picture = picture.clip(0, 255).astype(np.uint8)
         if (self.width, self.height) != self._size_wh:
             picture = np.asarray(Image.fromarray(picture).resize(self._size_wh, Image.Resampling.BILINEAR))
-        opaque = np.full((*picture.shape[:2], 4), 255, dtype=np.uint8)
-        opaque[..., :3] = picture[::-1]
-        return opaque
+        _copy_channels(picture, rgba)
+        rgba[..., 3] = 255
 
     def _render(self) -> None:
         renderer = self._renderer
@@ -277,7 +277,9 @@ class VisImage:
 
         def draw(renderer: Any) -> None:
             target = _InPoints(renderer, self._size_wh[1])
-            target.draw_image(target.new_gc(), 0, 0, self._background())
+            background = np.empty((self._size_wh[1], self._size_wh[0], 4), np.uint8)
+            self._fill_background(background[::-1])  # images begin with their lowest row
+            target.draw_image(target.new_gc(), 0, 0, background)
             for operation in self._operations:
                 operation(target)
 
@@ -315,6 +317,12 @@ class VisImage:
         axes.set_ylim(self.height, 0)
         axes.set_autoscale_on(False)
         return figure
+
+
+def _copy_channels(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy the colours of an image of three or four channels; one at a time takes a third of the time of all."""
+    for channel in range(3):
+        target[..., channel] = source[..., channel]
 
 
 class _InPoints:

@@ -58,28 +58,92 @@ def mask_regions(mask: np.ndarray) -> list[list[np.ndarray]]:
 
 def _outlines(crop: np.ndarray, corner_xy: tuple[int, int]) -> list[list[np.ndarray]]:
     """The regions of a mask that is given by a part of it, and where in the image that begins."""
-    import contourpy
-
-    if crop.size == 0:
+    width, bits = crop.shape[1] + 2, np.pad(crop, 1).view(np.uint8).reshape(-1)
+    pixel, side = _sides(bits, width)
+    if len(pixel) == 0:
         return []
-    # the border of zeros closes the outlines of regions at the edge
-    generator: Any = contourpy.contour_generator(
-        z=np.pad(crop, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
-    )
-    points, offsets = generator.filled(0.5, 1.5)
-    shift = np.array(corner_xy) - 0.5
-    regions = []
-    for region, bounds in zip(points, offsets, strict=True):
-        rings = np.split(region + shift, bounds[1:-1])
-        regions.append([_without_collinear(ring[:-1]) for ring in rings])
+    following, next_side = _followers(bits, width, pixel, side)
+    # Between the middles of two sides the outline takes half a step along each.
+    step = _STEP[side] + _STEP[next_side]
+    turns = np.empty(len(pixel), bool)
+    turns[following] = step[following] != step
+    # Of the four pixels about the first step of a ring, only the last is inside if the ring surrounds a region.
+    first_steps = (pixel + np.array([-width, 0, -1, -width - 1])[side]).argsort(kind="stable")
+    places = _rings(following.tolist(), first_steps.tolist())
+    order = np.concatenate([np.array(place) for place in places])
+    counts = np.add.reduceat(turns[order], np.cumsum([0, *map(len, places[:-1])]), dtype=np.int64)
+    order = order[turns[order]]
+    row, column = np.divmod(pixel[order], width)
+    corners = np.stack([column, row], axis=1) + _MIDDLE[side[order]] + np.array(corner_xy) - 1
+    rings = np.split(corners, np.cumsum(counts)[:-1])
+    return _group(rings, places, pixel, side)
+
+
+# Sides of pixels that lie inside a mask, beyond which it ends: upper, right, lower, left. A walk along them has the mask
+# on its right hand: it goes to the right, down, to the left, up.
+_LEFT = 3
+_MIDDLE = np.array([[0.5, 0], [1, 0.5], [0.5, 1], [0, 0.5]])  # from the corner of the pixel
+_STEP = np.array([1, 4, -1, -4])  # a number for each direction, of which no two pairs of neighbours have the same sum
+
+
+def _sides(bits: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel and side of all sides in a mask, whose rows of `width` bits follow one another between margins of zeros."""
+    upper, left = (np.flatnonzero(bits[n:] != bits[:-n]) for n in (width, 1))
+    enters_down, enters_right = bits[upper] == 0, bits[left] == 0
+    parts = upper[enters_down] + width, left[~enters_right], upper[~enters_down], left[enters_right] + 1
+    return np.concatenate(parts), np.repeat(np.arange(4), [len(part) for part in parts])
+
+
+def _followers(bits: np.ndarray, width: int, pixel: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each side the index of the one behind it, and what side of its pixel that is."""
+    ahead, aside = np.array([1, width, -1, -width])[side], np.array([-width, 1, width, -1])[side]
+    is_blocked = bits[pixel + ahead] != 0
+    is_corner = is_blocked & (bits[pixel + ahead + aside] != 0)
+    next_pixel = pixel + ahead * is_blocked + aside * is_corner
+    next_side = (side + 1 - is_blocked - is_corner) % 4
+    key = 4 * pixel + side
+    order = key.argsort()
+    return order[key[order].searchsorted(4 * next_pixel + next_side)], next_side
+
+
+def _rings(following: list[int], order: list[int]) -> list[list[int]]:
+    """Closed walks, the indices of each, that begin in an order."""
+    is_new, places = bytearray(b"\1" * len(following)), []
+    for start in order:
+        if not is_new[start]:
+            continue
+        place, at = [start], following[start]
+        while at != start:
+            place.append(at)
+            is_new[at] = 0
+            at = following[at]
+        places.append(place)
+    return places
+
+
+def _group(
+    rings: list[np.ndarray], places: list[list[int]], pixel: np.ndarray, side: np.ndarray
+) -> list[list[np.ndarray]]:
+    """Put holes behind the outline of their region."""
+    starts = [place[0] for place in places]
+    if (side[starts] == _LEFT).all():
+        return [[ring] for ring in rings]
+    regions: list[list[np.ndarray]] = []
+    region_of: list[int] = []
+    number = np.empty(len(pixel), np.int64)  # of the ring of each side
+    for i, place in enumerate(places):
+        number[place] = i
+    lefts = np.flatnonzero(side == _LEFT)
+    lefts = lefts[pixel[lefts].argsort()]
+    for ring, start in zip(rings, starts, strict=True):
+        if side[start] == _LEFT:
+            region_of.append(len(regions))
+            regions.append([ring])
+        else:  # to the left of the pixel above the hole lies, in one piece, more of its region, up to an earlier ring
+            begins = lefts[pixel[lefts].searchsorted(pixel[start], side="right") - 1]
+            region_of.append(region_of[number[begins]])
+            regions[region_of[-1]].append(ring)
     return regions
-
-
-def _without_collinear(ring: np.ndarray) -> np.ndarray:
-    """Drop the points inside straight sides."""
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    return ring[turns]
 
 
 class GenericMask:

@@ -1,3 +1,4 @@
+import contourpy
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -40,6 +41,48 @@ def test_a_mask_that_fills_the_image():
     ((ring,),) = mask_regions(np.ones((6, 9), dtype=bool))
     assert ring.min(0).tolist() == [0, 0]
     assert ring.max(0).tolist() == [9, 6]
+
+
+def by_contourpy(mask):
+    """The same regions, by a library that computes contours of functions."""
+    generator = contourpy.contour_generator(
+        z=np.pad(mask, 1).astype(float), name="serial", fill_type=contourpy.FillType.OuterOffset
+    )
+    points, offsets = generator.filled(0.5, 1.5)
+    return [np.split(region - 0.5, bounds[1:-1]) for region, bounds in zip(points, offsets, strict=True)]
+
+
+def without_points_in_sides(ring):
+    """A ring that closes itself, as a set of its corners and where each leads."""
+    ring = ring[:-1]
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    corners = ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return sides_of(corners)
+
+
+def sides_of(corners):
+    return frozenset(map(tuple, np.concatenate([corners, np.roll(corners, -1, axis=0)], axis=1).tolist()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_regions_are_those_of_contours(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 14, 2)) < rng.uniform(0.2, 0.95)
+    found, expected = mask_regions(mask), by_contourpy(mask)
+    assert [len(rings) for rings in found] == [len(rings) for rings in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert sides_of(ours[0]) == without_points_in_sides(theirs[0])  # the outline
+        assert {sides_of(ring) for ring in ours} == {without_points_in_sides(ring) for ring in theirs}
+
+
+def test_a_hole_within_an_island_within_a_hole():
+    mask = np.ones((11, 13), bool)
+    mask[1:10, 1:12] = False
+    mask[3:8, 3:10] = True
+    mask[4:7, 5:7] = False
+    mask[5, 8] = False
+    assert [len(rings) for rings in mask_regions(mask)] == [2, 3]
 
 
 def test_regions_and_holes():
