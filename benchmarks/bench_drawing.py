@@ -61,11 +61,9 @@ def main() -> None:
     parser.add_argument("--save", metavar="FILE", help="write the picture there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    image, instances = make_scene(*args.size, args.objects)
+    image, instances = make_scene(args.size[0], args.size[1], args.objects)
     metadata = Metadata(thing_classes=NAMES)
-    print(
-        f"{platform.machine()}, {args.size[0]} x {args.size[1]}, {args.objects} objects, least of {args.rounds} rounds\n"
-    )
+    print(f"{platform.machine()}, {args.size[0]} x {args.size[1]}, {args.objects} objects, {args.rounds} rounds\n")
     print("| drawn | ms | ms of the core |\n| --- | --- | --- |")
     for name, fields in PARTS.items():
         shown = Instances(instances.image_size, **{field: instances.get(field) for field in fields})

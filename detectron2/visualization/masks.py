@@ -79,8 +79,8 @@ def _outlines(crop: np.ndarray, corner_xy: tuple[int, int]) -> list[list[np.ndar
     return _group(rings, places, pixel, side)
 
 
-# Sides of pixels that lie inside a mask, beyond which it ends: upper, right, lower, left. A walk along them has the mask
-# on its right hand: it goes to the right, down, to the left, up.
+# Sides of pixels inside a mask, beyond which it ends: upper, right, lower, left. A walk along them has the mask on its
+# right hand: it goes to the right, down, to the left, up.
 _LEFT = 3
 _MIDDLE = np.array([[0.5, 0], [1, 0.5], [0.5, 1], [0, 0.5]])  # from the corner of the pixel
 _STEP = np.array([1, 4, -1, -4])  # a number for each direction, of which no two pairs of neighbours have the same sum
