@@ -19,6 +19,7 @@ from .backbone import FPN, BottleneckBlock
 __all__ = ["InPlaceBottleneckBlock", "InPlaceFPN", "WinogradConv2d"]
 
 _FEWEST_CHANNELS = 64
+_MOST_PAIRS = 1 << 19  # of a channel before and one after; transformed filters of so many take 75 MB
 _FEWEST_TILES = 8  # of 4 x 4 cells
 
 
@@ -63,9 +64,9 @@ class WinogradConv2d(Conv2d):
     def suits(cls, conv: nn.Conv2d) -> bool:
         """Whether a convolution can be done like this, and in less time."""
         geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-        return (
-            geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and min(conv.weight.shape[:2]) >= _FEWEST_CHANNELS
-        )
+        after, before = conv.weight.shape[:2]
+        has_size = min(before, after) >= _FEWEST_CHANNELS and before * after <= _MOST_PAIRS
+        return has_size and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve, normalise, activate."""

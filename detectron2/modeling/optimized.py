@@ -61,8 +61,8 @@ def optimized_for_inference(model: nn.Module) -> nn.Module:
     - Rectifiers overwrite the result of the layer before them.
     - On the CPU the weights of convolutions are stored with channels last, and features follow. The first fully
       connected layer of a box head takes regions in this order.
-    - On the CPU 3x3 convolutions of 64 and more channels are done by Winograd's filtering, with a quarter of the
-      multiplications, and rectify what they write. Bottlenecks and feature pyramids add in place.
+    - On the CPU 3x3 convolutions of 64 and more channels, but not the very widest, are done by Winograd's filtering,
+      with a quarter of the multiplications, and rectify what they write. Bottlenecks and feature pyramids add in place.
     - Anchors are kept, for the last few sizes of images.
     - Parameters need no gradient.
 

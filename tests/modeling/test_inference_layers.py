@@ -83,8 +83,10 @@ def test_convolutions_that_do_not_suit(options):
     assert_close(run(optimized, x), run(conv, x))
 
 
-def test_narrow_convolutions_stay(monkeypatch):
-    monkeypatch.setattr(inference_layers, "_FEWEST_CHANNELS", 5)
+@pytest.mark.parametrize("limit", [{"_FEWEST_CHANNELS": 5}, {"_MOST_PAIRS": 4 * 32 - 1}])
+def test_narrow_and_very_wide_convolutions_stay(limit, monkeypatch):
+    for name, value in limit.items():
+        monkeypatch.setattr(inference_layers, name, value)
     assert type(optimized_for_inference(convolution())) is Conv2d
 
 
