@@ -34,6 +34,11 @@ def winograd_filters(weight: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Filters `(36, C, K)`, four times as large.
+
+    Example:
+        >>> from detectron2.layers.fast_convolution import winograd_filters
+        >>> winograd_filters(torch.rand(16, 8, 3, 3)).shape
+        torch.Size([36, 8, 16])
     """
     k, c = weight.shape[:2]
     transform = _transforms()[0]

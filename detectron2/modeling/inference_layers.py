@@ -19,7 +19,7 @@ from .backbone import FPN, BottleneckBlock
 __all__ = ["InPlaceBottleneckBlock", "InPlaceFPN", "WinogradConv2d"]
 
 _FEWEST_CHANNELS = 64
-_MOST_PAIRS = 1 << 19  # of a channel before and one after; transformed filters of so many take 75 MB
+_MOST_PAIRS = 1 << 19  # of a channel before and one after, whose transformed filters take 75 MB
 _FEWEST_TILES = 8  # of 4 x 4 cells
 
 
@@ -31,7 +31,7 @@ def _never(*args: Any) -> bool:
 @when_compiled(_never)
 @when_traced(_never)
 def _is_plain(x: torch.Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a map and a convolution are numbers in float32 on the CPU, of which nobody wants a gradient."""
+    """Whether a map and a convolution are numbers in float32 on the CPU, without a wish for gradients."""
     if type(x) is not torch.Tensor or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
         return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, conv.weight)):
@@ -96,7 +96,7 @@ class InPlaceBottleneckBlock(BottleneckBlock):
     `conv1` and `conv2` bring their rectifiers along; `conv3` and `shortcut` are without norm.
     """
 
-    owns_input: bool  # whether nobody else reads the input
+    owns_input: bool  # whether the input has no other reader
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv3(self.conv2(self.conv1(x)))

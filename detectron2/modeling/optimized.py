@@ -354,7 +354,7 @@ def _rectify_in_convolutions(module: Any, uses: Counter[int]) -> None:
 
 
 def _add_in_place(module: Any, uses: Counter[int]) -> None:
-    """Let pyramids and bottlenecks add to maps that nobody else reads."""
+    """Let pyramids and bottlenecks add to maps without other readers."""
     if _is_own_code(module, (FPN,)) and all(map(_is_plain_pointwise, module.lateral_convs)):
         module.__class__ = InPlaceFPN
     if type(module) is not nn.Sequential:
