@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from detectron2.layers import cat, ciou_loss, diou_loss
 from detectron2.structures import Boxes
 
+from . import fixed_shapes
+
 __all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated"]
 
 # exp(dw) is clamped so that a 16-pixel reference box cannot grow beyond 1000 pixels: an untrained or diverging head
@@ -49,8 +51,8 @@ def _check_pair(src_boxes, target_boxes) -> None:
 
 
 def _check_has_area(src_boxes: torch.Tensor, src_wh: torch.Tensor, form: str) -> None:
-    # Only on the CPU, where looking at a value does not stall the device.
-    if src_boxes.device.type == "cpu" and not bool((src_wh > 0).all()):
+    # Only where looking at a value does not stall the device.
+    if not fixed_shapes.runs_ahead(src_boxes.device) and not bool((src_wh > 0).all()):
         bad = int((~(src_wh > 0)).any(dim=-1).nonzero()[0])
         raise ValueError(
             f"cannot encode relative to box {bad} of {len(src_boxes)}: {src_boxes[bad].tolist()} {form} has no area; "
@@ -235,22 +237,37 @@ def _dense_box_regression_loss(
     box_reg_loss_type: str = "smooth_l1",
     smooth_l1_beta: float = 0.0,
 ) -> torch.Tensor:
-    """Sum the box loss over the positive anchors `fg_mask`, `Tensor[N, R]`; only their rows are encoded or decoded.
+    """Sum the box loss over the positive anchors `fg_mask`, `Tensor[N, R]`.
+
+    Only their rows are encoded or decoded; on a GPU, all are, and the others count as zero.
 
     Deltas are `Tensor[N, R_i, 4]` for each level; `gt_boxes` are `Tensor[R, 4]` for each image, matched to the anchors.
     """
     all_anchors = cat([a.tensor if not isinstance(a, torch.Tensor) else a for a in anchors])
-    image_index, anchor_index = fg_mask.nonzero(as_tuple=True)
-    pred_deltas = cat(list(pred_anchor_deltas), dim=1)[image_index, anchor_index]
-    targets = torch.stack(list(gt_boxes))[image_index, anchor_index]
-    references = all_anchors[anchor_index]
+    pred_deltas, targets = cat(list(pred_anchor_deltas), dim=1), torch.stack(list(gt_boxes))
+    positive: torch.Tensor | None = None
+    if fixed_shapes.runs_ahead(fg_mask.device):
+        positive = fg_mask.reshape(-1, 1)
+        references = all_anchors.expand_as(targets).flatten(0, 1)
+        # Without positives among them, neither values nor gradients can become infinite.
+        pred_deltas = torch.where(positive, pred_deltas.flatten(0, 1), 0.0)
+        targets = torch.where(positive, targets.flatten(0, 1), references)
+    else:
+        image_index, anchor_index = fg_mask.nonzero(as_tuple=True)
+        pred_deltas, targets = pred_deltas[image_index, anchor_index], targets[image_index, anchor_index]
+        references = all_anchors[anchor_index]
 
     if box_reg_loss_type == "smooth_l1":
         target_deltas = box2box_transform.get_deltas(references, targets)
+        if positive is not None:
+            target_deltas = torch.where(positive, target_deltas, 0.0)
         return _smooth_l1_sum(pred_deltas, target_deltas, smooth_l1_beta)
     if box_reg_loss_type in _IOU_LOSSES:
         pred_boxes = box2box_transform.apply_deltas(pred_deltas, references)
-        return _IOU_LOSSES[box_reg_loss_type](pred_boxes, targets, reduction="sum")
+        if positive is None:
+            return _IOU_LOSSES[box_reg_loss_type](pred_boxes, targets, reduction="sum")
+        of_each = _IOU_LOSSES[box_reg_loss_type](pred_boxes, targets, reduction="none")
+        return torch.where(positive[:, 0], of_each, 0.0).sum()
     raise ValueError(
         f"unknown BBOX_REG_LOSS_TYPE {box_reg_loss_type!r}; choose 'smooth_l1' or one of {sorted(_IOU_LOSSES)}"
     )

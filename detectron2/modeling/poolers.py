@@ -13,6 +13,8 @@ from torchvision.ops import RoIPool
 from detectron2.layers import ROIAlign, ROIAlignRotated, cat
 from detectron2.structures import Boxes
 
+from . import fixed_shapes
+
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "convert_boxes_to_pooler_format"]
 
 
@@ -168,6 +170,8 @@ class ROIPooler(nn.Module):
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
+        if fixed_shapes.runs_ahead(regions.device) and regions.shape[1] == 5:
+            return fixed_shapes.pool_on_every_level(self.level_poolers, x, regions, levels)
         groups = _group_by_level(levels, num_levels)
         pooled = [pool(m, regions[i]) for pool, m, i in zip(self.level_poolers, x, groups, strict=True)]
         # Tracing, in which lengths are tensors, knows nothing of functions written here.

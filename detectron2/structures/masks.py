@@ -287,7 +287,7 @@ class PolygonMasks:
             parts = (_relative_to_box(self.polygons[i], xyxy[i], mask_size) for i in drawn)
             codes: Any = [_encode(polygons, mask_size, mask_size) for polygons in parts]
             out[drawn] = torch.from_numpy(mask_util.decode(codes)).permute(2, 0, 1).bool()
-        return out.to(boxes.device)
+        return out if out.device == boxes.device else out.to(boxes.device)
 
     def area(self) -> torch.Tensor:
         """Sum of the areas of the polygons of each instance, `(N,)`, in square pixels.

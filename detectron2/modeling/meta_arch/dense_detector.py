@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
 from detectron2.utils.tracing import when_compiled
 
+from .. import fixed_shapes
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
 from ._training_pictures import side_by_side
@@ -239,6 +240,13 @@ def sum_of_focal_losses(
     level_sizes = [logits.shape[1] for logits in pred_logits]
     per_anchor = cat([_focal_term(logits, gamma).sum(dim=-1) for logits in pred_logits], dim=1)
     total = negative_weight * torch.where(labels >= 0, per_anchor, 0).sum()
+
+    if fixed_shapes.runs_ahead(labels.device):
+        index = labels.clamp(0, pred_logits[0].shape[2] - 1).split(level_sizes, dim=1)
+        x = cat([x.gather(2, i[..., None])[..., 0] for x, i in zip(pred_logits, index, strict=True)], dim=1)
+        x = torch.where(positive, x, 0.0)
+        correction = positive_weight * _focal_term(-x, gamma) - negative_weight * _focal_term(x, gamma)
+        return total + torch.where(positive, correction, 0.0).sum()
 
     at_positives = []
     for logits, label, is_positive in zip(

@@ -6,6 +6,7 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the network input, continuous coordina
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,8 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 # Projects import this name from here, hence the redundant alias; nothing here asks it.
 from detectron2.utils.tracing import is_tracing as _is_tracing  # noqa: F401
+
+from .. import fixed_shapes
 
 __all__ = ["add_ground_truth_to_proposals", "add_ground_truth_to_proposals_single_image", "find_top_rpn_proposals"]
 
@@ -45,13 +48,30 @@ def _proposals_from_candidates(
     post_nms_topk: int,
     min_box_size: float,
     training: bool,
-) -> list[Instances]:
+) -> Any:
     """The second half of `find_top_rpn_proposals`: `boxes[i]` is `Tensor[N, M_i, B]`, `logits[i]` `Tensor[N, M_i]`."""
     level = cat([torch.full((b.shape[1],), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)])
     all_boxes = cat(boxes, dim=1)
     box_type = RotatedBoxes if all_boxes.shape[2] == 5 else Boxes
     all_logits = cat(logits, dim=1).to(all_boxes.dtype)  # under autocast the logits are of lower precision
     finite = torch.isfinite(all_boxes).all(dim=2) & torch.isfinite(all_logits)
+    if training and box_type is Boxes and fixed_shapes.runs_ahead(all_boxes.device):
+        clipped_boxes = [Boxes(b) for b in torch.where(finite[..., None], all_boxes, 0.0)]
+        for of_image, image_size in zip(clipped_boxes, image_sizes, strict=False):
+            of_image.clip(image_size)
+        has_area = torch.stack([of_image.nonempty(threshold=min_box_size) for of_image in clipped_boxes])
+        return fixed_shapes.padded_proposals(
+            torch.stack([of_image.tensor for of_image in clipped_boxes]),
+            all_logits,
+            finite & has_area,
+            level,
+            len(boxes),
+            image_sizes,
+            nms_thresh,
+            post_nms_topk,
+            finite.all(),
+            lambda: _not_finite_message(all_boxes, all_logits, finite),
+        )
     if training and not bool(finite.all()):
         raise FloatingPointError(_not_finite_message(all_boxes, all_logits, finite))
 

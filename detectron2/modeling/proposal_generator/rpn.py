@@ -21,6 +21,7 @@ from detectron2.utils.events import put_scalar
 from detectron2.utils.memory import retry_if_cuda_oom
 from detectron2.utils.registry import Registry, lookup
 
+from .. import fixed_shapes
 from ..anchor_generator import build_anchor_generator
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 from ..matcher import Matcher
@@ -262,6 +263,8 @@ class RPN(nn.Module):
 
     def _subsample_labels(self, label: torch.Tensor) -> torch.Tensor:
         """Draw anchors for the loss: set every label that is not drawn to -1, in place."""
+        if fixed_shapes.runs_ahead(label.device):
+            return fixed_shapes.label_drawn_(label, self.batch_size_per_image, self.positive_fraction)
         positive, negative = subsample_labels(label, self.batch_size_per_image, self.positive_fraction, 0)
         label.fill_(-1)
         label[positive] = 1
@@ -303,10 +306,12 @@ class RPN(nn.Module):
             box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        drawn = (labels >= 0).nonzero(as_tuple=True)
-        objectness = F.binary_cross_entropy_with_logits(
-            cat(pred_objectness_logits, dim=1)[drawn], labels[drawn].float(), reduction="sum"
-        )
+        logits = cat(pred_objectness_logits, dim=1)
+        if fixed_shapes.runs_ahead(labels.device):
+            objectness = fixed_shapes.classification_loss_of_drawn(logits, labels)
+        else:
+            drawn = (labels >= 0).nonzero(as_tuple=True)
+            objectness = F.binary_cross_entropy_with_logits(logits[drawn], labels[drawn].float(), reduction="sum")
         # Also where fewer anchors exist than were asked for, so that images weigh the same.
         normalizer = self.batch_size_per_image * num_images
         losses = {"loss_rpn_cls": objectness / normalizer, "loss_rpn_loc": localization / normalizer}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
+from detectron2.modeling import fixed_shapes
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import has_event_storage, put_scalar
@@ -48,17 +49,26 @@ def box_regression_loss(
 ) -> torch.Tensor:
     """Box loss of layers, summed over the foreground and divided by the number of all regions."""
     box_dim, num_classes = proposal_boxes.shape[1], layers.num_classes
-    foreground = nonzero_tuple((gt_classes >= 0) & (gt_classes < num_classes))[0]
+    is_foreground = (gt_classes >= 0) & (gt_classes < num_classes)
+    if fixed_shapes.runs_ahead(gt_classes.device):
+        foreground: Any = slice(None)
+        classes = gt_classes.clamp(0, num_classes - 1)
+        rows: Any = torch.arange(len(classes), device=classes.device)
+        counted = is_foreground[None]
+    else:
+        rows = foreground = nonzero_tuple(is_foreground)[0]
+        classes = gt_classes[foreground]
+        counted = torch.ones(1, foreground.shape[0], dtype=torch.bool, device=foreground.device)
     if pred_deltas.shape[1] == box_dim:
         deltas = pred_deltas[foreground]
     else:
-        deltas = pred_deltas.view(-1, num_classes, box_dim)[foreground, gt_classes[foreground]]
+        deltas = pred_deltas.view(-1, num_classes, box_dim)[rows, classes]
     loss = _dense_box_regression_loss(
         [proposal_boxes[foreground]],
         layers.box2box_transform,
         [deltas.unsqueeze(0)],
         [gt_boxes[foreground]],
-        torch.ones(1, deltas.shape[0], dtype=torch.bool, device=deltas.device),
+        counted,
         box_reg_loss_type=layers.box_reg_loss_type,
         smooth_l1_beta=layers.smooth_l1_beta,
     )

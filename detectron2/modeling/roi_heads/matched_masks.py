@@ -1,4 +1,4 @@
-"""Bitmaps of matched ground truth without the copies.
+"""Masks of matched ground truth without copies that take long: of bitmaps, or of boxes that the host knows.
 
 `G` ground truth objects of an image, `R` regions matched to them, `M` side of a target in cells.
 """
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from detectron2.layers.roi_align import roi_align
-from detectron2.structures import BitMasks
+from detectron2.modeling.fixed_shapes import to_device
+from detectron2.structures import BitMasks, PolygonMasks
 
-__all__ = ["MatchedBitMasks", "take_matched"]
+__all__ = ["MatchedBitMasks", "MatchedPolygonMasks", "take_matched"]
 
 # Pixels of ground truth that are turned into float32 at once.
 _PASS_PIXELS = 1 << 26
@@ -69,6 +70,50 @@ class MatchedBitMasks(BitMasks):
         return roi_align(bitmaps, regions, (mask_size, mask_size), 1.0, 0, True)[:, 0] >= 0.5
 
 
-def take_matched(value: Any, index: torch.Tensor) -> Any:
-    """`value[index]` of a ground truth field, where `index` may repeat objects many times."""
-    return MatchedBitMasks(value, index) if type(value) is BitMasks else value[index]
+class MatchedPolygonMasks(PolygonMasks):
+    """Polygons of regions, with the boxes of these regions on the GPU and on the host.
+
+    Polygons are drawn on the host, which would have to wait for the boxes.
+
+    Args:
+        polygons: for each region the polygons of its object.
+        boxes: the boxes of the regions on the GPU, `Tensor[R, 4]`.
+        boxes_on_host: the same boxes.
+    """
+
+    def __init__(self, polygons: list[Any], boxes: torch.Tensor, boxes_on_host: torch.Tensor):
+        self.polygons = polygons  # checked when they were put into PolygonMasks
+        self._boxes, self._version, self._boxes_on_host = boxes, _version_of(boxes), boxes_on_host
+
+    def __getitem__(self, item: Any) -> PolygonMasks:
+        """Select regions; a slice from the first one on keeps the boxes."""
+        if isinstance(item, slice) and item.start is None and item.step is None:
+            return MatchedPolygonMasks(self.polygons[item], self._boxes[item], self._boxes_on_host[item])
+        return super().__getitem__(item)
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        """See `PolygonMasks.crop_and_resize`; for the known boxes nothing is waited for."""
+        known = self._boxes
+        is_same = boxes.data_ptr() == known.data_ptr() and (boxes.shape, boxes.stride()) == (
+            known.shape,
+            known.stride(),
+        )
+        if not is_same or _version_of(boxes) != self._version:
+            return super().crop_and_resize(boxes, mask_size)
+        return to_device(super().crop_and_resize(self._boxes_on_host, mask_size), boxes.device)
+
+
+def _version_of(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def take_matched(value: Any, index: torch.Tensor, boxes: tuple[torch.Tensor, torch.Tensor] | None = None) -> Any:
+    """`value[index]` of a ground truth field, where `index` may repeat objects many times.
+
+    `boxes` are those of the regions, where they are and on the host, if the host knows them.
+    """
+    if type(value) is BitMasks:
+        return MatchedBitMasks(value, index)
+    if type(value) is PolygonMasks and boxes is not None:
+        return MatchedPolygonMasks(value[index].polygons, *boxes)
+    return value[index]

@@ -17,6 +17,7 @@ from torch import nn
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.layers.shape_spec import select_shapes
+from detectron2.modeling import fixed_shapes
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -33,6 +34,7 @@ from .fast_rcnn import FastRCNNOutputLayers
 from .keypoint_head import build_keypoint_head
 from .mask_head import build_mask_head
 from .matched_masks import take_matched
+from .sampled_together import sampled_together
 
 __all__ = [
     "ROI_HEADS_REGISTRY",
@@ -71,7 +73,10 @@ def select_foreground_proposals(
             f"{sorted(proposals[0].get_fields())}: label them with label_and_sample_proposals first"
         )
     masks = [(x.gt_classes != -1) & (x.gt_classes != bg_label) for x in proposals]
-    chosen = [x[nonzero_tuple(mask)[0]] for x, mask in zip(proposals, masks, strict=True)]
+    chosen = []
+    for per_image, mask in zip(proposals, masks, strict=True):
+        count = fixed_shapes.num_foreground(per_image)
+        chosen.append(per_image[nonzero_tuple(mask)[0] if count is None else slice(count)])
     return chosen, masks
 
 
@@ -151,15 +156,20 @@ class ROIHeads(nn.Module):
         self.proposal_matcher = proposal_matcher
         self.proposal_append_gt = proposal_append_gt
 
+    def _class_labels(
+        self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Labels of all proposals of one image, from a matcher's results."""
+        if gt_classes.numel() == 0:
+            return torch.full_like(matched_idxs, self.num_classes)
+        labels = gt_classes[matched_idxs]
+        return labels.masked_fill(matched_labels == 0, self.num_classes).masked_fill(matched_labels == -1, -1)
+
     def _sample_proposals(
         self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw proposals of one image, from a matcher's results: their indices, foreground first, and labels."""
-        if gt_classes.numel() > 0:
-            labels = gt_classes[matched_idxs]
-            labels = labels.masked_fill(matched_labels == 0, self.num_classes).masked_fill(matched_labels == -1, -1)
-        else:
-            labels = torch.full_like(matched_idxs, self.num_classes)
+        labels = self._class_labels(matched_idxs, matched_labels, gt_classes)
         foreground, background = subsample_labels(
             labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
         )
@@ -184,6 +194,9 @@ class ROIHeads(nn.Module):
             mean nothing.
         """
         check_labels(targets, self.num_classes, "set MODEL.ROI_HEADS.NUM_CLASSES")
+        own_draw = type(self)._sample_proposals is not ROIHeads._sample_proposals
+        if targets and fixed_shapes.runs_ahead(targets[0].gt_classes.device) and not own_draw:
+            return sampled_together(self, proposals, targets)
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
         sampled_proposals, num_background, num_sampled = [], [], 0
