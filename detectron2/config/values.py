@@ -40,6 +40,7 @@ def _is_device(value: Any) -> bool:
 
 
 _SIZE = _whole(1, 10**6)
+_SIZE_HW = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 _ABOVE_0: _Rule = ("a number above 0", lambda n: n > 0)
 _AT_LEAST_0: _Rule = ("a number of at least 0", lambda n: n >= 0)
 _BELOW_1: _Rule = ("a number in [0, 1)", lambda n: 0 <= n < 1)
@@ -70,6 +71,8 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),
+    (("a height and a width such as 800x1344", lambda x: _SIZE_HW.fullmatch(str(x)) is not None), "TRAIN.PAD_TO"),
+    (("empty, bf16 or fp16", ("", "bf16", "fp16").__contains__), "TRAIN.GRADIENT_COMPRESSION"),
 )
 _LENGTHS = {
     "*.DEFORM_ON_PER_STAGE": (4,),
@@ -77,7 +80,9 @@ _LENGTHS = {
     "INPUT.CROP.SIZE": (2,),
     "SOLVER.BETAS": (2,),
 }  # of the innermost lists
-_MAY_BE_EMPTY = "SOLVER.STEPS MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS SOLVER.STEP_EPOCHS MODEL.FPN.IN_FEATURES DATASETS.*"
+_MAY_BE_EMPTY = (
+    "SOLVER.STEPS MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS SOLVER.STEP_EPOCHS MODEL.FPN.IN_FEATURES DATASETS.* TRAIN.PAD_TO"
+)
 _MAY_BE_INFINITE = "*.NORM_TYPE *THRESH*"
 _MAY_BE_NONE = "SOLVER.WEIGHT_DECAY_NORM SOLVER.BIAS_LR_FACTOR SEED"  # and what is None or unset by default
 _UNCHECKED = "GLOBAL.HACK VERSION"

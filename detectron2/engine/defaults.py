@@ -331,10 +331,10 @@ class DefaultTrainer(TrainerBase):
         cfg = _epochs_to_iterations(cfg, options, data_loader)
         model = prepare_model(self.build_model(cfg), options)
         optimizer = self.build_optimizer(cfg, model)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        model = create_ddp_model(model, broadcast_buffers=False, **options.of_ddp)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(model, data_loader, optimizer)
-        self._trainer.accumulation_steps = options.accumulation_steps
+        self._trainer.accumulation_steps, self._trainer.prefetch = options.accumulation_steps, options.prefetch
         self._trainer.divergence = DivergencePolicy(
             options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.OUTPUT_DIR, lambda: (cfg.dump(), "yaml")
         )

@@ -49,9 +49,9 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
     optimizer = instantiate(optimizer_cfg)
-    model = create_ddp_model(model, **cfg.train.ddp)
+    model = create_ddp_model(model, **{**cfg.train.ddp, **options.of_ddp})
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    trainer.accumulation_steps = options.accumulation_steps
+    trainer.accumulation_steps, trainer.prefetch = options.accumulation_steps, options.prefetch
     trainer.divergence = DivergencePolicy(
         options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")
     )

@@ -40,11 +40,24 @@ def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
         channels_last = all(parameter.device.type == "cpu" for parameter in model.parameters())
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.pad_to:
+        _pad_batches(model, options.padded_sizes_hw)
     if options.compile:
-        compile_parts(model)
+        compile_parts(model, few_shapes=bool(options.pad_to), cuda_graphs=options.cuda_graphs)
     if options.shard_model and not is_sharded(model):
         shard_model(model)
     return model
+
+
+def _pad_batches(model: nn.Module, pad_to: tuple[tuple[int, int], ...]) -> None:
+    if not hasattr(model, "pad_to"):
+        logger.warning(
+            "TRAIN.PAD_TO (train.pad_to) has no effect: %s does not pad its batches as models of this library do, "
+            "which have an attribute pad_to.",
+            type(model).__name__,
+        )
+        return
+    model.pad_to = pad_to  # type: ignore[assignment]
 
 
 def create_ddp_model(
@@ -54,7 +67,8 @@ def create_ddp_model(
 
     The model is on the device of this process. `fp16_compression` sends gradients as float16, which halves the traffic;
     very large ones become infinite. `bf16_compression` does so with bfloat16, which has the range of float32 but fewer
-    digits; both together are a `ValueError`. The rest are arguments of `torch.nn.parallel.DistributedDataParallel`.
+    digits; both together are a `ValueError`. The rest are arguments of `torch.nn.parallel.DistributedDataParallel`, of
+    which `gradient_as_bucket_view` is on by default: gradients lie where they are exchanged, and are not copied.
     """
     if fp16_compression and bf16_compression:
         raise ValueError("Set fp16_compression or bf16_compression, not both.")
@@ -66,7 +80,7 @@ def create_ddp_model(
     known = inspect.signature(DistributedDataParallel).parameters
     if "broadcast_buffers" in kwargs and "forward_sync_buffers" in known:
         kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")  # its name since PyTorch 2.15
-    ddp = DistributedDataParallel(model, **kwargs)
+    ddp = DistributedDataParallel(model, **{"gradient_as_bucket_view": True, **kwargs})
     if fp16_compression or bf16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 

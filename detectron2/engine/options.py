@@ -48,6 +48,11 @@ class TrainOptions:
     compile: bool = _option("TRAIN.COMPILE")
     channels_last: bool | None = _option("TRAIN.CHANNELS_LAST")
     shard_model: bool = _option("TRAIN.SHARD_MODEL")
+    prefetch: bool = _option("TRAIN.PREFETCH")
+    pad_to: tuple[str, ...] = _option("TRAIN.PAD_TO")
+    cuda_graphs: bool = _option("TRAIN.CUDA_GRAPHS")
+    gradient_compression: str = _option("TRAIN.GRADIENT_COMPRESSION")
+    static_graph: bool = _option("TRAIN.STATIC_GRAPH")
     validation_loss_period: int = _option("TEST.VALIDATION_LOSS_PERIOD")
     best_metric: str = _option("TEST.BEST_METRIC")
     best_mode: str = _option("TEST.BEST_MODE")
@@ -66,11 +71,27 @@ class TrainOptions:
                 "SOLVER.STEP_EPOCHS (train.step_epochs) needs SOLVER.MAX_EPOCHS (train.max_epochs): give the whole "
                 "schedule in epochs, or all of it in iterations."
             )
+        if self.cuda_graphs and not self.compile:
+            raise ValueError(
+                "TRAIN.CUDA_GRAPHS (train.cuda_graphs) records what TRAIN.COMPILE (train.compile) compiles: set both."
+            )
         if self.early_stopping_patience and not self.best_metric:
             raise ValueError(
                 "TEST.EARLY_STOPPING_PATIENCE (train.early_stopping_patience) needs the metric that should improve: "
                 "set TEST.BEST_METRIC (train.best_metric), for example to 'bbox/AP'."
             )
+
+    @property
+    def padded_sizes_hw(self) -> tuple[tuple[int, int], ...]:
+        """`pad_to` as numbers, `(height, width)` in pixels."""
+        sizes = (size.split("x") for size in self.pad_to)
+        return tuple((int(height), int(width)) for height, width in sizes)
+
+    @property
+    def of_ddp(self) -> dict[str, bool]:
+        """The arguments of `create_ddp_model` that are not as by default."""
+        compression = {f"{self.gradient_compression}_compression": True} if self.gradient_compression else {}
+        return {**compression, **({"static_graph": True} if self.static_graph else {})}
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode) -> "TrainOptions":
@@ -85,7 +106,7 @@ class TrainOptions:
         """
         _check_train_keys(train, [row.name for row in fields(cls)])
         found: dict[str, Any] = {row.name: train[row.name] for row in fields(cls) if row.name in train}
-        for name in found.keys() & {"freeze", "step_epochs"}:
+        for name in found.keys() & {"freeze", "step_epochs", "pad_to"}:
             found[name] = (found[name],) if isinstance(found[name], str | float | int) else tuple(found[name])
         return cls(**found)
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine.divergence import DivergencePolicy
+from detectron2.engine.prefetch import Prefetcher
 from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.step_losses import record_losses
 from detectron2.solver.build import match_memory_formats
@@ -224,9 +225,12 @@ class SimpleTrainer(TrainerBase):
     Attributes:
         accumulation_steps: number of batches whose gradients are averaged for one step of the optimizer.
         divergence: decides what happens when a loss is not finite.
+        prefetch: on a GPU, bring the next batch there while the model is at work on this one. The model is then given
+            tensors that are on the GPU already.
     """
 
     accumulation_steps: int = 1
+    prefetch: bool = False
 
     def __init__(
         self,
@@ -252,7 +256,11 @@ class SimpleTrainer(TrainerBase):
     def _data_loader_iter(self) -> Iterator:
         """The running iterator, created on first use because that starts the worker processes."""
         if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = _start_iteration(self.data_loader)
+            batches = _start_iteration(self.data_loader)
+            device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+            if self.prefetch and _prefetches_to(device):
+                batches = Prefetcher(batches, device, getattr(self.data_loader, "state_dict", None))
+            self._data_loader_iter_obj = batches
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
@@ -315,6 +323,8 @@ class SimpleTrainer(TrainerBase):
                 if i == 0 and not self.zero_grad_before_forward:
                     self.optimizer.zero_grad()
                 self._backward(total if count == 1 else total / count)
+            if isinstance(self._data_loader_iter_obj, Prefetcher):
+                self._data_loader_iter_obj.fetch_ahead()
             losses = {"total_loss": loss_dict} if isinstance(loss_dict, torch.Tensor) else loss_dict
             if count == 1:
                 return losses, data_time
@@ -355,7 +365,8 @@ class SimpleTrainer(TrainerBase):
         """Return the state of the loop, the optimizer and, if it has one, the data loader."""
         state = {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
         if hasattr(self.data_loader, "state_dict"):
-            state["data_loader"] = self.data_loader.state_dict()
+            ahead = getattr(self._data_loader_iter_obj, "loader_state", None)
+            state["data_loader"] = self.data_loader.state_dict() if ahead is None else ahead
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -427,6 +438,10 @@ class AMPTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _prefetches_to(device: torch.device) -> bool:
+    return device.type == "cuda"  # elsewhere a copy is not asynchronous, or there is none
 
 
 def _total_loss(loss_dict: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ Letters: `N` images; sizes are `(height, width)` in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class ImageList:
         size_divisibility: int = 0,
         pad_value: float = 0.0,
         padding_constraints: Mapping[str, int] | None = None,
+        pad_to: Sequence[Sequence[int]] = (),
     ) -> ImageList:
         """Pad images to one size and stack them.
 
@@ -72,6 +74,8 @@ class ImageList:
             pad_value: what to pad with.
             padding_constraints: what a backbone asks for: `size_divisibility` takes the place of the argument, and
                 `square_size`, when greater than 0, is the common height and width.
+            pad_to: sizes `(height, width)`, rounded up as the common one; the smallest that is large enough takes the
+                place of the common size, so that batches have few shapes. If none is, the common size stays.
 
         Returns:
             The batch.
@@ -90,6 +94,10 @@ class ImageList:
         # Read from shape, not size(): exporters record shapes.
         image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         height, width = _common_size_hw(image_sizes, size_divisibility, padding_constraints)
+        if pad_to:
+            sizes_hw = [_common_size_hw([(h, w)], size_divisibility, padding_constraints) for h, w in pad_to]
+            enough = [(h, w) for h, w in sizes_hw if h >= height and w >= width]
+            height, width = min(enough, key=math.prod, default=(height, width))
         if len(tensors) == 1:
             image_h, image_w = image_sizes[0]
             batch = F.pad(tensors[0], [0, width - image_w, 0, height - image_h], value=pad_value)[None]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.config import get_cfg
 from detectron2.engine.model_preparation import create_ddp_model, freeze_by_pattern, parameter_table, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 
 
 def model():
@@ -51,3 +53,22 @@ def test_channels_last_that_is_neither():
 def test_pattern_without_a_match():
     with pytest.raises(ValueError, match="no parameter matches 'head'"):
         freeze_by_pattern(model(), ["head"])
+
+
+def test_models_that_do_not_pad_are_named(caplog):
+    prepare_model(model(), TrainOptions(pad_to=("64x96",)))
+    assert "TRAIN.PAD_TO (train.pad_to) has no effect: Sequential" in caplog.text
+
+
+def test_batches_are_padded_in_training_only():
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH = "build_retinanet_resnet_fpn_backbone", 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.OUT_FEATURES = 64, ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    detector = prepare_model(build_model(cfg), TrainOptions(pad_to=("128x192",)))
+    batch = [{"image": torch.full((3, 60, 70), 255, dtype=torch.uint8)}]
+    trained, other = detector.preprocess_image(batch), detector.eval().preprocess_image(batch)
+    assert trained.tensor.shape == (1, 3, 128, 192) and other.tensor.shape == (1, 3, 64, 96)
+    assert trained.image_sizes == other.image_sizes == [(60, 70)]
+    assert torch.equal(trained[0], other[0]) and trained.tensor[:, :, 60:].abs().sum() == 0

@@ -36,6 +36,9 @@ def test_yaml_and_lazy_names_agree(row):
         ({"max_skipped_in_a_row": 0}, "at least 1"),
         ({"step_epochs": (1.0,)}, "needs SOLVER.MAX_EPOCHS"),
         ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),
+        ({"cuda_graphs": True}, "set both"),
+        ({"pad_to": ("800",)}, "a height and a width such as 800x1344"),
+        ({"gradient_compression": "int8"}, "empty, bf16 or fp16"),
     ],
 )
 def test_checks(options, match):
@@ -52,3 +55,13 @@ def test_get_key():
     cfg = get_cfg()
     assert get_key(cfg, "train.output_dir", "OUTPUT_DIR") == cfg.OUTPUT_DIR
     assert get_key({}, "a.b", default=3) == 3
+
+
+def test_sizes_and_arguments_of_ddp():
+    assert TrainOptions().padded_sizes_hw == () and TrainOptions().of_ddp == {}
+    options = TrainOptions.from_lazy({"pad_to": "64x96", "gradient_compression": "bf16", "static_graph": True})
+    assert options.padded_sizes_hw == ((64, 96),)
+    assert options.of_ddp == {"bf16_compression": True, "static_graph": True}
+    cfg = get_cfg()
+    cfg.merge_from_list(["TRAIN.PAD_TO", ("64x96", "96x64")])
+    assert TrainOptions.from_cfg(cfg).padded_sizes_hw == ((64, 96), (96, 64))

@@ -1,6 +1,7 @@
 """Training as on a GPU: the same losses, samples of the same kind, and few waits."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -286,3 +287,35 @@ def test_waits_of_a_training_step(kind, mask_format, cls, tiny_rcnn_cfg, rcnn_ba
         with Waits() as waits:
             trainer.run_step()
     assert waits.found == EXPECTED[kind]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestOnGpu:
+    @pytest.mark.parametrize("kind", ["mask", "faster", "giou", "keypoint", "retinanet"])
+    def test_losses_are_those_of_the_cpu(self, kind, tiny_rcnn_cfg, rcnn_batch):
+        on_cpu = build_model(retinanet_cfg() if kind == "retinanet" else tiny_rcnn_cfg(*KINDS[kind], *DRAW_ALL))
+        expected = _losses_and_gradients(on_cpu, rcnn_batch(train=True))
+        if kind == "retinanet":
+            del on_cpu.loss_normalizer
+        found = _losses_and_gradients(on_cpu.cuda(), rcnn_batch(train=True))
+        for name, value in expected[0].items():
+            assert found[0][name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
+
+    @pytest.mark.parametrize(("kind", "limit"), [("mask", 2), ("faster", 2), ("retinanet", 0)])
+    def test_pytorch_counts_as_many_waits(self, kind, limit, tiny_rcnn_cfg, rcnn_batch):
+        cfg = retinanet_cfg() if kind == "retinanet" else tiny_rcnn_cfg(*KINDS[kind])
+        cfg.MODEL.DEVICE = "cuda"
+        model = build_model(cfg)
+        trainer = SimpleTrainer(model, [rcnn_batch(train=True)] * 10, torch.optim.SGD(model.parameters(), lr=1e-4))
+        trainer.prefetch, trainer.gather_metric_period = True, 100
+        with EventStorage() as trainer.storage:
+            trainer.run_step()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                trainer.run_step()
+                torch.cuda.set_sync_debug_mode("default")
+        # The loss is waited for by an event, which PyTorch does not count.
+        found = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        assert len(found) <= limit, found

@@ -95,3 +95,16 @@ def test_one_image_keeps_its_size_open_when_exported():
     dims = {1: torch.export.Dim("h", min=2, max=64), 2: torch.export.Dim("w", min=2, max=64)}
     exported = torch.export.export(Model(), (torch.zeros(3, 5, 6),), dynamic_shapes={"x": dims}).module()
     assert exported(torch.zeros(3, 9, 17)).shape == (1, 3, 12, 20)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected_hw"),
+    [((10, 20), (32, 64)), ((32, 33), (32, 64)), ((33, 10), (64, 32)), ((40, 60), (64, 96)), ((65, 97), (66, 98))],
+)
+def test_batches_are_padded_to_the_smallest_size_that_holds_them(size_hw, expected_hw):
+    image = torch.ones(3, *size_hw)
+    images = ImageList.from_tensors([image], 2, pad_to=[(64, 96), (32, 64), (63, 31)])
+    assert images.tensor.shape[-2:] == expected_hw and images.image_sizes == [size_hw]
+    assert torch.equal(images[0], image) and images.tensor.sum() == image.sum()
+    square = ImageList.from_tensors([image], padding_constraints={"square_size": 128}, pad_to=[(32, 64)])
+    assert square.tensor.shape[-2:] == (128, 128)

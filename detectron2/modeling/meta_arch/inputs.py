@@ -63,6 +63,8 @@ class DetectorBase(nn.Module):
     backbone: Backbone
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
+    pad_to: Sequence[Sequence[int]] = ()
+    """Sizes `(height, width)` that batches are padded to in training; see `ImageList.from_tensors`."""
 
     def _set_normalization(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
@@ -91,6 +93,7 @@ class DetectorBase(nn.Module):
             self.pixel_std,
             size_divisibility=self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
+            **({"pad_to": self.pad_to} if self.training and self.pad_to else {}),
         )
 
     def _targets(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
