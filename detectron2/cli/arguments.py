@@ -171,6 +171,8 @@ def _train(add: Any) -> None:
     add("--output", metavar="DIR", help="output folder; default: the one of the config")
     add("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
     add("--overwrite", action="store_true", help="train anew where an earlier training has left results")
+    add("--auto-batch", action="store_true", help="train with the largest batch that fits into the memory of the GPUs")
+    add("--scale-lr", action="store_true", help="with --auto-batch: scale SOLVER.BASE_LR with the batch (linear rule)")
     add("--num-gpus", type=int, default=1, help="processes on each machine, one GPU each")
     add("--num-machines", type=int, default=1, help="total number of machines")
     add("--machine-rank", type=int, default=0, help="which machine this is, from 0")

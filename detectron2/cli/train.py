@@ -6,6 +6,7 @@ detectron2 train --config-file configs/VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yam
 
 import argparse
 import itertools
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -21,9 +22,12 @@ from detectron2.cli.common import (
 )
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
+from detectron2.engine.auto_batch import set_largest_batch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.run_folder import earlier_results, other_training
 from detectron2.inference.loading import dataset_names, find_config_file, load_config
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +65,17 @@ def _check_folder(cfg: Any, args: argparse.Namespace) -> None:
     )
 
 
+def _chosen_batch(cfg: Any, args: argparse.Namespace) -> str:
+    """Set the batch of `--auto-batch`; return what was chosen."""
+    if args.scale_lr and not args.auto_batch:
+        raise ValueError("--scale-lr scales the learning rate with the batch that --auto-batch finds: give both.")
+    if not args.auto_batch:
+        return ""
+    if args.resume:
+        raise ValueError("--auto-batch changes the batch, which a training that is continued must keep: leave it out.")
+    return set_largest_batch(cfg, args.scale_lr)
+
+
 def train(args: argparse.Namespace) -> None:
     """Body of each process."""
     register_datasets(args)
@@ -69,7 +84,10 @@ def train(args: argparse.Namespace) -> None:
     require_registered(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     if comm.is_main_process():
         _check_folder(cfg, args)
+    batch = _chosen_batch(cfg, args)
     default_setup(cfg, args)
+    if batch:
+        logger.info(batch)
     if isinstance(cfg, CfgNode):
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)

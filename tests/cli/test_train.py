@@ -264,3 +264,14 @@ class TestErrors:
             command("train")
         assert exit_.value.code == 2
         assert "--config-file" in capsys.readouterr().err
+
+
+def test_the_largest_batch_needs_a_gpu(command, yaml_file, coco, tmp_path):
+    base = ["train", "--config-file", yaml_file, *coco, "--output", tmp_path / "o"]
+    status, _, err = command(*base, "--auto-batch", "MODEL.DEVICE", "cpu")
+    assert status == 1 and "--auto-batch finds the largest batch that fits into the memory of a GPU" in err
+    status, _, err = command(*base, "--scale-lr")
+    assert status == 1 and "give both" in err
+    status, _, err = command(*base, "--auto-batch", "--resume")
+    assert status == 1 and "leave it out" in err
+    assert not (tmp_path / "o" / "config.yaml").exists()
