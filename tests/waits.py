@@ -77,7 +77,7 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not self._python.is_inside:
             name = func._schema.name
-            if name in _OPERATORS or (name in _INDEXING and _has_mask(args[1])) or _repeats_unknown(name, args, kwargs):
+            if name in _OPERATORS or (name in _INDEXING and _has_mask(args[1])) or _repeats_unknown(func, kwargs or {}):
                 self.found.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -86,8 +86,9 @@ def _has_mask(indices: Any) -> bool:
     return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
-def _repeats_unknown(name: str, args: Any, kwargs: Any) -> bool:
-    return name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is None and len(_tensors(args)) > 0
+def _repeats_unknown(func: Any, kwargs: Any) -> bool:
+    is_by_tensor = func._schema.name == "aten::repeat_interleave" and "Tensor" in func._overloadname
+    return is_by_tensor and kwargs.get("output_size") is None
 
 
 class _WaitsInPython(TorchFunctionMode):

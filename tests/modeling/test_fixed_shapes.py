@@ -12,8 +12,10 @@ from detectron2.engine import AMPTrainer, SimpleTrainer, step_losses
 from detectron2.modeling import build_model, fixed_shapes
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear, _dense_box_regression_loss
 from detectron2.modeling.fixed_shapes import PaddedProposals, draw_samples, label_drawn_, read_together
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.meta_arch.dense_detector import sum_of_focal_losses
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import rpn
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -43,6 +45,8 @@ BOXES = {
 def as_on_a_gpu(monkeypatch):
     """Switch to the forms that are used on a GPU; the returned function takes them back."""
     monkeypatch.setattr(fixed_shapes, "runs_ahead", lambda device: True)
+    for module in (rpn, retinanet):  # a form of the heads that is used on the CPU
+        monkeypatch.setattr(module, "chain_of", lambda modules, maps: [], raising=False)
     return lambda: monkeypatch.setattr(fixed_shapes, "runs_ahead", lambda device: False)
 
 
@@ -287,6 +291,28 @@ def test_waits_of_a_training_step(kind, mask_format, cls, tiny_rcnn_cfg, rcnn_ba
         with Waits() as waits:
             trainer.run_step()
     assert waits.found == EXPECTED[kind]
+
+
+# In inference, before masks are pasted, of one image: its proposals with an area, their suppression, detections above
+# the threshold, and their suppression. RetinaNet finds what is above the threshold on each of two levels.
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mask", ["nonzero", "torchvision::nms", "nonzero", "torchvision::nms"]),
+        ("retinanet", ["nonzero", "nonzero", "torchvision::nms"]),
+    ],
+)
+def test_waits_of_inference(kind, expected, tiny_rcnn_cfg, rcnn_batch, as_on_a_gpu):
+    model = build_model(retinanet_cfg() if kind == "retinanet" else tiny_rcnn_cfg()).eval()
+    batch = rcnn_batch()[:1]
+    with torch.inference_mode(), Waits() as waits:
+        if kind == "mask":
+            model.inference(batch, do_postprocess=False)
+        else:
+            images = model.preprocess_image(batch)
+            maps = [model.backbone(images.tensor)[name] for name in model.head_in_features]
+            model.forward_inference(images, maps, model.head(maps))
+    assert waits.found == expected
 
 
 @pytest.mark.gpu
