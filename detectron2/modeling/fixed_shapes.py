@@ -24,6 +24,7 @@ __all__ = [
     "PaddedProposals",
     "classification_loss_of_drawn",
     "draw_samples",
+    "indices_of",
     "label_drawn_",
     "mark_foreground",
     "num_foreground",
@@ -82,6 +83,25 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()  # from other memory no copy is asynchronous
     return tensor.to(device, non_blocking=True)
+
+
+def indices_of(masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Find where masks are true, with one wait for all of them.
+
+    Args:
+        masks: bool vectors on one device.
+
+    Returns:
+        For each mask the indices, int64, on the device.
+
+    Example:
+        >>> from detectron2.modeling.fixed_shapes import indices_of
+        >>> indices_of([torch.tensor([True, False, True]), torch.tensor([False])])
+        [tensor([0, 2]), tensor([], dtype=torch.int64)]
+    """
+    if not masks or not runs_ahead(masks[0].device):
+        return [mask.nonzero()[:, 0] for mask in masks]
+    return [to_device(mask.nonzero()[:, 0], masks[0].device) for mask in read_together(*masks)]
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling

@@ -14,6 +14,7 @@ from torch.autograd.function import Function
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import fixed_shapes
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -196,14 +197,13 @@ class CascadeROIHeads(StandardROIHeads):
         self, boxes: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
         """Turn predicted boxes, `Tensor[Ri, 4]` of each image, into the proposals of the next stage, clipped."""
-        proposals = []
-        for tensor, image_size in zip(boxes, image_sizes, strict=True):
-            of_image = Boxes(tensor.detach())  # no gradient flows from one stage into the boxes of another
+        of_images = [Boxes(tensor.detach()) for tensor in boxes]  # no gradient flows from one stage into the next one
+        for of_image, image_size in zip(of_images, image_sizes, strict=True):
             of_image.clip(image_size)
-            if self.training:  # in inference empty ones stay, for the scores are averaged box by box
-                of_image = of_image[of_image.nonempty()]
-            proposals.append(Instances(image_size, proposal_boxes=of_image))
-        return proposals
+        if self.training:  # in inference empty ones stay, for the scores are averaged box by box
+            rows = fixed_shapes.indices_of([of_image.nonempty() for of_image in of_images])
+            of_images = [of_image[index] for of_image, index in zip(of_images, rows, strict=True)]
+        return [Instances(size, proposal_boxes=b) for size, b in zip(image_sizes, of_images, strict=True)]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

@@ -86,17 +86,17 @@ def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[
     A region without such a keypoint would add nothing to the loss but work. Images without regions may lack the fields
     `proposal_boxes` and `gt_keypoints`.
     """
-    chosen = []
+    learnable = []
     for per_image in proposals:
         if len(per_image) == 0:
-            chosen.append(per_image)
             continue
         keypoints = per_image.gt_keypoints.tensor  # (x, y, visibility)
         boxes_xyxy = per_image.proposal_boxes.tensor.unsqueeze(1)
         xy = keypoints[:, :, :2]
         inside = ((xy >= boxes_xyxy[:, :, :2]) & (xy <= boxes_xyxy[:, :, 2:])).all(dim=2)
-        learnable = (inside & (keypoints[:, :, 2] >= 1)).any(dim=1)
-        chosen.append(per_image[nonzero_tuple(learnable)[0]])
+        learnable.append((inside & (keypoints[:, :, 2] >= 1)).any(dim=1))
+    rows = iter(fixed_shapes.indices_of(learnable))
+    chosen = [x if len(x) == 0 else x[next(rows)] for x in proposals]
     # Known without asking the device: the lengths are already here.
     put_scalar("keypoint_head/num_fg_samples", sum(len(x) for x in chosen) / max(len(chosen), 1))
     return chosen
