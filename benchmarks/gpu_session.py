@@ -7,9 +7,10 @@ python benchmarks/gpu_session.py --device cpu --tiny                    # on any
 
 Parts, each in a process of its own with a limit of time, in this order: the machine; losses on the GPU beside those of
 the CPU; training and inference of Mask R-CNN and RetinaNet, R-50 FPN, on images of 800 x 1333 and less; the tests that
-need a GPU. Training is eager, compiled, and compiled with CUDA graphs (sizes padded to two), in bf16, tf32 and fp32,
-with the waits of the host for the GPU in a step. What fails or takes too long is a row with the reason, and the file is
-written anew after each row. The parts that tell most come first, and the last ones are left out when the time is over.
+need a GPU. Training is eager, compiled, and compiled with CUDA graphs (batches padded to one size), in bf16, tf32 and
+fp32 (compiled models in bf16 alone, unless there are 15 minutes), with the waits of the host for the GPU in a step.
+What fails or takes too long is a row with the reason, and the file is written anew after each row. The parts that tell
+most come first, and the last ones are left out when the time is over.
 
 Only torch, torchvision and our dependencies are needed. Where there is no package index, carry wheels of these, which
 `--wheels` unpacks and puts on the path. Make the folder on another machine, for the Python of the one with the GPU:
@@ -23,10 +24,12 @@ Only torch, torchvision and our dependencies are needed. Where there is no packa
 import argparse
 import contextlib
 import datetime
+import gc
 import itertools
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,10 +60,15 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     parts: list[tuple[str, list[str], float]] = [("Machine", ["environment"], 60), ("Losses", ["losses"], 120)]
     modes = ("eager",) if args.tiny else MODES
     for mode, model in itertools.product(modes, MODELS):
-        parts.append(("Training", ["training", model, mode], 75 if mode == "eager" else 150))
-    parts.insert(4, ("Inference", ["inference"], 75))
+        parts.append(("Training", ["training", model, mode], 75 if mode == "eager" else 120 * _patience(args)))
+    parts.insert(4, ("Inference", ["inference"], 60))
     parts.append(("Tests that need a GPU", ["tests"], 120))
     return [part for part in parts if not args.only or part[1][0] in args.only]
+
+
+def _patience(args: argparse.Namespace) -> int:
+    """How many precisions there is time for in compiled models."""
+    return len(PRECISIONS) if args.minutes >= 15 else 1
 
 
 def run_part(command: list[str], seconds: float, environment: dict[str, str], add: Callable[[Row], None]) -> None:
@@ -73,7 +81,7 @@ def run_part(command: list[str], seconds: float, environment: dict[str, str], ad
 
         def stop() -> None:
             stopped.set()
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # compilers run in processes of their own
 
         timer = threading.Timer(seconds, stop)
         timer.start()
@@ -84,7 +92,8 @@ def run_part(command: list[str], seconds: float, environment: dict[str, str], ad
             code = process.wait()
         finally:
             timer.cancel()
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         if stopped.is_set():
             add({"what": " ".join(command[-2:]), "note": f"stopped after {seconds:.0f} s"})
         elif code:
@@ -139,7 +148,7 @@ def session(args: argparse.Namespace) -> Path:
                 add({"what": " ".join(part), "note": "not run: the time is over"})
                 continue
             command = [sys.executable, str(Path(__file__).resolve()), "--device", args.device]
-            command += ["--batch", str(args.batch), *(["--tiny"] if args.tiny else []), "--part", *part]
+            command += ["--batch", str(args.batch), "--minutes", str(args.minutes), *(["--tiny"] if args.tiny else []), "--part", *part]
             run_part(command, min(limit, left), environment, add)
     return output
 
@@ -214,7 +223,7 @@ def batches(args: argparse.Namespace, count: int, size: int) -> list[list[dict[s
     from detectron2.structures import Boxes, Instances, PolygonMasks
 
     generator = torch.Generator().manual_seed(0)
-    sizes = [(64, 96), (96, 64)] if args.tiny else [(800, 1333), (800, 1066), (1066, 800), (736, 1226)]
+    sizes = [(64, 96), (60, 80)] if args.tiny else [(800, 1333), (800, 1066), (736, 1226), (672, 1120)]
     made = []
     for i in range(count):
         height, width = sizes[i % len(sizes)]
@@ -261,33 +270,20 @@ def training(args: argparse.Namespace) -> None:
 
     model, mode = args.part[1:]
     torch.manual_seed(0)
-    for precision in (PRECISIONS[0], PRECISIONS[-1]) if args.tiny else PRECISIONS:
+    precisions = (PRECISIONS[0], PRECISIONS[-1]) if args.tiny else PRECISIONS
+    for precision in precisions if mode == "eager" else precisions[: _patience(args)]:
         what = f"{MODELS[model][0]}, {mode}, {precision}"
-        batch = 2 if args.tiny else args.batch
-        while batch >= 1:
-            try:
-                with failing_rows_but_memory(what):
+        batch, is_done = 2 if args.tiny else args.batch, False
+        while batch >= 1 and not is_done:
+            is_done = True
+            with failing_rows(what):
+                try:
                     say(**_train(args, model, mode, precision, batch))
-                break
-            except torch.OutOfMemoryError:
-                say(what=what, batch=batch, note="too large for the memory of the GPU")
-                batch //= 2
-
-
-@contextlib.contextmanager
-def failing_rows_but_memory(what: str) -> Iterator[None]:
-    """As `failing_rows`, but a lack of memory is raised."""
-    import torch
-
-    with failing_rows(what):
-        try:
-            yield
-        except torch.OutOfMemoryError as e:
-            memory = e
-        else:
-            return
-        torch.cuda.empty_cache()
-    raise memory
+                except torch.OutOfMemoryError:
+                    say(what=what, batch=batch, note="too large for the memory of the GPU")
+                    batch, is_done = batch // 2, False
+            gc.collect()  # the frames of an error hold tensors
+            torch.cuda.empty_cache()
 
 
 def _train(args: argparse.Namespace, model: str, mode: str, precision: str, batch: int) -> Row:
@@ -303,7 +299,7 @@ def _train(args: argparse.Namespace, model: str, mode: str, precision: str, batc
     options = TrainOptions(
         compile=mode != "eager",
         cuda_graphs=mode == "graphs",
-        pad_to=() if mode == "eager" or args.tiny else ("800x1344", "1344x800"),
+        pad_to=() if mode == "eager" else ("64x96",) if args.tiny else ("800x1344",),
         channels_last=True,
     )
     on_gpu = args.device.startswith("cuda")

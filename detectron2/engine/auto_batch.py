@@ -207,4 +207,4 @@ def _share_of_memory() -> float:
     """The most that was taken since `_free_memory`, as a share of all memory of the GPU."""
     if not torch.cuda.is_available():
         return 0.0
-    return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties().total_memory
+    return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
