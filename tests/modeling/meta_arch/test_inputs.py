@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.inputs import normalized_batch, required_entry
 from detectron2.structures import Instances
 
@@ -39,3 +40,23 @@ def test_required_entries():
     assert required_entry([], "instances", torch.device("cpu"), "") == []
     with pytest.raises(ValueError, match=r"input 1 .* 'instances'.*because"):
         required_entry([inputs[0], {"image": 0}], "instances", torch.device("cpu"), "because")
+
+
+def test_padding_to_a_larger_size_adds_background_only(tiny_rcnn_cfg, rcnn_batch):
+    # All anchors and proposals are drawn, so that nothing is left to chance.
+    draw_all = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10_000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1_000]
+    draw_all += ["MODEL.RPN.PRE_NMS_TOPK_TRAIN", 10_000, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 1_000]
+    model = build_model(tiny_rcnn_cfg(*draw_all))
+    batch = rcnn_batch(train=True)
+    usual = model(batch)
+    model.pad_to = ((64, 96),)  # what the batch has anyway
+    assert model.preprocess_image(batch).tensor.shape == (2, 3, 64, 96)
+    same = model(batch)
+    model.pad_to = ((128, 128), (80, 112))
+    assert model.preprocess_image(batch).tensor.shape == (2, 3, 80, 112)
+    padded = model(batch)
+    for name, value in usual.items():
+        assert same[name].item() == pytest.approx(value.item(), rel=1e-2), name
+    assert padded["loss_rpn_loc"].item() == pytest.approx(usual["loss_rpn_loc"].item(), rel=1e-4)
+    assert padded["loss_mask"].item() == pytest.approx(usual["loss_mask"].item(), rel=1e-2)
+    assert padded["loss_rpn_cls"] > usual["loss_rpn_cls"]  # of anchors in the padding, which are background
