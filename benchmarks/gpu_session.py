@@ -118,7 +118,7 @@ def as_markdown(title: str, sections: dict[str, list[Row]]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file at once, so that it is whole whenever somebody looks."""
+    """Replace a file at once, so that it is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
@@ -148,7 +148,15 @@ def session(args: argparse.Namespace) -> Path:
                 add({"what": " ".join(part), "note": "not run: the time is over"})
                 continue
             command = [sys.executable, str(Path(__file__).resolve()), "--device", args.device]
-            command += ["--batch", str(args.batch), "--minutes", str(args.minutes), *(["--tiny"] if args.tiny else []), "--part", *part]
+            command += [
+                "--batch",
+                str(args.batch),
+                "--minutes",
+                str(args.minutes),
+                *(["--tiny"] if args.tiny else []),
+                "--part",
+                *part,
+            ]
             run_part(command, min(limit, left), environment, add)
     return output
 

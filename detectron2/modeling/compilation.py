@@ -48,7 +48,7 @@ def compile_parts(model: nn.Module, *, few_shapes: bool = False, cuda_graphs: bo
 
 
 def _begin_step(*_: Any) -> None:
-    """Let a CUDA graph write where the one before wrote: nobody reads the results of the last step any more."""
+    """Let a CUDA graph write where the one before wrote: the results of the last step are read no more."""
     torch.compiler.cudagraph_mark_step_begin()
 
 
