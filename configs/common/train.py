@@ -23,6 +23,7 @@ train = dict(
 #   ema_decay=0.0                     moving average of the weights, which is evaluated and saved
 #   freeze=[]                         patterns of names of parameters that are not trained: ["backbone.bottom_up.*"]
 #   compile=False, channels_last=None
+#   amp_dtype=""                      or "bfloat16", "float16", with amp.enabled
 #   pad_to=[], cuda_graphs=False      sizes of batches such as "800x1344"; with compile, on a GPU
 #   prefetch=True                     on a GPU, fetch the next batch during a step
 #   gradient_compression="", static_graph=False             between processes: "bf16" or "fp16"

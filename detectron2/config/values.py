@@ -72,6 +72,7 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),
     (("a height and a width such as 800x1344", lambda x: _SIZE_HW.fullmatch(str(x)) is not None), "TRAIN.PAD_TO"),
+    (("empty, bfloat16 or float16", ("", "bfloat16", "float16").__contains__), "SOLVER.AMP_DTYPE"),
     (("empty, bf16 or fp16", ("", "bf16", "fp16").__contains__), "TRAIN.GRADIENT_COMPRESSION"),
 )
 _LENGTHS = {

@@ -183,9 +183,10 @@ def _images_that_fit(cfg: CfgNode) -> int:
 def _try_steps(cfg: CfgNode, model: Any, optimizer: Any, batch: list[dict[str, Any]]) -> bool:
     """Train on a batch; return whether memory was enough, with the reserve."""
     kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+    precision: Any = {"precision": TrainOptions.from_cfg(cfg).precision} if cfg.SOLVER.AMP.ENABLED else {}
     _free_memory()
     try:
-        trainer = kind(model, itertools.repeat(batch), optimizer)
+        trainer = kind(model, itertools.repeat(batch), optimizer, **precision)
         with EventStorage() as trainer.storage:
             for _ in range(_STEPS):
                 trainer.run_step()

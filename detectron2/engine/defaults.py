@@ -333,7 +333,8 @@ class DefaultTrainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False, **options.of_ddp)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_type(model, data_loader, optimizer)
+        precision: Any = {"precision": options.precision} if cfg.SOLVER.AMP.ENABLED else {}
+        self._trainer = trainer_type(model, data_loader, optimizer, **precision)
         self._trainer.accumulation_steps, self._trainer.prefetch = options.accumulation_steps, options.prefetch
         self._trainer.divergence = DivergencePolicy(
             options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.OUTPUT_DIR, lambda: (cfg.dump(), "yaml")

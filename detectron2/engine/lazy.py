@@ -50,7 +50,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     optimizer_cfg.params.model = model
     optimizer = instantiate(optimizer_cfg)
     model = create_ddp_model(model, **{**cfg.train.ddp, **options.of_ddp})
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    precision: Any = {"precision": options.precision} if cfg.train.amp.enabled else {}
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer, **precision)
     trainer.accumulation_steps, trainer.prefetch = options.accumulation_steps, options.prefetch
     trainer.divergence = DivergencePolicy(
         options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from detectron2.checkpoint.files import require_safetensors
 from detectron2.config import CfgNode
 from detectron2.config.merge import nearest
@@ -41,6 +43,7 @@ class TrainOptions:
     max_epochs: float = _option("SOLVER.MAX_EPOCHS")
     step_epochs: tuple[float, ...] = _option("SOLVER.STEP_EPOCHS")
     freeze: tuple[str, ...] = _option("SOLVER.FREEZE")
+    amp_dtype: str = _option("SOLVER.AMP_DTYPE")
     checkpoints_to_keep: int = _option("SOLVER.CHECKPOINTS_TO_KEEP")
     checkpoint_format: str = _option("SOLVER.CHECKPOINT_FORMAT")
     on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS")
@@ -80,6 +83,11 @@ class TrainOptions:
                 "TEST.EARLY_STOPPING_PATIENCE (train.early_stopping_patience) needs the metric that should improve: "
                 "set TEST.BEST_METRIC (train.best_metric), for example to 'bbox/AP'."
             )
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The type of mixed precision, None for that which suits the device."""
+        return getattr(torch, self.amp_dtype) if self.amp_dtype else None
 
     @property
     def padded_sizes_hw(self) -> tuple[tuple[int, int], ...]:

@@ -197,10 +197,12 @@ class TestTrainer:
     def test_mixed_precision(self, toy_cfg):
         toy_cfg.SOLVER.AMP.ENABLED = True
         trainer = ToyTrainer(toy_cfg)
-        assert isinstance(trainer._trainer, AMPTrainer)
+        assert isinstance(trainer._trainer, AMPTrainer) and trainer._trainer.precision == torch.bfloat16
         trainer.train()
         state = torch.load(Path(toy_cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
         assert "grad_scaler" in state["trainer"]["_trainer"]
+        toy_cfg.merge_from_list(["SOLVER.AMP_DTYPE", "float16"])
+        assert ToyTrainer(toy_cfg)._trainer.precision == torch.float16
 
     def test_properties_are_those_of_the_inner_trainer(self, toy_cfg):
         trainer = ToyTrainer(toy_cfg)

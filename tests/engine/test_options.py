@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
 from detectron2.config import get_cfg
 from detectron2.config.optional_keys import OPTIONAL_KEYS
@@ -37,6 +38,7 @@ def test_yaml_and_lazy_names_agree(row):
         ({"step_epochs": (1.0,)}, "needs SOLVER.MAX_EPOCHS"),
         ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),
         ({"cuda_graphs": True}, "set both"),
+        ({"amp_dtype": "bf16"}, "empty, bfloat16 or float16"),
         ({"pad_to": ("800",)}, "a height and a width such as 800x1344"),
         ({"gradient_compression": "int8"}, "empty, bf16 or fp16"),
     ],
@@ -58,7 +60,8 @@ def test_get_key():
 
 
 def test_sizes_and_arguments_of_ddp():
-    assert TrainOptions().padded_sizes_hw == () and TrainOptions().of_ddp == {}
+    assert TrainOptions().padded_sizes_hw == () and TrainOptions().of_ddp == {} and TrainOptions().precision is None
+    assert TrainOptions(amp_dtype="float16").precision == torch.float16
     options = TrainOptions.from_lazy({"pad_to": "64x96", "gradient_compression": "bf16", "static_graph": True})
     assert options.padded_sizes_hw == ((64, 96),)
     assert options.of_ddp == {"bf16_compression": True, "static_graph": True}
