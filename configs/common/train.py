@@ -23,15 +23,15 @@ train = dict(
 #   ema_decay=0.0                     moving average of the weights, which is evaluated and saved
 #   freeze=[]                         patterns of names of parameters that are not trained: ["backbone.bottom_up.*"]
 #   compile=False, channels_last=None
-#   amp_dtype=""                      or "bfloat16", "float16", with amp.enabled
-#   pad_to=[], cuda_graphs=False      sizes of batches such as "800x1344"; with compile, on a GPU
-#   prefetch=True                     on a GPU, fetch the next batch during a step
-#   gradient_compression="", static_graph=False             between processes: "bf16" or "fp16"
 #   shard_model=False                 split model and optimizer state over all processes (FSDP2)
 #   on_nonfinite_loss="stop", max_skipped_in_a_row=10       or "skip" the step
 #   checkpoint_format="pth"           or "safetensors"
 #   checkpoints_to_keep=0             in place of checkpointer.max_to_keep; 0 keeps all
 #   validation_loss_period=0          needs dataloader.validation
 #   best_metric="", best_mode="max", early_stopping_patience=0      such as "bbox/AP"
+#   amp_dtype=""                      or "bfloat16", "float16", with amp.enabled
+#   pad_to=[], cuda_graphs=False      sizes of batches such as "800x1344"; with compile, on a GPU
+#   prefetch=True                     on a GPU, fetch the next batch during a step
+#   gradient_compression="", static_graph=False             between processes: "bf16" or "fp16"
 #   try_evaluator=True                on two images, before training
 #   writers=["terminal", "json", "tensorboard"]
