@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from detectron2.config import get_cfg
+from detectron2.engine import model_preparation
 from detectron2.engine.model_preparation import create_ddp_model, freeze_by_pattern, parameter_table, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.layers import FrozenBatchNorm2d
@@ -72,3 +73,12 @@ def test_batches_are_padded_in_training_only():
     assert trained.tensor.shape == (1, 3, 128, 192) and other.tensor.shape == (1, 3, 64, 96)
     assert trained.image_sizes == other.image_sizes == [(60, 70)]
     assert torch.equal(trained[0], other[0]) and trained.tensor[:, :, 60:].abs().sum() == 0
+
+
+def test_gradients_lie_where_they_are_exchanged_unless_told_otherwise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(model_preparation.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(model_preparation, "DistributedDataParallel", lambda m, **kwargs: asked.append(kwargs) or m)
+    for options in ({}, {"gradient_as_bucket_view": False, "static_graph": True}):
+        create_ddp_model(model(), **options)
+    assert asked == [{"gradient_as_bucket_view": True}, {"gradient_as_bucket_view": False, "static_graph": True}]
