@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from detectron2.data import MetadataCatalog
-from detectron2.data._memory import process_memory
+from detectron2.data._loader import process_memory
 from detectron2.structures import Boxes, Instances, ROIMasks
 
 _CLASSES = 80
@@ -42,9 +42,9 @@ def peak_mib() -> float:
 def now_mib() -> float:
     """Resident memory now; below the peak where making the data took more than it does, so growth is not hidden."""
     memory = process_memory()
-    if memory is None:
+    if not memory:
         raise SystemExit("This reads /proc, which only Linux has.")
-    return memory.rss / 2**20
+    return memory["RSS"] / 2**20
 
 
 def make_dataset(images: int, objects: int, height: int, width: int, masks: bool) -> dict[str, Any]:

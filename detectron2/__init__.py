@@ -24,6 +24,7 @@ _SUBPACKAGES = (
     "model_zoo",
     "modeling",
     "projects",
+    "serving",
     "solver",
     "structures",
     "tracking",

@@ -1,6 +1,8 @@
 """Metrics over data sets, and the loop that feeds models to them."""
 
-from .analysis import analyze_detections, analyze_panoptic, analyze_sem_seg, compare_detections
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .build import build_evaluator
 from .cityscapes_evaluation import CityscapesEvaluator, CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -11,6 +13,9 @@ from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from .rotated_coco_evaluation import RotatedCOCOEvaluator
 from .sem_seg_evaluation import SemSegEvaluator
 from .testing import flatten_results_dict, print_csv_format, verify_results
+
+if TYPE_CHECKING:
+    from .analysis import analyze_detections, analyze_panoptic, analyze_sem_seg, compare_detections
 
 __all__ = [
     "COCOEvaluator",
@@ -35,3 +40,14 @@ __all__ = [
     "print_csv_format",
     "verify_results",
 ]
+
+_ANALYSIS = ("analyze_detections", "analyze_panoptic", "analyze_sem_seg", "compare_detections")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the analysis, which training and evaluation do without, when a name of it is first read."""
+    if name == "analysis":
+        return importlib.import_module(".analysis", __name__)
+    if name in _ANALYSIS:
+        return getattr(importlib.import_module(".analysis", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
