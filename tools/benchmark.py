@@ -6,14 +6,14 @@ python tools/benchmark.py --config-file cfg.yaml --task data_advanced    # its s
 python tools/benchmark.py --config-file cfg.yaml --task train --num-gpus 8
 python tools/benchmark.py --config-file cfg.yaml --task eval
 
-"train" and "eval" use a few real batches again and again, so that data loading does not count.
+"train" and "eval" use a few real batches again and again, so that data loading does not count. For all parts in one
+table, and what holds the rest back: detectron2 benchmark --config-file cfg.yaml
 """
 
 import argparse
 import itertools
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,25 +21,12 @@ from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data.benchmark import DataLoaderBenchmark, iter_benchmark
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    hooks,
-    launch,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.benchmark import iter_benchmark
+from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, hooks, launch
+from detectron2.engine.benchmark import build_loader_benchmark, build_trainer, take_batches, wait_for_device
 from detectron2.inference.loading import find_config_file, load_config
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 
@@ -72,19 +59,7 @@ def benchmark_data(cfg: Any, num_iter: int) -> float:
 
 def benchmark_data_advanced(cfg: Any, num_iter: int) -> None:
     """Measure reading, mapping, workers and handing over, each by itself."""
-    if isinstance(cfg, CfgNode):
-        bench = DataLoaderBenchmark(
-            get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
-            mapper=DatasetMapper(cfg, is_train=True),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        )
-    else:
-        arguments = {
-            k: instantiate(v) for k, v in cfg.dataloader.train.items() if k not in ("_target_", "on_bad_image")
-        }
-        bench = DataLoaderBenchmark(**arguments)
+    bench = build_loader_benchmark(cfg)
     if comm.get_world_size() == 1:
         bench.benchmark_dataset(num_iter)
         bench.benchmark_mapper(num_iter)
@@ -94,25 +69,11 @@ def benchmark_data_advanced(cfg: Any, num_iter: int) -> None:
         bench.benchmark_distributed(num_iter)
 
 
-def cached(loader: Any) -> Iterator[Any]:
-    """The first batches of a loader, again and again; loading them is over when this returns."""
-    batches = list(itertools.islice(loader, CACHED_BATCHES))
-    if not batches:
-        raise ValueError("The data set of the config has no images.")
-    return itertools.cycle(batches)
-
-
 def benchmark_train(cfg: Any, num_iter: int) -> None:
     """Train on cached batches; the speed is in the log."""
-    data = cached(itertools.islice(train_loader(cfg), min(num_iter, CACHED_BATCHES)))
-    model = build(cfg)
-    if isinstance(cfg, CfgNode):
-        optimizer, use_amp = build_optimizer(cfg, model), cfg.SOLVER.AMP.ENABLED
-    else:
-        cfg.optimizer.params.model = model
-        optimizer, use_amp = instantiate(cfg.optimizer), cfg.train.amp.enabled
-    model = create_ddp_model(model.train(), broadcast_buffers=False)
-    trainer = (AMPTrainer if use_amp else SimpleTrainer)(model, data, optimizer)
+    data = itertools.cycle(take_batches(train_loader(cfg), min(num_iter, CACHED_BATCHES)))
+    model = create_ddp_model(build(cfg).train(), broadcast_buffers=False)
+    trainer = build_trainer(cfg, model, data)
     printer = CommonMetricPrinter(num_iter, images_per_iter=batch_size(cfg))
     is_main = comm.is_main_process()
     trainer.register_hooks([hooks.IterationTimer(), hooks.PeriodicWriter([printer]) if is_main else None])
@@ -129,7 +90,7 @@ def benchmark_eval(cfg: Any, num_iter: int) -> float:
     model = build(cfg).eval()
     if weights:
         DetectionCheckpointer(model).load(weights)
-    data = cached(itertools.islice(loader, num_iter))
+    data = itertools.cycle(take_batches(loader, min(num_iter, CACHED_BATCHES)))
     for _ in range(min(num_iter, 5)):
         model(next(data))
     wait_for_device()
@@ -142,11 +103,6 @@ def benchmark_eval(cfg: Any, num_iter: int) -> float:
     seconds = time.perf_counter() - begin
     logger.info("%.4f seconds per batch, %.1f images per second", seconds / num_iter, images / seconds)
     return seconds / num_iter
-
-
-def wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 TASKS = {

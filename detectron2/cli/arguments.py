@@ -267,6 +267,19 @@ def _serve(add: Any) -> None:
     add("--allow-private-urls", action="store_true", help="also those in private networks and on this machine")
 
 
+def _benchmark(add: Any) -> None:
+    _add_config(add, is_required=False)
+    _add_datasets(add)
+    add("--weights", default="", metavar="FILE", help="a checkpoint; default: random weights")
+    data = "a registered data set; default: those of the config, or generated images where they are not there"
+    add("--data", default="", metavar="DATASET", help=data)
+    batch = "images in a batch; default: of training that of the config, of inference 1"
+    add("--batch", type=_at_least_one, metavar="N", help=batch)
+    iterations = "of each measurement; default: as many as some seconds allow"
+    add("--iters", type=_at_least_one, metavar="N", help=iterations)
+    add("--json", metavar="FILE", help="also write the numbers there")
+
+
 def _export(add: Any) -> None:
     _add_config(add, is_required=False)
     _add_datasets(add)
@@ -504,6 +517,7 @@ _COMMANDS: _Table = {
     "train": ("train the model of a config", _train),
     "eval": ("evaluate a trained model", _eval),
     "predict": ("predict on images and videos; writes pictures, JSON and tables", _predict),
+    "benchmark": ("measure data, training and inference of a model here, and say what holds them back", _benchmark),
     "export": ("write a trained model in a format that other programs run, and check what was written", _export),
     "serve": ("predict on images that are sent over HTTP, with a page to try it on", _serve),
     "data": ("check, show or convert a data set", lambda add: None),

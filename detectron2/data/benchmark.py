@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -88,12 +88,14 @@ class DataLoaderBenchmark:
         mapped = MapDataset(self.dataset, self.mapper)
         return self._measure((mapped[i] for i in self.sampler), "mapper", "sample", num_iter, warmup)
 
-    def benchmark_workers(self, num_iter: int, warmup: int = 10) -> dict[int, float]:
-        """Measure the whole loader with no worker, one, and as many as configured; the keys are these numbers."""
+    def benchmark_workers(
+        self, num_iter: int, warmup: int = 10, workers: Iterable[int] | None = None
+    ) -> dict[int, float]:
+        """Measure the whole loader with numbers of workers, which are the keys; by default 0, 1 and that configured."""
         mapped = MapDataset(self.dataset, self.mapper)
         return {
-            workers: self._measure_loader(mapped, workers, f"{workers} workers", num_iter, warmup)
-            for workers in sorted({0, 1, self.num_workers})
+            count: self._measure_loader(mapped, count, f"{count} workers", num_iter, warmup)
+            for count in sorted({0, 1, self.num_workers} if workers is None else set(workers))
         }
 
     def benchmark_IPC(self, num_iter: int, warmup: int = 10) -> float:

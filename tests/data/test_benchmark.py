@@ -43,11 +43,13 @@ def test_stages(as_list, caplog):
     assert benchmark.benchmark_dataset(3, warmup=1) >= 0
     assert benchmark.benchmark_mapper(3, warmup=1) >= 0
     assert set(benchmark.benchmark_workers(2, warmup=1)) == {0, 1}
+    assert benchmark.benchmark_workers(2, warmup=1, workers=[]) == {}
+    assert set(benchmark.benchmark_workers(2, warmup=1, workers=[0, 0])) == {0}
     assert benchmark.benchmark_IPC(2, warmup=1) > 0
     assert benchmark.benchmark_distributed(2, warmup=1) > 0
     messages = [r.getMessage() for r in caplog.records]
     stages = [m.split(":")[0] for m in messages if "seconds per" in m]
-    assert stages == ["dataset", "mapper", "0 workers", "1 workers", "handing over", "all ranks"]
+    assert stages == ["dataset", "mapper", "0 workers", "1 workers", "0 workers", "handing over", "all ranks"]
     assert all("of it by this process" in m for m in messages if "seconds per" in m) or not os.path.exists("/proc")
 
 
