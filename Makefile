@@ -2,7 +2,7 @@
 # make test    all tests but the slow ones (ARGS="tests/structures -x" selects; ARGS="-m slow" runs the slow ones)
 # make check   format, lint, types, layers, docstrings, the shape of the source tree, words
 # make fuzz    hostile and damaged files for all readers (ARGS="--cases 2000 --kind yaml"; 20,000 cases by default)
-# make bench   all benchmarks
+# make bench   the table of speeds, in some minutes (ARGS="--only inference --output after.json"; benchmarks/run.py)
 # make docs    the documentation, to site/
 # make clean   remove what the other targets made (of output/ only output/demo: your own runs stay)
 #
@@ -40,7 +40,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --cases 20000 $(ARGS)
 
 bench: $(VENV)/.dev
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -12,6 +12,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 MODULES = (
     "detectron2",
@@ -28,26 +30,48 @@ begin = time.process_time()
 import torch, torchvision
 middle = time.process_time()
 importlib.import_module({module!r})
-print(json.dumps([middle - begin, time.process_time() - middle]))
+end = time.process_time()
+sys.path.insert(0, {folder!r})
+from bench_import import peak_memory_mib
+print(json.dumps([middle - begin, end - middle, peak_memory_mib()]))
 """
 
 
-def seconds_of(module: str) -> tuple[float, float]:
-    """Seconds of torch and torchvision, and of a module after them, in a process of their own."""
+class Import(NamedTuple):
+    """Seconds of torch and torchvision, of a module after them, and the peak of the memory."""
+
+    of_torch: float
+    of_module: float
+    memory_mib: float
+
+
+def measure_import(module: str) -> Import:
+    """Import a module in a process of its own."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", _CODE.format(module=module)], stdout=subprocess.PIPE, env=env)
-    done.check_returncode()
-    of_torch, of_module = json.loads(done.stdout)
-    return of_torch, of_module
+    code = _CODE.format(module=module, folder=str(Path(__file__).resolve().parent))
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, check=True)
+    return Import(*json.loads(done.stdout))
+
+
+def peak_memory_mib() -> float:
+    """Peak of the resident memory of this process."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # What getrusage says includes the memory of the process that started this one.
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 2**10
 
 
 def least_of(modules: list[str], rounds: int) -> dict[str, tuple[float, float]]:
     """For each module the least seconds of torch and torchvision in any process, and those beyond them."""
     for module in modules:
-        seconds_of(module)  # compiles
-    measured = {module: [seconds_of(module) for _ in range(rounds)] for module in modules}
-    of_torch = min(seconds for pairs in measured.values() for seconds, _ in pairs)
-    return {module: (of_torch, min(seconds for _, seconds in pairs)) for module, pairs in measured.items()}
+        measure_import(module)  # compiles
+    measured = {module: [measure_import(module) for _ in range(rounds)] for module in modules}
+    of_torch = min(found.of_torch for every in measured.values() for found in every)
+    return {module: (of_torch, min(found.of_module for found in every)) for module, every in measured.items()}
 
 
 def main() -> None:
