@@ -1,5 +1,6 @@
 """``benchmarks/run.py`` and ``benchmarks/compare.py``: the table, its files, and what has become slower."""
 
+import ast
 import importlib
 import json
 import sys
@@ -40,6 +41,18 @@ def test_both_orders(scripts):
     result = run.measure(run.Work(lambda: calls.append("o"), lambda: calls.append("t"), "theirs"), 2, threads=2)
     assert "".join(calls) == "ot" + "ot" + "to"
     assert result.seconds >= 0 and result.memory_mib > 1
+
+
+def test_scripts_have_what_is_called(scripts):
+    tree = ast.parse((FOLDER / "run.py").read_text())
+    uses = {
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id.startswith("bench_")
+    }
+    there = {(name, attribute) for name, attribute in uses if (FOLDER / f"{name}.py").exists()}
+    assert len({name for name, _ in there}) > 3
+    assert [f"{n}.{a}" for n, a in sorted(there) if not hasattr(scripts(n), a)] == []
 
 
 def result(run, ratio, spread=0.0, memory=100.0):
