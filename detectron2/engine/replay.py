@@ -45,6 +45,8 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
         raise ValueError(f"{path} is not a step that was saved by the trainer (nonfinite_*.pth).")
     if model is None:
         model = _model_of(content, path)
+    if any(map(_has_channels_last, content["model"].values())):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # for the same rounding
     model.load_state_dict(content["model"], strict=False)
     model.to(device).train()
     batches = from_plain(content["batches"])
@@ -64,6 +66,12 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
                 losses = model(batch)
     losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
     return {name: float(value) for name, value in losses.items()}, found
+
+
+def _has_channels_last(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dim() != 4 or value.is_contiguous():
+        return False
+    return value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _model_of(content: dict[str, Any], path: str) -> nn.Module:
