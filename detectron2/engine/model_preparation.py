@@ -36,7 +36,7 @@ def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
     if options.freeze:
         freeze_by_pattern(model, options.freeze)
     channels_last = options.channels_last
-    if channels_last is None and not options.shard_model:
+    if channels_last is None and not (options.shard_model or is_sharded(model)):
         channels_last = all(parameter.device.type == "cpu" for parameter in model.parameters())
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
