@@ -219,8 +219,7 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
     if world_size > 1:
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
         launch = " ".join(os.environ.get(name, "-") for name in names)
-        if torch.cuda.is_available() and args.device in (None, "cuda"):
-            args.device = f"cuda:{layout.local_rank}"
+        args.device = _device_of_process(args.device, layout.local_rank or 0)
     run = BulkRun(
         args.shards,
         words,
@@ -263,6 +262,12 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
         f"{run.num_images} images\n"
     )
     return 0
+
+
+def _device_of_process(device: str | None, local_rank: int) -> str | None:
+    """Return a GPU for each process of a machine; SLURM may let each see no other than its own."""
+    count = torch.cuda.device_count()
+    return f"cuda:{local_rank % count}" if count and device in (None, "cuda", "auto") else device
 
 
 def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | None:

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from pycocotools.mask import decode
 
-from detectron2.cli.predict import _image_ids, _inputs, _split_words, _tracked
+from detectron2.cli.predict import _device_of_process, _image_ids, _inputs, _split_words, _tracked
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from detectron2.inference import Predictor, read_shards
 from detectron2.inference.loading import load_metadata
@@ -336,6 +336,20 @@ def test_shards(command, trained, data, tmp_path):
     assert status == 1 and "--resume" in err
     status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", "--csv")
     assert status == 1 and "--csv is not for --shards" in err and not (tmp_path / "s").exists()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    for count, device, local_rank, expected in [
+        (0, None, 1, None),
+        (0, "cpu", 1, "cpu"),
+        (4, None, 3, "cuda:3"),
+        (4, "cuda", 0, "cuda:0"),
+        (1, None, 3, "cuda:0"),  # with --gpus-per-task 1
+        (4, "cuda:2", 0, "cuda:2"),
+        (4, "cpu", 1, "cpu"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert _device_of_process(device, local_rank) == expected
 
 
 def test_a_checkpoint_may_not_call_what_it_likes(command, lazy_trained, data, tmp_path):
