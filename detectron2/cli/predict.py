@@ -220,6 +220,15 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
         launch = " ".join(os.environ.get(name, "-") for name in names)
         args.device = _device_of_process(args.device, layout.local_rank or 0)
+    predictor = load_predictor(
+        args,
+        opts,
+        tta=True if args.tta else None,
+        tile=args.tile,
+        overlap=args.overlap,
+        workers=args.workers,
+        mask_format="rle",
+    )
     run = BulkRun(
         args.shards,
         words,
@@ -230,15 +239,6 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
         rank=rank,
         world_size=world_size,
         launch=launch,
-    )
-    predictor = load_predictor(
-        args,
-        opts,
-        tta=True if args.tta else None,
-        tile=args.tile,
-        overlap=args.overlap,
-        workers=args.workers,
-        mask_format="rle",
     )
     predictor.batch_size = args.batch or (_GPU_BATCH if predictor.device.type != "cpu" else 1)
     own = sum(run.length_of(number) for number in run.missing())

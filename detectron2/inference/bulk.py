@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -205,13 +205,19 @@ class BulkRun:
         )
 
     def _begin(self, sources: Sequence[str], own: Mapping[str, Any], launch: str) -> dict[str, Any]:
-        count = 0
-        with atomic_write(self.folder / _INPUTS, "w") as file:
-            for entry in list_images(sources):
-                file.write(json.dumps(entry) + "\n")
-                count += 1
-            if not count:
-                raise ValueError(f"There are no images in {', '.join(sources) or 'an empty list'}.")
+        count, was_there = 0, self.folder.exists()
+        try:
+            with atomic_write(self.folder / _INPUTS, "w") as file:
+                for entry in list_images(sources):
+                    file.write(json.dumps(entry) + "\n")
+                    count += 1
+                if not count:
+                    raise ValueError(f"There are no images in {', '.join(sources) or 'an empty list'}.")
+        except BaseException:
+            if not was_there:
+                with suppress(OSError):
+                    self.folder.rmdir()
+            raise
         known = {"schema": _SCHEMA, "num_images": count, "launch": launch, **own}
         with atomic_write(self.folder / _RUN, "w") as file:
             json.dump(known, file, indent=2)

@@ -33,8 +33,9 @@ from prometheus_client import (
 )
 
 from detectron2 import __version__
+from detectron2.data.images import decode_image
 from detectron2.inference import Predictor, Result
-from detectron2.inference.sources import Frame, read_frames
+from detectron2.inference.sources import Frame
 from detectron2.serving.batching import Batcher
 from detectron2.serving.urls import fetch
 from detectron2.visualization.colors import class_color
@@ -290,10 +291,12 @@ class _Service:
             most = self.limits.max_pixels
             raise HTTPException(413, f"The image has {width} x {height} pixels; at most {most} are taken.")
         predictor = self.predictor
-        frame = next(read_frames(content, image_format=predictor.image_format, exif=predictor.exif))
-        if frame.error is not None:
-            raise HTTPException(422, f"The image cannot be read: {frame.error}")
-        return Frame(frame.image, Path(name).name[:200] or "image", None, next(self._numbers))
+        name = Path(name).name[:200] or "image"
+        try:
+            pixels = decode_image(content, predictor.image_format, predictor.exif, name)
+        except (OSError, ValueError, TypeError) as error:
+            raise HTTPException(422, f"The image cannot be read: {error}") from None
+        return Frame(pixels, name, None, next(self._numbers))
 
     def _answer(self, result: Result, confidence: float, format: str, masks: str) -> Response:
         result = result.filter(score=confidence)

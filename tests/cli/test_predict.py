@@ -336,6 +336,9 @@ def test_shards(command, trained, data, tmp_path):
     assert status == 1 and "--resume" in err
     status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", "--csv")
     assert status == 1 and "--csv is not for --shards" in err and not (tmp_path / "s").exists()
+    for images, weights, name in [("images", "no.pth", "no.pth"), ("nowhere", trained / "model_final.pth", "nowhere")]:
+        status, _, err = command("predict", data / images, "--weights", weights, "--shards", tmp_path / "s")
+        assert status == 1 and name in err and not (tmp_path / "s").exists()
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

@@ -65,9 +65,10 @@ def test_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="no images in"):
         BulkRun(tmp_path / "out", [str(tmp_path / "in")])
-    assert not (tmp_path / "out" / "inputs.jsonl").exists()
+    assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         BulkRun(tmp_path / "out", [str(tmp_path / "nowhere")])
+    assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError):
         list(read_shards(tmp_path / "out"))
     assert list(list_images([])) == []
