@@ -8,7 +8,9 @@ like a matplotlib figure, without the cost of one. Operations are recorded and r
 
 import os
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from contextlib import suppress
+from functools import lru_cache
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -350,13 +352,56 @@ class _InPoints:
         self._renderer.draw_text(gc, x * self._factor, y * self._factor, text, font, rotation)
 
 
+class _Letters(NamedTuple):
+    """A line of text, set and rasterised: `opacity` from 0 to 255 (rows, columns), sizes in pixels."""
+
+    opacity: np.ndarray
+    left: float
+    width: float
+    height: float
+    descent: float
+
+
+@lru_cache(maxsize=2000)
+def _letters(line: str, size: float, font_files: tuple[str, ...]) -> _Letters:
+    """Set a line in points; labels repeat, and setting one takes longer than all else that is done with it."""
+    from matplotlib.backends.backend_agg import get_hinting_flag
+    from matplotlib.font_manager import get_font
+
+    font = get_font(font_files)
+    font.clear()
+    font.set_size(size, _DPI)
+    font.set_text(line, 0.0, flags=get_hinting_flag())
+    font.draw_glyphs_to_bitmap()
+    width, height = font.get_width_height()
+    opacity = np.array(font.get_image(), np.uint8)
+    return _Letters(opacity, font.get_bitmap_offset()[0] / 64, width / 64, height / 64, font.get_descent() / 64)
+
+
+def _font_files() -> tuple[str, ...]:
+    """The files of matplotlib's fonts without serifs, each for the letters that those before it lack."""
+    from matplotlib import rcParams
+
+    return _files_of(tuple(rcParams["font.sans-serif"]))
+
+
+@lru_cache(maxsize=8)
+def _files_of(families: tuple[str, ...]) -> tuple[str, ...]:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    files = []
+    for family in families:
+        with suppress(ValueError):  # the family is not installed
+            files.append(findfont(FontProperties(family=[family]), fallback_to_default=False))
+    return tuple(files) or (findfont(FontProperties(family="sans-serif")),)
+
+
 class _Typesetter:
-    """Measures and renders text on one canvas, in pixels of the canvas, and remembers what it measured."""
+    """Measures and renders text on one canvas, in pixels of the canvas."""
 
     def __init__(self, renderer: Any):
         self._renderer = renderer
         self._fonts: dict[float, Any] = {}
-        self._sizes: dict[tuple[str, float], tuple[float, float, float]] = {}
 
     def block_wh(self, lines: Sequence[str], font_size: float) -> tuple[float, float]:
         """Width and height of lines under each other."""
@@ -395,7 +440,20 @@ class _Typesetter:
                 continue
             left = (width - self._measure(line, font_size)[0]) * share
             x, y = turn @ [left, (row + 1) * line_height - descent] + shift
-            renderer.draw_text(gc, float(x), float(y), line, self._font(font_size), rotation)
+            if rotation == 0 and renderer is self._renderer:
+                self._stamp(_letters(line, font_size, _font_files()), (float(x), float(y)), color)
+            else:
+                renderer.draw_text(gc, float(x), float(y), line, self._font(font_size), rotation)
+
+    def _stamp(self, letters: "_Letters", base_xy: tuple[float, float], color: Sequence[float]) -> None:
+        """Blend a line of letters in a colour; the position is that of its left end on the base line."""
+        height, width = letters.opacity.shape
+        stamp = np.empty((height, width, 4), np.uint8)
+        stamp[..., :3] = np.round(255 * np.array(color[:3]))
+        stamp[..., 3] = np.round(letters.opacity * color[3])
+        x, bottom = round(base_xy[0] + letters.left), round(base_xy[1] + letters.descent) + 1
+        # Agg's rows count from the bottom
+        self._renderer.draw_image(self._renderer.new_gc(), x, self._renderer.height - bottom, stamp[::-1])
 
     def _font(self, size: float) -> Any:
         if size not in self._fonts:
@@ -406,10 +464,8 @@ class _Typesetter:
 
     def _measure(self, line: str, size: float) -> tuple[float, float, float]:
         """Width, height and depth below the base line."""
-        key = (line, size)
-        if key not in self._sizes:
-            self._sizes[key] = self._renderer.get_text_width_height_descent(line or " ", self._font(size), False)
-        return self._sizes[key]
+        letters = _letters(line or " ", size, _font_files())
+        return letters.width, letters.height, letters.descent
 
     def _fill_polygon(self, renderer: Any, corners_xy: np.ndarray, face: Sequence[float]) -> None:
         from matplotlib.path import Path

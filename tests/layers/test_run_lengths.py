@@ -53,3 +53,14 @@ def test_decoding_images_without_pixels(size):
 def test_run_lengths_of_another_image_are_refused(counts):
     with pytest.raises(ValueError, match="3 x 4"):
         run_lengths.decode_part({"size": [3, 4], "counts": counts})
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64, np.float32])
+def test_crops_have_all_that_is_not_zero(dtype):
+    mask = np.zeros((9, 11), dtype)
+    part, corner_xy = run_lengths.crop_to_content(mask)
+    assert part.size == 0 and corner_xy == (0, 0)
+    mask[2, 3], mask[6, 7] = np.array([2, -1]).astype(dtype)
+    part, corner_xy = run_lengths.crop_to_content(mask)
+    assert corner_xy == (3, 2) and part.dtype == dtype
+    np.testing.assert_array_equal(part, mask[2:7, 3:8])

@@ -163,6 +163,54 @@ def test_background_and_rotation_of_text():
     assert upright[3] - upright[1] == pytest.approx(flat[2] - flat[0], abs=2)
 
 
+@pytest.mark.parametrize(("text", "font_size"), [("person 97%", 16), ("gyp|jq", 11.3), ("cat", 30)])
+def test_letters_are_those_of_a_matplotlib_figure(text, font_size):
+    canvas = VisImage(blank(80, 200))
+    canvas.draw_text(text, (20, 10), font_size=font_size, color=(1, 1, 1, 1))
+    ours = canvas.get_image().astype(float)
+    height = canvas.text_size_wh(text, font_size)[1]
+    figure = VisImage(blank(80, 200))
+    figure.ax.text(20, 10 + height, text, size=font_size, family="sans-serif", color="white", va="bottom", ha="left")
+    theirs = figure.get_image().astype(float)
+    # a letter may begin within its first pixel there, and begins with it here
+    np.testing.assert_allclose(extent(ours > 60), extent(theirs > 60), atol=2)
+    assert ours.sum() == pytest.approx(theirs.sum(), rel=0.05)
+
+
+def test_letters_take_the_colour_and_its_opacity():
+    canvas = VisImage(blank(value=100))
+    canvas.draw_text("I" * 9, (5, 5), font_size=20, color=(1.0, 0.0, 0.0, 0.5))
+    picture = canvas.get_image().reshape(-1, 3).astype(int)
+    np.testing.assert_allclose(picture[picture[:, 0].argmax()], [178, 50, 50], atol=2)  # half of the way
+    assert picture[picture[:, 0].argmin()].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\n"])
+def test_nothing_to_see_leaves_the_image_alone(text):
+    canvas = VisImage(blank())
+    canvas.draw_text(text, (5, 5), font_size=12, color=RED)
+    assert not canvas.get_image().any()
+
+
+@pytest.mark.parametrize("position", [(-30, 10), (55, 10), (10, -15), (10, 35), (500, 500)])
+def test_text_may_hang_over_the_edge(position):
+    near, wide = VisImage(blank()), VisImage(blank(140, 160))
+    near.draw_text("label", position, font_size=14, color=RED)
+    wide.draw_text("label", (position[0] + 50, position[1] + 50), font_size=14, color=RED)
+    np.testing.assert_array_equal(near.get_image(), wide.get_image()[50:90, 50:110])
+
+
+def test_another_font_applies_at_once():
+    import matplotlib
+
+    canvas = VisImage(blank())
+    with matplotlib.rc_context({"font.sans-serif": ["DejaVu Sans"]}):
+        sans = canvas.text_size_wh("mill", 14)
+    with matplotlib.rc_context({"font.sans-serif": ["no such font", "DejaVu Sans Mono"]}):
+        mono = canvas.text_size_wh("mill", 14)
+    assert mono != sans
+
+
 def test_unknown_alignment():
     with pytest.raises(ValueError, match="middle"):
         VisImage(blank()).draw_text("a", (0, 0), font_size=9, color=RED, horizontal_alignment="middle")
