@@ -94,8 +94,10 @@ def _letters() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
 
 
-def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, folder: Path) -> dict[str, str]:
-    """Draw all charts as PNG files into a folder, and return the same by title as HTML."""
+def draw_charts(
+    analysis: DetectionAnalysis, comparison: Comparison | None, folder: Path, kind: str = "png"
+) -> dict[str, str]:
+    """Draw all charts into files of a folder, PNG, SVG or PDF, and return the same by title as HTML."""
     classes = [*(s.name for s in analysis.per_class), "background"]
     names = Names([*classes, *(k.name for k in analysis.keypoints)])
     overall, best = analysis.overall, analysis.overall.best
@@ -132,20 +134,23 @@ def draw_charts(analysis: DetectionAnalysis, comparison: Comparison | None, fold
     if analysis.keypoints:
         rows = [(names[k.name], k.similarity, f"{k.similarity:.3f}  n={k.count}", _NONE) for k in analysis.keypoints]
         charts["Keypoints"] = ("keypoints", (6.4, 1.0 + 0.22 * len(rows)), _bars(rows, "mean contribution to OKS"), "")
-    return _draw_all(charts, folder, names)
+    return _draw_all(charts, folder, names, kind)
 
 
-def draw_pixel_charts(analysis: SegmentAnalysis, folder: Path) -> dict[str, str]:
-    """Draw the charts of labels of pixels as PNG files into a folder, and return the same by title as HTML."""
+def draw_pixel_charts(analysis: SegmentAnalysis, folder: Path, kind: str = "png") -> dict[str, str]:
+    """Draw the charts of labels of pixels as `draw_charts` does."""
     name, names = {"sem_seg": "IoU", "panoptic_seg": "PQ"}[analysis.task], Names([s.name for s in analysis.per_class])
     known = [(s.name, s.values[name], f"{s.values[name]:.3f}", _NONE) for s in analysis.per_class]
     charts = {f"{name} by class": _best_and_worst_chart(known, name, names)}
     if analysis.confusion is not None:
         charts["Confusion"] = _confusion_chart(analysis.confusion, analysis.class_names, names, is_percent=True)
-    return _draw_all(charts, folder, names)
+    return _draw_all(charts, folder, names, kind)
 
 
-def _draw_all(charts: dict[str, _Chart], folder: Path, names: Names) -> dict[str, str]:
+_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same analysis gives the same file
+
+
+def _draw_all(charts: dict[str, _Chart], folder: Path, names: Names, kind: str) -> dict[str, str]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,11 +162,15 @@ def _draw_all(charts: dict[str, _Chart], folder: Path, names: Names) -> dict[str
             figure = Figure(figsize=size_wh, dpi=110, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure.add_subplot())
-            with atomic_write(folder / f"{name}.png", "wb") as f:
-                figure.savefig(f, format="png", facecolor="white")
-            figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
-            figure.savefig(svg, format="svg", metadata={"Date": None})
+            if kind != "svg":
+                with atomic_write(folder / f"{name}.{kind}", "wb") as f:
+                    figure.savefig(f, format=kind, facecolor="white", metadata=_NO_DATE.get(kind))
+                figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
+            figure.savefig(svg, format="svg", metadata=_NO_DATE["svg"])
         text = names.restore(svg.getvalue())
+        if kind == "svg":
+            with atomic_write(folder / f"{name}.svg", "w") as f:
+                f.write(text)
         for color, role in ((INK, "currentColor"), (LINE, "var(--line)"), (PAGE, "var(--page)")):
             text = text.replace(color, role)
         drawn[title] = inline_svg(text, name, f"Chart: {title}. {said}" if said else f"Chart: {title}.")

@@ -72,7 +72,7 @@ def run_sources(sources: Sequence[Source], args: argparse.Namespace, folder: Pat
             if source.kind == "instances":
                 _analyze_instances(source, args, own)
             else:
-                _analyze_pixels(source, args.images, args.worst, own)
+                _analyze_pixels(source, args, own)
 
 
 def _analyze_instances(source: Source, args: argparse.Namespace, folder: Path) -> None:
@@ -132,7 +132,7 @@ def _analyze_task(
     write_csv(folder / "per_class.csv", *class_table(analysis))
     write_csv(folder / "errors.csv", *error_table(analysis))
     write_csv(folder / "confusion.csv", ["true", "predicted", "count"], analysis.confused())
-    charts = draw_charts(analysis, comparison, folder)
+    charts = draw_charts(analysis, comparison, folder, args.charts)
     page = folder / "report.html"
     write_detection_page(page, (source.file, source.data), analysis, comparison, charts, worst, notes)
     sys.stderr.write("".join(f"{note}\n" for note in analysis.notes))
@@ -161,7 +161,7 @@ def _summary(analysis: DetectionAnalysis, comparison: Comparison | None) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _analyze_pixels(source: Source, images: str | None, worst: int, folder: Path) -> None:
+def _analyze_pixels(source: Source, args: argparse.Namespace, folder: Path) -> None:
     """Analyze predictions of labels, and write the files."""
     if source.data not in DatasetCatalog:
         raise ValueError(
@@ -171,13 +171,14 @@ def _analyze_pixels(source: Source, images: str | None, worst: int, folder: Path
     analysis = (analyze_sem_seg if source.kind == "sem_seg" else analyze_panoptic)(source.data, source.file)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_old_pictures(folder)
-    pictures = _draw_worst_pixels(analysis, source, images, worst, folder)
+    pictures = _draw_worst_pixels(analysis, source, args.images, args.worst, folder)
     write_metrics(folder / "metrics.json", {"predictions": source.file, "data": source.data, **analysis.to_dict()})
     write_csv(folder / "per_class.csv", *segment_table(analysis))
     if analysis.confusion is not None:
         write_csv(folder / "confusion.csv", ["true", "predicted", "pixels"], analysis.confused())
     page = folder / "report.html"
-    write_segment_page(page, (source.file, source.data), analysis, draw_pixel_charts(analysis, folder), pictures)
+    charts = draw_pixel_charts(analysis, folder, args.charts)
+    write_segment_page(page, (source.file, source.data), analysis, charts, pictures)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in list(analysis.metrics.items())[:3])
     notes = "".join(f"{note}\n" for note in analysis.notes)
     sys.stdout.write(f"{numbers}\n{notes}The whole report is {page}\n")
@@ -392,4 +393,5 @@ def _remove_old_pictures(folder: Path) -> None:
     for path in folder.glob("worst_*.png"):
         if path.stem.removeprefix("worst_").isdigit():
             path.unlink()
-    (folder / "comparison.png").unlink(missing_ok=True)
+    for kind in ("png", "svg", "pdf"):
+        (folder / f"comparison.{kind}").unlink(missing_ok=True)

@@ -418,6 +418,11 @@ def _number_of_files(text: str) -> int | None:
     return int(text)
 
 
+def _add_charts(add: Any) -> None:
+    kinds = "format of the files with charts; svg and pdf stay sharp at any size; default: png"
+    add("--charts", choices=("png", "svg", "pdf"), default="png", help=kinds)
+
+
 def _analyze(add: Any) -> None:
     run_or_file = "output folder of a run; or a file with predictions, such as coco_instances_results.json"
     add("predictions", metavar="PREDICTIONS", help=run_or_file)
@@ -437,6 +442,7 @@ def _analyze(add: Any) -> None:
     sigmas = "OKS sigma of each keypoint; default: those of the run's config, else of COCO's persons"
     add("--sigmas", metavar="A,B,C", help=sigmas)
     add("--output", metavar="DIR", help="where files go; default: 'analysis' in the run's folder, else here")
+    _add_charts(add)
     _add_exif(add)
     _add_datasets(add)
 
@@ -448,6 +454,7 @@ def _plot(add: Any) -> None:
     add("--smooth", type=int, default=1, metavar="N", help="average N neighbouring points; default: 1")
     folder = "where curves.png and curves.html go; default: the run, or . for several runs"
     add("--output", metavar="DIR", help=folder)
+    _add_charts(add)
 
 
 _ANY_CONFIG = "config file, name in the model zoo, checkpoint, or output folder of a run"

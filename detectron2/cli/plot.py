@@ -32,10 +32,13 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     image, page = folder / "curves.png", folder / "curves.html"
     draw_curves(runs, metrics, args.smooth, image)
+    if args.charts != "png":  # the page holds pixels
+        image = image.with_suffix(f".{args.charts}")
+        draw_curves(runs, metrics, args.smooth, image)
     title = f"Training of {', '.join(r.name for r in runs)}"
     files = "".join(f"<li>{html.escape(r.name)}: {html.escape(str(r.file))}</li>" for r in runs)
     note = f"<p>Means over {args.smooth} points; pale: as recorded.</p>" if args.smooth > 1 else ""
-    body = [f"<h1>{html.escape(title)}</h1>", picture(image), note, "<h2>Last values</h2>"]
+    body = [f"<h1>{html.escape(title)}</h1>", picture(image.with_suffix(".png")), note, "<h2>Last values</h2>"]
     write_page(page, title, [*body, value_table(runs, metrics), f"<h2>Files</h2><ul>{files}</ul>"])
     sys.stdout.write(f"Drawn {len(metrics)} metrics of {len(runs)} runs: {image}, {page}\n")
     return 0

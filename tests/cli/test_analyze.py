@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detectron2.cli import _analysis_charts
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.evaluation.panoptic_evaluation import id_map_to_rgb
@@ -106,6 +107,26 @@ def test_no_predictions(command, data, tmp_path):
     assert status == 0, err
     assert "AP 0.000" in out and "best F1" not in out and "There are no predictions." in err
     assert len(list((tmp_path / "o").glob("worst_*.png"))) == 4
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_charts_for_papers(command, data, coco, predictions, tmp_path, monkeypatch, kind, begin):
+    few = {"AP by class", "Confusion"}
+    draw_all = _analysis_charts._draw_all
+    monkeypatch.setattr(
+        _analysis_charts, "_draw_all", lambda charts, *rest: draw_all({t: charts[t] for t in few}, *rest)
+    )
+    options = ("--data", "cli_shapes", *coco, "--worst", 0, "--resamples", 0, "--charts", kind)
+    for folder in ("o", "again"):
+        status, _, err = command("analyze", predictions(), *options, "--output", tmp_path / folder)
+        assert status == 0, err
+    for name in ("classes", "confusion"):
+        content = (tmp_path / "o" / f"{name}.{kind}").read_bytes()
+        assert content.startswith(begin) and content == (tmp_path / "again" / f"{name}.{kind}").read_bytes()
+    assert not list((tmp_path / "o").glob("*.png"))
+    if kind == "svg":
+        assert "triangle" in (tmp_path / "o" / "classes.svg").read_text()
+    assert len(Page(tmp_path / "o" / "report.html").all("svg")) == len(few)
 
 
 def test_all_files(analyzed):

@@ -166,6 +166,13 @@ def test_losses_of_training_and_validation_share_a_panel(metrics, expected):
     assert panels(metrics) == expected
 
 
+def test_curves_for_papers(command, run, tmp_path):
+    status, out, err = command("plot", run("a", records()), "--charts", "pdf", "--output", tmp_path / "o")
+    assert status == 0, err
+    assert (tmp_path / "o" / "curves.pdf").read_bytes().startswith(b"%PDF") and "curves.pdf" in out
+    assert "data:image/png" in (tmp_path / "o" / "curves.html").read_text()
+
+
 def test_a_metric_of_one_run_only(run, tmp_path):
     runs = [read_run(run("a", records()), "a"), read_run(run("b", [{"iteration": 3, "x": 0.5}]), "b")]
     draw_curves(runs, ["total_loss", "x"], 1, tmp_path / "p.png")
