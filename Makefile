@@ -4,6 +4,7 @@
 # make fuzz    hostile and damaged files for all readers (ARGS="--cases 2000 --kind yaml"; 20,000 cases by default)
 # make bench   the table of speeds, in some minutes (ARGS="--only inference --output after.json"; benchmarks/run.py)
 # make docs    the documentation, to site/
+# make release the files of a release, tried in fresh environments (ARGS="--write", ARGS="--build-only"; tools/release.py)
 # make clean   remove what the other targets made (of output/ only output/demo: your own runs stay)
 #
 # Each target makes .venv and installs what it needs, at no cost when nothing has changed.
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 TORCH_BACKEND := $(if $(CPU),cpu,$(CUDA))
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
 
-.PHONY: demo test check fuzz bench docs clean
+.PHONY: demo test check fuzz bench docs release clean
 
 demo: $(VENV)/.run
 	$(BIN)/detectron2 demo $(ARGS)
@@ -44,6 +45,9 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+release: | $(BIN)/uv
+	$(BIN)/python tools/release.py $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) output/demo build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
