@@ -283,7 +283,8 @@ def _load_openvino(path: Path, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 
 def _export(graph: Any, example: Inputs, dynamic: Sequence[str]) -> Any:
-    return torch.export.export(graph, example, dynamic_shapes=graph.dynamic_shapes(dynamic))
+    # Not strict, which is the default from PyTorch 2.7 on: strict tracing does not follow all that graphs call.
+    return torch.export.export(graph, example, dynamic_shapes=graph.dynamic_shapes(dynamic), strict=False)
 
 
 def _write_pt2(graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ interpolate = F.interpolate
 _RECTIFIERS = (F.relu, torch.relu)
 _FORWARD_OF_FROZEN_NORM = FrozenBatchNorm2d.forward  # a program may replace it
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_ALL_MODULES = tuple(f"_global{name}" for name in _HOOKS)
 
 
 class Conv2d(nn.Conv2d):
@@ -100,7 +101,7 @@ def is_plain(module: Any, *kinds: type) -> bool:
         return False
     if any(getattr(module, name) for name in _HOOKS) or module._compiled_call_impl is not None:
         return False
-    return not nn.modules.module._has_any_global_hook()
+    return not any(getattr(nn.modules.module, name) for name in _HOOKS_OF_ALL_MODULES)
 
 
 def is_rectifier(activation: Any) -> bool:

@@ -128,7 +128,9 @@ def test_exported_graph_follows_its_input():
     model, features = Model().eval(), pyramid(1)
     with torch.no_grad():
         shapes = ([{}] * 4, {0: torch.export.Dim("regions", min=2, max=100)})
-        program = torch.export.export(model, (features, random_boxes(9, 600).tensor), dynamic_shapes=shapes)
+        program = torch.export.export(
+            model, (features, random_boxes(9, 600).tensor), dynamic_shapes=shapes, strict=False
+        )
         other = random_boxes(5, 60).tensor
         assert torch.equal(program.module()(features, other), model(features, other))
 

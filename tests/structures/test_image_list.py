@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectron2.structures import ImageList
+from detectron2.utils.env import TORCH_VERSION
 
 
 def images(*sizes, channels=(3,)):
@@ -87,13 +88,15 @@ def test_errors(tensors, error, words):
         ImageList.from_tensors(tensors)
 
 
+@pytest.mark.skipif(TORCH_VERSION < (2, 7), reason="PyTorch 2.6 does not see that rounding up makes nothing smaller")
 def test_one_image_keeps_its_size_open_when_exported():
     class Model(torch.nn.Module):
         def forward(self, x):
             return ImageList.from_tensors([x], 4).tensor
 
     dims = {1: torch.export.Dim("h", min=2, max=64), 2: torch.export.Dim("w", min=2, max=64)}
-    exported = torch.export.export(Model(), (torch.zeros(3, 5, 6),), dynamic_shapes={"x": dims}).module()
+    program = torch.export.export(Model(), (torch.zeros(3, 5, 6),), dynamic_shapes={"x": dims}, strict=False)
+    exported = program.module()
     assert exported(torch.zeros(3, 9, 17)).shape == (1, 3, 12, 20)
 
 

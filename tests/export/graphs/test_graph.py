@@ -298,7 +298,7 @@ def test_compiles_in_one_graph(name):
 )
 def test_exported_program_takes_any_batch_and_size(name, options):
     graph = graph_of(name, options)
-    program = torch.export.export(graph, graph.example_inputs(), dynamic_shapes=graph.dynamic_shapes())
+    program = torch.export.export(graph, graph.example_inputs(), dynamic_shapes=graph.dynamic_shapes(), strict=False)
     assert not [node for node in program.graph.nodes if "detectron2" in str(node.target)]
     run = program.module()
     threshold = torch.tensor(graph.score_threshold)
@@ -312,7 +312,7 @@ def test_exported_program_takes_any_batch_and_size(name, options):
 @pytest.mark.slow
 def test_exported_program_without_sizes_that_depend_on_values():
     graph = graph_of("Mask R-CNN, FPN", GraphOptions(nms="aten"))
-    program = torch.export.export(graph, graph.example_inputs())
+    program = torch.export.export(graph, graph.example_inputs(), strict=False)
     assert not program.range_constraints
     targets = {str(node.target) for node in program.graph.nodes}
     assert not [t for t in targets if "detectron2" in t or "nms" in t or "nonzero" in t]

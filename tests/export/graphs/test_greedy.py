@@ -53,7 +53,7 @@ def test_exported_without_sizes_that_depend_on_values():
 
     boxes, scores = some(2, 1, 30)
     groups = torch.zeros(2, 30, dtype=torch.int64)
-    program = torch.export.export(Model(), (boxes, scores[:, 0], groups))
+    program = torch.export.export(Model(), (boxes, scores[:, 0], groups), strict=False)
     assert not program.range_constraints
     for seed, empty in ((1, 0.2), (2, 2.0)):
         boxes, scores = some(2, 1, 30, seed=seed, empty=empty)
