@@ -1,6 +1,7 @@
-"""The processes of a run, found from arguments or from the environment that torchrun and SLURM provide.
+"""The processes of a run, found from arguments, or from the environment variables of the program that starts them.
 
-A *machine* runs several processes, and ranks are numbered machine by machine.
+A *machine* runs several processes, and ranks are numbered machine by machine. `_STARTERS` is the table of the programs
+that are known.
 """
 
 import os
@@ -10,9 +11,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-__all__ = ["Layout", "find_free_port", "find_layout", "first_host", "host_and_port"]
+__all__ = ["Layout", "find_free_port", "find_layout", "first_host", "host_and_port", "torchrun_attempt"]
 
-_TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+@dataclass(frozen=True)
+class _Starter:
+    """Environment variables by which a program tells its processes where they are.
+
+    `rank` has the names of which one is enough. A starter whose processes do not know about their machine leaves out
+    the last three; what it calls a process is then one, or a machine that starts several.
+    """
+
+    name: str
+    world_size: str
+    rank: tuple[str, ...]
+    local_size: str = ""
+    local_rank: str = ""
+    machine_rank: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """The variables that all have to be there."""
+        return [key for key in (self.world_size, self.rank[0], self.local_size, self.local_rank) if key]
+
+
+# In the order in which they are looked for: torchrun may run under each of the others, and Open MPI under SLURM. The
+# processes meet at MASTER_ADDR and MASTER_PORT, for which SLURM has a default. SLURM_STEP_... exist only in a step
+# (srun): in a batch script, which is one process, the number of tasks is a plan.
+_STARTERS = (
+    _Starter("torchrun", "WORLD_SIZE", ("RANK",), "LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"),
+    _Starter(
+        "Open MPI",
+        "OMPI_COMM_WORLD_SIZE",
+        ("OMPI_COMM_WORLD_RANK",),
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),
+    _Starter(
+        "SLURM",
+        "SLURM_STEP_NUM_TASKS",
+        ("SLURM_PROCID",),
+        "SLURM_STEP_TASKS_PER_NODE",
+        "SLURM_LOCALID",
+        "SLURM_NODEID",
+    ),
+    # A PyTorchJob of Kubernetes sets RANK; an Indexed Job sets JOB_COMPLETION_INDEX, and its manifest the others.
+    _Starter("environment", "WORLD_SIZE", ("RANK", "JOB_COMPLETION_INDEX")),
+)
+_TORCHRUN, _OPEN_MPI, _SLURM, _PLAIN = _STARTERS
+_ADDRESS_KEYS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -27,7 +74,8 @@ class Layout:
         rank: index of this process among all; None if this process has yet to start those of its machine.
         local_rank: index of this process among those of its machine; None in the same case.
         dist_url: where the processes meet, for example `tcp://10.0.0.1:8686`; `"auto"` for a free local port.
-        started_by: source of these values: `"arguments"`, `"torchrun"` or `"SLURM"`.
+        started_by: source of these values: `"arguments"`, `"torchrun"`, `"SLURM"`, `"Open MPI"`, or `"environment"` for
+            the variables `RANK` and `WORLD_SIZE` alone, which Kubernetes sets.
         generation: distinguishes the attempts of a run that torchrun restarts.
         store_is_up: whether the launcher holds the store where the processes meet, instead of rank 0.
     """
@@ -57,9 +105,10 @@ def find_layout(
 ) -> Layout:
     """Find the number of processes and the position of this process.
 
-    Under torchrun, and under `srun` with one task per GPU, the processes exist already and the environment holds the
-    rank. Under `srun` with one task per machine, it holds the machine. Otherwise the arguments decide. Arguments that
-    are left at 1 never contradict the environment.
+    Under torchrun, Open MPI, Kubernetes with one GPU for each pod, and `srun` with one task per GPU, the processes exist
+    already and the environment holds the rank. Under `srun` with one task per machine, and Kubernetes with pods of
+    several GPUs, it holds the machine. Otherwise the arguments decide. Arguments that are left at 1 never contradict
+    the environment.
 
     Args:
         num_gpus_per_machine: processes on each machine.
@@ -73,7 +122,8 @@ def find_layout(
         The layout.
 
     Raises:
-        ValueError: the arguments contradict each other or the environment, or the address is missing.
+        ValueError: the arguments contradict each other or the environment, the address is missing, or a variable of the
+            environment, which the message names.
     """
     asked = (num_gpus_per_machine, num_machines, machine_rank)
     if num_machines * num_gpus_per_machine < 1:
@@ -85,10 +135,15 @@ def find_layout(
         url = _tcp_url(environ.get("MASTER_ADDR", ""), _integer(environ, "MASTER_PORT"))
     if url is not None and not url.startswith("file://"):
         host_and_port(url)
-    found = _from_torchrun(environ) or _from_slurm(environ, num_gpus_per_machine, url)
+    found = (
+        _from_torchrun(environ)
+        or _from_open_mpi(environ, url)
+        or _from_slurm(environ, num_gpus_per_machine, url)
+        or (_from_plain(environ, num_gpus_per_machine, url) if num_machines == 1 else None)
+    )
     if found is not None and found.world_size > 1:
         _check_agreement(found, *asked)
-        return replace(found, dist_url=url) if url and found.started_by == "SLURM" else found
+        return found
     if url is None and num_machines > 1:
         raise ValueError(
             f"With {num_machines} machines, dist_url must name machine 0, for example tcp://10.0.0.1:8686; "
@@ -100,15 +155,11 @@ def find_layout(
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> Layout | None:
-    if not all(key in environ for key in _TORCHRUN_KEYS):
+    if not all(key in environ for key in (*_TORCHRUN.keys, *_ADDRESS_KEYS)):
         return None
-    rank, world_size, local_rank, local_size = (_integer(environ, key) for key in _TORCHRUN_KEYS[:4])
-    if not (0 <= rank < world_size and 0 <= local_rank < local_size <= world_size):
-        raise ValueError(
-            f"The environment contradicts itself: RANK={rank} of WORLD_SIZE={world_size}, LOCAL_RANK={local_rank} of "
-            f"LOCAL_WORLD_SIZE={local_size}. Start with torchrun, or unset these variables."
-        )
-    group_rank = environ.get("GROUP_RANK", "")
+    world_size, rank, local_size, local_rank = _position(environ, _TORCHRUN)
+    group_rank = environ.get(_TORCHRUN.machine_rank, "")
+    run_id, attempt = torchrun_attempt(environ) or ("", 0)
     return Layout(
         world_size,
         local_size,
@@ -116,38 +167,132 @@ def _from_torchrun(environ: Mapping[str, str]) -> Layout | None:
         int(group_rank) if group_rank.isdigit() else rank // local_size,
         rank,
         local_rank,
-        _tcp_url(environ["MASTER_ADDR"], _integer(environ, "MASTER_PORT")),
-        "torchrun",
-        f"{environ.get('TORCHELASTIC_RUN_ID', '')}.{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        _master_url(environ, _TORCHRUN),
+        _TORCHRUN.name,
+        f"{run_id}.{attempt}",
         environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 
-def _from_slurm(environ: Mapping[str, str], num_gpus_per_machine: int, url: str | None) -> Layout | None:
-    # These exist only in a step (srun). In a batch script, which is one process, the number of tasks is a plan.
-    if "SLURM_STEP_NUM_TASKS" not in environ or "SLURM_PROCID" not in environ:
+def torchrun_attempt(environ: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """Return the id of the torchrun that has started this process, and how often it has restarted its processes.
+
+    Args:
+        environ: the environment variables.
+
+    Returns:
+        The id, `"none"` where torchrun was given none, and the number of restarts; None without torchrun.
+
+    Raises:
+        ValueError: a variable of torchrun is not a number.
+
+    Example:
+        >>> torchrun_attempt({"TORCHELASTIC_RUN_ID": "job7", "TORCHELASTIC_RESTART_COUNT": "2"})
+        ('job7', 2)
+    """
+    if "TORCHELASTIC_RUN_ID" not in environ:
         return None
-    tasks = _integer(environ, "SLURM_STEP_NUM_TASKS")
+    has_count = "TORCHELASTIC_RESTART_COUNT" in environ
+    return environ["TORCHELASTIC_RUN_ID"], _integer(environ, "TORCHELASTIC_RESTART_COUNT") if has_count else 0
+
+
+def _from_open_mpi(environ: Mapping[str, str], url: str | None) -> Layout | None:
+    if _OPEN_MPI.world_size not in environ or environ[_OPEN_MPI.world_size] == "1":
+        return None
+    world_size, rank, local_size, local_rank = _position(environ, _OPEN_MPI)
+    if world_size % local_size or rank % local_size != local_rank:
+        raise ValueError(
+            f"Open MPI gave rank {rank} to process {local_rank} of the {local_size} on its machine. Ranks must be "
+            "numbered machine by machine, with the same number on each: start with mpirun --map-by slot."
+        )
+    where = url or _master_url(environ, _OPEN_MPI)
+    machines = world_size // local_size
+    return Layout(world_size, local_size, machines, rank // local_size, rank, local_rank, where, _OPEN_MPI.name)
+
+
+def _from_slurm(environ: Mapping[str, str], num_gpus_per_machine: int, url: str | None) -> Layout | None:
+    if _SLURM.world_size not in environ or _SLURM.rank[0] not in environ:
+        return None
+    tasks = _integer(environ, _SLURM.world_size)
     machines = _integer(environ, "SLURM_STEP_NUM_NODES")
-    machine_rank = _integer(environ, "SLURM_NODEID")
+    machine_rank = _integer(environ, _SLURM.machine_rank)
     if tasks == 1:
         return None
     where = url or _slurm_url(environ)
     if tasks == machines and num_gpus_per_machine > 1:  # one task on each machine, which starts the processes
         size = machines * num_gpus_per_machine
-        return Layout(size, num_gpus_per_machine, machines, machine_rank, dist_url=where, started_by="SLURM")
-    sizes = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", f"{tasks // machines}(x{machines})"))
+        return Layout(size, num_gpus_per_machine, machines, machine_rank, dist_url=where, started_by=_SLURM.name)
+    sizes = _tasks_per_node(environ.get(_SLURM.local_size, f"{tasks // machines}(x{machines})"))
     return Layout(
         tasks,
         sizes[machine_rank],
         machines,
         machine_rank,
-        _integer(environ, "SLURM_PROCID"),
-        _integer(environ, "SLURM_LOCALID"),
+        _integer(environ, _SLURM.rank[0]),
+        _integer(environ, _SLURM.local_rank),
         where,
-        "SLURM",
+        _SLURM.name,
         environ.get("SLURM_RESTART_COUNT", "0"),
     )
+
+
+def _from_plain(environ: Mapping[str, str], num_gpus_per_machine: int, url: str | None) -> Layout | None:
+    """Read a rank and a number of processes alone; without an address or a number they are left over from something."""
+    rank_key = next((key for key in _PLAIN.rank if key in environ), None)
+    if _PLAIN.world_size not in environ:
+        if rank_key is not None and "MASTER_ADDR" in environ:
+            raise _missing(_PLAIN.world_size, rank_key)
+        return None
+    machines = _integer(environ, _PLAIN.world_size)
+    if machines <= 1:
+        return None
+    if rank_key is None:
+        raise _missing(" or ".join(_PLAIN.rank), _PLAIN.world_size)
+    if _TORCHRUN.local_rank in environ:  # then there may be several on a machine, and all of it is needed
+        for key in (*_TORCHRUN.keys, *_ADDRESS_KEYS):
+            if key not in environ:
+                raise _missing(key, _TORCHRUN.local_rank)
+    rank = _integer(environ, rank_key)
+    if not 0 <= rank < machines:
+        raise _contradiction(f"{rank_key}={rank} of {_PLAIN.world_size}={machines}")
+    where = url or _master_url(environ, _PLAIN)
+    if num_gpus_per_machine > 1:
+        size = machines * num_gpus_per_machine
+        return Layout(size, num_gpus_per_machine, machines, rank, dist_url=where, started_by=_PLAIN.name)
+    return Layout(machines, 1, machines, rank, rank, 0, where, _PLAIN.name)
+
+
+def _position(environ: Mapping[str, str], starter: _Starter) -> tuple[int, int, int, int]:
+    """Return number of processes, rank, number on this machine, and rank there."""
+    for key in starter.keys:
+        if key not in environ:
+            raise _missing(key, starter.world_size)
+    world_size, rank, local_size, local_rank = (_integer(environ, key) for key in starter.keys)
+    if not (0 <= rank < world_size and 0 <= local_rank < local_size <= world_size):
+        raise _contradiction(
+            f"{starter.rank[0]}={rank} of {starter.world_size}={world_size}, {starter.local_rank}={local_rank} of "
+            f"{starter.local_size}={local_size}"
+        )
+    return world_size, rank, local_size, local_rank
+
+
+def _master_url(environ: Mapping[str, str], starter: _Starter) -> str:
+    for key in _ADDRESS_KEYS:
+        if key not in environ:
+            raise _missing(key, starter.world_size)
+    return _tcp_url(environ["MASTER_ADDR"], _integer(environ, "MASTER_PORT"))
+
+
+def _missing(key: str, present: str) -> ValueError:
+    place = " (the address of rank 0) or --dist-url" if key in _ADDRESS_KEYS else ""
+    return ValueError(
+        f"The environment variable {present} is set, as for one of several processes, but {key} is missing. Set "
+        f"{key}{place}, start the processes with torchrun, or unset {present} if it is left over from something else."
+    )
+
+
+def _contradiction(values: str) -> ValueError:
+    return ValueError(f"The environment contradicts itself: {values}. Start with torchrun, or unset these variables.")
 
 
 def _integer(environ: Mapping[str, str], key: str) -> int:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.distributed.layout import Layout, host_and_port
 from detectron2.utils import comm
 
-__all__ = ["host_store", "join", "leave", "meeting_timeout"]
+__all__ = ["adopt", "host_store", "join", "leave", "meeting_timeout"]
 
 
 def meeting_timeout() -> timedelta:
@@ -61,6 +61,21 @@ def join(layout: Layout, timeout: timedelta) -> None:
     if len(local_sizes) == 1:  # else comm reads the local rank from the environment
         comm.create_local_process_group(layout.local_size, timeout)
     comm.synchronize()  # no process runs ahead while others still start
+
+
+def adopt() -> None:
+    """Complete a process group that the program has made itself: make the group of this machine.
+
+    All processes must call it. Nothing happens where there is such a group, or where the environment holds the local
+    rank, as under Ray Train. A machine is recognized by its host name.
+    """
+    if comm._LOCAL_PROCESS_GROUP is not None or ("LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ):
+        return
+    hosts = comm.all_gather(socket.gethostname())
+    machines = list(dict.fromkeys(hosts))
+    local_size = len(hosts) // len(machines)
+    if hosts == [host for host in machines for _ in range(local_size)]:  # else comm says what is missing, when needed
+        comm.create_local_process_group(local_size)
 
 
 def leave() -> None:

@@ -13,6 +13,7 @@ from detectron2.distributed import rendezvous
 from detectron2.distributed.launching import run_processes
 from detectron2.distributed.layout import Layout, find_layout
 from detectron2.distributed.layout import find_free_port as _find_free_port  # noqa: F401  # projects import it from here
+from detectron2.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
@@ -36,7 +37,8 @@ def launch(
 
     If torchrun, or `srun` with one task per GPU, has started the processes already, this process joins them and calls
     the function directly; leave the numbers at 1 then. Under `srun` with one task per machine, only
-    `num_gpus_per_machine` is needed.
+    `num_gpus_per_machine` is needed. Open MPI and Kubernetes are known as well, see `detectron2.distributed.layout`. If
+    the program, or Ray Train, has made a process group already, the function is called in it, and the group stays.
 
     At the start, processes wait 60 seconds for each other. The environment variable `DETECTRON2_MEETING_TIMEOUT` sets
     another number of seconds.
@@ -60,8 +62,15 @@ def launch(
         ProcessExitedException: a process of this machine ended without an exception, for example killed by the system.
         RuntimeError: some processes did not come; the message names the missing ranks.
     """
-    if dist.is_available() and dist.is_initialized() and num_machines * num_gpus_per_machine == 1:
-        return main_func(*args)  # the caller has made the process group
+    if dist.is_available() and dist.is_initialized():
+        asked, there = num_machines * num_gpus_per_machine, dist.get_world_size()
+        if asked == 1 or asked == there:
+            return _run_in_group_of_program(main_func, args)
+        if there > 1:
+            raise ValueError(
+                f"This process is rank {dist.get_rank()} of {there} in a process group that the program has made, and "
+                f"{asked} processes are asked for. Leave the numbers of processes and machines at 1."
+            )
     layout = find_layout(num_gpus_per_machine, num_machines, machine_rank, dist_url)
     if layout.world_size == 1:
         return main_func(*args)
@@ -77,6 +86,16 @@ def launch(
     finally:
         del store  # closes it
     return None
+
+
+def _run_in_group_of_program(main_func: Callable, args: tuple) -> Any:
+    """Call the function in the process group that is there, which is left as it was."""
+    before = comm._LOCAL_PROCESS_GROUP
+    rendezvous.adopt()
+    try:
+        return main_func(*args)
+    finally:
+        comm._LOCAL_PROCESS_GROUP = before
 
 
 def _open_store(layout: Layout) -> tuple[Layout, Any]:

@@ -4,7 +4,14 @@ import socket
 
 import pytest
 
-from detectron2.distributed.layout import Layout, find_free_port, find_layout, first_host, host_and_port
+from detectron2.distributed.layout import (
+    Layout,
+    find_free_port,
+    find_layout,
+    first_host,
+    host_and_port,
+    torchrun_attempt,
+)
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
@@ -121,3 +128,72 @@ def test_a_batch_script_is_one_process():
 )
 def test_first_host(nodes, first):
     assert first_host(nodes) == first
+
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+PYTORCH_JOB = {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": "4", "RANK": "3"}
+INDEXED_JOB = {"JOB_COMPLETION_INDEX": "3", **{key: value for key, value in PYTORCH_JOB.items() if key != "RANK"}}
+
+
+def test_how_often_torchrun_has_restarted():
+    assert torchrun_attempt({}) is None
+    assert torchrun_attempt({"TORCHELASTIC_RUN_ID": "none"}) == ("none", 0)
+    assert torchrun_attempt(TORCHRUN) == ("job", 2)
+    with pytest.raises(ValueError, match="TORCHELASTIC_RESTART_COUNT must be an integer, got 'x'"):
+        torchrun_attempt({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "x"})
+
+
+def test_layout_under_open_mpi():
+    here = find_layout(1, environ=OPEN_MPI)
+    assert (here.rank, here.world_size, here.local_rank, here.local_size) == (5, 8, 1, 4)
+    assert (here.machine_rank, here.num_machines, here.dist_url) == (1, 2, "tcp://10.0.0.1:29500")
+    assert (here.started_by, here.store_is_up) == ("Open MPI", False)
+    assert find_layout(1, environ={**SLURM, **OPEN_MPI}) == here  # whose daemons srun starts
+    assert find_layout(1, environ={**OPEN_MPI, **TORCHRUN}).started_by == "torchrun"
+    assert find_layout(1, dist_url="tcp://a:1", environ=OPEN_MPI).dist_url == "tcp://a:1"
+    assert find_layout(2, environ={"OMPI_COMM_WORLD_SIZE": "1"}) == Layout(2, 2)
+    with pytest.raises(ValueError, match=r"rank 5 to process 2 of the 4 .* mpirun --map-by slot"):
+        find_layout(1, environ={**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK": "2"})
+    with pytest.raises(ValueError, match="Leave out --num-gpus, --num-machines and --machine-rank under Open MPI"):
+        find_layout(3, environ=OPEN_MPI)
+
+
+@pytest.mark.parametrize("environ", [PYTORCH_JOB, INDEXED_JOB], ids=["PyTorchJob", "IndexedJob"])
+def test_layout_under_kubernetes(environ):
+    here = find_layout(1, environ=environ)
+    assert here == Layout(4, 1, 4, 3, 3, 0, "tcp://job-master-0:23456", "environment")
+    pods = find_layout(8, environ=environ)  # which start a process for each of their GPUs
+    assert (pods.rank, pods.world_size, pods.local_size, pods.machine_rank, pods.num_machines) == (None, 32, 8, 3, 4)
+    assert pods.of_child(7).rank == 31
+    assert find_layout(1, dist_url="tcp://a:1", environ=environ).dist_url == "tcp://a:1"
+    assert find_layout(8, 2, 1, "tcp://a:1", environ=environ) == Layout(16, 8, 2, 1, dist_url="tcp://a:1")
+    assert find_layout(1, environ={**environ, "WORLD_SIZE": "1"}) == Layout(1, 1)
+    assert find_layout(1, environ={**environ, **SLURM}).started_by == "SLURM"
+    assert find_layout(1, environ={**environ, **TORCHRUN}).started_by == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        *[(PYTORCH_JOB, key) for key in PYTORCH_JOB if key != "MASTER_ADDR"],
+        *[(INDEXED_JOB, key) for key in INDEXED_JOB if key != "MASTER_ADDR"],
+        *[(TORCHRUN, key) for key in ("RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")],
+        *[(OPEN_MPI, key) for key in OPEN_MPI if key != "OMPI_COMM_WORLD_SIZE"],
+        *[(SLURM, key) for key in ("SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_ID")],
+    ],
+)
+def test_a_missing_variable_is_named(environ, missing):
+    with pytest.raises(ValueError, match=rf"\b{missing}\b.*(is missing|must be an integer, got None)"):
+        find_layout(1, environ={key: value for key, value in environ.items() if key != missing})
+
+
+def test_an_address_may_come_from_the_arguments():
+    without = {key: value for key, value in PYTORCH_JOB.items() if not key.startswith("MASTER")}
+    assert find_layout(1, dist_url="tcp://a:1", environ=without).rank == 3
+    with pytest.raises(ValueError, match=r"MASTER_ADDR is missing\. Set MASTER_ADDR \(the address of rank 0\) or --dist"):
+        find_layout(1, environ=without)
+    with pytest.raises(ValueError, match="RANK=4 of WORLD_SIZE=4"):
+        find_layout(1, environ={**PYTORCH_JOB, "RANK": "4"})
