@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_setup, default_writers
 from detectron2.engine.class_names import match_classes
-from detectron2.engine.run_folder import training_in
+from detectron2.engine.run_folder import resumes_after_restart, training_in
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.projects.training import launch_script
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> Any:
         checkpointer.load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
         return do_test(cfg, model)
     model = create_ddp_model(model, broadcast_buffers=False)
-    do_train(cfg, model, resume=args.resume)
+    do_train(cfg, model, resume=args.resume or resumes_after_restart(cfg.OUTPUT_DIR))
     return do_test(cfg, model)
 
 

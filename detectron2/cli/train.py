@@ -21,10 +21,11 @@ from detectron2.cli.common import (
     save_metadata,
 )
 from detectron2.config import CfgNode
+from detectron2.config.lazy_text import load_lazy_yaml
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.auto_batch import set_largest_batch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
-from detectron2.engine.run_folder import earlier_results, other_training
+from detectron2.engine.run_folder import earlier_results, is_restarted, other_training
 from detectron2.inference.loading import dataset_names, find_config_file, load_config
 
 logger = logging.getLogger(__name__)
@@ -44,15 +45,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_folder(cfg: Any, args: argparse.Namespace) -> None:
+def _folder(cfg: Any) -> str:
+    return cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+
+
+def _check_folder(cfg: Any, args: argparse.Namespace, resumes: bool) -> None:
     """Raise where another training runs in the output folder or has left results there, or weights are missing."""
-    folder = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    folder = _folder(cfg)
     if text := other_training(folder):
         raise ValueError(text)
-    if not (args.resume and os.path.isfile(os.path.join(folder, "last_checkpoint"))):
+    if not (resumes and os.path.isfile(os.path.join(folder, "last_checkpoint"))):
         require_weights(cfg, is_needed=False)
     found = earlier_results(folder)
-    if args.resume or not found:
+    if resumes or not found:
         return
     if args.overwrite:  # what is resumed next is this training
         Path(folder, "last_checkpoint").unlink(missing_ok=True)
@@ -73,7 +78,23 @@ def _chosen_batch(cfg: Any, args: argparse.Namespace) -> str:
         return ""
     if args.resume:
         raise ValueError("--auto-batch changes the batch, which a training that is continued must keep: leave it out.")
+    if is_restarted(_folder(cfg)):
+        return _same_batch(cfg)
     return set_largest_batch(cfg, args.scale_lr)
+
+
+def _same_batch(cfg: CfgNode) -> str:
+    """Set the batch that `--auto-batch` chose when this training was started; return what it was."""
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    text = Path(path).read_text(encoding="utf-8") if comm.is_main_process() else ""
+    chosen = load_lazy_yaml(comm.all_gather(text)[0], path)["SOLVER"]
+    keys = ("IMS_PER_BATCH", "REFERENCE_WORLD_SIZE", "BASE_LR")
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.SOLVER.update({key: chosen[key] for key in keys})
+    if was_frozen:
+        cfg.freeze()
+    return f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, as when this training was started."
 
 
 def train(args: argparse.Namespace) -> None:
@@ -82,8 +103,9 @@ def train(args: argparse.Namespace) -> None:
     args.config_file = find_config_file(args.config_file)
     cfg = load_config(args.config_file, args.opts, args.output, chosen_device(args))
     require_registered(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
+    resumes = args.resume or is_restarted(_folder(cfg))
     if comm.is_main_process():
-        _check_folder(cfg, args)
+        _check_folder(cfg, args, resumes)
     batch = _chosen_batch(cfg, args)
     default_setup(cfg, args)
     if batch:

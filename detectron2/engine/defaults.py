@@ -42,7 +42,7 @@ from detectron2.engine.hooks.run_summary import explain_schedule
 from detectron2.engine.model_preparation import create_ddp_model, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
-from detectron2.engine.run_folder import other_training
+from detectron2.engine.run_folder import other_training, resumes_after_restart
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -375,7 +375,9 @@ class DefaultTrainer(TrainerBase):
         Args:
             resume: whether to look for a checkpoint. If there is one, model, optimizer, schedule and iteration are
                 restored, and `MODEL.WEIGHTS` is ignored. Otherwise only weights are loaded, and training starts at 0.
+                A training that torchrun restarts after a process died is resumed in any case.
         """
+        resume = resume or resumes_after_restart(self.cfg.OUTPUT_DIR)
         checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         is_resumed = resume and self.checkpointer.has_checkpoint()
         names = (self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)

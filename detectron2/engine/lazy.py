@@ -25,6 +25,7 @@ from detectron2.engine.evaluator_trial import try_lazy_evaluator
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
 from detectron2.engine.model_preparation import create_ddp_model, prepare_model
 from detectron2.engine.options import TrainOptions
+from detectron2.engine.run_folder import resumes_after_restart
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.inference.loading import available_device
@@ -36,9 +37,11 @@ __all__ = ["lazy_test", "lazy_train"]
 def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     """Train the model of a LazyConfig, and evaluate it at the end.
 
-    With `resume`, training continues from the last checkpoint in `train.output_dir`, if there is one. Returns the
-    model, wrapped for data parallelism where there are several processes.
+    With `resume`, and when torchrun restarts it after a process died, training continues from the last checkpoint in
+    `train.output_dir`, if there is one. Returns the model, wrapped for data parallelism where there are several
+    processes.
     """
+    resume = resume or resumes_after_restart(cfg.train.output_dir)
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
     validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))

@@ -1,4 +1,8 @@
-"""The output folder of a training: used by one at a time, and the metrics of an earlier one never mix with its own."""
+"""The output folder of a training: used by one at a time, and the metrics of an earlier one never mix with its own.
+
+Under torchrun the folder also holds a file that names the torchrun whose training it is, so that a training which that
+one restarts goes on from its last checkpoint, and never from one of an earlier training.
+"""
 
 import contextlib
 import itertools
@@ -10,14 +14,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import detectron2.utils.comm as comm
+from detectron2.distributed.layout import torchrun_attempt
 from detectron2.engine.train_loop import HookBase
+from detectron2.utils.file_io import atomic_write
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "RunFolderRelease", "earlier_results", "other_training", "training_in"]
+__all__ = ["RunFolder", "RunFolderRelease", "earlier_results", "is_restarted", "other_training", "resumes_after_restart", "training_in"]
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
@@ -65,10 +71,61 @@ def _busy(folder: str, holder: str) -> str:
     )
 
 
+_OWNER = ".torchrun"
+
+
+def _torchrun() -> str:
+    """Return a name of the torchrun that has started this process, "" without one."""
+    run_id, _ = torchrun_attempt() or ("", 0)
+    # Older versions call it "none", unless they are told otherwise; the process that starts this one is then that.
+    return f"process {os.getppid()} on {socket.gethostname()}" if run_id == "none" else run_id
+
+
+def is_restarted(folder: str) -> bool:
+    """Return whether torchrun has restarted a training that it had begun in a folder before.
+
+    Such a training goes on from its last checkpoint, as with `--resume`. All processes must call it; the main one looks
+    into the folder.
+
+    Args:
+        folder: the output folder; one that is not on a file system holds no trace of a former start.
+
+    Returns:
+        The same in all processes.
+
+    Example:
+        >>> is_restarted("output")
+        False
+    """
+    attempt, owner = torchrun_attempt(), ""
+    if attempt is None or attempt[1] == 0:
+        return False
+    with contextlib.suppress(OSError), open(os.path.join(folder, _OWNER), encoding="utf-8") as file:
+        owner = file.read()
+    return comm.all_gather(owner == _torchrun())[0]
+
+
+def resumes_after_restart(folder: str) -> bool:
+    """Return `is_restarted` of a folder, and write to the log what becomes of a training that torchrun has restarted."""
+    count = (torchrun_attempt() or ("", 0))[1]
+    if not is_restarted(folder):
+        if count:
+            logger.warning(
+                f"torchrun has restarted this training (restart {count}), which had not begun in {folder}: it starts "
+                "as for the first time."
+            )
+        return False
+    has_checkpoint = os.path.isfile(os.path.join(folder, "last_checkpoint"))
+    how = "it goes on from its last checkpoint" if has_checkpoint else "it has no checkpoint yet and begins again"
+    logger.warning(f"torchrun has restarted this training (restart {count}): {how}.")
+    return True
+
+
 def earlier_results(folder: str) -> list[str]:
     """Return the names of the files of an earlier training in a folder."""
     names = ("metrics.json", "metrics.csv", "last_checkpoint", "model_final.pth", "model_final.safetensors")
-    return [n for n in names if os.path.isfile(p := os.path.join(folder, n)) and os.path.getsize(p)]
+    files = [n for n in names if os.path.isfile(p := os.path.join(folder, n)) and os.path.getsize(p)]
+    return files + [n for n in ("model_final.sharded",) if os.path.isdir(os.path.join(folder, n))]
 
 
 class RunFolder(HookBase):
@@ -100,12 +157,18 @@ class RunFolder(HookBase):
             self._file.flush()
         if is_ours and start_iter == 0 and (found := earlier_results(self._folder)):
             self._set_aside(found)
+        if is_ours and (owner := _torchrun()):
+            with atomic_write(os.path.join(self._folder, _OWNER), "w") as file:
+                file.write(owner)
 
     def _set_aside(self, found: list[str]) -> None:
         moved = ""
         for name in found:
-            if name.startswith("metrics"):
-                news = (name.replace(".", f".earlier_{i}.") for i in itertools.count(1))
+            # If torchrun restarts this training before its first checkpoint, it must not go on from that of another.
+            is_last = name == "last_checkpoint" and _torchrun()
+            if name.startswith("metrics") or is_last:
+                stem, dot, ending = name.partition(".")
+                news = (f"{stem}.earlier_{i}{dot}{ending}" for i in itertools.count(1))
                 new = next(x for x in news if not os.path.exists(os.path.join(self._folder, x)))
                 os.rename(os.path.join(self._folder, name), os.path.join(self._folder, new))
                 moved += f" {name} of that training is now {new}."

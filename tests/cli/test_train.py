@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from detectron2.cli import train
 from detectron2.config import LazyConfig
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 
@@ -275,3 +276,26 @@ def test_the_largest_batch_needs_a_gpu(command, yaml_file, coco, tmp_path):
     status, _, err = command(*base, "--auto-batch", "--resume")
     assert status == 1 and "leave it out" in err
     assert not (tmp_path / "o" / "config.yaml").exists()
+
+
+def test_a_training_that_torchrun_restarts_keeps_its_batch(command, yaml_file, coco, tmp_path, monkeypatch):
+    def choose(cfg, scale_lr):
+        cfg.defrost()
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 3, 0.25
+        return "chosen"
+
+    monkeypatch.setattr(train, "set_largest_batch", choose)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    base = ["train", "--config-file", yaml_file, *coco, "--output", tmp_path, "--auto-batch", "SOLVER.MAX_ITER", 1]
+    assert command(*base)[0] == 0
+    monkeypatch.setattr(train, "set_largest_batch", None)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    status, out, err = command(*base[:-1], 2)
+    assert status == 0, err
+    assert "SOLVER.IMS_PER_BATCH is 3, as when this training was started." in out
+    assert "(restart 1): it goes on from its last checkpoint." in out and "Starting training from iteration 1" in out
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["BASE_LR"] == 0.25
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    status, _, err = command(*base)
+    assert status == 1 and "holds the results of an earlier training" in err

@@ -17,7 +17,15 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.config import get_cfg
 from detectron2.engine import SimpleTrainer, default_setup, hooks, launch, run_folder
-from detectron2.engine.run_folder import RunFolder, RunFolderRelease, earlier_results, other_training, training_in
+from detectron2.engine.run_folder import (
+    RunFolder,
+    RunFolderRelease,
+    earlier_results,
+    is_restarted,
+    other_training,
+    resumes_after_restart,
+    training_in,
+)
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from detectron2.utils.file_io import atomic_write
@@ -239,3 +247,65 @@ class _Windows:
 
     def __getattr__(self, name):
         return getattr(os, name)
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """A function that starts this process, as it were, for the n-th time by the torchrun of that id."""
+
+    def start(attempt, run_id="one"):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+
+    for key in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(key, raising=False)
+    return start
+
+
+def test_nothing_is_restarted_without_torchrun(tmp_path):
+    assert not is_restarted(str(tmp_path)) and not is_restarted("")
+    make(tmp_path).train(0, 2)
+    assert not (tmp_path / ".torchrun").exists()
+
+
+def test_a_restart_by_torchrun(tmp_path, torchrun, caplog):
+    """It goes on from the checkpoint of its own training, never from that of an earlier one."""
+    caplog.set_level("INFO", logger="detectron2")
+    make(tmp_path).train(0, 4)
+    torchrun(1)
+    assert not resumes_after_restart(str(tmp_path))  # killed before it began
+    assert "(restart 1), which had not begun in" in caplog.text
+    torchrun(0)
+    assert not resumes_after_restart(str(tmp_path))
+    train_until(tmp_path, 1)
+    torchrun(1)
+    assert resumes_after_restart(str(tmp_path))
+    assert "(restart 1): it has no checkpoint yet and begins again." in caplog.text
+    assert (tmp_path / "last_checkpoint.earlier_1").read_text() == "model_final.pth"
+    train_until(tmp_path, 3)
+    torchrun(2)
+    assert resumes_after_restart(str(tmp_path))
+    assert "(restart 2): it goes on from its last checkpoint." in caplog.text
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    torchrun(2, "two")
+    assert not is_restarted(str(tmp_path))
+
+
+def train_until(folder, iteration):
+    """Train, and die in an iteration."""
+
+    def die(trainer):
+        if trainer.iter == iteration:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, hooks.CallbackHook(before_step=die)).train(0, 4)
+
+
+def test_a_torchrun_without_an_id_is_known_by_its_process(tmp_path, torchrun, monkeypatch):
+    torchrun(0, "none")
+    make(tmp_path).train(0, 2)
+    torchrun(1, "none")
+    assert is_restarted(str(tmp_path))
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert not is_restarted(str(tmp_path))
