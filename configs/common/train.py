@@ -26,6 +26,7 @@ train = dict(
 #   shard_model=False                 split model and optimizer state over all processes (FSDP2)
 #   on_nonfinite_loss="stop", max_skipped_in_a_row=10       or "skip" the step
 #   checkpoint_format="pth"           or "safetensors"
+#   checkpoint_layout="full"          or "sharded", "sharded_async": each process writes its part of a sharded model
 #   checkpoints_to_keep=0             in place of checkpointer.max_to_keep; 0 keeps all
 #   validation_loss_period=0          needs dataloader.validation
 #   best_metric="", best_mode="max", early_stopping_patience=0      such as "bbox/AP"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from detectron2.checkpoint.files import file_format, read_header, read_torch_file, require_file
+from detectron2.checkpoint.parts import REST, is_parts_folder
 from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.lazy_text import load_lazy_yaml
@@ -121,7 +122,7 @@ def read_description(path: str) -> CheckpointDescription | None:
     A file of another program has no description: `None`. A missing file is a `FileNotFoundError`, a damaged one a
     `ValueError`.
     """
-    local = PathManager.get_local_path(path)
+    local = os.path.join(path, REST) if is_parts_folder(path) else PathManager.get_local_path(path)
     if not os.path.isfile(local):
         require_file(path)
     kind = file_format(local)

@@ -22,6 +22,7 @@ from detectron2.checkpoint.files import (
     require_file,
 )
 from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
+from detectron2.checkpoint.parts import ENDING, REST, is_parts_folder, read_parts, remove_unfinished
 from detectron2.checkpoint.training_state import (
     DESCRIPTION,
     describe_again,
@@ -55,11 +56,11 @@ def _may_be_alive(pid: int) -> bool:
 class DetectionCheckpointer(Checkpointer):
     """Saves and loads models together with optimizers, schedules and other training state.
 
-    It reads `.pth` files (of `torch.save`), `.pkl` files (the published model zoo, Detectron 1 and Caffe2) and
-    `.safetensors`, from paths, URLs, `detectron2://` and `catalog://`; only data is read, code in a file is
-    refused. Names of older models are converted. In distributed training the file need only be on the machine of
-    rank 0. `path?matching_heuristics=True` matches weights by the ends of their names; prefixes of wrappers
-    (`module.`, `model.`, `_orig_mod.`, …) do not matter.
+    It reads `.pth` files (of `torch.save`), `.pkl` files (the published model zoo, Detectron 1 and Caffe2),
+    `.safetensors`, and folders in which several processes saved their parts, from paths, URLs, `detectron2://` and
+    `catalog://`; only data is read, code in a file is refused. Names of older models are converted. In distributed
+    training the file need only be on the machine of rank 0. `path?matching_heuristics=True` matches weights by the ends
+    of their names; prefixes of wrappers (`module.`, `model.`, `_orig_mod.`, …) do not matter.
 
     What was loaded and what was not is written to the log in one table, as a warning unless only the classes differ
     or the file is of a part of the model. `load_for_inference` accepts neither.
@@ -117,21 +118,31 @@ class DetectionCheckpointer(Checkpointer):
             return None
         if os.path.basename(name) != name:
             raise ValueError(f"A checkpoint's name must not contain a folder, but is {name!r}; set save_dir instead.")
+        data = self._content(name, kwargs)
+        self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, self.file_name(name)))
+        return self._write(name, data)
+
+    def _content(self, name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a checkpoint holds; `name` is for messages."""
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        if self.describe is not None:
+        if self.describe is not None and self.save_to_disk:
             try:
                 data[DESCRIPTION] = dict(self.describe())
             except Exception:  # whatever it is, the weights matter more
                 self.logger.exception("%s is saved without a description, since making it failed:", name)
-        data.update(kwargs)
-        basename = self.file_name(name)
-        path = os.path.join(self.save_dir, basename)
-        self.logger.info("Saving checkpoint to %s", path)
+        return data | dict(more)
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> str:
+        """Write what a checkpoint holds, and return the name of the file."""
         if self.file_format == "safetensors":
             return save_in_two_files(self.save_dir, name, data, self.path_manager)
-        save_tensors(data, path, self.path_manager)
+        basename = f"{name}.{self.file_format}"
+        save_tensors(data, os.path.join(self.save_dir, basename), self.path_manager)
         return basename
+
+    def wait(self) -> None:
+        """Wait until what is being saved has its name; here `save` does not return before."""
 
     def file_name(self, name: str) -> str:
         """Return the file that a checkpoint of this name has: the name with the ending of `file_format`."""
@@ -142,6 +153,7 @@ class DetectionCheckpointer(Checkpointer):
     def describe_again(self, name: str, **changes: Any) -> None:
         """Write the present description, with changes, into a saved checkpoint; do nothing if there is none."""
         path = os.path.join(self.save_dir, self.file_name(name))
+        path = os.path.join(path, REST) if is_parts_folder(path) else path
         if self.describe is not None and self.save_dir and self.save_to_disk and os.path.isfile(path):
             describe_again(path, {**self.describe(), **changes}, self.path_manager)
 
@@ -155,6 +167,7 @@ class DetectionCheckpointer(Checkpointer):
                 with contextlib.suppress(PermissionError):
                     os.remove(os.path.join(self.save_dir, entry))
         remove_orphans(self.save_dir)
+        remove_unfinished(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Remember the name of the file in `save_dir` to resume from."""
@@ -277,7 +290,7 @@ class DetectionCheckpointer(Checkpointer):
     def _numbered_checkpoints(self) -> list[str]:
         """Return the names of the last periodic checkpoints in `save_dir`."""
         names = sorted(os.path.basename(path) for path in self.get_all_checkpoint_files())
-        return [name for name in names if re.fullmatch(r"model_\d{7,}\.(pth|safetensors)", name)][-3:]
+        return [name for name in names if re.fullmatch(r"model_\d{7,}\.(pth|safetensors|sharded)", name)][-3:]
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the checkpoint to resume from, "" if there is none; damage is a `ValueError`."""
@@ -295,11 +308,12 @@ class DetectionCheckpointer(Checkpointer):
         return path
 
     def get_all_checkpoint_files(self) -> list[str]:
-        """Return the paths of the `.pth` and `.safetensors` files in `save_dir`."""
+        """Return the paths of the `.pth` and `.safetensors` files and of the `.sharded` folders in `save_dir`."""
         if not self.path_manager.isdir(self.save_dir):
             return []
         paths = [os.path.join(self.save_dir, name) for name in self.path_manager.ls(self.save_dir)]
-        return [path for path in paths if path.endswith((".pth", ".safetensors")) and self.path_manager.isfile(path)]
+        files = [path for path in paths if path.endswith((".pth", ".safetensors")) and self.path_manager.isfile(path)]
+        return files + [path for path in paths if path.endswith(ENDING) and is_parts_folder(path)]
 
     def _read_on_all_ranks(self, path: str) -> dict[str, Any]:
         """Read the file here, or where a machine lacks it, receive its content from rank 0."""
@@ -332,6 +346,8 @@ class DetectionCheckpointer(Checkpointer):
     def _local_file(self, path: str) -> tuple[str, bool]:
         """Return the local file, and whether the path asks for the matching of names by their ends."""
         heuristics = False
+        if is_parts_folder(path):
+            return path, False
         if not os.path.isfile(path):  # a file may have a question mark in its name
             options = parse_qs(urlsplit(path).query)
             if "matching_heuristics" in options:
@@ -360,6 +376,8 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """The content of a local file as a dictionary with the key `model`. Subclasses may add formats."""
+        if is_parts_folder(filename):
+            return as_checkpoint(read_parts(filename, with_state=self._wants_state), filename, is_pickle=False)
         kind = file_format(filename)
         if kind == "safetensors":
             weights, texts = read_weights(filename)

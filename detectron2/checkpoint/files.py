@@ -346,5 +346,6 @@ def what_is_beside(path: str) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         return f"the folder {folder} does not exist"
-    others = sorted(name for name in os.listdir(folder) if name.endswith((".pth", ".pkl", ".safetensors")))
+    endings = (".pth", ".pkl", ".safetensors", ".sharded")
+    others = sorted(name for name in os.listdir(folder) if name.endswith(endings))
     return f"the folder {folder} holds {', '.join(others) or 'no checkpoint'}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.checkpoint import read_description
 from detectron2.checkpoint.files import require_file
+from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import UnknownDatasetError
@@ -80,7 +81,7 @@ def require_weights(cfg: Any, weights: str = "", *, is_needed: bool = True) -> N
     path = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.get("init_checkpoint", ""))
     if not path and is_needed:
         raise ValueError("No weights: give --weights FILE, or MODEL.WEIGHTS (train.init_checkpoint) in the config.")
-    if path and "://" not in path:
+    if path and "://" not in path and not is_parts_folder(path):
         require_file(path if os.path.isfile(path) else path.partition("?")[0])  # a question mark begins an option
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from detectron2.checkpoint.parts import REST, is_parts_folder
 from detectron2.cli.common import load_predictor, register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.distributed.layout import find_layout
@@ -286,7 +287,7 @@ def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | Non
 def _asked(args: argparse.Namespace, opts: list[str]) -> dict[str, Any]:
     """Return what must be the same for a run that resumes, beside how results are written."""
     weights = Path(args.weights)
-    file = weights / "model.json" if weights.is_dir() else weights
+    file = weights / (REST if is_parts_folder(args.weights) else "model.json") if weights.is_dir() else weights
     saved = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds") if file.is_file() else None
     names = ("config_file", "precision", "tta", "tile", "track")
     asked = {name: getattr(args, name) for name in names}

@@ -69,6 +69,7 @@ _RULES: tuple[tuple[_Rule, str], ...] = (
     (("empty, or one of highest, high, medium", ("", "highest", "high", "medium").__contains__), "FLOAT32_PRECISION"),
     (("true, false or null", lambda x: isinstance(x, bool)), "TRAIN.CHANNELS_LAST SOLVER.FUSED"),
     (_one_of("pth", "safetensors"), "SOLVER.CHECKPOINT_FORMAT"),
+    (_one_of("full", "sharded", "sharded_async"), "SOLVER.CHECKPOINT_LAYOUT"),
     (_one_of("stop", "skip"), "TRAIN.ON_NONFINITE_LOSS DATALOADER.ON_BAD_IMAGE"),
     (_one_of("max", "min"), "TEST.BEST_MODE"),
     (("a height and a width such as 800x1344", lambda x: _SIZE_HW.fullmatch(str(x)) is not None), "TRAIN.PAD_TO"),

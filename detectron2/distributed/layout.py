@@ -105,9 +105,9 @@ def find_layout(
 ) -> Layout:
     """Find the number of processes and the position of this process.
 
-    Under torchrun, Open MPI, Kubernetes with one GPU for each pod, and `srun` with one task per GPU, the processes exist
-    already and the environment holds the rank. Under `srun` with one task per machine, and Kubernetes with pods of
-    several GPUs, it holds the machine. Otherwise the arguments decide. Arguments that are left at 1 never contradict
+    Under torchrun, Open MPI, Kubernetes with one GPU for each pod, and `srun` with one task per GPU, the processes
+    exist already and the environment holds the rank. Under `srun` with one task per machine, and Kubernetes with pods
+    of several GPUs, it holds the machine. Otherwise the arguments decide. Arguments that are left at 1 never contradict
     the environment.
 
     Args:

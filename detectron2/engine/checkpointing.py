@@ -32,8 +32,11 @@ _DEFAULT_FOLDER = "./output"  # written in place of the real folder, which exist
 
 def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, trainer: Any) -> DetectionCheckpointer:
     """Build the checkpointer for a model, sharded or not, which saves the state of the trainer as well."""
-    checkpointer_type = ShardedCheckpointer if is_sharded(model) else DetectionCheckpointer
-    checkpointer = checkpointer_type(model, folder, trainer=trainer)
+    if is_sharded(model) or options.checkpoint_layout != "full":
+        checkpointer: DetectionCheckpointer = ShardedCheckpointer(model, folder, trainer=trainer)
+        checkpointer.layout = options.checkpoint_layout
+    else:
+        checkpointer = DetectionCheckpointer(model, folder, trainer=trainer)
     checkpointer.file_format = options.checkpoint_format
     return checkpointer
 

@@ -46,6 +46,7 @@ class TrainOptions:
     amp_dtype: str = _option("SOLVER.AMP_DTYPE")
     checkpoints_to_keep: int = _option("SOLVER.CHECKPOINTS_TO_KEEP")
     checkpoint_format: str = _option("SOLVER.CHECKPOINT_FORMAT")
+    checkpoint_layout: str = _option("SOLVER.CHECKPOINT_LAYOUT")
     on_nonfinite_loss: str = _option("TRAIN.ON_NONFINITE_LOSS")
     max_skipped_in_a_row: int = _option("TRAIN.MAX_SKIPPED_IN_A_ROW")
     compile: bool = _option("TRAIN.COMPILE")

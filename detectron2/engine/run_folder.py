@@ -23,7 +23,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "RunFolderRelease", "earlier_results", "is_restarted", "other_training", "resumes_after_restart", "training_in"]
+__all__ = [
+    "RunFolder",
+    "RunFolderRelease",
+    "earlier_results",
+    "is_restarted",
+    "other_training",
+    "resumes_after_restart",
+    "training_in",
+]
 
 logger = logging.getLogger("detectron2.engine.hooks")
 
@@ -106,7 +114,7 @@ def is_restarted(folder: str) -> bool:
 
 
 def resumes_after_restart(folder: str) -> bool:
-    """Return `is_restarted` of a folder, and write to the log what becomes of a training that torchrun has restarted."""
+    """Return `is_restarted` of a folder, and log what becomes of a training that torchrun has restarted."""
     count = (torchrun_attempt() or ("", 0))[1]
     if not is_restarted(folder):
         if count:

@@ -1,19 +1,22 @@
 """Models too large for one GPU: parameters, gradients and optimizer state split over all processes.
 
 This is PyTorch's `fully_shard` (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel",
-arXiv:2304.11277) with the choices that transformer backbones need, and checkpoints that do not show it: they are whole,
-and a single process can load them.
+arXiv:2304.11277) with the choices that transformer backbones need, and checkpoints that a single process can load,
+whether they are whole or in the parts that the processes had.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.parts import ENDING, is_parts_folder, read_parts, separate_parts, write_parts
 from detectron2.layers import CNNBlockBase
 from detectron2.utils import comm
 
@@ -144,10 +147,11 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 
 class ShardedCheckpointer(DetectionCheckpointer):
-    """A `DetectionCheckpointer` for models of `shard_model`; its files are those of any other.
+    """A `DetectionCheckpointer` for models of `shard_model`.
 
-    `save` gathers the parts, so every process has to call it, at the same time; rank 0 writes. A
-    `PeriodicCheckpointer` therefore has to be registered in all processes.
+    Every process has to call `save`, at the same time, for a model that is split; a `PeriodicCheckpointer` therefore
+    has to be registered in all processes. `load` reads files and folders of either layout, and each process keeps its
+    part, whatever the number of processes that saved them.
 
     Args:
         model: a model; also one that is not sharded.
@@ -155,7 +159,23 @@ class ShardedCheckpointer(DetectionCheckpointer):
         save_to_disk: whether this process writes; by default only rank 0 does.
         **checkpointables: as in `DetectionCheckpointer`. An optimizer, or a trainer that has one, gets back its
             part of the state.
+
+    Attributes:
+        layout: `"full"`: the parts are gathered, and rank 0 writes a file like that of any other model. `"sharded"`:
+            each process writes its part, see `detectron2.checkpoint.parts`; a model that is not split goes to a file.
+            `"sharded_async"`: the same in a thread, from a copy in CPU memory, while training goes on; `save` first
+            waits for the one before. Call `wait` after the last one.
+
+    Example:
+        >>> model = shard_model(nn.Linear(2, 1))
+        >>> checkpointer = ShardedCheckpointer(model, "output")
+        >>> checkpointer.layout = "sharded_async"
+        >>> checkpointer.save("model_0000999")
+        >>> checkpointer.wait()
     """
+
+    LAYOUTS: ClassVar[tuple[str, ...]] = ("full", "sharded", "sharded_async")
+    layout: str = "full"
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
@@ -164,13 +184,22 @@ class ShardedCheckpointer(DetectionCheckpointer):
         self._is_distributed = self._is_distributed or is_sharded(model)
         self.needs_all_processes = is_sharded(model)
 
+        self._group: Any = None  # of its own, so that a thread disturbs no other exchange
+        self._threads: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save everything, whole; see `DetectionCheckpointer.save`."""
-        super().save(name, **kwargs)
-        comm.synchronize()  # it is marked as the last one when any process goes on
+        """Save everything; see `DetectionCheckpointer.save`. Asynchronous, it may return before."""
+        if self.layout == "full":
+            super().save(name, **kwargs)
+            comm.synchronize()  # it is marked as the last one when any process goes on
+        else:
+            self._save_parts(name, kwargs, is_last=True)
 
     def save_aside(self, name: str, **kwargs: Any) -> str | None:
-        """Save everything, whole; see `DetectionCheckpointer.save_aside`. The name of the file is known on rank 0."""
+        """Save everything; see `DetectionCheckpointer.save_aside`. The name of the file is known on rank 0."""
+        if self.layout != "full":
+            return self._save_parts(name, kwargs, is_last=False)
         model, objects = self.model, self.checkpointables
         try:
             self.model = _Whole(model)
@@ -181,15 +210,88 @@ class ShardedCheckpointer(DetectionCheckpointer):
         comm.synchronize()  # the file is there when any process goes on
         return basename
 
+    def _save_parts(self, name: str, more: dict[str, Any], *, is_last: bool) -> str | None:
+        """Save in the layouts other than `"full"`, and mark the checkpoint as the last one if it is."""
+        if not self.save_dir or not (self.save_to_disk or self.needs_all_processes):
+            return None
+        if os.path.basename(name) != name:
+            raise ValueError(f"A checkpoint's name must not contain a folder, but is {name!r}; set save_dir instead.")
+        self.wait()
+        is_async, basename = self.layout == "sharded_async", self.file_name(name)
+        parts, rest = separate_parts(self._content(name, more), copies=is_async)
+        path = os.path.join(self.save_dir, basename)
+        if self.save_to_disk:
+            self.logger.info("Saving checkpoint to %s%s", path, " while training goes on" if is_async else "")
+        finish = functools.partial(self.tag_last_checkpoint, basename) if is_last else None
+        if self.needs_all_processes:
+            self._group = self._group or torch.distributed.new_group(backend="gloo")
+            write = functools.partial(write_parts, path, parts, rest, self._group, self.path_manager, finish)
+        else:
+            write = functools.partial(self._write_whole, name, rest, finish)
+        if is_async:
+            self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+            self._pending = self._threads.submit(write)
+        else:
+            write()
+        return basename if self.save_to_disk else None
+
+    def _write_whole(self, name: str, data: dict[str, Any], finish: Callable[[], None] | None) -> None:
+        self._write(name, data)
+        if finish is not None:
+            finish()
+
+    def wait(self) -> None:
+        """Wait until what is being saved has its name; an error of it is raised here."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def file_name(self, name: str) -> str:
+        """Return the file or folder that a checkpoint of this name has."""
+        if self.layout not in self.LAYOUTS:
+            raise ValueError(f"The layout of a checkpoint is one of {self.LAYOUTS}, not {self.layout!r}.")
+        if self.layout != "full" and self.needs_all_processes:
+            return f"{name}{ENDING}"
+        return super().file_name(name)
+
     def load(self, path: str, checkpointables: Any = None) -> dict[str, Any]:
         """Load a file, of which each process keeps its part; see `DetectionCheckpointer.load`."""
         rest = super().load(path, checkpointables)
         for owner in self.checkpointables.values():
-            optimizer = owner if isinstance(owner, torch.optim.Optimizer) else getattr(owner, "optimizer", None)
-            if isinstance(optimizer, torch.optim.Optimizer):
+            if (optimizer := self._optimizer_of(owner)) is not None:
                 for parameter, state in optimizer.state.items():
                     state.update({key: split_like(value, parameter) for key, value in state.items()})
         return rest
+
+    def _read_on_all_ranks(self, path: str) -> dict[str, Any]:
+        if self.needs_all_processes:
+            is_here = comm.all_gather(is_parts_folder(path))
+            if any(is_here) and not all(is_here):
+                raise FileNotFoundError(
+                    f"{path} is there for the ranks {[r for r, x in enumerate(is_here) if x]} only. A checkpoint in "
+                    "parts must be on a file system that all machines see."
+                )
+        return super()._read_on_all_ranks(path)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not self.needs_all_processes or not is_parts_folder(filename):
+            return super()._load_file(filename)
+        return read_parts(filename, self._part_like, with_state=self._wants_state)
+
+    def _part_like(self, path: tuple[Any, ...], size: torch.Size) -> torch.Tensor | None:
+        """Return an empty tensor like the part of a parameter that this process has; it has the name, or the number."""
+        model: nn.Module = self.model  # type: ignore[assignment]
+        parameter = dict(model.named_parameters()).get(path[-1])
+        if parameter is None and len(path) > 3 and path[-3] == "state" and isinstance(path[-2], int):
+            optimizer = self._optimizer_of(self.checkpointables.get(path[0]))
+            known = [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
+            parameter = known[path[-2]] if path[-2] < len(known) else None
+        return torch.empty_like(parameter.detach()) if parameter is not None and parameter.shape == size else None
+
+    @staticmethod
+    def _optimizer_of(owner: Any) -> torch.optim.Optimizer | None:
+        optimizer = owner if isinstance(owner, torch.optim.Optimizer) else getattr(owner, "optimizer", None)
+        return optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
 
 
 class _Whole:

@@ -21,6 +21,7 @@ from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer, read_description
+from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
@@ -205,7 +206,7 @@ def load_config_of_weights(
         else:
             refuse_foreign_config(cfg, weights, trusted)
         return _finish(cfg, opts, output_dir, device)
-    beside = os.path.join(os.path.dirname(weights), "config.yaml")
+    beside = os.path.join(os.path.dirname(weights.rstrip(os.sep)), "config.yaml")
     if not os.path.isfile(beside):
         raise ValueError(
             f"{weights} does not say which model it is of (it was not saved by a trainer of this version), and "
@@ -376,7 +377,7 @@ def load_metadata(cfg: Any, weights: str) -> Metadata:
     description = read_description(weights) if weights else None
     if description is not None and description.metadata:
         return description.load_metadata()
-    beside = Path(os.path.dirname(weights), "metadata.json")
+    beside = Path(os.path.dirname(weights.rstrip(os.sep)), "metadata.json")
     if weights and beside.is_file():
         return Metadata().set(name=str(beside), **json.loads(beside.read_text()))
     names = dataset_names(cfg, "test")
@@ -450,7 +451,7 @@ def load(
             cfg = load_config(find_config_file(source), overrides, None, device)
             if not weights and not os.path.isfile(source) and not _changes_weights(overrides):
                 weights = _published_weights(source)
-        elif os.path.isdir(source):
+        elif os.path.isdir(source) and not is_parts_folder(source):
             raise ValueError(
                 f"{source} is a folder without model.json, so that 'detectron2 export' did not write it. Give the file "
                 "of a checkpoint, such as model_final.pth, or a config."

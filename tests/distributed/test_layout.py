@@ -193,7 +193,9 @@ def test_a_missing_variable_is_named(environ, missing):
 def test_an_address_may_come_from_the_arguments():
     without = {key: value for key, value in PYTORCH_JOB.items() if not key.startswith("MASTER")}
     assert find_layout(1, dist_url="tcp://a:1", environ=without).rank == 3
-    with pytest.raises(ValueError, match=r"MASTER_ADDR is missing\. Set MASTER_ADDR \(the address of rank 0\) or --dist"):
+    with pytest.raises(
+        ValueError, match=r"MASTER_ADDR is missing\. Set MASTER_ADDR \(the address of rank 0\) or --dist"
+    ):
         find_layout(1, environ=without)
     with pytest.raises(ValueError, match="RANK=4 of WORLD_SIZE=4"):
         find_layout(1, environ={**PYTORCH_JOB, "RANK": "4"})

@@ -1,4 +1,4 @@
-"""Two processes under torchrun: one of them is killed, torchrun restarts both, and the weights are as if nothing was."""
+"""Two processes under torchrun: one of them is killed, both are restarted, and the weights are as if nothing was."""
 
 import os
 import subprocess

@@ -14,6 +14,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpoint
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.parts import remove_checkpoint
 from detectron2.checkpoint.training_state import remove_orphans
 from detectron2.config.merge import nearest
 from detectron2.engine.hooks.average import WeightAverage
@@ -50,19 +51,21 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             _complete(self.trainer, self.checkpointer, f"{self.file_prefix}_final")
         if self.trainer.start_iter == 0 or not os.path.isdir(folder):
             return
-        name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.(pth|safetensors)")
+        name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.(pth|safetensors|sharded)")
         start = self.trainer.start_iter
         found = [(int(m[1]), entry) for entry in os.listdir(folder) if (m := name.fullmatch(entry))]
         self.recent_checkpoints = [os.path.join(folder, entry) for at, entry in sorted(found) if at < start]
         if not self.checkpointer.save_to_disk:
             return
-        while self.max_to_keep is not None and len(self.recent_checkpoints) > self.max_to_keep:
-            os.remove(self.recent_checkpoints.pop(0))  # the former process was killed before it removed this
+        self._remove_old()  # the former process was killed before it removed these
         if isinstance(self.checkpointer, DetectionCheckpointer):
             self.checkpointer.remove_leftovers()
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Save `kwargs` as well if the period has passed, and remove old checkpoints."""
+        if getattr(self.checkpointer, "layout", "full") != "full":
+            self._step_of_parts(iteration, **kwargs)
+            return
         before = list(self.recent_checkpoints)
         super().step(iteration, **kwargs)
         # Remove weights before the training state that belongs to them, so that every remaining checkpoint is complete.
@@ -70,6 +73,29 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             if path not in self.recent_checkpoints and self.checkpointer.save_to_disk:
                 folder, name = os.path.split(path)
                 remove_orphans(folder, [os.path.splitext(name)[0]])
+
+    def _step_of_parts(self, iteration: int, **kwargs: Any) -> None:
+        """Like `step`, for checkpoints that may be folders, and that may not be complete when `save` returns."""
+        keeper: Any = self.checkpointer
+        if (iteration + 1) % self.period == 0:
+            keeper.wait()
+            self._remove_old()
+            name = f"{self.file_prefix}_{iteration:07d}"
+            keeper.save(name, iteration=iteration, **kwargs)
+            self.recent_checkpoints.append(os.path.join(keeper.save_dir, keeper.file_name(name)))
+            if keeper.layout == "sharded":  # else the new one is not there yet
+                self._remove_old()
+        if self.max_iter is not None and iteration >= self.max_iter - 1:
+            keeper.save(f"{self.file_prefix}_final", iteration=iteration, **kwargs)
+            self._remove_old()  # save() has waited for the one before
+
+    def _remove_old(self) -> None:
+        """Remove the oldest checkpoints while there are more than `max_to_keep`."""
+        while self.max_to_keep is not None and len(self.recent_checkpoints) > self.max_to_keep:
+            path = self.recent_checkpoints.pop(0)
+            if self.checkpointer.save_to_disk and os.path.exists(path):
+                remove_checkpoint(path)
+                remove_orphans(os.path.dirname(path), [os.path.splitext(os.path.basename(path))[0]])
 
     def after_step(self) -> None:
         """Save if the period has passed."""
@@ -231,8 +257,13 @@ class FinalDescription(HookBase):
         self._checkpointer = checkpointer
 
     def after_train(self) -> None:
-        """Write the description again if training is complete and the model was evaluated."""
+        """Write the description again if training is complete and the model was evaluated.
+
+        A checkpoint that is being saved gets its name before, also when training has failed.
+        """
         trainer = self.trainer
+        if isinstance(self._checkpointer, DetectionCheckpointer):
+            self._checkpointer.wait()
         was_evaluated = any(getattr(hook, "latest_iter", None) == trainer.max_iter - 1 for hook in trainer._hooks)
         if trainer.iter < trainer.max_iter or not was_evaluated:
             return
@@ -346,6 +377,8 @@ def _save_aside(keeper: Checkpointer, name: str, average: WeightAverage | None, 
 
 
 def _save_untagged(keeper: Checkpointer, name: str, *, can_be_resumed: bool, **data: Any) -> None:
+    if isinstance(keeper, DetectionCheckpointer):
+        keeper.wait()  # it may become the last one
     last = os.path.basename(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else ""
     if not isinstance(keeper, DetectionCheckpointer) or type(keeper).save not in _SAVES_ASIDE:
         keeper.save(name, **data)  # a class with a `save` of its own
@@ -354,6 +387,7 @@ def _save_untagged(keeper: Checkpointer, name: str, *, can_be_resumed: bool, **d
         return
     basename = keeper.save_aside(name, **data)
     if basename and not last and can_be_resumed:
+        keeper.wait()
         keeper.tag_last_checkpoint(basename)
 
 

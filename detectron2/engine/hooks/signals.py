@@ -88,8 +88,11 @@ class StopOnSignal(HookBase):
         name = f"{self._file_prefix}_{trainer.iter:07d}"
         keeper = self._checkpointer
         file_name = keeper.file_name(name) if hasattr(keeper, "file_name") else f"{name}.pth"
+        wait = getattr(keeper, "wait", lambda: None)
+        wait()
         if not keeper.has_checkpoint() or os.path.basename(keeper.get_checkpoint_file()) != file_name:
             keeper.save(name, iteration=trainer.iter)
+            wait()
         if comm.is_main_process():
             text = "%s stopped training after iteration %d; %s is saved. To continue:\n%s"
             signal_name = signal.Signals(self._received).name
