@@ -13,7 +13,10 @@ import torch
 from detectron2 import cli
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.distributed import layout
+from detectron2.engine import ShardedCheckpointer
 from detectron2.engine.options import TrainOptions
+from tests.e2e.test_inference_tutorials import run_page
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -123,3 +126,20 @@ def test_table_of_keys(training):
 def test_every_page_is_in_the_navigation(repo_root):
     pages = {str(p.relative_to(repo_root / "docs")) for p in (repo_root / "docs").rglob("*.md")}
     assert set(re.findall(r"\S+\.md", (repo_root / "mkdocs.yml").read_text())) == pages
+
+
+def test_distributed(repo_root, tmp_path, monkeypatch, capsys):
+    """The blocks run, and the table has the variables that are read."""
+    monkeypatch.chdir(tmp_path)
+    page = repo_root / "docs" / "tutorials" / "distributed.md"
+    run_page(page)
+    printed = capsys.readouterr().out
+    assert "Hello from process 0 of 1" in printed
+    assert "32 processes, of which this machine starts 8 from rank 24" in printed
+    assert sorted(p.name for p in (tmp_path / "output").iterdir()) == ["last_checkpoint", "model_0004999.pth"]
+    text = page.read_text(encoding="utf-8")
+    table = text.partition("| started by |")[2].partition("\n\n")[0]
+    named = {key for starter in layout._STARTERS for key in (*starter.rank, *starter.keys)}
+    assert set(re.findall(r"`([A-Z_]{4,})`", table)) == named | {"MASTER_ADDR", "MASTER_PORT"}
+    layouts = text.partition("| | |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)`", layouts, re.MULTILINE)) == ShardedCheckpointer.LAYOUTS
