@@ -34,6 +34,7 @@ from detectron2.cli.common import register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.formats.reading import current_exif, exif_policy, image_size_hw
+from detectron2.data.tar_members import SCHEME
 from detectron2.evaluation.analysis import (
     Comparison,
     DetectionAnalysis,
@@ -340,6 +341,8 @@ def _read_picture(file_name: str, roots: Sequence[str]) -> np.ndarray | None:
 
 
 def _find_picture(file_name: str, roots: Sequence[str]) -> str | None:
+    if file_name.startswith(SCHEME):
+        return file_name
     return next((p for root in roots if os.path.isfile(p := os.path.join(root, file_name))), None)
 
 

@@ -29,7 +29,7 @@ _TASKS = ("bbox", "segm", "keypoints")
 _SHELLS = ("bash", "zsh", "fish")
 _SOURCE = (
     "a COCO .json file, a folder in Pascal VOC format (Annotations, ImageSets, JPEGImages), a folder or data.yaml in "
-    "YOLO format, or the name of a registered data set"
+    "YOLO format, a folder of tar shards, or the name of a registered data set"
 )
 
 
@@ -151,6 +151,8 @@ def _add_datasets(add: Any, classes: str = "") -> None:
     add_many("--coco", ("NAME", "JSON", "IMAGES"), coco, nargs=3)
     voc = "the same in Pascal VOC format: ROOT/{Annotations,ImageSets/Main/SPLIT.txt,JPEGImages}"
     add_many("--voc", ("NAME", "ROOT", "SPLIT"), voc, nargs=3)
+    shards = "the same in tar shards of 'detectron2 data shard': a folder, or an address such as s3://BUCKET/FOLDER"
+    add_many("--tar-shards", ("NAME", "DIR"), shards, nargs=2)
     names = "class names of the --voc data sets, in order; default: as in the weights, else all annotated, sorted"
     add("--classes", metavar="A,B,C", help=classes or names)
     module = "a module or .py file to import first, for data sets and models of your own"
@@ -354,6 +356,18 @@ def _convert(add: Any) -> None:
     _add_data_config(add, "the config whose INPUT.EXIF holds")
 
 
+def _shard(add: Any) -> None:
+    add("source", metavar="DATA", help=_SOURCE)
+    add("--output", required=True, metavar="DIR", help="a new folder, after which the shards are named")
+    size = "images of a shard; default: 1000, or no limit with --shard-bytes"
+    add("--shard-size", type=_at_least_one, metavar="N", help=size)
+    add("--shard-bytes", type=_at_least_one, metavar="N", help="a shard ends before it has more bytes than this")
+    order = "do not shuffle the images, of which training takes those of one shard at one time"
+    add("--keep-order", action="store_true", help=order)
+    _add_reading(add)
+    _add_data_config(add, "the config whose INPUT.EXIF holds")
+
+
 def _add_reading(add: Any) -> None:
     """Add the options of how a data set is read."""
     add("--image-root", metavar="DIR", help="where the images of a COCO file are; default: near the file")
@@ -499,6 +513,7 @@ _ACTIONS: _Table = {
     "check": ("look for mistakes; the exit status is 1 if there are any that training would stumble over", _check),
     "show": ("draw samples with their annotations, as they are or as a model gets them", _show),
     "convert": ("convert a data set between the formats of COCO, Pascal VOC and YOLO", _convert),
+    "shard": ("write a data set into tar shards, with its images, for data sets of very many files", _shard),
 }
 _ZOO_ACTIONS: _Table = {
     "list": ("list the models of the model zoo with their published accuracy", _zoo_list),
@@ -515,7 +530,7 @@ _CONFIG_ACTIONS: _Table = {
 }
 _WHAT = "Object detection and segmentation on PyTorch."
 _GROUPS: dict[str, tuple[str, _Table]] = {
-    "data": ("Check, show or convert a data set.", _ACTIONS),
+    "data": ("Check, show, convert or shard a data set.", _ACTIONS),
     "config": ("Show, compare or explain configs.", _CONFIG_ACTIONS),
     "zoo": ("List, describe or download the models of the model zoo.", _ZOO_ACTIONS),
 }
@@ -527,7 +542,7 @@ _COMMANDS: _Table = {
     "benchmark": ("measure data, training and inference of a model here, and say what holds them back", _benchmark),
     "export": ("write a trained model in a format that other programs run, and check what was written", _export),
     "serve": ("predict on images that are sent over HTTP, with a page to try it on", _serve),
-    "data": ("check, show or convert a data set", lambda add: None),
+    "data": ("check, show, convert or shard a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),
     "plot": ("draw the curves of training runs", _plot),
     "config": ("show, compare or explain configs", lambda add: None),

@@ -15,8 +15,10 @@ from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import UnknownDatasetError
-from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets import load_voc_instances, register_coco_instances, register_sharded_dataset
+from detectron2.data.formats.tar_shards import read_index
 from detectron2.data.formats.voc import voc_classes
+from detectron2.data.tar_members import is_remote
 from detectron2.inference import Predictor
 from detectron2.inference.loading import (
     available_device,
@@ -42,6 +44,10 @@ def register_datasets(args: argparse.Namespace) -> None:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"--coco {name}: no such file or folder: {path}")
         register_coco_instances(name, {}, json_file, image_root)
+    for name, folder in args.tar_shards:
+        if not is_remote(folder):
+            read_index(folder)  # which says what is missing
+        register_sharded_dataset(name, folder)
     for name, root, split in args.voc:
         splits = Path(root, "ImageSets", "Main")
         if not Path(splits, f"{split}.txt").is_file():
@@ -72,8 +78,10 @@ def require_registered(names: Iterable[str]) -> None:
             try:
                 DatasetCatalog.get(name)
             except KeyError as e:
-                options = "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, or --import FILE.py with code that does"
-                raise UnknownDatasetError(f"{e.args[0]} Options that register one: {options}.") from None
+                options = "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, --tar-shards NAME DIR, or --import FILE.py"
+                raise UnknownDatasetError(
+                    f"{e.args[0]} Options that register one: {options} with code that does."
+                ) from None
 
 
 def require_weights(cfg: Any, weights: str = "", *, is_needed: bool = True) -> None:

@@ -1,12 +1,15 @@
-"""`detectron2 data`: check a data set before training, look at it, convert it.
+"""`detectron2 data`: check a data set before training, look at it, convert it, write it into tar shards.
 
 detectron2 data check annotations.json --num-classes 3 --fix cleaned.json
 detectron2 data show annotations.json --sheet samples.png
 detectron2 data convert path/to/voc path/to/yolo --to yolo
+detectron2 data shard annotations.json --image-root images --output shards
 """
 
 import argparse
 import difflib
+import functools
+import itertools
 import json
 import math
 import os
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from detectron2.cli.common import register_datasets
 from detectron2.config import CfgNode, instantiate
@@ -30,7 +34,12 @@ from detectron2.data.checks.files import file_findings
 from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding, quantity
 from detectron2.data.checks.fixing import fix
 from detectron2.data.checks.report import FULL_CHECK_LIMIT
-from detectron2.data.datasets import convert_to_coco_dict, load_coco_json, register_coco_panoptic
+from detectron2.data.datasets import (
+    convert_to_coco_dict,
+    load_coco_json,
+    register_coco_panoptic,
+    register_sharded_dataset,
+)
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.data.formats.annotated_images import (
     AnnotatedImages,
@@ -51,6 +60,7 @@ from detectron2.data.formats.coco import (
     write_content,
 )
 from detectron2.data.formats.reading import current_exif, exif_policy, read_json
+from detectron2.data.formats.tar_shards import is_sharded, write_shards
 from detectron2.data.formats.voc import read_voc, write_voc
 from detectron2.data.formats.yolo import read_yolo, write_yolo
 from detectron2.data.images import viewable_rgb
@@ -93,7 +103,9 @@ class Source:
     @property
     def format(self) -> str:
         """Its format, for people."""
-        return {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}[self.data.format] if self.data else "registered"
+        if self.data is None:
+            return "tar shards" if is_sharded(str(self.metadata.get("dirname"))) else "registered"
+        return {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}[self.data.format]
 
 
 def open_source(name: str, args: argparse.Namespace) -> Source:
@@ -215,15 +227,19 @@ def registered(source: Source) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one of the three."""
+    """Do one of the four."""
     if args.action == "show" and args.augmented and not args.config_file:
         raise ValueError("--augmented needs --config-file, which says how images are augmented.")
     # --classes may also be meant for a folder.
     register_datasets(argparse.Namespace(**{**vars(args), "classes": args.classes if args.voc else None}))
+    for name in [args.source] if isinstance(args.source, str) else args.source:
+        if name not in DatasetCatalog and is_sharded(name):
+            register_sharded_dataset(name, name)
     cfg = load_config(find_config_file(args.config_file), args.opts) if args.config_file else None
     args.exif = args.exif or _expectations(cfg).get("exif", "apply")
     with exif_policy(args.exif):
-        return {"check": _run_check, "show": _run_show, "convert": _run_convert}[args.action](args, cfg)
+        actions = {"check": _run_check, "show": _run_show, "convert": _run_convert, "shard": _run_shard}
+        return actions[args.action](args, cfg)
 
 
 _MOST_CLASSES = 60
@@ -492,6 +508,40 @@ def _report(data: AnnotatedImages, args: argparse.Namespace, target: Path, chang
         out(
             f"  the images stay in {data.image_root or 'their places'}: --coco NAME {target} {data.image_root or '/'}\n"
         )
+
+
+def _run_shard(args: argparse.Namespace, cfg: Any) -> int:
+    """Write tar shards and say what there is now."""
+    source = open_source(args.source, args)
+    errors = [f.text for f in source.findings or () if f.level == "error"]
+    if errors:
+        raise DatasetError(source.name, errors)
+    metadata = source.metadata.as_dict()
+    if source.data is not None:
+        ids = sorted((c["id"] for c in source.data.content["categories"]), key=lambda i: (isinstance(i, str), i))
+        metadata |= {"thing_dataset_id_to_contiguous_id": {id: label for label, id in enumerate(ids)}}
+        metadata |= {"evaluator_type": "coco", **keypoint_metadata(source.data.content["categories"])}
+        if "keypoint_names" not in metadata:
+            del metadata["keypoint_flip_map"]  # which is for drawing only
+        for annotation in itertools.chain.from_iterable(record["annotations"] for record in source.dicts):
+            annotation.pop("id", None)
+    if source.drops_degenerate:
+        metadata["degenerate_boxes"] = "drop"
+    index = write_shards(
+        source.dicts,
+        metadata,
+        args.output,
+        shard_size=args.shard_size,
+        shard_bytes=args.shard_bytes,
+        seed=None if args.keep_order else 0,
+        progress=functools.partial(tqdm, unit="image", leave=False, disable=None),
+    )
+    megabytes = sum(shard.bytes for shard in index.shards) / 2**20
+    sys.stdout.write(
+        f"{args.output}: {quantity(index.num_images, 'image', '')} in {quantity(len(index.shards), 'shard', '')}, "
+        f"{megabytes:.1f} MiB: --tar-shards NAME {args.output}\n"
+    )
+    return 0
 
 
 _TILE = 480

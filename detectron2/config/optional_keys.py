@@ -12,8 +12,8 @@ loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_d
 - `model`: MASK_FORMAT is `model.mask_format`.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
-- `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS and TRAIN_REPEAT_FACTOR are
-  arguments of the `sampler` that uses them.
+- `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and
+  TRAIN_REPEAT_FACTOR are arguments of the `sampler` that uses them.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "DATALOADER.ON_BAD_IMAGE": "stop",
     "DATALOADER.RANDOM_SUBSET_RATIO": 1.0,
     "DATALOADER.DATASET_WEIGHTS": (),
+    "DATALOADER.SHARD_WINDOW": 8,
     "DATASETS.TRAIN_REPEAT_FACTOR": [],
     "INPUT.EXIF": "apply",
     "SOLVER.OPTIMIZER": "SGD",

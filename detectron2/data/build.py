@@ -35,6 +35,7 @@ from detectron2.data.samplers import (
     InferenceSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
+    ShardedTrainingSampler,
     TrainingSampler,
     WeightedTrainingSampler,
 )
@@ -420,6 +421,9 @@ def _sampler_from_config(
         return TrainingSampler(len(dataset))
     if name == "RandomSubsetTrainingSampler":
         return RandomSubsetTrainingSampler(len(dataset), _subset_ratio(cfg))
+    if name == "ShardedTrainingSampler":
+        sizes_of_shards = ShardedTrainingSampler.shard_sizes_of(dataset)
+        return ShardedTrainingSampler(sizes_of_shards, window=cfg.DATALOADER.get("SHARD_WINDOW", 8))
     if name == "RepeatFactorTrainingSampler":
         sampler = RepeatFactorTrainingSampler(_category_factors(cfg, dataset))
     elif name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
@@ -428,8 +432,8 @@ def _sampler_from_config(
     else:
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are 'TrainingSampler', 'RepeatFactorTrainingSampler', "
-            "'RandomSubsetTrainingSampler', 'WeightedTrainingSampler' and 'WeightedCategoryTrainingSampler'. For "
-            "another one, pass sampler=... to build_detection_train_loader."
+            "'RandomSubsetTrainingSampler', 'ShardedTrainingSampler', 'WeightedTrainingSampler' and "
+            "'WeightedCategoryTrainingSampler'. For another one, pass sampler=... to build_detection_train_loader."
         )
     if logger.isEnabledFor(logging.INFO) and isinstance(dataset, list):
         names = list(cfg.DATASETS.TRAIN) if sizes is not None else ["all"]

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
+from .tar_members import TarMemberHandler
 from .transforms.pixels import opencv
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+PathManager.register_handler(TarMemberHandler())  # of images in tar archives
 
 # ITU-R BT.601 with 8-bit values scaled to [0, 1]: rows are Y, U, V (or R, G, B).
 _M_RGB2YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]

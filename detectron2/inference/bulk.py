@@ -9,7 +9,6 @@ more than its images in work and the results of one shard.
 import io
 import json
 import os
-import tarfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detectron2.data.images import decode_image, read_image
+from detectron2.data.tar_members import TarMember, members_of
 from detectron2.utils.file_io import atomic_write
 from detectron2.utils.terminal import without_password
 
@@ -95,14 +95,9 @@ def _images_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 
 
 def _images_in_archive(path: str) -> Iterator[Entry]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES):
-                    yield [path, member.name, member.offset_data, member.size]
-                archive.members = []  # pyright: ignore  # which would hold all that were seen
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a readable tar archive without compression: {error}.") from None
+    for member in members_of(path):
+        if member.name.lower().endswith(IMAGE_SUFFIXES):
+            yield list(member)
 
 
 class BulkRun:
@@ -338,10 +333,7 @@ def _frame_of(index: int, entry: Entry, image_format: str | None, exif: str) -> 
 
 def _read(entry: Entry, name: str, image_format: str | None, exif: str) -> np.ndarray:
     if len(entry) > 1:
-        path, _, offset, length = entry
-        with open(path, "rb") as archive:
-            archive.seek(offset)
-            return decode_image(archive.read(length), image_format, exif, name)
+        return decode_image(TarMember(*entry).read(), image_format, exif, name)
     if "://" not in entry[0]:
         return read_image(entry[0], image_format, exif)
     import fsspec

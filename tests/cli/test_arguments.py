@@ -28,7 +28,7 @@ COMMANDS = [
     "completion",
 ]
 ACTIONS = {
-    "data": ["check", "show", "convert"],
+    "data": ["check", "show", "convert", "shard"],
     "config": ["show", "diff", "explain"],
     "zoo": ["list", "info", "download"],
 }

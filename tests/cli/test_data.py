@@ -14,7 +14,7 @@ from PIL import Image
 
 from detectron2.cli import main
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances
+from detectron2.data.datasets import load_coco_json, load_sharded_dataset, load_voc_instances
 from detectron2.data.detection_utils import read_image
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
@@ -990,3 +990,80 @@ def test_help(action, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["data", action, "--help"])
     assert exit_.value.code == 0 and f"usage: detectron2 data {action}" in capsys.readouterr().out
+
+
+class TestShard:
+    def test_empty(self, command, tmp_path):
+        path = write_coco(tmp_path / "in")
+        status, _, err = command("data", "shard", path, "--output", tmp_path / "tars")
+        assert status == 1 and "no images to write into shards" in err
+        assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+    def test_good(self, command, good, tmp_path):
+        status, out, err = command(
+            "data", "shard", good, "--output", tmp_path / "tars", "--shard-size", 2, "--keep-order"
+        )
+        assert status == 0, err
+        records = load_coco_json(good, good.parent, "d2_data_shard")
+        shards = -(-len(records) // 2)
+        assert f"tars: {len(records)} images in {shards} shards" in out and f"--tar-shards NAME {tmp_path}/tars" in out
+        again = load_sharded_dataset(tmp_path / "tars", "d2_data_shards")
+        for record in records:  # text, since bytes are not for JSON
+            for segmentation in (a.get("segmentation") for a in record["annotations"]):
+                if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
+                    segmentation["counts"] = segmentation["counts"].decode()
+        assert [{**r, "file_name": ""} for r in again] == [{**r, "file_name": ""} for r in records]
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+            assert MetadataCatalog.get("d2_data_shards").get(key) == MetadataCatalog.get("d2_data_shard").get(key)
+        assert MetadataCatalog.get("d2_data_shards").get("keypoint_flip_map") is None
+        status, out, _ = command("data", "check", tmp_path / "tars")
+        assert status == 0 and "tars (tar shards)" in out and f"image files  {len(records):>8}   looked at" in out
+        status, _, err = command("data", "shard", good, "--output", tmp_path / "tars")
+        assert status == 1 and "exists already" in err
+        status, out, _ = command("data", "convert", tmp_path / "tars", tmp_path / "coco", "--to", "coco")
+        assert status == 0
+        assert len(load_coco_json(tmp_path / "coco/annotations/train.json", tmp_path / "coco/images")) == len(records)
+        status, out, _ = command("data", "show", tmp_path / "tars", "--num", 2, "--output", tmp_path / "drawn")
+        assert status == 0 and len(list((tmp_path / "drawn").iterdir())) == 2
+        for name in ("d2_data_shard", "d2_data_shards"):
+            MetadataCatalog.remove(name)
+
+    def test_order_is_shuffled_and_the_same_each_time(self, command, coco, tmp_path):
+        for name in ("a", "b"):
+            assert command("data", "shard", "cli_shapes", *coco, "--output", tmp_path / name / "tars")[0] == 0
+        first, second = (p.read_bytes() for p in sorted(tmp_path.glob("*/tars/*.tar")))
+        assert first == second
+        assert [r["image_id"] for r in load_sharded_dataset(tmp_path / "a/tars")] not in ([1, 2, 3, 4], [])
+
+    def test_mistakes_stop_it(self, command, tmp_path):
+        path = write_coco(tmp_path / "in", [image(1)], [annotation(1, category_id=7)], CATEGORIES)
+        status, _, err = command("data", "shard", path, "--output", tmp_path / "tars")
+        assert status == 1 and "category_id" in err and not (tmp_path / "tars").exists()
+        path = write_coco(tmp_path / "in", [image(1)], [annotation(1)], CATEGORIES)
+        (tmp_path / "in" / "1.png").unlink()
+        status, _, err = command("data", "shard", path, "--output", tmp_path / "tars")
+        assert status == 1 and "1.png" in err and not (tmp_path / "tars").exists()
+
+    def test_panoptic(self, command, panoptic, tmp_path):
+        status, _, err = command("data", "shard", panoptic, "--output", tmp_path / "tars")
+        assert status == 0, err
+        status, out, _ = command("data", "check", tmp_path / "tars")
+        assert status == 0 and "segments" in out
+
+    def test_training_and_evaluation(self, command, coco, yaml_file, tmp_path):
+        assert command("data", "shard", "cli_shapes", *coco, "--output", tmp_path / "tars", "--shard-size", 2)[0] == 0
+        shards = ["--tar-shards", "cli_shapes", str(tmp_path / "tars")]
+        seed = ["SEED", 1, "DATALOADER.SAMPLER_TRAIN", "ShardedTrainingSampler", "TEST.EVAL_PERIOD", 0]
+        status, _, err = command("train", "--config-file", yaml_file, *shards, "--output", tmp_path / "run", *seed)
+        assert status == 0, err
+        results = []
+        for number, options in enumerate((shards, coco)):
+            weights = ["--weights", tmp_path / "run" / "model_final.pth"]
+            status, _, err = command("eval", *weights, *options, "--output", tmp_path / str(number))
+            assert status == 0, err
+            results.append((tmp_path / str(number) / "results.json").read_text())
+        assert results[0] == results[1]
+
+    def test_folder_that_is_none(self, command, tmp_path):
+        status, _, err = command("data", "check", "a", "--tar-shards", "a", tmp_path)
+        assert status == 1 and f"There is no '{tmp_path}/index.json'" in err

@@ -12,6 +12,8 @@ from PIL import Image
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, evenly_spaced, image_findings
 from detectron2.data.formats.reading import EXIF_CURES, stored_size_hw
+from detectron2.data.tar_members import is_remote
+from detectron2.utils.file_io import PathManager
 
 __all__ = ["file_findings", "file_problems", "nameless_findings"]
 
@@ -30,7 +32,9 @@ def file_findings(
 
     Of more than `max_files` files, that many are looked at, evenly spaced.
     """
-    local = [n for n, d in enumerate(dicts) if isinstance(d.get(key), (str, os.PathLike)) and "://" not in str(d[key])]
+    local = [
+        n for n, d in enumerate(dicts) if isinstance(d.get(key), (str, os.PathLike)) and not is_remote(str(d[key]))
+    ]
     prefix, noun = ("file", "image files") if key == "file_name" else ("label-map", f"label maps ('{key}')")
     if max_files is not None and len(local) > max_files:
         logger.info("Checking the headers of %d of %d %s.", max_files, len(local), noun)
@@ -89,9 +93,9 @@ def _file_problem(record: dict[str, Any], key: str, exif: str) -> tuple[str, str
         stored_hw, orientation = stored_size_hw(path)
         turns = orientation >= 5
         height, width = stored_hw[::-1] if turns and exif == "apply" else stored_hw
-        if os.path.isfile(path) and _seems_cut_off(path):
-            with Image.open(path) as image:  # only now it is decoded, to be sure
-                image.load()
+        if PathManager.isfile(path) and _seems_cut_off(path):
+            with PathManager.open(path, "rb") as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
+                image.load()  # only now it is decoded, to be sure
     except (FileNotFoundError, NotADirectoryError):
         return "missing", ""
     except _UNREADABLE as e:
@@ -114,11 +118,12 @@ _TAIL = 4096
 
 def _seems_cut_off(path: str) -> bool:
     """Whether a file lacks the mark at its end, or is shorter than it says. Bytes behind the end may look like that."""
-    length = os.path.getsize(path)
-    with open(path, "rb") as f:
-        head = f.read(12)
+    with PathManager.open(path, "rb") as f:
+        length = f.seek(0, os.SEEK_END)
+        f.seek(0)
+        head: Any = f.read(12)
         f.seek(max(length - _TAIL, 0))
-        tail = f.read()
+        tail: Any = f.read()
     if head.startswith(b"\xff\xd8"):  # JPEG
         return b"\xff\xd9" not in tail
     if head.startswith(b"\x89PNG"):
@@ -134,7 +139,7 @@ def _seems_cut_off(path: str) -> bool:
 
 def _end_of_tiff(path: str) -> int:
     """Return where the last strip or tile ends; 0 if the file does not tell."""
-    with Image.open(path) as image:
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
         tags = getattr(image, "tag_v2", {})
         for offsets, counts in ((273, 279), (324, 325)):  # TIFF 6.0, sections 8 and 15
             if offsets in tags and counts in tags:

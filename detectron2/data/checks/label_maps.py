@@ -88,7 +88,7 @@ def _read_labels(path: str) -> np.ndarray:
     grey = read_image(path, "L")[:, :, 0]
     if path.lower().endswith((".npy", ".npz")):
         return grey
-    with Image.open(PathManager.get_local_path(path)) as image:
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
         mode, stored = image.mode, np.asarray(image)
     planes = stored[..., None] if stored.ndim == 2 else stored[..., : 1 if mode == "LA" else 3]
     if (planes == grey[..., None]).all():

@@ -11,6 +11,7 @@ from detectron2.data.datasets.coco import (
 from detectron2.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
 from detectron2.data.datasets.pascal_voc import load_voc_instances, register_pascal_voc
+from detectron2.data.datasets.sharded import load_sharded_dataset, register_sharded_dataset
 
 __all__ = [
     "builtin",
@@ -20,6 +21,7 @@ __all__ = [
     "load_coco_json",
     "load_lvis_json",
     "load_sem_seg",
+    "load_sharded_dataset",
     "load_voc_instances",
     "register_coco",
     "register_coco_instances",
@@ -27,4 +29,5 @@ __all__ = [
     "register_coco_panoptic_separated",
     "register_lvis_instances",
     "register_pascal_voc",
+    "register_sharded_dataset",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, quantity
 from detectron2.data.formats.reading import current_exif, image_size_hw
+from detectron2.data.tar_members import SCHEME, TarMember
 from detectron2.structures import BoxMode
 
 __all__ = [
@@ -172,10 +173,14 @@ def flat_names(file_names: Iterable[str]) -> list[str]:
 
 
 def place_images(pairs: Iterable[tuple[str, Path]], mode: str) -> None:
-    """Put images to other places: "copy", "link" (a copy where the system has no symbolic links) or "none"."""
+    """Put images to other places: "copy", "link" (a copy where links are impossible, also to archives) or "none"."""
     if mode == "none":
         return
     for source, target in pairs:
+        if source.startswith(SCHEME):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(TarMember.parse(source).read())
+            continue
         if not os.path.isfile(source):
             raise FileNotFoundError(f"There is no image '{source}'. To leave the images where they are: --images none")
         target.parent.mkdir(parents=True, exist_ok=True)

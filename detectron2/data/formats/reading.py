@@ -6,6 +6,7 @@ A reader walks its file once and hands each mistake to a `Report`, which raises 
 import contextlib
 import contextvars
 import gc
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, quantity
+from detectron2.data.tar_members import SCHEME, TarMember
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
@@ -317,10 +319,9 @@ def stored_size_hw(path: str) -> tuple[tuple[int, int], int]:
 
     if path.lower().endswith((".npy", ".npz")):
         return _array_size_hw(path), 1
-    path = PathManager.get_local_path(path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is a folder, a pipe or a device, not a file")
-    with Image.open(path) as image:
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
         width, height = image.size
         orientation = 1
         # Without the condition, getexif() would decode whole PNG files in search of it.
@@ -361,7 +362,10 @@ def turn_upright(points_xy: np.ndarray, orientation: int, size_hw: tuple[int, in
 
 
 def _array_size_hw(path: str) -> tuple[int, int]:
-    arrays: Any = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
+    if path.startswith(SCHEME):
+        arrays: Any = np.load(io.BytesIO(TarMember.parse(path).read()), allow_pickle=False)
+    else:
+        arrays = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
     if not path.lower().endswith(".npz"):
         height, width = arrays.shape[:2]
         return height, width

@@ -7,6 +7,7 @@ from detectron2.data.samplers.distributed_sampler import (
     TrainingSampler,
 )
 from detectron2.data.samplers.grouped_batch_sampler import GroupedBatchSampler
+from detectron2.data.samplers.sharded_sampler import ShardedTrainingSampler
 from detectron2.data.samplers.weighted_sampler import WeightedTrainingSampler
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "InferenceSampler",
     "RandomSubsetTrainingSampler",
     "RepeatFactorTrainingSampler",
+    "ShardedTrainingSampler",
     "TrainingSampler",
     "WeightedTrainingSampler",
 ]
