@@ -25,6 +25,7 @@ from detectron2.data.tar_members import TarMember, members_of
 from detectron2.utils.file_io import atomic_write
 from detectron2.utils.terminal import without_password
 
+from .columns import columns_of, require_pyarrow, table_of
 from .predictor import Predictor
 from .results import Result
 from .sources import IMAGE_SUFFIXES, Frame
@@ -35,6 +36,7 @@ _SCHEMA = "detectron2.shards/1"
 _RUN, _INPUTS = "run.json", "inputs.jsonl"
 _LISTS = (".txt", ".lst")
 _FORMATS = ("jsonl", "parquet")
+_SUFFIXES = (".jsonl", ".json", ".parquet")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 Entry = list[Any]
@@ -163,7 +165,7 @@ class BulkRun:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank!r}.")
         if format == "parquet":
-            _pyarrow()
+            require_pyarrow()
         self.folder, self.rank, self.world_size = Path(folder), rank, world_size
         own = {"asked": json.loads(json.dumps(asked or {})), "shard_size": shard_size, "format": format}
         known = self._known(resume, launch)
@@ -342,58 +344,26 @@ def _read(entry: Entry, name: str, image_format: str | None, exif: str) -> np.nd
         return decode_image(io.BytesIO(file.read()), image_format, exif, name)  # pyright: ignore
 
 
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError("Shards in Parquet need pyarrow: pip install 'detectron2[bulk]'") from None
-    return pyarrow
-
-
 def _write_table(file: Any, rows: list[dict[str, Any]]) -> None:
-    pa = _pyarrow()
-    mask = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
-    numbers = pa.list_(pa.float64())
-    common = [("class_id", pa.int32()), ("class", pa.string()), ("score", pa.float64()), ("box_xyxy", numbers)]
-    objects = [
-        *common,
-        ("box_rotated", numbers),
-        ("area", pa.int64()),
-        ("mask", mask),
-        ("keypoints", pa.list_(numbers)),
-    ]
-    segments = [("id", pa.int32()), *common, ("is_thing", pa.bool_()), ("area", pa.int64()), ("mask", mask)]
-    pixels = [("class_id", pa.int32()), ("class", pa.string()), ("area", pa.int64()), ("mask", mask)]
-    columns = [
-        ("index", pa.int64()),
-        ("file", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("seconds", pa.float64()),
-        ("error", pa.string()),
-        ("objects", pa.list_(pa.struct(objects))),
-        ("segments", pa.list_(pa.struct(segments))),
-        ("pixel_classes", pa.list_(pa.struct(pixels))),
-    ]
-    schema = pa.schema(columns, metadata={"schema": rows[0]["schema"]})
-    pa.parquet.write_table(pa.Table.from_pylist(rows, schema), file, compression="zstd")
+    table = table_of({"index": [row["index"] for row in rows], **columns_of(rows)})
+    table = table.replace_schema_metadata({"schema": rows[0]["schema"]})
+    require_pyarrow().parquet.write_table(table, file, compression="zstd")
 
 
 def read_shards(folder: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Read all results that a run has written so far.
+    """Read all results that a run has written so far, or those that another engine has.
 
     Args:
-        folder: of a `BulkRun`.
+        folder: of a `BulkRun`; or with files `.parquet`, and `.jsonl` and `.json` with an object in each line, into
+            which an engine such as Ray Data has written what `Predictor.for_batches` returns.
 
     Yields:
-        A row for each image, in the order of the list: what `Result.to_dict` returns. From Parquet a row has all keys
-        of its kind, some with None.
+        A row for each image: what `Result.to_dict` returns, for another engine without `schema`, `index` and `time`. Of
+        a `BulkRun` they are in the order of the list. From Parquet a row has all keys of its kind, some with None.
 
     Raises:
-        FileNotFoundError: there is no run in the folder.
+        FileNotFoundError: there is no run in the folder, and no file of another engine.
+        ValueError: a file is not of such results.
 
     Example:
         >>> import pathlib, tempfile
@@ -403,11 +373,30 @@ def read_shards(folder: str | os.PathLike) -> Iterator[dict[str, Any]]:
         >>> [row["file"] for row in read_shards(folder)]
         ['a.jpg']
     """
-    with open(Path(folder, _RUN), encoding="utf-8") as file:
-        known = json.load(file)
-    for path in sorted(Path(folder).glob(f"part-*.{known['format']}")):
-        if known["format"] == "jsonl":
-            with open(path, encoding="utf-8") as file:
-                yield from map(json.loads, file)
-        else:
-            yield from _pyarrow().parquet.read_table(path).to_pylist()
+    run, others = Path(folder, _RUN), "*"
+    if run.exists():
+        with open(run, encoding="utf-8") as file:
+            others = f"part-*.{json.load(file)['format']}"
+    paths = sorted(path for path in Path(folder).glob(others) if path.suffix in _SUFFIXES and path.name[0] not in "._")
+    if not paths and not run.exists():
+        raise FileNotFoundError(f"There are no results in {folder}: neither {_RUN} nor files {', '.join(_SUFFIXES)}.")
+    for path in paths:
+        for row in _rows_of(path):
+            if "file" not in row:
+                raise ValueError(f"{path} does not have results: expected rows with 'file', got {', '.join(row)}.")
+            yield row
+
+
+def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from require_pyarrow().parquet.read_table(path).to_pylist()
+        return
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not an object of JSON: {error}.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} is not an object of JSON, but {type(row).__name__}.")
+            yield row

@@ -27,6 +27,7 @@ from detectron2.data import DatasetMapper, Metadata
 from detectron2.data import transforms as T
 from detectron2.data.images import to_chw_tensor
 from detectron2.export.artifact import ExportedModel
+from detectron2.inference.columns import columns_of, frames_of, table_of
 from detectron2.inference.image_check import check_image
 from detectron2.inference.loading import LoadedModel, available_device, load
 from detectron2.inference.results import Result
@@ -487,6 +488,72 @@ class Predictor:
         finally:
             for owner, name, value in before:
                 setattr(owner, name, value)
+
+    # --------------------------------------------------------------------------------------------------- for engines
+
+    class for_batches:
+        """Predicts on batches in columns: the function for engines that distribute work, such as Ray Data.
+
+        An engine makes one object in each of its workers, and calls it with one batch after the other.
+
+        Args:
+            weights: a checkpoint, or whatever else `Predictor` takes as a model.
+            config: of a checkpoint that does not bring it along.
+            scale: multiplies the values of images, as in a call of `Predictor`.
+            as_table: whether results are a `pyarrow.Table` instead of a dictionary. Its columns have the same types in
+                each batch, also where nothing was found: choose it if other programs read the files together.
+            **options: of `Predictor`; `mask_format` is "rle" by default.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: `as_table` needs pyarrow.
+            ValueError: an option is impossible, or weights do not fill the model; or, in a call, the batch has no
+                images.
+
+        Example:
+            >>> import numpy as np
+            >>> from detectron2 import Predictor
+            >>> name = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+            >>> changes = ["INPUT.MIN_SIZE_TEST", 64, "MODEL.WEIGHTS", ""]
+            >>> predict = Predictor.for_batches(name, device="cpu", overrides=changes, allow_random_weights=True)
+            >>> batch = {"path": np.array(["a.jpg"]), "image": np.zeros((1, 48, 64, 3), np.uint8)}
+            >>> predict(batch)["file"]
+            array(['a.jpg'], dtype=object)
+        """
+
+        def __init__(
+            self,
+            weights: Any,
+            config: Any = None,
+            *,
+            scale: float | None = None,
+            as_table: bool = False,
+            **options: Any,
+        ) -> None:
+            source = weights if config is None else config
+            options = {"mask_format": "rle", **options}
+            self.predictor = Predictor(source, weights=None if config is None else weights, **options)
+            self.scale, self.as_table = scale, as_table
+
+        def __call__(self, batch: dict[str, Any]) -> Any:
+            """Predict on the images of a batch.
+
+            Args:
+                batch: columns of equal length: `image` (arrays, RGB), or `bytes` (files), or `path`; and any others.
+                    See `detectron2.inference.columns.frames_of`.
+
+            Returns:
+                Columns of equal length: those that were given, without the images; and `ROW_COLUMNS`, which are the
+                keys of `Result.to_dict`. An image that is not usable has an `error`, which is None for the others.
+            """
+            predictor = self.predictor
+            frames = frames_of(
+                batch, image_format=predictor.image_format, exif=predictor.exif, workers=predictor.workers
+            )
+            results = predictor.predict_frames(frames, scale=self.scale, on_error="keep")
+            columns = {name: column for name, column in batch.items() if name not in ("image", "bytes")}
+            columns |= columns_of(result.to_dict() for result in results)
+            return table_of(columns) if self.as_table else columns
 
 
 @dataclass

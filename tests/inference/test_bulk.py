@@ -247,3 +247,71 @@ def test_memory_does_not_grow_with_the_list(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3e6  # the list itself has 5 MB
+
+
+# ------------------------------------------------------------------------------------------------------ other engines
+
+
+def test_results_of_another_engine(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither run.json nor files .jsonl, .json, .parquet"):
+        list(read_shards(tmp_path))
+    (tmp_path / "x_000001.json").write_text('{"file": "b.png", "objects": []}\n')
+    (tmp_path / "x_000000.jsonl").write_text('{"file": "a.png", "objects": []}\n{"file": "c.png", "error": "no"}\n')
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / ".x.json").write_text("{")
+    assert [row["file"] for row in read_shards(tmp_path)] == ["a.png", "c.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "line 1 is not an object of JSON"), ("[1]", "but list"), ('{"path": 1}', "'file', got path")],
+)
+def test_files_of_something_else(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(read_shards(tmp_path))
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+def test_batches_give_the_rows_of_a_run(tmp_path, as_table):
+    """Written as Parquet, as an engine does, they are read as the shards of a run on the same images."""
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    folder = write(tmp_path / "in", 4)
+    (folder / "002.png").write_bytes(b"damaged")
+    Image.new("L", (3, 7), 3).save(folder / "003.png")
+    BulkRun(tmp_path / "run", [str(folder)]).predict(predictor())
+    mapper = DatasetMapper(False, augmentations=[], image_format="BGR")
+    predict = Predictor.for_batches(Model().eval(), as_table=as_table, mapper=mapper, optimize=False, batch_size=2)
+    paths = sorted(map(str, folder.iterdir()))
+    (tmp_path / "engine").mkdir()
+    for start in range(0, 4, 2):
+        found = predict({"path": np.array(paths[start : start + 2]), "id": np.arange(start, start + 2)})
+        if not as_table:
+            assert list(found)[:2] == ["path", "id"] and list(found["id"]) == [start, start + 1]
+            found = pa.table({name: pa.array(list(column)) for name, column in found.items()})
+        pa.parquet.write_table(found, tmp_path / "engine" / f"{start}.parquet")
+    expected = [{k: v for k, v in row.items() if k in found.column_names} for row in read_shards(tmp_path / "run")]
+    rows = list(read_shards(tmp_path / "engine"))
+    assert [row["error"] is None for row in rows] == [True, True, False, True] and len(expected) == 4
+    for row, other in zip(rows, expected, strict=True):
+        things = [{k: v for k, v in thing.items() if v is not None} for thing in row.pop("objects") or []]
+        assert things == (other.pop("objects") or [])
+        assert {**other, "seconds": 0} == {k: v for k, v in {**row, "seconds": 0}.items() if k in other}
+
+
+def test_batches_of_arrays(tmp_path, tiny_cfg, tiny_images):
+    predict = Predictor.for_batches(tiny_cfg.MODEL.WEIGHTS, device="cpu", batch_size=2, score_threshold=0.0)
+    column = np.empty(3, dtype=object)
+    column[0], column[1] = tiny_images[0][:, :, ::-1], tiny_images[1][:, :, ::-1]  # RGB; the last is None
+    found = predict({"path": np.array(["a.jpg", "b.jpg", "c.jpg"]), "image": column})
+    assert list(found["file"]) == ["a.jpg", "b.jpg", "c.jpg"] and "image" not in found
+    assert [error is None for error in found["error"]] == [True, True, False] and "c.jpg" not in found["error"][0:2]
+    other = Predictor(tiny_cfg, device="cpu", batch_size=2, mask_format="rle", score_threshold=0.0)
+    for i, result in enumerate(other(tiny_images[:2])):
+        assert found["objects"][i] == result.to_dict()["objects"] and len(result) > 0
+    empty = predict({"path": np.array([], dtype=str), "image": np.zeros((0, 60, 80, 3), np.uint8)})
+    assert all(len(values) == 0 for values in empty.values()) and "objects" in empty
+    scaled = Predictor.for_batches(tiny_cfg.MODEL.WEIGHTS, tiny_cfg, device="cpu", scale=255, score_threshold=0.0)
+    again = scaled({"image": np.stack([column[0] / 255.0])})
+    assert again["objects"][0] == found["objects"][0]
