@@ -102,6 +102,7 @@ class Predictor:
         metadata: names and colours of classes.
         image_format: the colour order that the model wants.
         exif: what is done about the EXIF orientation of files, "apply" or "ignore".
+        pixel_mean: what the model subtracts from each channel; None where it does not say.
         device: where the model is.
         cfg: the config; None for exported models and modules.
         backend: what runs.
@@ -175,7 +176,7 @@ class Predictor:
         self._mapper = _checked_mapper(loaded.mapper)
         self.image_format: str | None = self._mapper.image_format
         self.exif: str = getattr(self._mapper, "exif", "apply")
-        self._pixel_mean = _pixel_mean(self.model)
+        self.pixel_mean: list[float] | None = _pixel_mean(self.model)
         self._lock = threading.Lock()
         if mask_format not in (None, "full", "rle"):
             raise ValueError(f'mask_format must be "full", "rle" or None, got {mask_format!r}.')
@@ -304,13 +305,13 @@ class Predictor:
             image = image.astype(np.float32) * np.float32(scale)
             if self._is_8_bit and image.min(initial=0) >= -0.5 and image.max(initial=0) <= 255.5:
                 image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        if self._pixel_mean is not None and (text := check_image(image, self._pixel_mean, can_scale=True)):
+        if self.pixel_mean is not None and (text := check_image(image, self.pixel_mean, can_scale=True)):
             raise ValueError(text)
         return image
 
     @property
     def _is_8_bit(self) -> bool:
-        return self._pixel_mean is None or 1 < max(self._pixel_mean) <= 255
+        return self.pixel_mean is None or 1 < max(self.pixel_mean) <= 255
 
     def _resized(self, image: np.ndarray) -> dict[str, Any]:
         given = T.AugInput(image)

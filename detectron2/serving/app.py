@@ -218,14 +218,14 @@ class _Service:
             content, name = await self._in_thread(self._download, url), str(url).rpartition("/")[2] or "image"
         frame = await self._in_thread(self._decode, content, name)
         if self._batcher is None or not self.is_open:
-            raise HTTPException(503, "The service is shutting down.")
+            raise HTTPException(503, "The service is shutting down; try again later.")
         try:
             result = await asyncio.wrap_future(self._batcher.submit(frame))
         except Exception as error:
             logger.exception("The model failed on an image of %s pixels.", frame.image.shape)  # pyright: ignore
             raise HTTPException(500, f"The model failed on this image: {type(error).__name__}.") from error
         if result.error is not None:
-            raise HTTPException(422, str(result.error))
+            raise self._unusable(frame, result.error)
         return await self._in_thread(self._answer, result, confidence, format, masks)
 
     async def health(self) -> JSONResponse:
@@ -278,9 +278,10 @@ class _Service:
         """Look at the size before pixels are decoded."""
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                width, height = image.size
+                (width, height), mode = image.size, image.mode
         except Image.DecompressionBombError:
-            raise HTTPException(413, f"The image is larger than {self.limits.max_pixels} pixels.") from None
+            most = min(self.limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or self.limits.max_pixels))
+            raise HTTPException(413, f"The image has more than {most} pixels, which are the most.") from None
         except UnidentifiedImageError:
             kinds = ", ".join(_FORMATS)
             what = f"a file of one of {kinds}" if content else "a file; it is empty"
@@ -294,9 +295,27 @@ class _Service:
         name = Path(name).name[:200] or "image"
         try:
             pixels = decode_image(content, predictor.image_format, predictor.exif, name)
-        except (OSError, ValueError, TypeError) as error:
+        except ValueError:  # its text is for those who can change the config
+            cure = "scale its values to 0..255, and send it with 8 bits a channel" if mode[0] in "IF" else "send RGB"
+            raise HTTPException(422, f"The model does not take images of mode {mode}: {cure}.") from None
+        except (OSError, TypeError) as error:
             raise HTTPException(422, f"The image cannot be read: {error}") from None
         return Frame(pixels, name, None, next(self._numbers))
+
+    def _unusable(self, frame: Frame, error: Exception) -> HTTPException:
+        """Say of an image that the model does not take what its sender can do; the text of the error is for others."""
+        pixels, mean = frame.image, self.predictor.pixel_mean
+        assert pixels is not None
+        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+        if mean is not None and channels != len(mean):
+            count = "1 channel" if channels == 1 else f"{channels} channels"
+            return HTTPException(422, f"The image has {count}; the model takes images with {len(mean)}.")
+        low, high = float(pixels.min()), float(pixels.max())
+        if mean is not None and not (0 <= low <= high <= 255):
+            there = f"The image has values from {low:g} to {high:g}; the model takes 0 to 255"
+            return HTTPException(422, f"{there}: scale them, and send it again.")
+        logger.error("An image of %s pixels cannot be predicted on: %s", pixels.shape, error)
+        return HTTPException(500, "The service cannot predict on this image; its log says why.")
 
     def _answer(self, result: Result, confidence: float, format: str, masks: str) -> Response:
         result = result.filter(score=confidence)
@@ -369,7 +388,8 @@ class _Admission:
             with anyio.move_on_after(limits.timeout) as within:
                 await self.app(scope, self._limited(receive), counted_send)
             if within.cancelled_caught and not status:
-                await refuse(504, f"The answer was not ready within {limits.timeout:g} seconds.")
+                why = f"The answer was not ready within {limits.timeout:g} seconds"
+                await refuse(504, f"{why}; send a smaller image, or try again later.")
         finally:
             service.admitted -= 1
         if status == 200:

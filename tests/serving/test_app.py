@@ -191,6 +191,39 @@ def test_hostile_files(serve, content, status, message):
     assert post(client, image()).status_code == 200
 
 
+def file_of(pixels, format="TIFF"):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=format)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode"), [(np.full((8, 10), 4000, np.uint16), "I;16"), (np.full((8, 10), 0.5, np.float32), "F")]
+)
+def test_values_of_more_than_8_bits(serve, pixels, mode):
+    """The message says what the sender of the image can do, who cannot change the config."""
+    client = serve()
+    detail = post(client, file_of(pixels)).json()["detail"]
+    expected = "scale its values to 0..255, and send it with 8 bits a channel."
+    assert detail == f"The model does not take images of mode {mode}: {expected}"
+    assert post(client, file_of(pixels.astype(np.uint8))).status_code == 200
+
+
+def test_images_that_the_model_does_not_take():
+    as_in_the_file = predictor_of(Model())
+    as_in_the_file.image_format = None
+    with TestClient(create_app(as_in_the_file)) as client:
+        answer = post(client, file_of(np.zeros((8, 10), np.uint8)))
+        expected = "The image has 1 channel; the model takes images with 3."
+        assert (answer.status_code, answer.json()["detail"]) == (422, expected)
+    as_in_the_file.pixel_mean = [100.0]
+    with TestClient(create_app(as_in_the_file)) as client:  # the config is at fault, not the image
+        answer = post(client, file_of(np.zeros((8, 10), np.uint8)))
+        assert answer.status_code == 500 and "its log says why" in answer.json()["detail"]
+        answer = post(client, file_of(np.full((8, 10), 4000, np.uint16)))
+        assert answer.status_code == 422 and "values from 4000 to 4000; the model takes 0 to 255" in answer.text
+
+
 def test_hostile_names(serve):
     client = serve()
     for name in ("../../etc/passwd", "a\x00b", "x" * 5000, "<script>", "é\n"):
@@ -224,6 +257,7 @@ def test_too_many_pixels(serve):
     assert post(client, image((10, 10))).status_code == 200
     answer = post(client, image((10, 11)))
     assert answer.status_code == 413 and "11 x 10 pixels; at most 100" in answer.json()["detail"]
+    assert "more than" not in answer.text
     bomb = bytearray(image())
     bomb[16:24] = (30000).to_bytes(4, "big") * 2  # what the header says
     assert post(client, bytes(bomb)).status_code in (413, 415, 422)
