@@ -42,13 +42,15 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
     """Return the `lr_factor_func` of `detectron2.solver.get_default_optimizer_params` for layer-wise decay.
 
     With `n` layers, layer `i` gets `rate ** (n - i)`; patches, positions or the stem get one factor more, and
-    what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer, or
-    a stage of a ResNet or RegNet, in `model.backbone`, by itself or below a pyramid; other backbones, and a rate
-    outside of (0, 1], are a `ValueError`.
+    what is not in the backbone, or comes after its layers (a pyramid), gets 1. A layer is a block of a transformer,
+    a stage of a ResNet or RegNet, or what a backbone of another library counts as one (its method `layer_groups`), in
+    `model.backbone`, by itself or below a pyramid; other backbones, and a rate outside of (0, 1], are a `ValueError`.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"The factor between two layers must be in (0, 1], but is {rate}.")
     names = [name for name, _ in model.named_parameters() if name.startswith("backbone.")]
+    if (groups := _layer_groups(model)) is not None:
+        return lambda name: rate ** (max(groups.values()) + 1 - groups[name]) if name in groups else 1.0
     if any(_STAGED_BLOCK.search(name) for name in names):
         return _decay_staged_blocks(names, rate)
     blocks = [int(found[1]) for name in names if (found := _BLOCK.search(name))]
@@ -64,6 +66,15 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
         f"its parameters begin with {names[:3]}. Set SOLVER.LAYER_DECAY to 1.0, or pass your own lr_factor_func to "
         "get_default_optimizer_params."
     )
+
+
+def _layer_groups(model: nn.Module) -> dict[str, int] | None:
+    """Return the layer of each parameter of a backbone that numbers them itself: 0 before all blocks, then 1, 2, ..."""
+    for prefix, module in model.named_modules():
+        if prefix.startswith("backbone") and hasattr(module, "layer_groups"):
+            groups: dict[str, int] = module.layer_groups(coarse=False)  # type: ignore[operator]
+            return {f"{prefix}.{name}": group for name, group in groups.items()}
+    return None
 
 
 def _decay_staged_blocks(names: Iterable[str], rate: float) -> Callable[[str], float]:

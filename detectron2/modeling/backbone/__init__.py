@@ -16,6 +16,14 @@ from .resnet import (
     make_stage,
 )
 from .swin import SwinTransformer
+from .timm_backbone import (
+    TimmBackbone,
+    build_retinanet_timm_fpn_backbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+    timm_pixel_statistics,
+    use_timm_pixel_statistics,
+)
 from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
@@ -32,11 +40,17 @@ __all__ = [
     "ResNetBlockBase",
     "SimpleFeaturePyramid",
     "SwinTransformer",
+    "TimmBackbone",
     "ViT",
     "build_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "build_retinanet_timm_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
     "get_vit_lr_decay_rate",
     "make_stage",
+    "timm_pixel_statistics",
+    "use_timm_pixel_statistics",
 ]
