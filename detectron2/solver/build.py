@@ -68,15 +68,6 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
     )
 
 
-def _layer_groups(model: nn.Module) -> dict[str, int] | None:
-    """Return the layer of each parameter of a backbone that numbers them itself: 0 before all blocks, then 1, 2, ..."""
-    for prefix, module in model.named_modules():
-        if prefix.startswith("backbone") and hasattr(module, "layer_groups"):
-            groups: dict[str, int] = module.layer_groups(coarse=False)  # type: ignore[operator]
-            return {f"{prefix}.{name}": group for name, group in groups.items()}
-    return None
-
-
 def _decay_staged_blocks(names: Iterable[str], rate: float) -> Callable[[str], float]:
     found = [match for name in names if (match := _STAGED_BLOCK.search(name))]
     order = sorted({(int(match[1]), int(match[2])) for match in found if match[2]})
@@ -106,6 +97,15 @@ def _decay_stages(names: Iterable[str], rate: float) -> Callable[[str], float]:
         return rate ** (len(place) - (-1 if match[1] else place[int(match[2])]))
 
     return factor
+
+
+def _layer_groups(model: nn.Module) -> dict[str, int] | None:
+    """Return the layer of each parameter of a backbone that numbers them itself: 0 before all blocks, then 1, 2, ..."""
+    for prefix, module in model.named_modules():
+        if prefix.startswith("backbone") and hasattr(module, "layer_groups"):
+            groups: dict[str, int] = module.layer_groups(coarse=False)  # type: ignore[operator]
+            return {f"{prefix}.{name}": group for name, group in groups.items()}
+    return None
 
 
 Clipper = Callable[[Any], Any]

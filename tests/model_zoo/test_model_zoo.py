@@ -28,7 +28,7 @@ PROJECT_LAZY_FILES = sorted(
     for project in RECORDED_PROJECTS
     for p in (PROJECTS / project / "configs").rglob("*.py")
 )
-OWN_FOLDERS = {"Demo", "VOC-BCCD"}  # not in the published zoo
+OWN_FOLDERS = {"Demo", "Modern", "VOC-BCCD"}  # not in the published zoo
 PUBLISHED_YAML_FILES = [name for name in YAML_FILES if name.split("/")[0] not in OWN_FOLDERS]
 
 

@@ -277,6 +277,9 @@ def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
 def use_timm_pixel_statistics(cfg: Any) -> None:
     """Set `MODEL.PIXEL_MEAN`, `MODEL.PIXEL_STD` and `INPUT.FORMAT` for the weights of `MODEL.TIMM.NAME`.
 
+    Args:
+        cfg: the config, which is changed.
+
     Raises:
         ImportError: timm is not installed.
         ValueError: timm knows no weights of that name.
