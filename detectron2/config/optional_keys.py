@@ -9,8 +9,8 @@ A LazyConfig has the same options under other names. WRITERS and the keys of SOL
 loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_decay`. The rest is in other sections:
 
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY is `params.lr_factor_func`.
-- `model`: MASK_FORMAT is `model.mask_format`. The keys of MODEL.TIMM are arguments of
-  `detectron2.modeling.backbone.TimmBackbone`, the `_target_` of a backbone.
+- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM are
+  arguments of `detectron2.modeling.backbone.TimmBackbone`, the `_target_` of a backbone.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and
@@ -35,6 +35,12 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "MODEL.TIMM.NORM": "keep",
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     "MODEL.TIMM.PATCH_SIZE": 0,
+    "MODEL.HF.CONFIG": "",
+    "MODEL.HF.PRETRAINED": "",
+    "MODEL.HF.NUM_CLASSES": None,
+    "MODEL.HF.LABEL_IDS": (),
+    "MODEL.HF.SIZE_DIVISIBILITY": 0,
+    "MODEL.HF.SCORE_THRESH_TEST": 0.0,
     "SOLVER.OPTIMIZER": "SGD",
     "SOLVER.BETAS": (0.9, 0.999),
     "SOLVER.FUSED": None,

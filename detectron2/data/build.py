@@ -183,6 +183,8 @@ def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
         return cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         return cfg.MODEL.RETINANET.NUM_CLASSES, "MODEL.RETINANET.NUM_CLASSES"
+    if cfg.MODEL.META_ARCHITECTURE in ("HFDetector", "HFSegmenter"):
+        return cfg.MODEL.get("HF", {}).get("NUM_CLASSES"), "MODEL.HF.NUM_CLASSES"
     return None, ""
 
 

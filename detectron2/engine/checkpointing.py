@@ -138,11 +138,13 @@ def _channels(model: nn.Module, name: str) -> list[float] | None:
     return None if value is None or not hasattr(value, "flatten") else value.detach().flatten().tolist()
 
 
-def yaml_config(cfg: CfgNode) -> tuple[str, str]:
-    """Return a config as text, and its kind."""
+def yaml_config(cfg: CfgNode, model: Any = None) -> tuple[str, str]:
+    """Return a config as text, and its kind; the keys that rebuild a model take the place of those it was made of."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = _DEFAULT_FOLDER
+    for key, value in getattr(unwrap_model(model), "portable_keys", {}).items():
+        cfg.merge_from_list([key, value])
     return cfg.dump(), "yaml"
 
 

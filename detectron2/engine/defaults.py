@@ -363,7 +363,7 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer.describe = SelfDescription(
             self,
             self.model,
-            functools.partial(yaml_config, self.cfg),
+            functools.partial(yaml_config, self.cfg, self.model),
             list(self.cfg.DATASETS.TRAIN),
             self.cfg.INPUT.FORMAT,
             bool(self.train_options.ema_decay),

@@ -3,6 +3,7 @@
 from .build import META_ARCH_REGISTRY, build_model
 from .dense_detector import DenseDetector
 from .fcos import FCOS
+from .hf_detector import HFDetector
 from .panoptic_fpn import PanopticFPN
 from .rcnn import GeneralizedRCNN, ProposalNetwork
 from .retinanet import RetinaNet
@@ -14,6 +15,7 @@ __all__ = [
     "SEM_SEG_HEADS_REGISTRY",
     "DenseDetector",
     "GeneralizedRCNN",
+    "HFDetector",
     "PanopticFPN",
     "ProposalNetwork",
     "RetinaNet",
