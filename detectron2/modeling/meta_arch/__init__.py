@@ -4,6 +4,7 @@ from .build import META_ARCH_REGISTRY, build_model
 from .dense_detector import DenseDetector
 from .fcos import FCOS
 from .hf_detector import HFDetector
+from .hf_segmenter import HFSegmenter
 from .panoptic_fpn import PanopticFPN
 from .rcnn import GeneralizedRCNN, ProposalNetwork
 from .retinanet import RetinaNet
@@ -16,6 +17,7 @@ __all__ = [
     "DenseDetector",
     "GeneralizedRCNN",
     "HFDetector",
+    "HFSegmenter",
     "PanopticFPN",
     "ProposalNetwork",
     "RetinaNet",

@@ -17,7 +17,15 @@ from detectron2.utils.registry import locate
 
 from .inputs import DetectorBase, normalized_batch
 
-__all__ = ["TransformersModel", "arguments_from", "built_network", "pixel_mask", "read_config", "require_kind"]
+__all__ = [
+    "TransformersModel",
+    "arguments_from",
+    "built_network",
+    "class_names",
+    "pixel_mask",
+    "read_config",
+    "require_kind",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +153,7 @@ def arguments_from(cfg: CfgNode, kinds: Sequence[str] = ("thing",)) -> dict[str,
             f"{_PREFIX}.CONFIG to a JSON file"
         )
     config = read_config(source or pretrained)
-    names, count = _class_names(cfg, kinds), options.get("NUM_CLASSES")
+    names, count = class_names(cfg, kinds), options.get("NUM_CLASSES")
     if count and len(names) != count:
         names = [str(i) for i in range(count)]
     config, label_ids = _with_classes(config, names, options.get("LABEL_IDS", ()))
@@ -162,13 +170,16 @@ def arguments_from(cfg: CfgNode, kinds: Sequence[str] = ("thing",)) -> dict[str,
     }
 
 
-def _class_names(cfg: CfgNode, kinds: Sequence[str]) -> list[str]:
-    """Class names of the first training set; none where it is not registered."""
+def class_names(cfg: CfgNode, kinds: Sequence[str]) -> list[str]:
+    """Class names of the first training set, without the one for all things; none where it is not registered."""
     catalog = locate("detectron2.data.MetadataCatalog")  # by name: `data` is not a layer below `modeling`
     name = next(iter(cfg.DATASETS.TRAIN), "")
     if name not in catalog:
         return []
-    return [str(c) for kind in kinds for c in catalog.get(name).get(f"{kind}_classes") or ()]
+    names = {kind: list(catalog.get(name).get(f"{kind}_classes") or ()) for kind in kinds}
+    if len(kinds) > 1 and names["stuff"][:1] == ["things"]:
+        del names["stuff"][0]
+    return [str(c) for kind in kinds for c in names[kind]]
 
 
 def _with_classes(

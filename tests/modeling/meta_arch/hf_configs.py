@@ -132,3 +132,26 @@ def labels(count: int) -> dict[str, Any]:
 
 
 DETECTORS = {kind: {**config, "model_type": kind, **labels(3)} for kind, config in _DETECTORS.items()}
+
+_SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
+_STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_SEGMENTERS: dict[str, dict[str, Any]] = {
+    "mask2former": {
+        "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16,
+        "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2, "dim_feedforward": 16,
+        "num_queries": 7, "train_num_points": 60, "backbone_config": {**_SWIN, **_STAGES},
+    },
+    "maskformer": {
+        "fpn_feature_size": 32, "mask_feature_size": 16, "num_queries": 7, "use_auxiliary_loss": True,
+        "backbone_config": {**_SWIN, **_STAGES},
+        "decoder_config": {
+            "model_type": "detr", "d_model": 16, "decoder_layers": 2, "decoder_ffn_dim": 16, "num_queries": 7,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0,
+        },
+    },
+    "eomt": {
+        **_VIT, "num_hidden_layers": 3, "image_size": 96, "patch_size": 16, "num_register_tokens": 1,
+        "num_blocks": 1, "num_upscale_blocks": 1, "num_queries": 7, "train_num_points": 60, "mlp_ratio": 1,
+    },
+}
+SEGMENTERS = {kind: {**config, "model_type": kind, **labels(4)} for kind, config in _SEGMENTERS.items()}

@@ -1,0 +1,264 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import HFSegmenter
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from tests.e2e.conftest import shapes, shapes_dir
+from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
+
+__all__ = ["shapes", "shapes_dir"]
+
+transformers = pytest.importorskip("transformers")
+
+
+def segmenter(kind="mask2former", task="instance", **options):
+    torch.manual_seed(0)
+    arguments = {"pixel_mean": [0.0] * 3, "pixel_std": [255.0] * 3, "num_things": 2, "max_detections_per_image": 1000}
+    return HFSegmenter(config=SEGMENTERS[kind], task=task, **{**arguments, **options})
+
+
+def batch():
+    """Three images: with two things, with one, and with stuff only."""
+    random = torch.Generator().manual_seed(0)
+    inputs = []
+    for (height, width), count in (((60, 90), 2), ((64, 70), 1), ((50, 64), 0)):
+        target = Instances((height, width))
+        target.gt_classes = torch.arange(count)
+        boxes = [(0, 0, width, height), (3, 4, 20, 30)][:count]
+        target.gt_masks = PolygonMasks([[np.array([a, b, c, b, c, d, a, d], dtype=float)] for a, b, c, d in boxes])
+        labels = torch.zeros(height, width, dtype=torch.int64)
+        labels[:20], labels[30:, :9], labels[40:] = 1, 2, 255
+        image = torch.randint(0, 256, (3, height, width), generator=random, dtype=torch.uint8)
+        inputs.append(
+            {"image": image, "instances": target, "sem_seg": labels, "height": 2 * height, "width": 3 * width}
+        )
+    return inputs
+
+
+def wanted_targets(inputs, task, size_hw):
+    """Masks and labels as they are meant, written out."""
+    height, width = size_hw
+    masks, classes = [], []
+    for i, item in enumerate(inputs):
+        h, w = item["image"].shape[1:]
+        of_image = torch.zeros(0, height, width)
+        labels = []
+        for j in range((2, 1, 0)[i] if task != "semantic" else 0):
+            mask = torch.zeros(1, height, width)
+            mask[0, :h, :w] = 1.0 if j == 0 else 0.0
+            if j == 1:
+                mask[0, 4:30, 3:20] = 1.0
+            of_image, labels = torch.cat([of_image, mask]), [*labels, j]
+        for value in {"instance": (), "semantic": (0, 1, 2), "panoptic": (1, 2)}[task]:
+            mask = torch.zeros(1, height, width)
+            mask[0, :h, :w] = item["sem_seg"] == value
+            of_image = torch.cat([of_image, mask])
+            labels.append(value if task == "semantic" else 2 + value - 1)
+        masks.append(of_image)
+        classes.append(torch.tensor(labels, dtype=torch.int64))
+    return masks, classes
+
+
+class TestLosses:
+    @pytest.mark.parametrize("kind", SEGMENTERS)
+    def test_no_objects_at_all(self, kind):
+        losses = segmenter(kind)(batch()[2:])
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        assert float(losses["loss_mask"].detach()) == 0.0
+
+    @pytest.mark.parametrize("task", ["instance", "semantic", "panoptic"])
+    @pytest.mark.parametrize("kind", SEGMENTERS)
+    def test_they_are_those_of_the_library(self, kind, task):
+        model, inputs = segmenter(kind, task), batch()
+        side = (96, 96) if kind == "eomt" else (64, 96)
+        pixels, mask = torch.zeros(3, 3, *side), torch.zeros(3, *side, dtype=torch.int64)
+        for i, item in enumerate(inputs):
+            h, w = item["image"].shape[1:]
+            pixels[i, :, :h, :w], mask[i, :h, :w] = item["image"] / 255.0, 1
+        masks, classes = wanted_targets(inputs, task, side)
+        other = copy.deepcopy(model.network)
+        options = {} if kind == "eomt" else {"pixel_mask": mask, "output_hidden_states": True}
+        torch.manual_seed(1)
+        wanted = other(pixel_values=pixels, mask_labels=masks, class_labels=classes, **options).loss
+        torch.manual_seed(1)
+        losses = model(inputs)
+        total = sum(losses.values())
+        assert torch.allclose(total, wanted, rtol=1e-5)
+        assert {"loss_mask", "loss_dice", "loss_cross_entropy", "loss_mask_0"} <= set(losses)
+        total.backward()
+        wanted.sum().backward()
+        for (name, a), b in zip(model.network.named_parameters(), other.parameters(), strict=True):
+            assert a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5), name
+        assert not model.network.criterion._forward_hooks
+
+    def test_bit_masks_and_polygons_are_the_same(self):
+        model, inputs = segmenter(), batch()
+        torch.manual_seed(1)
+        wanted = model(inputs)
+        for item in inputs:
+            target, size = item["instances"], item["image"].shape[1:]
+            target.gt_masks = BitMasks.from_polygon_masks(target.gt_masks, *size)
+        torch.manual_seed(1)
+        assert all(torch.equal(loss, wanted[name]) for name, loss in model(inputs).items())
+
+    def test_what_is_missing(self):
+        inputs = batch()
+        inputs[0]["instances"].remove("gt_masks")
+        with pytest.raises(ValueError, match=r"have no gt_masks.* set MODEL\.MASK_ON"):
+            segmenter()(inputs)
+        with pytest.raises(KeyError, match="has no 'sem_seg'"):
+            segmenter(task="semantic")([{"image": inputs[0]["image"]}])
+
+
+SIZES = {"mask2former": (384, 384), "eomt": (64, 96)}  # where the library's way and ours are the same
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def predicted(request):
+    """A model, the outputs of its network for one image, the image processor of the library, and its options."""
+    kind = request.param
+    height, width = SIZES[kind]
+    options: dict = {}
+    if kind == "eomt":
+        processor, options["size"] = transformers.EomtImageProcessor(), {"shortest_edge": 96, "longest_edge": 96}
+    else:
+        processor = transformers.Mask2FormerImageProcessor()
+    model = segmenter(kind, "panoptic", object_mask_thresh=0.25, overlap_thresh=0.3).eval()
+    with torch.no_grad():  # scores and masks that differ from query to query
+        model.network.class_predictor.weight.mul_(30)
+        image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+        inputs = [{"image": image}]
+        outputs = {}
+        handle = model.network.register_forward_hook(lambda module, args, out: outputs.update(out=out))
+        found = model(inputs)[0]
+        handle.remove()
+    return kind, model, found, outputs["out"], processor, options
+
+
+class TestResults:
+    def test_instances(self, predicted):
+        kind, model, found, outputs, processor, options = predicted
+        ours = found["instances"]
+        size = SIZES[kind]
+        outputs = copy.copy(outputs)
+        if kind == "mask2former":  # things alone are instances
+            options = {**options, "return_binary_maps": True}
+        # Without stuff in the scores the library sees what the things are given.
+        model = copy.deepcopy(model)
+        model.num_things, model.task = 4, "instance"
+        ours = model._result(
+            outputs.class_queries_logits[0].softmax(-1), _at(outputs.masks_queries_logits[0], size, kind)
+        )["instances"]
+        wanted = processor.post_process_instance_segmentation(outputs, target_sizes=[size], threshold=0.0, **options)[0]
+        assert len(ours) == len(wanted["segments_info"]) > 3
+        scores = torch.tensor([s["score"] for s in wanted["segments_info"]])
+        order = scores.argsort(descending=True, stable=True)
+        assert torch.allclose(ours.scores, scores[order], atol=1e-4)
+        labels = torch.tensor([s["label_id"] for s in wanted["segments_info"]])
+        assert torch.equal(ours.pred_classes, labels[order])
+        if kind == "mask2former":
+            assert torch.equal(ours.pred_masks, wanted["segmentation"][order].bool())
+        assert ours.pred_masks.shape[1:] == size
+        boxes = BitMasks(ours.pred_masks).get_bounding_boxes()
+        assert torch.equal(ours.pred_boxes.tensor, boxes.tensor)
+
+    def test_semantic(self, predicted):
+        kind, model, found, outputs, processor, options = predicted
+        if kind == "eomt":
+            pytest.skip("the library cuts images into patches there")
+        wanted = processor.post_process_semantic_segmentation(outputs, [SIZES[kind]], return_segmentation_scores=True)
+        scores = wanted[0]["segmentation_scores"]
+        things = scores[:2].amax(0, keepdim=True)
+        assert torch.allclose(found["sem_seg"], torch.cat([things, scores[2:]]), atol=1e-5)
+
+    def test_panoptic(self, predicted):
+        kind, model, found, outputs, processor, options = predicted
+        arguments = {"label_ids_to_fuse": {2, 3}} if kind == "mask2former" else {"stuff_classes": [2, 3]}
+        wanted = processor.post_process_panoptic_segmentation(
+            outputs, target_sizes=[SIZES[kind]], threshold=0.25, overlap_mask_area_threshold=0.3, **arguments, **options
+        )[0]
+        panoptic, segments = found["panoptic_seg"]
+        assert segments
+        assert sorted(panoptic.unique().tolist()) in ([s["id"] for s in segments], [0] + [s["id"] for s in segments])
+        of_segment = {s["id"]: s["category_id"] + (0 if s["isthing"] else 1) for s in segments}
+        categories = torch.full(SIZES[kind], -1)
+        for number, category in of_segment.items():
+            categories[panoptic == number] = category
+        wanted_categories = torch.full(SIZES[kind], -1)
+        for segment in wanted["segments_info"]:
+            wanted_categories[wanted["segmentation"] == segment["id"]] = segment["label_id"]
+        assert torch.equal(categories, wanted_categories)
+
+    def test_size_of_the_photo(self):
+        model = segmenter("maskformer", "panoptic").eval()
+        with torch.no_grad():
+            results = model(batch())
+        for item, result in zip(batch(), results, strict=True):
+            size = (item["height"], item["width"])
+            assert result["instances"].image_size == size == tuple(result["panoptic_seg"][0].shape)
+            assert result["sem_seg"].shape == (3, *size)
+
+    def test_large_image_for_a_network_of_one_size(self):
+        with pytest.raises(ValueError, match=r"a side of 97 pixels, .* squares of 96: set INPUT\.MAX_SIZE_TRAIN"):
+            segmenter("eomt").eval()([{"image": torch.zeros(3, 20, 97)}])
+
+
+def _at(masks, size_hw, kind):
+    """Mask logits at the size of the image."""
+    padded = (96, 96) if kind == "eomt" else size_hw
+    masks = torch.nn.functional.interpolate(masks[None], size=padded, mode="bilinear", align_corners=False)[0]
+    return masks[:, : size_hw[0], : size_hw[1]]
+
+
+def cfg_of(*options):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "HFSegmenter", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True])
+    cfg.merge_from_list(["MODEL.HF.CONFIG", json.dumps(SEGMENTERS["mask2former"]), *options])
+    return cfg
+
+
+class TestConfig:
+    def test_what_cannot_be_built(self):
+        with pytest.raises(ValueError, match=r"MODEL\.HF\.TASK is one of instance, semantic, panoptic; got 'depth'"):
+            build_model(cfg_of("MODEL.HF.TASK", "depth"))
+        with pytest.raises(ValueError, match=r"HFSegmenter wraps: eomt, "):
+            build_model(cfg_of("MODEL.HF.CONFIG", json.dumps(DETECTORS["detr"])))
+        with pytest.raises(ValueError, match=r"\(MODEL\.HF\.NUM_THINGS\) is 0 of 4 classes"):
+            build_model(cfg_of("MODEL.HF.TASK", "panoptic"))
+
+    def test_panoptic_classes_of_the_data(self):
+        name = "hf_panoptic"
+        from detectron2.data import DatasetCatalog
+
+        DatasetCatalog.register(name, list)
+        try:
+            MetadataCatalog.get(name).set(thing_classes=["a", "b"], stuff_classes=["things", "sky", "sea", "sand"])
+            cfg = cfg_of("MODEL.HF.TASK", "panoptic", "DATASETS.TRAIN", (name,))
+            model = build_model(cfg)
+        finally:
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name)
+        assert (model.num_things, model.num_classes) == (2, 5)
+        for key, value in model.portable_keys.items():
+            cfg.merge_from_list([key, value])
+        again = build_model(cfg)
+        assert (again.num_things, again.num_classes, again.task) == (2, 5, "panoptic")
+
+    def test_training_and_evaluation(self, shapes, tmp_path):
+        cfg = cfg_of(
+            *("DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,), "DATALOADER.NUM_WORKERS", 0),
+            *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64, "SOLVER.IMS_PER_BATCH", 2),
+            *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", str(tmp_path)),
+        )
+        trainer = DefaultTrainer(cfg)
+        results = trainer.train()
+        assert set(results) == {"bbox", "segm"}
+        assert trainer.model.num_classes == 6
