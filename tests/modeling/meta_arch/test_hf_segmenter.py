@@ -145,8 +145,7 @@ def predicted(request):
 
 class TestResults:
     def test_instances(self, predicted):
-        kind, model, found, outputs, processor, options = predicted
-        ours = found["instances"]
+        kind, model, _, outputs, processor, options = predicted
         size = SIZES[kind]
         outputs = copy.copy(outputs)
         if kind == "mask2former":  # things alone are instances
@@ -171,7 +170,7 @@ class TestResults:
         assert torch.equal(ours.pred_boxes.tensor, boxes.tensor)
 
     def test_semantic(self, predicted):
-        kind, model, found, outputs, processor, options = predicted
+        kind, _, found, outputs, processor, _ = predicted
         if kind == "eomt":
             pytest.skip("the library cuts images into patches there")
         wanted = processor.post_process_semantic_segmentation(outputs, [SIZES[kind]], return_segmentation_scores=True)
@@ -180,7 +179,7 @@ class TestResults:
         assert torch.allclose(found["sem_seg"], torch.cat([things, scores[2:]]), atol=1e-5)
 
     def test_panoptic(self, predicted):
-        kind, model, found, outputs, processor, options = predicted
+        kind, _, found, outputs, processor, options = predicted
         arguments = {"label_ids_to_fuse": {2, 3}} if kind == "mask2former" else {"stuff_classes": [2, 3]}
         wanted = processor.post_process_panoptic_segmentation(
             outputs, target_sizes=[SIZES[kind]], threshold=0.25, overlap_mask_area_threshold=0.3, **arguments, **options
