@@ -11,6 +11,9 @@ loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_d
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY is `params.lr_factor_func`.
 - `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM are
   arguments of `detectron2.modeling.backbone.TimmBackbone`, the `_target_` of a backbone.
+- `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY and BACKBONE_LR_FACTOR
+  are `params.lr_factor_func`.
+- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and
@@ -49,6 +52,7 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "SOLVER.BETAS": (0.9, 0.999),
     "SOLVER.FUSED": None,
     "SOLVER.LAYER_DECAY": 1.0,
+    "SOLVER.BACKBONE_LR_FACTOR": 1.0,
     "SOLVER.ACCUMULATION_STEPS": 1,
     "SOLVER.EMA_DECAY": 0.0,
     "SOLVER.MAX_EPOCHS": 0.0,

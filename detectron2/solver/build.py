@@ -35,6 +35,8 @@ _STAGED_BLOCK = re.compile(r"\.layers\.(\d+)\.(?:blocks\.(\d+)\.|downsample\.)")
 # ResNet has stem, res2 ... res5; RegNet has stem, s1 ... s4.
 _STAGE = re.compile(r"\.(?:(stem)|(?:res|s)(\d+))\.")
 _BLOCK = re.compile(r"\.blocks\.(\d+)\.")
+# MaskFormer and Mask2Former of transformers have another name for it.
+_BACKBONE = re.compile(r"(?:^|\.)(?:backbone|pixel_level_module\.encoder)\.")
 _BEFORE_ALL = (".patch_embed", ".pos_embed", ".absolute_pos_embed")
 
 
@@ -66,6 +68,19 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
         f"its parameters begin with {names[:3]}. Set SOLVER.LAYER_DECAY to 1.0, or pass your own lr_factor_func to "
         "get_default_optimizer_params."
     )
+
+
+def _lr_factors(model: nn.Module, decay: float, backbone: float) -> Callable[[str], float] | None:
+    """Return the product of layer-wise decay and the factor of the backbone; None where both are 1."""
+    of_layers = None if decay == 1.0 else layer_decay(model, decay)
+    if backbone == 1.0:
+        return of_layers
+    if not any(_BACKBONE.search(name) for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"SOLVER.BACKBONE_LR_FACTOR is {backbone}, but no parameter of {type(model).__name__} is in a backbone; "
+            "set it to 1.0."
+        )
+    return lambda name: (of_layers(name) if of_layers else 1.0) * (backbone if _BACKBONE.search(name) else 1.0)
 
 
 def _decay_staged_blocks(names: Iterable[str], rate: float) -> Callable[[str], float]:
@@ -225,22 +240,23 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     Keys that the default config does not have: `OPTIMIZER` ("SGD", "Adam", "AdamW", in any case), `BETAS` of the
     latter two, `FUSED` (the update of all parameters in one kernel; by default on the CPU), `LAYER_DECAY` (factor on
-    the learning rate from one layer of the backbone to the layer below it). An unknown optimizer, and a backbone of
-    unknown layers where `LAYER_DECAY` needs them, are a `ValueError`.
+    the learning rate from one layer of the backbone to the layer below it), `BACKBONE_LR_FACTOR` (factor on the rate of
+    the whole backbone). An unknown optimizer, a model without a backbone where there is such a factor, and a backbone
+    of unknown layers where `LAYER_DECAY` needs them, are a `ValueError`.
     """
     solver = cfg.SOLVER
     name = solver.get("OPTIMIZER", "SGD")
     found = next((kind for kind in _OPTIMIZERS if kind.lower() == name.lower()), None)
     if found is None:
         raise ValueError(f"SOLVER.OPTIMIZER must be one of {sorted(_OPTIMIZERS)}, but is {name!r}.")
-    decay = solver.get("LAYER_DECAY", 1.0)
+    factors = _lr_factors(model, solver.get("LAYER_DECAY", 1.0), solver.get("BACKBONE_LR_FACTOR", 1.0))
     params = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=None if decay == 1.0 else layer_decay(model, decay),
+        lr_factor_func=factors,
     )
     optimizer_class, settings = _OPTIMIZERS[found]
     is_usual = _can_be_fused_on_the_cpu(model)

@@ -242,6 +242,26 @@ def test_layer_decay_by_config():
     assert {name.rpartition(".")[0]: rate for name, rate in rates.items()} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("part", ["backbone", "network.model.backbone.conv", "network.pixel_level_module.encoder"])
+def test_factor_of_the_backbone(part):
+    model = model_of("stem.weight", f"{part}.res2.weight", "backbones.weight")
+    optimizer = build_optimizer(settings("SOLVER.BACKBONE_LR_FACTOR", 0.1), model)
+    rates = {name: group_of(optimizer.param_groups, p)["lr"] for name, p in model.named_parameters()}
+    assert rates == pytest.approx({"stem.weight": 0.1, f"{part}.res2.weight": 0.01, "backbones.weight": 0.1})
+
+
+def test_factor_of_the_backbone_and_of_its_layers():
+    model = model_of("backbone.stem.weight", "backbone.res2.weight", "head.weight")
+    optimizer = build_optimizer(settings("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BACKBONE_LR_FACTOR", 0.1), model)
+    rates = [group_of(optimizer.param_groups, p)["lr"] for p in model.parameters()]
+    assert rates == pytest.approx([0.1 * 0.25 * 0.1, 0.1 * 0.5 * 0.1, 0.1])
+
+
+def test_factor_of_a_backbone_that_is_not_there():
+    with pytest.raises(ValueError, match=r"SOLVER\.BACKBONE_LR_FACTOR is 0\.1, but no parameter of Module is in a"):
+        build_optimizer(settings("SOLVER.BACKBONE_LR_FACTOR", 0.1), model_of("head.weight"))
+
+
 CLIP = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)
 GRADIENTS = ([3.0, -4.0], [0.3, 0.4], None)
 
