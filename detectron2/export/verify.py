@@ -21,6 +21,7 @@ from detectron2.export.artifact import batch_of
 from detectron2.export.runtime.images import load_image, preprocess
 from detectron2.export.runtime.predict import Predictor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.hf_detector import HFDetector
 from detectron2.modeling.meta_arch.panoptic_fpn import PanopticFPN
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
@@ -236,7 +237,7 @@ def eager_results(
             detections, scores = model.inference(inputs, do_postprocess=False)
             found = [_of_instances(each, masks) for each in detections]
             return [{**result, "sem_seg": each} for result, each in zip(found, scores, strict=True)]
-        if isinstance(model, GeneralizedRCNN):
+        if isinstance(model, (GeneralizedRCNN, HFDetector)):
             return [_of_instances(x, masks) for x in model.inference(inputs, do_postprocess=False)]
         batch = model.preprocess_image(inputs) if hasattr(model, "preprocess_image") else None
         if batch is None or not hasattr(model, "backbone"):

@@ -29,6 +29,8 @@ ELSEWHERE = {
     "SOLVER.BETAS": "-",
     "SOLVER.FUSED": "-",
     "SOLVER.LAYER_DECAY": "-",
+    "SOLVER.BACKBONE_LR_FACTOR": "-",
+    **{key: "-" for key in OPTIONAL_KEYS if key.startswith("MODEL.")},  # arguments of a model
     "TRAIN.DETERMINISTIC": "`train.deterministic`",
     "TEST.MASK_FORMAT": "-",
     "WRITERS": "`train.writers`",
@@ -109,6 +111,18 @@ def test_training(training, tmp_path, monkeypatch, capsys):
         assert cli.main(arguments) == 0
     assert {"config.yaml", "log.txt", "model_final.pth"} <= {p.name for p in Path("output/again").iterdir()}
     assert Path("curves/curves.png").is_file() and Path("curves/curves.html").is_file()
+
+
+@pytest.mark.usefixtures("restore_logging", "own_datasets")
+def test_models_of_transformers(repo_root, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    page = repo_root / "docs" / "tutorials" / "transformers_models.md"
+    names: dict = {"__name__": "tutorial"}
+    for block in python_blocks(page):
+        exec(compile(block, str(page), "exec"), names)  # our own documentation
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.isdigit()]
+    assert printed[0] == "6" and 0 < int(printed[1]) <= 10
 
 
 def test_table_of_keys(training):

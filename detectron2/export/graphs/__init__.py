@@ -2,6 +2,7 @@
 
 from .dense import DenseDetectorGraph, FCOSGraph, RetinaNetGraph
 from .graph import ExportGraph, GraphOptions, GraphPart, NotExportableError, build_graph, register_exportable
+from .hf_models import HFDetectorGraph, HFSegmenterGraph
 from .operators import nms_keep, onnx_translations
 from .proposals import Proposals
 from .rcnn import GeneralizedRCNNGraph, PanopticFPNGraph, ProposalNetworkGraph
@@ -18,6 +19,8 @@ __all__ = [
     "GeneralizedRCNNGraph",
     "GraphOptions",
     "GraphPart",
+    "HFDetectorGraph",
+    "HFSegmenterGraph",
     "NotExportableError",
     "PanopticFPNGraph",
     "PoolerGraph",

@@ -1,0 +1,61 @@
+"""Detectors of transformers as graphs."""
+
+import pytest
+import torch
+
+from detectron2.export import export_model
+from detectron2.export.graphs import GraphOptions, NotExportableError, build_graph
+from detectron2.modeling.meta_arch import HFDetector, HFSegmenter
+from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
+
+pytest.importorskip("transformers")
+
+
+def detector(kind):
+    torch.manual_seed(0)
+    arguments = {"pixel_mean": [10.0] * 3, "pixel_std": [255.0] * 3, "max_detections_per_image": 6}
+    return HFDetector(config=DETECTORS[kind], input_format="BGR", **arguments).eval()
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_a_graph_does_what_the_model_does(kind):
+    """Also with what is around smaller images being anything."""
+    model = detector(kind)
+    sizes = [(60, 90), (40, 64)]
+    images = 255 * torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
+    inputs = [{"image": image[:, :h, :w]} for image, (h, w) in zip(images, sizes, strict=True)]
+    for threshold in (0.0, 0.3, 1.0):
+        graph = build_graph(model, GraphOptions(outputs="padded"))
+        outputs = dict(
+            zip(graph.output_names, graph(images, torch.tensor(sizes), torch.tensor(threshold)), strict=True)
+        )
+        model.test_score_thresh = threshold
+        with torch.no_grad():
+            wanted = model.inference(inputs, do_postprocess=False)
+        for found, want in zip(graph.to_results(outputs, torch.tensor(sizes)), wanted, strict=True):
+            found = found["instances"]
+            assert len(found) == len(want) <= 6
+            assert torch.allclose(found.scores, want.scores, atol=1e-5)
+            assert torch.allclose(found.pred_boxes.tensor, want.pred_boxes.tensor, atol=1e-3)
+            assert torch.equal(found.pred_classes, want.pred_classes)
+
+
+def test_fewer_detections():
+    graph = build_graph(detector("rt_detr"), GraphOptions(outputs="flat", max_detections=2))
+    outputs = dict(zip(graph.output_names, graph(*graph.example_inputs(2, 64, 96)), strict=True))
+    assert outputs["boxes"].shape == (4, 4) and outputs["image_index"].tolist() == [0, 0, 1, 1]
+
+
+def test_a_segmenter_is_refused_by_name():
+    torch.manual_seed(0)
+    model = HFSegmenter(config=SEGMENTERS["eomt"]).eval()
+    with pytest.raises(NotExportableError, match="HFSegmenter with eomt, has no exportable form"):
+        build_graph(model)
+
+
+@pytest.mark.slow
+def test_onnx(tmp_path):
+    """The exporter compares the file with the model, for other numbers and sizes of images, too."""
+    report = export_model(detector("detr"), tmp_path / "detr")
+    assert {"sample", "another size", "three images", "mixed sizes"} <= {c.case for c in report.comparisons}
+    assert (tmp_path / "detr" / "model.onnx").is_file()
