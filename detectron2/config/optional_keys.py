@@ -8,12 +8,10 @@ program sets it. Read one with `cfg.GROUP.get("KEY", default)`; the training loo
 A LazyConfig has the same options under other names. WRITERS and the keys of SOLVER, TRAIN and TEST that the training
 loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_decay`. The rest is in other sections:
 
-- `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY is `params.lr_factor_func`.
 - `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM are
   arguments of `detectron2.modeling.backbone.TimmBackbone`, the `_target_` of a backbone.
-- `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY and BACKBONE_LR_FACTOR
-  are `params.lr_factor_func`.
-- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model.
+- `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY and BACKBONE_LR_FACTOR are
+  `params.lr_factor_func`.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and
