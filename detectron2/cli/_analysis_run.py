@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from detectron2.cli.common import register_datasets_of_run
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_dict
 from detectron2.evaluation.analysis.inputs import FIELDS, TASKS, read_json
@@ -118,6 +119,8 @@ def _data_of(config: dict[str, Any], folder: Path, path: str) -> str:
         names = [folder.name]
     if len(names) > 1:
         raise ValueError(f"The run was evaluated on {', '.join(names)}; say with --data to which {path} belongs.")
+    for place in (folder, folder.parent, folder.parent.parent):
+        register_datasets_of_run(place, names)
     converted = folder / f"{names[0].replace('/', '_')}_coco_format.json"
     if names[0] not in DatasetCatalog and converted.is_file():
         return str(converted)

@@ -58,8 +58,12 @@ def register_datasets(args: argparse.Namespace) -> None:
             description = read_description(args.weights)
             of_weights = list(description.metadata.get("thing_classes") or ()) if description is not None else []
             classes = of_weights if set(of_weights) >= set(classes) else classes  # others are an error with both lists
-        DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
-        MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
+        _register_voc(name, root, split, classes)
+
+
+def _register_voc(name: str, root: str, split: str, classes: list[str]) -> None:
+    DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
+    MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
 
 
 def import_modules(args: argparse.Namespace) -> None:
@@ -140,9 +144,10 @@ def _trusted(args: argparse.Namespace) -> list[str]:
 
 
 def save_metadata(cfg: Any) -> None:
-    """Write the class names of the training data beside the checkpoints, where `detectron2 predict` looks for them.
+    """Write beside the checkpoints the class names of the training data, and where the data sets lie.
 
-    A data set whose class names are not known yet is loaded for them.
+    `detectron2 predict` looks for the former, `register_datasets_of_run` for the latter. A data set whose class names
+    are not known yet is loaded for them.
     """
     output = Path(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
     names = dataset_names(cfg, "train")
@@ -152,6 +157,53 @@ def save_metadata(cfg: Any) -> None:
         DatasetCatalog.get(names[0])  # data sets in COCO format learn their class names by being loaded
     known = MetadataCatalog.get(names[0]).as_dict()
     write_json(output / "metadata.json", {k: known[k] for k in _SAVED_METADATA if k in known})
+    every = dict.fromkeys([*names, *dataset_names(cfg, "test")])
+    places = {name: place for name in every if (place := _place_of(name))}
+    if places:
+        write_json(output / _PLACES, places)
+
+
+_PLACES = "datasets.json"
+
+
+def _place_of(name: str) -> dict[str, list[str]] | None:
+    """Return what registers a data set again: an option of the command line, and what follows the name there."""
+    known = MetadataCatalog.get(name)
+    if known.get("json_file") and known.get("image_root"):
+        return {"coco": [os.path.abspath(known.json_file), os.path.abspath(known.image_root)]}
+    if known.get("dirname") and known.get("split"):
+        return {"voc": [os.path.abspath(known.dirname), known.split]}
+    return None
+
+
+def register_datasets_of_run(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Register data sets that a training was given on its command line, so that they need not be given again.
+
+    Nothing happens for those that are registered, that the folder of the run does not know, or that have moved.
+    """
+    path = Path(folder, _PLACES)
+    missing = [name for name in names if name not in DatasetCatalog]
+    if not missing or not path.is_file():
+        return
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))
+        for name in missing:
+            for kind, place in (places.get(name) or {}).items():
+                if kind == "coco" and all(os.path.exists(part) for part in place):
+                    json_file, image_root = place
+                    register_coco_instances(name, {}, json_file, image_root)
+                elif kind == "voc" and Path(place[0], "ImageSets", "Main", f"{place[1]}.txt").is_file():
+                    _register_voc(name, *place, _classes_of_run(path.parent) or voc_classes(place[0]))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not what a training writes there ({error}). Remove it, and give the data sets with --coco."
+        ) from None
+
+
+def _classes_of_run(folder: Path) -> list[str]:
+    path = folder / "metadata.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return list(content.get("thing_classes") or ())
 
 
 def write_json(path: Path, content: Any) -> None:

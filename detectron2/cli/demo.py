@@ -42,7 +42,16 @@ from detectron2.utils.visualizer import Visualizer
 _CONFIG = "Demo/mask_rcnn_R_18_FPN_shapes.yaml"
 _SPLITS = {"train": (600, 1), "val": (120, 2)}  # images, seed
 # What a run writes, and all that a clean start removes.
-_MADE = ("config.yaml", "metadata.json", "metrics.json", "results.json", "report.html", "training_curve.png", "log.txt")
+_MADE = (
+    "config.yaml",
+    "metadata.json",
+    "datasets.json",
+    "metrics.json",
+    "results.json",
+    "report.html",
+    "training_curve.png",
+    "log.txt",
+)
 _MADE_FOLDERS = ("pictures", "inference")
 
 

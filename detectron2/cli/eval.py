@@ -21,6 +21,7 @@ from detectron2.cli.arguments import parse
 from detectron2.cli.common import (
     load_chosen_config,
     register_datasets,
+    register_datasets_of_run,
     require_registered,
     require_weights,
     write_json,
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(cfg, CfgNode) and "evaluator" not in cfg.dataloader:
         raise ValueError(f"There is no evaluation to do: {args.config_file} does not define dataloader.evaluator.")
     names = dataset_names(cfg, "test")
+    register_datasets_of_run(beside, names)
     require_registered(names)
     if args.predictions:
         return _finish(args, output, names, _evaluate_shards(cfg, args, names))

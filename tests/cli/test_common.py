@@ -7,11 +7,49 @@ import numpy as np
 import pytest
 
 from detectron2.cli import common
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 
 
 def test_write_json_makes_its_folder(tmp_path: Path):
     common.write_json(tmp_path / "a" / "b.json", {"x": np.float32(0.5)})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 0.5}
+
+
+@pytest.fixture
+def catalog():
+    """Data sets that a test registers are gone after it."""
+    before = set(DatasetCatalog.list())
+    yield DatasetCatalog
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def test_data_sets_of_a_run(catalog, data, tmp_path):
+    common.register_datasets_of_run(tmp_path, ["mine"])  # nothing is known
+    assert "mine" not in catalog
+    places = {
+        "mine": {"coco": [str(data / "annotations.json"), str(data / "images")]},
+        "voc": {"voc": [str(data / "voc"), "train"]},
+        "moved": {"coco": ["/no/such.json", str(data / "images")]},
+        "voc_moved": {"voc": [str(data / "voc"), "no_such_split"]},
+        "of_a_later_version": {"other": []},
+    }
+    (tmp_path / "datasets.json").write_text(json.dumps(places))
+    (tmp_path / "metadata.json").write_text(json.dumps({"thing_classes": list(SHAPE_CLASSES)}))
+    for _ in range(2):  # the second time they are registered
+        common.register_datasets_of_run(tmp_path, [*places, "unknown"])
+    assert {name for name in places if name in catalog} == {"mine", "voc"}
+    assert len(catalog.get("mine")) == 4 and len(catalog.get("voc")) == 3
+    assert MetadataCatalog.get("voc").thing_classes == list(SHAPE_CLASSES)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"mine": 3}', '{"mine": {"coco": []}}'])
+def test_a_damaged_list_of_data_sets(catalog, tmp_path, content):
+    (tmp_path / "datasets.json").write_text(content)
+    with pytest.raises(ValueError, match=r"datasets\.json.*Remove it"):
+        common.register_datasets_of_run(tmp_path, ["mine"])
 
 
 def test_names_cannot_control_the_terminal(command, tmp_path):

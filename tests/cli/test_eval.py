@@ -88,6 +88,20 @@ def test_beside_the_weights(command, trained, coco, tmp_path):
     assert (tmp_path / "eval" / "results.json").is_file()
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_the_run_knows_its_data_sets(command, trained, coco, tmp_path):
+    """Neither eval nor analyze needs to be told again where the data sets of a training are."""
+    weights = ("--weights", trained / "model_final.pth")
+    for folder, options in (("told", coco), ("untold", [])):
+        status, _, err = command("eval", *weights, *options, "--output", tmp_path / folder)
+        assert status == 0, err
+    told, untold = ((tmp_path / name / "results.json").read_text() for name in ("told", "untold"))
+    assert told == untold
+    status, out, err = command("analyze", trained, "--output", tmp_path / "analysis", "--worst", 0, "--resamples", 0)
+    assert status == 0, err
+    assert "The whole report is" in out
+
+
 def test_weights_bring_a_config_along(command, trained, lazy_trained, coco, tmp_path):
     status, _, err = command("eval", *coco, "--output", tmp_path)
     assert status == 1 and "Give --weights" in err
