@@ -13,6 +13,7 @@ from torch import nn
 
 __all__ = ["START_ANEW", "LoadReport", "OtherModelError", "check_same_architecture"]
 
+# What to do where weights of another model are to be trained further.
 START_ANEW = (
     "To train otherwise from those weights, start anew: MODEL.WEIGHTS (train.init_checkpoint) and another output "
     "folder, without --resume."

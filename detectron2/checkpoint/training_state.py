@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 DESCRIPTION = "description"
+"""The key of a checkpoint under which it describes its model: config, class names, preprocessing."""
 _EXTRA, _STATE, _NUMBER = "extra", "training_state", "save_number"
 _STATE_NAME = re.compile(r".*\.state2?\.pt")
 

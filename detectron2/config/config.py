@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 global_cfg = CfgNode()
+"""A config for all modules, filled by `set_global_cfg`; for experiments, not read by the library."""
 
 
 def get_cfg() -> CfgNode:

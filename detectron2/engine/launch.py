@@ -18,6 +18,7 @@ from detectron2.utils import comm
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others in a collective operation."""
 
 
 def launch(

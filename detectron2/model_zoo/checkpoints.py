@@ -8,6 +8,7 @@ import difflib
 __all__ = ["BACKBONES", "CHECKPOINTS", "URL_PREFIX", "nearest_weights"]
 
 URL_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+"""The address below which the published weights lie."""
 
 # folder of the config -> name of the config -> training run and file
 CHECKPOINTS: dict[str, dict[str, str]] = {

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 DEFAULT_WRITERS = ("terminal", "json", "tensorboard")
+"""Where metrics go unless a config names other writers."""
 """Names of the writers that a run uses by default; on a terminal `progress` as well."""
 
 

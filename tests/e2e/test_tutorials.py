@@ -137,11 +137,6 @@ def test_table_of_keys(training):
     assert {row[0].strip("`"): row[1] for row in rows} == lazy
 
 
-def test_every_page_is_in_the_navigation(repo_root):
-    pages = {str(p.relative_to(repo_root / "docs")) for p in (repo_root / "docs").rglob("*.md")}
-    assert set(re.findall(r"\S+\.md", (repo_root / "mkdocs.yml").read_text())) == pages
-
-
 def test_distributed(repo_root, tmp_path, monkeypatch, capsys):
     """The blocks run, and the table has the variables that are read."""
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,7 @@ MAX_CASES = 20
 """How many of many cases a finding keeps."""
 
 Level = Literal["error", "warning", "note"]
+"""How severe a finding is: training stops at an error."""
 
 
 @dataclass(frozen=True)

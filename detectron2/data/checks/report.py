@@ -38,6 +38,7 @@ __all__ = ["EMPTY", "FULL_CHECK_LIMIT", "DatasetReport", "inspect_dataset_dicts"
 FULL_CHECK_LIMIT = 10_000
 """The number of image files that are looked at in larger data sets."""
 
+# What is found where a data set has no images.
 EMPTY = Finding(
     "empty",
     "error",

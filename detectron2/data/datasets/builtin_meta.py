@@ -162,6 +162,7 @@ COCO_CATEGORIES = [
 
 _PAIRED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO_PERSON_KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _PAIRED_KEYPOINTS for side in ("left", "right")))
+"""The 17 keypoints of a person in COCO, in the order of its files."""
 
 # Names that change places when the image is mirrored.
 COCO_PERSON_KEYPOINT_FLIP_MAP = tuple((f"left_{part}", f"right_{part}") for part in _PAIRED_KEYPOINTS)

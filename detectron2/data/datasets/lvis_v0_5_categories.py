@@ -4,6 +4,7 @@ from pathlib import Path
 
 __all__ = ["LVIS_CATEGORIES"]
 
+# The 1230 categories of LVIS v0.5, as in its annotation files.
 LVIS_CATEGORIES = [
     {"id": category_id, "name": name, "synonyms": [name]}
     for category_id, name in enumerate(

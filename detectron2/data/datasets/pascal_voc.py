@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 
 __all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
 
+# The 20 classes of Pascal VOC; the position is the label.
 CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),

@@ -19,6 +19,7 @@ from detectron2.data.formats.coco import write_content
 __all__ = ["SHAPE_CLASSES", "generate_shapes_dataset"]
 
 SHAPE_CLASSES = ("disc", "square", "triangle", "star", "cross", "moon")
+"""The classes of the generated data set; the position is the label."""
 
 _SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which gives soft edges
 _MIN_VISIBLE = 0.45  # of the area of each object, after all others are drawn

@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 FORMATS = ("coco", "voc", "yolo")
+"""The formats that can be read and written."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings by which files of images are known."""
 
 _THREADS = 16
 _ROUNDING = 1e-3  # pixels

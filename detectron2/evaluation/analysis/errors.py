@@ -21,7 +21,9 @@ from .inputs import Found, Truth
 __all__ = ["BACKGROUND_IOU", "ERROR_NAMES", "ErrorType", "count_confusion", "count_errors", "find_errors"]
 
 BACKGROUND_IOU = 0.1
+"""A detection that overlaps every object less than this lies on background."""
 ERROR_NAMES = ("classification", "localization", "both", "duplicate", "background", "missed")
+"""The types of errors; `missed` is of objects, the others are of detections."""
 _CLASS, _PLACE, _BOTH, _AGAIN, _NOTHING, _MISSED = range(len(ERROR_NAMES))
 
 

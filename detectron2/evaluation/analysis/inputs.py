@@ -26,7 +26,9 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["FIELDS", "TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+"""Task -> the field of an annotation that it evaluates."""
 TASKS = tuple(FIELDS)
+"""The tasks that can be analyzed."""
 _COMPLETE = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
 
 

@@ -39,7 +39,9 @@ Norm = str | Callable[[int], nn.Module] | None
 
 _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BASIC_BLOCK_DEPTHS = (18, 34)
+"""Depths of ResNets that are made of basic blocks; the others have bottlenecks."""
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
+"""The stages of a ResNet, from stride 4 to stride 32."""
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **kwargs) -> Conv2d:
