@@ -263,8 +263,8 @@ def config_page() -> str:
     lines = [
         "# Config keys",
         "",
-        "Every key that a YAML config may have: its type and default, what it does, and the files of the library that read"
-        " it. `detectron2 config explain KEY` says the same in a terminal. How configs are used is told in"
+        "Every key that a YAML config may have: its type and default, what it does, and the files of the library that"
+        " read it. `detectron2 config explain KEY` says the same in a terminal. How configs are used is told in"
         " [YAML configs](../tutorials/configs.md).",
         "",
     ]
@@ -310,8 +310,8 @@ def command_page() -> str:
     lines = [
         "# Commands and options",
         "",
-        "Every command of `detectron2`, as `--help` shows it. [Command line](../tutorials/command_line.md) explains how they"
-        " are used.",
+        "Every command of `detectron2`, as `--help` shows it. [Command line](../tutorials/command_line.md) explains how"
+        " they are used.",
         "",
     ]
     for name, parser in _subparsers(build_parser()).items():
@@ -330,8 +330,8 @@ def command_page() -> str:
     lines += [
         "## Published scripts",
         "",
-        "`tools/train_net.py`, `tools/lazyconfig_train_net.py`, `tools/plain_train_net.py` and the scripts of `projects/` take"
-        " the arguments of `detectron2.engine.default_argument_parser`:",
+        "`tools/train_net.py`, `tools/lazyconfig_train_net.py`, `tools/plain_train_net.py` and the scripts of"
+        " `projects/` take the arguments of `detectron2.engine.default_argument_parser`:",
         "",
         *_parser_text("train_net.py", default_argument_parser(epilog="")),
         "## Exit statuses",
@@ -374,10 +374,11 @@ def zoo_page() -> str:
     lines = [
         "# Model zoo",
         "",
-        "The configs of the model zoo, and what is published about their weights: AP and PQ in percent on the validation split,"
-        " seconds an image on one V100. `detectron2 zoo info NAME` says more about one, `detectron2 zoo download NAME` fetches"
-        f" its weights, whose licence is {WEIGHTS_LICENSE}. Every name works in `model_zoo.get_config`, in `Predictor` and"
-        " behind `--config-file`. How to go on from these weights is told in [training](../tutorials/training.md).",
+        "The configs of the model zoo, and what is published about their weights: AP and PQ in percent on the"
+        " validation split, seconds an image on one V100. `detectron2 zoo info NAME` says more about one, `detectron2 zoo download"
+        f" NAME` fetches its weights, whose licence is {WEIGHTS_LICENSE}. Every name works in `model_zoo.get_config`,"
+        " in `Predictor` and behind `--config-file`. How to go on from these weights is told in"
+        " [training](../tutorials/training.md).",
         "",
     ]
     folders: dict[str, list[Any]] = {}

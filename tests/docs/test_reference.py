@@ -64,7 +64,7 @@ def test_all_commands_and_options(reference):
     from detectron2.cli.arguments import _COMMANDS
 
     page = reference.command_page()
-    assert [h for h in re.findall(r"^## (.+)$", page, re.MULTILINE)][:-2] == list(_COMMANDS)
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE)[:-2] == list(_COMMANDS)
     assert "`--config-file` `FILE` | a YAML or LazyConfig file, or its name in the model zoo" in page
     cells = [re.split(r"(?<!\\)\|", line) for line in page.splitlines() if line.startswith("| `")]
     assert len(cells) > 100 and [row for row in cells if not row[2].strip()] == []
