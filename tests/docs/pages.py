@@ -9,7 +9,10 @@ from pathlib import Path
 
 from detectron2.cli import main
 
-BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<kind>[\w+-]*)[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>[\w+-]*)[^\n]*\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
 RUN = ("python", "sh")
 
 

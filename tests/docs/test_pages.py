@@ -11,14 +11,17 @@ from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
 
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {  # page: files that it leaves
-    "augmentation": (),
-    "custom_datasets": ("output/lawns_separated/model_final.pth", "output/rotated/model_final.pth"),
-    "configs": ("whole.yaml", "lazy.yaml"),
-    "data_loading": (),
-    "drawing": ("truth.png", "found.png", "labels.png", "panoptic.png", "by_hand.svg"),
-    "models": ("output/untrained.pth",),
+    "moving": ("resnet18.pth", "train.json"),
+    "tutorials/augmentation": (),
+    "tutorials/configs": ("whole.yaml", "lazy.yaml"),
+    "tutorials/custom_datasets": ("output/lawns_separated/model_final.pth", "output/rotated/model_final.pth"),
+    "tutorials/data_loading": (),
+    "tutorials/drawing": ("truth.png", "found.png", "labels.png", "panoptic.png", "by_hand.svg"),
+    "tutorials/extend": ("output/own/model_final.pth",),
+    "tutorials/install": (),
+    "tutorials/models": ("output/untrained.pth",),
 }
 
 
@@ -49,6 +52,6 @@ def _registries_as_before():
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page):
     torch.manual_seed(0)
-    run_page(TUTORIALS / f"{page}.md")
+    run_page(DOCS / f"{page}.md")
     for name in PAGES[page]:
         assert Path(name).stat().st_size > 0
