@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import UnknownDatasetError
 from detectron2.data.datasets import load_voc_instances, register_coco_instances, register_sharded_dataset
-from detectron2.data.formats.tar_shards import read_index
+from detectron2.data.formats.tar_shards import is_sharded, read_index
 from detectron2.data.formats.voc import voc_classes
 from detectron2.data.tar_members import is_remote
 from detectron2.inference import Predictor
@@ -169,10 +169,12 @@ _PLACES = "datasets.json"
 def _place_of(name: str) -> dict[str, list[str]] | None:
     """Return what registers a data set again: an option of the command line, and what follows the name there."""
     known = MetadataCatalog.get(name)
-    if known.get("json_file") and known.get("image_root"):
+    if known.get("evaluator_type") == "coco" and known.get("json_file") and known.get("image_root"):
         return {"coco": [os.path.abspath(known.json_file), os.path.abspath(known.image_root)]}
     if known.get("dirname") and known.get("split"):
         return {"voc": [os.path.abspath(known.dirname), known.split]}
+    if known.get("dirname") and (is_remote(known.dirname) or is_sharded(known.dirname)):
+        return {"tar_shards": [known.dirname if is_remote(known.dirname) else os.path.abspath(known.dirname)]}
     return None
 
 
@@ -194,6 +196,8 @@ def register_datasets_of_run(folder: str | os.PathLike, names: Iterable[str]) ->
                     register_coco_instances(name, {}, json_file, image_root)
                 elif kind == "voc" and Path(place[0], "ImageSets", "Main", f"{place[1]}.txt").is_file():
                     _register_voc(name, *place, _classes_of_run(path.parent) or voc_classes(place[0]))
+                elif kind == "tar_shards" and (is_remote(place[0]) or is_sharded(place[0])):
+                    register_sharded_dataset(name, place[0])
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not what a training writes there ({error}). Remove it, and give the data sets with --coco."

@@ -8,7 +8,9 @@ import pytest
 
 from detectron2.cli import common
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+from detectron2.data.formats.tar_shards import write_shards
 
 
 def test_write_json_makes_its_folder(tmp_path: Path):
@@ -29,7 +31,10 @@ def catalog():
 def test_data_sets_of_a_run(catalog, data, tmp_path):
     common.register_datasets_of_run(tmp_path, ["mine"])  # nothing is known
     assert "mine" not in catalog
+    write_shards(load_coco_json(str(data / "annotations.json"), str(data / "images")), {}, tmp_path / "shards")
     places = {
+        "sharded": {"tar_shards": [str(tmp_path / "shards")]},
+        "sharded_moved": {"tar_shards": [str(tmp_path / "no_shards")]},
         "mine": {"coco": [str(data / "annotations.json"), str(data / "images")]},
         "voc": {"voc": [str(data / "voc"), "train"]},
         "moved": {"coco": ["/no/such.json", str(data / "images")]},
@@ -40,8 +45,8 @@ def test_data_sets_of_a_run(catalog, data, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps({"thing_classes": list(SHAPE_CLASSES)}))
     for _ in range(2):  # the second time they are registered
         common.register_datasets_of_run(tmp_path, [*places, "unknown"])
-    assert {name for name in places if name in catalog} == {"mine", "voc"}
-    assert len(catalog.get("mine")) == 4 and len(catalog.get("voc")) == 3
+    assert {name for name in places if name in catalog} == {"mine", "voc", "sharded"}
+    assert len(catalog.get("mine")) == len(catalog.get("sharded")) == 4 and len(catalog.get("voc")) == 3
     assert MetadataCatalog.get("voc").thing_classes == list(SHAPE_CLASSES)
 
 

@@ -29,7 +29,9 @@ def png(image):
 
 
 def test_nothing():
-    assert read({"image": np.zeros((0, 4, 6, 3), np.uint8)}) == read({"path": []}) == read({"bytes": []}, workers=2) == []
+    assert (
+        read({"image": np.zeros((0, 4, 6, 3), np.uint8)}) == read({"path": []}) == read({"bytes": []}, workers=2) == []
+    )
     columns = columns_of([])
     assert tuple(columns) == ROW_COLUMNS and all(column.shape == (0,) for column in columns.values())
 
