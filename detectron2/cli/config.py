@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import read_description
+from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.config.key_meanings import ConfigKey, config_keys
 from detectron2.config.lazy_text import to_yaml
@@ -34,7 +35,7 @@ __all__ = ["differences", "explain", "find_readers", "read_any_config"]
 logger = logging.getLogger(__name__)
 
 _MISSING = object()
-_WEIGHTS = (".pth", ".pkl", ".pyth", ".pt", ".safetensors")
+_WEIGHTS = (".pth", ".pkl", ".pyth", ".pt", ".safetensors", ".sharded")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +73,7 @@ def read_any_config(source: str, opts: list[str] | None = None) -> Any:
         FileNotFoundError: if there is no such file.
         ValueError: if it has no config.
     """
-    if os.path.isdir(source):
+    if os.path.isdir(source) and not is_parts_folder(source):
         file = os.path.join(source, "config.yaml")
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{source} is not the output folder of a run: it has no config.yaml.")

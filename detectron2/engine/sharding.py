@@ -216,6 +216,11 @@ class ShardedCheckpointer(DetectionCheckpointer):
             return None
         if os.path.basename(name) != name:
             raise ValueError(f"A checkpoint's name must not contain a folder, but is {name!r}; set save_dir instead.")
+        if self.needs_all_processes and "://" in self.save_dir:
+            raise ValueError(
+                f"Checkpoints in parts need a folder of a file system, but the output folder is {self.save_dir}. Set "
+                "SOLVER.CHECKPOINT_LAYOUT (train.checkpoint_layout) to 'full', or choose another folder."
+            )
         self.wait()
         is_async, basename = self.layout == "sharded_async", self.file_name(name)
         parts, rest = separate_parts(self._content(name, more), copies=is_async)
@@ -245,6 +250,11 @@ class ShardedCheckpointer(DetectionCheckpointer):
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written while training goes on."""
+        return self._pending is not None and not self._pending.done()
 
     def file_name(self, name: str) -> str:
         """Return the file or folder that a checkpoint of this name has."""

@@ -14,7 +14,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpoint
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.parts import remove_checkpoint
+from detectron2.checkpoint.parts import ENDING, remove_checkpoint
 from detectron2.checkpoint.training_state import remove_orphans
 from detectron2.config.merge import nearest
 from detectron2.engine.hooks.average import WeightAverage
@@ -63,7 +63,9 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Save `kwargs` as well if the period has passed, and remove old checkpoints."""
-        if getattr(self.checkpointer, "layout", "full") != "full":
+        is_ours = isinstance(self.checkpointer, DetectionCheckpointer)
+        has_folders = is_ours and any(path.endswith(ENDING) for path in self.recent_checkpoints)  # of a former run
+        if has_folders or getattr(self.checkpointer, "layout", "full") != "full":
             self._step_of_parts(iteration, **kwargs)
             return
         before = list(self.recent_checkpoints)
@@ -83,7 +85,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
             name = f"{self.file_prefix}_{iteration:07d}"
             keeper.save(name, iteration=iteration, **kwargs)
             self.recent_checkpoints.append(os.path.join(keeper.save_dir, keeper.file_name(name)))
-            if keeper.layout == "sharded":  # else the new one is not there yet
+            if getattr(keeper, "layout", "full") != "sharded_async":  # else the new one is not there yet
                 self._remove_old()
         if self.max_iter is not None and iteration >= self.max_iter - 1:
             keeper.save(f"{self.file_prefix}_final", iteration=iteration, **kwargs)

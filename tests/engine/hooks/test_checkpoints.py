@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from detectron2.checkpoint import Checkpointer, DetectionCheckpointer
-from detectron2.engine import hooks
+from detectron2.engine import ShardedCheckpointer, hooks
 from detectron2.engine.hooks import CallbackHook
-from detectron2.engine.hooks.checkpoints import AverageCheckpointer
+from detectron2.engine.hooks.checkpoints import AverageCheckpointer, FinalDescription
 from tests.engine.hooks.toy import trainer, weight_trainer
 
 
@@ -222,3 +222,22 @@ class TestLastCheckpoints:
         trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=1)])
         trainer.train(0, 2)
         assert (tmp_path / "model_0000007.pth").is_file() and not (tmp_path / "model_0000000.pth").exists()
+
+    def test_of_other_layouts(self, tmp_path):
+        """Parts of a former run are folders; what is saved while training goes on is there when the next one is."""
+        folder = tmp_path / "model_0000003.sharded"
+        for start, end, layout in ((0, 4, "full"), (4, 6, "full"), (6, 9, "sharded_async"), (9, 11, "sharded")):
+            trainer, keeper = weight_trainer(tmp_path)
+            keeper = ShardedCheckpointer(keeper.model, str(tmp_path), trainer=trainer)
+            keeper.layout = layout
+            trainer.register_hooks([hooks.PeriodicCheckpointer(keeper, 1, max_to_keep=2), FinalDescription(keeper)])
+            keeper.resume_or_load("", resume=True)
+            trainer.train(start, end)
+            assert trainer.model.w.item() == torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]["w"]
+            names = {p.name for p in tmp_path.iterdir()}
+            kept = {f"model_{end - i:07d}.pth" for i in (1, 2)}
+            assert names == {*kept, "model_final.pth", "last_checkpoint"}
+            if start == 0:
+                (tmp_path / "model_0000003.pth").unlink()
+                folder.mkdir()  # as if it had been one of parts
+        assert not folder.exists()
