@@ -114,7 +114,7 @@ def write_parts(
     Raises:
         OSError: a file cannot be written, in all processes.
     """
-    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, save
 
     unfinished, is_main = f"{folder}.tmp", dist.get_rank(group) == 0
     with _together(group):
@@ -131,7 +131,12 @@ def write_parts(
     # Without copying ahead, which would use the first GPU from a thread.
     writer = FileSystemWriter(unfinished, per_thread_copy_ahead=0)
     with full_disk_named(unfinished):
-        save(parts, storage_writer=writer, process_group=group)
+        try:
+            save(parts, storage_writer=writer, process_group=group)
+        except CheckpointException as e:  # not an Exception, and the same in all processes
+            rank, (error, _) = next(iter(e.failures.items()))
+            text = f"{unfinished} cannot be written: {type(error).__name__} on rank {rank}: {error}"
+            raise OSError(text) from error
     with _together(group):
         if is_main:
             save_tensors(rest, os.path.join(unfinished, REST), manager)

@@ -1,5 +1,6 @@
 """Checkpoints in parts, with one process; `tests/e2e/test_sharded_checkpoints.py` has several."""
 
+import errno
 import os
 import pickle
 from collections import OrderedDict
@@ -123,6 +124,20 @@ def test_one_that_fails_leaves_no_name(split, tmp_path, monkeypatch):
 
     monkeypatch.setattr("detectron2.checkpoint.parts.save_tensors", fail)
     with pytest.raises(OSError, match="the disk is full"):
+        save(tmp_path / "x.sharded", contents(split))
+    assert os.listdir(tmp_path) == ["x.sharded.tmp"]
+
+
+def test_a_part_that_cannot_be_written(split, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.FileSystemWriter.write_data", fail)
+    with pytest.raises(OSError, match="cannot be written") as info:
+        save(tmp_path / "x.sharded", contents(split))
+    assert info.value.errno == errno.ENOSPC and "disk" in str(info.value)
+    monkeypatch.setattr("torch.distributed.checkpoint.FileSystemWriter.write_data", lambda *args: 1 / 0)
+    with pytest.raises(OSError, match="cannot be written: ZeroDivisionError on rank 0: division by zero"):
         save(tmp_path / "x.sharded", contents(split))
     assert os.listdir(tmp_path) == ["x.sharded.tmp"]
 
