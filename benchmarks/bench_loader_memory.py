@@ -1,26 +1,32 @@
 """How much memory data loading workers use, with annotations in one shared buffer and as a list of dicts.
 
-usage:  python benchmarks/bench_loader_memory.py [--images 118000] [--workers 8] [--list]
+usage:  python benchmarks/bench_loader_memory.py [--images 118000] [--workers 8] [--list] [--shards]
 
 Makes annotations like those of COCO (7 objects of one polygon each, on average), lets every worker read all of them,
 as it does in some epochs, and prints what the kernel counts for each process: USS (its own), PSS (its own and its part
 of what is shared), RSS. Images are not read. --list compares with the plain list, which each worker comes to copy; this
-takes about as much memory as the main process uses, once for every worker.
+takes about as much memory as the main process uses, once for every worker. --shards also writes the same annotations
+into tar shards, with the same tiny image for all, and measures the data set that is loaded from there.
 """
 
 import argparse
 import gc
 import os
 import platform
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data as torchdata
+from PIL import Image
 
 from detectron2.data import DatasetFromList
 from detectron2.data._loader import GuardedLoader, describe_workers, mib, process_memory, system_memory
+from detectron2.data.datasets import load_sharded_dataset
+from detectron2.data.formats.tar_shards import write_shards
 from detectron2.structures import BoxMode
 
 
@@ -72,11 +78,30 @@ def measure(dataset: DatasetFromList, workers: int) -> str:
     return f"{text} ({time.perf_counter() - begin:.0f} s)"
 
 
+def measure_shards(records: list[dict[str, Any]], workers: int, folder: Path) -> None:
+    Image.new("RGB", (640, 480)).save(folder / "image.jpg")
+    for record in records:
+        record["file_name"] = str(folder / "image.jpg")
+    begin = time.perf_counter()
+    index = write_shards(records, {}, folder / "tars")
+    print(f"{len(index.shards)} shards written in {time.perf_counter() - begin:.1f} s")
+    records.clear()
+    gc.collect()
+    before, begin = process_memory()["RSS"], time.perf_counter()
+    dataset = DatasetFromList(load_sharded_dataset(folder / "tars"))
+    grown = mib(process_memory()["RSS"] - before)
+    seconds, size = time.perf_counter() - begin, mib(dataset._lst._bytes.nbytes)
+    print(f"loaded and serialized in {seconds:.1f} s: {size}; RSS grew by {grown}")
+    gc.collect()
+    print("shards:     ", measure(dataset, workers))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--list", action="store_true", help="measure the plain list, too")
+    parser.add_argument("--shards", action="store_true", help="measure the same from tar shards, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     system, start = system_memory(), process_memory()
@@ -92,9 +117,14 @@ def main() -> None:
     begin = time.perf_counter()
     dataset = DatasetFromList(records)
     print(f"serialized in {time.perf_counter() - begin:.1f} s: {mib(dataset._lst._bytes.nbytes)}")
-    del records
+    if not args.shards:
+        del records
     gc.collect()
     print("one buffer: ", measure(dataset, args.workers))
+    if args.shards:
+        del dataset
+        with tempfile.TemporaryDirectory() as folder:
+            measure_shards(records, args.workers, Path(folder))
 
 
 if __name__ == "__main__":

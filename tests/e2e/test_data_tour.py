@@ -83,6 +83,8 @@ def test_data(repo_root, tmp_path, monkeypatch, capsys):
     assert "torch.Size([5, 96, 128]) torch.uint16" in out
     assert set(names["losses"]) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     assert "[0, 1, 2, 3]" in out  # of the stream
+    assert "data/tars: 12 images in 3 shards" in out and "data/tars (tar shards)" in out
+    assert names["record"]["file_name"].startswith("shard://data/tars/tars-000000.tar#512+")
     for picture in ("raw.png", "augmented.png"):
         with Image.open(picture) as opened:
             assert np.asarray(opened).std() > 1, picture

@@ -329,8 +329,8 @@ def write_shards(
             for index in progress(order):
                 files, record = _files_of(records[index], keys[index])
                 places = writer.add(files)
-                line = {"shard": len(writer.shards) - 1, "files": places, "record": record}
-                lines.write(json.dumps(line).encode() + b"\n")
+                head = json.dumps({"shard": len(writer.shards) - 1, "files": places})
+                lines.write(f'{head[:-1]}, "record": {record}}}\n'.encode())
         shards = writer.shards
         known = {key: metadata[key] for key in METADATA_KEYS if metadata.get(key) is not None}
         content = {
@@ -405,8 +405,8 @@ def _keys_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return keys
 
 
-def _files_of(record: Mapping[str, Any], key: str) -> tuple[list[_File], dict[str, Any]]:
-    """Return key, name and content of all files of an image, and its record without the names of files."""
+def _files_of(record: Mapping[str, Any], key: str) -> tuple[list[_File], str]:
+    """Return key, name and content of all files of an image, and as JSON its record without the names of files."""
     files = []
     for field, infix in _FILE_KEYS.items():
         if field in record:
@@ -421,8 +421,8 @@ def _files_of(record: Mapping[str, Any], key: str) -> tuple[list[_File], dict[st
     rest = {name: _to_json(value, where, name) for name, value in record.items() if name not in _FILE_KEYS}
     if rest.get("height") is None or rest.get("width") is None:
         rest["height"], rest["width"] = image_size_hw(os.fspath(record["file_name"]))
-    named = {**{field: name for field, name, _ in files}, **rest}
-    return [*files, ("json", f"{key}.json", json.dumps(named).encode())], rest
+    text, names = json.dumps(rest), json.dumps({field: name for field, name, _ in files})
+    return [*files, ("json", f"{key}.json", f"{names[:-1]}, {text[1:]}".encode())], text
 
 
 # Values that JSON has no form for
