@@ -163,6 +163,11 @@ class TarMemberHandler(PathHandler):
         file = io.BytesIO(TarMember.parse(path).read())
         return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
 
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        raise ValueError(
+            f"{path!r} is in an archive and has no path of its own: read it with PathManager.open(..., 'rb')."
+        )
+
     def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
             TarMember.parse(path).read()

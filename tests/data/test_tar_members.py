@@ -88,6 +88,8 @@ def test_images(tmp_path):
     assert {n: kind for n, (kind, _) in problems.items()} == {1: "unreadable", 2: "missing", 3: "size"}
     with pytest.raises(ValueError, match=r"can only be read"):
         PathManager.open(image, "wb")
+    with pytest.raises(ValueError, match=r"read it with PathManager\.open"):
+        PathManager.get_local_path(image)
     with pytest.raises(FileNotFoundError, match=r"image file not found: .*b.tar"):
         read_image(image.replace("a.tar", "b.tar"))
 
