@@ -5,9 +5,10 @@ python benchmarks/bulk.py --parts speed --weights output/demo/model_final.pth
 python benchmarks/bulk.py --parts memory --images 1000000
 
 "speed": images a second of `BulkRun` and of the Predictor on the same images, in turn, and of two processes together.
-"crash": two processes of `detectron2 predict --shards` over 2,000 images, killed 30 times at random moments and started
-again; then each image has to have one row. "memory": a list of a million images, with a model that finds
-nothing.
+"crash": two processes of `detectron2 predict --shards` over 2,000 images, killed 30 times and started again; then each
+image has to have one row. A kill comes some moments after a random number of new shards, so that the run ends on a
+machine of any speed; where that number is none, it may hit the start of a process. "memory": a list of a million
+images, with a model that finds nothing.
 """
 
 import argparse
@@ -98,17 +99,24 @@ def speed(weights: str, folder: Path) -> None:
     )
 
 
+def wait_for_shards(out: Path, wanted: int, processes: list[subprocess.Popen]) -> None:
+    """Wait until there are that many shards, or no process is left."""
+    while len(list(out.glob("part-*"))) < wanted and any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+
+
 def crash(weights: str, folder: Path, images: int, kills: int) -> bool:
-    """Kill one or both of two processes again and again."""
+    """Kill one or both of two processes again and again, then let them end."""
     source, out = write_images(folder / "crash", images), folder / "crash_out"
-    generator, killed = np.random.default_rng(0), 0
+    generator, killed, starts = np.random.default_rng(0), 0, 0
     while True:
         processes = start(weights, source, out, 2, "--resume")
-        time.sleep(float(generator.uniform(4, 12)))
+        starts += 1
         if killed >= kills:
-            for process in processes:
-                process.wait()
             break
+        new_shards = int(generator.integers(0, 4))
+        wait_for_shards(out, len(list(out.glob("part-*"))) + new_shards, processes)
+        time.sleep(float(generator.uniform(0, 2 if new_shards else 8)))
         for process in processes if generator.random() < 0.5 else processes[:1]:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
@@ -116,18 +124,27 @@ def crash(weights: str, folder: Path, images: int, kills: int) -> bool:
         if generator.random() < 0.5:  # torchrun ends the others
             for process in processes:
                 process.terminate()
+        else:
+            wait_for_shards(out, len(list(out.glob("part-*"))) + 1, processes)  # they go on for a while
+            for process in processes:
+                process.kill()
         for process in processes:
             process.wait()
         indices = [row["index"] for row in read_shards(out)] if (out / "run.json").exists() else []
-        print(f"{killed} kills: {len(indices)} of {images} images, each once: {len(indices) == len(set(indices))}")
-        if len(indices) == images:
+        once = len(indices) == len(set(indices))
+        print(f"{killed} kills: {len(indices)} of {images} images, each once: {once}", flush=True)
+        if not once or len(indices) == images:
             break
+    statuses = [process.wait() for process in processes]
     rows = list(read_shards(out))
     names = {row["file"] for row in rows}
     is_right = [row["index"] for row in rows] == list(range(images)) and len(names) == images
     stray = [name for name in os.listdir(out) if not name.startswith(("part-", "run.json", "inputs.jsonl"))]
-    print(f"after {killed} kills: {len(rows)} rows, each image once: {is_right}; other files: {stray or 'none'}")
-    return is_right
+    print(
+        f"{starts} starts, {killed} kills, the last statuses {statuses}: {len(rows)} rows, each image once: {is_right}"
+    )
+    print(f"other files: {stray or 'none'}")
+    return is_right and not stray and killed >= kills
 
 
 def memory(folder: Path, images: int) -> None:
