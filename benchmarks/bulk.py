@@ -105,6 +105,14 @@ def wait_for_shards(out: Path, wanted: int, processes: list[subprocess.Popen]) -
         time.sleep(0.05)
 
 
+def kill(processes: list[subprocess.Popen]) -> int:
+    """Kill those that run, and return how many those were."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+    return len(running)
+
+
 def crash(weights: str, folder: Path, images: int, kills: int) -> bool:
     """Kill one or both of two processes again and again, then let them end."""
     source, out = write_images(folder / "crash", images), folder / "crash_out"
@@ -114,20 +122,16 @@ def crash(weights: str, folder: Path, images: int, kills: int) -> bool:
         starts += 1
         if killed >= kills:
             break
-        new_shards = int(generator.integers(0, 4))
+        new_shards = int(generator.integers(0, 3))
         wait_for_shards(out, len(list(out.glob("part-*"))) + new_shards, processes)
-        time.sleep(float(generator.uniform(0, 2 if new_shards else 8)))
-        for process in processes if generator.random() < 0.5 else processes[:1]:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
+        time.sleep(float(generator.uniform(0, 1 if new_shards else 8)))
+        killed += kill(processes if generator.random() < 0.5 else processes[:1])
         if generator.random() < 0.5:  # torchrun ends the others
             for process in processes:
                 process.terminate()
         else:
             wait_for_shards(out, len(list(out.glob("part-*"))) + 1, processes)  # they go on for a while
-            for process in processes:
-                process.kill()
+            killed += kill(processes)
         for process in processes:
             process.wait()
         indices = [row["index"] for row in read_shards(out)] if (out / "run.json").exists() else []
