@@ -8,10 +8,11 @@ program sets it. Read one with `cfg.GROUP.get("KEY", default)`; the training loo
 A LazyConfig has the same options under other names. WRITERS and the keys of SOLVER, TRAIN and TEST that the training
 loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_decay`. The rest is in other sections:
 
-- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM are
-  arguments of `detectron2.modeling.backbone.TimmBackbone`, the `_target_` of a backbone.
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY and BACKBONE_LR_FACTOR are
   `params.lr_factor_func`.
+- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM and
+  MODEL.TRANSFORMERS are arguments of `TimmBackbone` and `TransformersBackbone` in `detectron2.modeling.backbone`, the
+  `_target_` of a backbone.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and
@@ -36,6 +37,10 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "MODEL.TIMM.NORM": "keep",
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     "MODEL.TIMM.PATCH_SIZE": 0,
+    "MODEL.TRANSFORMERS.NAME": "",
+    "MODEL.TRANSFORMERS.PRETRAINED": False,
+    "MODEL.TRANSFORMERS.OUT_FEATURES": (),
+    "MODEL.TRANSFORMERS.NORM": "keep",
     "MODEL.HF.CONFIG": "",
     "MODEL.HF.PRETRAINED": "",
     "MODEL.HF.NUM_CLASSES": None,

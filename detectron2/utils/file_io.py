@@ -17,7 +17,7 @@ from iopath.common.file_io import OneDrivePathHandler as _IopathOneDrivePathHand
 from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-from detectron2.utils._download import DownloadError, disk_full, fetch, url_exists
+from detectron2.utils._download import DownloadError, disk_full, fetch, is_offline, url_exists
 
 __all__ = [
     "Detectron2Handler",
@@ -29,6 +29,7 @@ __all__ = [
     "PathManagerBase",
     "atomic_write",
     "full_disk_named",
+    "is_offline",
 ]
 
 # Names of published weights end in the first digits of a digest, such as "model_final_f10217.pkl". Decimal digits only

@@ -24,6 +24,12 @@ from .timm_backbone import (
     timm_pixel_statistics,
     use_timm_pixel_statistics,
 )
+from .transformers_backbone import (
+    TransformersBackbone,
+    build_retinanet_transformers_fpn_backbone,
+    build_transformers_backbone,
+    build_transformers_fpn_backbone,
+)
 from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
@@ -41,14 +47,18 @@ __all__ = [
     "SimpleFeaturePyramid",
     "SwinTransformer",
     "TimmBackbone",
+    "TransformersBackbone",
     "ViT",
     "build_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
+    "build_retinanet_transformers_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "build_transformers_backbone",
+    "build_transformers_fpn_backbone",
     "get_vit_lr_decay_rate",
     "make_stage",
     "timm_pixel_statistics",

@@ -8,7 +8,8 @@ import importlib.util
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.utils.file_io import is_offline
 
 from .backbone import Backbone
 from .fpn import FPN, LastLevelMaxPool, LastLevelP6P7, PyramidBase
@@ -26,6 +28,7 @@ __all__ = [
     "ExternalBackbone",
     "build_pyramid",
     "check_pixel_statistics",
+    "hub_as_allowed",
     "map_name",
     "require_package",
     "set_pixel_statistics",
@@ -44,6 +47,22 @@ def require_package(package: str, wanted_for: str) -> None:
     """Raise an `ImportError` that names the extra, if a package is not installed whose name is that of its extra."""
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{wanted_for} needs the package {package}: pip install 'detectron2[{package}]'")
+
+
+@contextmanager
+def hub_as_allowed() -> Iterator[None]:
+    """Keep the client of the Hugging Face hub to its cache, where `DETECTRON2_OFFLINE` forbids the network."""
+    if not is_offline() or importlib.util.find_spec("huggingface_hub") is None:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def map_name(stride: int) -> str:

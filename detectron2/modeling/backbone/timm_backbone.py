@@ -20,6 +20,7 @@ from .external import (
     ExternalBackbone,
     build_pyramid,
     check_pixel_statistics,
+    hub_as_allowed,
     require_package,
     set_pixel_statistics,
     warn_of_frozen_random_weights,
@@ -184,7 +185,8 @@ def _call_timm(name: str, weights: dict[str, Any], kwargs: dict[str, Any], check
     import timm
 
     try:
-        return timm.create_model(name, num_classes=0, **weights, **kwargs)
+        with hub_as_allowed():
+            return timm.create_model(name, num_classes=0, **weights, **kwargs)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
