@@ -3,7 +3,9 @@
 Letters: `N` images, `Q` queries, `L` labels of the network, `D` detections.
 """
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +18,22 @@ from .rcnn import instances_of_outputs
 from .roi_heads import as_detections, detection_names
 
 __all__ = ["HFDetectorGraph", "HFSegmenterGraph"]
+
+
+@contextlib.contextmanager
+def _without_assertions(network: Any) -> Iterator[None]:
+    """Leave out what deformable attention asserts about sizes, which are values that ONNX has no form for."""
+    module: Any = sys.modules[type(network).__module__]
+    name = "torch_compilable_check"
+    before = getattr(module, name, None)
+    if before is None:
+        yield
+        return
+    setattr(module, name, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 @register_exportable(HFDetector)
@@ -49,7 +67,8 @@ class HFDetectorGraph(ExportGraph):
             else:
                 # Not of the sizes of images, but with as many rows.
                 frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
-            outputs = model.network(pixel_values=pixels, **further)
+            with _without_assertions(model.network):
+                outputs = model.network(pixel_values=pixels, **further)
             boxes, scores, classes = model.select(outputs.logits, outputs.pred_boxes, frames.to(torch.float32))
             if (limit := self.options.max_detections) is not None:
                 boxes, scores, classes = boxes[:, :limit], scores[:, :limit], classes[:, :limit]
