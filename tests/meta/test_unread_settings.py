@@ -60,7 +60,7 @@ def check(folder):
         TrainOptions.from_cfg(cfg)
         assert cfg.SOLVER.CHECKPOINT_PERIOD > 0 and cfg.SOLVER.AMP.ENABLED in (True, False)  # what a trainer reads
         trainer.build_train_loader(cfg)
-        trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, nn.Linear(1, 1)))
+        trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, nn.ModuleDict({"backbone": nn.Linear(1, 1)})))
         if (text := cfg.MODEL.dump()) not in seen:
             seen.add(text)
             groups.append("MODEL")
