@@ -14,8 +14,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.modeling.meta_arch import HFDetector, HFSegmenter
 from detectron2.modeling.backbone import BasicBlock, ResNet
+from detectron2.modeling.meta_arch import HFDetector, HFSegmenter
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
