@@ -331,7 +331,8 @@ def test_the_program_may_declare_its_own_types_safe(tmp_path, name):
 def test_declarations_of_the_program_survive_a_load(tmp_path):
     torch.save({"weight": torch.ones(1, 1), "bias": torch.ones(1)}, tmp_path / "a.pth")
     torch.save({"model": torch.nn.Linear(1, 1).state_dict(), "x": np.float64(3)}, tmp_path / "b.pth")
-    declared = [np._core.multiarray.scalar, np.dtype, (CustomState, "somewhere.Else")]
+    core = np._core if hasattr(np, "_core") else np.core  # _core: NumPy 1.26 and later
+    declared = [core.multiarray.scalar, np.dtype, (CustomState, "somewhere.Else")]
     with torch.serialization.safe_globals(declared):
         before = set(torch.serialization.get_safe_globals())
         load(tmp_path / "a.pth")

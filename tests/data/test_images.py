@@ -341,7 +341,7 @@ def test_many_channels_through_the_mapper(tmp_path, channels, dtype):
     np.testing.assert_array_equal(same_size["image"].numpy(), pixels[:, ::-1].transpose(2, 0, 1))
     larger = DatasetMapper(cfg, augmentations=[T.Resize((2 * H, 2 * W))])(record)
     assert larger["image"].shape == (channels, 2 * H, 2 * W)
-    corners = larger["image"][:, [0, -1]][:, :, [0, -1]].double().numpy()
+    corners = larger["image"].double()[:, [0, -1]][:, :, [0, -1]].numpy()
     np.testing.assert_allclose(corners, pixels[[0, -1]][:, [0, -1]].transpose(2, 0, 1), atol=1e-4)
     assert larger["instances"].gt_boxes.tensor.tolist() == [[6, 8, 20, 16]]
 
