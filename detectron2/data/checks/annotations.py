@@ -308,7 +308,7 @@ def _unusable_keypoints(table: AnnotationTable, having: np.ndarray, numbers: int
     """Find labelled keypoints with coordinates that are not finite, among annotations of equal length."""
     keypoints = [table.annotations[i]["keypoints"] for i in having.tolist()]
     try:
-        xyv = np.array([np.asarray(k) for k in keypoints], dtype=np.float64).reshape(-1, numbers // 3, 3)
+        xyv = np.array([np.asarray(k, dtype=np.float64) for k in keypoints]).reshape(-1, numbers // 3, 3)
     except (TypeError, ValueError):  # lists and arrays, or words among them
         xyv = np.stack([_as_xyv(k, numbers // 3) for k in keypoints])
     labelled = ~(xyv[:, :, 2] == 0)
