@@ -375,9 +375,9 @@ def zoo_page() -> str:
         "# Model zoo",
         "",
         "The configs of the model zoo, and what is published about their weights: AP and PQ in percent on the"
-        " validation split, seconds an image on one V100. `detectron2 zoo info NAME` says more about one, `detectron2 zoo"
-        f" download NAME` fetches its weights, whose licence is {WEIGHTS_LICENSE}. Every name works in `model_zoo.get_config`,"
-        " in `Predictor` and behind `--config-file`. How to go on from these weights is told in"
+        " validation split, seconds an image on one V100. `detectron2 zoo info NAME` says more about one,"
+        f" `detectron2 zoo download NAME` fetches its weights, whose licence is {WEIGHTS_LICENSE}. Every name works in"
+        " `model_zoo.get_config`, in `Predictor` and behind `--config-file`. How to go on from these weights is told in"
         " [training](../tutorials/training.md).",
         "",
     ]

@@ -40,3 +40,14 @@ def run_page(path: Path) -> dict:
                 assert program == "detectron2", f"{path.name}: {line} is not run"
                 assert main(arguments) == 0, line
     return names
+
+
+def not_run(path: Path) -> list[str]:
+    """Return the commands outside of marked blocks that no test runs, because they are not of `detectron2`."""
+    lines = [
+        line
+        for block in blocks_of(path)
+        if block["kind"] == "sh" and not block["reason"]
+        for line in block["text"].replace("\\\n", " ").splitlines()
+    ]
+    return [line for line in lines if not line.startswith("detectron2 ") or " FILE" in line]
