@@ -283,14 +283,14 @@ def config_page() -> str:
             rows = (
                 (
                     f'<a id="{key.name}"></a>`{key.name.rpartition(".")[2]}`',
-                    f"`{key.default!r}`" if key.is_default_known else "-",
-                    (type(key.default).__name__ if key.default is not None else "any")
+                    (f"`{key.default!r}`<br>" if key.is_default_known else "")
+                    + (type(key.default).__name__ if key.default is not None else "any")
                     + (f", {key.unit}" if key.unit else ""),
                     meaning(key),
                 )
                 for key in members
             )
-            lines += _table(("key", "default", "type", "meaning"), rows)
+            lines += _table(("key", "default, type", "meaning"), rows)
     return "\n".join(lines)
 
 
