@@ -56,7 +56,7 @@ def run_page(page: Path) -> dict:
 
 
 def run_commands(block: str) -> None:
-    for line in block.splitlines():
+    for line in block.replace("\\\n", " ").splitlines():
         program, *argv = shlex.split(line)
         assert program == "detectron2"
         if argv[0] == "demo":
