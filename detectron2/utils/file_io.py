@@ -1,4 +1,4 @@
-"""Open files at any address: local paths, `http(s)://` and `detectron2://` (the published weights).
+"""Open files at any address: local paths, `http(s)://`, `detectron2://` (the published weights), `hf://`.
 
 Remote files are downloaded once and then served from the cache: `$DETECTRON2_CACHE`, else `$FVCORE_CACHE`, else
 `~/.torch/iopath_cache`. An interrupted download resumes, gets its name when it is complete, and is made by one
@@ -18,6 +18,7 @@ from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
 from detectron2.utils._download import DownloadError, disk_full, fetch, is_offline, url_exists
+from detectron2.utils.hub_files import HuggingFaceHandler
 
 __all__ = [
     "Detectron2Handler",
@@ -91,7 +92,7 @@ class Detectron2Handler(PathHandler):
 
 PathManager = PathManagerBase()
 """The path manager of this library: an instance, as in iopath. Register handlers for other schemes on it."""
-for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
+for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler(), HuggingFaceHandler()):
     PathManager.register_handler(_handler)
 
 

@@ -1,0 +1,69 @@
+"""Files of the Hugging Face hub at addresses `hf://OWNER/NAME/FILE`, through the hub's own client and cache.
+
+`OWNER/NAME@REVISION` names a branch, a tag or a commit; without it the default branch is taken. The client reads
+`HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN`. `DETECTRON2_OFFLINE` and `HF_HUB_OFFLINE` keep it to its cache.
+"""
+
+import importlib.util
+import os
+import re
+from typing import IO, Any
+
+from iopath.common.file_io import PathHandler
+
+from detectron2.utils._download import DownloadError, is_offline
+
+__all__ = ["HuggingFaceHandler"]
+
+_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>[^?#]+)")
+
+
+class HuggingFaceHandler(PathHandler):
+    """Resolves `hf://OWNER/NAME/FILE` to the local copy of a file of the Hugging Face hub."""
+
+    PREFIX = "hf://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        address = _ADDRESS.fullmatch(path)
+        if address is None:
+            raise ValueError(f"{path} is not of the form hf://OWNER/NAME/FILE or hf://OWNER/NAME@REVISION/FILE")
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise ImportError(f"{path} needs the package huggingface_hub: pip install 'detectron2[hub]'")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return hf_hub_download(
+                address["repo"],
+                address["file"],
+                revision=address["revision"],
+                force_download=force,
+                local_files_only=is_offline(),
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+        except (OSError, ValueError) as error:
+            revision = f" --revision {address['revision']}" if address["revision"] else ""
+            why = " ".join(str(error).split())[:300]
+            raise DownloadError(
+                f"{path} could not be had: {why}. On a machine with network, run hf download {address['repo']} "
+                f"{address['file']}{revision} --local-dir . and give the path of the file instead.",
+                path,
+            ) from error
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        if set(mode) & set("wax+"):
+            raise ValueError(f"{path} can be read, not written (mode {mode!r})")
+        return open(self._get_local_path(path), mode, buffering)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            return os.path.isfile(self._get_local_path(path))
+        except DownloadError:
+            return False
+
+    _isfile = _exists
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return False

@@ -1,0 +1,97 @@
+"""Addresses `hf://`, against a stand-in for the hub on this machine."""
+
+import http.server
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import hub_files
+from detectron2.utils.file_io import DownloadError, PathManager
+
+pytest.importorskip("huggingface_hub")
+
+COMMIT = "1" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dictionary of files by the path that the client asks for; what it asked for is in `hub["asked"]`."""
+    files: dict = {"asked": []}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(with_body=False)
+
+        def do_GET(self):
+            self.answer(with_body=True)
+
+        def answer(self, with_body):
+            files["asked"].append(self.path)
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            else:
+                self.send_header("ETag", '"abc"')
+                self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if with_body and content:
+                self.wfile.write(content)
+
+        def log_message(self, format, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield files
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_empty_file(hub):
+    hub["/owner/name/resolve/main/empty.txt"] = b""
+    with PathManager.open("hf://owner/name/empty.txt") as file:
+        assert file.read() == ""
+
+
+def test_weights_are_fetched_once(hub, tmp_path, monkeypatch):
+    model = nn.Linear(2, 3)
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    hub["/owner/name/resolve/v1/sub/weights.pth"] = (tmp_path / "weights.pth").read_bytes()
+    other = nn.Linear(2, 3)
+    DetectionCheckpointer(other).load("hf://owner/name@v1/sub/weights.pth")
+    assert torch.equal(other.weight, model.weight)
+    asked = len(hub["asked"])
+    monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
+    assert PathManager.isfile("hf://owner/name@v1/sub/weights.pth")
+    assert len(hub["asked"]) == asked > 0
+
+
+def test_what_is_not_there(hub, monkeypatch):
+    for address in ("hf://owner/name/none.pth", "hf://owner/name@v1/none.pth"):
+        with pytest.raises(DownloadError, match=r"hf download owner/name none\.pth.*give the path"):
+            PathManager.get_local_path(address)
+    assert not PathManager.exists("hf://owner/name/none.pth") and not PathManager.isdir("hf://owner/name/")
+    monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
+    asked = len(hub["asked"])
+    with pytest.raises(DownloadError, match="could not be had"):
+        PathManager.get_local_path("hf://owner/name/other.pth")
+    assert len(hub["asked"]) == asked
+
+
+def test_wrong_use(monkeypatch):
+    with pytest.raises(ValueError, match="not of the form hf://OWNER/NAME/FILE"):
+        PathManager.get_local_path("hf://weights.pth")
+    with pytest.raises(ValueError, match="can be read, not written"):
+        PathManager.open("hf://owner/name/a.txt", "w")
+    monkeypatch.setattr(hub_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'detectron2\[hub\]'"):
+        PathManager.get_local_path("hf://owner/name/a.txt")
