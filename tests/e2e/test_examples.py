@@ -11,7 +11,7 @@ from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))
 
 
 @pytest.fixture
