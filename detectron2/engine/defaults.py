@@ -38,7 +38,7 @@ from detectron2.engine.class_names import match_classes, match_training_classes
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
-from detectron2.engine.hooks.run_summary import explain_schedule
+from detectron2.engine.hooks.run_summary import explain_data, explain_schedule
 from detectron2.engine.model_preparation import create_ddp_model, prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
@@ -346,7 +346,7 @@ class DefaultTrainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         batch_size = cfg.SOLVER.IMS_PER_BATCH * options.accumulation_steps
-        period, notes = cfg.SOLVER.CHECKPOINT_PERIOD, explain_schedule(cfg, given)
+        period, notes = cfg.SOLVER.CHECKPOINT_PERIOD, {**explain_schedule(cfg, given), **explain_data(cfg)}
         self.register_hooks(with_outer_hooks(self.build_hooks(), model, self.checkpointer, period, batch_size, notes))
         self._describe_checkpoints()
         warn_of_unread(cfg, model, "MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER")

@@ -1,5 +1,20 @@
 """Building blocks of models: convolutions, normalizations, region operators, losses."""
 
+from importlib.metadata import version
+
+import torch
+
+try:
+    import torchvision.ops  # noqa: F401
+except (ImportError, OSError, RuntimeError) as e:
+    if isinstance(e, ModuleNotFoundError):  # which says enough
+        raise
+    raise ImportError(
+        f"torchvision {version('torchvision')} does not run with PyTorch {torch.__version__} ({e}). Each is compiled "
+        "for one release and build (CPU, or a version of CUDA) of the other. Install both anew, together and from the "
+        "same index: pip install --force-reinstall torch torchvision"
+    ) from e
+
 from .aspp import ASPP
 from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase, DepthwiseSeparableConv2d

@@ -9,14 +9,16 @@ import torch
 
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 
-__all__ = ["RunSummary", "explain_schedule"]
+__all__ = ["RunSummary", "explain_data", "explain_schedule"]
 
 logger = logging.getLogger("detectron2.engine.summary")
 
 # Above this share of a step, more workers shorten training; below it, the model is what takes the time.
 _MUCH_WAITING = 0.2
+_CLASSES_SHOWN = 10
 # The rate with which R-CNN models are trained by SGD in the published configs: 0.02 for 16 images.
 _USUAL_RATE_PER_IMAGE = 0.02 / 16
 
@@ -143,6 +145,25 @@ def _describe_device(optimizer: torch.optim.Optimizer, precision: torch.dtype | 
         text = f"{torch.cuda.get_device_name(parameter.device)} ({text})"
     own = str(parameter.dtype).removeprefix("torch.")
     return f"{text}, {own}" if precision is None else f"{text}, {own} and {str(precision).removeprefix('torch.')}"
+
+
+def explain_data(cfg: CfgNode) -> dict[str, str]:
+    """Return lines for `RunSummary`: settings that cost quality, without any error, where another one is meant.
+
+    Those about objects are left out where it is not known that the training data have any.
+    """
+    lines = {"channels": f"{cfg.INPUT.FORMAT or 'as in the files'} (INPUT.FORMAT)"}
+    names = cfg.DATASETS.TRAIN[:1]
+    metadata = vars(MetadataCatalog.get(names[0])) if names and names[0] in MetadataCatalog.list() else {}
+    if classes := metadata.get("thing_classes"):  # no file is read for them
+        shown = [f"{label} {name}" for label, name in enumerate(classes)]
+        if len(shown) > _CLASSES_SHOWN:
+            shown[_CLASSES_SHOWN - 1 : -1] = ["..."]
+        lines["labels"] = ", ".join(shown)
+        what = "left out" if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else "used"
+        lines["empty images"] = f"{what} (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+        lines["detections"] = f"{cfg.TEST.DETECTIONS_PER_IMAGE} of an image at most (TEST.DETECTIONS_PER_IMAGE)"
+    return lines
 
 
 def explain_schedule(cfg: CfgNode, given: CfgNode | None = None) -> dict[str, str]:

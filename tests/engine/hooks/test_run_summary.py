@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from detectron2.config import get_cfg
-from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
-from detectron2.engine.hooks.run_summary import RunSummary, count_images, explain_schedule
+from detectron2.engine.hooks.run_summary import RunSummary, count_images, explain_data, explain_schedule
 
 
 @pytest.fixture
@@ -141,6 +141,24 @@ def test_images_of_other_loaders():
     assert count_images(torch.utils.data.DataLoader(list(range(7)), batch_size=2)) == 7
     assert count_images(torch.utils.data.DataLoader(torch.utils.data.Subset(list(range(7)), [0, 1]))) == 2
     assert count_images(types.SimpleNamespace(dataset=data)) == 0
+
+
+def test_explanation_of_the_data():
+    cfg = settings("DATASETS.TRAIN", ("nobody_knows",), "INPUT.FORMAT", "RGB")
+    assert explain_data(cfg) == {"channels": "RGB (INPUT.FORMAT)"}
+    assert "nobody_knows" not in MetadataCatalog.list()
+    try:
+        MetadataCatalog.get("summary_of_data").thing_classes = [f"c{i}" for i in range(11)]
+        cfg.DATASETS.TRAIN = ("summary_of_data",)
+        cfg.INPUT.FORMAT, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.TEST.DETECTIONS_PER_IMAGE = None, False, 7
+        assert explain_data(cfg) == {
+            "channels": "as in the files (INPUT.FORMAT)",
+            "labels": "0 c0, 1 c1, 2 c2, 3 c3, 4 c4, 5 c5, 6 c6, 7 c7, 8 c8, ..., 10 c10",
+            "empty images": "used (DATALOADER.FILTER_EMPTY_ANNOTATIONS)",
+            "detections": "7 of an image at most (TEST.DETECTIONS_PER_IMAGE)",
+        }
+    finally:
+        MetadataCatalog.remove("summary_of_data")
 
 
 def settings(*pairs):
