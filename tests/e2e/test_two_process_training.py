@@ -32,11 +32,17 @@ from tests.e2e.conftest import _tiny_config
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _detector(folder, seed, shapes):
+_DETECTORS = {  # RetinaNet has a moving average of what each process has seen
+    "faster_rcnn": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+}
+
+
+def _detector(folder, seed, shapes, config):
     """Train a detector for four steps, or on from a checkpoint; random crops, flips, anchors and regions are drawn."""
-    cfg = _tiny_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    cfg = _tiny_config(config)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (shapes,), ()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 6
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 6
     cfg.INPUT.CROP.ENABLED = True
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2
     cfg.OUTPUT_DIR = str(folder)
@@ -47,17 +53,15 @@ def _detector(folder, seed, shapes):
     return trainer.start_iter
 
 
-def _resume_detector(folder):
-    images = folder / "shapes"
-    register_coco_instances("two_process_shapes", {}, str(images / "annotations.json"), str(images / "images"))
-    starts = [_detector(folder / "whole", 0, "two_process_shapes")]
+def _resume_detector(folder, config):
+    starts = [_detector(folder / "whole", 0, "two_process_shapes", config)]
     if comm.is_main_process():
-        (folder / "parts").mkdir()
+        (folder / "parts").mkdir(parents=True)
         shutil.copy(folder / "whole" / "model_0000001.pth", folder / "parts")
         (folder / "parts" / "last_checkpoint").write_text("model_0000001.pth")
     comm.synchronize()
     # Another seed: what the second part needs comes from the checkpoint alone.
-    return [*starts, _detector(folder / "parts", 50, "two_process_shapes")]
+    return [*starts, _detector(folder / "parts", 50, "two_process_shapes", config)]
 
 
 class Noisy(nn.Module):
@@ -207,7 +211,10 @@ def _everything(folder):
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     folder = Path(folder)
     found = {"signal": _stop_and_go_on(folder), "skip": _skip(folder), "leave": _leave(folder)}
-    found["resume"] = _resume_detector(folder)
+    images = folder / "shapes"
+    register_coco_instances("two_process_shapes", {}, str(images / "annotations.json"), str(images / "images"))
+    for name, config in _DETECTORS.items():
+        found[name] = _resume_detector(folder / name, config)
     _lazily(folder / "lazy_two")
     _lazily(folder / "lazy_fp16", fp16_compression=True)
     _lazily(folder / "lazy_bf16", bf16_compression=True)
@@ -246,18 +253,19 @@ def _assert_same(a, b, path="state"):
         assert a == b, path
 
 
-def test_a_detector_resumes_exactly(runs):
+@pytest.mark.parametrize("name", _DETECTORS)
+def test_a_detector_resumes_exactly(runs, name):
     folder, found = runs
-    assert [x["resume"] for x in found] == [[0, 2], [0, 2]]
+    assert [x[name] for x in found] == [[0, 2], [0, 2]]
     whole, parts = (
-        torch.load(folder / name / "model_final.pth", weights_only=True, map_location="cpu")
-        for name in ("whole", "parts")
+        torch.load(folder / name / part / "model_final.pth", weights_only=True, map_location="cpu")
+        for part in ("whole", "parts")
     )
     _assert_same(whole, parts)
 
 
 def test_the_checkpoint_holds_the_generators_of_both(runs):
-    state = torch.load(runs[0] / "whole" / "model_0000001.pth", weights_only=True)
+    state = torch.load(runs[0] / "faster_rcnn" / "whole" / "model_0000001.pth", weights_only=True)
     first, second = state["trainer"]["hooks"]["RandomStates"]["ranks"]
     for kind in ("python", "numpy", "torch"):
         assert kind in first and kind in second

@@ -32,7 +32,7 @@ class RandomStates(HookBase):
     def __init__(self, model: nn.Module, period: int) -> None:
         self._model = unwrap_model(model)
         self._period = period
-        self._of_ranks: list[dict[str, Any]] | None = None
+        self._of_ranks: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
         self._to_restore: Mapping[str, Any] | None = None
         self._buffers_at_start: dict[str, tuple[torch.Tensor, int]] = {}
 
@@ -41,7 +41,7 @@ class RandomStates(HookBase):
         self._buffers_at_start = {name: (b, b._version) for name, b in _hidden_buffers(self._model)}
         former = self._to_restore or {}
         self.trainer.storage.add_earlier(former.get("scalars", {}))
-        for name, value in former.get("buffers", {}).items():
+        for name, value in _own_buffers(former).items():
             path, _, last = name.rpartition(".")
             module = self._model.get_submodule(path)
             device = next((p.device for p in self._model.parameters()), value.device)
@@ -65,18 +65,15 @@ class RandomStates(HookBase):
         next_iter = self.trainer.iter + 1
         is_last = next_iter == self.trainer.max_iter
         if is_last or self.trainer.stop_requested or (self._period > 0 and next_iter % self._period == 0):
-            self._of_ranks = comm.gather(random_states())
+            self._of_ranks = comm.gather((random_states(), self._changed_buffers()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the generators of all processes, and the buffers that changed."""
         if self._to_restore is not None:  # nothing was trained since
             return dict(self._to_restore)
-        ranks = [random_states(), *(self._of_ranks or [])[1:]]
-        buffers = {
-            name: value.detach().clone()
-            for name, value in _hidden_buffers(self._model)
-            if (old := self._buffers_at_start.get(name)) is None or old[0] is not value or old[1] != value._version
-        }
+        others = self._of_ranks[1:]
+        ranks = [random_states(), *(states for states, _ in others)]
+        buffers = [self._changed_buffers(), *(changed for _, changed in others)]
         recent = self.trainer.storage.recent() if self.trainer.storage is not None else {}
         scalars = {name: [list(x) for x in values] for name, values in recent.items() if name not in _TIMES}
         return {"ranks": ranks, "buffers": buffers, "scalars": scalars}
@@ -84,6 +81,22 @@ class RandomStates(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep the states, to be restored when training starts."""
         self._to_restore = state_dict
+
+    def _changed_buffers(self) -> dict[str, torch.Tensor]:
+        """Copy the buffers that are others than at the start, to the CPU."""
+        return {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in _hidden_buffers(self._model)
+            if (old := self._buffers_at_start.get(name)) is None or old[0] is not value or old[1] != value._version
+        }
+
+
+def _own_buffers(state: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """Return the buffers of this process; those of the main one for processes that the former run did not have."""
+    buffers = state.get("buffers", {})
+    if isinstance(buffers, Mapping):  # older checkpoints have those of the main process alone
+        return buffers
+    return buffers[comm.get_rank() if comm.get_rank() < len(buffers) else 0]
 
 
 def _hidden_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
