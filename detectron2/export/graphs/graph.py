@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.modeling import MViT, SwinTransformer, ViT
+from detectron2.utils.env import TORCH_VERSION
 
 __all__ = ["ExportGraph", "GraphOptions", "GraphPart", "NotExportableError", "build_graph", "register_exportable"]
 
@@ -192,7 +193,9 @@ class ExportGraph(nn.Module):
         super().__init__()
         self.model = model
         self.options = options
-        self.sizes_as_formulas = any(isinstance(x, (SwinTransformer, MViT, ViT)) for x in model.modules())
+        # PyTorch 2.6 cannot convolve what has a size that it would have to compute first.
+        formulas = any(isinstance(x, (SwinTransformer, MViT, ViT)) for x in model.modules())
+        self.sizes_as_formulas = formulas or TORCH_VERSION < (2, 7)
 
     @property
     def input_names(self) -> tuple[str, ...]:
