@@ -3,7 +3,7 @@
 
 python examples/ray_predict.py [checkpoint] [folder]
 
-Needs `pip install 'ray[data]'`. Without a checkpoint the model is a random one, which finds nonsense.
+Needs `pip install 'detectron2[ray]'`. Without a checkpoint the model is a random one, which finds nonsense.
 """
 
 import sys

@@ -3,7 +3,7 @@
 
 python examples/ray_train.py [output]
 
-Needs `pip install 'ray[train]'`. Ray starts the processes and makes their process group; the training function is the
+Needs `pip install 'detectron2[ray]'`. Ray starts the processes and makes their process group; the training function is the
 one that `torchrun` or `detectron2.engine.launch` would call.
 """
 
