@@ -3,8 +3,8 @@
 
 python examples/ray_train.py [output]
 
-Needs `pip install 'detectron2[ray]'`. Ray starts the processes and makes their process group; the training function is the
-one that `torchrun` or `detectron2.engine.launch` would call.
+Needs `pip install 'detectron2[ray]'`. Ray starts the processes and makes their process group; the training function
+is the one that `torchrun` or `detectron2.engine.launch` would call.
 """
 
 import os

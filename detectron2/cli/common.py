@@ -4,7 +4,7 @@ import argparse
 import importlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ def register_datasets(args: argparse.Namespace) -> None:
         classes = [c.strip() for c in args.classes.split(",")] if args.classes else voc_classes(root)
         if not args.classes and getattr(args, "weights", ""):
             description = read_description(args.weights)
-            of_weights = list(description.metadata.get("thing_classes") or ()) if description is not None else []
+            of_weights: list[str] = list(description.metadata.get("thing_classes") or ()) if description is not None else []
             classes = of_weights if set(of_weights) >= set(classes) else classes  # others are an error with both lists
         _register_voc(name, root, split, classes)
 
 
-def _register_voc(name: str, root: str, split: str, classes: list[str]) -> None:
-    DatasetCatalog.register(name, partial(load_voc_instances, root, split, classes))
-    MetadataCatalog.get(name).set(thing_classes=classes, dirname=root, split=split)
+def _register_voc(name: str, root: str, split: str, classes: Sequence[str]) -> None:
+    DatasetCatalog.register(name, partial(load_voc_instances, root, split, list(classes)))
+    MetadataCatalog.get(name).set(thing_classes=list(classes), dirname=root, split=split)
 
 
 def import_modules(args: argparse.Namespace) -> None:
@@ -195,7 +195,8 @@ def register_datasets_of_run(folder: str | os.PathLike, names: Iterable[str]) ->
                     json_file, image_root = place
                     register_coco_instances(name, {}, json_file, image_root)
                 elif kind == "voc" and Path(place[0], "ImageSets", "Main", f"{place[1]}.txt").is_file():
-                    _register_voc(name, *place, _classes_of_run(path.parent) or voc_classes(place[0]))
+                    root, split = place
+                    _register_voc(name, root, split, _classes_of_run(path.parent) or voc_classes(root))
                 elif kind == "tar_shards" and (is_remote(place[0]) or is_sharded(place[0])):
                     register_sharded_dataset(name, place[0])
     except (AttributeError, TypeError, ValueError) as error:

@@ -10,9 +10,9 @@ loop reads are keys of `train` in lower case: `SOLVER.EMA_DECAY` is `train.ema_d
 
 - `optimizer`: OPTIMIZER is its `_target_`; BETAS and FUSED are arguments; LAYER_DECAY and BACKBONE_LR_FACTOR are
   `params.lr_factor_func`.
-- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM and
-  MODEL.TRANSFORMERS are arguments of `TimmBackbone` and `TransformersBackbone` in `detectron2.modeling.backbone`, the
-  `_target_` of a backbone.
+- `model`: MASK_FORMAT is `model.mask_format`; the keys of MODEL.HF are arguments of the model. The keys of MODEL.TIMM
+  and MODEL.TRANSFORMERS are arguments of `TimmBackbone` and `TransformersBackbone` in `detectron2.modeling.backbone`,
+  the `_target_` of a backbone.
 - `dataloader.train`: INPUT.EXIF is `mapper.exif` and, where annotations lack sizes, `dataset.exif` (of
   `dataloader.test`, too).
 - `dataloader.train`: ON_BAD_IMAGE is `on_bad_image`; RANDOM_SUBSET_RATIO, DATASET_WEIGHTS, SHARD_WINDOW and

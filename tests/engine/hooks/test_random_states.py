@@ -50,7 +50,7 @@ def test_a_resumed_run_continues_with_numbers_buffers_and_medians():
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, 2.0), (1, 7.0), (2, 2.0)])
 def test_each_process_gets_its_own_buffers(monkeypatch, rank, expected):
-    """A moving average of what a process has seen is another one in each; a process that is new has that of the first."""
+    """A moving average of what a process has seen is its own; a process that is new has that of the first."""
     first = trainer()
     first.train(0, 2)
     other = {"seen": torch.tensor([7.0])}
