@@ -284,7 +284,14 @@ def _load_openvino(path: Path, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 def _export(graph: Any, example: Inputs, dynamic: Sequence[str]) -> Any:
     # Not strict, which is the default from PyTorch 2.7 on: strict tracing does not follow all that graphs call.
-    return torch.export.export(graph, example, dynamic_shapes=graph.dynamic_shapes(dynamic), strict=False)
+    program = torch.export.export(graph, example, dynamic_shapes=graph.dynamic_shapes(dynamic), strict=False)
+    # PyTorch 2.6 records questions about types, whose answers are in the graph already, and cannot load them.
+    promote = torch.ops.aten.promote_types.default
+    if unused := [node for node in program.graph.nodes if node.target is promote and not node.users]:
+        for node in unused:
+            program.graph.erase_node(node)
+        program.graph_module.recompile()
+    return program
 
 
 def _write_pt2(graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]) -> None:

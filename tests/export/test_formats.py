@@ -95,3 +95,18 @@ def test_what_an_exporter_cannot_do_is_said_with_a_cure(tmp_path):
         with pytest.raises(ValueError, match=rf"(?s)PyTorch cannot write this model as pt2 \(.*{cure}"):
             write_artifact("pt2", AsksForAValue().eval(), inputs, dynamic, tmp_path, {"output_layout": "padded"})
     assert not list(tmp_path.iterdir())
+
+
+def test_questions_about_types_are_not_written(tmp_path):
+    class Graph(torch.nn.Module):
+        def forward(self, x):
+            return x.to(torch.promote_types(x.dtype, torch.float32)) + 1
+
+        def dynamic_shapes(self, dynamic):
+            return ({},)
+
+    path = tmp_path / "model.pt2"
+    FORMATS["pt2"].write(Graph(), (torch.zeros(2),), (), path, {})
+    program = torch.export.load(str(path))
+    assert not [node for node in program.graph.nodes if "promote" in str(node.target)]
+    assert program.module()(torch.ones(2)).tolist() == [2, 2]
