@@ -33,8 +33,15 @@ _MODULES_OF_CLASSES = (
     "torchvision.ops",
 )
 _BASE_CLASSES = ("torch.nn.Module", "detectron2.data.transforms.Augmentation", "detectron2.data.transforms.Transform")
-# They build whatever the config of another library describes.
-_MODULES_LEFT_OUT = ("detectron2.modeling.mmdet_wrapper", "torch.nn.parallel")
+# They build what another library knows by its name, or what its config describes, and may fetch it.
+_MODULES_LEFT_OUT = (
+    "detectron2.modeling.backbone.timm_backbone",
+    "detectron2.modeling.backbone.transformers_backbone",
+    "detectron2.modeling.meta_arch.hf_detector",
+    "detectron2.modeling.meta_arch.hf_segmenter",
+    "detectron2.modeling.mmdet_wrapper",
+    "torch.nn.parallel",
+)
 
 _ACTIVATIONS = (
     *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish"),

@@ -17,6 +17,7 @@ from detectron2.utils.terminal import without_password
 __all__ = ["SCHEME", "TarMember", "TarMemberHandler", "is_remote", "members_of", "read_range"]
 
 SCHEME = "shard://"
+"""How the address of a file in an archive begins."""
 _ADDRESS = re.compile(rf"{SCHEME}(?P<archive>.+)#(?P<offset>\d+)\+(?P<length>\d+)/(?P<name>[^#]+)")
 _LONGEST_NAME = 100  # in a header of the format ustar; a longer one has a header of its own
 

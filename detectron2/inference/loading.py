@@ -171,6 +171,23 @@ def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, d
     return _finish(cfg, opts, output_dir, device)
 
 
+# How a training started. Who uses its weights needs none of it, and a file of weights must not fetch others.
+_STARTS: dict[str, Any] = {
+    "MODEL.HF.PRETRAINED": "",
+    "MODEL.TIMM.CHECKPOINT": "",
+    "MODEL.TIMM.PRETRAINED": False,
+    "MODEL.TRANSFORMERS.PRETRAINED": False,
+}
+
+
+def _fetch_nothing(cfg: CfgNode) -> None:
+    """Turn off, in a config that came with weights, the weights that their training started from."""
+    known = set(_paths(cfg))
+    for key, value in _STARTS.items():
+        if key in known:
+            cfg.merge_from_list([key, value])
+
+
 def load_config_of_weights(
     weights: str,
     opts: Sequence[str] = (),
@@ -203,6 +220,7 @@ def load_config_of_weights(
         cfg = description.load_config()
         if isinstance(cfg, CfgNode):
             add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
+            _fetch_nothing(cfg)
         else:
             refuse_foreign_config(cfg, weights, trusted)
         return _finish(cfg, opts, output_dir, device)

@@ -33,16 +33,20 @@ PUBLISHED = {
     "changelog": ("../CHANGELOG.md", "Changelog"),
 }
 ELSEWHERE = {  # page: the test that runs its blocks
+    "cookbook": "test_cookbook.py",
     "tutorials/bulk": "test_inference_tutorials.py",
     "tutorials/command_line": "test_command_line_tutorial.py",
     "tutorials/data": "test_data_tour.py",
     "tutorials/deployment": "test_deployment_tutorial.py",
+    "tutorials/distributed": "test_tutorials.py",
     "tutorials/evaluation": "test_evaluation_tutorial.py",
     "tutorials/getting_started": "test_data_tour.py",
     "tutorials/inference": "test_inference_tutorials.py",
+    "tutorials/models_from_hubs": "test_models_from_hubs_tutorial.py",
     "tutorials/performance": "test_performance_tutorial.py",
     "tutorials/serving": "test_serving_tutorial.py",
     "tutorials/training": "test_tutorials.py",
+    "tutorials/transformers_models": "test_tutorials.py",
     "tutorials/video": "test_inference_tutorials.py",
 }
 OTHER_COMMANDS = {  # these tests run other programs as well, or the same command by another way

@@ -232,7 +232,7 @@ class TestEvaluation:
         with contextlib.suppress(ValueError):  # of the evaluation
             trainer.train()
         texts = [record.getMessage() for record in caplog.records]
-        (told,) = [text for text in texts if "The model has 9 classes" in text]
+        (told,) = {text for text in texts if "The model has 9 classes" in text}
         check(told, "e2e_shapes 6", "NUM_CLASSES) to 6")
         first = next(i for i, text in enumerate(texts) if "eta" in text or "saving" in text.lower())
         assert texts.index(told) < first

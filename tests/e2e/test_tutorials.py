@@ -38,6 +38,7 @@ ELSEWHERE = {
     "INPUT.EXIF": "`dataloader.train.mapper.exif`",
     "DATALOADER.DATASET_WEIGHTS": "-",
     "DATALOADER.RANDOM_SUBSET_RATIO": "-",
+    "DATALOADER.SHARD_WINDOW": "-",
     "DATASETS.TRAIN_REPEAT_FACTOR": "-",
 }
 

@@ -188,3 +188,21 @@ def test_kinds_of_config_files(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         assert loading.is_lazy_file(str(tmp_path / name)) == is_lazy
+
+
+def test_weights_fetch_no_others(monkeypatch):
+    """A config in a checkpoint may say how its training started; to use the weights, nothing of that is fetched."""
+
+    class Described:
+        config = "yaml"
+
+        def load_config(self):
+            cfg = get_cfg()
+            started = ["MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.CHECKPOINT", "a.pth", "MODEL.HF.PRETRAINED", "a/b"]
+            cfg.merge_from_list([*started, "MODEL.TRANSFORMERS.PRETRAINED", True, "MODEL.TIMM.NAME", "resnet18"])
+            return cfg
+
+    monkeypatch.setattr(loading, "read_description", lambda path: Described())
+    cfg = loading.load_config_of_weights("model_final.pth", ["MODEL.DEVICE", "cpu"])
+    assert not (cfg.MODEL.TIMM.PRETRAINED or cfg.MODEL.TIMM.CHECKPOINT or cfg.MODEL.HF.PRETRAINED)
+    assert not cfg.MODEL.TRANSFORMERS.PRETRAINED and cfg.MODEL.TIMM.NAME == "resnet18"

@@ -295,15 +295,17 @@ def use_timm_pixel_statistics(cfg: Any) -> None:
         >>> cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN
         ('RGB', [127.5, 127.5, 127.5])
     """
-    set_pixel_statistics(cfg, *timm_pixel_statistics(_option(cfg, "NAME")))
+    set_pixel_statistics(cfg, *timm_pixel_statistics(_options(cfg).get("NAME")))
 
 
 # ------------------------------------------------------------------------------------------------------------- configs
 
 
-def _option(cfg: Any, key: str) -> Any:
-    group = cfg.MODEL.get("TIMM") or {}
-    return group.get(key, OPTIONAL_KEYS[f"MODEL.TIMM.{key}"])
+def _options(cfg: Any) -> dict[str, Any]:
+    """The keys of `cfg.MODEL.TIMM`, with the defaults of those that are not set."""
+    prefix = "MODEL.TIMM."
+    defaults = {key.removeprefix(prefix): value for key, value in OPTIONAL_KEYS.items() if key.startswith(prefix)}
+    return {**defaults, **(cfg.MODEL.get("TIMM") or {})}
 
 
 @BACKBONE_REGISTRY.register()
@@ -315,22 +317,22 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     what they expect: otherwise a `ValueError` gives the values, which `use_timm_pixel_statistics` sets. With a
     checkpoint, whose images are not known, that is a warning.
     """
-    name, checkpoint = _option(cfg, "NAME"), _option(cfg, "CHECKPOINT")
+    name, checkpoint = _options(cfg).get("NAME"), _options(cfg).get("CHECKPOINT")
     if not name:
         raise ValueError("MODEL.TIMM.NAME is empty; set it to an architecture of timm, such as resnet50")
     is_start = not cfg.MODEL.WEIGHTS
     backbone = TimmBackbone(
         name,
-        out_features=list(_option(cfg, "OUT_FEATURES")) or None,
-        pretrained=is_start and _option(cfg, "PRETRAINED"),
+        out_features=list(_options(cfg).get("OUT_FEATURES")) or None,
+        pretrained=is_start and _options(cfg).get("PRETRAINED"),
         checkpoint=checkpoint if is_start else "",
-        norm=_option(cfg, "NORM"),
+        norm=_options(cfg).get("NORM"),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        drop_path_rate=_option(cfg, "DROP_PATH_RATE"),
+        drop_path_rate=_options(cfg).get("DROP_PATH_RATE"),
         in_chans=input_shape.channels or 3,
-        patch_size=_option(cfg, "PATCH_SIZE") or None,
+        patch_size=_options(cfg).get("PATCH_SIZE") or None,
     )
-    has_weights = bool(_option(cfg, "PRETRAINED") or checkpoint)
+    has_weights = bool(_options(cfg).get("PRETRAINED") or checkpoint)
     if is_start and has_weights:
         try:
             check_pixel_statistics(cfg, backbone, f"timm's {name}")

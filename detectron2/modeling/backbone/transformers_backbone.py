@@ -227,8 +227,8 @@ def _statistics(name: str) -> tuple[list[float] | None, list[float] | None]:
 
 def _for_pyramid(cfg: Any) -> Any:
     """Return the config with no more outputs than the pyramid takes: each has a norm that would never learn."""
-    name = os.path.expanduser(_option(cfg, "NAME"))
-    if not name or _option(cfg, "OUT_FEATURES"):
+    name = os.path.expanduser(_options(cfg).get("NAME"))
+    if not name or _options(cfg).get("OUT_FEATURES"):
         return cfg
     strides = _stages_of(_config_of(name, {}), name)[2]
     if len(set(strides)) == 1:  # a plain transformer
@@ -239,9 +239,11 @@ def _for_pyramid(cfg: Any) -> Any:
     return cfg
 
 
-def _option(cfg: Any, key: str) -> Any:
-    group = cfg.MODEL.get("TRANSFORMERS") or {}
-    return group.get(key, OPTIONAL_KEYS[f"MODEL.TRANSFORMERS.{key}"])
+def _options(cfg: Any) -> dict[str, Any]:
+    """The keys of `cfg.MODEL.TRANSFORMERS`, with the defaults of those that are not set."""
+    prefix = "MODEL.TRANSFORMERS."
+    defaults = {key.removeprefix(prefix): value for key, value in OPTIONAL_KEYS.items() if key.startswith(prefix)}
+    return {**defaults, **(cfg.MODEL.get("TRANSFORMERS") or {})}
 
 
 @BACKBONE_REGISTRY.register()
@@ -252,7 +254,7 @@ def build_transformers_backbone(cfg: Any, input_shape: ShapeSpec) -> Transformer
     there. With pretrained weights, `MODEL.PIXEL_MEAN`, `MODEL.PIXEL_STD` and `INPUT.FORMAT` must be what they expect,
     where that is known: otherwise a `ValueError` gives the values.
     """
-    name, pretrained = _option(cfg, "NAME"), _option(cfg, "PRETRAINED")
+    name, pretrained = _options(cfg).get("NAME"), _options(cfg).get("PRETRAINED")
     if not name:
         raise ValueError(
             "MODEL.TRANSFORMERS.NAME is empty; set it to a folder with config.json or to a name of the hub, such as "
@@ -261,9 +263,9 @@ def build_transformers_backbone(cfg: Any, input_shape: ShapeSpec) -> Transformer
     channels = input_shape.channels or 3
     backbone = TransformersBackbone(
         os.path.expanduser(name),
-        out_features=list(_option(cfg, "OUT_FEATURES")) or None,
+        out_features=list(_options(cfg).get("OUT_FEATURES")) or None,
         pretrained=pretrained and not cfg.MODEL.WEIGHTS,
-        norm=_option(cfg, "NORM"),
+        norm=_options(cfg).get("NORM"),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         **({} if channels == 3 else {"num_channels": channels}),
     )
