@@ -56,7 +56,9 @@ def register_datasets(args: argparse.Namespace) -> None:
         classes = [c.strip() for c in args.classes.split(",")] if args.classes else voc_classes(root)
         if not args.classes and getattr(args, "weights", ""):
             description = read_description(args.weights)
-            of_weights: list[str] = list(description.metadata.get("thing_classes") or ()) if description is not None else []
+            of_weights: list[str] = (
+                list(description.metadata.get("thing_classes") or ()) if description is not None else []
+            )
             classes = of_weights if set(of_weights) >= set(classes) else classes  # others are an error with both lists
         _register_voc(name, root, split, classes)
 

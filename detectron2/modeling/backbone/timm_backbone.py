@@ -301,7 +301,7 @@ def use_timm_pixel_statistics(cfg: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------- configs
 
 
-def _options(cfg: Any) -> dict[str, Any]:
+def _options(cfg: Any) -> Any:
     """The keys of `cfg.MODEL.TIMM`, with the defaults of those that are not set."""
     prefix = "MODEL.TIMM."
     defaults = {key.removeprefix(prefix): value for key, value in OPTIONAL_KEYS.items() if key.startswith(prefix)}

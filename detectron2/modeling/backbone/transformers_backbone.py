@@ -239,7 +239,7 @@ def _for_pyramid(cfg: Any) -> Any:
     return cfg
 
 
-def _options(cfg: Any) -> dict[str, Any]:
+def _options(cfg: Any) -> Any:
     """The keys of `cfg.MODEL.TRANSFORMERS`, with the defaults of those that are not set."""
     prefix = "MODEL.TRANSFORMERS."
     defaults = {key.removeprefix(prefix): value for key, value in OPTIONAL_KEYS.items() if key.startswith(prefix)}
