@@ -269,8 +269,12 @@ def resnet_from_torchvision(weights: Mapping[str, Any], model_keys: Mapping[str,
     for key, value in weights.items():
         if not key.startswith(prefix) or key.endswith("num_batches_tracked"):
             continue
-        name = key[len(prefix) :]
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
+        renamed[resnet_name_from_torchvision(key[len(prefix) :])] = value
     return renamed
+
+
+def resnet_name_from_torchvision(name: str) -> str:
+    """The name here of a weight of a torchvision ResNet, such as `res2.0.conv1.weight` for `layer1.0.conv1.weight`."""
+    for pattern, replacement in _RULES:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -23,6 +23,13 @@ from detectron2.checkpoint.files import (
 )
 from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.parts import ENDING, REST, is_parts_folder, read_parts, remove_unfinished
+from detectron2.checkpoint.torchvision_weights import (
+    CONFIGS,
+    convert_torchvision_detector,
+    has_published_eps,
+    is_torchvision_detector,
+    torchvision_differences,
+)
 from detectron2.checkpoint.training_state import (
     DESCRIPTION,
     describe_again,
@@ -397,6 +404,8 @@ class DetectionCheckpointer(Checkpointer):
         in_file = weights
         weights = without_wrappers(weights, model_state)
         heuristics = checkpoint.get("matching_heuristics", False)
+        if is_torchvision_detector(weights) and not is_torchvision_detector(model_state):
+            weights = self._from_torchvision_detector(weights)
         converted = resnet_from_torchvision(weights, model_state)
         if converted is not None:
             self.logger.warning(
@@ -416,6 +425,34 @@ class DetectionCheckpointer(Checkpointer):
         check_same_architecture(model_state, weights, self._source, in_file)
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
+
+    def _from_torchvision_detector(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Convert weights of a torchvision detector; where the model computes something else, leave them."""
+        differences = ["its parts have other names than those of Faster R-CNN or RetinaNet here"]
+        if "backbone.fpn_lateral5.weight" in self.model.state_dict() and hasattr(self.model, "pixel_mean"):
+            differences = torchvision_differences(self.model)
+        if differences:
+            text = (
+                f"{self._source} is of a torchvision detector, and this model computes something else: "
+                f"{'; '.join(differences)}. The configs {', '.join(CONFIGS.values())} of the model zoo have all of it."
+            )
+            if self._must_be_complete:
+                raise ValueError(text)
+            self.logger.warning(f"{text} Only the backbone is loaded.")
+            return weights
+        num_classes = getattr(self.model, "num_classes", None)
+        if num_classes is None:
+            num_classes = self.model.roi_heads.num_classes  # type: ignore[union-attr]  # both detectors have one
+        is_published = has_published_eps(self._source)
+        try:
+            converted = convert_torchvision_detector(weights, num_classes, 0.0 if is_published else 1e-5)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{self._source}: {error}") from error
+        eps = "0, as in the detectors that torchvision publishes" if is_published else "1e-5; of a model trained from "
+        if not is_published:
+            eps += "published ones it is 0, see detectron2.checkpoint.torchvision_weights.convert_torchvision_detector"
+        self.logger.info(f"{self._source} is of a torchvision detector and was converted. Its batch norms: eps {eps}.")
+        return converted
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         report = LoadReport.of(self.model, incompatible, self._covers)

@@ -16,7 +16,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, RotatedBoxes
 from detectron2.utils.registry import Registry, lookup
 
-__all__ = ["ANCHOR_GENERATOR_REGISTRY", "DefaultAnchorGenerator", "RotatedAnchorGenerator", "build_anchor_generator"]
+__all__ = [
+    "ANCHOR_GENERATOR_REGISTRY",
+    "DefaultAnchorGenerator",
+    "RotatedAnchorGenerator",
+    "TorchvisionAnchorGenerator",
+    "build_anchor_generator",
+]
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 ANCHOR_GENERATOR_REGISTRY.__doc__ = """
@@ -180,6 +186,64 @@ class DefaultAnchorGenerator(nn.Module):
             "strides": [shape.stride for shape in input_shape],
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
         }
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
+    """The anchors of torchvision's detectors, which their weights expect.
+
+    They differ from those of `DefaultAnchorGenerator` in three ways: corners are rounded to whole pixels; all sizes of
+    the first shape come first; and cells lie `side of the image // side of the map` apart, which is less than the
+    stride where the stride does not divide the side. The image is as large as the first map times its stride.
+
+    Args:
+        sizes: see `DefaultAnchorGenerator`.
+        aspect_ratios: see `DefaultAnchorGenerator`.
+        strides: see `DefaultAnchorGenerator`; only the first is read.
+        offset: must be 0.
+
+    Example:
+        >>> from detectron2.modeling.anchor_generator import TorchvisionAnchorGenerator
+        >>> generator = TorchvisionAnchorGenerator(sizes=[32], aspect_ratios=[0.5, 2.0], strides=[16])
+        >>> generator.generate_cell_anchors([32], [0.5, 2.0]).tolist()
+        [[-23.0, -11.0, 23.0, 11.0], [-11.0, -23.0, 11.0, 23.0]]
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        offset: float = 0.0,
+    ):
+        if offset != 0:
+            raise ValueError(
+                f"TorchvisionAnchorGenerator: offset (MODEL.ANCHOR_GENERATOR.OFFSET) must be 0; got {offset}"
+            )
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+
+    def generate_cell_anchors(
+        self, sizes: Sequence[float] = (32, 64, 128, 256, 512), aspect_ratios: Sequence[float] = (0.5, 1, 2)
+    ) -> torch.Tensor:
+        """As of `DefaultAnchorGenerator`, rounded, all sizes of the first shape first."""
+        # In single precision and in this order: what lies half way between two pixels is rounded as there.
+        ratio_h = torch.tensor(list(aspect_ratios), dtype=torch.float32).sqrt()[:, None]
+        size = torch.tensor(list(sizes), dtype=torch.float32)[None]
+        width, height = (1 / ratio_h * size).flatten(), (ratio_h * size).flatten()
+        return (torch.stack((-width, -height, width, height), dim=1) / 2).round()
+
+    def _grid_anchors(self, grid_sizes: list[Sequence[int]]) -> list[torch.Tensor]:
+        image_hw = [side * self.strides[0] for side in grid_sizes[0]]
+        anchors = []
+        for (height, width), cell in zip(grid_sizes, self.cell_anchors, strict=True):
+            step_y, step_x = image_hw[0] // max(height, 1), image_hw[1] // max(width, 1)
+            x = (torch.arange(width, device=cell.device) * step_x).to(cell.dtype).repeat(height)
+            y = (torch.arange(height, device=cell.device) * step_y).to(cell.dtype).repeat_interleave(width)
+            shifts = torch.stack(self._shift(x, y), dim=1)
+            anchors.append((shifts[:, None] + cell).reshape(-1, self.box_dim))
+        return anchors
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()

@@ -33,7 +33,7 @@ def test_list(command):
     assert status == 0 and lines[0] == ["config", "task", "box", "AP", "s/image", "weights"]
     assert [f"{NAME}.yaml", "boxes", "37.4", "0.041", "yes"] in lines
     assert "quick_schedules" not in out and "mask AP" not in lines[0]
-    assert out.splitlines()[-1].startswith("3 configs.")
+    assert out.splitlines()[-1].startswith("4 configs.")
     status, out, _ = command("zoo", "list", "--json", "quick", "retinanet")
     assert {m["name"].partition("/")[0] for m in json.loads(out)} == {"quick_schedules"}
 

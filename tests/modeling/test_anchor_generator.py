@@ -9,6 +9,7 @@ from detectron2.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
     RotatedAnchorGenerator,
+    TorchvisionAnchorGenerator,
     _create_grid_offsets,
     build_anchor_generator,
 )
@@ -169,3 +170,23 @@ class TestRotated:
         g = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=16)])
         assert isinstance(g, RotatedAnchorGenerator)
         assert g.num_anchors == [5 * 3 * 4] and g.strides == [16]
+
+
+def test_anchors_of_torchvision():
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.image_list import ImageList
+
+    sizes, ratios = [[32, 40, 50], [64, 80, 101], [100, 200, 300]], [0.5, 1.0, 2.0]
+    own = TorchvisionAnchorGenerator(sizes=sizes, aspect_ratios=ratios, strides=[8, 16, 64])
+    # 96 pixels are twelve cells of 8, six of 16, and two of 48 for the stride of 64
+    features = maps((12, 20), (6, 10), (2, 3))
+    reference = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * 3)
+    (expected,) = reference(ImageList(torch.zeros(1, 3, 96, 160), [(96, 160)]), [x[:1] for x in features])
+    assert torch.equal(torch.cat([x.tensor for x in own(features)]), expected)
+
+
+def test_anchors_of_torchvision_of_an_empty_map_and_with_an_offset():
+    own = TorchvisionAnchorGenerator(sizes=[8.0], aspect_ratios=[1.0], strides=[4])
+    assert own(maps((0, 5)))[0].tensor.shape == (0, 4)
+    with pytest.raises(ValueError, match=r"OFFSET.* must be 0; got 0\.5"):
+        TorchvisionAnchorGenerator(sizes=[8.0], aspect_ratios=[1.0], strides=[4], offset=0.5)
