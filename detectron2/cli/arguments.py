@@ -311,6 +311,17 @@ def _export(add: Any) -> None:
     add("--no-verify", action="store_true", help="do not compare what is written with the model")
 
 
+def _push(add: Any) -> None:
+    _add_config(add, is_required=False)
+    _add_datasets(add)
+    add("--weights", default="", metavar="FILE", help="a checkpoint; default: that of the config")
+    licence = "of the weights, for the model card: an identifier of SPDX such as apache-2.0, or other"
+    add("--licence", "--license", required=True, metavar="NAME", help=licence)
+    add("--folder", metavar="DIR", help="a new folder, for weights and model card")
+    add("--to", metavar="OWNER/NAME", help="send them to this model on the Hugging Face hub, which is made if needed")
+    add("--private", action="store_true", help="with --to: others cannot see a model that is made")
+
+
 def _sizes_left_open(text: str) -> tuple[str, ...]:
     """Return the names in a list with commas; none for "none"."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -541,6 +552,7 @@ _COMMANDS: _Table = {
     "predict": ("predict on images and videos; writes pictures, JSON and tables", _predict),
     "benchmark": ("measure data, training and inference of a model here, and say what holds them back", _benchmark),
     "export": ("write a trained model in a format that other programs run, and check what was written", _export),
+    "push": ("write a model with its licence and results into a folder, and send it to the Hugging Face hub", _push),
     "serve": ("predict on images that are sent over HTTP, with a page to try it on", _serve),
     "data": ("check, show, convert or shard a data set", lambda add: None),
     "analyze": ("show what a detector does well and badly, from saved predictions", _analyze),

@@ -35,6 +35,7 @@ from detectron2.export.artifact import ExportedModel
 from detectron2.export.metadata import read_description as read_artifact
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.hub_files import MODEL_FILE
 
 __all__ = [
     "LoadedModel",
@@ -439,7 +440,8 @@ def load(
 
     Args:
         source: a checkpoint that describes itself, or has `config.yaml` beside it; a config, its file (`.yaml`, `.py`)
-            or its name in the model zoo; or a folder that `detectron2 export` wrote, or the artifact in it.
+            or its name in the model zoo; a folder of `detectron2 push`; or one of `detectron2 export`, or the artifact
+            in it.
         weights: the weights for a config. By default those it names; for a name in the model zoo the published ones.
         device: see `available_device`; None for the device of the config.
         overrides: changes to the config, as for `load_config`.
@@ -465,14 +467,16 @@ def load(
         source = os.fspath(source)
         if (folder := _artifact_folder(source)) is not None:
             return _load_artifact(folder, weights, overrides)
+        if os.path.isfile(os.path.join(source, MODEL_FILE)):
+            source = os.path.join(source, MODEL_FILE)
         if source.endswith((".yaml", ".yml", ".py")):
             cfg = load_config(find_config_file(source), overrides, None, device)
             if not weights and not os.path.isfile(source) and not _changes_weights(overrides):
                 weights = _published_weights(source)
         elif os.path.isdir(source) and not is_parts_folder(source):
             raise ValueError(
-                f"{source} is a folder without model.json, so that 'detectron2 export' did not write it. Give the file "
-                "of a checkpoint, such as model_final.pth, or a config."
+                f"{source} is a folder without model.json or model.safetensors: neither 'detectron2 export' nor 'push' "
+                "wrote it. Give the file of a checkpoint, such as model_final.pth, or a config."
             )
         else:
             if weights:

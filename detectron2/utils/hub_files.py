@@ -1,5 +1,6 @@
 """Files of the Hugging Face hub at addresses `hf://OWNER/NAME/FILE`, through the hub's own client and cache.
 
+Without `/FILE`, the file `model.safetensors`, as `detectron2 push` names the weights.
 `OWNER/NAME@REVISION` names a branch, a tag or a commit; without it the default branch is taken. The client reads
 `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN`. `DETECTRON2_OFFLINE` and `HF_HUB_OFFLINE` keep it to its cache.
 """
@@ -13,9 +14,12 @@ from iopath.common.file_io import PathHandler
 
 from detectron2.utils._download import DownloadError, is_offline
 
-__all__ = ["HuggingFaceHandler"]
+__all__ = ["MODEL_FILE", "HuggingFaceHandler"]
 
-_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>[^?#]+)")
+MODEL_FILE = "model.safetensors"
+"""Name of the weights in the folder of a model."""
+
+_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(/(?P<file>[^?#]+))?")
 
 
 class HuggingFaceHandler(PathHandler):
@@ -30,6 +34,7 @@ class HuggingFaceHandler(PathHandler):
         address = _ADDRESS.fullmatch(path)
         if address is None:
             raise ValueError(f"{path} is not of the form hf://OWNER/NAME/FILE or hf://OWNER/NAME@REVISION/FILE")
+        name = address["file"] or MODEL_FILE
         if importlib.util.find_spec("huggingface_hub") is None:
             raise ImportError(f"{path} needs the package huggingface_hub: pip install 'detectron2[hub]'")
         from huggingface_hub import hf_hub_download
@@ -37,7 +42,7 @@ class HuggingFaceHandler(PathHandler):
         try:
             return hf_hub_download(
                 address["repo"],
-                address["file"],
+                name,
                 revision=address["revision"],
                 force_download=force,
                 local_files_only=is_offline(),
@@ -48,7 +53,7 @@ class HuggingFaceHandler(PathHandler):
             why = " ".join(str(error).split())[:300]
             raise DownloadError(
                 f"{path} could not be had: {why}. On a machine with network, run hf download {address['repo']} "
-                f"{address['file']}{revision} --local-dir . and give the path of the file instead.",
+                f"{name}{revision} --local-dir . and give the path of the file instead.",
                 path,
             ) from error
 

@@ -18,6 +18,7 @@ COMMANDS = [
     "predict",
     "benchmark",
     "export",
+    "push",
     "serve",
     "data",
     "analyze",

@@ -75,6 +75,13 @@ def test_weights_are_fetched_once(hub, tmp_path, monkeypatch):
     assert len(hub["asked"]) == asked > 0
 
 
+def test_a_model_without_the_name_of_a_file(hub):
+    hub["/owner/name/resolve/main/model.safetensors"] = b"a"
+    hub["/owner/name/resolve/v1/model.safetensors"] = b"a"
+    assert PathManager.get_local_path("hf://owner/name").endswith("model.safetensors")
+    assert PathManager.get_local_path("hf://owner/name@v1").endswith("model.safetensors")
+
+
 def test_what_is_not_there(hub, monkeypatch):
     for address in ("hf://owner/name/none.pth", "hf://owner/name@v1/none.pth"):
         with pytest.raises(DownloadError, match=r"hf download owner/name none\.pth.*give the path"):
