@@ -23,6 +23,7 @@ from detectron2.checkpoint.files import (
 )
 from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.parts import ENDING, REST, is_parts_folder, read_parts, remove_unfinished
+from detectron2.checkpoint.provenance import weights_origin
 from detectron2.checkpoint.torchvision_weights import (
     CONFIGS,
     convert_torchvision_detector,
@@ -204,6 +205,8 @@ class DetectionCheckpointer(Checkpointer):
         self._wants_state = bool(self.checkpointables if checkpointables is None else checkpointables)
         checkpoint = self._read_on_all_ranks(path)
         self._source = without_password(path)
+        if comm.is_main_process() and (origin := weights_origin(path)) is not None:
+            self.logger.info(origin)
         incompatible = self._load_model(checkpoint)
         if incompatible is not None:  # subclasses of other projects may return nothing
             self._log_incompatible_keys(incompatible)

@@ -14,7 +14,7 @@ from iopath.common.file_io import PathHandler
 
 from detectron2.utils._download import DownloadError, is_offline
 
-__all__ = ["MODEL_FILE", "HuggingFaceHandler"]
+__all__ = ["MODEL_FILE", "HuggingFaceHandler", "cached_or_fetched", "repository_of"]
 
 MODEL_FILE = "model.safetensors"
 """Name of the weights in the folder of a model."""
@@ -72,3 +72,48 @@ class HuggingFaceHandler(PathHandler):
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
         return False
+
+
+def repository_of(path: str) -> str | None:
+    """Return `OWNER/NAME` or `OWNER/NAME@REVISION` of an address `hf://`; None for another path.
+
+    Args:
+        path: any path.
+
+    Returns:
+        The repository.
+
+    Example:
+        >>> repository_of("hf://me/shapes@v1/model.safetensors")
+        'me/shapes@v1'
+    """
+    address = _ADDRESS.fullmatch(path)
+    if address is None:
+        return None
+    return address["repo"] + (f"@{address['revision']}" if address["revision"] else "")
+
+
+def cached_or_fetched(path: str) -> str | None:
+    """Return the local copy of a file of the hub, without asking for one that is in the cache, or known to be absent.
+
+    Args:
+        path: an address `hf://`.
+
+    Returns:
+        The local path; None where the file cannot be had.
+
+    Example:
+        >>> cached_or_fetched("hf://me/shapes/README.md")  # doctest: +SKIP
+    """
+    address = _ADDRESS.fullmatch(path)
+    if address is None or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(address["repo"], address["file"] or MODEL_FILE, revision=address["revision"])
+    if found is not None:
+        return found if isinstance(found, str) else None
+    try:
+        return HuggingFaceHandler()._get_local_path(path)
+    except (DownloadError, ValueError):
+        return None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.provenance import weights_origin
 from detectron2.utils import hub_files
 from detectron2.utils.file_io import DownloadError, PathManager
 
@@ -80,6 +81,16 @@ def test_a_model_without_the_name_of_a_file(hub):
     hub["/owner/name/resolve/v1/model.safetensors"] = b"a"
     assert PathManager.get_local_path("hf://owner/name").endswith("model.safetensors")
     assert PathManager.get_local_path("hf://owner/name@v1").endswith("model.safetensors")
+
+
+def test_the_licence_is_read_from_the_card_once(hub, tmp_path, monkeypatch):
+    hub["/owner/name/resolve/main/README.md"] = b"---\nlicense: apache-2.0\n---\n"
+    said = "The weights are from owner/name on the Hugging Face hub; licence on their card: apache-2.0."
+    assert weights_origin("hf://owner/name/weights.pth") == said
+    asked = len(hub["asked"])
+    assert weights_origin("hf://owner/name") == said and len(hub["asked"]) == asked
+    origin = weights_origin("hf://owner/other")
+    assert origin is not None and "names no licence" in origin
 
 
 def test_what_is_not_there(hub, monkeypatch):
