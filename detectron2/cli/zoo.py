@@ -8,6 +8,7 @@ detectron2 zoo download COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from detectron2.model_zoo import get_config_file
-from detectron2.model_zoo.published import WEIGHTS_LICENSE, ZooModel, find_model, list_models
+from detectron2.model_zoo.published import ZooModel, find_model, list_models
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 
 __all__ = ["describe", "table_of"]
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if lacking := [m.name for m in models if not m.url]:
         raise ValueError(f"There are no trained weights for {', '.join(lacking)}; 'detectron2 zoo list' shows who has.")
+    if any(m.url.startswith("torchvision:") for m in models):
+        importlib.import_module("detectron2.checkpoint")  # which knows these addresses
     with _log_to_stderr("detectron2.utils"):
         for model in models:
             path = PathManager.get_local_path(model.url, force=args.force)
@@ -94,7 +97,7 @@ def describe(model: ZooModel) -> str:
     if model.url:
         facts["weights"] = model.url.replace(Detectron2Handler.S3_DETECTRON2_PREFIX, Detectron2Handler.PREFIX)
         facts["address"] = model.url
-        facts["licence of weights"] = WEIGHTS_LICENSE
+        facts["licence of weights"] = model.license_of_weights or "not recorded"
     else:
         facts["weights"] = "none published"
     width = max(map(len, facts))
@@ -111,5 +114,4 @@ def _command(words: str, config: str, options: str) -> str:
 
 
 def _plain(model: ZooModel) -> dict[str, Any]:
-    licence = WEIGHTS_LICENSE if model.url else None
-    return {**dataclasses.asdict(model), "kind": model.kind, "license_of_weights": licence}
+    return {**dataclasses.asdict(model), "kind": model.kind, "license_of_weights": model.license_of_weights}

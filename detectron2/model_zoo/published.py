@@ -5,6 +5,7 @@ in inference; AP and PQ are percentages on the validation split of the data set 
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["WEIGHTS_LICENSE", "ZooModel", "find_model", "list_models"]
 WEIGHTS_LICENSE = "CC BY-SA 3.0"
 """Licence of the published weights; the configs have that of this library."""
 
+_TORCHVISION = "torchvision://"  # in configs of its models
 _TASKS = (  # what the name of a config says; the first that fits holds
     ("keypoint", "keypoints"),
     ("panoptic", "panoptic"),
@@ -34,7 +36,7 @@ class ZooModel:
     Args:
         name: name of the config file, such as `COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml`.
         task: `boxes`, `masks`, `keypoints`, `panoptic`, `semantic`, `proposals` or `image classes`.
-        url: address of the trained weights; empty if there are none.
+        url: address of the trained weights, `torchvision://` for those of torchvision; empty if there are none.
         results: name -> number, such as `"box AP"` -> 37.9 or `"seconds per image"` -> 0.038; `schedule` is a text.
     """
 
@@ -47,6 +49,11 @@ class ZooModel:
     def kind(self) -> str:
         """How the config is written, `YAML` or `LazyConfig`."""
         return "YAML" if self.name.endswith(".yaml") else "LazyConfig"
+
+    @property
+    def license_of_weights(self) -> str | None:
+        """Licence of the weights, as far as it is recorded."""
+        return WEIGHTS_LICENSE if self.url and not self.url.startswith(_TORCHVISION) else None
 
 
 def list_models(words: str = "") -> list[ZooModel]:
@@ -89,7 +96,8 @@ def _all_models() -> tuple[ZooModel, ...]:
         try:
             url = get_checkpoint_url(name)
         except NotInModelZooError:
-            url = ""
+            found = re.search(rf"{_TORCHVISION}\w+", path.read_text(encoding="utf-8"))
+            url = found[0] if found and "_torchvision_" in path.stem else ""  # elsewhere it is a backbone's
         task = next((task for word, task in _TASKS if word in path.stem), "boxes")
         twin = path.with_suffix(".yaml").relative_to(folder).as_posix() if url else name  # of the same weights
         models.append(ZooModel(name, task, url, results.get(name) or results.get(twin) or {}))

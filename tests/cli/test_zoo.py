@@ -7,6 +7,7 @@ import pytest
 from detectron2.cli.zoo import describe, table_of
 from detectron2.model_zoo import published
 from detectron2.model_zoo.published import ZooModel, find_model
+from detectron2.utils.file_io import HTTPURLHandler
 from tests.utils.test_file_io import CONTENT, server
 
 __all__ = ["server"]
@@ -87,3 +88,19 @@ def test_download_of_what_is_not_there(command, server, weights):
     server.files.clear()
     status, out, err = command("zoo", "download", NAME)
     assert (status, out) == (1, "") and "404" in err
+
+
+def test_weights_of_torchvision(command, monkeypatch, tmp_path):
+    name = "Modern/faster_rcnn_torchvision_R_50_FPN"
+    status, out, _ = command("zoo", "info", name)
+    assert status == 0 and "torchvision://fasterrcnn_resnet50_fpn" in out and "CC BY-SA" not in out
+    assert "licence of weights  not recorded" in out
+    (tmp_path / "a.pth").touch()
+    asked = []
+    monkeypatch.setattr(
+        HTTPURLHandler, "_get_local_path", lambda self, path, **_: asked.append(path) or str(tmp_path / "a.pth")
+    )
+    status, out, _ = command("zoo", "download", name)
+    assert (
+        status == 0 and out.strip() == str(tmp_path / "a.pth") and "fasterrcnn_resnet50_fpn_coco-258fb6c6" in asked[0]
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from detectron2.checkpoint.torchvision_weights import CONFIGS as TORCHVISION_CONFIGS
 from detectron2.model_zoo import NotInModelZooError, get_config_file
 from detectron2.model_zoo.checkpoints import CHECKPOINTS
 from detectron2.model_zoo.published import ZooModel, find_model, list_models
@@ -36,7 +37,9 @@ def test_every_config_is_listed_once():
     assert sorted([m.name for m in models] + parts) == sorted(files)
     has_weights = [bool(m.url) for m in models]
     assert has_weights == sorted(has_weights, reverse=True)  # those with weights come first
-    of_weights = {m.name.rpartition(".")[0] for m in models if m.url}
+    of_torchvision = {m.name: m.url for m in models if m.url.startswith("torchvision://")}
+    assert of_torchvision == {name: f"torchvision://{model}" for model, name in TORCHVISION_CONFIGS.items()}
+    of_weights = {m.name.rpartition(".")[0] for m in models if m.url and m.name not in of_torchvision}
     assert of_weights == {f"{folder}/{name}" for folder, names in CHECKPOINTS.items() for name in names}
 
 
