@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from detectron2.inference.loading import dataset_names, load_model
 from detectron2.utils.file_io import is_offline
 from detectron2.utils.hub_files import MODEL_FILE
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "without_local_weights"]
 
 _MOST_CLASSES = 100  # that a card lists
 # What the hub calls a task; the first key of the metadata that is there decides.
@@ -105,7 +106,7 @@ def _description(cfg: Any, args: argparse.Namespace, weights: str) -> Checkpoint
     """What the weights say about themselves; of others what the config says."""
     found = read_description(weights) if weights else None
     if found is not None and found.config and not args.config_file and not args.opts:
-        return found
+        return replace(found, config=without_local_weights(found.config, found.config_kind))
     if not isinstance(cfg, CfgNode):
         raise ValueError(
             f"{weights or 'The config'}: a model with a LazyConfig is pushed as its training saved it, with the config "
@@ -123,6 +124,29 @@ def _description(cfg: Any, args: argparse.Namespace, weights: str) -> Checkpoint
         pixel_std=list(cfg.MODEL.PIXEL_STD),
         versions=installed_versions(),
     )
+
+
+def without_local_weights(config: str, kind: str) -> str:
+    """Remove from a config the path of the weights that training started from, which is one of somebody's machine.
+
+    Args:
+        config: YAML text.
+        kind: `"yaml"` or `"lazy"`, as in `CheckpointDescription`.
+
+    Returns:
+        The text; unchanged where there is no such path, or where it is an address.
+
+    Example:
+        >>> without_local_weights("MODEL: {DEVICE: cpu, WEIGHTS: /home/me/a.pth}", "yaml")
+        "MODEL:\\n  DEVICE: cpu\\n  WEIGHTS: ''\\n"
+    """
+    section, key = ("MODEL", "WEIGHTS") if kind == "yaml" else ("train", "init_checkpoint")
+    content = yaml.safe_load(config)
+    place = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(place, dict) or not place.get(key) or "://" in str(place[key]):
+        return config
+    place[key] = ""
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _metrics(weights: str, description: CheckpointDescription) -> dict[str, float]:

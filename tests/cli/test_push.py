@@ -9,7 +9,7 @@ import yaml
 
 from detectron2.checkpoint import CheckpointDescription, read_description
 from detectron2.checkpoint.files import read_weights
-from detectron2.cli.push import model_card
+from detectron2.cli.push import model_card, without_local_weights
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
 from detectron2.inference import Predictor
 
@@ -28,6 +28,26 @@ def test_names_in_a_card_are_no_markup():
     description = CheckpointDescription(metadata={"thing_classes": ["a|b", "<b>", *map(str, range(120))]})
     card = model_card("x", "mit", description, {"bbox/AP_50": 1.0}, "x")
     assert r"a\|b, \<b\>, 0," in card and "and 22 more." in card and r"| bbox/AP\_50 | 1.00 |" in card
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "expected"),
+    [
+        ("", "yaml", ""),
+        ("MODEL: {DEVICE: cpu}", "yaml", "MODEL: {DEVICE: cpu}"),
+        ("MODEL: {WEIGHTS: detectron2://a.pkl}", "yaml", "MODEL: {WEIGHTS: detectron2://a.pkl}"),
+        (
+            "MODEL: {WEIGHTS: /home/me/a.pth, X: [1, 2]}\nSEED: 1",
+            "yaml",
+            {"MODEL": {"WEIGHTS": "", "X": [1, 2]}, "SEED": 1},
+        ),
+        ("train: {init_checkpoint: a.pth}", "lazy", {"train": {"init_checkpoint": ""}}),
+        ("train: {init_checkpoint: a.pth}", "yaml", "train: {init_checkpoint: a.pth}"),
+    ],
+)
+def test_no_path_of_a_machine_is_published(config, kind, expected):
+    found = without_local_weights(config, kind)
+    assert (found if isinstance(expected, str) else yaml.safe_load(found)) == expected
 
 
 def test_folder(command, trained, tmp_path):
