@@ -49,8 +49,7 @@ def weights_origin(path: str) -> str | None:
 
 
 def _of_the_zoo(url: str) -> str:
-    from detectron2.model_zoo.checkpoints import CHECKPOINTS
-    from detectron2.model_zoo.published import WEIGHTS_LICENSE
+    from detectron2.model_zoo.checkpoints import CHECKPOINTS, WEIGHTS_LICENSE
 
     name = url.removeprefix(Detectron2Handler.S3_DETECTRON2_PREFIX)
     folder, _, rest = name.partition("/")

@@ -5,10 +5,12 @@ A model is named as its config file, without the ending: `COCO-Detection/faster_
 
 import difflib
 
-__all__ = ["BACKBONES", "CHECKPOINTS", "URL_PREFIX", "nearest_weights"]
+__all__ = ["BACKBONES", "CHECKPOINTS", "URL_PREFIX", "WEIGHTS_LICENSE", "nearest_weights"]
 
 URL_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
 """The address below which the published weights lie."""
+WEIGHTS_LICENSE = "CC BY-SA 3.0"
+"""Licence of the published weights; the configs have that of this library."""
 
 # folder of the config -> name of the config -> training run and file
 CHECKPOINTS: dict[str, dict[str, str]] = {

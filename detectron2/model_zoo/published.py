@@ -11,12 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from detectron2.model_zoo.checkpoints import WEIGHTS_LICENSE
 from detectron2.model_zoo.model_zoo import NotInModelZooError, get_checkpoint_url, get_config_file
 
 __all__ = ["WEIGHTS_LICENSE", "ZooModel", "find_model", "list_models"]
-
-WEIGHTS_LICENSE = "CC BY-SA 3.0"
-"""Licence of the published weights; the configs have that of this library."""
 
 _TORCHVISION = "torchvision://"  # in configs of its models
 _TASKS = (  # what the name of a config says; the first that fits holds
