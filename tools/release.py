@@ -60,6 +60,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     makes: str | None = None
+    least_torch: tuple[int, int] = (0, 0)  # with an older PyTorch it is refused, and not tried
 
 
 _TRAINED = ("--weights", "run/model_final.pth")
@@ -78,7 +79,9 @@ STEPS = (
     ),
     Step("eval", ("detectron2", "eval", *_TRAINED, "--coco", *_VAL, "--output", "scores"), "scores/results.json"),
     Step("pt2", ("detectron2", "export", *_TRAINED, "--format", "pt2", "--output", "pt2"), "pt2/model.json"),
-    Step("onnx", ("detectron2", "export", *_TRAINED, "--format", "onnx", "--output", "onnx"), "onnx/model.onnx"),
+    Step(
+        "onnx", ("detectron2", "export", *_TRAINED, "--format", "onnx", "--output", "onnx"), "onnx/model.onnx", (2, 7)
+    ),
 )
 
 
@@ -92,6 +95,7 @@ class Trial:
     seconds: dict[str, float] = field(default_factory=dict)
     failed: str | None = None
     installed: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
 
 # ----------------------------------------------------------------------------------------------------- files
@@ -275,7 +279,11 @@ def try_out(uv: str, wheel: Path, python: str, versions: str, backend: str | Non
         interpreter_path = environment_python(environment)
         trial.installed = list_installed(uv, interpreter_path)
         variables = clean_environment(interpreter_path.parent)
+        torch_version = tuple(int(part) for part in trial.installed["torch"].split(".")[:2])
         for step in STEPS:
+            if torch_version < step.least_torch:
+                trial.refused.append(step.name)
+                continue
             start = time.perf_counter()
             program = str(shutil.which(step.command[0], path=str(interpreter_path.parent)) or step.command[0])
             passed = run([program, *step.command[1:]], folder, variables)
@@ -304,10 +312,12 @@ def format_table(trials: list[Trial], version: str, direct: Iterable[str], date:
     ]
     tried = [trial for trial in trials if trial.interpreter]
     for trial in tried:
-        cells = [
-            f"{trial.seconds[n]:.0f}" if n in trial.seconds else "**failed**" if n == trial.failed else "not run"
-            for n in names
-        ]
+        said = {
+            **{name: f"{seconds:.0f}" for name, seconds in trial.seconds.items()},
+            **dict.fromkeys(trial.refused, "refused"),
+            **({trial.failed: "**failed**"} if trial.failed else {}),
+        }
+        cells = [said.get(name, "not run") for name in names]
         lines.append(f"| {trial.interpreter} | {trial.versions} | {' | '.join(cells)} |")
     missing = list(dict.fromkeys(trial.python for trial in trials if not trial.interpreter))
     if missing:

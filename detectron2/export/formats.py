@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from detectron2.utils.env import TORCH_VERSION
+
 __all__ = ["FORMATS", "Format", "load_artifact", "need", "write_artifact"]
 
 logger = logging.getLogger(__name__)
@@ -146,6 +148,11 @@ def _write_onnx(
     graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]
 ) -> None:
     need("onnx", "onnxscript", "onnxruntime", extra="onnx")
+    if TORCH_VERSION < (2, 7):
+        raise ValueError(
+            f"ONNX files need PyTorch 2.7 or later, and this is {torch.__version__}: update PyTorch and torchvision, "
+            "or take another format, such as pt2 or torchscript."
+        )
     from onnx.inliner import inline_local_functions
 
     from detectron2.export.graphs.operators import onnx_translations

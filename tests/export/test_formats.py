@@ -110,3 +110,10 @@ def test_questions_about_types_are_not_written(tmp_path):
     program = torch.export.load(str(path))
     assert not [node for node in program.graph.nodes if "promote" in str(node.target)]
     assert program.module()(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_a_pytorch_that_cannot_write_onnx_is_named(monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("detectron2.export.formats.TORCH_VERSION", (2, 6))
+    with pytest.raises(ValueError, match=r"ONNX files need PyTorch 2\.7.*pt2"):
+        write_artifact("onnx", torch.nn.Identity(), (), (), tmp_path, {})

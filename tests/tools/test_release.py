@@ -145,6 +145,10 @@ def test_table(release):
     assert "| 3.10.7 | lowest | 2 | 2 | 2 | 2 | 2 | 2 | 2 | 2 |" in lines
     assert "| 3.11.7 | lowest | 2 | 2 | 2 | 2 | 2 | **failed** | not run | not run |" in lines
     assert "Not tried, because that machine lacks the interpreter: Python 3.12." in lines
+    old = make_trial(release, "3.11", "onnx")
+    old.failed, old.refused = None, ["onnx"]
+    last = release.format_table([old], "1", [], "2026-01-02", "Linux").splitlines()[4]
+    assert last == "| 3.11.7 | lowest | 2 | 2 | 2 | 2 | 2 | 2 | 2 | refused |"
     assert lines[-4:] == [
         "| installed | Python 3.10, lowest | Python 3.11, lowest |",
         "| --- | --- | --- |",
@@ -205,8 +209,9 @@ def test_fresh_environment_without_interpreter(release, tmp_path: Path, monkeypa
     assert (trial.interpreter, trial.failed, trial.seconds) == (None, None, {})
 
 
+@pytest.mark.parametrize("torch_version", ["2.6.0", "2.15.0+cpu"])
 @pytest.mark.parametrize("failing", [None, "install", "demo", "predict"])
-def test_steps_up_to_one_that_fails(release, tmp_path: Path, monkeypatch, failing):
+def test_steps_up_to_one_that_fails(release, tmp_path: Path, monkeypatch, failing, torch_version):
     steps = {step.command[1:]: step for step in release.STEPS}
 
     def run(command, folder: Path, variables) -> bool:
@@ -219,10 +224,12 @@ def test_steps_up_to_one_that_fails(release, tmp_path: Path, monkeypatch, failin
     module = release.try_out.__globals__
     monkeypatch.setitem(module, "find_interpreter", lambda uv, version: sys.executable)
     monkeypatch.setitem(module, "install", lambda *_: failing != "install")
-    monkeypatch.setitem(module, "list_installed", lambda uv, python: {"numpy": "2.0"})
+    monkeypatch.setitem(module, "list_installed", lambda uv, python: {"torch": torch_version})
     monkeypatch.setitem(module, "run", run)
     names = ["install", *(step.name for step in release.STEPS)]
+    refused = ["onnx"] if torch_version.startswith("2.6") and failing is None else []
     trial = release.try_out("uv", tmp_path / "a.whl", "3.11", "newest")
-    assert trial.failed == failing
-    assert list(trial.seconds) == (names[: names.index(failing)] if failing else names)
+    assert trial.failed == failing and trial.refused == refused
+    passed = names[: names.index(failing)] if failing else names
+    assert list(trial.seconds) == [name for name in passed if name not in refused]
     assert trial.interpreter == ".".join(map(str, sys.version_info[:3]))

@@ -193,9 +193,9 @@ class ExportGraph(nn.Module):
         super().__init__()
         self.model = model
         self.options = options
-        # PyTorch 2.6 cannot convolve what has a size that it would have to compute first.
+        # Before PyTorch 2.15, which can do without, exporters guard on sizes that they would have to compute first.
         formulas = any(isinstance(x, (SwinTransformer, MViT, ViT)) for x in model.modules())
-        self.sizes_as_formulas = formulas or TORCH_VERSION < (2, 7)
+        self.sizes_as_formulas = formulas or TORCH_VERSION < (2, 15)
 
     @property
     def input_names(self) -> tuple[str, ...]:
