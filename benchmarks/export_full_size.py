@@ -1,5 +1,8 @@
 """Export models of the zoo at full size with random weights, and check what is written: once in a while, by hand.
 
+The logits of each model are brought to the spread of trained ones, and most regions to the background: otherwise
+thousands of boxes with a score near 1 compete, and the last digit decides which of them stays.
+
 python benchmarks/export_full_size.py                            # five models, 800 x 1333, one size
 python benchmarks/export_full_size.py --models "Mask R-CNN R-50 FPN" --dynamic --format pt2
 
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import torch
 from bench_export import model_of
+from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
@@ -28,6 +32,26 @@ MODELS = {
     "Panoptic FPN R-50": "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml",
     "Keypoint R-CNN R-50 FPN": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
 }
+LOGITS = ("cls_score", "predictor", "objectness_logits", "score_lowres")
+SPREAD, BACKGROUND = 2.0, 6.0
+
+
+def spread_logits(model: nn.Module, images: list[torch.Tensor]) -> None:
+    """Give the logits of a model a standard deviation of 2, and those of the background, where it is a class, 6 more.
+
+    Heads that work on each other's results are scaled one after another.
+    """
+    heads = [m for path, m in model.named_modules() if path.rpartition(".")[2] in LOGITS and hasattr(m, "weight")]
+    inputs = [{"image": image} for image in images]
+    for head in heads:
+        seen: list[torch.Tensor] = []
+        handle = head.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        with torch.no_grad():
+            model(inputs)
+            handle.remove()
+            head.weight *= SPREAD / torch.cat([output.flatten() for output in seen]).std()
+            if isinstance(head, nn.Linear):
+                head.bias[-1] += BACKGROUND
 
 
 def main() -> None:
@@ -48,10 +72,7 @@ def main() -> None:
         ]
         for name in args.models:
             model = model_of(MODELS[name], images)
-            with torch.no_grad():  # logits of the size of a trained model, so that rounding moves them as little
-                for path, module in model.named_modules():
-                    if path.rpartition(".")[2] in ("cls_score", "predictor"):
-                        module.weight *= 0.2
+            spread_logits(model, images[:1])
             folder = Path(temporary) / name.replace(" ", "_")
             start = time.perf_counter()
             dynamic = ("batch", "size") if args.dynamic else ()
