@@ -19,9 +19,11 @@ from .aspp import ASPP
 from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from .deform_conv import DeformConv, ModulatedDeformConv, deform_conv, modulated_deform_conv
+from .deformable_attention import MultiScaleDeformableAttention, multi_scale_deformable_attention
 from .losses import ciou_loss, diou_loss
 from .mask_ops import encode_masks, paste_masks_as_rle, paste_masks_in_boxes, paste_masks_in_image
 from .nms import batched_nms, batched_nms_rotated, nms, nms_rotated
+from .position_embedding import SinePositionEmbedding, sine_embedding
 from .roi_align import ROIAlign, roi_align
 from .roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from .shape_spec import ShapeSpec
@@ -54,10 +56,12 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "ModulatedDeformConv",
+    "MultiScaleDeformableAttention",
     "NaiveSyncBatchNorm",
     "ROIAlign",
     "ROIAlignRotated",
     "ShapeSpec",
+    "SinePositionEmbedding",
     "batched_nms",
     "batched_nms_rotated",
     "cat",
@@ -73,6 +77,7 @@ __all__ = [
     "interpolate",
     "modulated_deform_conv",
     "move_device_like",
+    "multi_scale_deformable_attention",
     "nms",
     "nms_rotated",
     "nonzero_tuple",
@@ -82,4 +87,5 @@ __all__ = [
     "roi_align",
     "roi_align_rotated",
     "shapes_to_tensor",
+    "sine_embedding",
 ]
