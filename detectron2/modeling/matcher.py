@@ -4,11 +4,18 @@ Letters: `M` ground-truth elements, `R` predicted ones (anchors or proposals).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-__all__ = ["Matcher"]
+from detectron2.utils.memory import retry_if_cuda_oom
+
+__all__ = ["Matcher", "match_boxes"]
+
+# A matrix of more qualities than this is large. A part of it, and what is computed on the way, stays in a core's cache.
+_MANY_QUALITIES = 1 << 21
+_QUALITIES_AT_ONCE = 1 << 18
 
 
 class Matcher:
@@ -59,12 +66,17 @@ class Matcher:
             return matches, match_quality_matrix.new_full((num_predictions,), self.labels[0], dtype=torch.int8)
 
         quality, matches = match_quality_matrix.max(dim=0)
-        match_labels = torch.full_like(matches, self.labels[0], dtype=torch.int8)
-        for threshold, label in zip(self.thresholds[1:-1], self.labels[1:], strict=True):
-            match_labels.masked_fill_(quality >= threshold, label)
+        match_labels = self.labels_of(quality)
         if self.allow_low_quality_matches:
             self.set_low_quality_matches_(match_labels, match_quality_matrix)
         return matches, match_labels
+
+    def labels_of(self, quality: torch.Tensor) -> torch.Tensor:
+        """Label predictions, int8, by the qualities of their best ground truth, of the same shape."""
+        match_labels = torch.full_like(quality, self.labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.thresholds[1:-1], self.labels[1:], strict=True):
+            match_labels.masked_fill_(quality >= threshold, label)
+        return match_labels
 
     def set_low_quality_matches_(self, match_labels: torch.Tensor, match_quality_matrix: torch.Tensor) -> None:
         """Label 1, in place, every prediction that no other beats for some ground truth (Ren et al. 2015, rule (i)).
@@ -80,3 +92,48 @@ class Matcher:
         # A degenerate box has quality 0 everywhere: without the second condition it would make all anchors positive.
         is_best = ((match_quality_matrix == best) & (best > 0)).any(dim=0)
         match_labels.masked_fill_(is_best, 1)
+
+
+def match_boxes(
+    matcher: Matcher, overlaps: Callable[[Any, Any], torch.Tensor], gt_boxes: Any, boxes: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Match boxes with ground truth, without the matrix of all qualities where it is large.
+
+    On the CPU a large matrix is made and used part by part. On a GPU, which would wait for each part, and for matchers
+    of other classes, whose rule may need all of it, it is made at once.
+
+    Args:
+        matcher: says what matches.
+        overlaps: gives the qualities `Tensor[M, r]` of ground truth with any `r` of the boxes.
+        gt_boxes: `M` ground-truth boxes, `Boxes` or `RotatedBoxes`.
+        boxes: `R` predicted ones.
+
+    Returns:
+        What the matcher returns for the whole matrix.
+
+    Example:
+        >>> from detectron2.modeling.matcher import Matcher, match_boxes
+        >>> from detectron2.structures import Boxes, pairwise_iou
+        >>> truth, anchors = Boxes([[0, 0, 10, 10]]), Boxes([[0, 0, 10, 9], [20, 20, 30, 30]])
+        >>> match_boxes(Matcher([0.5], [0, 1]), pairwise_iou, truth, anchors)
+        (tensor([0, 0]), tensor([1, 0], dtype=torch.int8))
+    """
+    if boxes.device.type != "cpu" or type(matcher) is not Matcher or len(gt_boxes) * len(boxes) <= _MANY_QUALITIES:
+        return retry_if_cuda_oom(matcher)(retry_if_cuda_oom(overlaps)(gt_boxes, boxes))
+    matches, match_labels, peaks = [], [], []
+    size = max(1, _QUALITIES_AT_ONCE // len(gt_boxes))
+    for start in range(0, len(boxes), size):
+        quality_matrix = overlaps(gt_boxes, boxes[start : start + size])
+        quality, match = quality_matrix.max(dim=0)
+        matches.append(match)
+        match_labels.append(matcher.labels_of(quality))
+        if matcher.allow_low_quality_matches:
+            peak = quality_matrix.amax(dim=1, keepdim=True)
+            truth, prediction = ((quality_matrix == peak) & (peak > 0)).nonzero().unbind(1)
+            peaks.append((truth, prediction + start, peak[truth, 0]))
+    labels = torch.cat(match_labels)
+    if matcher.allow_low_quality_matches:
+        truth, prediction, peak = (torch.cat(parts) for parts in zip(*peaks, strict=True))
+        best = peak.new_zeros(len(gt_boxes)).scatter_reduce_(0, truth, peak, "amax")
+        labels[prediction[peak == best[truth]]] = 1
+    return torch.cat(matches), labels

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron2.modeling.matcher import Matcher
+from detectron2.modeling import matcher as matcher_module
+from detectron2.modeling.matcher import Matcher, match_boxes
+from detectron2.structures import Boxes, pairwise_iou
 
 RPN = {"thresholds": [0.3, 0.7], "labels": [0, -1, 1]}
 
@@ -88,3 +90,46 @@ def test_bad_arguments(thresholds, labels, message):
 def test_shape_is_checked():
     with pytest.raises(ValueError, match="matrix"):
         Matcher(**RPN)(torch.zeros(3))
+
+
+@pytest.mark.parametrize(("num_truth", "num_boxes"), [(0, 3), (3, 0), (0, 0)])
+def test_no_boxes_to_match(num_truth, num_boxes):
+    truth, boxes = Boxes(torch.zeros(num_truth, 4)), Boxes(torch.zeros(num_boxes, 4))
+    matches, labels = match_boxes(Matcher(**RPN, allow_low_quality_matches=True), pairwise_iou, truth, boxes)
+    assert matches.tolist() == labels.tolist() == [0] * num_boxes
+
+
+corners = st.lists(st.integers(0, 6), min_size=4, max_size=4)  # few values: many ties, some boxes without area
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(corners, min_size=1, max_size=4), st.lists(corners, min_size=1, max_size=9), st.booleans())
+def test_parts_give_what_the_matrix_gives(truth, boxes, low_quality):
+    truth, boxes = (Boxes(torch.tensor(b, dtype=torch.float32)) for b in (truth, boxes))
+    matcher = Matcher(**RPN, allow_low_quality_matches=low_quality)
+    expected = matcher(pairwise_iou(truth, boxes))
+    widths = []
+
+    def overlaps(gt_boxes, part):
+        widths.append(len(part))
+        return pairwise_iou(gt_boxes, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matcher_module, "_MANY_QUALITIES", 0)
+        patch.setattr(matcher_module, "_QUALITIES_AT_ONCE", 2 * len(truth))
+        matches, labels = match_boxes(matcher, overlaps, truth, boxes)
+    assert max(widths) <= 2 and sum(widths) == len(boxes)
+    assert labels.dtype == torch.int8 and labels.tolist() == expected[1].tolist()
+    assert matches.tolist() == expected[0].tolist()
+
+
+def test_matchers_of_other_classes_get_the_whole_matrix(monkeypatch):
+    class Nothing(Matcher):
+        def __call__(self, matrix):
+            assert matrix.shape == (1, 5)
+            return torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int8)
+
+    monkeypatch.setattr(matcher_module, "_MANY_QUALITIES", 0)
+    monkeypatch.setattr(matcher_module, "_QUALITIES_AT_ONCE", 1)
+    same = Boxes(torch.ones(5, 4))
+    assert match_boxes(Nothing(**RPN), pairwise_iou, same[:1], same)[1].tolist() == [0] * 5

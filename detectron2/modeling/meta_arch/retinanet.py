@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from ..anchor_generator import build_anchor_generator
 from ..backbone import Backbone, build_backbone
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
-from ..matcher import Matcher
+from ..matcher import Matcher, match_boxes
 from ..sampling import check_labels
 from .build import META_ARCH_REGISTRY
 from .dense_detector import DenseDetector, permute_to_N_HWA_K, sum_of_focal_losses
@@ -158,7 +158,7 @@ class RetinaNet(DenseDetector):
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_boxes = [], []
         for gt in gt_instances:
-            matched, quality = self.anchor_matcher(pairwise_iou(gt.gt_boxes, all_anchors))
+            matched, quality = match_boxes(self.anchor_matcher, pairwise_iou, gt.gt_boxes, all_anchors)
             if len(gt) > 0:
                 labels = gt.gt_classes[matched].to(torch.int64)
                 labels.masked_fill_(quality == 0, self.num_classes).masked_fill_(quality == -1, -1)

@@ -18,13 +18,12 @@ from detectron2.layers.conv_chain import chain_of, conv_chain
 from detectron2.layers.shape_spec import select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
-from detectron2.utils.memory import retry_if_cuda_oom
 from detectron2.utils.registry import Registry, lookup
 
 from .. import fixed_shapes
 from ..anchor_generator import build_anchor_generator
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
-from ..matcher import Matcher
+from ..matcher import Matcher, match_boxes
 from ..sampling import subsample_labels
 from .build import PROPOSAL_GENERATOR_REGISTRY
 from .proposal_utils import _proposals_from_candidates, _top_candidates
@@ -249,8 +248,7 @@ class RPN(nn.Module):
         all_anchors = type(anchors[0]).cat(anchors)
         gt_labels, matched_boxes = [], []
         for gt in gt_instances:
-            quality = retry_if_cuda_oom(self._overlaps)(gt.gt_boxes, all_anchors)
-            matched, labels = retry_if_cuda_oom(self.anchor_matcher)(quality)
+            matched, labels = match_boxes(self.anchor_matcher, self._overlaps, gt.gt_boxes, all_anchors)
             # The anchors may have waited on the CPU for memory.
             labels, matched = labels.to(all_anchors.device), matched.to(all_anchors.device)
             if self.anchor_boundary_thresh >= 0:
