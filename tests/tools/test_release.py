@@ -78,12 +78,14 @@ def test_wheel_has_the_package_and_nothing_else(release, tracked, tmp_path: Path
 
 
 def test_source_archive(release, tracked, tmp_path: Path):
-    good = write_sdist(tmp_path / "detectron2-1.2.0.tar.gz", [*tracked, "PKG-INFO"])
+    empty = write_sdist(tmp_path / "detectron2-1.2.0.tar.gz", ["PKG-INFO"])
+    assert release.find_faults_of_sdist(empty, []) == []
+    good = write_sdist(empty, [*tracked, "PKG-INFO"])
     assert release.find_faults_of_sdist(good, tracked) == []
-    other = write_sdist(good, [n for n in tracked if n != "configs/a.yaml"] + ["detectron2/mine.py"])
+    other = write_sdist(good, [n for n in tracked if n != "tests/test_a.py"] + ["detectron2/mine.py"])
     assert release.find_faults_of_sdist(other, tracked) == [
         f"{other.name}: detectron2/mine.py is not under version control",
-        f"{other.name}: configs/a.yaml is missing",
+        f"{other.name}: tests/test_a.py is missing",
     ]
 
 
