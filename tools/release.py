@@ -239,7 +239,7 @@ def install(uv: str, wheel: Path, trial: Trial, environment: Path, interpreter: 
     """Make the environment and install the wheel, with the versions that the trial is for."""
     python, variables = environment_python(environment), {**os.environ, **CLEAN}
     requirements, specifiers = environment.parent / "requirements.txt", read_requirements(wheel)
-    requirements.write_text("\n".join([*specifiers, f"detectron2 @ {wheel.resolve().as_uri()}", ""]))
+    requirements.write_text("\n".join([*specifiers, f"detectron2 @ {wheel.resolve().as_uri()}", ""]), encoding="utf-8")
     # The lowest version that this interpreter has a wheel for: older ones would have to be compiled.
     binary = [f"--only-binary={n}" for n in map(name_of, specifiers) if n not in SOURCE_ONLY]
     options = [*binary, *([f"--torch-backend={backend}"] if backend else [])]

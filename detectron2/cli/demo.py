@@ -5,6 +5,7 @@ predictions beside the truth, and writes everything into one `report.html`.
 """
 
 import argparse
+import contextlib
 import datetime
 import functools
 import html
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     setup_logger(str(output), configure_stdout=False)
     for split, (count, seed) in _SPLITS.items():
         _prepare_data(output / "data" / split, f"demo_shapes_{split}", count, seed)
-    (output / "config.yaml").write_text(cfg.dump())
+    (output / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     save_metadata(cfg)
     seed_all_rng(cfg.SEED)
 
@@ -106,7 +107,7 @@ def _config(args: argparse.Namespace, output: Path) -> CfgNode:
 def _start_clean_or_resume(output: Path, cfg: CfgNode, resume: bool) -> None:
     """Say what an earlier run left and, unless it is to be continued, remove that and nothing else."""
     last = output / "last_checkpoint"
-    checkpoint = last.read_text().strip() if last.is_file() else None
+    checkpoint = last.read_text(encoding="utf-8").strip() if last.is_file() else None
     if checkpoint is None:
         if resume:
             _say(f"Nothing to resume in {output}; starting clean.")
@@ -114,7 +115,7 @@ def _start_clean_or_resume(output: Path, cfg: CfgNode, resume: bool) -> None:
     finished = (output / "results.json").is_file()
     found = f"Found {'a finished' if finished else 'an unfinished'} run in {output} (last checkpoint {checkpoint}"
     if finished:
-        results = json.loads((output / "results.json").read_text())
+        results = json.loads((output / "results.json").read_text(encoding="utf-8"))
         found += f", box AP {results['bbox']['AP']:.1f}, mask AP {results['segm']['AP']:.1f}"
     _say(found + ").")
     if resume:
@@ -179,7 +180,9 @@ def _summary(output: Path, results: dict[str, dict[str, float]], file_name: str)
     unseen = output / "data" / "val"
     image, annotations = unseen / "images" / "00000.png", unseen / "annotations.json"
     # Run through make, the command lies in an environment that the user's shell does not know.
-    command = "detectron2" if shutil.which("detectron2") else os.path.relpath(sys.argv[0])
+    command = "detectron2" if shutil.which("detectron2") else sys.argv[0]
+    with contextlib.suppress(ValueError):  # on another drive of Windows
+        command = os.path.relpath(command)
     _say(
         f"""
 Box AP {box:.1f}, mask AP {mask:.1f} on {_SPLITS["val"][0]} unseen images.

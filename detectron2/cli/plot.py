@@ -51,7 +51,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
         return [str(path) for path in paths]
     if len(folders) == 1:
         return [folders[0].name]
-    shared = os.path.commonpath([folder.parent for folder in folders])
+    try:
+        shared = os.path.commonpath([folder.parent for folder in folders])
+    except ValueError:  # on several drives of Windows
+        return [str(folder) for folder in folders]
     return [os.path.relpath(folder, shared) for folder in folders]
 
 

@@ -206,7 +206,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
             lines = []
             if "instances" in output:
                 lines = self._write_masks(input_["file_name"], output["instances"].to(self._cpu_device))
-            with open(self._prediction_path(input_["file_name"]), "w") as f:
+            with open(self._prediction_path(input_["file_name"]), "w", encoding="locale") as f:  # as it is read there
                 f.writelines(lines)
 
     def _write_masks(self, file_name: str, instances: Any) -> list[str]:

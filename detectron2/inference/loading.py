@@ -398,7 +398,7 @@ def load_metadata(cfg: Any, weights: str) -> Metadata:
         return description.load_metadata()
     beside = Path(os.path.dirname(weights.rstrip(os.sep)), "metadata.json")
     if weights and beside.is_file():
-        return Metadata().set(name=str(beside), **json.loads(beside.read_text()))
+        return Metadata().set(name=str(beside), **json.loads(beside.read_text(encoding="utf-8")))
     names = dataset_names(cfg, "test")
     if names and names[0] in DatasetCatalog:
         return MetadataCatalog.get(names[0])

@@ -47,6 +47,7 @@ _HEADERS = {"User-Agent": "detectron2"}
 _NO_PAGES = (
     ".pkl", ".pth", ".pyth", ".pt", ".safetensors", ".bin", ".json", ".zip", ".jpg", ".jpeg", ".png", ".webp", ".mp4"
 )  # fmt: skip
+_FORBIDDEN = '<>:"|?*\\' if os.name == "nt" else ""  # in names of files
 _LONGEST_NAME = 240  # file systems allow 255 bytes; endings such as ".part.json" are added
 # Its files are where other programs that share the cache look for them. Those of other hosts are in a folder of the
 # host, so that two hosts may serve different files under one path.
@@ -90,7 +91,9 @@ def cached_path(url: str, folder: str) -> str:
     segments = segments or ["index"]
     if parts.query:
         segments[-1] += f"?{parts.query.replace('/', '_')}"
-    if len(segments[-1].encode()) > _LONGEST_NAME or not is_same:
+    allowed = ["".join("_" if c in _FORBIDDEN else c for c in segment) for segment in segments]
+    if len(segments[-1].encode()) > _LONGEST_NAME or not is_same or allowed != segments:
+        segments = allowed
         name, ending = os.path.splitext(segments[-1][:40])
         segments[-1] = f"{name}_{hashlib.sha256(url.encode()).hexdigest()}{ending}"
     user, _, host = parts.netloc.rpartition("@")

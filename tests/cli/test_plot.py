@@ -106,6 +106,18 @@ def test_several_runs_are_compared(run, command, tmp_path):
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # the first two colours of matplotlib: both runs are there
 
 
+def test_runs_on_several_drives(run, command, monkeypatch):
+    def common(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("os.path.commonpath", common)
+    folders = run("a", records()), run("b", records())
+    status, _, err = command("plot", *folders, "--output", folders[0])
+    assert status == 0, err
+    page = (folders[0] / "curves.html").read_text(encoding="utf-8")
+    assert f"<th>{folders[0]}</th><th>{folders[1]}</th>" in page
+
+
 def test_unknown_metrics_and_bad_smoothing(run, command):
     folder = run("one", records())
     status, _, err = command("plot", folder, "--metrics", "total_loss", "mask*")

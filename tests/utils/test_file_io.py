@@ -285,6 +285,20 @@ def test_places_in_the_cache(url, expected):
     assert cached_path(url, "/cache") == f"/cache/{expected}"
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://host/a/b.pth", r"host/a/b\.pth"),
+        ("https://host/a.pth?x=1", r"host/a_[0-9a-f]{64}\.pth_x=1"),
+        ("https://host/a:b/c.pth", r"host/a_b/c_[0-9a-f]{64}\.pth"),
+        (r"https://host/..\..\c.pth", r"host/\.\._\.\._c_[0-9a-f]{64}\.pth"),
+    ],
+)
+def test_places_in_the_cache_of_windows(url, expected, monkeypatch):
+    monkeypatch.setattr("detectron2.utils._download._FORBIDDEN", '<>:"|?*\\')
+    assert re.fullmatch(f"/cache/{expected}", cached_path(url, "/cache"))
+
+
 def test_long_names_are_cut_and_stay_different():
     names = [os.path.basename(cached_path(f"https://host/{'x' * 300}{i}.pkl", "/c")) for i in (1, 1, 2)]
     assert names[0] == names[1] != names[2]

@@ -193,12 +193,20 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _file_name(image: Path, folder: Path) -> str:
+    """Return the path of an image from the folder on, with `/`; the whole one if it is on another drive of Windows."""
+    try:
+        return Path(os.path.relpath(image, folder)).as_posix()
+    except ValueError:
+        return image.absolute().as_posix()
+
+
 def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, report: Report) -> dict[str, Any]:
     """Return the content of a COCO file; images, annotations and categories are numbered from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
-        image: dict[str, Any] = {"id": len(images) + 1, "file_name": os.path.relpath(path, folder)}
+        image: dict[str, Any] = {"id": len(images) + 1, "file_name": _file_name(path, folder)}
         images.append(image)
         if isinstance(size, Exception):
             continue  # is reported where the content is looked at, as for the other formats

@@ -157,6 +157,18 @@ def test_settings_that_cannot_be_meant(folder, text, said):
     assert said in str(error.value)
 
 
+def test_images_on_another_drive(folder, monkeypatch):
+    assert read_yolo(folder).content["images"][0]["file_name"] == "images/a.png"
+    monkeypatch.setattr("os.path.relpath", other_drive)
+    data = read_yolo(folder)
+    assert data.content["images"][0]["file_name"] == (folder / "images" / "a.png").as_posix()
+    assert write_yolo(data, folder / "new", "copy") == {}
+
+
+def other_drive(*_):
+    raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="of Linux")
 def test_folders_of_the_system(folder):
     for place in ("/proc", "/dev"):
