@@ -385,10 +385,13 @@ def test_lost_bits_are_told_of(tmp_path, caplog):
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (3, 4), (3, 4, 1), (3, 4, 3), (3, 4, 6)])
 @pytest.mark.parametrize("flipped", [False, True])
-def test_to_chw_tensor(shape, flipped):
-    array = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+@pytest.mark.parametrize(
+    ("dtype", "expected_dtype"), [("uint8", "uint8"), ("uint16", "uint16"), ("int16", "int16"), ("float64", "float32")]
+)
+def test_to_chw_tensor(shape, flipped, dtype, expected_dtype):
+    array = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
     array = array[:, ::-1] if flipped else array
     tensor = images.to_chw_tensor(array)
     expected = np.moveaxis(array.reshape(*shape[:2], -1) if array.size else array, 2, 0)
-    assert tensor.dtype == torch.float32
+    assert tensor.dtype == getattr(torch, expected_dtype)
     np.testing.assert_array_equal(tensor.numpy(), expected)
