@@ -23,6 +23,7 @@ def weights(cfg, tmp_path):
     cfg.DATASETS.TEST = ()
     trainer = DefaultTrainer(cfg)
     trainer.train()
+    logging.getLogger("detectron2").propagate = True  # the trainer has set up logging; caplog listens at the root
     return str(tmp_path / "output" / "model_final.pth")
 
 
