@@ -177,7 +177,8 @@ class PixelClassifier(nn.Module):
 
     def _upsampled(self, x: torch.Tensor, size_hw: Sequence[int] | None = None) -> torch.Tensor:
         """Bring `Tensor[N, C, h, w]` to the input's resolution; `size_hw` cuts off what the last cells reach beyond."""
-        x = F.interpolate(x, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
+        factor = float(self.common_stride)  # PyTorch 2.6 compiles no integer that differs between heads
+        x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
         return x if size_hw is None else x[..., : size_hw[0], : size_hw[1]]
 
 
