@@ -117,7 +117,13 @@ def _check_address(url: str) -> None:
         raise DownloadError(f"{text} is not an address of a file: {why}.", text)
 
 
-def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digits: str | None = None) -> str:
+def fetch(
+    url: str,
+    force: bool = False,
+    cache_dir: str | None = None,
+    name_digits: str | None = None,
+    sha256_digits: str | None = None,
+) -> str:
     """Download a file unless it is in the cache.
 
     Args:
@@ -126,6 +132,7 @@ def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digi
         cache_dir: the cache; by default that of `cache_folder`.
         name_digits: hexadecimal digits in the file's name with which one of its digests should begin. It is not
             documented which one, so a mismatch is a warning and not an error.
+        sha256_digits: hexadecimal digits with which the SHA-256 of the file must begin, from its name.
 
     Returns:
         The local path.
@@ -155,7 +162,7 @@ def fetch(url: str, force: bool = False, cache_dir: str | None = None, name_digi
     target = cached_path(url, usable)
     with _only_one_process(url, target):
         if force or not _size(target):  # another process may have downloaded it
-            _download(url, target, name_digits)
+            _download(url, target, name_digits, sha256_digits)
     return target
 
 
@@ -187,14 +194,14 @@ def _only_one_process(url: str, target: str) -> Iterator[None]:
 # The download
 
 
-def _download(url: str, target: str, name_digits: str | None) -> None:
+def _download(url: str, target: str, name_digits: str | None, sha256_digits: str | None) -> None:
     """Fetch a file in several attempts. The count restarts after each attempt that brought new bytes."""
     failures, spoilt = 0, False
     most = _size(f"{target}.part")
     while True:
         try:
             announced = _attempt(url, target)
-            _check_digests(url, f"{target}.part", announced, name_digits)
+            _check_digests(url, f"{target}.part", announced, name_digits, sha256_digits)
             break
         except _TryAgain as error:
             if error.from_start:
@@ -383,10 +390,12 @@ def _announced_digests(headers: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digits: str | None) -> None:
-    if not announced and not name_digits:
+def _check_digests(
+    url: str, path: str, announced: Mapping[str, str], name_digits: str | None, sha256_digits: str | None
+) -> None:
+    if not announced and not name_digits and not sha256_digits:
         return
-    algorithms = ("md5", "sha1", "sha256") if name_digits else announced
+    algorithms = ("md5", "sha1", "sha256") if name_digits else {*announced, *(["sha256"] if sha256_digits else [])}
     digests = {algorithm: hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms}
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -399,6 +408,11 @@ def _check_digests(url: str, path: str, announced: Mapping[str, str], name_digit
                 f"the {algorithm} of the downloaded file is {found[algorithm]}, but the server announced {expected}"
             )
             raise _TryAgain(reason, from_start=True)
+    if sha256_digits and not found["sha256"].startswith(sha256_digits):
+        raise _TryAgain(
+            f"the sha256 of the downloaded file is {found['sha256']}, but it should begin as in its name {sha256_digits}",
+            from_start=True,
+        )
     if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):
         logger.warning(
             f"{without_password(url)} is complete ({_size(path)} bytes), but none of its digests begins with the "

@@ -36,16 +36,21 @@ __all__ = [
 # Names of published weights end in the first digits of a digest, such as "model_final_f10217.pkl". Decimal digits only
 # are rather a number of iterations, and letters only a word.
 _NAME_WITH_DIGEST = re.compile(r"_(?=[a-f]*\d)(?=\d*[a-f])([0-9a-f]{6}|[0-9a-f]{32})\.\w+$")
+# Names of the weights that PyTorch publishes end in the first digits of their SHA-256, see `torch.hub`.
+_NAME_WITH_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
 
 class HTTPURLHandler(_IopathHTTPURLHandler):
     """Downloads `http://`, `https://` and `ftp://` files into the cache folder."""
 
+    PYTORCH_PREFIX = "https://download.pytorch.org/models/"
+
     def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
         is_published = path.startswith(Detectron2Handler.S3_DETECTRON2_PREFIX)
         digits = _NAME_WITH_DIGEST.search(path) if is_published else None
-        return fetch(path, force, cache_dir, digits[1] if digits else None)
+        sha256 = _NAME_WITH_SHA256.search(path) if path.startswith(self.PYTORCH_PREFIX) else None
+        return fetch(path, force, cache_dir, digits[1] if digits else None, sha256[1] if sha256 else None)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
         return url_exists(path)

@@ -494,6 +494,30 @@ def test_digits_in_the_names_of_published_files(server, name, warns, log):
         assert "f10217" in warnings[0] and hashlib.sha256(b"weights").hexdigest() in warnings[0]
 
 
+@pytest.mark.parametrize("count", [8, 10, 64])
+def test_sha256_in_the_names_of_torchvision(server, tmp_path, count, log, monkeypatch):
+    monkeypatch.setattr(HTTPURLHandler, "PYTORCH_PREFIX", f"{server.url}models/")
+    digits = hashlib.sha256(b"weights").hexdigest()[:count]
+    server.files[f"models/net_coco-{digits}.pth"] = b"weights"
+    address = f"{server.url}models/net_coco-{digits}.pth"
+    assert content_of(PathManager.get_local_path(address)) == b"weights"
+    assert not [message for level, message in log() if level == "WARNING"]
+    os.remove(PathManager.get_local_path(address))
+    server.files[f"models/net_coco-{digits}.pth"] = b"weight5"
+    wrong = hashlib.sha256(b"weight5").hexdigest()
+    with pytest.raises(DownloadError, match=rf"sha256 of the downloaded file is {wrong}, but .* name {digits}, twice"):
+        PathManager.get_local_path(address)
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["net-0123456789.pkl", "net-12345678.tar", "net_12345678.pth", "net-1234567.pth"])
+def test_other_names_hold_no_sha256(server, name, monkeypatch):
+    monkeypatch.setattr(HTTPURLHandler, "PYTORCH_PREFIX", f"{server.url}models/")
+    server.files[f"models/{name}"] = server.files["net-12345678.pth"] = b"weights"
+    assert content_of(PathManager.get_local_path(f"{server.url}models/{name}")) == b"weights"
+    assert content_of(PathManager.get_local_path(f"{server.url}net-12345678.pth")) == b"weights"
+
+
 # ------------------------------------------------------------------------------------------ offline, disk, processes
 
 
