@@ -24,6 +24,7 @@ from detectron2.checkpoint.files import (
 from detectron2.checkpoint.load_report import START_ANEW, LoadReport, OtherModelError, check_same_architecture
 from detectron2.checkpoint.parts import ENDING, REST, is_parts_folder, read_parts, remove_unfinished
 from detectron2.checkpoint.provenance import weights_origin
+from detectron2.checkpoint.timm_weights import TIMM_PREFIX, is_resnet_of_ours, place_in_model
 from detectron2.checkpoint.torchvision_weights import (
     CONFIGS,
     convert_torchvision_detector,
@@ -65,10 +66,11 @@ class DetectionCheckpointer(Checkpointer):
     """Saves and loads models together with optimizers, schedules and other training state.
 
     It reads `.pth` files (of `torch.save`), `.pkl` files (the published model zoo, Detectron 1 and Caffe2),
-    `.safetensors`, and folders in which several processes saved their parts, from paths, URLs, `detectron2://` and
-    `catalog://`; only data is read, code in a file is refused. Names of older models are converted. In distributed
-    training the file need only be on the machine of rank 0. `path?matching_heuristics=True` matches weights by the ends
-    of their names; prefixes of wrappers (`module.`, `model.`, `_orig_mod.`, …) do not matter.
+    `.safetensors`, and folders in which several processes saved their parts, from paths, URLs, `detectron2://`,
+    `catalog://`, `torchvision://`, `timm://` and `hf://`; only data is read, code in a file is refused. Names of
+    older models are converted. In distributed training the file need only be on the machine of rank 0.
+    `path?matching_heuristics=True` matches weights by the ends of their names; prefixes of wrappers (`module.`,
+    `model.`, `_orig_mod.`, …) do not matter.
 
     What was loaded and what was not is written to the log in one table, as a warning unless only the classes differ
     or the file is of a part of the model. `load_for_inference` accepts neither.
@@ -409,6 +411,14 @@ class DetectionCheckpointer(Checkpointer):
         heuristics = checkpoint.get("matching_heuristics", False)
         if is_torchvision_detector(weights) and not is_torchvision_detector(model_state):
             weights = self._from_torchvision_detector(weights)
+        is_of_timm = self._source.startswith(TIMM_PREFIX)
+        place = place_in_model(in_file, model_state) if is_of_timm else None
+        if is_of_timm and place is None and not is_resnet_of_ours(self._source):
+            raise ValueError(
+                f"{self._source} is of a network of timm, and this model has none: set MODEL.BACKBONE.NAME to "
+                "build_timm_fpn_backbone (of RetinaNet: build_retinanet_timm_fpn_backbone) and MODEL.TIMM.NAME to its "
+                "architecture. Into a ResNet of this library load plain ones, such as timm://resnet50.a1_in1k."
+            )
         converted = resnet_from_torchvision(weights, model_state)
         if converted is not None:
             self.logger.warning(
@@ -418,6 +428,9 @@ class DetectionCheckpointer(Checkpointer):
             )
             weights, heuristics = converted, True
         self._covers = None
+        if place is not None:
+            weights = {f"{place}{key}": value for key, value in in_file.items()}
+            self._covers = lambda key: key.startswith(place)
         if heuristics:
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             matching = match_by_ends(model_state, weights, is_caffe2)

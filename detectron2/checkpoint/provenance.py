@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from detectron2.checkpoint.catalog import ModelCatalog
+from detectron2.checkpoint.timm_weights import TIMM_PREFIX, timm_licence
 from detectron2.utils.file_io import Detectron2Handler
 from detectron2.utils.hub_files import MODEL_FILE, cached_or_fetched, repository_of
 
@@ -37,6 +38,9 @@ def weights_origin(path: str) -> str | None:
         return f"The weights are published with the first Detectron; {_UNKNOWN}."
     if path.startswith("torchvision://"):
         return f"The weights are published with torchvision; {_of_torchvision(path.removeprefix('torchvision://'))}."
+    if path.startswith(TIMM_PREFIX):
+        licence = timm_licence(path)
+        return f"The weights are published with timm; {f'licence: {licence}' if licence else _UNKNOWN}."
     if (repository := repository_of(path)) is not None:
         card = cached_or_fetched(f"hf://{repository}/README.md")
         licence = licence_of_card(card) if card else None

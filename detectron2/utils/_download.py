@@ -410,7 +410,7 @@ def _check_digests(
             raise _TryAgain(reason, from_start=True)
     if sha256_digits and not found["sha256"].startswith(sha256_digits):
         raise _TryAgain(
-            f"the sha256 of the downloaded file is {found['sha256']}, but it should begin as in its name {sha256_digits}",
+            f"the sha256 of the downloaded file is {found['sha256']}, but should begin as in its name {sha256_digits}",
             from_start=True,
         )
     if name_digits and not any(digest.startswith(name_digits) for digest in found.values()):

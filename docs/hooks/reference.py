@@ -48,6 +48,40 @@ API_PAGES = {
 }
 _NOT_API = ("detectron2.cli", "detectron2.__main__")  # the command line has a page of its own
 
+# Configs whose models were compared with those of the published system: outputs, losses and gradients.
+COMPARED = frozenset({
+    "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
+    "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml",
+    "COCO-Detection/fcos_R_50_FPN_1x.py",
+    "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "COCO-Detection/rpn_R_50_C4_1x.yaml",
+    "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_regnetx_4gf_dds_fpn_1x.py",
+    "COCO-InstanceSegmentation/mask_rcnn_regnety_4gf_dds_fpn_1x.py",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
+    "Cityscapes/mask_rcnn_R_50_FPN.yaml",
+    "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x.yaml",
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv.yaml",
+    "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml",
+    "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
+    "Misc/mask_rcnn_R_50_FPN_3x_gn.yaml",
+    "Misc/semantic_R_50_FPN_1x.yaml",
+    "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
+    "PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml",
+    "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py",
+})  # fmt: skip
+
 _FILES = {  # pages that are files of the repository
     "notes/architecture.md": "ARCHITECTURE.md",
     "notes/contributing.md": "CONTRIBUTING.md",
@@ -369,16 +403,20 @@ def _parser_text(prog: str, parser: argparse.ArgumentParser) -> list[str]:
 
 def zoo_page() -> str:
     """Write the page of the models of the zoo."""
-    from detectron2.model_zoo.published import WEIGHTS_LICENSE, list_models
+    from detectron2.model_zoo.published import list_models
 
     lines = [
         "# Model zoo",
         "",
         "The configs of the model zoo, and what is published about their weights: AP and PQ in percent on the"
         " validation split, seconds an image on one V100. `detectron2 zoo info NAME` says more about one,"
-        f" `detectron2 zoo download NAME` fetches its weights, whose licence is {WEIGHTS_LICENSE}. Every name works in"
-        " `model_zoo.get_config`, in `Predictor` and behind `--config-file`. How to go on from these weights is told in"
-        " [training](../tutorials/training.md).",
+        " `detectron2 zoo download NAME` fetches its weights. Every name works in"
+        " `model_zoo.get_config`, in `Predictor` and behind `--config-file`. [Which model](../tutorials/which_model.md)"
+        " says what to take; how to go on from these weights is told in [training](../tutorials/training.md).",
+        "",
+        "The licence is that of the weights, as far as it is recorded; the configs have that of this library."
+        " *Compared* models were run beside those of the published system: with the same weights, from a formula, both"
+        " give the same outputs, losses and gradients. Where a line has no AP, none is published.",
         "",
     ]
     folders: dict[str, list[Any]] = {}
@@ -395,11 +433,14 @@ def zoo_page() -> str:
                 f"`{model.name.rpartition('/')[2]}`",
                 model.task,
                 *(str(model.results.get(column, "")) for column in columns),
-                f"[weights]({model.url})" if model.url else "",
+                f"[weights]({model.url})" if model.url.startswith("https:") else f"`{model.url}`" * bool(model.url),
+                (model.license_of_weights or "not recorded") if model.url else "",
+                "yes" if model.name in COMPARED else "",
             )
             for model in models
         )
-        lines += [f"## {folder or 'Others'}", "", *_table(("config", "task", *columns, "weights"), rows)]
+        head = ("config", "task", *columns, "weights", "licence", "compared")
+        lines += [f"## {folder or 'Others'}", "", *_table(head, rows)]
     return "\n".join(lines)
 
 

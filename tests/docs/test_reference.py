@@ -77,7 +77,26 @@ def test_models_and_data_sets(reference):
 
     zoo = reference.zoo_page()
     assert len(re.findall(r"^\| `", zoo, re.MULTILINE)) == len(list_models()) > 100
-    assert re.search(r"`faster_rcnn_R_50_FPN_3x.yaml` \| boxes \| 40.2 \| 0.038 \| \[weights\]\(https://", zoo)
+    row = (
+        r"`faster_rcnn_R_50_FPN_1x.yaml` \| boxes \| 37.9 \| 0.038 \| \[weights\]\(https://\S+\) \| CC BY-SA 3.0 \| yes"
+    )
+    assert re.search(row, zoo)
+    row = r"`faster_rcnn_torchvision_R_50_FPN.yaml` \| boxes \| `torchvision://\w+` \| not recorded \|  \|"
+    assert re.search(row, zoo)
+    assert re.search(r"`rt_detr_shapes.yaml` \| boxes \|  \|  \|  \|", zoo)
+    assert {model.name for model in list_models()} > reference.COMPARED
+
+
+def test_compared_models_are_those_recorded(reference, shared_dir):
+    names = [path.name.removesuffix(".json.gz") for path in (shared_dir / "golden" / "data").glob("*.json.gz")]
+    folders = {Path(name).parent.name for name in reference.COMPARED} - {"new_baselines"}
+    stems = {name.replace("__", "/") for name in names if name.partition("__")[0] in folders}
+    in_yaml = {name for name in reference.COMPARED if name.endswith(".yaml")}
+    assert stems == {name.removesuffix(".yaml") for name in in_yaml}
+    assert len(reference.COMPARED - in_yaml) == 4  # recorded under names of their own
+
+
+def test_data_sets(reference):
     code = "import runpy, sys; sys.stdout.write(runpy.run_path(sys.argv[1])['datasets_page']())"
     command = [sys.executable, "-c", code, reference.__file__]  # here other tests may have changed the data sets
     datasets = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -313,8 +313,8 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the `TimmBackbone` that `cfg.MODEL.TIMM` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
 
     `MODEL.TIMM.PRETRAINED` and `MODEL.TIMM.CHECKPOINT` say how a training starts; where `MODEL.WEIGHTS` is set, the
-    weights come from there. With pretrained weights, `MODEL.PIXEL_MEAN`, `MODEL.PIXEL_STD` and `INPUT.FORMAT` must be
-    what they expect: otherwise a `ValueError` gives the values, which `use_timm_pixel_statistics` sets. With a
+    weights come from there. With pretrained weights, also of `timm://`, `MODEL.PIXEL_MEAN`, `MODEL.PIXEL_STD` and
+    `INPUT.FORMAT` must be what they expect: otherwise a `ValueError` gives the values, which `use_timm_pixel_statistics` sets. With a
     checkpoint, whose images are not known, that is a warning.
     """
     name, checkpoint = _options(cfg).get("NAME"), _options(cfg).get("CHECKPOINT")
@@ -333,6 +333,8 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
         patch_size=_options(cfg).get("PATCH_SIZE") or None,
     )
     has_weights = bool(_options(cfg).get("PRETRAINED") or checkpoint)
+    if cfg.MODEL.WEIGHTS.startswith("timm://"):
+        check_pixel_statistics(cfg, backbone, f"timm's {name}")
     if is_start and has_weights:
         try:
             check_pixel_statistics(cfg, backbone, f"timm's {name}")
