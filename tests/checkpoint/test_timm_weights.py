@@ -1,6 +1,7 @@
 """Addresses `timm://`: which file they are, under which licence, and where the weights go."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,7 @@ class Detector(nn.Module):
 
     def __init__(self, backbone):
         super().__init__()
+        self.backbone: Any
         self.backbone, self.fc = backbone, nn.Linear(512, 2)
 
 
@@ -112,7 +114,7 @@ def test_weights_go_into_the_backbone(hub, builder, caplog):
 
 
 def test_weights_go_into_a_backbone_alone(hub):
-    backbone = TimmBackbone("resnet18")
+    backbone: Any = TimmBackbone("resnet18")
     DetectionCheckpointer(backbone).load("timm://resnet18")
     assert torch.equal(backbone.network.layer4[1].bn2.running_var, hub.layer4[1].bn2.running_var)
 

@@ -314,8 +314,8 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
 
     `MODEL.TIMM.PRETRAINED` and `MODEL.TIMM.CHECKPOINT` say how a training starts; where `MODEL.WEIGHTS` is set, the
     weights come from there. With pretrained weights, also of `timm://`, `MODEL.PIXEL_MEAN`, `MODEL.PIXEL_STD` and
-    `INPUT.FORMAT` must be what they expect: otherwise a `ValueError` gives the values, which `use_timm_pixel_statistics` sets. With a
-    checkpoint, whose images are not known, that is a warning.
+    `INPUT.FORMAT` must be what they expect: otherwise a `ValueError` gives the values, which
+    `use_timm_pixel_statistics` sets. With a checkpoint, whose images are not known, that is a warning.
     """
     name, checkpoint = _options(cfg).get("NAME"), _options(cfg).get("CHECKPOINT")
     if not name:
