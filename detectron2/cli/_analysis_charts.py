@@ -2,40 +2,22 @@
 
 import functools
 import html
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detectron2.cli._html import inline_svg
+from detectron2.cli._html import CHART_FONT, INK, chart
 from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, SegmentAnalysis
-from detectron2.utils.file_io import atomic_write
 
-INK, LINE, PAGE = "#222223", "#b0b0b1", "#fefefd"  # as no other colour, so that a page can put its own in their place
-_FONT = "DejaVu Sans"
-_STYLE: dict[Any, Any] = {
-    "font.family": _FONT,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": LINE,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "legend.facecolor": PAGE,
-    "legend.edgecolor": LINE,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "detectron2",
-}
 _MOST_LETTERS = 28
 _UNKNOWN = "□"
 
 
 _MANY_CLASSES = 10  # more have no colours that can be told apart
 _MOST_NUMBERS = 20  # classes of a confusion matrix in whose cells numbers can be read
+_FEW_NUMBERS = 10  # in whose cells there is room for shares too
 _MOST_BARS = 40
 _MOST_CONFUSED = 40
 _BLUE, _RED, _ORANGE, _GREEN, _GREY = "#3b8bc4", "#d1495b", "#e08e2b", "#3a9d5d", "#9a9a9b"
@@ -91,7 +73,7 @@ def _letters() -> frozenset[int]:
     """Return the code points of matplotlib's own font."""
     from matplotlib import font_manager
 
-    return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
+    return frozenset(font_manager.get_font(font_manager.findfont(CHART_FONT)).get_charmap())
 
 
 def draw_charts(
@@ -123,17 +105,17 @@ def draw_charts(
         ),
         "Types of errors": ("errors", (6.4, 3.2), _error_bars(analysis), is_wrong_by),
         "Confusion": _confusion_chart(analysis.confusion, classes, names, is_percent=False),
-        "Kinds of objects": ("parts", (7.4, 3.8), lambda axes: _draw_parts(axes, analysis), ""),
+        "Kinds of objects": ("parts", (6.8, 3.8), lambda axes: _draw_parts(axes, analysis), ""),
         "Calibration": (
             "calibration",
-            (5.2, 4.4),
+            (6.4, 4.4),
             lambda axes: _draw_calibration(axes, analysis),
             f"expected calibration error {overall.calibration_error:.3f}",
         ),
     }
     if analysis.keypoints:
         rows = [(names[k.name], k.similarity, f"{k.similarity:.3f}  n={k.count}", _NONE) for k in analysis.keypoints]
-        charts["Keypoints"] = ("keypoints", (6.4, 1.0 + 0.22 * len(rows)), _bars(rows, "mean contribution to OKS"), "")
+        charts["Keypoints"] = ("keypoints", (6.4, 1.0 + 0.26 * len(rows)), _bars(rows, "mean contribution to OKS"), "")
     return _draw_all(charts, folder, names, kind)
 
 
@@ -147,34 +129,18 @@ def draw_pixel_charts(analysis: SegmentAnalysis, folder: Path, kind: str = "png"
     return _draw_all(charts, folder, names, kind)
 
 
-_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same analysis gives the same file
-
-
 def _draw_all(charts: dict[str, _Chart], folder: Path, names: Names, kind: str) -> dict[str, str]:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = {}
-    for title, (name, size_wh, draw, said) in charts.items():
-        svg = io.StringIO()
-        with matplotlib.rc_context(_STYLE):
-            figure = Figure(figsize=size_wh, dpi=110, layout="constrained")
-            FigureCanvasAgg(figure)
-            draw(figure.add_subplot())
-            if kind != "svg":
-                with atomic_write(folder / f"{name}.{kind}", "wb") as f:
-                    figure.savefig(f, format=kind, facecolor="white", metadata=_NO_DATE.get(kind))
-                figure.set_layout_engine("none")  # is laid out, which takes as long as drawing
-            figure.savefig(svg, format="svg", metadata=_NO_DATE["svg"])
-        text = names.restore(svg.getvalue())
-        if kind == "svg":
-            with atomic_write(folder / f"{name}.svg", "w") as f:
-                f.write(text)
-        for color, role in ((INK, "currentColor"), (LINE, "var(--line)"), (PAGE, "var(--page)")):
-            text = text.replace(color, role)
-        drawn[title] = inline_svg(text, name, f"Chart: {title}. {said}" if said else f"Chart: {title}.")
-    return drawn
+    return {
+        title: chart(
+            draw,
+            size_wh,
+            name,
+            f"Chart: {title}. {said}" if said else f"Chart: {title}.",
+            file=folder / f"{name}.{kind}",
+            restore=names.restore,
+        )
+        for title, (name, size_wh, draw, said) in charts.items()
+    }
 
 
 _NONE = (np.nan, np.nan)
@@ -193,15 +159,14 @@ def _bars(rows: Sequence[_Bar], label: str, end: float = 1.0, title: str = "") -
                 axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
                 length = max(length, high)
             axes.annotate(
-                text, (max(length, 0.0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+                text, (max(length, 0.0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
             )
-        axes.set_yticks(places, [name for name, *_ in rows], fontsize=8)
+        axes.set_yticks(places, [name for name, *_ in rows])
         axes.margins(y=0.02)
         axes.grid(alpha=0.5, axis="x")
         axes.set_axisbelow(True)
-        axes.spines["right"].set_visible(False)  # numbers may stand there
         axes.set(xlabel=label, xlim=(0, end))
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=10)
 
     return draw
 
@@ -215,7 +180,7 @@ def _best_and_worst_chart(rows: Sequence[_Bar], label: str, names: Names) -> _Ch
         title = f"the {half} best and the {half} worst of {len(known)} classes"
         known = known[:half] + known[-half:]
     shown = [(names[name], value, text, ends) for name, value, text, ends in known]
-    return "classes", (6.4, 1.4 + 0.22 * len(shown)), _bars(shown, label, title=title), said
+    return "classes", (6.4, 1.4 + 0.26 * len(shown)), _bars(shown, label, title=title), said
 
 
 def _class_chart(analysis: DetectionAnalysis, names: Names) -> _Chart:
@@ -241,7 +206,7 @@ def _draw_precision(axes: Any, analysis: DetectionAnalysis, names: Names) -> Non
     known = analysis.precision[is_known]
     if few:
         for row, k in zip(known, np.flatnonzero(is_known).tolist(), strict=True):
-            axes.plot(recalls, row, linewidth=1.1, label=names[analysis.per_class[k].name])
+            axes.plot(recalls, row, linewidth=1.2, clip_on=False, label=names[analysis.per_class[k].name])
     else:
         from matplotlib.collections import LineCollection
 
@@ -249,30 +214,23 @@ def _draw_precision(axes: Any, analysis: DetectionAnalysis, names: Names) -> Non
         # of many classes a page needs no more than a picture
         axes.add_collection(LineCollection(list(curves), colors=_GREY, linewidths=0.8, alpha=0.4, rasterized=True))
     if is_known.any():
-        axes.plot(recalls, known.mean(0), color=INK, linewidth=2.4, label="mean")
-        axes.legend(fontsize="small", loc="lower left" if few else "upper right")
+        axes.plot(recalls, known.mean(0), color=INK, linewidth=2.4, clip_on=False, label="mean")
+        axes.legend(loc="lower left" if few else "upper right")
     name = f"precision ({_threshold_name(analysis)})"
-    axes.set(xlabel="recall", ylabel=name, xlim=(0, 1.01), ylim=(0, 1.02))
+    axes.set(xlabel="recall", ylabel=name, xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.5)
 
 
 def _draw_f1(axes: Any, analysis: DetectionAnalysis) -> None:
     score, f1 = _thinned(*analysis.f1)
-    axes.plot(score, f1, color=_BLUE, marker="o" if len(score) < 2 else None)
+    axes.plot(score, f1, color=_BLUE, clip_on=False, marker="o" if len(score) < 2 else None)
     best = analysis.overall.best
     if not np.isnan(best.threshold):
-        axes.plot(best.threshold, best.f1, "o", color=_RED)
-        axes.annotate(
-            f"{best.f1:.3f} at {best.threshold:.2f}",
-            (best.threshold, best.f1),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        label = f"best: {best.f1:.3f} at {best.threshold:.2f}"
+        axes.plot(best.threshold, best.f1, "o", color=_RED, clip_on=False, label=label)
     axes.axvline(analysis.score_threshold, color=_GREY, linestyle=":", label=f"chosen: {analysis.score_threshold:g}")
-    axes.legend(fontsize="small", loc="upper right")
-    axes.set(xlabel="score threshold", ylabel="F1 over all classes", xlim=(0, 1.02), ylim=(0, 1.1))
+    axes.legend(loc="lower center")
+    axes.set(xlabel="score threshold", ylabel="F1 over all classes", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.5)
 
 
@@ -285,7 +243,10 @@ def _thinned(x: np.ndarray, y: np.ndarray, count: int = 400) -> tuple[np.ndarray
 
 
 def _confusion_chart(counts: np.ndarray, classes: Sequence[str], names: Names, is_percent: bool) -> _Chart:
-    """Draw a confusion matrix: of detections, with the background last; or of pixels, whose numbers are too long."""
+    """Draw a confusion matrix: of pixels, whose numbers are too long; or of detections, with the background last.
+
+    Each row is shaded by its shares. That of detections where no object is has none: nothing is the whole of it.
+    """
     size = len(classes) if is_percent else len(classes) - 1
     wrong = counts[:size, :size] - np.diag(counts.diagonal()[:size])
     chosen = np.flatnonzero(counts.sum(0) + counts.sum(1)) if is_percent else np.arange(size)
@@ -294,24 +255,35 @@ def _confusion_chart(counts: np.ndarray, classes: Sequence[str], names: Names, i
         order = np.argsort(-(wrong.sum(0) + wrong.sum(1))[chosen], kind="stable")[:_MOST_CONFUSED]
         chosen = np.sort(chosen[order])
         note = note or f"the {_MOST_CONFUSED} classes that are mixed up most, of {size}"
+    shown = len(chosen)
     chosen = np.append(chosen, np.arange(size, len(classes)))  # the background is always shown
-    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[np.ix_(chosen, chosen)]
+    totals = counts.sum(1)
+    shares = (counts / np.maximum(totals[:, None], 1))[np.ix_(chosen, chosen)]
+    shares[shown:] = 0
     numbers = (100 * shares).round().astype(int) if is_percent else counts[np.ix_(chosen, chosen)]
     labels = [names[classes[int(i)]] for i in chosen]
+    rows = labels if is_percent else [f"{t}  (n={totals[i]})" for t, i in zip(labels[:-1], chosen, strict=False)]
+    rows, columns = (rows, labels) if is_percent else ([*rows, "no object"], [*labels[:-1], "missed"])
 
     def draw(axes: Any) -> None:
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+        axes.set_xticks(range(len(columns)), columns, rotation=90)
+        axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel="predicted", ylabel="true")
-        axes.set_title(note, fontsize=9)
-        if len(labels) <= _MOST_NUMBERS + 1:
-            for row, column in zip(*np.nonzero(numbers), strict=True):
-                color = "white" if shares[row, column] > 0.6 else "black"
-                axes.text(column, row, numbers[row, column], ha="center", va="center", fontsize=7, color=color)
+        axes.set_title(note, fontsize=10)
+        if not is_percent:
+            axes.axhline(shown - 0.5, color="black", linewidth=0.8)
+            axes.axvline(shown - 0.5, color="black", linewidth=0.8)
+        for row, column in zip(*np.nonzero(numbers), strict=True) if shown <= _MOST_NUMBERS else ():
+            share = shares[row, column]
+            has_share = shown <= _FEW_NUMBERS and not is_percent and row < shown
+            text = f"{numbers[row, column]}\n{share:.0%}" if has_share else str(numbers[row, column])
+            color = "white" if share > 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color)
 
-    return "confusion", (min(4.0 + 0.32 * len(chosen), 14.0), min(3.4 + 0.3 * len(chosen), 13.0)), draw, ""
+    count = len(chosen)
+    return "confusion", (min(4.4 + 0.36 * count, 14.0), min(3.0 + 0.36 * count, 13.0)), draw, ""
 
 
 def _draw_parts(axes: Any, analysis: DetectionAnalysis) -> None:
@@ -323,9 +295,9 @@ def _draw_parts(axes: Any, analysis: DetectionAnalysis) -> None:
     recall = np.nan_to_num([s.recall for _, s in rows])
     label = f"recall from a score of {analysis.score_threshold:g} on"
     axes.barh(places - 0.18, recall, height=0.34, color=_ORANGE, label=label)
-    axes.set_yticks(places, [f"{name}  (n={s.num_objects})" for name, s in rows], fontsize=8)
+    axes.set_yticks(places, [f"{name}  (n={s.num_objects})" for name, s in rows])
     axes.set(xlim=(0, 1), xlabel=f"at {_threshold_name(analysis)}")
-    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.5, axis="x")
     axes.set_axisbelow(True)
 
@@ -337,10 +309,12 @@ def _draw_calibration(axes: Any, analysis: DetectionAnalysis) -> None:
     width = analysis.calibration[0].high - analysis.calibration[0].low
     axes.bar(centres, [b.count / total for b in bins], width, color=_GREY, alpha=0.6, label="share of detections")
     axes.plot([0, 1], [0, 1], color=INK, linestyle=":", label="perfect")
-    axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=_BLUE, label="right ones")
-    axes.set(xlabel="score", ylabel="share", xlim=(0, 1), ylim=(0, 1.02))
+    axes.plot(
+        [b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=_BLUE, clip_on=False, label="right ones"
+    )
+    axes.set(xlabel="score", ylabel="share", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"expected calibration error {analysis.overall.calibration_error:.3f}", fontsize=10)
-    axes.legend(fontsize="small", loc="upper left")
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.5)
 
 
@@ -353,7 +327,7 @@ def _draw_comparison(axes: Any, comparison: Comparison) -> None:
             axes.plot([d.low, d.high], [place, place], color=color, linewidth=2)
         axes.plot(d.delta, place, "o", color=color)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(places, list(shown), fontsize=8)
+    axes.set_yticks(places, list(shown))
     axes.set_xlabel("second minus first; to the right of 0 the second is better")
     axes.margins(x=0.1)
     axes.grid(alpha=0.5, axis="x")

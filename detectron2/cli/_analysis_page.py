@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.cli._html import table, write_page
+from detectron2.cli._html import MEANINGS, pairs, section, table, terms, write_page
 from detectron2.evaluation.analysis import Comparison, DetectionAnalysis, Difference, SegmentAnalysis
 from detectron2.utils.file_io import atomic_write
 
@@ -87,23 +87,26 @@ def write_metrics(path: Path, content: dict[str, Any]) -> None:
 
 KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 _MOST_CONFUSIONS = 20
-_TERMS = (
-    "AP (average precision, from 0 to 1) is the mean precision over all recalls, with detections right from overlaps "
-    "of 0.50, 0.55 ... 0.95 on; AP50 and AP75 are for one overlap, APs, APm and APl for small, medium and large "
-    "objects. AR (average recall) is the share of objects that is found, over the same overlaps. Precision is the "
-    "share of detections that is right, recall the share of objects found; F1 is high only where both are."
-)
+_POINTS = {
+    "Precision": "the share of the detections that is right.",
+    "Recall": "the share of the objects that is found.",
+    "F1": "2 x precision x recall / (precision + recall): high only where both are.",
+}
 _EXPLANATIONS = {
-    "Precision and recall": "Precision at each recall, interpolated as COCO does.",
+    "AP by class": "n: objects of the class. Line: interval over the choice of images, where there is one.",
+    "Precision and recall": "How much of what is found is right (precision) where so much of what there is is found "
+    "(recall): a lower score threshold leads to the right. Interpolated as COCO does.",
     "F1 and threshold": "All classes together. Below the best threshold wrong detections outweigh, above it missed "
     "objects do.",
     "Types of errors": "How much AP would rise if only this were corrected (TIDE, arXiv:2008.08115). Classification: "
     "right place, wrong class; localization: right class, overlap too small; duplicate: the object was already found; "
-    "background: nothing is there; missed: not found, and not touched by the first two. Scores of all heights count.",
-    "Confusion": "Rows: what there is; columns: what was predicted, from the score threshold on. On the diagonal is "
-    "what is right, as precision and recall count it: a right detection is never shown as missed. The other detections "
-    "are paired with the other objects by falling overlap. Last column: objects that are left; last row: detections "
-    "that are left.",
+    "background: nothing is there; missed: not found, and not touched by the first two. n: how "
+    "often; scores of all heights count.",
+    "Confusion": "Rows: what there is, with the number of objects; columns: what was predicted, from the score "
+    "threshold on. Each cell has a count and, as its shade, the share of the row's objects. On the diagonal is what is "
+    "right, as precision and recall count it. The other detections are paired with the other objects by falling "
+    "overlap. Column missed: objects that are left. Row no object: detections that are left. It has no shade, as there "
+    "is nothing that its counts would be a share of.",
     "Kinds of objects": "Area in square pixels: small below 32 x 32, large from 96 x 96 on. Objects in the image: how "
     "crowded it is.",
     "Keypoints": "Of detections that are right: how close each keypoint is to where it belongs, from 0 to 1, as OKS "
@@ -129,7 +132,7 @@ def write_detection_page(
     """
     tables = {
         "Comparison": "" if comparison is None else _comparison_tables(comparison),
-        "Confusion": _confusion_table(analysis.confused(), "detections and objects"),
+        "Confusion": _confusion_table(analysis.confused(), "detections and objects", "background"),
         "Types of errors": _error_tables(analysis),
         "Kinds of objects": _folded(
             ["kind", "objects", "AP", "recall"],
@@ -156,8 +159,8 @@ def write_detection_page(
     shown, last = _with_any(analysis, rows)
     absent = len(analysis.per_class) - len(shown)
     note = f"<p>{absent} classes have neither objects nor detections; per_class.csv has them too.</p>" if absent else ""
-    parts["All classes"] = note + table(columns, shown, "Scores of each class", last=last, is_sortable=True)
-    _write(path, files, [_facts(analysis), _TERMS], [*notes, *analysis.notes], _summary(analysis), parts, pictures)
+    parts[_ALL] = note + table(columns, shown, "Scores of each class", last=last, is_sortable=True)
+    _write(path, files, [_facts(analysis)], [*notes, *analysis.notes], _summary(analysis), parts, pictures)
 
 
 def write_segment_page(
@@ -172,12 +175,18 @@ def write_segment_page(
     columns, rows = segment_table(analysis)
     shown = [row for row in rows if any(isinstance(v, (int, float)) and v > 0 for v in row[1:])]
     absent = f"<p>{len(rows) - len(shown)} classes do not occur.</p>" if len(shown) < len(rows) else ""
-    parts["All classes"] = absent + table(columns, shown, "Scores of each class", is_sortable=True)
-    numbers = table(["metric", "value"], list(analysis.metrics.items()), "All classes")
+    parts[_ALL] = absent + table(columns, shown, "Scores of each class", is_sortable=True)
+    rows = list(analysis.metrics.items())
+    numbers = section("metrics", "All classes", table(["metric", "value"], rows, meanings=MEANINGS), is_full=True)
     _write(path, files, [], analysis.notes, numbers, parts, pictures)
 
 
 _PICTURES = "Images with the most errors"
+_ALL = "All classes"
+_FILES = (
+    "<p>Beside this page lie its numbers (metrics.json, *.csv) and each chart as a file. For a paper, "
+    "<code>--charts svg</code> or <code>--charts pdf</code> writes charts that are sharp at any size.</p>"
+)
 
 
 def _write(
@@ -196,12 +205,11 @@ def _write(
     links, sections = [], []
     for n, (name, content) in enumerate(parts.items()):
         if name == _PICTURES:
-            content += "".join(f"<h3>{html.escape(caption)}</h3>{pair}" for caption, pair in pictures.items())
+            content += pairs(pictures)
         links.append(f'<a href="#part-{n}">{html.escape(name)}</a> ')
-        heading = f'<h2 id="part-{n}">{html.escape(name)}</h2>'
-        sections.append(f'<section aria-labelledby="part-{n}">{heading}{content}</section>')
+        sections.append(section(f"part-{n}", name, content, is_full=name in (_PICTURES, _ALL)))
     contents = f"<nav aria-label=Contents>{''.join(links)}</nav>"
-    write_page(path, title, [f"<h1>{html.escape(title)}</h1>", names, said, numbers, contents, *sections])
+    write_page(path, title, [f"<h1>{html.escape(title)}</h1>", names, said, contents, numbers, *sections, _FILES])
 
 
 def _with_any(analysis: DetectionAnalysis, rows: list[list[Any]]) -> tuple[list[list[Any]], list[Any]]:
@@ -213,13 +221,20 @@ def _with_any(analysis: DetectionAnalysis, rows: list[list[Any]]) -> tuple[list[
 
 def _facts(analysis: DetectionAnalysis) -> str:
     overall = analysis.overall
-    overlap = "OKS" if analysis.iou_type == "keypoints" else "IoU"
+    overlap = _OVERLAP_TERMS["OKS" if analysis.iou_type == "keypoints" else "IoU"]
     return (
         f"{overall.num_detections} detections ({KINDS[analysis.iou_type]}), {overall.num_objects} objects, "
-        f"{len(analysis.per_image)} images, {len(analysis.per_class)} classes. A detection is right from an {overlap} "
-        f"of {analysis.iou_threshold:g} on; precision, recall, F1, confusion and pictures are for scores of at least "
-        f"{analysis.score_threshold:g}."
+        f"{len(analysis.per_image)} images, {len(analysis.per_class)} classes. A detection is right where its overlap "
+        f"with an object of its class is at least {analysis.iou_threshold:g}; the overlap is {overlap}. Precision, "
+        f"recall, F1, confusion and pictures are for scores of at least {analysis.score_threshold:g}."
     )
+
+
+_OVERLAP_TERMS = {
+    "IoU": "the IoU (intersection over union): the area that the two share, divided by the area that either covers, "
+    "from 0 to 1",
+    "OKS": "the OKS (object keypoint similarity): how close the keypoints are for an object of this size, from 0 to 1",
+}
 
 
 def _summary(analysis: DetectionAnalysis) -> str:
@@ -230,9 +245,9 @@ def _summary(analysis: DetectionAnalysis) -> str:
         rows = [[name, value, _interval(*analysis.intervals[name])] for name, value in rows]
     points = [("chosen", analysis.overall.at_threshold), ("best F1", analysis.overall.best)]
     at = [[name, p.threshold, p.precision, p.recall, p.f1] for name, p in points]
-    return table(columns, rows, "All classes") + table(
-        ["threshold", "score", "precision", "recall", "F1"], at, "Above a threshold"
-    )
+    averages = table(columns, rows, "All classes", meanings=MEANINGS)
+    points = table(["threshold", "score", "precision", "recall", "F1"], at, "Detections above a threshold")
+    return section("metrics", "Averages", averages) + section("points", "At a threshold", points + terms(_POINTS))
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
@@ -251,12 +266,17 @@ def _error_tables(analysis: DetectionAnalysis) -> str:
     return f"{gains}<details><summary>By class</summary>{by_class}</details>"
 
 
-def _confusion_table(confused: Sequence[tuple[str, str, int]], unit: str) -> str:
-    """Return the most frequent pairs of different classes, from pairs with their counts in a unit, most first."""
+def _confusion_table(confused: Sequence[tuple[str, str, int]], unit: str, background: str | None = None) -> str:
+    """Return the most frequent pairs of different classes, from pairs with their counts in a unit, most first.
+
+    The background is no class: objects paired with it are missed, and detections are where no object is.
+    """
     totals: Counter[str] = Counter()
     for true, _, count in confused:
         totals[true] += count
-    rows = [[f"{t} as {p}", n, n / totals[t]] for t, p, n in confused if t != p]
+    names = {(t, p): f"{p}, no object" if t == background else f"{t}, missed" if p == background else f"{t} as {p}"
+             for t, p, _ in confused}  # fmt: skip
+    rows = [[names[t, p], n, math.nan if t == background else n / totals[t]] for t, p, n in confused if t != p]
     caption = f"Most frequent, of {len(rows)}" if len(rows) > _MOST_CONFUSIONS else "All"
     return _folded(["true as predicted", unit, "share of the true class"], rows[:_MOST_CONFUSIONS], caption)
 

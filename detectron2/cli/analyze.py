@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from detectron2.cli._analysis_charts import Names, draw_charts, draw_pixel_charts
 from detectron2.cli._analysis_page import (
@@ -29,7 +28,7 @@ from detectron2.cli._analysis_page import (
     write_segment_page,
 )
 from detectron2.cli._analysis_run import Source, find_sources, open_data, tasks_of
-from detectron2.cli._html import figure
+from detectron2.cli._html import write_pair
 from detectron2.cli.common import register_datasets
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -48,7 +47,6 @@ from detectron2.evaluation.analysis.inputs import read_found, read_truth
 from detectron2.evaluation.analysis.pixels import read_label_maps, read_panoptic
 from detectron2.evaluation.panoptic_evaluation import rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
-from detectron2.utils.file_io import atomic_write
 from detectron2.visualization.visualizer import Visualizer
 
 
@@ -210,7 +208,7 @@ def _draw_worst_pixels(
         draw = _draw_sem_seg if is_sem_seg else _draw_panoptic
         sides = draw(pixels, record, predicted[scores.name], metadata)
         said = (f"{v:.0%} of the labelled ones" if k == "share" else f"{v} {k}" for k, v in scores.values.items())
-        drawn[f"{name}: {', '.join(said)}"] = _write_pair(folder, len(drawn) + 1, *sides)
+        drawn[f"{name}: {', '.join(said)}"] = write_pair(folder / f"worst_{len(drawn) + 1:02d}.png", *sides)
     return drawn
 
 
@@ -237,7 +235,6 @@ def _draw_panoptic(
 
 _GREEN, _RED, _GREY = (0.1, 0.7, 0.2), (0.9, 0.1, 0.1), (0.6, 0.6, 0.6)
 _LEAST_SIDE, _MOST_SIDE = 480, 900
-_GAP = 12
 _SKELETON_COLOR = (255, 165, 0)
 
 
@@ -277,7 +274,7 @@ def _draw_worst(
         sides = [_draw(pixels, entries, analysis.iou_type, metadata) for entries in (true, predicted)]
         name = os.path.basename(file_name) if os.path.isabs(file_name) else file_name
         caption = f"{name}: {scores.num_right} right, {scores.num_wrong} wrong, {scores.num_missed} missed"
-        drawn[caption] = _write_pair(folder, len(drawn) + 1, *sides)
+        drawn[caption] = write_pair(folder / f"worst_{len(drawn) + 1:02d}.png", *sides)
     return drawn, unread
 
 
@@ -381,14 +378,6 @@ def _box_xywh(entry: dict[str, Any]) -> list[float]:
         return entry["bbox"][:4]
     xy = np.array(entry["keypoints"], float).reshape(-1, 3)[:, :2]
     return [*xy.min(0).tolist(), *np.ptp(xy, axis=0).tolist()]
-
-
-def _write_pair(folder: Path, place: int, truth: np.ndarray, predictions: np.ndarray) -> str:
-    """Write two pictures side by side into a PNG file, and return both as HTML."""
-    gap = np.full((truth.shape[0], _GAP, 3), 255, np.uint8)
-    with atomic_write(folder / f"worst_{place:02d}.png", "wb") as f:
-        Image.fromarray(np.concatenate([truth, gap, predictions], axis=1)).save(f, format="PNG")
-    return f"<div class=pair>{figure(truth, 'truth')}{figure(predictions, 'predictions')}</div>"
 
 
 def _remove_old_pictures(folder: Path) -> None:

@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from detectron2 import model_zoo
-from detectron2.cli._html import picture, table, write_page
+from detectron2.cli._html import MEANINGS, chart, pairs, section, table, write_page, write_pair
 from detectron2.cli.common import save_metadata, write_json
-from detectron2.cli.plot import choose_metrics, draw_curves, read_run
+from detectron2.cli.plot import choose_metrics, curve_charts, draw_curves, read_run
 from detectron2.config import CfgNode
 from detectron2.config.values import check_values
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
@@ -78,11 +77,13 @@ def run(args: argparse.Namespace) -> int:
     _say("Drawing predictions on images the model has not seen ...")
     pictures = draw_pairs(trainer.model.eval(), cfg, "demo_shapes_val", output / "pictures", args.pictures)
     training = read_run(output, "demo")
-    curve = output / "training_curve.png"
-    draw_curves([training], choose_metrics([training], ["*loss*", "lr"]), 1, curve)
+    shown = choose_metrics([training], ["*loss*", "lr"])
+    draw_curves([training], shown, 1, output / "training_curve.png")
     seconds = training.curves["time"][1] if "time" in training.curves else None
-    write_report(output / "report.html", cfg, results, seconds, curve, pictures)
-    _summary(output, results, trainer.checkpointer.file_name("model_final"))
+    commands = _commands(output, trainer.checkpointer.file_name("model_final"))
+    curves = curve_charts([training], shown, 1)
+    write_report(output / "report.html", cfg, results, seconds, curves, pictures, commands)
+    _summary(output, results, commands)
     return 0
 
 
@@ -173,16 +174,25 @@ def _train(cfg: CfgNode, resume: bool) -> tuple[DefaultTrainer, Any]:
     return trainer, results
 
 
-def _summary(output: Path, results: dict[str, dict[str, float]], file_name: str) -> None:
-    """Print where to look and what to try next."""
-    box, mask = results["bbox"]["AP"], results["segm"]["AP"]
-    weights = output / file_name
+def _commands(output: Path, file_name: str) -> str:
+    """Return commands to try next, a line each."""
     unseen = output / "data" / "val"
     image, annotations = unseen / "images" / "00000.png", unseen / "annotations.json"
     # Run through make, the command lies in an environment that the user's shell does not know.
     command = "detectron2" if shutil.which("detectron2") else sys.argv[0]
     with contextlib.suppress(ValueError):  # on another drive of Windows
         command = os.path.relpath(command)
+    return f"""
+  {command} predict --weights {output / file_name} {image} --output {output / "mine"}
+  {command} analyze {output} --data {annotations}
+  {command} demo --output {output} --resume
+  {command} train --help        (your own images: --coco NAME annotations.json images/)
+"""
+
+
+def _summary(output: Path, results: dict[str, dict[str, float]], commands: str) -> None:
+    """Print where to look and what to try next."""
+    box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     _say(
         f"""
 Box AP {box:.1f}, mask AP {mask:.1f} on {_SPLITS["val"][0]} unseen images.
@@ -190,12 +200,7 @@ Box AP {box:.1f}, mask AP {mask:.1f} on {_SPLITS["val"][0]} unseen images.
 Look at   {output / "report.html"}
           {output / "pictures"}   (truth left, prediction right)
 
-Try next
-  {command} predict --weights {weights} {image} --output {output / "mine"}
-  {command} analyze {output} --data {annotations}
-  {command} demo --output {output} --resume
-  {command} train --help        (your own images: --coco NAME annotations.json images/)
-"""
+Try next{commands}"""
     )
 
 
@@ -206,24 +211,28 @@ _SCALE = 3.0  # the demo's images are small; drawn larger, labels do not cover t
 _LEAST_SCORE = 0.5
 
 
-def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, count: int) -> list[Path]:
-    """Draw the truth (left) and the predictions (right) of the first `count` images into PNG files, and return them."""
+def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, count: int) -> dict[str, str]:
+    """Draw the truth (left) and the predictions (right) of the first `count` images into PNG files.
+
+    Returns:
+        Both as HTML, by the name of the image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mapper, metadata = DatasetMapper(cfg, is_train=False), MetadataCatalog.get(dataset_name)
-    paths = []
+    drawn = {}
     for record in _progress(DatasetCatalog.get(dataset_name)[:count]):
         with torch.inference_mode():
             instances = model([mapper(record)])[0]["instances"].to("cpu")
+        found = instances[instances.scores >= _LEAST_SCORE]
         image = read_image(record["file_name"], "RGB")
-        truth = Visualizer(image, metadata, scale=_SCALE).draw_dataset_dict(record).get_image()
-        found = Visualizer(image, metadata, scale=_SCALE).draw_instance_predictions(
-            instances[instances.scores >= _LEAST_SCORE]
+        left, right = (Visualizer(image, metadata, _SCALE) for _ in range(2))
+        name = Path(record["file_name"]).name
+        drawn[name] = write_pair(
+            folder / f"{Path(name).stem}.png",
+            left.draw_dataset_dict(record).get_image(),
+            right.draw_instance_predictions(found).get_image(),
         )
-        gap = np.full((truth.shape[0], 12, 3), 255, np.uint8)
-        path = folder / f"{Path(record['file_name']).stem}.png"
-        Image.fromarray(np.concatenate([truth, gap, found.get_image()], axis=1)).save(path)
-        paths.append(path)
-    return paths
+    return drawn
 
 
 def write_report(
@@ -231,37 +240,73 @@ def write_report(
     cfg: CfgNode,
     results: dict[str, dict[str, float]],
     seconds: np.ndarray | None,
-    curve: Path,
-    pictures: list[Path],
+    curves: str,
+    pictures: dict[str, str],
+    commands: str,
 ) -> None:
     """Write one HTML page with everything in it, so that it can be sent as a file.
 
-    `results` are `{task: {metric: value}}`, and `seconds` how long iterations took, or None if not measured.
+    `results` are `{task: {metric: value}}`, `seconds` how long iterations took, or None if not measured, `curves` and
+    `pictures` are HTML, `commands` what to try next.
     """
+    (trained, _), (unseen, _) = _SPLITS.values()
     facts = [
+        f"Trained from random weights on {trained} images of {len(SHAPE_CLASSES)} classes of shapes, which the demo "
+        f"has drawn, and evaluated on {unseen} images that it has not seen",
         f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images",
         f"{cfg.SOLVER.IMS_PER_BATCH / float(np.median(seconds)):.1f} images per second" if seconds is not None else "",
         f"config.yaml, metrics.json and the checkpoint lie in {path.parent}",
     ]
+    shown = f"<p>Shown are predictions with a score of at least {_LEAST_SCORE}.</p>{pairs(pictures)}"
     body = [
         "<h1>Mask R-CNN on generated shapes</h1>",
         f"<p>{html.escape('; '.join(f for f in facts if f))}.</p>",
-        "<h2>Accuracy on unseen images</h2>",
-        _results_table(results),
-        "<h2>Training</h2>",
-        picture(curve),
-        "<h2>Truth (left) and prediction (right)</h2>",
-        *(picture(p) for p in pictures),
+        section("accuracy", "Accuracy on unseen images", f"<p>{_PERCENT}</p>{_results_table(results)}"),
+        section("classes", "AP of each class", _class_chart(results)),
+        section("pictures", "Truth and predictions", shown, is_full=True),
+        section("training", "Training", f"<p>{_LOSSES}</p>{curves}", is_full=True),
+        section("next", "Next", f"<pre>{html.escape(commands)}</pre>", is_full=True),
         f"<details><summary>Config</summary><pre>{html.escape(cfg.dump())}</pre></details>",
     ]
     write_page(path, "Mask R-CNN demo", body)
 
 
+_PERCENT = (
+    "In percent. Of boxes and of masks; a detection is right where it has the class of an object and enough overlap "
+    "with it: IoU (intersection over union), the area that the two share, divided by the area that either covers."
+)
+_LOSSES = "Training makes the total loss small, which is the sum of the others; lr is the learning rate."
+
+
 def _results_table(results: dict[str, dict[str, float]]) -> str:
-    """Return an HTML table, a row for each metric, a column for each task."""
-    metrics = dict.fromkeys(metric for values in results.values() for metric in values)
+    """Return an HTML table, a row for each metric over all classes, a column for each task."""
+    metrics = dict.fromkeys(metric for values in results.values() for metric in values if "-" not in metric)
     rows = [[metric, *(_number(values.get(metric)) for values in results.values())] for metric in metrics]
-    return table(["", *({"bbox": "boxes", "segm": "masks"}.get(task, task) for task in results)], rows)
+    meanings = {
+        name: text.replace("0 (worst) to 1 (best)", "0 (worst) to 100 (best)") for name, text in MEANINGS.items()
+    }
+    return table(["metric", *(_TASKS.get(task, task) for task in results)], rows, meanings=meanings)
+
+
+_TASKS = {"bbox": "boxes", "segm": "masks"}
+
+
+def _class_chart(results: dict[str, dict[str, float]]) -> str:
+    """Return bars of the AP of each class, one for each task."""
+    names = list(dict.fromkeys(m[3:] for values in results.values() for m in values if m.startswith("AP-")))
+
+    def draw(axes: Any) -> None:
+        height, places = 0.8 / max(len(results), 1), np.arange(len(names))[::-1]
+        for i, (task, values) in enumerate(results.items()):
+            lengths = np.nan_to_num([values.get(f"AP-{name}", np.nan) for name in names])
+            axes.barh(places + 0.2 - i * height, lengths, height, label=_TASKS.get(task, task))
+        axes.set_yticks(places, names)
+        axes.set(xlim=(0, 100), xlabel="AP (%)")
+        axes.grid(alpha=0.5, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right")
+
+    return chart(draw, (6.4, 1.2 + 0.45 * len(names)), "classes-chart", "Chart: AP of each class.")
 
 
 def _number(value: Any) -> str:

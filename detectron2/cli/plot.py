@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from detectron2.cli._html import picture, write_page
+from detectron2.cli._html import MEANINGS, chart, write_page
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,15 +30,12 @@ def run(args: argparse.Namespace) -> int:
     metrics = choose_metrics(runs, args.metrics)
     folder = Path(args.output) if args.output else runs[0].file.parent if len(runs) == 1 else Path()
     folder.mkdir(parents=True, exist_ok=True)
-    image, page = folder / "curves.png", folder / "curves.html"
+    image, page = folder / f"curves.{args.charts}", folder / "curves.html"
     draw_curves(runs, metrics, args.smooth, image)
-    if args.charts != "png":  # the page holds pixels
-        image = image.with_suffix(f".{args.charts}")
-        draw_curves(runs, metrics, args.smooth, image)
     title = f"Training of {', '.join(r.name for r in runs)}"
     files = "".join(f"<li>{html.escape(r.name)}: {html.escape(str(r.file))}</li>" for r in runs)
     note = f"<p>Means over {args.smooth} points; pale: as recorded.</p>" if args.smooth > 1 else ""
-    body = [f"<h1>{html.escape(title)}</h1>", picture(image.with_suffix(".png")), note, "<h2>Last values</h2>"]
+    body = [f"<h1>{html.escape(title)}</h1>", note, curve_charts(runs, metrics, args.smooth), "<h2>Last values</h2>"]
     write_page(page, title, [*body, value_table(runs, metrics), f"<h2>Files</h2><ul>{files}</ul>"])
     sys.stdout.write(f"Drawn {len(metrics)} metrics of {len(runs)} runs: {image}, {page}\n")
     return 0
@@ -65,6 +62,7 @@ _HEADLINES = ("AP", "AP50", "AR@1000", "mIoU", "PQ", "mAP")
 _NOT_BY_DEFAULT = ("eta_seconds", "data_time", "time", "grad_scaler", "iteration")
 _VALIDATION = "validation/"
 _COLUMNS = 3
+_PERCENT = ("AP", "AR", "mAP", "mIoU", "fwIoU", "IoU", "mACC", "pACC", "ACC", "PQ", "SQ", "RQ")
 
 
 @dataclass(frozen=True)
@@ -184,34 +182,78 @@ def draw_curves(runs: Sequence[Run], metrics: Sequence[str], window: int, path: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     shown = panels(metrics)
     columns = min(len(shown), _COLUMNS)
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3 * len(runs)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    last = max(float(run.curves[m][0][-1]) for run in runs for m in metrics if m in run.curves)
-    for place, (metric, partner) in enumerate(shown, 1):
-        axes = figure.add_subplot(rows, columns, place)
-        for index, run in enumerate(runs):
-            often = max(len(curve[0]) for curve in run.curves.values()) / 2
-            for name, style in ((metric, "-"), (partner, "--")):
-                if name is not None and name in run.curves:
-                    curve = run.curves[name]
-                    is_smoothed = name != "lr" and len(curve[0]) > max(window, often)
-                    _draw_line(axes, curve, window if is_smoothed else 1, f"C{index % 10}", style)
-        axes.set_title(metric, fontsize=10)
-        axes.set_xlabel("iteration", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.set_xlim(-0.02 * max(last, 1.0), 1.02 * max(last, 1.0))  # panels below each other compare
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.grid(alpha=0.3)
+    last = _last_iteration(runs, metrics)
+    for place, panel in enumerate(shown, 1):
+        _draw_panel(figure.add_subplot(rows, columns, place), runs, panel, window, last)
     handles = [Line2D([], [], color=f"C{i % 10}", label=run.name) for i, run in enumerate(runs)]
     if any(partner for _, partner in shown):
         handles.append(Line2D([], [], color="0.4", linestyle="--", label="dashed: validation"))
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), columns), fontsize="small")
     figure.savefig(path)
+
+
+def curve_charts(runs: Sequence[Run], metrics: Sequence[str], window: int) -> str:
+    """Return the panels of `draw_curves` as HTML, each a drawing of its own."""
+    shown, last = panels(metrics), _last_iteration(runs, metrics)
+    names = [f'<span style="color: {_color(i)}">&#9632;</span> {html.escape(run.name)} ' for i, run in enumerate(runs)]
+    if len(runs) == 1:
+        names = []
+    if any(partner for _, partner in shown):
+        names.append("Dashed: validation.")
+    drawn = [
+        chart(
+            lambda axes, panel=panel: _draw_panel(axes, runs, panel, window, last),
+            (4.4, 3.1),
+            f"panel-{place}",
+            f"Chart: {panel[0]}.",
+        )
+        for place, panel in enumerate(shown)
+    ]
+    return f"<p>{''.join(names)}</p><div class=charts>{''.join(drawn)}</div>"
+
+
+def _last_iteration(runs: Sequence[Run], metrics: Sequence[str]) -> float:
+    return max(float(run.curves[m][0][-1]) for run in runs for m in metrics if m in run.curves)
+
+
+def _color(index: int) -> str:
+    from matplotlib.colors import to_hex
+
+    return to_hex(f"C{index % 10}")
+
+
+def _draw_panel(axes: Any, runs: Sequence[Run], panel: tuple[str, str | None], window: int, last: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    metric, _ = panel
+    for index, run in enumerate(runs):
+        often = max(len(curve[0]) for curve in run.curves.values()) / 2
+        for name, style in zip(panel, ("-", "--"), strict=True):
+            if name is not None and name in run.curves:
+                curve = run.curves[name]
+                is_smoothed = name != "lr" and len(curve[0]) > max(window, often)
+                _draw_line(axes, curve, window if is_smoothed else 1, _color(index), style)
+    is_percent = all(_is_percent(metric, run.curves[metric][1]) for run in runs if metric in run.curves)
+    axes.set_title(f"{metric} (%)" if is_percent else metric, fontsize=10)
+    axes.set_xlabel("iteration", fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.set_xlim(-0.02 * max(last, 1.0), 1.02 * max(last, 1.0))  # panels below each other compare
+    if is_percent:
+        axes.set_ylim(0, 100)  # so that a change looks as great as it is
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _is_percent(metric: str, values: np.ndarray) -> bool:
+    """Tell whether these are average precisions and the like, which evaluators give from 0 to 100."""
+    is_score = "/" in metric and metric.rpartition("/")[2].startswith(_PERCENT)
+    return is_score and bool(((values >= 0) & (values <= 100) | np.isnan(values)).all())
 
 
 def _draw_line(axes: Any, curve: Curve, window: int, color: str, style: str) -> None:
@@ -227,12 +269,28 @@ def _draw_line(axes: Any, curve: Curve, window: int, color: str, style: str) -> 
 
 def value_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:
     """Return an HTML table of the last value of each metric and run, with the least and the greatest."""
-    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+    head = "".join(f"<th scope=col>{html.escape(run.name)}</th>" for run in runs)
     lines = []
     for metric in metrics:
         cells = "".join(f"<td>{_cell(run.curves.get(metric))}</td>" for run in runs)
-        lines.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+        meaning = _meaning(metric)
+        name = html.escape(metric) + (f" <small>{html.escape(meaning)}</small>" if meaning else "")
+        lines.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
+    content = f"<table><tr><th scope=col>metric</th>{head}</tr>{''.join(lines)}</table>"
+    return f'<div class=wide tabindex=0 role=region aria-label="Last values">{content}</div>'
+
+
+def _meaning(metric: str) -> str:
+    """Return what a metric means, for readers who have not met it; evaluators write it in percent."""
+    name = metric.rpartition("/")[2]
+    return _MEANINGS.get(metric) or MEANINGS.get(name, "").replace("0 (worst) to 1 (best)", "0 (worst) to 100 (best)")
+
+
+_MEANINGS = {
+    "total_loss": "the sum of all losses: what training makes small",
+    "validation/total_loss": "the same on images that are not trained with",
+    "lr": "learning rate: how far a step of training changes the model",
+}
 
 
 def _cell(curve: Curve | None) -> str:

@@ -183,7 +183,15 @@ def test_the_charts_are_drawings_in_the_colours_of_the_page(analyzed):
     assert not [d for d in drawings if "#222223" in d or "xmlns" in d or "<metadata" in d]
     words = {re.sub("<.*?>", "", t) for t in re.findall(r"<text.*?</text>", "".join(drawings), re.DOTALL)}
     axes = {"AP with 95 % interval", "recall", "score threshold", "F1 over all classes", "true", "predicted", "score"}
-    axes |= {"share", "at IoU 0.5", "share of the row", "precision (IoU 0.5)", "AP at IoU 0.5 won by correcting it"}
+    axes |= {
+        "share",
+        "at IoU 0.5",
+        "share of the true class",
+        "no object",
+        "missed",
+        "precision (IoU 0.5)",
+        "AP at IoU 0.5 won by correcting it",
+    }
     assert axes | {"second minus first; to the right of 0 the second is better"} <= words
 
 
@@ -557,7 +565,45 @@ def test_page_explains_its_terms_and_the_axis_ends_at_one(command, data, tmp_pat
     options = ("--data", data / "annotations.json", "--resamples", 0, "--output", tmp_path / "o")
     assert command("analyze", tmp_path / "dt.json", *options)[0] == 0
     page = (tmp_path / "o" / "report.html").read_text()
-    for term in ("AP (average precision", "AR (average recall)", "APs", "F1"):
+    for term in (
+        "average precision",
+        "average recall",
+        "AP of small",
+        "Precision",
+        "Recall",
+        "F1",
+        "intersection over",
+    ):
         assert term in page
-    ticks = [float(t) for t in re.findall(r">(\d\.\d)</text>", page.split("AP by class", 2)[2].split("</svg>")[0])]
-    assert max(ticks) == 1
+    for chart in ("AP by class", "Precision and recall", "F1 and threshold", "Calibration"):
+        drawn = page.split(f'aria-label="Chart: {chart}')[1].split("</svg>")[0]
+        ticks = [float(t) for t in re.findall(r">(\d\.\d)</text>", drawn)]
+        assert (min(ticks), max(ticks)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes", "shades", "texts"),
+    [
+        ([[0]], [], [[0]], []),
+        (
+            [[3, 0, 1], [0, 2, 0], [0, 12, 0]],
+            ["cat", "dog"],
+            [[0.75, 0, 0.25], [0, 1, 0], [0, 0, 0]],  # false positives are a share of nothing
+            ["3\n75%", "1\n25%", "2\n100%", "12"],
+        ),
+    ],
+)
+def test_confusion_is_shaded_by_shares_of_the_true_class(counts, classes, shades, texts):
+    from matplotlib.figure import Figure
+
+    names = [*classes, "background"]
+    _, _, draw, _ = _analysis_charts._confusion_chart(
+        np.array(counts), names, _analysis_charts.Names(names), is_percent=False
+    )
+    axes = Figure().add_subplot()
+    draw(axes)
+    assert axes.images[0].get_array().tolist() == shades
+    assert [t.get_text() for t in axes.texts] == texts
+    rows, columns = ([t.get_text() for t in labels] for labels in (axes.get_yticklabels(), axes.get_xticklabels()))
+    assert rows == [f"{name}  (n={sum(row)})" for name, row in zip(classes, counts, strict=False)] + ["no object"]
+    assert columns == [*classes, "missed"]

@@ -42,7 +42,13 @@ def test_first_and_second_run(run, tmp_path):
     assert set(json.loads((folder / "results.json").read_text())) == {"bbox", "segm"}
     assert json.loads((folder / "metadata.json").read_text())["thing_classes"] == list(demo.SHAPE_CLASSES)
     report = (folder / "report.html").read_text()
-    assert len(re.findall(r"<img[^>]+src=.?data:image/png;base64,", report)) == 3  # the curve, two images
+    assert (
+        len(re.findall(r"<img[^>]+src=.?data:image/jpeg;base64,", report)) == 4
+    )  # truth and predictions of two images
+    titles = re.findall(r'aria-label="(Chart: [^"]+)"', report)
+    assert {"Chart: AP of each class.", "Chart: total_loss.", "Chart: lr."} <= set(titles)
+    for words in ("average precision, from 0 (worst) to 100", "intersection over union", " analyze "):
+        assert words in report
     assert str(folder / "report.html") in text
 
     (folder / "mine.txt").write_text("kept")

@@ -1,6 +1,5 @@
 """``detectron2 plot``."""
 
-import base64
 import json
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectron2.cli.plot import choose_metrics, draw_curves, panels, read_run, smooth, value_table
+from detectron2.cli.plot import Run, choose_metrics, draw_curves, panels, read_run, smooth, value_table
 
 
 @pytest.fixture
@@ -63,11 +62,12 @@ def test_one_run(run, command):
     assert "line 42 is incomplete" in err
     assert "Drawn 5 metrics of 1 runs" in out
     page = (folder / "curves.html").read_text()
-    (embedded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert base64.b64decode(embedded) == (folder / "curves.png").read_bytes()
-    assert "http" not in page  # complete in itself
+    assert page.count("<svg ") == 5 and "<img" not in page and "http" not in page  # complete in itself
     for text in ("total_loss", "bbox/AP", "val/total_loss"):
-        assert f"<td>{text}</td>" in page
+        assert re.search(rf"<th scope=row>{text}(</th>| <small>)", page)
+    assert "average precision, from 0 (worst) to 100 (best)" in page  # as evaluators write it
+    drawn = page.split('aria-label="Chart: bbox/AP."')[1].split("</svg>")[0]
+    assert "bbox/AP (%)" in drawn and {"0", "20", "100"} <= set(re.findall(r">(\d+)</text>", drawn))
     assert "bbox/AP-cat" not in page and "nan" in page
     assert sorted(p.name for p in folder.iterdir()) == ["curves.html", "curves.png", "metrics.json"]
 
@@ -99,8 +99,8 @@ def test_several_runs_are_compared(run, command, tmp_path):
     )
     assert status == 0, err
     page = (out / "curves.html").read_text()
-    assert "<th>a/&lt;x&gt;</th><th>b/&lt;x&gt;</th>" in page
-    assert page.count("<tr><td>") == 3
+    assert "<th scope=col>a/&lt;x&gt;</th><th scope=col>b/&lt;x&gt;</th>" in page
+    assert page.count("<th scope=row>") == 3
     assert "Means over 5 points" in page
     colours = {tuple(c) for c in np.asarray(Image.open(out / "curves.png").convert("RGB")).reshape(-1, 3)}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # the first two colours of matplotlib: both runs are there
@@ -182,7 +182,27 @@ def test_curves_for_papers(command, run, tmp_path):
     status, out, err = command("plot", run("a", records()), "--charts", "pdf", "--output", tmp_path / "o")
     assert status == 0, err
     assert (tmp_path / "o" / "curves.pdf").read_bytes().startswith(b"%PDF") and "curves.pdf" in out
-    assert "data:image/png" in (tmp_path / "o" / "curves.html").read_text()
+    assert "<svg" in (tmp_path / "o" / "curves.html").read_text()
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"curves.pdf", "curves.html"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ends"),
+    [
+        ("bbox/AP", [30.0, 40.0], (0, 100)),
+        ("sem_seg/mIoU", [np.nan, 40.0], (0, 100)),
+        ("bbox/AP", [-1.0, 40.0], None),
+        ("loss_ap", [30.0, 40.0], None),
+    ],
+)
+def test_axes_of_scores_have_their_whole_range(monkeypatch, tmp_path, metric, values, ends):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: drawn.append(figure.axes[0].get_ylim()))
+    curve = (np.arange(2.0), np.array(values))
+    draw_curves([Run("a", tmp_path, {metric: curve})], [metric], 1, tmp_path / "x.png")
+    assert (drawn == [ends]) == (ends is not None)
 
 
 def test_a_metric_of_one_run_only(run, tmp_path):
@@ -191,4 +211,4 @@ def test_a_metric_of_one_run_only(run, tmp_path):
     assert Image.open(tmp_path / "p.png").size[0] > 500
     table = value_table(runs, ["total_loss", "x"])
     assert "<td>1 <small>(least 1 at 39, greatest 40 at 0)</small></td><td>-</td>" in table
-    assert "<tr><td>x</td><td>-</td><td>0.5</td></tr>" in table
+    assert "<tr><th scope=row>x</th><td>-</td><td>0.5</td></tr>" in table
