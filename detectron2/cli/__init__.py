@@ -53,9 +53,11 @@ def _run(args: argparse.Namespace) -> int:
     except Exception as e:
         if isinstance(e, BrokenPipeError) and _nobody_reads():
             return 141  # as the shell says of programs that this ends
-        if getattr(args, "traceback", False) or not _is_user_error(e):
+        cause = _cause(e)
+        if getattr(args, "traceback", False) or not _is_user_error(cause):
             raise
-        sys.stderr.write(f"\ndetectron2 {args.command}: {type(e).__name__}: {_text(e)}\n(--traceback shows where)\n")
+        said = f"{type(cause).__name__}: {_text(cause)}"
+        sys.stderr.write(f"\ndetectron2 {args.command}: {said}\n(--traceback shows where)\n")
         return 1
 
 
@@ -71,13 +73,19 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _is_user_error(error: Exception) -> bool:
+def _cause(error: Exception) -> BaseException:
+    """Return the error of a process that the command has started, otherwise the error as it is."""
+    is_passed_on = type(error).__name__ == "ProcessRaisedException" and error.__cause__ is not None
+    return error.__cause__ if is_passed_on else error  # pyright: ignore[reportReturnType]
+
+
+def _is_user_error(error: BaseException) -> bool:
     """Whether the message says enough; of anything else the traceback is wanted."""
     known = (ValueError, KeyError, TypeError, OSError, ImportError, SyntaxError, FloatingPointError)
     return isinstance(error, known) or type(error).__module__.startswith("omegaconf.")
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     if isinstance(error, SyntaxError):  # in a config in Python, or in a module that was imported
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     if isinstance(error, KeyError) and error.args:  # whose text would be in quotes

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from detectron2.cli.common import register_datasets_of_run
+from detectron2.cli.common import REGISTERING, register_datasets_of_run
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_dict
 from detectron2.evaluation.analysis.inputs import FIELDS, TASKS, read_json
@@ -153,8 +153,8 @@ def open_data(name: str, images: str | None) -> tuple[Any, list[str]]:
         return (json_file if json_file else convert_to_coco_dict(name)), roots
     if not os.path.isfile(name):
         raise FileNotFoundError(
-            f"--data: '{name}' is neither a file (working directory: '{os.getcwd()}') nor a registered data set. Data "
-            "sets can be registered with --coco, --voc or --import."
+            f"--data: '{name}' is neither a file (working directory: '{os.getcwd()}') nor a registered data set. "
+            f"{REGISTERING}"
         )
     beside = os.path.dirname(name)
     return name, [*given, beside, os.path.join(beside, "images"), ""]

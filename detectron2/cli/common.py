@@ -31,6 +31,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import import_file
 from detectron2.utils.file_io import atomic_write
 
+REGISTERING = (
+    "Options that register one: --coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, --tar-shards NAME DIR, or --import "
+    "FILE.py with code that does."
+)
 _SAVED_METADATA = ("thing_classes", "thing_colors", "keypoint_names", "keypoint_connection_rules")
 
 
@@ -84,10 +88,7 @@ def require_registered(names: Iterable[str]) -> None:
             try:
                 DatasetCatalog.get(name)
             except KeyError as e:
-                options = "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT, --tar-shards NAME DIR, or --import FILE.py"
-                raise UnknownDatasetError(
-                    f"{e.args[0]} Options that register one: {options} with code that does."
-                ) from None
+                raise UnknownDatasetError(f"{e.args[0]} {REGISTERING}") from None
 
 
 def require_weights(cfg: Any, weights: str = "", *, is_needed: bool = True) -> None:

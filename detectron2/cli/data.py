@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from detectron2.cli.common import register_datasets
+from detectron2.cli.common import REGISTERING, register_datasets
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import expected_by_model, num_label_map_classes
@@ -153,7 +153,7 @@ def open_data(name: str, args: argparse.Namespace, source_format: str | None = N
         if not os.path.exists(name):
             raise FileNotFoundError(
                 f"'{name}' is neither a file or folder (working directory: '{os.getcwd()}') nor a registered data set. "
-                f"{_similar(name)}Data sets can be registered with --coco, --voc or --import."
+                f"{_similar(name)}{REGISTERING}"
             )
         source_format = guess_format(name)
     classes = [c.strip() for c in args.classes.split(",")] if args.classes and not args.voc else None

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import threading
 import time
@@ -30,7 +31,8 @@ def run_processes(target: Callable[..., None], count: int, first_rank: int, args
         args: further arguments, the same for all processes.
 
     Raises:
-        ProcessRaisedException: a process raised an exception; the message has its rank and its traceback.
+        ProcessRaisedException: a process raised an exception; the message has its rank and its traceback. The cause
+            (`__cause__`) is the exception itself, unless that cannot be passed on.
         ProcessExitedException: a process ended in another way, for example killed by the system.
         SystemExit: a process called `sys.exit` with a code other than 0.
         KeyboardInterrupt: the run was interrupted.
@@ -68,7 +70,9 @@ def _raise_failure(
         index, pid, detail = died.error_index, died.error_pid, None
     who = f"Process of rank {first_rank + index} (local rank {index}, pid {pid})"
     if detail is not None:
-        raise mp.ProcessRaisedException(f"{who} failed; the others were ended.\n\n{detail}", index, pid)
+        text, data = detail
+        cause = _unpickled(data)
+        raise mp.ProcessRaisedException(f"{who} failed; the others were ended.\n\n{text}", index, pid) from cause
     if code < 0:
         hint = " The system does this to processes when memory runs out." if name == "SIGKILL" else ""
         end = f"was killed by {name}; the others were ended.{hint}"
@@ -87,9 +91,27 @@ def _body(local_rank: int, target: Callable[..., None], reports: Any, args: tupl
         # The process then ends with code 0, so that the others have time to save their state.
         if e.code not in (None, 0):
             reports.put((local_rank, os.getpid(), "exit", e.code))
-    except BaseException:
-        reports.put((local_rank, os.getpid(), "error", traceback.format_exc()[-_LONGEST_REPORT:]))
+    except BaseException as e:
+        detail = traceback.format_exc()[-_LONGEST_REPORT:], _pickled(e)
+        reports.put((local_rank, os.getpid(), "error", detail))
         raise SystemExit(1) from None
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Return the exception as bytes; none if it cannot be passed on."""
+    try:
+        data = pickle.dumps(error)
+        return data if len(data) <= _LONGEST_REPORT and _unpickled(data) is not None else b""
+    except Exception:
+        return b""
+
+
+def _unpickled(data: bytes) -> BaseException | None:
+    """Return an exception of a process of ours; None where its class cannot be found or built here."""
+    try:
+        return pickle.loads(data) if data else None
+    except Exception:
+        return None
 
 
 def _wait(context: Any, reports: Any) -> tuple[bool, mp.ProcessExitedException | None]:

@@ -15,7 +15,11 @@ import torch.distributed as dist
 from detectron2.distributed.layout import Layout, host_and_port
 from detectron2.utils import comm
 
-__all__ = ["adopt", "host_store", "join", "leave", "meeting_timeout"]
+__all__ = ["MeetingError", "adopt", "host_store", "join", "leave", "meeting_timeout"]
+
+
+class MeetingError(RuntimeError, ConnectionError):
+    """Processes did not find each other; the message says what is missing and what to look at."""
 
 
 def meeting_timeout() -> timedelta:
@@ -30,13 +34,13 @@ def meeting_timeout() -> timedelta:
 def host_store(dist_url: str) -> dist.TCPStore:
     """Open the store where processes meet, at `tcp://host:port`. It is open as long as the returned object exists.
 
-    Port 0 takes a free port, which is the attribute `port` of the result. A `RuntimeError` says that a port is in use.
+    Port 0 takes a free port, which is the attribute `port` of the result. A `MeetingError` says that a port is in use.
     """
     host, port = host_and_port(dist_url)
     try:
         return dist.TCPStore(host, port, is_master=True, timeout=meeting_timeout(), wait_for_workers=False)
     except RuntimeError as e:
-        raise RuntimeError(
+        raise MeetingError(
             f"Cannot listen at {dist_url} on {socket.gethostname()}: is another run using port {port}, or does the "
             f"address name another machine? Choose another port, or 'auto' on a single machine. ({e})"
         ) from e
@@ -45,7 +49,7 @@ def host_store(dist_url: str) -> dist.TCPStore:
 def join(layout: Layout, timeout: timedelta) -> None:
     """Wait for the other processes, then create their process group and the group of this machine.
 
-    `timeout` is the limit of collective operations. A `RuntimeError` names the ranks that did not come.
+    `timeout` is the limit of collective operations. A `MeetingError` names the ranks that did not come.
     """
     patience = meeting_timeout()
     store = dist.PrefixStore(f"detectron2/{layout.generation}", _open_store(layout, patience))
@@ -94,7 +98,7 @@ def _open_store(layout: Layout, patience: timedelta) -> dist.Store:
     try:
         return dist.TCPStore(host, port, is_master=False, timeout=patience, wait_for_workers=False)
     except RuntimeError as e:
-        raise RuntimeError(
+        raise MeetingError(
             f"Process {layout.rank} of {layout.world_size} on {socket.gethostname()} waited "
             f"{patience.total_seconds():g} seconds for rank 0 at host {host}, port {port}, and got no answer. "
             f"{_unknown(host)}Rank 0 is missing: check that machine 0 was started, that the address is its own, and "
@@ -117,7 +121,7 @@ def _sign_in(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]
     own = {"host": socket.gethostname(), "world_size": layout.world_size, "local_size": layout.local_size}
     if store.add(f"count/{layout.rank}", 1) > 1:
         other = _read(store, layout.rank or 0)
-        raise RuntimeError(
+        raise MeetingError(
             f"Two processes claim to be rank {layout.rank} of {layout.world_size}, at {layout.dist_url}: this "
             f"one on {own['host']} and one on {other.get('host', 'another machine')}. Give every machine a "
             "--machine-rank of its own, from 0, and every run a port of its own."
@@ -127,11 +131,11 @@ def _sign_in(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]
     try:
         store.wait([f"rank/{rank}" for rank in ranks], patience)
     except RuntimeError as e:
-        raise RuntimeError(_missing_ranks_message(store, layout, patience)) from e
+        raise MeetingError(_missing_ranks_message(store, layout, patience)) from e
     entries = [_read(store, rank) for rank in ranks]
     for rank, entry in enumerate(entries):
         if entry["world_size"] != layout.world_size:
-            raise RuntimeError(
+            raise MeetingError(
                 f"Rank {layout.rank} on {own['host']} was told that there are {layout.world_size} processes, rank "
                 f"{rank} on {entry['host']} that there are {entry['world_size']}. Start all machines with the same "
                 "numbers."

@@ -1,16 +1,19 @@
 """``detectron2 train`` with configs of both kinds and data sets in both formats."""
 
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
+from torch.multiprocessing import ProcessRaisedException
 
 from detectron2.cli import train
 from detectron2.config import LazyConfig
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES
+from detectron2.distributed.rendezvous import MeetingError
 
 
 def check_output(folder):
@@ -31,6 +34,25 @@ def test_yaml(trained):
 def test_lazy(lazy_trained):
     assert check_output(lazy_trained)["iteration"] == 1
     assert LazyConfig.load(str(lazy_trained / "config.yaml")).train.output_dir == str(lazy_trained)
+
+
+def test_machines_that_do_not_meet_are_one_line(command, tmp_path, monkeypatch):
+    """The cause is in a process that the command has started, or in the command itself."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
+        machines = ("--num-machines", 2, "--dist-url", address)
+        status, out, err = command("train", "--config-file", "x.yaml", *machines, "--output", tmp_path / "o")
+        assert status == 1 and "Cannot listen at" in err and "Traceback (most" not in out + err
+
+    def missing(*_, **__):
+        raise ProcessRaisedException("Traceback (most", 0, 12) from MeetingError("Missing: rank 1")
+
+    monkeypatch.setattr(train, "launch", missing)
+    status, out, err = command("train", "--config-file", "x.yaml", *machines, "--output", tmp_path / "o")
+    assert status == 1 and "detectron2 train: MeetingError: Missing: rank 1" in err and "Traceback (most" not in err
+    with pytest.raises(ProcessRaisedException):
+        command("train", "--config-file", "x.yaml", *machines, "--traceback")
+    assert not (tmp_path / "o").exists()
 
 
 def test_changes_and_resume(command, yaml_file, coco, tmp_path):

@@ -123,7 +123,7 @@ def test_one_fails_and_all_end():
         launch(wait_for_the_other, 2, args=(1,))
     message = str(info.value)
     assert "rank 1 (local rank 1" in message
-    assert "ArithmeticError: the reason" in message
+    assert "ArithmeticError: the reason" in message and isinstance(info.value.__cause__, ArithmeticError)
     assert "in wait_for_the_other" in message  # the traceback
     assert info.value.error_index == 1
     assert not mp.active_children()
