@@ -28,8 +28,10 @@ from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointEr
 from detectron2.utils.safe_pickle import numpy_globals, read_pickle, refuse_endless, resolve_stand_ins
 
 __all__ = [
+    "TEXT_FILE",
     "as_checkpoint",
     "file_format",
+    "is_text_file",
     "read_header",
     "read_pickle_file",
     "read_torch_file",
@@ -43,6 +45,11 @@ __all__ = [
 _MAX_EXPANSION = 20  # how many times larger than the file its parts may be together
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+TEXT_FILE = (
+    "it is a text file. Weights are .pth, .pkl or .safetensors; a download may have got a page in place of them."
+)
 
 
 def file_format(path: str) -> str:
@@ -67,10 +74,26 @@ def _unreadable(path: str, error: BaseException) -> ValueError:
     size = os.path.getsize(path)
     # PyTorch explains at length what it could be; ours comes next.
     why = str(error).partition("This is an internal miniz error")[0].strip().rstrip(".")[:300] or type(error).__name__
+    if is_text_file(path):
+        return ValueError(f"{path} is not a readable checkpoint: {TEXT_FILE}")
     return ValueError(
         f"{path} ({size} bytes) is not a readable checkpoint: {why}. "
         "It may be cut off (an interrupted download or copy); delete it and fetch it again."
     )
+
+
+def is_text_file(path: str) -> bool:
+    """Tell whether a file begins with text, so that it holds no weights.
+
+    Pickles that consist of letters begin with a parenthesis, and are none.
+
+    Example:
+        >>> is_text_file(__file__)
+        True
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    return len(head) > 3 and head[:1] != b"(" and all(32 <= c < 127 or c in b"\t\r\n" for c in head)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.cli.arguments import parse
@@ -90,4 +91,9 @@ def _text(error: BaseException) -> str:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     if isinstance(error, KeyError) and error.args:  # whose text would be in quotes
         return str(error.args[0])
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+        path = str(error.filename)
+        in_the_way = next((p for p in (path, *map(str, Path(path).parents)) if os.path.isfile(p)), None)
+        if in_the_way is not None:
+            return f"{in_the_way} is a file, and a folder is needed in its place: name another, or move the file away."
     return str(error)

@@ -63,6 +63,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What options are called by other programs, or by other commands of this one.
+_SYNONYMS = {
+    "--checkpoint": ("--weights",),
+    "--conf": ("--confidence",),
+    "--gpus": ("--num-gpus",),
+    "--model": ("--weights", "--config-file"),
+    "--score": ("--confidence",),
+    "--score-threshold": ("--confidence", "--score"),
+    "--threshold": ("--confidence", "--score-threshold", "--score"),
+}
+
+
+def _nearest(word: str, known: list[str]) -> list[str]:
+    """Return what an unknown word may stand for: at most one of those that are known."""
+    meant = [name for name in _SYNONYMS.get(word, ()) if name in known]
+    return (meant or get_close_matches(word, known, n=1, cutoff=0.6))[:1]
+
+
 class _Parser(argparse.ArgumentParser):
     """Names, in the message of a mistake, the nearest option or command that there is."""
 
@@ -75,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
             known = self._option_string_actions
         elif found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             words, known = [found[1]], re.findall(r"[\w-]+", found[2])
-        near = [match for word in words for match in get_close_matches(word, list(known), n=1, cutoff=0.6)]
+        near = [match for word in words for match in _nearest(word, list(known))]
         super().error(message + (f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""))
 
 

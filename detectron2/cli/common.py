@@ -47,6 +47,10 @@ def register_datasets(args: argparse.Namespace) -> None:
         for path in (json_file, image_root):
             if not os.path.exists(path):
                 raise FileNotFoundError(f"--coco {name}: no such file or folder: {path}")
+        if os.path.isdir(json_file) or os.path.isfile(image_root):
+            raise ValueError(
+                f"--coco {name}: a JSON file and then a folder of images are needed, not {json_file} and {image_root}."
+            )
         register_coco_instances(name, {}, json_file, image_root)
     for name, folder in args.tar_shards:
         if not is_remote(folder):

@@ -104,7 +104,7 @@ def read_run(path: Path, name: str) -> Run:
                 points.setdefault(key, {})[iteration] = float(value)
     points = {key: values for key, values in points.items() if values}
     if not points:
-        raise ValueError(f"{file} has no records.")
+        raise ValueError(f"{file} has no records; give the output folder of a run, or its metrics.json.")
     return Run(name, file, {key: _as_curve(values) for key, values in points.items()})
 
 

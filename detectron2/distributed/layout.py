@@ -127,7 +127,10 @@ def find_layout(
     """
     asked = (num_gpus_per_machine, num_machines, machine_rank)
     if num_machines * num_gpus_per_machine < 1:
-        raise ValueError(f"At least one process is needed, got {num_machines} machine(s) x {num_gpus_per_machine}.")
+        raise ValueError(
+            f"At least one process is needed, got {num_machines} machine(s) x {num_gpus_per_machine}. "
+            "One process trains on the CPU as well: leave the numbers at 1, and choose the device cpu."
+        )
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"machine_rank must be in [0, {num_machines}), got {machine_rank}.")
     url = None if dist_url == "auto" else dist_url

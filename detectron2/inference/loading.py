@@ -21,6 +21,7 @@ from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer, read_description
+from detectron2.checkpoint.files import TEXT_FILE, is_text_file
 from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.merge import iter_leaves
@@ -116,6 +117,9 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+_NO_CONFIGS = (".pth", ".pt", ".pkl", ".safetensors", ".onnx", ".png", ".jpg", ".jpeg")
+
+
 def find_config_file(path: str) -> str:
     """Return the path of a config file, or of the one with this name in the model zoo; raise an error for others.
 
@@ -125,10 +129,16 @@ def find_config_file(path: str) -> str:
     Returns:
         The path.
 
+    Raises:
+        FileNotFoundError: there is no such file, and no such name in the model zoo.
+        ValueError: the file is one of weights or an image.
+
     Example:
         >>> os.path.basename(find_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
         'retinanet_R_50_FPN_1x.yaml'
     """
+    if os.path.isfile(path) and path.lower().endswith(_NO_CONFIGS):
+        raise ValueError(f"{path} is not a config, which is a .yaml or .py file. Weights are given with --weights.")
     if os.path.isfile(path) or "://" in path:
         return path
     try:
@@ -227,6 +237,8 @@ def load_config_of_weights(
         return _finish(cfg, opts, output_dir, device)
     beside = os.path.join(os.path.dirname(weights.rstrip(os.sep)), "config.yaml")
     if not os.path.isfile(beside):
+        if os.path.isfile(weights) and is_text_file(weights):
+            raise ValueError(f"{weights} is not a readable checkpoint: {TEXT_FILE}")
         raise ValueError(
             f"{weights} does not say which model it is of (it was not saved by a trainer of this version), and "
             f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "

@@ -99,6 +99,21 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
         (["eval", "--config-file", "{lazy}", "{coco}", "--weights", "no/such.pth"], LOST),
         (["eval", "{coco}", "--weights", "no/such.pth"], LOST),
         (["eval", *WEIGHTS, "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
+        (["eval", *WEIGHTS, "--coco", "a", "{images}", "{found}"], ["--coco a: a JSON file and then a folder"]),
+        (["eval", *WEIGHTS, "--config-file", "{trained}"], ["is not a config, which is a .yaml or .py file"]),
+        (["eval", *WEIGHTS, "{coco}", "--output", "{found}"], ["{found} is a file, and a folder is needed"]),
+        (["train", "--config-file", "{yaml}", "{coco}", "--output", "{found}/o"], ["{found} is a file, and a folder"]),
+        (["train", "--config-file", "{yaml}", "{coco}", "--num-gpus", "0"], ["One process trains on the CPU as well"]),
+        (
+            ["train", "--config-file", "{yaml}", "--tar-shards", "a", "{found}"],
+            ["index.json'", "detectron2 data shard"],
+        ),
+        (
+            ["predict", "{images}", "--weights", "{found}"],
+            ["{found} is not a readable checkpoint: it is a text file. Weights are .pth"],
+        ),
+        (["predict", "{images}", *WEIGHTS, "--output", "{found}"], ["{found} is a file, and a folder is needed"]),
+        (["plot", "{found}"], ["has no records; give the output folder"]),
         (["predict", "no.png", *WEIGHTS], ["no.png"]),
         (["predict", "{images}", "--weights", "no/such.pth"], LOST),
         (["predict", "{images}", *WEIGHTS, "SOLVER.BASE_LRR", "1"], ["did you mean 'SOLVER.BASE_LR'"]),
@@ -137,7 +152,7 @@ def test_a_mistake_of_the_user_leaves_nothing_behind(
     found = [x for word in words for x in (coco if word == "{coco}" else [word.format(**places)])]
     status, out, err = command(*found)
     assert status == 1
-    for message in (*messages, f"detectron2 {words[0]}: ", "--traceback"):
+    for message in (*(m.format(**places) for m in messages), f"detectron2 {words[0]}: ", "--traceback"):
         assert message in err
     assert "Traceback (most" not in out + err
     assert list(tmp_path.rglob("*")) == [] and sorted(trained.rglob("*")) == before

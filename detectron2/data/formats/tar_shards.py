@@ -242,7 +242,7 @@ def _open(path: str) -> Iterator[IO[bytes]]:
         else:
             with open(path, "rb") as file:
                 yield file
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"There is no '{without_password(path)}' (working directory: '{os.getcwd()}'). A folder of tar shards is "
             f"written by `detectron2 data shard` and has {_INDEX}, {_SAMPLES} and archives; give its path or address."
