@@ -22,11 +22,13 @@ from detectron2.cli.common import (
 )
 from detectron2.config import CfgNode
 from detectron2.config.lazy_text import load_lazy_yaml
+from detectron2.config.project_keys import PROJECT_TRAINERS
 from detectron2.engine import DefaultTrainer, default_setup, launch, lazy_train
 from detectron2.engine.auto_batch import set_largest_batch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.run_folder import earlier_results, is_restarted, other_training
 from detectron2.inference.loading import dataset_names, find_config_file, load_config
+from detectron2.utils.registry import locate
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,8 @@ def train(args: argparse.Namespace) -> None:
     if batch:
         logger.info(batch)
     if isinstance(cfg, CfgNode):
-        trainer = DefaultTrainer(cfg)
+        own = PROJECT_TRAINERS.get(cfg.MODEL.META_ARCHITECTURE)
+        trainer = (DefaultTrainer if own is None else locate(own))(cfg)
         trainer.resume_or_load(resume=args.resume)
         save_metadata(cfg)  # after the trainer has loaded the data, and the weights, whose order of classes holds
         trainer.train()

@@ -34,6 +34,7 @@ class ConfigKey:
         default: the value without a setting; None for a key of a project that is not installed.
         requirement: what a value must be, such as "a number above 0"; empty where only its type is given.
         adders: of a key of projects, the functions that add it to a config; the first is the one that adds least.
+        is_default_known: false for a key of a project that is not installed, or not imported.
     """
 
     name: str
@@ -43,11 +44,7 @@ class ConfigKey:
     default: Any
     requirement: str = ""
     adders: tuple[str, ...] = ()
-
-    @property
-    def is_default_known(self) -> bool:
-        """Whether `default` is the value, and not unknown because the project is not installed."""
-        return self.kind != "project" or self.default is not None
+    is_default_known: bool = True
 
 
 @functools.cache
@@ -89,7 +86,8 @@ def config_keys(projects: bool = True) -> dict[str, ConfigKey]:
             keys[name] = ConfigKey(name, meaning, unit, "optional", value, requirement(name, value))
         else:
             adders = tuple(adder for adder, added in PROJECT_KEYS.items() if _is_within(name, added))
-            keys[name] = ConfigKey(name, meaning, unit, "project", of_projects.get(name), adders=adders)
+            default, is_known = of_projects.get(name), name in of_projects
+            keys[name] = ConfigKey(name, meaning, unit, "project", default, adders=adders, is_default_known=is_known)
     order = {"default": 0, "optional": 1, "project": 2}
     return dict(sorted(keys.items(), key=lambda item: order[item[1].kind]))
 

@@ -1,11 +1,11 @@
 """The functions that add keys to a config, for models that come with the library but whose keys are not defaults.
 
-The table holds names only, because the config package does not import models.
+The tables hold names only, because the config package does not import models.
 """
 
 from collections.abc import Sequence
 
-__all__ = ["PROJECT_FOLDERS", "PROJECT_KEYS", "adders_of"]
+__all__ = ["PROJECT_FOLDERS", "PROJECT_KEYS", "PROJECT_TRAINERS", "adders_of"]
 
 _DEEPLAB = (
     "SOLVER.POLY_LR_POWER",
@@ -48,6 +48,27 @@ PROJECT_KEYS: dict[str, tuple[str, ...]] = {
         "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
         "INPUT.COLOR_AUG_SSD",
     ),
+    "detectron2.projects.mask2former.add_maskformer2_config": (
+        "MODEL.MASK_FORMER",
+        "MODEL.SWIN",
+        "MODEL.SEM_SEG_HEAD.MASK_DIM",
+        "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES",
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS",
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS",
+        "INPUT.DATASET_MAPPER_NAME",
+        "INPUT.COLOR_AUG_SSD",
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+        "INPUT.SIZE_DIVISIBILITY",
+        "INPUT.IMAGE_SIZE",
+        "INPUT.MIN_SCALE",
+        "INPUT.MAX_SCALE",
+        "SOLVER.BACKBONE_MULTIPLIER",
+        "SOLVER.WEIGHT_DECAY_EMBED",
+        "SOLVER.POLY_LR_POWER",
+        "SOLVER.POLY_LR_CONSTANT_ENDING",
+    ),
     "point_sup.add_point_sup_config": ("INPUT.POINT_SUP", "INPUT.SAMPLE_POINTS"),
     "tensormask.add_tensormask_config": ("MODEL.TENSOR_MASK",),
     "tridentnet.add_tridentnet_config": ("MODEL.TRIDENT",),
@@ -60,6 +81,9 @@ PROJECT_FOLDERS = {
     "tridentnet": "projects/TridentNet",
 }
 """The folders of packages that are not installed with the library."""
+
+PROJECT_TRAINERS = {"MaskFormer": "detectron2.projects.mask2former.MaskFormerTrainer"}
+"""The trainer, a class that takes a config, of meta-architectures that the default one does not suit."""
 
 
 def adders_of(paths: Sequence[str]) -> dict[str, list[str]]:

@@ -10,7 +10,29 @@ from typing import Any
 
 from fvcore.common.registry import Registry
 
-__all__ = ["Registry", "convert_target_to_string", "locate", "lookup"]
+__all__ = ["PartRegistry", "Registry", "convert_target_to_string", "locate", "lookup"]
+
+
+class PartRegistry(Registry):
+    """A registry of parts of models, which says whose names collide.
+
+    Example:
+        >>> from detectron2.utils.registry import PartRegistry
+        >>> registry = PartRegistry("HEADS")
+        >>> registry.register(type("MyHead", (), {"__module__": "mine"}))
+        >>> registry.get("MyHead").__name__
+        'MyHead'
+    """
+
+    def _do_register(self, name: str, obj: Any) -> None:
+        if name in self:  # an AssertionError, as the base class raises
+            before, now = (f"{x.__module__}.{x.__qualname__}" for x in (self.get(name), obj))
+            raise AssertionError(
+                f"An object named '{name}' was already registered in '{self._name}' registry! It is {before}, and now "
+                f"{now} comes. One process can use only one of the two: import either package, not both, or give one "
+                "another name."
+            )
+        super()._do_register(name, obj)
 
 
 def lookup(registry: Registry, name: str, key: str) -> Any:

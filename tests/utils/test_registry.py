@@ -4,7 +4,7 @@ import os.path
 import fvcore.common.registry
 import pytest
 
-from detectron2.utils.registry import Registry, convert_target_to_string, locate, lookup
+from detectron2.utils.registry import PartRegistry, Registry, convert_target_to_string, locate, lookup
 
 
 def test_registry_is_that_of_fvcore():
@@ -75,3 +75,17 @@ def test_lookup():
     assert lookup(registry, "Outer", "MODEL.THING") is Outer
     with pytest.raises(KeyError, match="Did you mean 'Outer'"):
         lookup(registry, "Outter", "MODEL.THING")
+
+
+def test_parts_of_the_same_name():
+    """The error names both, and what is there stays."""
+    registry = PartRegistry("HEADS")
+    mine, theirs = (type("Head", (), {"__module__": name}) for name in ("mine.heads", "theirs"))
+    registry.register(mine)
+    with pytest.raises(
+        AssertionError, match=r"'Head' was already registered in 'HEADS' registry! It is mine\.heads\.Head"
+    ):
+        registry.register()(theirs)
+    with pytest.raises(AssertionError, match=r"and now theirs\.Head comes\. .* import either package, not both"):
+        registry.register(theirs)
+    assert registry.get("Head") is mine

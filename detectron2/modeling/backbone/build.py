@@ -3,13 +3,13 @@
 from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import PartRegistry, lookup
 
 from .backbone import Backbone
 
 __all__ = ["BACKBONE_REGISTRY", "build_backbone"]
 
-BACKBONE_REGISTRY = Registry("BACKBONE")
+BACKBONE_REGISTRY = PartRegistry("BACKBONE")
 BACKBONE_REGISTRY.__doc__ = """
 Backbones by name.
 

@@ -8,14 +8,14 @@ from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.config.values import changed_keys_in, check_values
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import PartRegistry, lookup
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
 
 logger = logging.getLogger(__name__)
 
 # Entries are called as `model(cfg)` and return the whole model.
-META_ARCH_REGISTRY = Registry("META_ARCH")
+META_ARCH_REGISTRY = PartRegistry("META_ARCH")
 
 
 def build_model(cfg: CfgNode) -> nn.Module:

@@ -18,7 +18,7 @@ from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import PartRegistry
 
 from .build import META_ARCH_REGISTRY
 from .inputs import DetectorBase
@@ -96,7 +96,7 @@ def _check_labels(labels: torch.Tensor, num_classes: int, ignore_value: int, whe
 
 # Entries are called as `head(cfg, input_shape)`, where `input_shape` is the backbone's `output_shape()`; the head is
 # called as `head(features, targets)` and returns `(logits or None, losses)`.
-SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
+SEM_SEG_HEADS_REGISTRY = PartRegistry("SEM_SEG_HEADS")
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
