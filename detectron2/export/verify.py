@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 from torch import nn
+from torch.nn import functional as F
 
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
 from detectron2.export.artifact import batch_of
@@ -256,6 +257,13 @@ def eager_results(
             centers, offsets = model.ins_embed_head(features)[:2]
             parts = zip(scores, centers, offsets, strict=True)
             return [{"sem_seg": s, "center": c, "offset": o} for s, c, o in parts]
+        if hasattr(model, "sem_seg_head") and hasattr(model, "semantic_inference"):  # and so does Mask2Former
+            found = model.sem_seg_head(features)
+            masks = F.interpolate(
+                found["pred_masks"], batch.tensor.shape[-2:], mode="bilinear", align_corners=False
+            )
+            parts = zip(found["pred_logits"], masks, strict=True)
+            return [{"sem_seg": model.semantic_inference(logits, mask)} for logits, mask in parts]
     return None
 
 

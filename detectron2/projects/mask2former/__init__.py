@@ -5,6 +5,7 @@ Importing this package registers the architecture `MaskFormer`, its head and its
 `D2SwinTransformer`; `add_maskformer2_config` adds their config keys.
 """
 
+from . import graphs as _graphs  # noqa: F401  # registers the form that is exported
 from .config import add_maskformer2_config
 from .criterion import SetCriterion
 from .dataset_mapper import MASK_FORMER_MAPPERS, MaskFormerDatasetMapper

@@ -62,6 +62,7 @@ def test_configs(repo_root):
     for path in files:
         cfg = load_config(str(path), ["MODEL.WEIGHTS", ""], None, "cpu")
         MaskFormerDatasetMapper(cfg)
+        cfg.defrost()
         cfg.MODEL.DEVICE = "meta"
         with torch.device("meta"):
             model = build_model(cfg)
