@@ -408,6 +408,8 @@ class DetectionCheckpointer(Checkpointer):
         model_state = self.model.state_dict()
         in_file = weights
         weights = without_wrappers(weights, model_state)
+        if convert := getattr(self.model, "convert_weights", None):  # the model knows files of other programs
+            weights = convert(weights)
         heuristics = checkpoint.get("matching_heuristics", False)
         if is_torchvision_detector(weights) and not is_torchvision_detector(model_state):
             weights = self._from_torchvision_detector(weights)

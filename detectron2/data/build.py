@@ -185,6 +185,8 @@ def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
         return cfg.MODEL.RETINANET.NUM_CLASSES, "MODEL.RETINANET.NUM_CLASSES"
     if cfg.MODEL.META_ARCHITECTURE in ("HFDetector", "HFSegmenter"):
         return cfg.MODEL.get("HF", {}).get("NUM_CLASSES"), "MODEL.HF.NUM_CLASSES"
+    if cfg.MODEL.META_ARCHITECTURE in ("DeformableDETR", "DINO"):
+        return cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES, "MODEL.DEFORMABLE_DETR.NUM_CLASSES"
     return None, ""
 
 

@@ -15,12 +15,13 @@ from detectron2.config.unread import warn_of_unread
 from detectron2.data import build
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.options import TrainOptions
-from detectron2.projects import deeplab, panoptic_deeplab, point_rend
+from detectron2.projects import deeplab, deformable_detr, panoptic_deeplab, point_rend
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "configs": [],
     "projects/DeepLab": [deeplab.add_deeplab_config],
+    "projects/DeformableDETR": [deformable_detr.add_deformable_detr_config],
     "projects/Panoptic-DeepLab": [panoptic_deeplab.add_panoptic_deeplab_config],
     "projects/PointRend": [point_rend.add_pointrend_config],
     "projects/PointSup": [point_rend.add_pointrend_config, "point_sup.add_point_sup_config"],
