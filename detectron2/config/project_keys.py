@@ -69,7 +69,7 @@ PROJECT_KEYS: dict[str, tuple[str, ...]] = {
         "SOLVER.POLY_LR_POWER",
         "SOLVER.POLY_LR_CONSTANT_ENDING",
     ),
-    "detectron2.projects.deformable_detr.add_deformable_detr_config": ("MODEL.DEFORMABLE_DETR",),
+    "detectron2.projects.deformable_detr.add_deformable_detr_config": ("MODEL.DEFORMABLE_DETR", "MODEL.DINO"),
     "point_sup.add_point_sup_config": ("INPUT.POINT_SUP", "INPUT.SAMPLE_POINTS"),
     "tensormask.add_tensormask_config": ("MODEL.TENSOR_MASK",),
     "tridentnet.add_tridentnet_config": ("MODEL.TRIDENT",),

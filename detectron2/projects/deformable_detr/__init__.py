@@ -5,13 +5,17 @@ Importing this package registers the architectures `DeformableDETR` and `DINO`; 
 config keys.
 """
 
+from . import graphs as _graphs  # noqa: F401  # registers the form that is exported
 from .config import add_deformable_detr_config
 from .criterion import SetCriterion
 from .deformable_detr import DeformableDETR
+from .dino import DINO, DINOTransformer
 from .matcher import HungarianMatcher, Match, Targets
 from .transformer import DeformableTransformer, Prediction
 
 __all__ = [
+    "DINO",
+    "DINOTransformer",
     "DeformableDETR",
     "DeformableTransformer",
     "HungarianMatcher",

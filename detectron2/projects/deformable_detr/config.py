@@ -35,3 +35,15 @@ def add_deformable_detr_config(cfg: CN) -> None:
     cfg.MODEL.DEFORMABLE_DETR.FOCAL_ALPHA = 0.25
 
     cfg.MODEL.DEFORMABLE_DETR.SCORE_THRESH_TEST = 0.0
+
+    cfg.MODEL.DINO = CN()
+    # Whether contents of queries are learned, and only their boxes proposed.
+    cfg.MODEL.DINO.MIXED_QUERY_SELECTION = True
+    # Whether the box of a layer is also improved by the loss of the next one.
+    cfg.MODEL.DINO.LOOK_FORWARD_TWICE = True
+    # Denoising: about how many noisy objects are restored in each image; 0 for none.
+    cfg.MODEL.DINO.DN_NUMBER = 100
+    # Half of this share of labels is drawn anew.
+    cfg.MODEL.DINO.DN_LABEL_NOISE_RATIO = 0.5
+    # How far corners move, in halves of a side.
+    cfg.MODEL.DINO.DN_BOX_NOISE_SCALE = 1.0

@@ -28,6 +28,7 @@ __all__ = [
     "EncoderLayer",
     "Levels",
     "Prediction",
+    "best_rows",
     "box_embedding",
     "inverse_sigmoid",
     "refine_boxes",
@@ -64,6 +65,16 @@ def box_embedding(boxes: torch.Tensor, num_channels: int) -> torch.Tensor:
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The rows `index`, int64 `Tensor[N, Q]`, of each image of `Tensor[N, S, D]`: `Tensor[N, Q, D]`."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def best_rows(scores: torch.Tensor, number: int) -> torch.Tensor:
+    """The rows with the highest of scores `Tensor[N, S]`, int64 `Tensor[N, number]`; a ValueError if there are fewer."""
+    if scores.shape[1] < number:
+        raise ValueError(
+            f"{number} queries (NUM_OBJECT_QUERIES) are made of the cells of feature maps, but these have "
+            f"only {scores.shape[1]}; take larger images (INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TEST) or fewer queries"
+        )
+    return scores.topk(number, dim=1).indices
 
 
 class MLP(nn.Module):
@@ -480,5 +491,4 @@ class DeformableTransformer(EncoderDecoder):
         assert heads.class_embed is not None and heads.bbox_embed is not None, "the detector sets them"
         features, anchors = self.propose(memory, levels)
         logits, boxes = heads.class_embed[-1](features), (heads.bbox_embed[-1](features) + anchors).sigmoid()
-        best = logits[..., 0].topk(num_queries, dim=1).indices
-        return Prediction(logits, boxes), take_rows(boxes, best).detach()
+        return Prediction(logits, boxes), take_rows(boxes, best_rows(logits[..., 0], num_queries)).detach()

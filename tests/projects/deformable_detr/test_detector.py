@@ -65,6 +65,13 @@ def test_more_objects_than_queries():
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("kind", ["two_stage", "DINO"])
+def test_more_queries_than_cells(kind, batch):
+    model = tiny_model(kind, "MODEL.DEFORMABLE_DETR.NUM_OBJECT_QUERIES", 200)
+    with pytest.raises(ValueError, match=r"200 queries .* have only 128; take larger images"):
+        model(batch)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

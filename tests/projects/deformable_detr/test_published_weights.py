@@ -84,3 +84,7 @@ def test_file_of_deformable_detr(tmp_path):
 
 def test_file_of_two_stages(tmp_path):
     check_file("two_stage", tmp_path / "r50_deformable_detr_plus_two_stage.pth")
+
+
+def test_file_of_dino(tmp_path):
+    check_file("DINO", tmp_path / "checkpoint0011_4scale.pth")

@@ -14,7 +14,7 @@ from .conftest import tiny_config, tiny_model
 
 __all__ = ["restore_logging", "shapes", "shapes_dir"]
 
-KINDS = ["plain", "two_stage"]
+KINDS = ["two_stage", "DINO"]
 
 
 @pytest.fixture

@@ -1,0 +1,264 @@
+"""DINO (Zhang et al., https://arxiv.org/abs/2203.03605).
+
+Beside Deformable DETR in two stages: queries have learned contents and proposed boxes (mixed query selection), the
+boxes of a layer learn from the next one too (look forward twice), positions of queries are computed from their boxes
+(DAB-DETR, https://arxiv.org/abs/2201.12329), and training restores noisy objects (contrastive denoising).
+
+Letters: `N` images, `L` feature maps (levels), `S` cells of all maps, `P` denoising queries, `Q` queries that search
+for objects, `K` classes, `C` channels. Boxes are `(centre x, centre y, width, height)` in parts of the image.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import SinePositionEmbedding
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+
+from .criterion import SetCriterion
+from .denoising import NoisyQueries, noisy_queries
+from .detector import DeformableDetector, detector_arguments, prediction_heads, transformer_arguments
+from .matcher import Targets
+from .transformer import EncoderDecoder, Prediction, best_rows, take_rows
+
+__all__ = ["DINO", "DINOTransformer"]
+
+_EPS = 1e-3  # of the inverse sigmoid, as published
+
+
+class DINOTransformer(EncoderDecoder):
+    """The transformer of DINO.
+
+    Args:
+        num_queries: `Q`.
+        embed_dim: channels `C`, a multiple of 4 and of `num_heads`.
+        num_heads: attention heads.
+        num_levels: feature maps `L`.
+        num_points: points that a head looks at on each map.
+        encoder_layers: number of layers of the encoder.
+        decoder_layers: number of layers of the decoder.
+        feedforward_dim: channels within the feed-forward networks.
+        dropout: share of values that training sets to zero.
+        mixed_query_selection: whether contents of queries are learned; else they are features of the proposals.
+        look_forward_twice: whether the box of a layer is also improved by the loss of the next one.
+
+    Attributes:
+        enc_out_class_embed: predicts the classes of proposals; the detector sets it.
+        enc_out_bbox_embed: predicts their boxes; the detector sets it.
+
+    Example:
+        >>> from detectron2.projects.deformable_detr import DINOTransformer
+        >>> DINOTransformer(num_queries=900).tgt_embed.weight.shape
+        torch.Size([900, 256])
+    """
+
+    enc_out_class_embed: nn.Module
+    enc_out_bbox_embed: nn.Module
+
+    def __init__(
+        self,
+        num_queries: int = 900,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        feedforward_dim: int = 2048,
+        dropout: float = 0.0,
+        mixed_query_selection: bool = True,
+        look_forward_twice: bool = True,
+    ):
+        sizes = (embed_dim, num_heads, num_levels, num_points, encoder_layers, decoder_layers, feedforward_dim, dropout)
+        super().__init__(
+            *sizes, has_proposals=True, positions_from_boxes=True, look_forward_twice=look_forward_twice, eps=_EPS
+        )
+        self.num_queries = num_queries
+        self.tgt_embed = nn.Embedding(num_queries, embed_dim) if mixed_query_selection else None
+        self.reset_parameters()
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        positions: Sequence[torch.Tensor],
+        paddings: Sequence[torch.Tensor],
+        noisy: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], Prediction]:
+        """Encode feature maps and decode queries.
+
+        Args:
+            maps: see `EncoderDecoder.encode`.
+            positions: see `EncoderDecoder.encode`.
+            paddings: see `EncoderDecoder.encode`.
+            noisy: denoising queries, which come first: contents `Tensor[N, P, C]`, boxes `Tensor[N, P, 4]`, and the
+                attention mask, bool `Tensor[P + Q, P + Q]`.
+
+        Returns:
+            As `Decoder.forward`; and the proposals that queries begin with.
+        """
+        levels, memory = self.encode(maps, positions, paddings)
+        features, anchors = self.propose(memory, levels)
+        best = best_rows(self.enc_out_class_embed(features).amax(2), self.num_queries)
+        features, anchors = take_rows(features, best), take_rows(anchors, best)
+        boxes = (self.enc_out_bbox_embed(features) + anchors).sigmoid()
+        proposals = Prediction(self.enc_out_class_embed(features), boxes)
+        references, mask = boxes.detach(), None
+        if self.tgt_embed is None:
+            queries = features.detach()
+        else:
+            queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
+        if noisy is not None:
+            contents, noisy_boxes, mask = noisy
+            queries, references = torch.cat([contents, queries], dim=1), torch.cat([noisy_boxes, references], dim=1)
+        states, befores = self.decoder(queries, None, references, memory, levels, mask)
+        return states, befores, proposals
+
+
+@META_ARCH_REGISTRY.register()
+class DINO(DeformableDetector):
+    """DINO.
+
+    Args:
+        backbone: extracts features.
+        in_features: names of the feature maps for the transformer, finest first.
+        transformer: encodes feature maps and decodes queries.
+        num_classes: `K`.
+        criterion: the losses.
+        dn_number: about how many noisy objects are to be restored in each image, see `noisy_queries`; 0 for none.
+        dn_label_noise_ratio: see `noisy_queries`.
+        dn_box_noise_scale: see `noisy_queries`.
+        test_score_thresh: in inference only scores above this are kept.
+        max_detections_per_image: in inference at most this many are kept, the best ones.
+        pixel_mean: mean of each channel, in the order of the image's channels.
+        pixel_std: standard deviation of each channel.
+
+    Raises:
+        ValueError: the backbone has no such features, or more of them than the transformer has levels.
+
+    Example::
+
+        cfg = get_cfg()
+        add_deformable_detr_config(cfg)
+        cfg.merge_from_file("projects/DeformableDETR/configs/dino_R_50_4scale_12ep.yaml")
+        model = build_model(cfg)
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str],
+        transformer: DINOTransformer,
+        num_classes: int,
+        criterion: SetCriterion,
+        dn_number: int = 100,
+        dn_label_noise_ratio: float = 0.5,
+        dn_box_noise_scale: float = 1.0,
+        test_score_thresh: float = 0.0,
+        max_detections_per_image: int = 300,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__(
+            backbone=backbone,
+            in_features=in_features,
+            transformer=transformer,
+            position_embedding=SinePositionEmbedding(transformer.embed_dim // 2, temperature=20.0),
+            num_classes=num_classes,
+            num_queries=transformer.num_queries,
+            criterion=criterion,
+            test_score_thresh=test_score_thresh,
+            max_detections_per_image=max_detections_per_image,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.dn_number = dn_number
+        self.dn_label_noise_ratio = dn_label_noise_ratio
+        self.dn_box_noise_scale = dn_box_noise_scale
+        self.label_enc = nn.Embedding(num_classes + 1, transformer.embed_dim)  # the last one is not used
+        class_head, box_head = prediction_heads(transformer.embed_dim, num_classes)
+        transformer.enc_out_class_embed = copy.deepcopy(class_head)
+        transformer.enc_out_bbox_embed = copy.deepcopy(box_head)
+        # All layers share their heads.
+        count = len(transformer.decoder.layers)
+        self.class_embed = transformer.decoder.class_embed = nn.ModuleList([class_head] * count)
+        self.bbox_embed = transformer.decoder.bbox_embed = nn.ModuleList([box_head] * count)
+
+    def predict(
+        self, features: Mapping[str, torch.Tensor], padding: torch.Tensor, noisy: NoisyQueries | None = None
+    ) -> tuple[list[Prediction], Prediction | None]:
+        """Predict from the backbone's features; see `DeformableDetector.predict`.
+
+        Args:
+            features: by name `Tensor[N, C_i, H_i, W_i]`.
+            padding: bool `Tensor[N, H, W]`, True for padding.
+            noisy: denoising queries, which come before the others.
+
+        Returns:
+            For each layer of the decoder what it predicts of each query; what the encoder proposes.
+        """
+        arguments = None
+        if noisy is not None:
+            contents = self.label_enc(noisy.labels).masked_fill((noisy.labels == self.num_classes)[..., None], 0.0)
+            arguments = (contents, noisy.boxes.clamp(_EPS, 1 - _EPS), noisy.attention_mask)
+        states, references, proposals = self.transformer(*self._maps(features, padding), arguments)
+        return self._predictions(states, references), proposals
+
+    def losses(
+        self, features: Mapping[str, torch.Tensor], padding: torch.Tensor, targets: Sequence[Targets]
+    ) -> dict[str, torch.Tensor]:
+        """Compute the weighted losses by name: see `SetCriterion`.
+
+        Names of those of proposals end with `_interm`, of denoising queries with `_dn` or, of layer `i`, `_dn_i`.
+        """
+        noisy = self._noisy_queries(targets)
+        layers, proposals = self.predict(features, padding, noisy)
+        assert proposals is not None
+        first = 0 if noisy is None else noisy.labels.shape[1]
+        losses = self.criterion([Prediction(*(x[:, first:] for x in layer)) for layer in layers], targets)
+        losses.update(self.criterion.matched(proposals, targets, "_interm"))
+        for i, layer in enumerate(layers if self.dn_number else ()):
+            suffix = "_dn" if i + 1 == len(layers) else f"_dn_{i}"
+            if noisy is None:  # the names of losses, and the weights in use, are the same in each iteration
+                names = ("loss_ce", "loss_bbox", "loss_giou")
+                losses.update({f"{name}{suffix}": 0 * self.label_enc.weight.sum() for name in names})
+            else:
+                restored = Prediction(*(x[:, :first] for x in layer))
+                count = self.criterion.count(targets) * noisy.num_groups
+                losses.update(self.criterion.of_matches(restored, targets, noisy.matches, count, suffix))
+        return losses
+
+    def _noisy_queries(self, targets: Sequence[Targets]) -> NoisyQueries | None:
+        if not self.dn_number:
+            return None
+        return noisy_queries(
+            targets,
+            num_classes=self.num_classes,
+            num_queries=self.num_queries,
+            number=self.dn_number,
+            label_noise_ratio=self.dn_label_noise_ratio,
+            box_noise_scale=self.dn_box_noise_scale,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor from `cfg.MODEL.DEFORMABLE_DETR` and `cfg.MODEL.DINO`."""
+        options, arguments = cfg.MODEL.DINO, detector_arguments(cfg)
+        transformer = DINOTransformer(
+            arguments.pop("num_queries"),
+            **transformer_arguments(cfg),
+            mixed_query_selection=options.MIXED_QUERY_SELECTION,
+            look_forward_twice=options.LOOK_FORWARD_TWICE,
+        )
+        return {
+            **arguments,
+            "transformer": transformer,
+            "dn_number": options.DN_NUMBER,
+            "dn_label_noise_ratio": options.DN_LABEL_NOISE_RATIO,
+            "dn_box_noise_scale": options.DN_BOX_NOISE_SCALE,
+        }
