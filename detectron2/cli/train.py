@@ -28,6 +28,7 @@ from detectron2.engine.auto_batch import set_largest_batch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.run_folder import earlier_results, is_restarted, other_training
 from detectron2.inference.loading import dataset_names, find_config_file, load_config
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.registry import locate
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,13 @@ def _same_batch(cfg: CfgNode) -> str:
     return f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, as when this training was started."
 
 
+def _trainer_of(cfg: CfgNode) -> type[DefaultTrainer]:
+    """The trainer that suits a model: of a project of this library its own."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    is_ours = name in PROJECT_TRAINERS and META_ARCH_REGISTRY.get(name).__module__.startswith("detectron2.projects.")
+    return locate(PROJECT_TRAINERS[name]) if is_ours else DefaultTrainer
+
+
 def train(args: argparse.Namespace) -> None:
     """Body of each process."""
     register_datasets(args)
@@ -113,8 +121,7 @@ def train(args: argparse.Namespace) -> None:
     if batch:
         logger.info(batch)
     if isinstance(cfg, CfgNode):
-        own = PROJECT_TRAINERS.get(cfg.MODEL.META_ARCHITECTURE)
-        trainer = (DefaultTrainer if own is None else locate(own))(cfg)
+        trainer = _trainer_of(cfg)(cfg)
         trainer.resume_or_load(resume=args.resume)
         save_metadata(cfg)  # after the trainer has loaded the data, and the weights, whose order of classes holds
         trainer.train()

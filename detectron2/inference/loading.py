@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,9 @@ def _paths(cfg: Mapping[str, Any]) -> list[str]:
 def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
     """Add the keys of projects that come with the library, as far as they are used; importing them adds models.
 
+    A package of the same name that is imported already, such as `mask2former` as its authors published it, stands in
+    for the one of the library.
+
     Args:
         cfg: gets the keys.
         paths: the keys that a config has, such as "MODEL.POINT_HEAD.NAME".
@@ -297,6 +301,8 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
     known = set(_paths(cfg))
     for name in adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS]):
         module, _, function = name.rpartition(".")
+        published = module.rpartition(".")[2]
+        module = published if hasattr(sys.modules.get(published), function) else module
         if importlib.util.find_spec(module.partition(".")[0]) is not None:  # others are reported as unknown keys
             getattr(importlib.import_module(module), function)(cfg)
 
