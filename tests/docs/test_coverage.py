@@ -80,3 +80,9 @@ def test_every_block_is_run_or_says_why_not():
         assert Path(name).name in text, f"{test} does not run {name}"
     left = {name: lines for name, path in pages.items() if (lines := not_run(path))}
     assert {name: lines for name, lines in left.items() if len(lines) > OTHER_COMMANDS.get(name, 0)} == {}
+
+
+def test_one_place_reads_blocks():
+    """Others that look for fences: this file, and a test that builds the config of its page."""
+    found = {p.name for p in (ROOT / "tests").rglob("*.py") if "^" + "```" in p.read_text(encoding="utf-8")}
+    assert found == {"pages.py", "test_models_from_hubs_tutorial.py"}

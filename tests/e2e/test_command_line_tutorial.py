@@ -1,25 +1,20 @@
 """The page about the command line: its commands can be parsed, the quick ones run, and its tables are the library's."""
 
-import re
-import shlex
-
 import pytest
 
-from detectron2 import cli
 from detectron2.cli import arguments
 from detectron2.cli.arguments import parse
+from tests.docs.pages import commands_of, run_command, run_page
 
 
-@pytest.fixture(scope="module")
-def page():
-    from pathlib import Path
-
-    return (Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "command_line.md").read_text(encoding="utf-8")
+@pytest.fixture
+def path(repo_root):
+    return repo_root / "docs" / "tutorials" / "command_line.md"
 
 
-def commands_of(page):
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+@pytest.fixture
+def page(path):
+    return path.read_text(encoding="utf-8")
 
 
 def rows_of(page, title):
@@ -34,12 +29,14 @@ def test_tables(page):
     assert tuple(row[0] for row in rows_of(page, "Completion")) == arguments._SHELLS
 
 
-def test_commands(page, capsys):
+def test_commands(path, capsys):
     """All but those that train or use the network run; of these the words are understood."""
-    commands = commands_of(page)
-    assert len(commands) > 10 and {words[0] for words in commands} >= {"train", "zoo", "config"}
-    for words in commands:
+    assert len(commands_of(path)) > 10 and {words[0] for words in commands_of(path)} >= {"train", "zoo", "config"}
+
+    def command(words):
         assert parse(words).command == words[0]
         if words[0] != "train" and words[:2] != ["zoo", "download"]:
-            assert cli.main(words) == 0, words
+            run_command(words)
             assert capsys.readouterr().out, words
+
+    run_page(path, command=command)

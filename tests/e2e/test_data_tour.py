@@ -1,9 +1,6 @@
 """Data as people have it, from the file to the trained model; and the tutorials about it, command by command."""
 
-import ast
 import json
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from detectron2.cli import main
 from detectron2.data import DatasetCatalog, DatasetError, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from tests.docs.pages import run_page
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
-
-SKIPPED_COMMANDS = {"pip"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,25 +33,6 @@ def _own_datasets():
 # ---------------------------------------------------------------------------------------------------------------------
 # Tutorials
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def run_page(path: Path) -> dict:
-    """Run the blocks of a page in order, Python and commands, and return the names that Python has in the end."""
-    text = path.read_text(encoding="utf-8")
-    names: dict = {"__name__": "tutorial"}
-    blocks = list(re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-    assert {"python", "sh"} <= {b[1] for b in blocks} and text.count("```") == 2 * len(blocks)
-    for block in blocks:
-        lines_before = text.count("\n", 0, block.start(2))
-        if block[1] == "python":
-            code = ast.parse("\n" * lines_before + block[2], filename=str(path))
-            exec(compile(code, str(path), "exec"), names)  # our own documentation
-        elif block[1] == "sh":
-            for line in block[2].replace("\\\n", " ").splitlines():
-                program, *arguments = shlex.split(line, comments=True)
-                assert program == "detectron2" or program in SKIPPED_COMMANDS, line
-                assert program in SKIPPED_COMMANDS or main(arguments) == 0, line
-    return names
 
 
 @pytest.mark.usefixtures("restore_logging")

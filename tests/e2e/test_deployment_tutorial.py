@@ -6,7 +6,7 @@ import pytest
 
 from detectron2.config import get_cfg
 from detectron2.export.formats import FORMATS
-from tests.e2e.test_tutorials import python_blocks
+from tests.docs.pages import run_page
 from tests.export.test_tracing import tiny_model
 
 
@@ -19,9 +19,7 @@ def test_its_blocks_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cfg = get_cfg()
     cfg.INPUT.MIN_SIZE_TEST = 64
-    names = {"model": tiny_model("mask"), "cfg": cfg}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), names)
+    run_page(page, {"model": tiny_model("mask"), "cfg": cfg})
     out = capsys.readouterr().out
     assert "no detections" in out and "(240, 320)" in out
 

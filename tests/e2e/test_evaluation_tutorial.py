@@ -2,13 +2,12 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tests.cli.conftest import run_once
+from tests.docs.pages import run_page
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -24,27 +23,13 @@ def own_datasets():
         MetadataCatalog.remove(name)
 
 
-def run_commands(text: str) -> None:
-    for line in text.splitlines():
-        program, *argv = shlex.split(line)
-        assert program == "detectron2"
-        assert run_once(argv) == 0, line
-
-
 @pytest.mark.usefixtures("restore_logging", "own_datasets")
 def test_evaluation(repo_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("detectron2.cli.analyze.draw_charts", lambda *_: {})  # take seconds; other tests draw them
     page = repo_root / "docs" / "tutorials" / "evaluation.md"
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["python", "python", "sh", "python"] and text.count("```") == 8
-    names: dict = {"__name__": "tutorial"}
-    for kind, code in blocks:
-        if kind == "python":
-            exec(compile(code, str(page), "exec"), names)  # our own documentation
-        else:
-            run_commands(code)
+    names = run_page(page)
     printed = capsys.readouterr().out
     assert "against the other run" in printed and "The whole report is comparison/report.html" in printed
     assert names["results"]["second"]["bbox"]["AP"] > names["results"]["first"]["bbox"]["AP"]

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.modeling.backbone import TimmBackbone, build_backbone
 from detectron2.modeling.backbone.timm_backbone import use_timm_pixel_statistics
+from tests.docs.pages import run_page
 
 
 @pytest.fixture
@@ -17,14 +18,10 @@ def text(repo_root):
     return (repo_root / "docs" / "tutorials" / "models_from_hubs.md").read_text(encoding="utf-8")
 
 
-def test_python_runs(text, capsys):
+def test_python_runs(repo_root, capsys):
     pytest.importorskip("timm")
     pytest.importorskip("transformers")
-    names: dict = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
-    for block in blocks:
-        exec(block, names)  # our own documentation
+    run_page(repo_root / "docs" / "tutorials" / "models_from_hubs.md")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "res2 8 4" and "torch.Size([1, 384, 5, 7])" in lines
     assert lines[-1] == "{'res3': 16, 'res4': 24, 'res5': 32}"

@@ -2,14 +2,15 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 
 from detectron2.cli.arguments import parse
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
-from detectron2.modeling import build_model
-from tests.e2e.test_tutorials import commands, python_blocks
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tests.docs.pages import commands_of, run_page
+from tests.engine.conftest import restore_logging
+
+__all__ = ["restore_logging"]
 
 
 @pytest.fixture
@@ -17,25 +18,25 @@ def page(repo_root):
     return repo_root / "docs" / "tutorials" / "performance.md"
 
 
-def test_its_blocks_run(page, cfg, tmp_path, capsys):
+@pytest.mark.usefixtures("restore_logging")
+def test_its_blocks_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=True)
-    weights = tmp_path / "weights.pth"
-    torch.save({"model": model.state_dict()}, weights)
-    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
-    names = {"cfg": cfg, "model": model, "mapper": mapper, "records": records, "weights": str(weights)}
-    names |= {"batches": [[mapper(records[0])]], "image": np.zeros((64, 96, 3), np.uint8)}
-    model.eval()
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), names)
+    try:
+        names = run_page(page, command=parse)  # the commands measure for minutes
+    finally:
+        DatasetCatalog.pop("measured", None)
+        MetadataCatalog.pop("measured", None)
     out = capsys.readouterr().out
     for part in ("network", "postprocessing", "forward", "backward", "update"):
         assert part in out
-    assert set(names["seconds"]) == {0, 1} and "instances" in names["results"][0]
+    assert (
+        set(names["seconds"]) == {0, 1} and "instances" in names["results"][0] and names["result"].size_hw == (96, 96)
+    )
 
 
 def test_its_commands_are_understood(page):
-    found = commands(page)
+    found = commands_of(page)
     assert {words[0] for words in found} == {"benchmark"}
     assert [parse(words).command for words in found] == ["benchmark"] * len(found)
 

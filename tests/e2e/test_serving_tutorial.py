@@ -14,6 +14,7 @@ from PIL import Image
 from detectron2.cli.arguments import parse
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
 from detectron2.serving import Limits
+from tests.docs.pages import RUN, blocks_of
 from tests.e2e.test_inference_tutorials import demo, text_of
 
 __all__ = ["demo"]
@@ -26,12 +27,13 @@ PROGRAM = [sys.executable, "-c", "from detectron2.cli import main; raise SystemE
 def test_the_page_runs(repo_root, capsys):
     generate_shapes_dataset("drawn", 1, seed=7)
     shutil.copy("drawn/images/00000.png", "photo.png")
-    text = text_of(repo_root, "serving")
+    page, text = repo_root / "docs" / "tutorials" / "serving.md", text_of(repo_root, "serving")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     answers, server = {}, None
     try:
-        for kind, block in re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        for found in (b for b in blocks_of(page) if b["kind"] in RUN):
+            kind, block = found["kind"], found["text"]
             if kind == "python":
                 exec(compile(block, "serving.md", "exec"), {"__name__": "tutorial"})  # our own documentation
                 continue

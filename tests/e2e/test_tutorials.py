@@ -3,20 +3,18 @@
 import ast
 import json
 import re
-import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from detectron2 import cli
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.distributed import layout
 from detectron2.engine import ShardedCheckpointer
 from detectron2.engine.options import TrainOptions
-from tests.e2e.test_inference_tutorials import run_page
+from tests.docs.pages import commands_of, run_page
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -58,24 +56,6 @@ def own_datasets():
         MetadataCatalog.remove(name)
 
 
-def python_blocks(path: Path) -> list[ast.Module]:
-    """Return the blocks, with the lines that they have in the file."""
-    text = path.read_text(encoding="utf-8")
-    found = []
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        lines_before = text.count("\n", 0, match.start(1))
-        found.append(ast.parse("\n" * lines_before + match[1], filename=str(path)))
-    assert len(found) == text.count("```python") > 0
-    return found
-
-
-def commands(path: Path) -> list[list[str]]:
-    """Return the arguments of our command, in the blocks of shell commands that are meant for the data of the page."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("detectron2 ") and " FILE" not in line]
-
-
 def records(folder: str) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
 
@@ -84,9 +64,7 @@ def records(folder: str) -> list[dict]:
 def test_training(training, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict = {"__name__": "tutorial"}
-    for block in python_blocks(training):
-        exec(compile(block, str(training), "exec"), names)  # our own documentation
+    names = run_page(training)
     assert re.search(r"^2$", capsys.readouterr().out, re.MULTILINE)  # where the second run began
     assert {p.name for p in Path("output/first").glob("*.pth")} == {
         "model_0000001.pth",
@@ -103,13 +81,7 @@ def test_training(training, tmp_path, monkeypatch, capsys):
     assert any("bbox/AP" in record for record in lazy)
     assert Path("output/lazy/model_final_ema.pth").is_file()
 
-    for name in ("shapes_train", "shapes_val"):  # a command is another process
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    done = commands(training)
-    assert [arguments[0] for arguments in done] == ["train", "plot"]
-    for arguments in done:
-        assert cli.main(arguments) == 0
+    assert [words[0] for words in commands_of(training)] == ["train", "plot"]
     assert {"config.yaml", "log.txt", "model_final.pth"} <= {p.name for p in Path("output/again").iterdir()}
     assert Path("curves/curves.png").is_file() and Path("curves/curves.html").is_file()
 
@@ -119,9 +91,7 @@ def test_models_of_transformers(repo_root, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     page = repo_root / "docs" / "tutorials" / "transformers_models.md"
-    names: dict = {"__name__": "tutorial"}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), names)  # our own documentation
+    run_page(page)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.isdigit()]
     assert printed[0] == "6" and 0 < int(printed[1]) <= 10
 
