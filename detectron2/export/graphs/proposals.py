@@ -3,17 +3,18 @@
 Letters: `N` images, `A` anchors per cell, `R_i` anchors of level i, `R` proposals that an image may have.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, TorchvisionAnchorGenerator
 from detectron2.modeling.proposal_generator import RPN, RRPN
 
 from .graph import GraphPart, NotExportableError, graph_part, register_exportable
 from .selection import best_of_levels, clip_boxes, top_k
 
-__all__ = ["AnchorsGraph", "Proposals", "RPNGraph", "RotatedGraph"]
+__all__ = ["AnchorsGraph", "Proposals", "RPNGraph", "RotatedGraph", "TorchvisionAnchorsGraph"]
 
 
 class Proposals(NamedTuple):
@@ -37,16 +38,31 @@ class AnchorsGraph(GraphPart):
         """For each level the anchors `Tensor[R_i, 4]`, in the order row, column, anchor."""
         generator = self.module
         return [
-            _anchors(x, stride, generator.offset, cell)
+            _anchors(x, (stride, stride), generator.offset, cell)
             for x, stride, cell in zip(features, generator.strides, generator.cell_anchors, strict=True)
         ]
 
 
-def _anchors(feature: torch.Tensor, stride: int, offset: float, cell: torch.Tensor) -> torch.Tensor:
+@register_exportable(TorchvisionAnchorGenerator)
+class TorchvisionAnchorsGraph(AnchorsGraph):
+    """Anchors of torchvision's detectors, whose distance depends on the size of the map."""
+
+    def __call__(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """See `AnchorsGraph.__call__`."""
+        generator = self.module
+        image_hw = [side * generator.strides[0] for side in features[0].shape[-2:]]
+        return [
+            _anchors(x, [whole // side for whole, side in zip(image_hw, x.shape[-2:], strict=True)], 0.0, cell)
+            for x, cell in zip(features, generator.cell_anchors, strict=True)
+        ]
+
+
+def _anchors(feature: torch.Tensor, steps_hw: Sequence[Any], offset: float, cell: torch.Tensor) -> torch.Tensor:
     """Place the anchors of a cell on all cells of a feature map, by broadcasting alone."""
     height, width = feature.shape[-2:]
     y, x = (
-        torch.arange(size, dtype=torch.float32, device=cell.device).add(offset).mul(stride) for size in (height, width)
+        torch.arange(size, dtype=torch.float32, device=cell.device).add(offset).mul(step)
+        for size, step in zip((height, width), steps_hw, strict=True)
     )
     left, top, right, bottom = cell.unbind(dim=1)
     shape = (height, width, cell.shape[0])

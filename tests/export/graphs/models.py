@@ -244,6 +244,9 @@ MODELS = {
     "Cascade Mask R-CNN": lambda: small("cascade"),
     "Keypoint R-CNN": lambda: small("keypoint"),
     "RetinaNet": lambda: small("retinanet"),
+    "RetinaNet, torchvision's anchors": lambda: small(
+        "retinanet", **{"MODEL.ANCHOR_GENERATOR.NAME": "TorchvisionAnchorGenerator"}
+    ),
     "FCOS": lambda: tiny_model("fcos"),
     "proposals": lambda: small("proposals"),
     "semantic FPN": lambda: small("semantic"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from detectron2.export.graphs import GraphOptions, NotExportableError
+from detectron2.export.graphs.graph import graph_part
 from detectron2.export.graphs.proposals import AnchorsGraph, RotatedGraph, RPNGraph
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, TorchvisionAnchorGenerator
 from tests.export.graphs.models import batch, model_of
 
 
@@ -16,6 +17,16 @@ def test_anchors(offset):
     )
     maps = [torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 1, 1)]
     got = AnchorsGraph(generator, GraphOptions())(maps)
+    for x, want in zip(got, generator(maps), strict=True):
+        assert torch.equal(x, want.tensor)
+
+
+def test_anchors_of_torchvision():
+    """The distance of the anchors is no stride where a stride does not divide the side of the image."""
+    generator = TorchvisionAnchorGenerator(sizes=[[16], [40], [60]], aspect_ratios=[[0.5, 1, 2]], strides=[4, 8, 16])
+    maps = [torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 2, 1)]
+    got = graph_part(generator, GraphOptions(), "the anchor generator")(maps)
+    assert got[1][-1].tolist() == [7.0, -16.0, 35.0, 40.0]  # 28 // 4 and 20 // 3 pixels apart
     for x, want in zip(got, generator(maps), strict=True):
         assert torch.equal(x, want.tensor)
 
