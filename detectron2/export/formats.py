@@ -34,6 +34,10 @@ Run = Callable[[Inputs], Outputs]
 _PADDED_ONLY = (
     "the compiler of AOTInductor gives wrong masks for outputs of unknown length; use --outputs padded, or --format pt2"
 )
+_NO_DEFORM_CONV = (
+    "OpenVINO does not read the operator DeformConv of ONNX files, which deformable convolutions are written as; take "
+    "another format, such as pt2 or torchscript."
+)
 
 
 @dataclass(frozen=True)
@@ -202,9 +206,13 @@ def _name_sizes(graph: Any) -> None:
 
 def _opset(graph: nn.Module) -> int:
     """Return the lowest version of the operators that has all of a model's; deformable convolution came with 19."""
+    return 19 if _has_deformable(graph) else 18
+
+
+def _has_deformable(graph: nn.Module) -> bool:
     from detectron2.layers import DeformConv, ModulatedDeformConv
 
-    return 19 if any(isinstance(m, DeformConv | ModulatedDeformConv) for m in graph.modules()) else 18
+    return any(isinstance(m, DeformConv | ModulatedDeformConv) for m in graph.modules())
 
 
 def save_onnx(model: Any, path: Path, description: Mapping[str, Any]) -> None:
@@ -253,6 +261,8 @@ def _numpy_run(run: Callable[[dict[str, Any]], Any], inputs: Sequence[str], outp
 def _write_openvino(
     graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]
 ) -> None:
+    if _has_deformable(graph):
+        raise ValueError(_NO_DEFORM_CONV)
     need("openvino", extra="openvino")  # before an export that takes minutes
     source = path.with_suffix(".onnx")
     _write_onnx(graph, example, dynamic, source, description)
@@ -264,9 +274,12 @@ def _write_openvino(
 
 def convert_to_openvino(source: Path, path: Path, description: Mapping[str, Any], half: bool = False) -> None:
     """Convert an ONNX file; with `half` the weights are stored in 16 bits."""
-    need("openvino", extra="openvino")
+    need("onnx", "openvino", extra="openvino")
+    import onnx
     import openvino
 
+    if any(node.op_type == "DeformConv" for node in onnx.load(str(source)).graph.node):
+        raise ValueError(_NO_DEFORM_CONV)
     model = openvino.convert_model(str(source))
     model.set_rt_info(json.dumps(description), "detectron2")
     openvino.save_model(model, str(path), compress_to_fp16=half)

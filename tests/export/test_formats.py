@@ -5,8 +5,19 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
-from detectron2.export.formats import FORMATS, _name_sizes, _quiet, load_artifact, need, save_onnx, write_artifact
+from detectron2.export.formats import (
+    FORMATS,
+    _name_sizes,
+    _quiet,
+    convert_to_openvino,
+    load_artifact,
+    need,
+    save_onnx,
+    write_artifact,
+)
+from detectron2.layers import DeformConv
 
 
 def test_packages_that_are_there():
@@ -52,6 +63,22 @@ def test_operators_that_no_runtime_knows_are_refused(tmp_path):
     model = onnx.load(str(tmp_path / "x.onnx"))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
     assert [(p.key, p.value) for p in model.metadata_props] == [("detectron2", '{"layout": 1}')]
+
+
+def test_openvino_refuses_deformable_convolution(tmp_path):
+    """OpenVINO 2026.4 ends the process on a model that has it."""
+    graph = nn.Sequential(DeformConv(3, 4, 3))
+    with pytest.raises(ValueError, match=r"OpenVINO does not read the operator DeformConv .* such as pt2"):
+        write_artifact("openvino", graph, (torch.zeros(1, 3, 8, 8),), (), tmp_path, {})
+    assert not list(tmp_path.iterdir())
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    model = small_onnx()
+    model.graph.node[0].op_type = "DeformConv"
+    onnx.save(model, str(tmp_path / "x.onnx"))
+    with pytest.raises(ValueError, match="DeformConv"):
+        convert_to_openvino(tmp_path / "x.onnx", tmp_path / "x.xml", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
 def test_sizes_get_their_names():
