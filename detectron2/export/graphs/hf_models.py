@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from detectron2.modeling.meta_arch.hf_detector import HFDetector
 from detectron2.modeling.meta_arch.hf_segmenter import HFSegmenter
@@ -34,6 +35,33 @@ def _without_assertions(network: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def _is_open(values: Any) -> bool:
+    """Whether a number, or one of nested lists of numbers, is a size that varies."""
+    return any(map(_is_open, values)) if isinstance(values, (list, tuple)) else isinstance(values, torch.SymInt)
+
+
+def _stacked(values: Any, **options: Any) -> torch.Tensor:
+    """Make a tensor of nested lists of numbers."""
+    if isinstance(values, (list, tuple)):
+        return torch.stack([_stacked(x, **options) for x in values])
+    return torch.scalar_tensor(values, **options)
+
+
+class _OpenSizes(TorchFunctionMode):
+    """Compute what exporters take for constants though it varies: lengths of `torch.linspace`, sizes as tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in (torch.as_tensor, torch.tensor) and _is_open(args[0]):
+            return _stacked(args[0], **options)
+        if func is not torch.linspace or not _is_open(args[2]):
+            return func(*args, **options)
+        start, end, steps = args
+        places = torch.arange(steps, **options)
+        length, parts = (places.new_ones(()) * x for x in (end - start, steps - 1))
+        return places * (length / parts.clamp(min=1)) + start
 
 
 @register_exportable(HFDetector)
@@ -67,7 +95,7 @@ class HFDetectorGraph(ExportGraph):
             else:
                 # Not of the sizes of images, but with as many rows.
                 frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
-            with _without_assertions(model.network):
+            with _without_assertions(model.network), _OpenSizes():
                 outputs = model.network(pixel_values=pixels, **further)
             boxes, scores, classes = model.select(outputs.logits, outputs.pred_boxes, frames.to(torch.float32))
             if (limit := self.options.max_detections) is not None:

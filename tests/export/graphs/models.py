@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
+from detectron2.modeling.meta_arch import HFDetector
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
 from detectron2.projects.panoptic_deeplab import (
     PanopticDeepLab,
@@ -19,6 +20,7 @@ from detectron2.projects.panoptic_deeplab import (
 )
 from detectron2.projects.point_rend import PointRendSemSegHead, add_pointrend_config
 from tests.export.test_tracing import MEAN, picture, tiny_model
+from tests.modeling.meta_arch.hf_configs import DETECTORS
 
 FEW = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
@@ -261,6 +263,22 @@ MODELS = {
     "Mask R-CNN, ViTDet": vitdet,
     "Faster R-CNN, deformable convolution": deformable,
 }
+
+
+def hf_detector(kind):
+    """A small detector of transformers, whose features have the scale of trained ones.
+
+    As the library makes them, features vanish: all places of an image get the same score, and any of them is chosen.
+    """
+    torch.manual_seed(0)
+    arguments = {"pixel_mean": [10.0] * 3, "pixel_std": [255.0] * 3, "max_detections_per_image": 6}
+    model = HFDetector(config=DETECTORS[kind], input_format="BGR", **arguments).eval()
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            nn.init.kaiming_normal_(weight)
+        elif name.endswith("weight"):  # of a normalization
+            nn.init.ones_(weight)
+    return model
 
 
 def batch(sizes_hw, contrast=1.0):

@@ -5,22 +5,24 @@ import torch
 
 from detectron2.export import export_model
 from detectron2.export.graphs import GraphOptions, NotExportableError, build_graph
-from detectron2.modeling.meta_arch import HFDetector, HFSegmenter
+from detectron2.export.graphs.hf_models import _OpenSizes
+from detectron2.modeling.meta_arch import HFSegmenter
+from tests.export.graphs.models import hf_detector
 from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
 pytest.importorskip("transformers")
 
 
-def detector(kind):
-    torch.manual_seed(0)
-    arguments = {"pixel_mean": [10.0] * 3, "pixel_std": [255.0] * 3, "max_detections_per_image": 6}
-    return HFDetector(config=DETECTORS[kind], input_format="BGR", **arguments).eval()
+@pytest.fixture(scope="module")
+def places():
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    return torch.export.export(Places(), (torch.zeros(16),), dynamic_shapes=dynamic, strict=False).module()
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_a_graph_does_what_the_model_does(kind):
     """Also with what is around smaller images being anything."""
-    model = detector(kind)
+    model = hf_detector(kind)
     sizes = [(60, 90), (40, 64)]
     images = 255 * torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
     inputs = [{"image": image[:, :h, :w]} for image, (h, w) in zip(images, sizes, strict=True)]
@@ -40,8 +42,25 @@ def test_a_graph_does_what_the_model_does(kind):
             assert torch.equal(found.pred_classes, want.pred_classes)
 
 
+class Places(torch.nn.Module):
+    def forward(self, x):
+        length = x.shape[0] // 2
+        with _OpenSizes():
+            places = torch.linspace(0.5, length - 0.5, length, dtype=x.dtype)
+            return places, torch.linspace(0.0, 1.0, 3), torch.as_tensor([(length, 7), (2 * length, 9)])
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_sizes_that_vary(places, length):
+    x = torch.zeros(2 * length)  # exporters refuse lengths of 0 and 1
+    for found, want in zip(places(x), Places()(x), strict=True):
+        assert torch.equal(found, want)
+    assert places(x)[0].tolist() == [i + 0.5 for i in range(length)]
+    assert places(x)[2].tolist() == [[length, 7], [2 * length, 9]]
+
+
 def test_fewer_detections():
-    graph = build_graph(detector("rt_detr"), GraphOptions(outputs="flat", max_detections=2))
+    graph = build_graph(hf_detector("rt_detr"), GraphOptions(outputs="flat", max_detections=2))
     outputs = dict(zip(graph.output_names, graph(*graph.example_inputs(2, 64, 96)), strict=True))
     assert outputs["boxes"].shape == (4, 4) and outputs["image_index"].tolist() == [0, 0, 1, 1]
 
@@ -56,6 +75,6 @@ def test_a_segmenter_is_refused_by_name():
 @pytest.mark.slow
 def test_onnx(tmp_path):
     """The exporter compares the file with the model, for other numbers and sizes of images, too."""
-    report = export_model(detector("detr"), tmp_path / "detr")
+    report = export_model(hf_detector("detr"), tmp_path / "detr")
     assert {"sample", "another size", "three images", "mixed sizes"} <= {c.case for c in report.comparisons}
     assert (tmp_path / "detr" / "model.onnx").is_file()
