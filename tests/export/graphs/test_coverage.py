@@ -1,5 +1,7 @@
 """Every architecture as ONNX in onnxruntime: any batch, any size, images without objects; the same as in PyTorch."""
 
+import copy
+
 import pytest
 import torch
 
@@ -83,6 +85,20 @@ def test_onnxruntime_gives_what_the_model_gives(onnx_installed, name):
             threshold=model.graph.score_threshold / 2,
         )
         assert any(len(x["instances"]) for x in some)
+
+
+@pytest.mark.parametrize("name", ["semantic FPN", pytest.param("panoptic FPN", marks=pytest.mark.slow)])
+def test_a_file_is_as_exact_as_the_model(onnx_installed, name):
+    """Both round, in other places; the file not more than the model, beside the same computed in double precision."""
+    model = exported(name)
+    images, sizes = batch(CASES["the sample"][0])
+    exact = copy.deepcopy(model.graph.model).double()
+    want = in_pytorch(exact, images.double(), sizes)
+    errors = []
+    for found in (in_pytorch(model.graph.model, images, sizes), by_graph(model.graph, images, sizes, model)):
+        apart = [f["sem_seg"].double() - w["sem_seg"] for f, w in zip(found, want, strict=True)]
+        errors.append(torch.cat([x.flatten() for x in apart]).square().mean().sqrt().item())
+    assert 0 < errors[1] <= 1.2 * errors[0]
 
 
 @pytest.mark.slow
