@@ -7,6 +7,7 @@ The results go into `coverage.json` beside this file, and as a table into the tu
 """
 
 import argparse
+import functools
 import json
 import logging
 import tempfile
@@ -17,13 +18,17 @@ from detectron2.export import export_model
 from detectron2.export.formats import FORMATS
 from detectron2.export.verify import VerificationError
 from detectron2.utils.file_io import atomic_write
-from tests.export.graphs.models import MODELS, model_of
+from tests.export.graphs.models import MODELS, hf_detector, hf_segmenter, model_of
+from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
 RECORD = Path(__file__).with_name("coverage.json")
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/deployment.md"
 BEGIN, END = "<!-- coverage: python -m tests.export.coverage -->", "<!-- end of coverage -->"
 WORDS = {("batch", "size"): "any", ("batch",): "one size", (): "one size, one image"}
 SIZE = (64, 96)
+EVERY = {name: functools.partial(model_of, name) for name in MODELS}
+EVERY |= {f"HFDetector, {kind}": functools.partial(hf_detector, kind) for kind in DETECTORS}
+EVERY |= {f"HFSegmenter, {kind}": functools.partial(hf_segmenter, kind) for kind in SEGMENTERS}
 
 
 def export(name: str, format: str) -> dict:
@@ -34,7 +39,7 @@ def export(name: str, format: str) -> dict:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                report = export_model(model_of(name), Path(folder) / "a", format, size=SIZE, dynamic=dynamic)
+                report = export_model(EVERY[name](), Path(folder) / "a", format, size=SIZE, dynamic=dynamic)
             except (ValueError, VerificationError) as e:
                 error = f"{type(e).__name__}: {e}"
                 logging.warning("%s as %s with %s: %s", name, format, dynamic, error)
@@ -48,7 +53,7 @@ def export(name: str, format: str) -> dict:
 def table(record: dict) -> str:
     """The table of the tutorial."""
     lines = ["| model | " + " | ".join(f"`{f}`" for f in FORMATS) + " |", "| --- |" + " --- |" * len(FORMATS)]
-    for name in MODELS:
+    for name in EVERY:
         cells = []
         for format in FORMATS:
             cell = record.get(name, {}).get(format)
@@ -66,7 +71,7 @@ def with_table(text: str, record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(EVERY), default=list(EVERY))
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--again", action="store_true", help="also what is in coverage.json")
     args = parser.parse_args()

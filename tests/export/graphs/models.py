@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
-from detectron2.modeling.meta_arch import HFDetector
+from detectron2.modeling.meta_arch import HFDetector, HFSegmenter
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
 from detectron2.projects.panoptic_deeplab import (
     PanopticDeepLab,
@@ -20,7 +20,7 @@ from detectron2.projects.panoptic_deeplab import (
 )
 from detectron2.projects.point_rend import PointRendSemSegHead, add_pointrend_config
 from tests.export.test_tracing import MEAN, picture, tiny_model
-from tests.modeling.meta_arch.hf_configs import DETECTORS
+from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
 FEW = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
@@ -279,6 +279,11 @@ def hf_detector(kind):
         elif name.endswith("weight"):  # of a normalization
             nn.init.ones_(weight)
     return model
+
+
+def hf_segmenter(kind):
+    torch.manual_seed(0)
+    return HFSegmenter(config=SEGMENTERS[kind]).eval()
 
 
 def batch(sizes_hw, contrast=1.0):

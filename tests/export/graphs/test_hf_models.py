@@ -6,8 +6,7 @@ import torch
 from detectron2.export import export_model
 from detectron2.export.graphs import GraphOptions, NotExportableError, build_graph
 from detectron2.export.graphs.hf_models import _OpenSizes
-from detectron2.modeling.meta_arch import HFSegmenter
-from tests.export.graphs.models import hf_detector
+from tests.export.graphs.models import hf_detector, hf_segmenter
 from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
 pytest.importorskip("transformers")
@@ -65,16 +64,16 @@ def test_fewer_detections():
     assert outputs["boxes"].shape == (4, 4) and outputs["image_index"].tolist() == [0, 0, 1, 1]
 
 
-def test_a_segmenter_is_refused_by_name():
-    torch.manual_seed(0)
-    model = HFSegmenter(config=SEGMENTERS["eomt"]).eval()
-    with pytest.raises(NotExportableError, match="HFSegmenter with eomt, has no exportable form"):
-        build_graph(model)
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_a_segmenter_is_refused_by_name(kind):
+    with pytest.raises(NotExportableError, match=f"HFSegmenter with {kind}, has no exportable form"):
+        build_graph(hf_segmenter(kind))
 
 
 @pytest.mark.slow
-def test_onnx(tmp_path):
+@pytest.mark.parametrize("kind", ["detr", "rt_detr_v2", "deformable_detr"])
+def test_onnx(tmp_path, kind):
     """The exporter compares the file with the model, for other numbers and sizes of images, too."""
-    report = export_model(hf_detector("detr"), tmp_path / "detr")
+    report = export_model(hf_detector(kind), tmp_path / kind, size=(64, 96))
     assert {"sample", "another size", "three images", "mixed sizes"} <= {c.case for c in report.comparisons}
-    assert (tmp_path / "detr" / "model.onnx").is_file()
+    assert (tmp_path / kind / "model.onnx").is_file()
