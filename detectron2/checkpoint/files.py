@@ -85,7 +85,11 @@ def _unreadable(path: str, error: BaseException) -> ValueError:
 def is_text_file(path: str) -> bool:
     """Tell whether a file begins with text, so that it holds no weights.
 
-    Pickles that consist of letters begin with a parenthesis, and are none.
+    Args:
+        path: of the file.
+
+    Returns:
+        False also for pickles that consist of letters: they begin with a parenthesis.
 
     Example:
         >>> is_text_file(__file__)

@@ -269,7 +269,7 @@ def _error_tables(analysis: DetectionAnalysis) -> str:
 def _confusion_table(confused: Sequence[tuple[str, str, int]], unit: str, background: str | None = None) -> str:
     """Return the most frequent pairs of different classes, from pairs with their counts in a unit, most first.
 
-    The background is no class: objects paired with it are missed, and detections are where no object is.
+    Objects that are paired with the background, by its name, are missed; detections are where nothing is.
     """
     totals: Counter[str] = Counter()
     for true, _, count in confused:

@@ -1,9 +1,9 @@
 """Start the processes of one machine. When one fails, end the others and raise its error."""
 
+import builtins
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import threading
 import time
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SAVING = 120.0  # seconds that processes have to save their state after an interruption or when one has left
 _LONGEST_REPORT = 20_000  # characters; a report must fit into the buffer of a pipe
+_LONGEST_MESSAGE = 4_000
 
 
 def run_processes(target: Callable[..., None], count: int, first_rank: int, args: tuple) -> None:
@@ -32,7 +33,7 @@ def run_processes(target: Callable[..., None], count: int, first_rank: int, args
 
     Raises:
         ProcessRaisedException: a process raised an exception; the message has its rank and its traceback. The cause
-            (`__cause__`) is the exception itself, unless that cannot be passed on.
+            (`__cause__`) is an exception with the same message, of the nearest class of Python's own.
         ProcessExitedException: a process ended in another way, for example killed by the system.
         SystemExit: a process called `sys.exit` with a code other than 0.
         KeyboardInterrupt: the run was interrupted.
@@ -70,9 +71,9 @@ def _raise_failure(
         index, pid, detail = died.error_index, died.error_pid, None
     who = f"Process of rank {first_rank + index} (local rank {index}, pid {pid})"
     if detail is not None:
-        text, data = detail
-        cause = _unpickled(data)
-        raise mp.ProcessRaisedException(f"{who} failed; the others were ended.\n\n{text}", index, pid) from cause
+        text, cause = detail
+        message = f"{who} failed; the others were ended.\n\n{text}"
+        raise mp.ProcessRaisedException(message, index, pid) from _rebuilt(*cause)
     if code < 0:
         hint = " The system does this to processes when memory runs out." if name == "SIGKILL" else ""
         end = f"was killed by {name}; the others were ended.{hint}"
@@ -92,26 +93,24 @@ def _body(local_rank: int, target: Callable[..., None], reports: Any, args: tupl
         if e.code not in (None, 0):
             reports.put((local_rank, os.getpid(), "exit", e.code))
     except BaseException as e:
-        detail = traceback.format_exc()[-_LONGEST_REPORT:], _pickled(e)
+        detail = traceback.format_exc()[-_LONGEST_REPORT:], _described(e)
         reports.put((local_rank, os.getpid(), "error", detail))
         raise SystemExit(1) from None
 
 
-def _pickled(error: BaseException) -> bytes:
-    """Return the exception as bytes; none if it cannot be passed on."""
-    try:
-        data = pickle.dumps(error)
-        return data if len(data) <= _LONGEST_REPORT and _unpickled(data) is not None else b""
-    except Exception:
-        return b""
+def _described(error: BaseException) -> tuple[str, str]:
+    """Return the nearest class of Python's own, by its name, and the message."""
+    kind = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose text would be in quotes
+    return kind, str(message)[:_LONGEST_MESSAGE]
 
 
-def _unpickled(data: bytes) -> BaseException | None:
-    """Return an exception of a process of ours; None where its class cannot be found or built here."""
+def _rebuilt(kind: str, message: str) -> BaseException:
+    """Return an exception of a class of Python's own; a few cannot be made of a message."""
     try:
-        return pickle.loads(data) if data else None
-    except Exception:
-        return None
+        return getattr(builtins, kind)(message)
+    except TypeError:
+        return Exception(message)
 
 
 def _wait(context: Any, reports: Any) -> tuple[bool, mp.ProcessExitedException | None]:

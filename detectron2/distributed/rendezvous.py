@@ -18,7 +18,7 @@ from detectron2.utils import comm
 __all__ = ["MeetingError", "adopt", "host_store", "join", "leave", "meeting_timeout"]
 
 
-class MeetingError(RuntimeError, ConnectionError):
+class MeetingError(ConnectionError, RuntimeError):
     """Processes did not find each other; the message says what is missing and what to look at."""
 
 
