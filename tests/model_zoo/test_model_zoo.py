@@ -143,6 +143,10 @@ def test_no_yaml_config_is_missing(shared_dir):
         ("VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 3),
         ("VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yaml", "SOLVER.CLIP_GRADIENTS.ENABLED", True),
         ("VOC-BCCD/faster_rcnn_R_18_FPN_scratch.yaml", "INPUT.MIN_SIZE_TRAIN", (256,)),
+        ("VOC-BCCD/faster_rcnn_timm_resnet10t_FPN_scratch.yaml", "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+        ("VOC-BCCD/faster_rcnn_timm_resnet10t_FPN_scratch.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+        ("VOC-BCCD/rt_detr_v2_scratch.yaml", "MODEL.META_ARCHITECTURE", "HFDetector"),
+        ("VOC-BCCD/rt_detr_v2_scratch.yaml", "SOLVER.EMA_DECAY", 0.998),
     ],
 )
 def test_some_values_of_yaml_configs(name, key, value):
