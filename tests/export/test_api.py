@@ -19,7 +19,10 @@ from detectron2.export.api import Measurement, _check_loss
 from detectron2.export.formats import FORMATS
 from detectron2.export.graphs import operators, selection
 from detectron2.export.verify import VerificationError
+from detectron2.utils.env import TORCH_VERSION
 from tests.export.graphs.models import MODELS, model_of
+
+needs_onnx = pytest.mark.skipif(TORCH_VERSION < (2, 7), reason="ONNX files need PyTorch 2.7")
 
 SIZE = (48, 64)
 
@@ -32,7 +35,13 @@ def picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "format", ["onnx", "pt2", "torchscript", *(pytest.param(x, marks=pytest.mark.slow) for x in ("openvino", "aoti"))]
+    "format",
+    [
+        pytest.param("onnx", marks=needs_onnx),
+        "pt2",
+        "torchscript",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("openvino", "aoti")),
+    ],
 )
 def test_every_format(segmenter, mapper, picture, tmp_path, format):
     folder = tmp_path / "exported"
@@ -92,6 +101,7 @@ def test_one_size(segmenter, mapper, tmp_path):
     assert found.shape == (96, 100) and (found[:, :90] == wanted[:, :90]).float().mean() > 0.9
 
 
+@needs_onnx
 @pytest.mark.parametrize("size", [(48, 64), (32, 40)])  # as the mapper makes them, and smaller
 def test_one_size_in_the_program(segmenter, mapper, tmp_path, size):
     report = export_model(segmenter, tmp_path / "a", "onnx", mapper=mapper, size=size, dynamic=())
@@ -236,6 +246,7 @@ def shapes(tmp_path_factory):
     return folder
 
 
+@needs_onnx
 def test_int8(segmenter, mapper, shapes, tmp_path):
     import onnx
 
@@ -274,6 +285,7 @@ def test_int8_of_a_detector(mask_rcnn, shapes, tmp_path, format):
     assert found[0] == pytest.approx(wanted[0].item(), abs=0.05)
 
 
+@needs_onnx
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_fp16(segmenter, mapper, tmp_path, format):
     report = export_model(segmenter, tmp_path / "a", format, mapper=mapper, size=SIZE, precision="fp16")

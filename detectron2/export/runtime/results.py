@@ -121,7 +121,8 @@ def _paste_weights(start: np.float32, stop: np.float32, size: int, cells: int) -
         return 0, np.zeros((0, cells), np.float32)
     low, high = (int(np.clip(v, 0, size)) for v in (np.floor(start - 1), np.ceil(stop + 1)))
     pixels = np.arange(low, max(low, high), dtype=np.float32)
-    position = (pixels + np.float32(0.5) - start) / (stop - start) * np.float32(cells) - np.float32(0.5)
+    with np.errstate(over="ignore"):  # of a box that is hardly wider than nothing
+        position = (pixels + np.float32(0.5) - start) / (stop - start) * np.float32(cells) - np.float32(0.5)
     return low, np.maximum(1 - np.abs(position[:, None] - np.arange(cells, dtype=np.float32)), 0)
 
 

@@ -16,6 +16,7 @@ from detectron2.export.graphs import (
 from detectron2.export.graphs.graph import ExportGraph, GraphPart
 from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detectron2.utils.env import TORCH_VERSION
 from tests.export.graphs.models import MODELS, batch, by_graph, difference, graph_of, in_pytorch, model_of
 from tests.export.test_tracing import tiny_model
 
@@ -277,6 +278,7 @@ def test_a_form_says_what_it_has_to_define():
 # ------------------------------------------------------------------------------------------------------------ recording
 
 
+@pytest.mark.skipif(TORCH_VERSION < (2, 7), reason="PyTorch 2.6 does not compile zip(..., strict=True)")
 @pytest.mark.parametrize("name", ["FCOS", pytest.param("Mask R-CNN, FPN", marks=pytest.mark.slow)])
 def test_compiles_in_one_graph(name):
     graph = graph_of(name)

@@ -30,6 +30,8 @@ def program(request, tmp_path_factory, export_detector):
     if name == "openvino":
         for package in ("openvino", "onnx", "onnxruntime"):
             pytest.importorskip(package)
+    if name == "openvino" and not _has_todays_strings():
+        pytest.skip("this OpenVINO is built with std::string of before C++11")
     folder = tmp_path_factory.mktemp(name)
     shutil.copytree(CPP, folder / "cpp")
     command = ["make", name, f"PYTHON={sys.executable}", "CXXFLAGS=-O0 -Wall -Wextra"]
@@ -39,6 +41,12 @@ def program(request, tmp_path_factory, export_detector):
         made_up.write_model(folder, short_edge=96)
         return folder / "cpp" / name, folder, Predictor(folder)
     return folder / "cpp" / name, *export_detector(PROGRAMS[request.param])
+
+
+def _has_todays_strings():
+    import openvino
+
+    return any(b"7__cxx11" in p.read_bytes() for p in Path(openvino.__file__).parent.glob("libs/libopenvino.so*"))
 
 
 def run(path, *arguments):

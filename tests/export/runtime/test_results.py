@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detectron2.export.runtime.results import class_name, find_keypoints, paste_masks, postprocess, regions, to_json
@@ -86,6 +86,8 @@ coordinate = st.floats(-50, 200, width=32)
     st.sampled_from([(1, 1), (14, 14), (28, 28), (5, 9)]),
     st.sampled_from([0.5, 0.3, 0.9]),
 )
+@example([(0.0, 0.0, 0.0, 1.1754943508222875e-38)], (1, 1), (14, 14), 0.5)
+@example([(0.0, 0.0, 1.1754943508222875e-38, 2.0)], (3, 2), (14, 14), 0.5)
 def test_masks_are_pasted_like_those_of_the_library(boxes, size, sides, threshold):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     masks = torch.rand(len(boxes), *sides, generator=torch.Generator().manual_seed(0))
@@ -132,6 +134,7 @@ def test_keypoints_are_those_of_the_library(xywh, points, side, seed):
 def test_peak_far_above_all_cells():
     maps = torch.full((1, 1, 4, 4), -1e4)
     maps[0, 0, 1:3, 1:3] = 1e4
+    maps[0, 0, 1, 2] = 2e4  # no other peak is as high
     boxes = torch.tensor([[0.0, 0, 40, 40]])
     want = heatmaps_to_keypoints(maps, boxes)[:, :, [0, 1, 3]].numpy()
     assert np.isinf(want[..., 2]).all() and np.array_equal(find_keypoints(maps.numpy(), boxes.numpy()), want)
