@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import detectron2.projects.mask2former  # noqa: F401  # its names are registered before the pages, and stay
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tests.docs.pages import run_page
 from tests.engine.conftest import restore_logging
@@ -21,6 +22,7 @@ PAGES = {  # page: files that it leaves
     "tutorials/drawing": ("truth.png", "found.png", "labels.png", "panoptic.png", "by_hand.svg"),
     "tutorials/extend": ("output/own/model_final.pth",),
     "tutorials/install": (),
+    "tutorials/mask_transformers": (),
     "tutorials/models": ("output/untrained.pth",),
 }
 

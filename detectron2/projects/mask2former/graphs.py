@@ -25,9 +25,9 @@ class MaskFormerGraph(ExportGraph):
         super().__init__(model, options)
         if model.instance_on or model.panoptic_on:
             raise NotExportableError(
-                "of Mask2Former semantic scores can be exported: masks of instances belong to queries, not to boxes, and "
-                "exported models have no such output. Set MODEL.MASK_FORMER.TEST.INSTANCE_ON and PANOPTIC_ON to False, "
-                "and SEMANTIC_ON to True"
+                "of Mask2Former, semantic scores can be exported: masks of instances belong to queries, not to boxes, "
+                "and exported models have no such output. Set MODEL.MASK_FORMER.TEST.INSTANCE_ON and PANOPTIC_ON to "
+                "False, and SEMANTIC_ON to True"
             )
         self.sizes_as_formulas = True  # positions of cells depend on the sizes of maps
 

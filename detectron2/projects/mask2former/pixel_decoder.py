@@ -63,7 +63,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, cells: torch.Tensor, positions: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
-        references = _centres(sizes, cells)[None, :, None].expand(len(cells), -1, len(sizes), -1)
+        references = _centres(sizes, cells)[None, :, None].expand(cells.shape[0], -1, len(sizes), -1)
         for layer in self.layers:
             cells = layer(cells, positions, references, sizes)
         return cells

@@ -3,7 +3,7 @@
 Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", https://arxiv.org/abs/2112.01527.
 
 Letters: `N` images, `Q` queries, `K` classes, `C` channels, `D` channels of the map for masks, `L` feature maps
-(levels), `S` cells of one of them, `M` heads, `H` and `W` height and width of a map in cells.
+(levels), `S` cells of one of them, `H` and `W` height and width of a map in cells.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,20 +32,39 @@ def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classificatio
     return found(cfg, in_channels, mask_classification)
 
 
+def _attend(
+    attention: nn.MultiheadAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of `Tensor[N, Q, C]` to `Tensor[N, S, C]` where the mask, bool `Tensor[N, 1, Q, S]`, is True.
+
+    The module's own `forward` wants a mask for each head, and exported it fails for one image.
+    """
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(x, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+    )
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
+
+
 class _Residual(nn.Module):
     """A function of the queries as a residual, with its norm behind it or, with `pre_norm`, before it."""
 
-    def __init__(self, dim: int, dropout: float, pre_norm: bool):
+    def __init__(self, dim: int, pre_norm: bool):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
     def add(self, queries: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Add what `function` makes of the queries, `Tensor[N, Q, C]`."""
         if self.pre_norm:
-            return queries + self.dropout(function(self.norm(queries)))
-        return self.norm(queries + self.dropout(function(queries)))
+            return queries + function(self.norm(queries))
+        return self.norm(queries + function(queries))
 
     def _reset_matrices(self) -> None:
         for parameter in self.parameters():
@@ -56,51 +75,47 @@ class _Residual(nn.Module):
 class _SelfAttentionLayer(_Residual):
     """Queries look at each other."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False):
-        super().__init__(dim, dropout, pre_norm)
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool):
+        super().__init__(dim, pre_norm)
+        self.self_attn = nn.MultiheadAttention(dim, num_heads)
         self._reset_matrices()
 
     def forward(self, queries: torch.Tensor, query_pos: torch.Tensor) -> torch.Tensor:
-        def attend(x: torch.Tensor) -> torch.Tensor:
-            return self.self_attn(x + query_pos, x + query_pos, x, need_weights=False)[0]
-
-        return self.add(queries, attend)
+        return self.add(queries, lambda x: _attend(self.self_attn, x + query_pos, x + query_pos, x))
 
 
 class _CrossAttentionLayer(_Residual):
-    """Queries look at the cells of a map, but not at those where the mask, bool `Tensor[N * M, Q, S]`, is True."""
+    """Queries look at the cells of a map that are visible to them, see `_attend`."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False):
-        super().__init__(dim, dropout, pre_norm)
-        self.multihead_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool):
+        super().__init__(dim, pre_norm)
+        self.multihead_attn = nn.MultiheadAttention(dim, num_heads)
         self._reset_matrices()
 
     def forward(
         self,
         queries: torch.Tensor,
         cells: torch.Tensor,
-        mask: torch.Tensor,
+        visible: torch.Tensor,
         cell_pos: torch.Tensor,
         query_pos: torch.Tensor,
     ) -> torch.Tensor:
-        def attend(x: torch.Tensor) -> torch.Tensor:
-            return self.multihead_attn(x + query_pos, cells + cell_pos, cells, attn_mask=mask, need_weights=False)[0]
-
-        return self.add(queries, attend)
+        return self.add(
+            queries, lambda x: _attend(self.multihead_attn, x + query_pos, cells + cell_pos, cells, visible)
+        )
 
 
 class _FFNLayer(_Residual):
     """Two linear layers for each query by itself."""
 
-    def __init__(self, dim: int, dim_feedforward: int, dropout: float = 0.0, pre_norm: bool = False):
-        super().__init__(dim, dropout, pre_norm)
+    def __init__(self, dim: int, dim_feedforward: int, pre_norm: bool):
+        super().__init__(dim, pre_norm)
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
         self._reset_matrices()
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.add(queries, lambda x: self.linear2(self.dropout(self.linear1(x).relu())))
+        return self.add(queries, lambda x: self.linear2(self.linear1(x).relu()))
 
 
 class _MLP(nn.Module):
@@ -183,19 +198,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if not mask_classification:
             raise ValueError("MultiScaleMaskedTransformerDecoder predicts a class for each query; it cannot do without")
         self.pe_layer = SinePositionEmbedding(hidden_dim // 2)
-        self.num_heads = nheads
         self.num_layers = dec_layers
         self.num_queries = num_queries
         layers = range(dec_layers)
         self.transformer_self_attention_layers = nn.ModuleList(
-            _SelfAttentionLayer(hidden_dim, nheads, pre_norm=pre_norm) for _ in layers
+            _SelfAttentionLayer(hidden_dim, nheads, pre_norm) for _ in layers
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            _CrossAttentionLayer(hidden_dim, nheads, pre_norm=pre_norm) for _ in layers
+            _CrossAttentionLayer(hidden_dim, nheads, pre_norm) for _ in layers
         )
-        self.transformer_ffn_layers = nn.ModuleList(
-            _FFNLayer(hidden_dim, dim_feedforward, pre_norm=pre_norm) for _ in layers
-        )
+        self.transformer_ffn_layers = nn.ModuleList(_FFNLayer(hidden_dim, dim_feedforward, pre_norm) for _ in layers)
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
@@ -230,14 +242,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             position = self.pe_layer(padding).to(level.dtype).flatten(2).transpose(1, 2)  # (1, S, C)
             cells = projection(level).flatten(2).transpose(1, 2) + self.level_embed.weight[i]  # (N, S, C)
             levels.append((cells, position, level.shape[2:]))
-        images = len(mask_features)
+        images = mask_features.shape[0]
         queries = self.query_feat.weight[None].expand(images, -1, -1)
         query_pos = self.query_embed.weight[None]
         predictions = [self._predict(queries, mask_features)]
         for i in range(self.num_layers):
             cells, position, size = levels[i % self.num_feature_levels]
-            mask = self._attention_mask(predictions[-1]["pred_masks"], size)
-            queries = self.transformer_cross_attention_layers[i](queries, cells, mask, position, query_pos)
+            visible = self._visible_cells(predictions[-1]["pred_masks"], size)
+            queries = self.transformer_cross_attention_layers[i](queries, cells, visible, position, query_pos)
             queries = self.transformer_self_attention_layers[i](queries, query_pos)
             queries = self.transformer_ffn_layers[i](queries)
             predictions.append(self._predict(queries, mask_features))
@@ -249,12 +261,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         masks = torch.einsum("nqd,ndhw->nqhw", self.mask_embed(queries), mask_features)
         return {"pred_logits": self.class_embed(queries), "pred_masks": masks}
 
-    def _attention_mask(self, masks: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
-        """Cells of a map that queries do not look at, from their masks `Tensor[N, Q, H, W]`: `bool[N * M, Q, S]`."""
+    def _visible_cells(self, masks: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
+        """Cells of a map that queries look at, from their masks `Tensor[N, Q, H, W]`: bool `Tensor[N, 1, Q, S]`."""
         resized = F.interpolate(masks.detach(), size=tuple(size_hw), mode="bilinear", align_corners=False)
-        hidden = resized.sigmoid().flatten(2) < 0.5
-        hidden = hidden & ~hidden.all(2, keepdim=True)  # a query with an empty mask looks everywhere
-        return hidden[:, None].expand(-1, self.num_heads, -1, -1).flatten(0, 1)
+        visible = resized.sigmoid().flatten(2) >= 0.5
+        return (visible | ~visible.any(2, keepdim=True))[:, None]  # a query with an empty mask looks everywhere
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any

@@ -39,6 +39,16 @@ _KEYS = {
     "MODEL.MASK_FORMER.MASK_WEIGHT": 5.0,
     "MODEL.MASK_FORMER.DICE_WEIGHT": 4.0,
 }
+RESNET = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 3,
+}
+"""Changes of keys for a small ResNet, and fewer layers."""
 
 
 def tiny_config(changes=()):

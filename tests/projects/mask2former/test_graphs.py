@@ -6,15 +6,7 @@ import torch
 from detectron2.export import export_model
 from detectron2.export.graphs import NotExportableError, build_graph
 from tests.export.graphs.models import batch, by_graph
-from tests.projects.mask2former.models import NUM_CLASSES, tiny_config, tiny_model
-
-RESNET = {
-    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-}
+from tests.projects.mask2former.models import NUM_CLASSES, RESNET, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("changes", [{}, RESNET])

@@ -4,8 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from detectron2.modeling.optimized import optimized_for_inference
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
-from tests.projects.mask2former.models import NUM_CLASSES, converted, noise, tiny_config, tiny_model, transformers_model
+from tests.projects.mask2former.models import (
+    NUM_CLASSES,
+    RESNET,
+    converted,
+    noise,
+    tiny_config,
+    tiny_model,
+    transformers_model,
+)
 
 
 def objects(height, width, classes):
@@ -156,3 +165,14 @@ def test_old_names_of_parameters():
     absent, left = model.load_state_dict(old, strict=True)
     assert not absent and not left
     torch.testing.assert_close(model.state_dict(), tiny_model(seed=2).state_dict())
+
+
+def test_optimized_form():
+    """With a backbone whose norms are folded."""
+    model = tiny_model({**RESNET, "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}).eval()
+    fast = optimized_for_inference(model)
+    batch = [{"image": noise(64, 96)}, {"image": noise(50, 40)}]
+    with torch.no_grad():
+        for want, got in zip(model(batch), fast(batch), strict=True):
+            torch.testing.assert_close(got["sem_seg"], want["sem_seg"], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(got["instances"].scores, want["instances"].scores, atol=1e-4, rtol=1e-3)

@@ -42,18 +42,18 @@ def test_without_layers_queries_do_not_see_the_levels():
     assert torch.equal(found["pred_masks"], module([x + 1 for x in levels], masks)["pred_masks"])
 
 
-def test_what_queries_do_not_look_at():
+def test_what_queries_look_at():
     masks = torch.full((1, 2, 2, 2), -1.0)
     masks[0, 0, 0, 1] = 1.0  # the second has an empty mask, and looks everywhere
-    hidden = decoder()._attention_mask(masks, (2, 2))
-    assert hidden.tolist() == [[[True, False, True, True], [False] * 4]] * 2  # both heads
+    assert decoder()._visible_cells(masks, (2, 2)).tolist() == [[[[False, True, False, False], [True] * 4]]]
 
 
 def test_cells_outside_the_mask_do_not_matter():
     module, (levels, masks) = decoder(dec_layers=1), maps()
     first = module(levels, masks)["aux_outputs"][0]["pred_masks"]
-    hidden = module._attention_mask(first, (2, 3))[0].all(0)  # by all queries
-    changed = [levels[0] + hidden.view(2, 3) * 100.0, *levels[1:]]
+    visible = module._visible_cells(first, (2, 3))[0, 0].any(0)  # to any query
+    assert not visible.all()
+    changed = [levels[0] + ~visible.view(2, 3) * 100.0, *levels[1:]]
     assert torch.equal(module(changed, masks)["pred_logits"], module(levels, masks)["pred_logits"])
 
 
