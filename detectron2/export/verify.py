@@ -259,8 +259,9 @@ def eager_results(
             return [{"sem_seg": s, "center": c, "offset": o} for s, c, o in parts]
         if hasattr(model, "sem_seg_head") and hasattr(model, "semantic_inference"):  # and so does Mask2Former
             found = model.sem_seg_head(features)
-            masks = F.interpolate(found["pred_masks"], batch.tensor.shape[-2:], mode="bilinear", align_corners=False)
-            parts = zip(found["pred_logits"], masks, strict=True)
+            size = batch.tensor.shape[-2:]
+            whole = F.interpolate(found["pred_masks"], size, mode="bilinear", align_corners=False)
+            parts = zip(found["pred_logits"], whole, strict=True)
             return [{"sem_seg": model.semantic_inference(logits, mask)} for logits, mask in parts]
     return None
 

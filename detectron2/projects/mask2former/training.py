@@ -39,8 +39,7 @@ class MaskFormerTrainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW or SGD: a lower rate for the backbone, no decay of norms, embeddings and positions.
 
-        Raises:
-            ValueError: `SOLVER.OPTIMIZER` names another optimizer.
+        Another `SOLVER.OPTIMIZER` is a `ValueError`.
         """
         solver = cfg.SOLVER
         name = solver.OPTIMIZER.upper()
