@@ -43,6 +43,7 @@ ELSEWHERE = {  # page: the test that runs its blocks
     "tutorials/getting_started": "test_data_tour.py",
     "tutorials/inference": "test_inference_tutorials.py",
     "tutorials/models_from_hubs": "test_models_from_hubs_tutorial.py",
+    "tutorials/native_detr": "test_tutorials.py",
     "tutorials/performance": "test_performance_tutorial.py",
     "tutorials/serving": "test_serving_tutorial.py",
     "tutorials/training": "test_tutorials.py",

@@ -68,7 +68,7 @@ def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def best_rows(scores: torch.Tensor, number: int) -> torch.Tensor:
-    """The rows with the highest of scores `Tensor[N, S]`, int64 `Tensor[N, number]`; a ValueError if there are fewer."""
+    """The rows with the highest of scores `Tensor[N, S]`, int64 `Tensor[N, number]`; a ValueError if they are fewer."""
     if scores.shape[1] < number:
         raise ValueError(
             f"{number} queries (NUM_OBJECT_QUERIES) are made of the cells of feature maps, but these have "

@@ -31,7 +31,7 @@ MASK_FORMER_MAPPERS: dict[str, tuple[str, bool]] = {
 cut to one size (large-scale jitter)."""
 
 _GREY = 128  # of padding
-_OUTSIDE = -1  # no segment has this id
+_OUTSIDE = -1  # an id that segments do not have
 
 
 class MaskFormerDatasetMapper(DatasetMapper):
@@ -39,7 +39,7 @@ class MaskFormerDatasetMapper(DatasetMapper):
 
     The result has all other entries of the dataset dict, "image" (`Tensor[C, H, W]`), and "instances" with
     `gt_classes`, `gt_masks` (`BitMasks`) and `gt_boxes`. An object is an instance, a class of a label map, or a segment
-    of a panoptic map that is no crowd.
+    of a panoptic map that is not a crowd.
 
     Args:
         source: what objects are made of: "instances" ("annotations"), "semantic" ("sem_seg_file_name") or "panoptic"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detectron2.modeling import build_model
+from detectron2.modeling import build_model, optimized_for_inference
 from detectron2.projects.deformable_detr import Prediction
 from detectron2.projects.deformable_detr.detector import padding_mask
 from detectron2.structures import Boxes, Instances
@@ -43,6 +43,17 @@ def test_threshold_and_size_of_results(batch):
     assert [len(x) for x in some] == [int((x.scores > middle).sum()) for x in every]
     assert 0 < len(some[0]) < 60
     assert [x["instances"].image_size for x in results] == [(120, 270), (128, 210), (100, 192)]
+
+
+@pytest.mark.parametrize("kind", ["two_stage", "DINO"])
+def test_optimized_form(kind, batch):
+    model = tiny_model(kind).eval()
+    fast = optimized_for_inference(model)
+    with torch.no_grad():
+        for wanted, found in zip(model(batch), fast(batch), strict=True):
+            wanted, found = wanted["instances"], found["instances"]
+            assert torch.allclose(found.scores, wanted.scores, atol=1e-5)
+            assert torch.allclose(found.pred_boxes.tensor, wanted.pred_boxes.tensor, atol=1e-2)
 
 
 def test_further_levels_and_another_backbone(batch):

@@ -6,6 +6,7 @@ import runpy
 import pytest
 import torch
 
+from detectron2 import Predictor
 from detectron2.engine import DefaultTrainer, default_argument_parser, hooks
 from tests.e2e.conftest import shapes, shapes_dir
 from tests.engine.conftest import restore_logging
@@ -95,3 +96,6 @@ def test_resumed_training_is_the_same_bit_for_bit(kind, shapes, tmp_path, restor
         one, other = (torch.load(tmp_path / run / name, weights_only=False)["model"] for run in ("whole", "parts"))
         assert all(torch.equal(value, other[key]) for key, value in one.items()), name
     assert whole.scheduler.get_last_lr() == second.scheduler.get_last_lr()
+    # The checkpoint brings its keys along.
+    predictor = Predictor(str(tmp_path / "whole" / "model_final.pth"), score_threshold=0.0)
+    assert len(predictor(batches[0][0]["image"].permute(1, 2, 0).numpy()).instances) > 0
