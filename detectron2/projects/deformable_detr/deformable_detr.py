@@ -12,9 +12,8 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import SinePositionEmbedding
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 
-from .criterion import SetCriterion
 from .detector import DeformableDetector, detector_arguments, prediction_heads, transformer_arguments
 from .matcher import Targets
 from .transformer import DeformableTransformer, Prediction
@@ -27,18 +26,13 @@ class DeformableDETR(DeformableDetector):
     """Deformable DETR.
 
     Args:
-        backbone: extracts features.
-        in_features: names of the feature maps for the transformer, finest first.
         transformer: encodes feature maps and decodes queries.
         num_classes: `K`.
         num_queries: `Q`.
         with_box_refine: whether each layer of the decoder begins with the boxes of the one before; the heads of the
             layers are then different ones.
-        criterion: the losses.
-        test_score_thresh: in inference only scores above this are kept.
-        max_detections_per_image: in inference at most this many are kept, the best ones.
-        pixel_mean: mean of each channel, in the order of the image's channels.
-        pixel_std: standard deviation of each channel.
+        **others: further arguments of `DeformableDetector`: `backbone`, `in_features`, `criterion`, `pixel_mean`,
+            `pixel_std` and, optionally, `test_score_thresh` and `max_detections_per_image`.
 
     Raises:
         ValueError: the backbone has no such features, or more of them than the transformer has levels; or there are two
@@ -56,32 +50,20 @@ class DeformableDETR(DeformableDetector):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        in_features: Sequence[str],
         transformer: DeformableTransformer,
         num_classes: int,
         num_queries: int = 300,
         with_box_refine: bool = False,
-        criterion: SetCriterion,
-        test_score_thresh: float = 0.0,
-        max_detections_per_image: int = 100,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        **others: Any,
     ):
         if transformer.two_stage and not with_box_refine:
             raise ValueError("two stages (TWO_STAGE) refine boxes; set WITH_BOX_REFINE to True as well")
         super().__init__(
-            backbone=backbone,
-            in_features=in_features,
             transformer=transformer,
             position_embedding=SinePositionEmbedding(transformer.embed_dim // 2, offset=-0.5),
             num_classes=num_classes,
             num_queries=num_queries,
-            criterion=criterion,
-            test_score_thresh=test_score_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
+            **others,
         )
         if not transformer.two_stage:
             self.query_embed = nn.Embedding(num_queries, 2 * transformer.embed_dim)

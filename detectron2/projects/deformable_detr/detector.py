@@ -84,10 +84,10 @@ class DeformableDetector(DetectorBase):
         num_classes: `K`.
         num_queries: `Q`.
         criterion: the losses.
-        test_score_thresh: in inference only scores above this are kept.
-        max_detections_per_image: in inference at most this many are kept, the best ones.
         pixel_mean: mean of each channel, in the order of the image's channels.
         pixel_std: standard deviation of each channel.
+        test_score_thresh: in inference only scores above this are kept.
+        max_detections_per_image: in inference at most this many are kept, the best ones.
 
     Raises:
         ValueError: the backbone has no such features, or more of them than the transformer has levels.
@@ -106,10 +106,10 @@ class DeformableDetector(DetectorBase):
         num_classes: int,
         num_queries: int,
         criterion: SetCriterion,
-        test_score_thresh: float,
-        max_detections_per_image: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        test_score_thresh: float = 0.0,
+        max_detections_per_image: int = 100,
     ):
         super().__init__()
         self._set_normalization(pixel_mean, pixel_std)

@@ -17,9 +17,8 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import SinePositionEmbedding
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 
-from .criterion import SetCriterion
 from .denoising import NoisyQueries, noisy_queries
 from .detector import DeformableDetector, detector_arguments, prediction_heads, transformer_arguments
 from .matcher import Targets
@@ -35,16 +34,9 @@ class DINOTransformer(EncoderDecoder):
 
     Args:
         num_queries: `Q`.
-        embed_dim: channels `C`, a multiple of 4 and of `num_heads`.
-        num_heads: attention heads.
-        num_levels: feature maps `L`.
-        num_points: points that a head looks at on each map.
-        encoder_layers: number of layers of the encoder.
-        decoder_layers: number of layers of the decoder.
-        feedforward_dim: channels within the feed-forward networks.
-        dropout: share of values that training sets to zero.
         mixed_query_selection: whether contents of queries are learned; else they are features of the proposals.
         look_forward_twice: whether the box of a layer is also improved by the loss of the next one.
+        **sizes: of `EncoderDecoder`, with 2048 for `feedforward_dim` and 0 for `dropout` if they are not given.
 
     Attributes:
         enc_out_class_embed: predicts the classes of proposals; the detector sets it.
@@ -62,23 +54,19 @@ class DINOTransformer(EncoderDecoder):
     def __init__(
         self,
         num_queries: int = 900,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        feedforward_dim: int = 2048,
-        dropout: float = 0.0,
         mixed_query_selection: bool = True,
         look_forward_twice: bool = True,
+        **sizes: Any,
     ):
-        sizes = (embed_dim, num_heads, num_levels, num_points, encoder_layers, decoder_layers, feedforward_dim, dropout)
         super().__init__(
-            *sizes, has_proposals=True, positions_from_boxes=True, look_forward_twice=look_forward_twice, eps=_EPS
+            has_proposals=True,
+            positions_from_boxes=True,
+            look_forward_twice=look_forward_twice,
+            eps=_EPS,
+            **{"feedforward_dim": 2048, "dropout": 0.0, **sizes},
         )
         self.num_queries = num_queries
-        self.tgt_embed = nn.Embedding(num_queries, embed_dim) if mixed_query_selection else None
+        self.tgt_embed = nn.Embedding(num_queries, self.embed_dim) if mixed_query_selection else None
         self.reset_parameters()
 
     def forward(
@@ -123,18 +111,13 @@ class DINO(DeformableDetector):
     """DINO.
 
     Args:
-        backbone: extracts features.
-        in_features: names of the feature maps for the transformer, finest first.
         transformer: encodes feature maps and decodes queries.
         num_classes: `K`.
-        criterion: the losses.
         dn_number: about how many noisy objects are to be restored in each image, see `noisy_queries`; 0 for none.
         dn_label_noise_ratio: see `noisy_queries`.
         dn_box_noise_scale: see `noisy_queries`.
-        test_score_thresh: in inference only scores above this are kept.
-        max_detections_per_image: in inference at most this many are kept, the best ones.
-        pixel_mean: mean of each channel, in the order of the image's channels.
-        pixel_std: standard deviation of each channel.
+        **others: further arguments of `DeformableDetector`: `backbone`, `in_features`, `criterion`, `pixel_mean`,
+            `pixel_std` and, optionally, `test_score_thresh` and `max_detections_per_image`, by default 300.
 
     Raises:
         ValueError: the backbone has no such features, or more of them than the transformer has levels.
@@ -151,31 +134,19 @@ class DINO(DeformableDetector):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        in_features: Sequence[str],
         transformer: DINOTransformer,
         num_classes: int,
-        criterion: SetCriterion,
         dn_number: int = 100,
         dn_label_noise_ratio: float = 0.5,
         dn_box_noise_scale: float = 1.0,
-        test_score_thresh: float = 0.0,
-        max_detections_per_image: int = 300,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        **others: Any,
     ):
         super().__init__(
-            backbone=backbone,
-            in_features=in_features,
             transformer=transformer,
             position_embedding=SinePositionEmbedding(transformer.embed_dim // 2, temperature=20.0),
             num_classes=num_classes,
             num_queries=transformer.num_queries,
-            criterion=criterion,
-            test_score_thresh=test_score_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
+            **{"max_detections_per_image": 300, **others},
         )
         self.dn_number = dn_number
         self.dn_label_noise_ratio = dn_label_noise_ratio

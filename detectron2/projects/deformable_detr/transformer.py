@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -404,15 +404,9 @@ class DeformableTransformer(EncoderDecoder):
     """The transformer of Deformable DETR.
 
     Args:
-        embed_dim: channels `C`, a multiple of 4 and of `num_heads`.
-        num_heads: attention heads.
-        num_levels: feature maps `L`.
-        num_points: points that a head looks at on each map.
-        encoder_layers: number of layers of the encoder.
-        decoder_layers: number of layers of the decoder.
-        feedforward_dim: channels within the feed-forward networks.
-        dropout: share of values that training sets to zero.
         two_stage: whether queries are made of boxes that the encoder proposes; else they are learned.
+        **sizes: of `EncoderDecoder`: `embed_dim`, `num_heads`, `num_levels`, `num_points`, `encoder_layers`,
+            `decoder_layers`, `feedforward_dim` and `dropout`.
 
     Example:
         >>> from detectron2.projects.deformable_detr import DeformableTransformer
@@ -423,26 +417,14 @@ class DeformableTransformer(EncoderDecoder):
         (2, torch.Size([1, 5, 32]), torch.Size([1, 5, 2]))
     """
 
-    def __init__(
-        self,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        feedforward_dim: int = 1024,
-        dropout: float = 0.1,
-        two_stage: bool = False,
-    ):
-        sizes = (embed_dim, num_heads, num_levels, num_points, encoder_layers, decoder_layers, feedforward_dim, dropout)
-        super().__init__(*sizes, has_proposals=two_stage)
+    def __init__(self, two_stage: bool = False, **sizes: Any):
+        super().__init__(has_proposals=two_stage, **sizes)
         self.two_stage = two_stage
         if two_stage:
-            self.pos_trans = nn.Linear(2 * embed_dim, 2 * embed_dim)
-            self.pos_trans_norm = nn.LayerNorm(2 * embed_dim)
+            self.pos_trans = nn.Linear(2 * self.embed_dim, 2 * self.embed_dim)
+            self.pos_trans_norm = nn.LayerNorm(2 * self.embed_dim)
         else:
-            self.reference_points = nn.Linear(embed_dim, 2)
+            self.reference_points = nn.Linear(self.embed_dim, 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

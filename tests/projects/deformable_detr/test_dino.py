@@ -10,6 +10,7 @@ from detectron2.projects.deformable_detr.denoising import noisy_queries
 from detectron2.projects.deformable_detr.detector import padding_mask
 
 from .conftest import tiny_model
+from .test_transformer import sizes
 
 
 def seen(model, batch):
@@ -101,8 +102,8 @@ def test_looking_forward_twice_improves_the_layer_before(batch):
 def test_encoder_is_that_of_deformable_detr():
     """The same weights give the same memory, features and boxes of proposals."""
     torch.manual_seed(0)
-    sizes = (32, 4, 2, 2, 2, 1, 40, 0.0)
-    one, other = DeformableTransformer(*sizes, two_stage=True), DINOTransformer(5, *sizes)
+    options = sizes(2, 2)
+    one, other = DeformableTransformer(two_stage=True, **options), DINOTransformer(5, **options)
     result = other.load_state_dict(one.state_dict(), strict=False)
     assert all(name.startswith(("tgt_embed", "decoder.")) for name in result.missing_keys)
     paddings = [torch.zeros(2, *hw, dtype=torch.bool) for hw in ((4, 6), (2, 3))]

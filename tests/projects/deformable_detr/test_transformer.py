@@ -14,6 +14,12 @@ from detectron2.projects.deformable_detr.transformer import (
 )
 
 
+def sizes(levels, layers):
+    """Sizes of a small transformer."""
+    counts = dict.fromkeys(("encoder_layers", "decoder_layers", "num_points"), layers)
+    return {**counts, "embed_dim": 32, "num_heads": 4, "num_levels": levels, "feedforward_dim": 40, "dropout": 0.0}
+
+
 def levels():
     """Maps of 2 x 4 and 1 x 2 cells; the second image covers the left half."""
     paddings = [torch.zeros(2, 2, 4, dtype=torch.bool), torch.zeros(2, 1, 2, dtype=torch.bool)]
@@ -87,7 +93,7 @@ def test_mlp():
 def test_padding_does_not_matter():
     """The same image alone and in a larger batch, with noise in the padding."""
     torch.manual_seed(0)
-    transformer = DeformableTransformer(32, 4, 1, 2, 2, 2, 40, 0.0).eval()
+    transformer = DeformableTransformer(**sizes(1, 2)).eval()
     embed, image = torch.randn(3, 64), torch.randn(1, 32, 4, 5)
     noise = torch.randn(1, 32, 6, 8)
     noise[:, :, :4, :5] = image
@@ -100,7 +106,7 @@ def test_padding_does_not_matter():
 
 
 def test_proposals_of_border_and_padding_are_alike():
-    transformer = DeformableTransformer(32, 4, 2, 1, 1, 1, 40, 0.0, two_stage=True)
+    transformer = DeformableTransformer(two_stage=True, **sizes(2, 1))
     found = levels()
     memory = torch.randn(2, 10, 32)
     features, boxes = transformer.propose(memory, found)
@@ -111,7 +117,7 @@ def test_proposals_of_border_and_padding_are_alike():
 
 
 def test_starting_weights():
-    transformer = DeformableTransformer(32, 4, 2, 1, 1, 1, 40)
+    transformer = DeformableTransformer(**sizes(2, 1))
     assert transformer.reference_points.bias.abs().max() == 0
     assert transformer.encoder.layers[0].self_attn.sampling_offsets.weight.abs().max() == 0
     assert transformer.level_embed.std() > 0.5
