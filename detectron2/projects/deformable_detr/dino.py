@@ -98,7 +98,7 @@ class DINOTransformer(EncoderDecoder):
         if self.tgt_embed is None:
             queries = features.detach()
         else:
-            queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
+            queries = self.tgt_embed.weight.expand(memory.shape[0], -1, -1)
         if noisy is not None:
             contents, noisy_boxes, mask = noisy
             queries, references = torch.cat([contents, queries], dim=1), torch.cat([noisy_boxes, references], dim=1)

@@ -149,7 +149,7 @@ class Levels:
         centers = self.centers()
         sides = [0.05 * 2.0**level for level in range(len(self.shapes))]
         columns = [centers.new_full((h * w, 2), side) for (h, w), side in zip(self.shapes, sides, strict=True)]
-        return torch.cat([centers, torch.cat(columns).expand(len(centers), -1, -1)], dim=2)
+        return torch.cat([centers, torch.cat(columns).expand(centers.shape[0], -1, -1)], dim=2)
 
 
 class EncoderLayer(nn.Module):
@@ -460,7 +460,7 @@ class DeformableTransformer(EncoderDecoder):
             embedded = self.pos_trans_norm(self.pos_trans(box_embedding(references, self.embed_dim // 2)))
             query_positions, queries = embedded.chunk(2, dim=2)
         else:
-            query_positions, queries = query_embed.expand(len(memory), -1, -1).chunk(2, dim=2)
+            query_positions, queries = query_embed.expand(memory.shape[0], -1, -1).chunk(2, dim=2)
             references = self.reference_points(query_positions).sigmoid()
         states, references = self.decoder(queries, query_positions, references, memory, levels)
         return states, references, proposals
