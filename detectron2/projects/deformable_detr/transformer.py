@@ -47,7 +47,7 @@ class Prediction(NamedTuple):
 
 def inverse_sigmoid(x: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """The number whose sigmoid is `x`, from 0 to 1; `x` and `1 - x` count as at least `eps`."""
-    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
+    return (x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0)).log()
 
 
 def refine_boxes(deltas: torch.Tensor, references: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
