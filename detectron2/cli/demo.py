@@ -212,11 +212,7 @@ _LEAST_SCORE = 0.5
 
 
 def draw_pairs(model: nn.Module, cfg: CfgNode, dataset_name: str, folder: Path, count: int) -> dict[str, str]:
-    """Draw the truth (left) and the predictions (right) of the first `count` images into PNG files.
-
-    Returns:
-        Both as HTML, by the name of the image.
-    """
+    """Draw truth and predictions of the first `count` images into PNG files, and as HTML, by the name of the image."""
     folder.mkdir(parents=True, exist_ok=True)
     mapper, metadata = DatasetMapper(cfg, is_train=False), MetadataCatalog.get(dataset_name)
     drawn = {}

@@ -100,7 +100,7 @@ def _same_batch(cfg: CfgNode) -> str:
     return f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, as when this training was started."
 
 
-def _trainer_of(cfg: CfgNode) -> type[DefaultTrainer]:
+def trainer_of(cfg: CfgNode) -> type[DefaultTrainer]:
     """The trainer that suits a model: of a project of this library its own."""
     name = cfg.MODEL.META_ARCHITECTURE
     is_ours = name in PROJECT_TRAINERS and META_ARCH_REGISTRY.get(name).__module__.startswith("detectron2.projects.")
@@ -121,7 +121,7 @@ def train(args: argparse.Namespace) -> None:
     if batch:
         logger.info(batch)
     if isinstance(cfg, CfgNode):
-        trainer = _trainer_of(cfg)(cfg)
+        trainer = trainer_of(cfg)(cfg)
         trainer.resume_or_load(resume=args.resume)
         save_metadata(cfg)  # after the trainer has loaded the data, and the weights, whose order of classes holds
         trainer.train()

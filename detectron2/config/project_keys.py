@@ -83,7 +83,12 @@ PROJECT_FOLDERS = {
 }
 """The folders of packages that are not installed with the library."""
 
-PROJECT_TRAINERS = {"MaskFormer": "detectron2.projects.mask2former.MaskFormerTrainer"}
+PROJECT_TRAINERS = {
+    "DINO": "detectron2.projects.deformable_detr.DeformableTrainer",
+    "DeformableDETR": "detectron2.projects.deformable_detr.DeformableTrainer",
+    "MaskFormer": "detectron2.projects.mask2former.MaskFormerTrainer",
+    "PanopticDeepLab": "detectron2.projects.panoptic_deeplab.PanopticDeepLabTrainer",
+}
 """The trainer, a class that takes a config, of meta-architectures that the default one does not suit."""
 
 

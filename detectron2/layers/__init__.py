@@ -19,7 +19,11 @@ from .aspp import ASPP
 from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from .deform_conv import DeformConv, ModulatedDeformConv, deform_conv, modulated_deform_conv
-from .deformable_attention import MultiScaleDeformableAttention, multi_scale_deformable_attention
+from .deformable_attention import (
+    DeformableEncoderLayer,
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attention,
+)
 from .losses import ciou_loss, diou_loss
 from .mask_ops import encode_masks, paste_masks_as_rle, paste_masks_in_boxes, paste_masks_in_image
 from .nms import batched_nms, batched_nms_rotated, nms, nms_rotated
@@ -51,6 +55,7 @@ __all__ = [
     "ConvTranspose2d",
     "CycleBatchNormList",
     "DeformConv",
+    "DeformableEncoderLayer",
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
     "LayerNorm",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["MultiScaleDeformableAttention", "multi_scale_deformable_attention"]
+__all__ = ["DeformableEncoderLayer", "MultiScaleDeformableAttention", "multi_scale_deformable_attention"]
 
 
 def multi_scale_deformable_attention(
@@ -163,3 +163,63 @@ class MultiScaleDeformableAttention(nn.Module):
             value.unflatten(2, (self.num_heads, -1)), spatial_shapes, locations, weights
         )
         return self.output_proj(out)
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, each with a residual connection and a norm after it.
+
+    A layer of the encoder of Deformable DETR, which others took over; its parameters have the published names.
+
+    Args:
+        embed_dim: channels `C`.
+        num_heads: heads `M`.
+        num_levels: feature maps `L`.
+        num_points: points `P` of each head on each map.
+        feedforward_dim: channels within the feed-forward network.
+        dropout: share of values that training sets to zero.
+
+    Example:
+        >>> from detectron2.layers import DeformableEncoderLayer
+        >>> layer = DeformableEncoderLayer(64, 4, num_levels=1, num_points=4, feedforward_dim=128, dropout=0.0)
+        >>> cells, places = torch.rand(2, 6, 64), torch.rand(1, 6, 1, 2)
+        >>> layer(cells, torch.zeros_like(cells), places, [(2, 3)]).shape
+        torch.Size([2, 6, 64])
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int, dropout: float
+    ):
+        super().__init__()
+        self.self_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points)
+        self.dropout1 = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+        self.dropout2 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        self.dropout3 = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(embed_dim)
+
+    def forward(
+        self,
+        cells: torch.Tensor,
+        positions: torch.Tensor,
+        reference_points: torch.Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Let the cells of all maps look at each other.
+
+        Args:
+            cells: `Tensor[N, S, C]`.
+            positions: `Tensor[N, S, C]`, added to the cells where they ask.
+            reference_points: `Tensor[N, S, L, 2]`, the middle of each cell in parts of each map.
+            spatial_shapes: `(height, width)` of each map.
+            padding_mask: `Tensor[N, S]`, True for cells that count as zero.
+
+        Returns:
+            `Tensor[N, S, C]`.
+        """
+        found = self.self_attn(cells + positions, reference_points, cells, spatial_shapes, padding_mask)
+        cells = self.norm1(cells + self.dropout1(found))
+        hidden = self.linear2(self.dropout2(self.linear1(cells).relu()))
+        return self.norm2(cells + self.dropout3(hidden))

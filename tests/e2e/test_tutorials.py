@@ -99,9 +99,7 @@ def test_models_of_transformers(repo_root, tmp_path, monkeypatch, capsys):
 def test_native_detr(repo_root, monkeypatch, capsys):
     monkeypatch.chdir(repo_root)
     page = repo_root / "docs" / "tutorials" / "native_detr.md"
-    names: dict = {"__name__": "tutorial"}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), names)  # our own documentation
+    run_page(page)
     printed = capsys.readouterr().out.splitlines()
     assert "'loss_ce_interm'" in printed[-3] and "'loss_ce_dn'" in printed[-3]
     assert printed[-2] == "(320, 400) 50" and printed[-1] == "5 levels"

@@ -8,7 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from detectron2.layers import MultiScaleDeformableAttention, multi_scale_deformable_attention
+from detectron2.layers import (
+    DeformableEncoderLayer,
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attention,
+)
 
 
 def bilinear(plane, x, y):
@@ -126,3 +130,18 @@ def test_bad_arguments():
         MultiScaleDeformableAttention(embed_dim=10, num_heads=4)
     with pytest.raises(ValueError, match=r"2 or 4 numbers, got shape \(1, 1, 2, 3\)"):
         attention()(torch.rand(1, 1, 8).double(), torch.rand(1, 1, 2, 3), torch.rand(1, 16, 8).double(), SHAPES)
+
+
+def test_encoder_layer_against_its_definition():
+    torch.manual_seed(0)
+    layer = DeformableEncoderLayer(8, 2, num_levels=2, num_points=3, feedforward_dim=16, dropout=0.5).double().eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    cells, positions = torch.randn(2, 2, 16, 8).double()
+    places, padding = torch.rand(2, 16, 2, 2).double(), torch.rand(2, 16) < 0.3
+    got = layer(cells, positions, places, SHAPES, padding)
+    attended = layer.norm1(cells + layer.self_attn(cells + positions, places, cells, SHAPES, padding))
+    hidden = torch.relu(attended @ layer.linear1.weight.T + layer.linear1.bias)
+    expected = layer.norm2(attended + hidden @ layer.linear2.weight.T + layer.linear2.bias)
+    torch.testing.assert_close(got, expected)
+    assert not torch.equal(layer.train()(cells, positions, places, SHAPES, padding), got)  # dropout

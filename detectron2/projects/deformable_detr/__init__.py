@@ -11,12 +11,14 @@ from .criterion import SetCriterion
 from .deformable_detr import DeformableDETR
 from .dino import DINO, DINOTransformer
 from .matcher import HungarianMatcher, Match, Targets
+from .training import DeformableTrainer
 from .transformer import DeformableTransformer, Prediction
 
 __all__ = [
     "DINO",
     "DINOTransformer",
     "DeformableDETR",
+    "DeformableTrainer",
     "DeformableTransformer",
     "HungarianMatcher",
     "Match",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from detectron2.layers import MultiScaleDeformableAttention, sine_embedding
+from detectron2.layers import DeformableEncoderLayer, MultiScaleDeformableAttention, sine_embedding
 
 __all__ = [
     "MLP",
@@ -25,7 +25,6 @@ __all__ = [
     "DeformableTransformer",
     "Encoder",
     "EncoderDecoder",
-    "EncoderLayer",
     "Levels",
     "Prediction",
     "best_rows",
@@ -152,34 +151,10 @@ class Levels:
         return torch.cat([centers, torch.cat(columns).expand(centers.shape[0], -1, -1)], dim=2)
 
 
-class EncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, each with a residual connection and a norm after it."""
-
-    def __init__(
-        self, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int, dropout: float
-    ):
-        super().__init__()
-        self.self_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points)
-        self.dropout1 = nn.Dropout(dropout)
-        self.norm1 = nn.LayerNorm(embed_dim)
-        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
-        self.dropout2 = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
-        self.dropout3 = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(embed_dim)
-
-    def forward(self, cells: torch.Tensor, references: torch.Tensor, levels: Levels) -> torch.Tensor:
-        """Update cells `Tensor[N, S, C]`, whose middles on each map are `references`, `Tensor[N, S, L, 2]`."""
-        found = self.self_attn(cells + levels.positions, references, cells, levels.shapes, levels.padding)
-        cells = self.norm1(cells + self.dropout1(found))
-        hidden = self.linear2(self.dropout2(self.linear1(cells).relu()))
-        return self.norm2(cells + self.dropout3(hidden))
-
-
 class Encoder(nn.Module):
     """Layers that let each cell look at all maps around its own place."""
 
-    def __init__(self, layers: Sequence[EncoderLayer]):
+    def __init__(self, layers: Sequence[DeformableEncoderLayer]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -187,7 +162,7 @@ class Encoder(nn.Module):
         """The encoded cells, `Tensor[N, S, C]`."""
         cells, references = levels.cells, levels.on_maps(levels.centers())
         for layer in self.layers:
-            cells = layer(cells, references, levels)
+            cells = layer(cells, levels.positions, references, levels.shapes, levels.padding)
         return cells
 
 
@@ -344,7 +319,7 @@ class EncoderDecoder(nn.Module):
         self.embed_dim = embed_dim
         self.num_levels = num_levels
         sizes = (embed_dim, num_heads, num_levels, num_points, feedforward_dim, dropout)
-        self.encoder = Encoder([EncoderLayer(*sizes) for _ in range(encoder_layers)])
+        self.encoder = Encoder([DeformableEncoderLayer(*sizes) for _ in range(encoder_layers)])
         self.decoder = Decoder(
             [DecoderLayer(*sizes) for _ in range(decoder_layers)],
             embed_dim,

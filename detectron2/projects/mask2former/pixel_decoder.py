@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import MultiScaleDeformableAttention, ShapeSpec, SinePositionEmbedding
+from detectron2.layers import DeformableEncoderLayer, MultiScaleDeformableAttention, ShapeSpec, SinePositionEmbedding
 from detectron2.layers.blocks import conv_norm
 from detectron2.layers.weight_init import c2_xavier_fill
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
@@ -32,33 +32,10 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> A
     return lookup(SEM_SEG_HEADS_REGISTRY, name, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")(cfg, input_shape)
 
 
-class _EncoderLayer(nn.Module):
-    """Deformable attention among all cells, then two linear layers, each as a residual before a norm."""
-
-    def __init__(self, dim: int, dim_feedforward: int, dropout: float, num_levels: int, num_heads: int, points: int):
-        super().__init__()
-        self.self_attn = MultiScaleDeformableAttention(dim, num_heads, num_levels, points)
-        self.dropout1 = nn.Dropout(dropout)
-        self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.dropout2 = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
-        self.dropout3 = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(dim)
-
-    def forward(
-        self, cells: torch.Tensor, positions: torch.Tensor, references: torch.Tensor, sizes: list[tuple[int, int]]
-    ) -> torch.Tensor:
-        attended = self.self_attn(cells + positions, references, cells, sizes)
-        cells = self.norm1(cells + self.dropout1(attended))
-        changed = self.linear2(self.dropout2(self.linear1(cells).relu()))
-        return self.norm2(cells + self.dropout3(changed))
-
-
 class _Encoder(nn.Module):
     """The layers one after another."""
 
-    def __init__(self, layers: Sequence[_EncoderLayer]):
+    def __init__(self, layers: Sequence[DeformableEncoderLayer]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -105,7 +82,7 @@ class MSDeformAttnTransformerEncoderOnly(nn.Module):
         super().__init__()
         self.encoder = _Encoder(
             [
-                _EncoderLayer(d_model, dim_feedforward, dropout, num_feature_levels, nhead, enc_n_points)
+                DeformableEncoderLayer(d_model, nhead, num_feature_levels, enc_n_points, dim_feedforward, dropout)
                 for _ in range(num_encoder_layers)
             ]
         )

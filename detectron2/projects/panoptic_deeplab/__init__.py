@@ -17,6 +17,7 @@ from .panoptic_seg import (
 )
 from .post_processing import get_panoptic_segmentation
 from .target_generator import PanopticDeepLabTargetGenerator
+from .training import PanopticDeepLabTrainer
 
 __all__ = [
     "INS_EMBED_BRANCHES_REGISTRY",
@@ -24,6 +25,7 @@ __all__ = [
     "PanopticDeepLabInsEmbedHead",
     "PanopticDeepLabSemSegHead",
     "PanopticDeepLabTargetGenerator",
+    "PanopticDeepLabTrainer",
     "PanopticDeeplabDatasetMapper",
     "add_panoptic_deeplab_config",
     "build_ins_embed_branch",

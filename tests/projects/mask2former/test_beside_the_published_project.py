@@ -33,13 +33,13 @@ mask2former.add_maskformer2_config(cfg)
 cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "MaskFormer", "cpu"
 assert build_model(cfg).queries == 7
 
-from detectron2.cli.train import _trainer_of
+from detectron2.cli.train import trainer_of
 from detectron2.engine import DefaultTrainer
 from detectron2.inference.loading import load_config
 open("published.yaml", "w").write("MODEL: {META_ARCHITECTURE: MaskFormer, MASK_FORMER: {NUM_OBJECT_QUERIES: 9}}")
 cfg = load_config("published.yaml", [], None, "cpu")
 assert build_model(cfg).queries == 9
-assert _trainer_of(cfg) is DefaultTrainer
+assert trainer_of(cfg) is DefaultTrainer
 import detectron2.projects.mask2former
 """
 OURS_FIRST = "import detectron2.projects.mask2former, mask2former"

@@ -1,4 +1,4 @@
-"""The training script of Panoptic-DeepLab on a data set of two images."""
+"""Training of Panoptic-DeepLab on a data set of two images, by the script and by the command."""
 
 import runpy
 
@@ -7,18 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from detectron2.cli.train import trainer_of
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import WarmupPolyLR
-from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
+from detectron2.projects.panoptic_deeplab import PanopticDeepLabTrainer, add_panoptic_deeplab_config
 
 NAME = "panoptic_deeplab_train_net_two_images"
-
-
-@pytest.fixture
-def script(repo_root):
-    return runpy.run_path(str(repo_root / "projects" / "Panoptic-DeepLab" / "train_net.py"))
 
 
 @pytest.fixture
@@ -74,8 +70,13 @@ def config(tmp_path):
     MetadataCatalog.remove(NAME)
 
 
-def test_trains(config, script):
-    trainer = script["Trainer"](config)
+def test_script_and_command_train_in_the_same_way(repo_root, config):
+    script = runpy.run_path(str(repo_root / "projects" / "Panoptic-DeepLab" / "train_net.py"), run_name="train_net")
+    assert script["PanopticDeepLabTrainer"] is trainer_of(config) is PanopticDeepLabTrainer
+
+
+def test_trains(config):
+    trainer = PanopticDeepLabTrainer(config)
     assert isinstance(trainer.scheduler, WarmupPolyLR) and isinstance(trainer.optimizer, torch.optim.Adam)
     batch = next(iter(trainer.data_loader))
     assert [tuple(x["offset"].shape) for x in batch] == [(2, 32, 48)] * 2
@@ -84,22 +85,22 @@ def test_trains(config, script):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def test_optimizer(config, script):
+def test_optimizer(config):
     model = torch.nn.Linear(2, 2)
     config.SOLVER.WEIGHT_DECAY, config.SOLVER.WEIGHT_DECAY_BIAS, config.SOLVER.BASE_LR = 0.25, 0.0, 0.5
-    optimizer = script["Trainer"].build_optimizer(config, model)
+    optimizer = PanopticDeepLabTrainer.build_optimizer(config, model)
     assert isinstance(optimizer, torch.optim.Adam)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.25), (0.5, 0.0)]
     config.SOLVER.OPTIMIZER = "SGD"
-    assert isinstance(script["Trainer"].build_optimizer(config, model), torch.optim.SGD)
+    assert isinstance(PanopticDeepLabTrainer.build_optimizer(config, model), torch.optim.SGD)
     config.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER"):
-        script["Trainer"].build_optimizer(config, model)
+        PanopticDeepLabTrainer.build_optimizer(config, model)
 
 
-def test_nothing_is_evaluated_when_speed_is_measured(config, script):
+def test_nothing_is_evaluated_when_speed_is_measured(config):
     config.MODEL.PANOPTIC_DEEPLAB.BENCHMARK_NETWORK_SPEED = True
-    evaluator = script["Trainer"].build_evaluator(config, NAME)
+    evaluator = PanopticDeepLabTrainer.build_evaluator(config, NAME)
     assert isinstance(evaluator, DatasetEvaluators)
     evaluator.process([{"image_id": 0}], [])
     assert evaluator.evaluate() == {}
