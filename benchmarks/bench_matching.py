@@ -39,9 +39,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     matcher = matching.Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
     anchors = make_boxes(NUM_ANCHORS, 0)
-    print(
-        f"{platform.machine()}, {args.threads} threads, {NUM_ANCHORS:,} anchors, {args.rounds} rounds; ms of cores\n"
-    )
+    print(f"{platform.machine()}, {args.threads} threads, {NUM_ANCHORS:,} anchors, {args.rounds} rounds; ms of cores\n")
     print("| objects | whole matrix | as it is | ratio | matrix, MB |\n| --- | --- | --- | --- | --- |")
     for count in (3, 7, 20, 50, 200):
         truth = make_boxes(count, count)

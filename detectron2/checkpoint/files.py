@@ -50,6 +50,7 @@ _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 TEXT_FILE = (
     "it is a text file. Weights are .pth, .pkl or .safetensors; a download may have got a page in place of them."
 )
+"""What is said of a text file that is given as weights."""
 
 
 def file_format(path: str) -> str:

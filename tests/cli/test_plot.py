@@ -115,7 +115,7 @@ def test_runs_on_several_drives(run, command, monkeypatch):
     status, _, err = command("plot", *folders, "--output", folders[0])
     assert status == 0, err
     page = (folders[0] / "curves.html").read_text(encoding="utf-8")
-    assert f"<th>{folders[0]}</th><th>{folders[1]}</th>" in page
+    assert f"<th scope=col>{folders[0]}</th><th scope=col>{folders[1]}</th>" in page
 
 
 def test_unknown_metrics_and_bad_smoothing(run, command):
