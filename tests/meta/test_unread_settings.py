@@ -15,13 +15,14 @@ from detectron2.config.unread import warn_of_unread
 from detectron2.data import build
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.options import TrainOptions
-from detectron2.projects import deeplab, deformable_detr, panoptic_deeplab, point_rend
+from detectron2.projects import deeplab, deformable_detr, mask2former, panoptic_deeplab, point_rend
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "configs": [],
     "projects/DeepLab": [deeplab.add_deeplab_config],
     "projects/DeformableDETR": [deformable_detr.add_deformable_detr_config],
+    "projects/Mask2Former": [deeplab.add_deeplab_config, mask2former.add_maskformer2_config],
     "projects/Panoptic-DeepLab": [panoptic_deeplab.add_panoptic_deeplab_config],
     "projects/PointRend": [point_rend.add_pointrend_config],
     "projects/PointSup": [point_rend.add_pointrend_config, "point_sup.add_point_sup_config"],
@@ -79,7 +80,8 @@ def _trainer(folder):
     spec = importlib.util.spec_from_file_location("script_" + folder.replace("-", "_").replace("/", "_"), script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, "Trainer", DefaultTrainer)
+    own = [x for name, x in vars(module).items() if name.endswith("Trainer") and x is not DefaultTrainer]
+    return own[0] if own else DefaultTrainer
 
 
 def _reads_sampler_keys(cfg, *_):
