@@ -11,7 +11,7 @@ from typing import Any
 from yacs.config import CfgNode as YacsNode
 
 from detectron2.config.optional_keys import OPTIONAL_KEYS
-from detectron2.config.project_keys import PROJECT_FOLDERS, adders_of
+from detectron2.config.project_keys import PROJECT_FOLDERS, PROJECT_KEYS, adders_of
 
 __all__ = [
     "CHANGED",
@@ -117,9 +117,14 @@ class _Transaction:
         guess = _nearest_path(path, self.root)
         self.unknown[path] = (f": did you mean {guess!r}?" if guess else "") + hint
 
+    def _is_in_added_group(self, path: str) -> bool:
+        """Return whether a key is within a group of a project that has been added already: it is a typo, then."""
+        groups = [f"{key}." for keys in PROJECT_KEYS.values() for key in keys if path.startswith(f"{key}.")]
+        return any(leaf.startswith(group) for group in groups for leaf, _ in iter_leaves(self.root))
+
     def _describe_unknown(self) -> tuple[list[str], list[str]]:
         """Return a line for each unknown key, and advice about all of them."""
-        adders = adders_of(list(self.unknown))
+        adders = adders_of([path for path in self.unknown if not self._is_in_added_group(path)])
         of_projects = {path for paths in adders.values() for path in paths}
         lines = [f"unknown key {path!r}" + ("" if path in of_projects else hint) for path, hint in self.unknown.items()]
         advice = []

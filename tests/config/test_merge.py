@@ -5,6 +5,7 @@ import pytest
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.merge import ConfigError, ConfigTypeError, UnknownConfigKeyError, iter_leaves, nearest
+from detectron2.projects.point_rend import add_pointrend_config
 
 
 def small():
@@ -199,3 +200,13 @@ def test_fvcore_and_yacs_nodes_can_be_merged():
     cfg = small()
     cfg.merge_from_other_cfg(fvcore.common.config.CfgNode({"G": {"B": False}}))
     assert cfg.G.B is False
+
+
+def test_a_typo_in_the_keys_of_a_project_gets_the_nearest_key_once_they_are_there():
+    cfg = get_cfg()
+    with pytest.raises(KeyError, match=r"call detectron2\.projects\.point_rend\.add_pointrend_config"):
+        cfg.merge_from_list(["MODEL.POINT_HEAD.NUM_FCC", 3])
+    add_pointrend_config(cfg)
+    with pytest.raises(KeyError, match=r"did you mean 'MODEL\.POINT_HEAD\.NUM_FC'") as info:
+        cfg.merge_from_list(["MODEL.POINT_HEAD.NUM_FCC", 3])
+    assert "add_pointrend_config" not in str(info.value)

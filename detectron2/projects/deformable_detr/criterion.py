@@ -55,9 +55,10 @@ class SetCriterion:
             `loss_ce`, `loss_bbox` and `loss_giou` of the last layer; those of layer `i` before it end with `_i`.
         """
         losses: dict[str, torch.Tensor] = {}
+        count = self.count(targets)
         for i, prediction in enumerate(layers):
             suffix = "" if i + 1 == len(layers) else f"_{i}"
-            losses.update(self.matched(prediction, targets, suffix))
+            losses.update(self.of_matches(prediction, targets, self.matcher(prediction, targets), count, suffix))
         return losses
 
     def matched(self, prediction: Prediction, targets: Sequence[Targets], suffix: str = "") -> dict[str, torch.Tensor]:

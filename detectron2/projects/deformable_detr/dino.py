@@ -193,6 +193,7 @@ class DINO(DeformableDetector):
         first = 0 if noisy is None else noisy.labels.shape[1]
         losses = self.criterion([Prediction(*(x[:, first:] for x in layer)) for layer in layers], targets)
         losses.update(self.criterion.matched(proposals, targets, "_interm"))
+        count = self.criterion.count(targets) * (noisy.num_groups if noisy is not None else 1)
         for i, layer in enumerate(layers if self.dn_number else ()):
             suffix = "_dn" if i + 1 == len(layers) else f"_dn_{i}"
             if noisy is None:  # the names of losses, and the weights in use, are the same in each iteration
@@ -200,7 +201,6 @@ class DINO(DeformableDetector):
                 losses.update({f"{name}{suffix}": 0 * self.label_enc.weight.sum() for name in names})
             else:
                 restored = Prediction(*(x[:, :first] for x in layer))
-                count = self.criterion.count(targets) * noisy.num_groups
                 losses.update(self.criterion.of_matches(restored, targets, noisy.matches, count, suffix))
         return losses
 
