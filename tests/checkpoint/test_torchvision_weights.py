@@ -96,8 +96,13 @@ def run_both(theirs, ours):
 def assert_same_boxes(expected, found, to_label):
     assert len(found) == len(expected["boxes"]) >= MOST
     torch.testing.assert_close(found.scores, expected["scores"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.pred_boxes.tensor, expected["boxes"], atol=1e-3, rtol=0)
-    assert [to_label(c) for c in found.pred_classes.tolist()] == expected["labels"].tolist()
+    # Of two with nearly the same score either may come first.
+    labels = torch.tensor([to_label(c) for c in found.pred_classes.tolist()])
+    same = labels[:, None] == expected["labels"]
+    same &= (found.scores[:, None] - expected["scores"]).abs() < 1e-4
+    same &= torch.cdist(found.pred_boxes.tensor, expected["boxes"], p=float("inf")) < 1e-3
+    assert same.any(0).all()
+    assert same.any(1).all()
 
 
 def load(ours, weights, tmp_path):

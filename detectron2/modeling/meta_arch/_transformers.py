@@ -25,6 +25,7 @@ __all__ = [
     "pixel_mask",
     "read_config",
     "require_kind",
+    "token_ids",
 ]
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,9 @@ def _turn_off_downloads(content: Any) -> None:
 class _clear_errors:
     """Turn what transformers raises where it finds no model into an error that names the cures."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, part: str = "model"):
         self.name = name
+        self.part = part
 
     def __enter__(self) -> None:
         pass
@@ -110,7 +112,7 @@ class _clear_errors:
         if kind is not None and issubclass(kind, (OSError, ValueError)):
             reason = next(iter(str(error).splitlines()), kind.__name__)
             raise FileNotFoundError(
-                f"transformers finds no model {self.name!r}: it is not a folder with config.json, and could not be "
+                f"transformers finds no {self.part} {self.name!r}: it is not a folder with its files, and could not be "
                 f"read from the hub ({reason}). Without a network, "
                 "download the model elsewhere and give the folder: MODEL.HF.PRETRAINED /path/to/folder"
             ) from error
@@ -140,6 +142,27 @@ def built_network(config: Mapping[str, Any], pretrained: str, auto_class: str) -
     if new:
         logger.info("These weights are not in %s and begin with random values:\n  %s", pretrained, "\n  ".join(new))
     return network.train()
+
+
+def token_ids(texts: Sequence[str], source: str | Mapping[str, Any], max_length: int) -> dict[str, list[int]]:
+    """Numbers of the words of each text, by the tokenizer in a folder or of a name on the hub."""
+    if not isinstance(source, str) or source.lstrip().startswith("{") or os.path.isfile(source):
+        raise ValueError(
+            f"this network reads text, such as {texts[0]!r}, but its config comes without a tokenizer. Set "
+            f"{_PREFIX}.PRETRAINED or {_PREFIX}.CONFIG to a folder that has the files of the tokenizer beside "
+            "config.json, or to a name on the hub"
+        )
+    with _clear_errors(source, "tokenizer"):
+        tokenizer = _import_transformers().AutoTokenizer.from_pretrained(source)
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    if all(
+        {*tokenizer.all_special_ids}.issuperset(row) for row in ids
+    ):  # what transformers makes of a folder without a vocabulary
+        raise FileNotFoundError(
+            f"the tokenizer of {source} knows no word of {texts[0]!r}: its files, such as vocab.json and merges.txt, "
+            "are missing or belong to another network"
+        )
+    return dict(zip(texts, ids, strict=True))
 
 
 def arguments_from(cfg: CfgNode, kinds: Sequence[str] = ("thing",)) -> dict[str, Any]:

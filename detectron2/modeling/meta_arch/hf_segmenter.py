@@ -21,6 +21,7 @@ from ._transformers import (
     pixel_mask,
     read_config,
     require_kind,
+    token_ids,
 )
 from .build import META_ARCH_REGISTRY
 from .semantic_seg import padded_label_maps
@@ -31,16 +32,23 @@ _TASKS = ("instance", "semantic", "panoptic")
 _KINDS = {"instance": ("thing",), "semantic": ("stuff",), "panoptic": ("thing", "stuff")}
 # Networks of one resolution: images are padded to a square, and each query is one object.
 _SQUARE = ("eomt", "eomt_dinov3")
-_MODELS = ("mask2former", "maskformer", *_SQUARE)
+_MODELS = ("mask2former", "maskformer", "oneformer", *_SQUARE)
+# What OneFormer reads beside the image, in the words that it was trained with.
+_TASK_TEXT = "the task is {}"
+_OBJECT_TEXT = "a photo with a {}"
+_EMPTY_TEXTS = {"instance": "an instance photo", "semantic": "a semantic photo", "panoptic": "an panoptic photo"}
 
 
 @META_ARCH_REGISTRY.register()
 class HFSegmenter(TransformersModel):
     """A segmenter of Hugging Face transformers, with inputs and outputs of a model of this package.
 
-    Mask2Former, MaskFormer and EoMT. The losses are the library's own. Masks are brought to the size of the image
-    before they are compared with a threshold; the library does that at 384 x 384 pixels (Mask2Former) or at the size
-    that the network gives (MaskFormer), and is equal where that is the size of the image.
+    Mask2Former, MaskFormer, OneFormer and EoMT. The losses are the library's own. Masks are brought to the size of the
+    image before they are compared with a threshold; the library does that at 384 x 384 pixels (Mask2Former) or at the
+    size that the network gives (MaskFormer), and is equal where that is the size of the image.
+
+    OneFormer reads the name of the task, and in training the classes of the objects in the image. The numbers of these
+    words come from the tokenizer beside `pretrained` or `config`, and are kept in the config of the network.
 
     Args:
         config: the config of the network: a mapping, JSON text, a JSON file, a folder with `config.json`, or a name on
@@ -64,7 +72,8 @@ class HFSegmenter(TransformersModel):
     Raises:
         ImportError: transformers is not installed.
         FileNotFoundError: there is no such config or weights.
-        ValueError: the config is of a model that is not one of these, or the task is unknown.
+        ValueError: the config is of a model that is not one of these, the task is unknown, or OneFormer has no
+            tokenizer.
 
     Example::
 
@@ -73,6 +82,8 @@ class HFSegmenter(TransformersModel):
         cfg.merge_from_list(["MODEL.HF.PRETRAINED", "facebook/mask2former-swin-tiny-coco-instance"])
         model = build_model(cfg)
     """
+
+    task_tokens: torch.Tensor
 
     @configurable
     def __init__(
@@ -97,6 +108,8 @@ class HFSegmenter(TransformersModel):
             raise ValueError(f"MODEL.HF.TASK is one of {', '.join(_TASKS)}; got {task!r}")
         content = read_config(config)
         require_kind(content, _MODELS, "HFSegmenter")
+        if content["model_type"] == "oneformer":
+            content = _with_text(content, pretrained or config)
         super().__init__(
             built_network(content, pretrained, "AutoModelForUniversalSegmentation"),
             content,
@@ -114,6 +127,10 @@ class HFSegmenter(TransformersModel):
                 f"of {self.num_classes} classes"
             )
         self.square_size = content["image_size"] if content["model_type"] in _SQUARE else 0
+        self.reads_text = content["model_type"] == "oneformer"
+        if self.reads_text:
+            tokens = self._tokens(_TASK_TEXT.format(task), content["task_seq_len"])
+            self.register_buffer("task_tokens", tokens, persistent=False)
         self.ignore_value = ignore_value
         self.test_score_thresh = test_score_thresh
         self.max_detections_per_image = max_detections_per_image
@@ -147,8 +164,14 @@ class HFSegmenter(TransformersModel):
             options["output_hidden_states"] = True  # MaskFormer reads them there
         if not self.square_size:
             options["pixel_mask"] = pixel_mask(images.image_sizes, images.tensor)
+        targets = self._ground_truth(batched_inputs, images) if self.training else []
+        if self.reads_text:
+            self.network.model.is_training = self.training
+            options["task_inputs"] = self.task_tokens.expand(len(batched_inputs), -1)
+            if self.training:
+                options["text_inputs"] = torch.stack([self._text_of(labels) for _, labels in targets])
         if self.training:
-            return self._losses(images, self._ground_truth(batched_inputs, images), options)
+            return self._losses(images, targets, options)
         outputs = self.network(pixel_values=images.tensor, **options)
         padded_hw = tuple(images.tensor.shape[2:])
         results = []
@@ -202,6 +225,20 @@ class HFSegmenter(TransformersModel):
                 present = present[(present >= first) & (present != self.ignore_value)]
                 segments.add(labels == present[:, None, None], present - first + self.num_things)
         return [(torch.cat(x.masks), self._labels_of(torch.cat(x.classes))) for x in found]
+
+    def _text_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """What OneFormer reads of an image with objects of these labels: tokens `Tensor[texts, length]`."""
+        config = self.transformers_config
+        count, length = config["num_queries"] - config["text_encoder_n_ctx"], config["text_encoder_context_length"]
+        texts = [_OBJECT_TEXT.format(config["id2label"][str(i)]) for i in sorted(labels.tolist())][:count]
+        texts += [_EMPTY_TEXTS[self.task]] * (count - len(texts))
+        tokens = {text: self._tokens(text, length) for text in set(texts)}
+        return torch.stack([tokens[text] for text in texts]).to(self.device)
+
+    def _tokens(self, text: str, length: int) -> torch.Tensor:
+        """Tokens of a text, filled up with zeros."""
+        ids = torch.tensor(self.transformers_config["text_ids"][text])
+        return F.pad(ids, (0, length - len(ids)))
 
     def _losses(
         self, images: ImageList, targets: list[tuple[Any, torch.Tensor]], options: dict[str, Any]
@@ -300,8 +337,11 @@ class HFSegmenter(TransformersModel):
         """Arguments of the constructor from `cfg.MODEL.HF`, and the class names of the training data."""
         options = cfg.MODEL.get("HF", CfgNode())
         task = options.get("TASK", "instance")
+        arguments = arguments_from(cfg, _KINDS.get(task, ("thing",)))
+        if arguments["config"]["model_type"] == "oneformer":  # the tokenizer may be beside the config
+            arguments["config"] = _with_text(arguments["config"], arguments["pretrained"] or options.get("CONFIG", ""))
         return {
-            **arguments_from(cfg, _KINDS.get(task, ("thing",))),
+            **arguments,
             "task": task,
             "num_things": options.get("NUM_THINGS") or len(class_names(cfg, ("thing",))),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -310,6 +350,17 @@ class HFSegmenter(TransformersModel):
             "object_mask_thresh": options.get("OBJECT_MASK_THRESH", 0.8),
             "overlap_thresh": options.get("OVERLAP_THRESH", 0.8),
         }
+
+
+def _with_text(config: dict[str, Any], source: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A config of OneFormer with the numbers of all words that it may read, by the tokenizer of `source` if need be."""
+    labels = config["id2label"].values()
+    texts = {*_EMPTY_TEXTS.values(), *map(_TASK_TEXT.format, _TASKS), *map(_OBJECT_TEXT.format, labels)}
+    known = config.get("text_ids", {})
+    if not texts <= known.keys():
+        length = min(config["task_seq_len"], config["text_encoder_context_length"])
+        known = token_ids(sorted(texts), source, length)
+    return {**config, "text_ids": known, "is_training": True}  # whether there are parts that only training needs
 
 
 class _Segments:

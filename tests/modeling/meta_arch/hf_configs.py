@@ -133,6 +133,16 @@ def labels(count: int) -> dict[str, Any]:
 
 DETECTORS = {kind: {**config, "model_type": kind, **labels(3)} for kind, config in _DETECTORS.items()}
 
+
+def _text_ids() -> dict[str, list[int]]:
+    """Numbers of the words that OneFormer reads; the last one ends a text."""
+    texts = [f"the task is {task}" for task in ("instance", "semantic", "panoptic")]
+    texts += ["an instance photo", "a semantic photo", "an panoptic photo"]
+    texts += [f"a photo with a label {i}" for i in range(4)]
+    words = sorted({word for text in texts for word in text.split()})
+    return {text: [78, *(1 + words.index(word) for word in text.split()), 79] for text in texts}
+
+
 _SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
 _STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -165,6 +175,28 @@ _SEGMENTERS: dict[str, dict[str, Any]] = {
             "decoder_attention_heads": 2,
             "dropout": 0.0,
         },
+    },
+    "oneformer": {
+        "conv_dim": 64,
+        "mask_dim": 64,
+        "hidden_dim": 64,
+        "encoder_feedforward_dim": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+        "query_dec_layers": 1,
+        "num_attention_heads": 2,
+        "dim_feedforward": 16,
+        "dropout": 0.0,
+        "num_queries": 7,
+        "task_seq_len": 12,
+        "text_encoder_width": 64,
+        "text_encoder_context_length": 12,
+        "text_encoder_num_layers": 1,
+        "text_encoder_vocab_size": 80,
+        "text_encoder_n_ctx": 2,
+        "train_num_points": 60,
+        "backbone_config": {**_SWIN, **_STAGES},
+        "text_ids": _text_ids(),
     },
     "eomt": {
         **_VIT,

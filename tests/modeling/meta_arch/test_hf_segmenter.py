@@ -1,5 +1,6 @@
 import copy
 import json
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +68,22 @@ def wanted_targets(inputs, task, size_hw):
     return masks, classes
 
 
+def wanted_texts(task):
+    """What OneFormer reads of the batch, written out: the task, and objects by their class, 5 texts for 7 queries."""
+    ids = SEGMENTERS["oneformer"]["text_ids"]
+    empty = {"instance": "an instance photo", "semantic": "a semantic photo", "panoptic": "an panoptic photo"}[task]
+    objects = {"instance": ("01", "0", ""), "semantic": ("012",) * 3, "panoptic": ("0123", "023", "23")}[task]
+    texts = [[*(f"a photo with a label {i}" for i in labels), *[empty] * (5 - len(labels))] for labels in objects]
+
+    def tokens(text):
+        return ids[text] + [0] * (12 - len(ids[text]))
+
+    return {
+        "task_inputs": torch.tensor([tokens(f"the task is {task}")] * 3),
+        "text_inputs": torch.tensor([[tokens(text) for text in of_image] for of_image in texts]),
+    }
+
+
 class TestLosses:
     @pytest.mark.parametrize("kind", SEGMENTERS)
     def test_no_objects_at_all(self, kind):
@@ -86,6 +103,8 @@ class TestLosses:
         masks, classes = wanted_targets(inputs, task, side)
         other = copy.deepcopy(model.network)
         options = {} if kind == "eomt" else {"pixel_mask": mask, "output_hidden_states": True}
+        if kind == "oneformer":
+            options |= wanted_texts(task)
         torch.manual_seed(1)
         wanted = other(pixel_values=pixels, mask_labels=masks, class_labels=classes, **options).loss
         torch.manual_seed(1)
@@ -196,6 +215,27 @@ class TestResults:
             wanted_categories[wanted["segmentation"] == segment["id"]] = segment["label_id"]
         assert torch.equal(categories, wanted_categories)
 
+    def test_one_former(self):
+        """Semantic and panoptic results at the size that the network gives; the library resizes probabilities."""
+        processor = transformers.models.oneformer.OneFormerImageProcessor
+        model = segmenter("oneformer", "panoptic", object_mask_thresh=0.25, overlap_thresh=0.3).eval()
+        with torch.no_grad():
+            random = torch.Generator().manual_seed(0)
+            coarse = torch.randn(1, 7, 4, 6, generator=random) * 6
+            outputs = types.SimpleNamespace(
+                class_queries_logits=torch.randn(1, 7, 5, generator=random) * 3,
+                masks_queries_logits=torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear"),
+            )
+            found = model._result(outputs.class_queries_logits[0].softmax(-1), outputs.masks_queries_logits[0])
+        scores = processor.post_process_semantic_segmentation(None, outputs, None, True)[0]["segmentation_scores"]
+        assert torch.allclose(found["sem_seg"], torch.cat([scores[:2].amax(0, keepdim=True), scores[2:]]), atol=1e-5)
+        wanted = processor.post_process_panoptic_segmentation(None, outputs, 0.25, 0.5, 0.3, {2, 3})[0]
+        panoptic, segments = found["panoptic_seg"]
+        assert len({s["id"] for s in segments}) == len({s["id"] for s in wanted["segments_info"]}) > 1
+        labels = [s["category_id"] + (0 if s["isthing"] else 1) for s in segments]
+        assert {*labels} == {s["label_id"] for s in wanted["segments_info"]}
+        assert torch.equal(panoptic, wanted["segmentation"])
+
     def test_size_of_the_photo(self):
         model = segmenter("maskformer", "panoptic").eval()
         with torch.no_grad():
@@ -250,6 +290,34 @@ class TestConfig:
             cfg.merge_from_list([key, value])
         again = build_model(cfg)
         assert (again.num_things, again.num_classes, again.task) == (2, 5, "panoptic")
+
+    def test_words_of_one_former(self, tmp_path):
+        """They come from a tokenizer beside the config, and travel with the model."""
+        config = {key: value for key, value in SEGMENTERS["oneformer"].items() if key != "text_ids"}
+        with pytest.raises(
+            ValueError, match=r"reads text, such as 'a photo with a label 0', .*PRETRAINED or MODEL\.HF"
+        ):
+            build_model(cfg_of("MODEL.HF.CONFIG", json.dumps(config)))
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(FileNotFoundError, match="knows no word of 'a photo with a label 0': its files"):
+            build_model(cfg_of("MODEL.HF.CONFIG", str(tmp_path)))
+        letters = sorted(set("the task is instance semantic panoptic a an photo with label 0123") - {" "})
+        parts = ["<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "<|endoftext|>"]
+        vocabulary = {part: i for i, part in enumerate(parts)}
+        tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[])
+        tokenizer.save_pretrained(tmp_path)
+        model = build_model(cfg_of("MODEL.HF.CONFIG", str(tmp_path)))
+        ids = model.transformers_config["text_ids"]
+        a, end = vocabulary["a</w>"], vocabulary["<|endoftext|>"]
+        assert ids["a photo with a label 0"][:2] == [0, a]
+        assert all(row[-1] == end and len(row) <= 12 for row in ids.values())
+        assert set(ids) == set(SEGMENTERS["oneformer"]["text_ids"])
+        cfg = cfg_of("MODEL.HF.CONFIG", model.portable_keys["MODEL.HF.CONFIG"])
+        again = build_model(cfg).eval()
+        again.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            wanted, found = model.eval()(batch()), again(batch())
+        assert torch.equal(wanted[0]["instances"].scores, found[0]["instances"].scores)
 
     def test_training_and_evaluation(self, shapes, tmp_path):
         cfg = cfg_of(
