@@ -24,12 +24,14 @@ __all__ = ["restore_logging"]
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
-    """A working directory with an untrained model where the pages have that of `detectron2 demo`."""
+    """A working directory with an untrained, but sure model where the pages have that of `detectron2 demo`."""
     monkeypatch.chdir(tmp_path)
     cfg = _tiny_config()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(SHAPE_CLASSES)
     torch.manual_seed(0)
-    DetectionCheckpointer(build_model(cfg), "demo").save("model_final")
+    model = build_model(cfg)
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[:1], 4)  # all is of class 0, score 0.9
+    DetectionCheckpointer(model, "demo").save("model_final")
     Path("demo/config.yaml").write_text(cfg.dump())
     Path("demo/metadata.json").write_text(json.dumps({"thing_classes": list(SHAPE_CLASSES)}))
     before = set(DatasetCatalog.list())
