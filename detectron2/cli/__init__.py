@@ -83,7 +83,8 @@ def _cause(error: Exception) -> BaseException:
 def _is_user_error(error: BaseException) -> bool:
     """Whether the message says enough; of anything else the traceback is wanted."""
     known = (ValueError, KeyError, TypeError, OSError, ImportError, SyntaxError, FloatingPointError)
-    return isinstance(error, known) or type(error).__module__.startswith("omegaconf.")
+    is_killed = type(error).__name__ == "ProcessExitedException"  # a process that died has no traceback
+    return isinstance(error, known) or is_killed or type(error).__module__.startswith("omegaconf.")
 
 
 def _text(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """What the commands share: the config and the data sets of the command line, and files with results."""
 
 import argparse
-import importlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ from detectron2.inference.loading import (
     load_config_of_weights,
 )
 from detectron2.utils import comm
-from detectron2.utils.env import import_file
+from detectron2.utils.env import import_modules
 from detectron2.utils.file_io import atomic_write
 
 REGISTERING = (
@@ -42,7 +41,7 @@ def register_datasets(args: argparse.Namespace) -> None:
     """Import the modules and register the data sets of the command line; every process of a training must do it."""
     if args.classes and not args.voc:
         raise ValueError("--classes names the classes of --voc data sets, and there is no --voc.")
-    import_modules(args)
+    import_modules(args.imports)
     for name, json_file, image_root in args.coco:
         for path in (json_file, image_root):
             if not os.path.exists(path):
@@ -74,15 +73,6 @@ def register_datasets(args: argparse.Namespace) -> None:
 def _register_voc(name: str, root: str, split: str, classes: Sequence[str]) -> None:
     DatasetCatalog.register(name, partial(load_voc_instances, root, split, list(classes)))
     MetadataCatalog.get(name).set(thing_classes=list(classes), dirname=root, split=split)
-
-
-def import_modules(args: argparse.Namespace) -> None:
-    """Import what `--import` names."""
-    for module in args.imports:
-        if module.endswith(".py"):
-            import_file(Path(module).stem, module, make_importable=True)
-        else:
-            importlib.import_module(module)
 
 
 def require_registered(names: Iterable[str]) -> None:

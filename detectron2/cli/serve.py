@@ -16,8 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from detectron2.cli.common import import_modules, load_predictor
+from detectron2.cli.common import load_predictor
 from detectron2.inference import Predictor
+from detectron2.utils.env import import_modules
 
 _GPU_BATCH = 8
 _WARM_UP_WH = 640, 480
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         from detectron2.serving import Limits, create_app
     except ImportError as e:
         raise ImportError(f"detectron2 serve needs more packages ({e}): pip install 'detectron2[serve]'") from None
-    import_modules(args)
+    import_modules(args.imports)
     limits = Limits(
         max_bytes=int(args.max_megabytes * 1e6),
         max_pixels=int(args.max_megapixels * 1e6),

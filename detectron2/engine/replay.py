@@ -2,6 +2,7 @@
 
 python -m detectron2.engine.replay output/nonfinite_0000123.pth
 python -m detectron2.engine.replay output/nonfinite_0000123.pth --device cuda
+python -m detectron2.engine.replay output/nonfinite_0000123.pth --import my_models.py   # of a model of your own
 """
 
 import argparse
@@ -15,11 +16,12 @@ from torch import nn
 
 from detectron2.checkpoint import CheckpointDescription
 from detectron2.checkpoint.files import read_torch_file
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.engine.divergence import first_nonfinite, from_plain
 from detectron2.engine.random_states import random_states_kept, set_random_states
-from detectron2.inference.loading import available_device
+from detectron2.inference.loading import available_device, load_described_config
 from detectron2.modeling import build_model
+from detectron2.utils.env import import_modules
 from detectron2.utils.events import EventStorage
 
 __all__ = ["main", "replay"]
@@ -38,13 +40,21 @@ def replay(path: str, model: nn.Module | None = None, device: str = "cpu") -> tu
         finite; `None` if there is none.
 
     Raises:
-        ValueError: the file is of another kind, or holds no config and no model is given.
+        ValueError: the file is of another kind; or no model is given, and it holds no config, or one that describes
+            calls that a file may not make.
     """
+    content = _read(path)
+    return _repeat(content, _model_of(content, path) if model is None else model, device)
+
+
+def _read(path: str) -> dict[str, Any]:
     content = read_torch_file(path)
     if not isinstance(content, dict) or not {"batches", "model", "config"} <= content.keys():
         raise ValueError(f"{path} is not a step that was saved by the trainer (nonfinite_*.pth).")
-    if model is None:
-        model = _model_of(content, path)
+    return content
+
+
+def _repeat(content: dict[str, Any], model: nn.Module, device: str) -> tuple[dict[str, float], str | None]:
     if any(map(_has_channels_last, content["model"].values())):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # for the same rounding
     model.load_state_dict(content["model"], strict=False)
@@ -74,11 +84,12 @@ def _has_channels_last(value: Any) -> bool:
     return value.is_contiguous(memory_format=torch.channels_last)
 
 
-def _model_of(content: dict[str, Any], path: str) -> nn.Module:
+def _model_of(content: dict[str, Any], path: str, trusted: Sequence[str] = ()) -> nn.Module:
     if not content["config"]:
         raise ValueError(f"{path} holds no config: build the model yourself, and call detectron2.engine.replay.replay.")
-    cfg = CheckpointDescription(config=content["config"], config_kind=content["config_kind"]).load_config()
-    if content["config_kind"] == "lazy":
+    described = {"config": content["config"], "config_kind": content.get("config_kind")}
+    cfg = load_described_config(CheckpointDescription.from_plain(described, path), path, trusted)
+    if not isinstance(cfg, CfgNode):
         return instantiate(cfg.model)
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg)
@@ -89,8 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="nonfinite_*.pth, from the output folder of the run")
     parser.add_argument("--device", default="cpu", help="where to compute")
+    parser.add_argument(
+        "--import", dest="imports", metavar="MODULE", action="append", default=[], help="a module or .py file to import"
+    )
     args = parser.parse_args(argv)
-    losses, found = replay(args.file, device=available_device(args.device, "--device"))
+    try:
+        trusted, device = import_modules(args.imports), available_device(args.device, "--device")
+        content = _read(args.file)
+        model = _model_of(content, args.file, trusted)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+    losses, found = _repeat(content, model, device)
     for name, value in losses.items():
         sys.stdout.write(f"{name}: {value:g}\n")
     sys.stdout.write(f"{found or 'All layers give finite values.'}\n")

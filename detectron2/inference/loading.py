@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2 import model_zoo
-from detectron2.checkpoint import DetectionCheckpointer, read_description
+from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer, read_description
 from detectron2.checkpoint.files import TEXT_FILE, is_text_file
 from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "load_config",
     "load_config_of_weights",
+    "load_described_config",
     "load_metadata",
     "load_model",
     "on_available_device",
@@ -200,6 +201,32 @@ def _fetch_nothing(cfg: CfgNode) -> None:
             cfg.merge_from_list([key, value])
 
 
+def load_described_config(description: CheckpointDescription, source: str, trusted: Sequence[str] = ()) -> Any:
+    """Read the config in a file from elsewhere, so that a model can be built from it.
+
+    Args:
+        description: what the file says about its model.
+        source: the file, for messages.
+        trusted: modules that a LazyConfig may call, beside this library and those that it is made of.
+
+    Returns:
+        A `CfgNode` that fetches no weights, and the models of its project are known; or an omegaconf `DictConfig`.
+
+    Raises:
+        ValueError: there is no config, or one that describes calls that weights may not make.
+
+    Example:
+        >>> load_described_config(read_description("model_final.pth"), "model_final.pth")  # doctest: +SKIP
+    """
+    cfg = description.load_config()
+    if isinstance(cfg, CfgNode):
+        add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
+        _fetch_nothing(cfg)
+    else:
+        refuse_foreign_config(cfg, source, trusted)
+    return cfg
+
+
 def load_config_of_weights(
     weights: str,
     opts: Sequence[str] = (),
@@ -229,13 +256,7 @@ def load_config_of_weights(
     """
     description = read_description(weights)
     if description is not None and description.config:
-        cfg = description.load_config()
-        if isinstance(cfg, CfgNode):
-            add_project_keys(get_cfg(), _paths(cfg))  # which also makes their models known
-            _fetch_nothing(cfg)
-        else:
-            refuse_foreign_config(cfg, weights, trusted)
-        return _finish(cfg, opts, output_dir, device)
+        return _finish(load_described_config(description, weights, trusted), opts, output_dir, device)
     beside = os.path.join(os.path.dirname(weights.rstrip(os.sep)), "config.yaml")
     if not os.path.isfile(beside):
         if os.path.isfile(weights) and is_text_file(weights):

@@ -7,13 +7,21 @@ import os
 import random
 import sys
 from collections.abc import Iterable, MutableMapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["TORCH_VERSION", "fixup_module_metadata", "import_file", "seed_all_rng", "setup_environment"]
+__all__ = [
+    "TORCH_VERSION",
+    "fixup_module_metadata",
+    "import_file",
+    "import_modules",
+    "seed_all_rng",
+    "setup_environment",
+]
 
 TORCH_VERSION: tuple[int, ...] = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """(major, minor) of the running PyTorch."""
@@ -55,6 +63,17 @@ def import_file(module_name: str, file_path: str | os.PathLike, make_importable:
 
 
 _import_file = import_file  # the name that projects import
+
+
+def import_modules(names: Iterable[str]) -> list[str]:
+    """Import modules by their names, or from `.py` files, which are importable afterwards; return their names."""
+    found = []
+    for name in names:
+        if name.endswith(".py"):
+            found.append(import_file(Path(name).stem, name, make_importable=True).__name__)
+        else:
+            found.append(importlib.import_module(name).__name__)
+    return found
 
 
 def setup_environment() -> None:

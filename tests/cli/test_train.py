@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detectron2.cli import train
 from detectron2.config import LazyConfig
@@ -53,6 +53,15 @@ def test_machines_that_do_not_meet_are_one_line(command, tmp_path, monkeypatch):
     with pytest.raises(ProcessRaisedException):
         command("train", "--config-file", "x.yaml", *machines, "--traceback")
     assert not (tmp_path / "o").exists()
+
+
+def test_killed_processes_are_reported_without_a_traceback(command, yaml_file, monkeypatch):
+    def killed(*args, **kwargs):
+        raise ProcessExitedException("Process of rank 1 was killed by SIGKILL", 1, 12, -9, "SIGKILL")
+
+    monkeypatch.setattr(train, "launch", killed)
+    status, _, err = command("train", "--config-file", yaml_file)
+    assert status == 1 and "Process of rank 1 was killed by SIGKILL" in err
 
 
 def test_changes_and_resume(command, yaml_file, coco, tmp_path):
