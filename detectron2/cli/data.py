@@ -29,10 +29,10 @@ from detectron2.cli.common import REGISTERING, register_datasets
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, MultiImageMapper
 from detectron2.data.build import expected_by_model, num_label_map_classes
-from detectron2.data.checks.annotations import box_findings, classify_boxes, structure_findings
+from detectron2.data.checks.annotations import box_findings, classify_boxes, form_findings, structure_findings
 from detectron2.data.checks.files import file_findings
 from detectron2.data.checks.findings import MAX_EXAMPLES, AnnotationTable, Finding, quantity
-from detectron2.data.checks.fixing import fix
+from detectron2.data.checks.fixing import UNREAD, fix
 from detectron2.data.checks.report import FULL_CHECK_LIMIT
 from detectron2.data.datasets import (
     convert_to_coco_dict,
@@ -261,7 +261,7 @@ def _run_check(args: argparse.Namespace, cfg: Any) -> int:
     between = compare_classes({s.name: s.class_names for s in sources})
     between += compare_classes({s.name: label_names_of(s.name) for s in sources if s.name in DatasetCatalog})
     passes = all(r.passes for r in reports) and all(f.level != "error" for f in between)
-    changes, left, why_not = _fix(names[0], args, expected) if args.fix else ({}, [], "")
+    changes, left, why_not = _fix(names[0], args, expected, reports[0].findings) if args.fix else ({}, [], "")
     passes_now = not why_not if args.fix else passes
     if args.json:
         result = {
@@ -333,8 +333,17 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
     )
 
 
-def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple[dict[str, int], list[Finding], str]:
+# Mistakes in the meaning of all numbers: whatever is taken out or clipped, the rest stays wrong.
+_ONLY_YOU = ("box-corners", "box-shares", "category-shifted", "yolo-from-one")
+
+
+def _fix(
+    name: str, args: argparse.Namespace, expected: dict[str, Any], found: list[Finding]
+) -> tuple[dict[str, int], list[Finding], str]:
     """Write a cleaned copy; return what was changed, what is warned of still, why that is not a repair, or ""."""
+    for finding in found:
+        if finding.kind in _ONLY_YOU:
+            return {}, [], f"Wrote nothing, since this can only be corrected by hand: {finding.what}. {finding.cure}"
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
     changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)
@@ -344,8 +353,9 @@ def _fix(name: str, args: argparse.Namespace, expected: dict[str, Any]) -> tuple
     left = report.of_level("warning")
     if not report.passes:
         return changes, left, "It still has errors: check it again to see."
-    if 2 * len(after) < len(before):
-        return changes, left, f"This is not a repair: {len(after)} of {len(before)} annotations are left."
+    total = len(before) + changes.get(UNREAD, 0)
+    if 2 * len(after) < total:
+        return changes, left, f"This is not a repair: {len(after)} of {total} annotations are left."
     if not after:
         return changes, left, "This is not a data set to train with: it has no annotation."
     gone = {c for _, c, _ in before} - {c for _, c, _ in after}
@@ -409,6 +419,8 @@ def _class_table(report: DatasetReport) -> str:
 
 
 def _fix_text(file: str, changes: dict[str, int], left: list[Finding], why_not: str) -> str:
+    if why_not.startswith("Wrote nothing"):
+        return why_not + "\n"
     nothing = "there was nothing that could be fixed without guessing" if left else "there was nothing to fix"
     done = ", in COCO format, with these changes:" if changes else f": {nothing}."
     text = f"Wrote {file}{done}\n" + "".join(f"  {count:>8}  {what}\n" for what, count in changes.items())
@@ -462,7 +474,8 @@ def _stop_at_errors(data: AnnotatedImages, exif: str, drops: bool) -> dict[str, 
     findings = [*data.findings, *reader.report.findings, *structure_findings(table)]
     if not any(f.level == "error" for f in findings):
         cure = f"Correct them or take them out (detectron2 data check {data.source} --fix cleaned.json)."
-        findings += [] if drops else box_findings(table, classify_boxes(table)[1], cure)
+        boxes_xyxy, bad = classify_boxes(table)
+        findings += form_findings(table, boxes_xyxy, bad) + ([] if drops else box_findings(table, bad, cure))
     # Files that are not there are of no concern where images stay where they are.
     findings += [f for f in file_findings(records, FULL_CHECK_LIMIT, exif=exif) if f.kind in ("file-size", "file-exif")]
     errors = [f.text for f in findings if f.level == "error"]

@@ -17,6 +17,7 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.checks.annotations import (
     box_findings,
     classify_boxes,
+    form_findings,
     keypoint_findings,
     label_findings,
     overhang,
@@ -208,7 +209,7 @@ def _check_boxes(
             file = MetadataCatalog.get(name).get("json_file")
             how = f" (detectron2 data check {file} --fix cleaned.json)" if file else ""
             findings += box_findings(table, bad, f"Correct them{how}, {drop}.")
-    findings += overhang(table, boxes_xyxy, bad)
+    findings += form_findings(table, boxes_xyxy, bad) or overhang(table, boxes_xyxy, bad)
     if all(isinstance(a["category_id"], (int, np.integer)) for a in table.annotations):
         # Another label for the same box is usual where classes overlap; only a report tells of it.
         findings += [f for f in duplicate_annotations(table, boxes_xyxy) if f.kind == "annotation-twice"]

@@ -586,6 +586,34 @@ class TestShow:
         assert status == 1 and message in err
 
 
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ([annotation(1, category_id=0), annotation(2, category_id=4)], "category-shifted"),
+        ([annotation(n, bbox=(20 + n, 5, 50, 30)) for n in (1, 2)], "box-corners"),
+        ([annotation(n, bbox=(0.1 * n, 0.2, 0.3, 0.4)) for n in (1, 2)], "box-shares"),
+    ],
+)
+def test_fix_writes_nothing_where_only_the_user_knows(tmp_path, capsys, annotations, said):
+    categories = [{"id": i, "name": f"c{i}"} for i in (1, 5)]
+    file = write_coco(tmp_path, [image(1)], annotations, categories)
+    assert main(["data", "check", str(file), "--fix", str(tmp_path / "fixed.json")]) == 1
+    out = capsys.readouterr().out
+    assert f"[{said}]" in out and "Wrote nothing" in out and not (tmp_path / "fixed.json").exists()
+
+
+def test_fix_tells_what_it_could_not_read(tmp_path, capsys):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
+    good, bad = "0 0.5 0.5 0.2 0.1\n", "0,0.5,0.5,0.2,0.1\n"
+    for text, code, said in ((good + bad, 0, "It passes"), (good + 2 * bad, 1, "not a repair: 1 of 3 annotations")):
+        (tmp_path / "labels" / "a.txt").write_text(text)
+        assert main(["data", "check", str(tmp_path), "--fix", str(tmp_path / "fixed.json")]) == code
+        out = capsys.readouterr().out
+        assert said in out and f"{text.count(bad)}  lines, objects or files that cannot be read left out" in out
+
+
 def objects_of(path: Path) -> dict[str, list[tuple]]:
     """Return (class name, box) of all but crowd regions by the name of the image."""
     content = json.loads(path.read_text())

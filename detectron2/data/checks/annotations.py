@@ -18,6 +18,7 @@ from detectron2.structures import BoxMode
 __all__ = [
     "box_findings",
     "classify_boxes",
+    "form_findings",
     "keypoint_findings",
     "label_findings",
     "overhang",
@@ -233,11 +234,37 @@ def _describe_box(table: AnnotationTable, index: int) -> str:
     return f"{mode} {list(annotation['bbox'])} (image {record.get('width')} x {record.get('height')})"
 
 
+def form_findings(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> list[Finding]:
+    """Find that all boxes seem to be written in another form than is said: as shares of the image, or as corners."""
+    absolute = [i for i, a in enumerate(table.annotations) if a["bbox_mode"] in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)]
+    if not absolute or len(absolute) < len(table) or any(map(len, (bad["not finite"], bad["outside"]))):
+        return []
+    if np.abs(boxes_xyxy).max() <= 1 and (boxes_xyxy % 1).any():
+        flaw = "a box within the first pixel, as all have: they seem to be shares of the image's width and height"
+        cure = "Boxes are in pixels: multiply them by width and height."
+        return table.findings("box-shares", "error", absolute, flaw, lambda i: _describe_box(table, i), cure)
+    over = _over(table, boxes_xyxy)
+    corners = boxes_xyxy.copy()
+    corners[:, 2:] -= corners[:, :2]
+    is_xywh = all(a["bbox_mode"] == BoxMode.XYWH_ABS for a in table.annotations)
+    if not is_xywh or len(table) < 2 or 4 * over.sum() < len(table) or _over(table, corners).any():
+        return []
+    if (corners[:, 2:] <= corners[:, :2]).any():
+        return []
+    flaw = "a box that ends beyond the edge of the image, and all would fit as corners (x1, y1, x2, y2)"
+    cure = "If they are corners, write [x1, y1, x2 - x1, y2 - y1], or set 'bbox_mode' to XYXY_ABS."
+    return table.findings("box-corners", "warning", np.flatnonzero(over), flaw, lambda i: _describe_box(table, i), cure)
+
+
+def _over(table: AnnotationTable, boxes_xyxy: np.ndarray) -> np.ndarray:
+    # One pixel more or less is a matter of convention: some formats count pixels from one.
+    height, width = table.sizes_hw().T
+    return (boxes_xyxy[:, :2] < -1.0).any(axis=1) | (boxes_xyxy[:, 2] > width + 1.0) | (boxes_xyxy[:, 3] > height + 1.0)
+
+
 def overhang(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str, np.ndarray]) -> list[Finding]:
     """Find boxes that end more than a pixel beyond the edge of their image."""
-    height, width = table.sizes_hw().T
-    # One pixel more or less is a matter of convention: some formats count pixels from one.
-    over = (boxes_xyxy[:, :2] < -1.0).any(axis=1) | (boxes_xyxy[:, 2] > width + 1.0) | (boxes_xyxy[:, 3] > height + 1.0)
+    over = _over(table, boxes_xyxy)
     for indices in bad.values():
         over[indices] = False
     flaw = "a box that ends beyond the edge of the image and will be clipped"

@@ -163,6 +163,6 @@ def class_name_findings(names: Sequence[str]) -> list[Finding]:
     if not alike:
         return []
     cases = [Case(" and ".join(repr(n) for n in group)) for group in alike[:MAX_CASES]]
-    what = f"{quantity(len(alike), 'group')} of class names differ in capitals and spaces only, or not at all"
+    what = f"{quantity(len(alike), 'group', '')} of class names with no difference but in capitals and spaces"
     cure = "Make one class of each group, unless they are meant to be different."
     return [Finding("class-names-alike", "warning", what, cure, len(alike), cases)]

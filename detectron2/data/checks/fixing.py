@@ -11,7 +11,7 @@ from detectron2.data.checks.files import file_problems
 from detectron2.data.checks.findings import evenly_spaced
 from detectron2.data.checks.masks import polygon_areas
 from detectron2.data.formats.annotated_images import AnnotatedImages, within_image
-from detectron2.data.formats.coco import read_content
+from detectron2.data.formats.coco import ids_by_text, read_content
 from detectron2.data.formats.reading import (
     EXIF_CURES,
     AnnotationFileError,
@@ -23,9 +23,13 @@ from detectron2.data.formats.reading import (
 )
 from detectron2.data.formats.run_lengths import decode_mask, encode_mask, mask_area
 
-__all__ = ["fix"]
+__all__ = ["UNREAD", "fix"]
 
 _LEAST_AREA = 1e-6
+_NUMBER_KEYS = ("bbox", "segmentation", "keypoints", "num_keypoints", "area", "iscrowd", "ignore")
+
+UNREAD = "lines, objects or files that cannot be read left out"
+"""Of the changes: what the reader has reported as an error, so that it is not in the content."""
 
 
 def fix(
@@ -37,9 +41,12 @@ def fix(
     spaced. `exif` is `INPUT.EXIF`. Returns what was changed, and how often, in the order in which it was done.
     """
     changes: Counter[str] = Counter()
+    changes[UNREAD] += sum(f.count for f in data.findings if f.level == "error")
     categories = _categories(data.content["categories"], changes)
     images, same = _images(data.content["images"], changes)
-    annotations = _annotations(data.content["annotations"], same, {c["id"]: c for c in categories}, changes)
+    by_text = ids_by_text(images, "file_name") | {str(i): i for i in same}
+    by_id = {c["id"]: c for c in categories}
+    annotations = _annotations(data.content["annotations"], same, by_text, by_id, changes)
     if check_files:
         images = _check_files(data, images, annotations, changes, max_files, exif)
     sizes_wh = {i["id"]: (i.get("width"), i.get("height")) for i in images}
@@ -75,6 +82,17 @@ def _meant(value: Any, ids: Mapping[Any, Any], by_text: Mapping[str, Any], chang
     return by_text.get(str(found))
 
 
+def _as_numbers(value: Any) -> Any:
+    """Return a value with numbers in place of texts that are numbers, also in lists."""
+    if isinstance(value, list):
+        return [_as_numbers(v) for v in value] if any(isinstance(v, (str, list)) for v in value) else value
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(value, str) and number.is_integer() else number
+
+
 def _categories(categories: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:
     kept: dict[Any, dict[str, Any]] = {}
     for category in categories:
@@ -84,8 +102,9 @@ def _categories(categories: list[dict[str, Any]], changes: Counter[str]) -> list
         else:
             kept[category_id] = {**category, "id": category_id}
             if not isinstance(category.get("name"), str):
-                kept[category_id]["name"] = f"class_{category_id}"
-                changes["categories named after their id"] += 1
+                name = category.get("name")
+                kept[category_id]["name"] = str(name) if type(name) in (int, float) else f"class_{category_id}"
+                changes["categories without a name as text given one"] += 1
     return list(kept.values())
 
 
@@ -115,11 +134,17 @@ def _images(images: list[dict[str, Any]], changes: Counter[str]) -> tuple[list[d
 
 
 def _annotations(
-    annotations: list[dict[str, Any]], same: dict[Any, Any], categories: dict[Any, Any], changes: Counter[str]
+    annotations: list[dict[str, Any]],
+    same: dict[Any, Any],
+    images_by_text: dict[str, Any],
+    categories: dict[Any, Any],
+    changes: Counter[str],
 ) -> list[dict[str, Any]]:
     kept = []
-    images_by_text, categories_by_text = ({str(i): i for i in ids} for ids in (same, categories))
-    for annotation in annotations:
+    categories_by_text = ids_by_text(categories.values(), "name")
+    for original in annotations:
+        annotation = {k: _as_numbers(v) if k in _NUMBER_KEYS else v for k, v in original.items()}
+        changes["annotations whose numbers were text given numbers"] += annotation != original
         image_id = _meant(annotation.get("image_id"), same, images_by_text, changes)
         category_id = _meant(annotation.get("category_id"), categories, categories_by_text, changes)
         if image_id not in same:
@@ -302,14 +327,12 @@ def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes:
     box: Any = annotation.get("bbox")
     numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
     if not numbers or len(box) not in (4, 5) or min(box[2:4]) <= 0:
-        polygons = annotation.get("segmentation")
-        if not isinstance(polygons, list) or (numbers and len(box) == 5):
+        around = None if numbers and len(box) == 5 else _box_around(annotation.get("segmentation"))
+        if around is None:
             changes["annotations without a usable box taken out"] += 1
             return False
-        points = np.concatenate([np.asarray(p, dtype=np.float64) for p in polygons]).reshape(-1, 2)
-        low, high = points.min(axis=0), points.max(axis=0)
-        box = annotation["bbox"] = [*low.tolist(), *(high - low).tolist()]
-        changes["boxes taken from the polygons"] += 1
+        annotation["bbox"] = around
+        changes["boxes taken from the masks"] += 1
     width, height = (math.inf if s is None else s for s in size_wh)
     inside = within_image(annotation, (width, height))
     if inside is None:
@@ -318,6 +341,22 @@ def _has_good_box(annotation: dict[str, Any], size_wh: tuple[Any, Any], changes:
     changes["boxes clipped to their image"] += inside is not annotation
     annotation.update(inside)
     return True
+
+
+def _box_around(mask: Any) -> list[float] | None:
+    """Return the box `(x, y, width, height)` around polygons or run lengths; None if there are none."""
+    if isinstance(mask, dict):
+        try:
+            y, x = np.nonzero(decode_mask(mask))
+        except (ValueError, TypeError, LookupError):
+            return None
+        points = np.stack([np.append(x, x + 1), np.append(y, y + 1)], axis=1)  # both edges of the pixels
+    else:
+        points = np.concatenate([np.zeros(0), *(np.asarray(p, dtype=np.float64) for p in mask or ())]).reshape(-1, 2)
+    if not len(points):
+        return None
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
 
 
 def _without_duplicates(annotations: list[dict[str, Any]], changes: Counter[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.data.checks.annotations import (
     box_findings,
     classify_boxes,
+    form_findings,
     keypoint_findings,
     label_findings,
     overhang,
@@ -158,7 +159,8 @@ def inspect_dataset_dicts(
         "Training leaves them out." if drop_degenerate else "Correct them or take them out.",
         "warning" if drop_degenerate else "error",
     )
-    found += overhang(table, boxes_xyxy, bad) + small_boxes(table, boxes_xyxy, bad)
+    form = form_findings(table, boxes_xyxy, bad)
+    found += form or overhang(table, boxes_xyxy, bad) + small_boxes(table, boxes_xyxy, bad)
     if not any(f.kind == "label-type" for f in labels):
         found += duplicate_annotations(table, boxes_xyxy) + near_duplicates(table, boxes_xyxy)
         _count_classes(report, table, boxes_xyxy, class_names)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     "CocoReader",
     "PanopticFileError",
     "guess_image_root",
+    "ids_by_text",
     "keypoint_metadata",
     "read_coco",
     "read_content",
@@ -77,17 +79,28 @@ COCO_MISTAKES = {
     ),
     "no-image_id": Meaning("error", "annotation", "no usable 'image_id'", "Give it the id of its image."),
     "image_id-type": Meaning(
-        "error", "annotation", "an 'image_id' as a string where images have numbers, or vice versa", "Write both alike."
+        *("error", "annotation", "an 'image_id' that is the id of an image written otherwise, or its file name"),
+        "Write the id as the image has it.",
+    ),
+    "no-annotation-fits": Meaning(
+        "error",
+        "list of annotations",
+        "only such of other images",
+        "Is it the list of another split, or with other ids?",
     ),
     "annotation-orphan": Meaning("warning", "annotation", "an 'image_id' that no image has", "Loading leaves it out."),
     "category-unknown": Meaning(
         "error",
         "annotation",
         "a category_id that is not among the ids of 'categories'",
-        "Add the category, or correct it.",
+        "Add the category, or correct it; --fix of 'data check' does so for its name, or the id as text.",
+    ),
+    "category-shifted": Meaning(
+        *("error", "annotation", "an unknown category_id, and all are one off: they count from another number"),
+        "Add the difference to every 'category_id' of 'annotations', also to those that are known.",
     ),
     "annotation-ignore": Meaning("error", "annotation", "'ignore' set", "Mark what is to be left out: 'iscrowd': 1."),
-    "annotation-unusable": Meaning("error", "annotation", "values that cannot be used", "Correct them or take it out."),
+    "annotation-unusable": Meaning("error", "annotation", "values that cannot be used", "Correct or remove them."),
     "polygon-points": Meaning(
         "warning",
         "annotation",
@@ -159,6 +172,14 @@ def guess_image_root(json_file: str | os.PathLike[str], images: list[dict[str, A
     return str(folder)
 
 
+def ids_by_text(entries: Iterable[dict[str, Any]], name_key: str) -> dict[str, Any]:
+    """Return the id that a text means among images or categories: one written as text, or a name that is there once."""
+    known = [(e["id"], e.get(name_key)) for e in entries if e.get("id") is not None]
+    names = Counter(name for _, name in known if isinstance(name, str))
+    named = {name: i for i, name in known if isinstance(name, str) and names[name] == 1}
+    return {**named, **{str(i): i for i, _ in known}}
+
+
 # To dataset dicts
 
 
@@ -193,6 +214,7 @@ class CocoReader:
     def __init__(self, json_file: Any, content: dict[str, Any], image_root: str, report: Report) -> None:
         self.report = report
         self.unusable: list[int] = []
+        self._unknown: list[Any] = []
         self.file, self.content = json_file, content
         self._labels: Mapping[Any, int] | None = None
         # Of compressed run lengths: text, converted annotation, and what `_mistake` asks for.
@@ -288,11 +310,12 @@ class CocoReader:
         records = self.records
         for record in records.values():
             record["annotations"] = []
+        count, orphans = len(annotations), 0
         for position, annotation in enumerate(_taken_out(annotations) if consume else annotations):
             try:
                 record = records[annotation["image_id"]]
             except (KeyError, TypeError):
-                self._without_image(annotation, position)
+                orphans += self._without_image(annotation, position)
                 continue
             try:
                 converted = self._convert(annotation, record, position)
@@ -303,6 +326,9 @@ class CocoReader:
                 if extra_keys:
                     converted = {**{k: annotation[k] for k in extra_keys if k in annotation}, **converted}
                 record["annotations"].append(converted)
+        if 1 < count == orphans:
+            what = f"none of {count} belongs to an image of the file, whose ids are: {shorten(records)}."
+            self.report("no-annotation-fits", AnnotationFileError(self.file, "annotations", what))
         totals = run_length_totals([text for text, *_ in self._compressed]).tolist()
         for total, (_, converted, annotation, record, position) in zip(totals, self._compressed, strict=True):
             what = _total_is_wrong(total, converted["segmentation"]["size"])
@@ -333,8 +359,8 @@ class CocoReader:
                 self.report("annotation-id-twice", AnnotationFileError(self.file, where, what))
             seen.add(known)
 
-    def _without_image(self, annotation: dict[str, Any], position: int) -> None:
-        """Report an annotation whose image is not among the records."""
+    def _without_image(self, annotation: dict[str, Any], position: int) -> bool:
+        """Report an annotation whose image is not among the records; return whether it belongs to none of the file."""
         image_id, annotation_id = annotation.get("image_id"), annotation.get("id")
         where, known = f"annotation id {annotation_id}", f"image_id {image_id!r}"
         kind, what = "annotation-orphan", "it belongs to no image of the file."
@@ -345,7 +371,7 @@ class CocoReader:
             meant = self._ids_by_text.get(text)
             if meant is not None:
                 kind = "image_id-type"
-                what = f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write both alike."
+                what = f"'image_id' is {image_id!r}, while the id of that image is {meant!r}: write it so."
         except AnnotationFileError as e:
             kind, what, known = "no-image_id", e.what, e.what.rstrip(".")
         if kind != "annotation-orphan":
@@ -353,10 +379,21 @@ class CocoReader:
         place = position if annotation_id is None else None
         case = Case(known, annotation=place, annotation_id=annotation_id)
         self.report(kind, AnnotationFileError(self.file, where, what), case)
+        return kind == "annotation-orphan"
 
     @functools.cached_property
     def _ids_by_text(self) -> dict[str, int | str]:
-        return {str(image_id): image_id for image_id in self.records}
+        return ids_by_text(self.content["images"], "file_name")
+
+    @functools.cached_property
+    def _are_shifted(self) -> bool:
+        """Whether some categories are unknown, and all would be known with one more, or with one less."""
+        done = {a["category_id"] for record in self.records.values() for a in record["annotations"]}
+        used = [i for i, label in (self._labels or {}).items() if label in done]
+        used += [a.get("category_id") for a in self.content["annotations"]] + self._unknown
+        if not all(type(i) is int for i in used) or len(set(used)) < 2:
+            return False
+        return any(set(self._labels or ()).issuperset(i + d for i in used) for d in (1, -1))
 
     def _mistake(self, kind: str, what: str, annotation: dict[str, Any], record: dict[str, Any], position: int) -> None:
         """Report a mistake in an annotation of a known image."""
@@ -420,12 +457,18 @@ class CocoReader:
 
         category_id = annotation.get("category_id")
         if self._labels is not None:
+            if type(category_id) is bool:
+                checked_id(category_id, self.file, "", "category_id")
             try:
                 converted["category_id"] = self._labels[category_id]
             except (KeyError, TypeError):  # the second: a list or such
                 known = shorten(self._labels, 10)
                 what = f"category_id {shorten([category_id])} is not among the ids of 'categories': {known}"
-                self._mistake("category-unknown", what, annotation, record, position)
+                self._unknown.append(category_id)
+                kind = "category-shifted" if self._are_shifted else "category-unknown"
+                if self._are_shifted:
+                    what += "; all are one off: add the difference to each"
+                self._mistake(kind, what, annotation, record, position)
                 return None
         elif "category_id" in annotation:
             converted["category_id"] = checked_id(category_id, self.file, "", "category_id")

@@ -33,8 +33,11 @@ _FLAGS = ("truncated", "occluded", "difficult")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 VOC_MISTAKES = {
-    "voc-missing": Meaning("error", "listed image", "no annotation file", "Add it, or take the name out of the list."),
-    "voc-xml": Meaning("error", "annotation file", "no well-formed XML", "Repair it."),
+    "voc-missing": Meaning(
+        *("error", "listed image", "no annotation file"),
+        "Names in a list have no folder and no ending. Correct the name, add the file, or take the name out.",
+    ),
+    "voc-xml": Meaning("error", "annotation file", "no well-formed XML of this format", "Repair it."),
     "voc-size": Meaning("error", "annotation file", "no usable <size>, and the image cannot be read", "Add it."),
     "voc-size-read": Meaning(
         "warning", "annotation file", "no usable <size>", "The size of the image is used; write it into the file."
@@ -66,8 +69,9 @@ def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] |
     if not (folder / "Annotations").is_dir():
         raise FileNotFoundError(f"There is no folder '{folder / 'Annotations'}'.")
     report = Report(VOC_MISTAKES)
-    # Lists of single classes, like aeroplane_train.txt, are not splits.
-    found = sorted(p.stem for p in folder.glob("ImageSets/Main/*.txt") if "_" not in p.stem)
+    found = sorted(p.stem for p in folder.glob("ImageSets/Main/*.txt"))
+    # Lists of single classes, like aeroplane_train.txt beside train.txt, are not splits.
+    found = [name for name in found if not ("_" in name and name.rpartition("_")[2] in found)]
     lists = {name: _listed_names(root, name, report) for name in ([split] if split else found)}
     annotated = sorted(p.stem for p in folder.glob("Annotations/*.xml"))
     stems = list(dict.fromkeys(n for names in lists.values() for n in names)) if lists else annotated
@@ -111,8 +115,7 @@ def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> l
     path = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
         with open(PathManager.get_local_path(path), encoding="utf-8-sig") as f:
-            # A line may carry a second column, as the lists of single classes do.
-            names = [line.split()[0] for line in f if line.strip()]
+            names = [_listed_name(root, line.strip()) for line in f if line.strip()]
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no list of images '{path}'. A data set in Pascal VOC format has the folders Annotations, "
@@ -129,6 +132,13 @@ def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> l
     return list(seen)
 
 
+def _listed_name(root: str | os.PathLike[str], line: str) -> str:
+    """Return the name, which may have blanks; a line may carry a second column, as the lists of single classes do."""
+    name, *flag = line.rsplit(maxsplit=1)
+    whole = not flag or PathManager.isfile(os.path.join(root, "Annotations", line + ".xml"))
+    return line if whole or flag[0] not in ("-1", "0", "1") else name
+
+
 def _read(
     root: str | os.PathLike[str], stems: Iterable[str], classes: Sequence[str] | None, report: Report
 ) -> list[dict[str, Any]]:
@@ -142,13 +152,13 @@ def _read(
     for stem in stems:
         path = os.path.join(annotations, stem + ".xml")
         try:
-            tree = ET.parse(path).getroot()
+            tree = _parse(path)
         except FileNotFoundError:
             mistake = FileNotFoundError(f"There is no annotation file '{path}' for image '{stem}'.")
             report("voc-missing", mistake, Case("", path))
             continue
         except (ET.ParseError, ValueError, LookupError) as e:  # the last two: encodings that the parser does not know
-            mistake = AnnotationFileError(path, "", f"this is not well-formed XML: {e}")
+            mistake = AnnotationFileError(path, "", f"this is not well-formed XML of this format: {e}")
             report("voc-xml", mistake, Case(f"({e})", path))
             continue
         # The file may name an image of another type; a name that has nothing to do with its own is not to be trusted.
@@ -179,6 +189,21 @@ def _read(
     return records
 
 
+def _parse(path: str) -> ET.Element:
+    """Return <annotation>, without namespaces; a `ValueError` where objects would be overlooked."""
+    tree = ET.parse(path).getroot()
+    if tree.tag.startswith("{"):
+        for element in tree.iter():
+            element.tag = element.tag.rpartition("}")[2]
+    if tree.tag != "annotation" and not any(tree.find(tag) is not None for tag in ("size", "object")):
+        raise ValueError(f"the outermost element is <{tree.tag}>, not <annotation>")
+    if tree.find("object") is None:
+        odd = next((e.tag for e in tree.iter() if isinstance(e.tag, str) and e.tag.lower() == "object"), None)
+        if odd is not None:
+            raise ValueError(f"<{odd}> is not an <object> that is directly in <annotation>")
+    return tree
+
+
 def _object(
     element: ET.Element, path: str, number: int, known: set[str] | None, report: Report
 ) -> dict[str, Any] | None:
@@ -191,7 +216,7 @@ def _object(
             raise AnnotationFileError(path, where, "there is no <bndbox>.")
         x1, y1, x2, y2 = (_number(box, key, path, where) for key in _EDGES)
     except AnnotationFileError as e:
-        report("voc-object", e, Case(e.what, path, None, number))
+        report("voc-object", e, Case(e.what.rstrip("."), path, None, number))
         return None
     if known is not None and name not in known:
         what = (

@@ -5,6 +5,7 @@ width, height)` of its box, or its outline `x1 y1 x2 y2 x3 y3 ...`; all numbers 
 height. `data.yaml` names the classes and the folders of the splits.
 """
 
+import codecs
 import contextlib
 import itertools
 import os
@@ -98,7 +99,10 @@ def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
     """Return the names in the order of the classes; None if there are none."""
     names = settings.get("names")
     if names is None and (folder / "classes.txt").is_file():
-        return (folder / "classes.txt").read_text(encoding="utf-8").split("\n")
+        lines = [line.strip() for line in _text(folder / "classes.txt").strip().splitlines()]
+        if "" in lines:
+            raise ValueError(f"'{folder / 'classes.txt'}': line {lines.index('') + 1} is empty; name a class on each.")
+        return lines
     if isinstance(names, dict):
         if not all(str(k).isdigit() and int(k) < _MOST_CLASSES for k in names):
             raise ValueError(f"data.yaml: the keys of 'names' must be classes from 0 on, not {shorten(names)}.")
@@ -107,8 +111,11 @@ def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(n, (str, int)) and not isinstance(n, bool) for n in names):
-        raise ValueError(f"data.yaml: 'names' must be a list of class names, not {str(names)[:80]!r}.")
-    if settings.get("nc") is not None and settings["nc"] != len(names):
+        hint = ""
+        if isinstance(names, list) and any(isinstance(n, bool) for n in names):
+            hint = " YAML reads no, yes, off, on as false and true: put them in quotes."
+        raise ValueError(f"data.yaml: 'names' must be a list of class names, not {str(names)[:80]!r}.{hint}")
+    if settings.get("nc") is not None and str(settings["nc"]) != str(len(names)):
         raise ValueError(
             f"data.yaml: 'nc' is {str(settings['nc'])[:40]!r}, but 'names' has {len(names)}: make them agree."
         )
@@ -183,6 +190,12 @@ def _below(folder: Path) -> list[Path]:
     return sorted(images)
 
 
+def _text(path: Path) -> str:
+    """Read a text in UTF-8, or as Windows saves it: with a byte order mark, or in UTF-16."""
+    data = path.read_bytes()
+    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+
+
 def _label_file(image: Path) -> Path:
     """Return where the labels of an image are: the last folder `images` of its path becomes `labels`."""
     parts = list(image.parts)
@@ -205,6 +218,7 @@ def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, rep
     """Return the content of a COCO file; images, annotations and categories are numbered from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    used: set[int] = set()
     for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
         image: dict[str, Any] = {"id": len(images) + 1, "file_name": _file_name(path, folder)}
         images.append(image)
@@ -215,20 +229,27 @@ def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, rep
         if not labels.is_file():
             report("yolo-unlabelled", ValueError(), Case("", str(path)))
             continue
-        for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
-            found = _read_line(line, image, f"{labels}, line {number}", classes, report) if line.strip() else None
+        try:
+            lines = _text(labels).splitlines()
+        except UnicodeDecodeError as e:
+            report("yolo-text", e, Case(f"({e.reason} at byte {e.start})", str(labels)))
+            continue
+        for number, line in enumerate(lines, start=1):
+            found = _read_line(line, image, f"{labels}, line {number}", classes, used, report) if line.strip() else None
             if found is not None:
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **found})
     if classes is None:
         classes = [f"class_{i}" for i in range(max((a["category_id"] for a in annotations), default=0))]
+    if used and min(used) == 1 and max(used) == len(classes):
+        report("yolo-from-one", ValueError(f"classes 1 to {max(used)}, while data.yaml names 0 to {max(used) - 1}"))
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _read_line(
-    line: str, image: dict[str, Any], where: str, classes: list[str] | None, report: Report
+    line: str, image: dict[str, Any], where: str, classes: list[str] | None, used: set[int], report: Report
 ) -> dict[str, Any] | None:
-    """Read one object; None if it cannot be used."""
+    """Read one object, and add its class to those that are `used`; None if it cannot be used."""
 
     def mistake(kind: str, value: str) -> None:
         report(kind, ValueError(value), Case(value, where))
@@ -240,6 +261,7 @@ def _read_line(
     whole = all(abs(v) < _LARGEST for v in numbers) and label in range(1 << 20)  # neither is NaN
     if not whole or len(numbers) < 4 or len(numbers) % 2:
         return mistake("yolo-line", f"'{line[:60]}'")
+    used.add(int(label))
     if classes is not None and label >= len(classes):
         return mistake("yolo-class", f"class {int(label)}")
     size_wh = np.array([image["width"], image["height"]], dtype=np.float64)
@@ -262,13 +284,21 @@ def _read_line(
 
 _MISTAKES = {
     "yolo-line": Meaning(
-        "error", "line", "something other than a class and 4 numbers or the points of an outline", "Correct it."
+        *("error", "line", "something other than a class and 4 numbers or the points of an outline"),
+        "A line is 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 ...', with blanks between, and has no score.",
+    ),
+    "yolo-text": Meaning("error", "label file", "no text in UTF-8", "Write it as text, a line for each object."),
+    "yolo-from-one": Meaning(
+        *("error", "data set", "classes that seem to count from 1"), "They count from 0: subtract 1 from each."
     ),
     "yolo-class": Meaning(
         "error", "line", "a class that data.yaml does not name", "Add it to 'names', or correct the line."
     ),
     "yolo-range": Meaning(
-        "warning", "line", "numbers outside 0 to 1, as if in pixels or of another image", "Correct it."
+        "warning",
+        "line",
+        "numbers outside 0 to 1, as if in pixels, of another image, or corners of boxes",
+        "Correct it.",
     ),
     "yolo-unlabelled": Meaning("note", "image", "no file of labels", "It counts as an image without objects."),
 }

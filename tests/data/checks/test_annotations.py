@@ -9,6 +9,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.validation import (
     DatasetError,
+    inspect_dataset_dicts,
 )
 from detectron2.structures import BoxMode
 from tests.data.checks.helpers import annotation, check, findings, record
@@ -209,3 +210,24 @@ class TestKeypoints:
         some = record(annotation(keypoints=[1, 1, 2]), annotation(bbox=[0, 0, 4, 4]), annotation(keypoints=[]))
         (text,) = findings(record(annotation()), some, num_keypoints=1)
         assert "2 annotations have no keypoints, while others of the image have: none in annotation 1 of" in text
+
+
+class TestFormOfBoxes:
+    @staticmethod
+    def kinds(*boxes, mode=BoxMode.XYWH_ABS):
+        dicts = [record(*(annotation(bbox=list(b), bbox_mode=mode) for b in boxes), height=48, width=64)]
+        return [f.kind for f in inspect_dataset_dicts(dicts, name="a", check_files=False).findings if f.level != "note"]
+
+    def test_shares(self):
+        shares = [(0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.5, 0.5)]
+        assert self.kinds(*shares) == ["box-shares"]
+        assert self.kinds(*shares, (3, 4, 10, 10)) == ["box-tiny"]
+        assert self.kinds((0, 0, 1, 1)) == ["box-tiny"]  # whole numbers: the first pixel may be meant
+
+    def test_corners(self):
+        corners = [(4, 5, 22, 25), (24, 5, 42, 25)]
+        assert self.kinds(*corners) == ["box-corners"]
+        assert self.kinds(*corners, mode=BoxMode.XYXY_ABS) == []
+        assert self.kinds(*corners, (30, 20, 10, 10)) == ["box-overhang"]  # can be no corners
+        assert self.kinds((24, 5, 42, 25)) == ["box-overhang"]  # one box is no rule
+        assert self.kinds((4, 5, 22, 25), (4, 6, 22, 25)) == []

@@ -41,9 +41,32 @@ def test_boxes():
     )
     assert [a["bbox"] for a in annotations] == [[20, 10, 10, 5], [2, 2, 10, 10]]
     assert [a["area"] for a in annotations] == [50, 100]
-    assert changes["boxes clipped to their image"] == changes["boxes taken from the polygons"] == 1
+    assert changes["boxes clipped to their image"] == changes["boxes taken from the masks"] == 1
     assert changes["annotations outside their image taken out"] == 1
     assert changes["annotations without a usable box taken out"] == 1
+
+
+def test_numbers_written_as_text_are_numbers():
+    changes, annotations = cleaned(
+        {"bbox": ["1", "2", "3.5", "4"], "area": "14", "iscrowd": "0", "segmentation": [[str(v) for v in SQUARE]]},
+        {"bbox": [1, 2, 3, 5], "area": 15, "iscrowd": 0, "keypoints": ["4", "5", "2"]},
+        {"bbox": [1, 2, 3, 6], "area": 18, "iscrowd": 0, "segmentation": [SQUARE]},
+    )
+    assert [a["bbox"] for a in annotations] == [[1, 2, 3.5, 4], [1, 2, 3, 5], [1, 2, 3, 6]]
+    assert annotations[0]["segmentation"] == [SQUARE] and annotations[1]["keypoints"] == [4, 5, 2]
+    assert [(a["area"], a["iscrowd"]) for a in annotations] == [(14, 0), (15, 0), (18, 0)]
+    assert changes == {"annotations whose numbers were text given numbers": 2}
+
+
+def test_boxes_are_taken_from_run_lengths():
+    pixels = np.zeros((20, 30), np.uint8)
+    pixels[4:9, 3:10] = 1
+    mask = encode_mask(pixels)
+    flawed = ({"bbox": [np.nan] * 4}, {"bbox": [0, 0, 0, 0], "iscrowd": 1}, {})
+    changes, annotations = cleaned(
+        *({**a, "segmentation": {**mask, "counts": mask["counts"].decode()}} for a in flawed)
+    )
+    assert changes["boxes taken from the masks"] == 3 and annotations[0]["bbox"] == [3, 4, 7, 5]
 
 
 def test_missing_areas_are_those_of_the_masks():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.formats.coco import guess_image_root, keypoint_metadata, read_coco, read_content
+from detectron2.data.formats.coco import guess_image_root, ids_by_text, keypoint_metadata, read_coco, read_content
 from detectron2.structures import BoxMode
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
@@ -122,3 +122,45 @@ def test_keypoint_metadata():
     assert found["keypoint_names"] == names and found["keypoint_flip_map"] == [("left_eye", "right_eye")]
     assert [rule[:2] for rule in found["keypoint_connection_rules"]] == [("nose", "left_eye")]
     assert keypoint_metadata([]) == keypoint_metadata([{"keypoints": ["a"]}, {"keypoints": ["b"]}]) == {}
+
+
+def test_ids_by_text():
+    entries = [
+        {"id": 7, "name": "cat"},
+        {"id": 8, "name": "dog"},
+        {"id": 9, "name": "dog"},
+        {"id": "x", "name": "7"},
+        {},
+    ]
+    assert ids_by_text(entries, "name") == {"cat": 7, "7": 7, "8": 8, "9": 9, "x": "x"}
+
+
+def test_annotations_name_the_file_of_their_image(write):
+    file = write(annotations=[annotation(image_id=IMAGE["file_name"])])
+    with pytest.raises(ValueError, match=r"'image_id' is 'a\.jpg', while the id of that image is 1"):
+        load_coco_json(file, "")
+
+
+def test_annotations_of_none_of_the_images(write):
+    file = write(annotations=[annotation(image_id=8), annotation(id=2, image_id=9)])
+    with pytest.raises(ValueError, match="annotations: none of 2 belongs to an image of the file, whose ids are: 1"):
+        load_coco_json(file, "")
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_categories_that_count_from_another_number(write, shift):
+    categories = [{"id": i, "name": f"c{i}"} for i in (1, 2, 3)]
+    annotations = [annotation(id=i, category_id=i + shift) for i in (1, 2, 3)]
+    file = write(annotations=annotations, categories=categories)
+    assert [f.kind for f in lenient(read_coco(file))[2]] == ["category-shifted"]
+    with pytest.raises(ValueError, match="all are one off"):
+        load_coco_json(file, "", f"shifted by {shift}")
+    file = write(annotations=[*annotations, annotation(id=4, category_id=9)], categories=categories)
+    assert [f.kind for f in lenient(read_coco(file))[2]] == ["category-unknown"]
+
+
+def test_true_is_no_category(write):
+    (finding,) = lenient(
+        read_coco(write(annotations=[annotation(category_id=True)], categories=[{"id": 1, "name": "a"}]))
+    )[2]
+    assert finding.kind == "annotation-unusable" and "'category_id' must be a whole number" in finding.text

@@ -62,6 +62,45 @@ def test_what_is_an_error_stops_loading(folder, content, kind):
         load_voc_instances(folder, "train", ["cat"])
 
 
+def test_namespaces(folder):
+    write(folder, SIZE, OBJECT.format("cat", 1))
+    text = (folder / "Annotations" / "a.xml").read_text()
+    (folder / "Annotations" / "a.xml").write_text(text.replace("<annotation>", '<annotation xmlns="http://a.b/voc">'))
+    data = read_voc(folder)
+    assert [a["bbox"] for a in data.content["annotations"]] == [[0, 1, 30, 39]] and data.findings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"<annotations><annotation>{SIZE}{OBJECT}</annotation></annotations>", "<annotations>, not <annotation>"),
+        (f"<annotation>{SIZE}<objects>{OBJECT}</objects></annotation>", "<object> is not"),
+        (f"<annotation>{SIZE}{OBJECT.replace('object>', 'Object>')}</annotation>", "<Object> is not"),
+        ("<html><body/></html>", "<html>, not <annotation>"),
+    ],
+)
+def test_objects_are_not_overlooked(folder, text, said):
+    (folder / "Annotations" / "a.xml").write_text(text.format("cat", 1))
+    (finding,) = read_voc(folder).findings
+    assert finding.kind == "voc-xml" and said in finding.text
+
+
+def test_blanks_and_columns_in_a_list(folder):
+    for name in ("my photo 1", "b"):
+        (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{SIZE}</annotation>")
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("my photo 1\nb  -1\n")
+    data = read_voc(folder)
+    assert [i["file_name"] for i in data.content["images"]] == ["my photo 1.jpg", "b.jpg"]
+    assert not any(f.level == "error" for f in data.findings)
+
+
+def test_lists_of_single_classes_are_no_splits(folder):
+    write(folder, SIZE)
+    for name in ("cat_train", "my_val"):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("a\n")
+    assert read_voc(folder).splits == {"train": [1], "my_val": [1]}
+
+
 def test_missing_list(folder):
     with pytest.raises(FileNotFoundError, match="no list"):
         read_voc(folder, "val")

@@ -53,6 +53,32 @@ def test_mistakes(folder, line, kind):
     assert [f.kind for f in read_yolo(folder).findings] == [kind]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_texts_as_windows_saves_them(folder, encoding):
+    (folder / "labels" / "a.txt").write_text("1 0.5 0.5 0.2 0.1\r\n", encoding=encoding)
+    (folder / "classes.txt").write_text("cat\r\ndög\r\n", encoding=encoding)
+    data = read_yolo(folder)
+    assert data.findings == [] and [c["name"] for c in data.content["categories"]] == ["cat", "dög"]
+    assert [a["bbox"] for a in data.content["annotations"]] == [[24, 18, 12, 4]]
+
+
+def test_labels_that_are_no_text(folder):
+    (folder / "labels" / "a.txt").write_bytes(b"0 0.5 \xe9")
+    (finding,) = read_yolo(folder).findings
+    assert finding.kind == "yolo-text" and "labels/a.txt" in finding.text and "at byte 6" in finding.text
+
+
+def test_classes_that_count_from_one(folder):
+    (folder / "labels" / "a.txt").write_text("1 0.5 0.5 0.2 0.1\n2 0.5 0.5 0.1 0.1\n")
+    assert {f.kind for f in read_yolo(folder).findings} == {"yolo-from-one", "yolo-class"}
+
+
+def test_a_line_without_a_class_name(folder):
+    (folder / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"classes\.txt': line 2 is empty"):
+        read_yolo(folder)
+
+
 def run_lengths_of(pixels):
     rle = encode_mask(pixels)
     return {**rle, "counts": rle["counts"].decode()}
