@@ -20,6 +20,7 @@ train = dict(
 #   seed=-1, deterministic=False, cudnn_benchmark=False
 #   max_epochs=0, step_epochs=[]      length of training, and steps of lr_multiplier, in passes over the data
 #   accumulation_steps=1              batches for one step of the optimizer
+#   clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2))       limit the norm of all gradients together
 #   ema_decay=0.0                     moving average of the weights, which is evaluated and saved
 #   freeze=[]                         patterns of names of parameters that are not trained: ["backbone.bottom_up.*"]
 #   compile=False, channels_last=None

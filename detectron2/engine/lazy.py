@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.optim import Optimizer
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
@@ -29,6 +31,7 @@ from detectron2.engine.run_folder import resumes_after_restart
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.inference.loading import available_device
+from detectron2.solver import add_clipping
 from detectron2.utils.events import EventWriter, make_writers
 
 __all__ = ["lazy_test", "lazy_train"]
@@ -51,7 +54,7 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     model = prepare_model(instantiate(cfg.model).to(device), options)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
-    optimizer = instantiate(optimizer_cfg)
+    optimizer = _with_clipping(instantiate(optimizer_cfg), cfg.train.get("clip_grad"))
     model = create_ddp_model(model, **{**cfg.train.ddp, **options.of_ddp})
     precision: Any = {"precision": options.precision} if cfg.train.amp.enabled else {}
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer, **precision)
@@ -76,6 +79,19 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         try_lazy_evaluator(cfg, model, _dataset_names(cfg, "test"))
     trainer.train(start, max_iter)
     return model
+
+
+def _with_clipping(optimizer: Optimizer, described: Any) -> Optimizer:
+    """Let an optimizer clip gradients as `train.clip_grad` says, if it does."""
+    if not described or (OmegaConf.is_dict(described) and not described.get("enabled", True)):
+        return optimizer
+    try:
+        return add_clipping(optimizer, **described["params"])
+    except (ValueError, TypeError, KeyError, OmegaConfBaseException) as error:
+        raise ValueError(
+            "train.clip_grad should look like dict(enabled=True, params=dict(max_norm=0.1, norm_type=2)), "
+            f"but is {described}: {error}"
+        ) from None
 
 
 def _hooks(

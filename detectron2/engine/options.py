@@ -136,9 +136,13 @@ def get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
 # Further keys of `train`, which lazy_train and default_setup read.
 _OTHER_TRAIN_KEYS = (
     *("output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "checkpointer", "eval_period", "log_period"),
-    *("device", "seed", "deterministic", "cudnn_benchmark", "writers"),
+    *("device", "seed", "deterministic", "cudnn_benchmark", "writers", "clip_grad"),
 )
-_GROUPS = {"amp": ("enabled",), "checkpointer": ("period", "max_to_keep", "file_prefix")}
+_GROUPS = {
+    "amp": ("enabled",),
+    "clip_grad": ("enabled", "params"),
+    "checkpointer": ("period", "max_to_keep", "file_prefix"),
+}
 
 
 def _check_train_keys(train: Any, options: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from detectron2.solver.build import (
     GradientClipType,
+    add_clipping,
     build_lr_scheduler,
     build_optimizer,
     get_default_optimizer_params,
@@ -23,6 +24,7 @@ __all__ = [
     "WarmupCosineLR",
     "WarmupMultiStepLR",
     "WarmupParamScheduler",
+    "add_clipping",
     "build_lr_scheduler",
     "build_optimizer",
     "get_default_optimizer_params",

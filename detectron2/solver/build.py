@@ -23,6 +23,7 @@ from detectron2.solver.lr_scheduler import LRMultiplier, LRScheduler, WarmupPara
 
 __all__ = [
     "GradientClipType",
+    "add_clipping",
     "build_lr_scheduler",
     "build_optimizer",
     "get_default_optimizer_params",
@@ -216,11 +217,36 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer | type[Optimi
     """
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
-    base = type(optimizer) if isinstance(optimizer, Optimizer) else optimizer
-    derived = clipping_class(base, _create_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS.clone()))
-    if not isinstance(optimizer, Optimizer):
-        return derived
-    optimizer.__class__ = derived
+    clipper = _create_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS.clone())
+    return _with_clipper(optimizer, clipper) if isinstance(optimizer, Optimizer) else clipping_class(optimizer, clipper)
+
+
+def add_clipping(optimizer: Optimizer, max_norm: float, norm_type: float = 2.0) -> Optimizer:
+    """Make an optimizer scale all gradients down before each step so that their common norm is at most `max_norm`.
+
+    It is what `CLIP_TYPE: full_model` does, for an optimizer that no YAML config describes.
+
+    Args:
+        optimizer: is changed in place and returned.
+        max_norm: the largest norm.
+        norm_type: the p of the p-norm.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    Example:
+        >>> optimizer = add_clipping(torch.optim.SGD(model.parameters(), lr=0.1), max_norm=0.1)
+    """
+    if not (max_norm > 0 and norm_type > 0):
+        raise ValueError(f"max_norm and norm_type must be positive, but are {max_norm} and {norm_type}.")
+    return _with_clipper(optimizer, functools.partial(nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=norm_type))
+
+
+def _with_clipper(optimizer: Optimizer, clipper: Clipper) -> Optimizer:
+    optimizer.__class__ = clipping_class(type(optimizer), clipper)
     return optimizer
 
 

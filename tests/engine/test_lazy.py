@@ -83,6 +83,28 @@ def test_train(config):
     assert record["lr"] == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("more", [{}, {"enabled": True}, {"enabled": False}])
+def test_clipped_gradients(config, more):
+    """Gradients -2, -4, ... become -0.5."""
+    config.train.clip_grad = {"params": {"max_norm": 0.5}, **more}
+    config.optimizer.momentum = 0.0
+    expected = 0.0
+    for x in range(4):
+        gradient = 2 * (expected - x)
+        limited = gradient if more.get("enabled") is False else max(-0.5, min(0.5, gradient))
+        expected -= (0.1 if x < 2 else 0.05) * limited
+    assert lazy_train(config).w.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "value", [{"enabled": True}, 0.1, {"max_norm": 0.1}, {"params": {"max_norm": -1}}, {"params": {"max_norm": "x"}}]
+)
+def test_clipping_that_is_not_understood(config, value):
+    config.train.clip_grad = value
+    with pytest.raises(ValueError, match=r"clip_grad should look like dict\(enabled=True, params"):
+        lazy_train(config)
+
+
 def test_config_is_not_changed(config):
     before = config.copy()
     lazy_train(config)
@@ -158,6 +180,7 @@ def test_config_that_was_saved_trains_alike(config, tmp_path):
         ("train.max_epoch=2", r"train\.max_epoch: did you mean train\.max_epochs\?"),
         ("train.outputdir=x", r"train\.outputdir: did you mean train\.output_dir\?"),
         ("train.amp.enable=True", r"train\.amp\.enable: did you mean train\.amp\.enabled\?"),
+        ("train.clip_grad.enable=True", r"train\.clip_grad\.enable: did you mean train\.clip_grad\.enabled\?"),
         ("train.checkpointer.perod=1", r"train\.checkpointer\.perod: did you mean train\.checkpointer\.period\?"),
     ],
 )
