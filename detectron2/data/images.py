@@ -356,6 +356,7 @@ def convert_array(array: np.ndarray, format: str | None, color: Literal["bgr", "
     """
     if color not in ("bgr", "rgb"):
         raise ValueError(f'color, the order of the channels, must be "bgr" or "rgb", not {color!r}')
+    array = np.asarray(array)  # not a matrix, which stays two-dimensional
     shape = array.shape
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or not array.size:
         cure = "; give the images of a batch one by one" if array.ndim == 4 else ""

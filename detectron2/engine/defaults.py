@@ -51,7 +51,7 @@ from detectron2.evaluation import (
     print_csv_format,
     verify_results,
 )
-from detectron2.inference.image_check import check_image
+from detectron2.inference.image_check import check_image, plain_image
 from detectron2.inference.loading import on_available_device
 from detectron2.modeling import build_model
 from detectron2.modeling.optimized import OptimizedForm
@@ -278,7 +278,8 @@ class DefaultPredictor:
         if (text := check_image(original_image, self.cfg.MODEL.PIXEL_MEAN)) and not self._has_warned:
             logger.warning("%s", text)
             self._has_warned = True  # once, not for every frame of a video
-        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = plain_image(original_image, self.cfg.MODEL.PIXEL_MEAN)
+        image = image[:, :, ::-1] if self.input_format == "RGB" else image
         height, width = image.shape[:2]
         resized: Any = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.astype("float32").transpose(2, 0, 1)))

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_image"]
+__all__ = ["check_image", "plain_image"]
 
 _ONE_BY_ONE = "predict on one at a time, or call predictor.model with a list of inputs"
 _CURES = {  # by the type of what was given in place of an array
     "NoneType": "the file could not be read",
     "str": "read it with detectron2.data.detection_utils.read_image(path, 'BGR')",
+    "PurePath": "read it with detectron2.data.detection_utils.read_image(path, 'BGR')",
+    "dict": "give the array in it",
+    "generator": _ONE_BY_ONE,
     "list": _ONE_BY_ONE,
+    "tuple": _ONE_BY_ONE,
     "Tensor": "give image.numpy(), channels last",
     "Image": "give numpy.asarray(image.convert('RGB'))[:, :, ::-1]",
 }
@@ -60,8 +64,29 @@ def check_image(image: Any, pixel_mean: Sequence[float], *, can_scale: bool = Fa
     if is_float and math.isfinite(high - low):
         return f"{text}: scale them as in training."
     sixteen = "give scale=1/257" if can_scale else "give (image // 257).astype('uint8')"
-    cure = "replace NaN and inf" if is_float else f"{sixteen} if it has 16 bits"
+    cure = f"{sixteen} if it has 16 bits" if low >= 0 else "shift and scale them as in training"
+    cure = "replace NaN and inf" if is_float else cure
     raise ValueError(f"{text}: {cure}.")
+
+
+def plain_image(image: np.ndarray, pixel_mean: Sequence[float]) -> np.ndarray:
+    """Give an image, after `check_image`, a type that can be resized.
+
+    Args:
+        image: array `(H, W, C)`.
+        pixel_mean: of the model, one value per channel.
+
+    Returns:
+        The image itself where that is possible. Whole numbers become bytes for a model of 8-bit images, so that their
+        type changes no result; other numbers get the machine's byte order, and at most 64 bits.
+
+    Example:
+        >>> plain_image(np.zeros((4, 6, 3), np.int64), [103.5, 116.3, 123.7]).dtype
+        dtype('uint8')
+    """
+    kind, size = image.dtype.kind, min(image.dtype.itemsize, 8)
+    is_8_bit = kind in "ui" and 1 < max(pixel_mean) <= 255
+    return np.asarray(image).astype(np.uint8 if is_8_bit else np.dtype(f"{kind}{size}"), copy=False)
 
 
 def _cure_of_shape(image: np.ndarray, channels: int) -> str:

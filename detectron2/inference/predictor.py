@@ -28,7 +28,7 @@ from detectron2.data import transforms as T
 from detectron2.data.images import to_chw_tensor
 from detectron2.export.artifact import ExportedModel
 from detectron2.inference.columns import columns_of, frames_of, table_of
-from detectron2.inference.image_check import check_image
+from detectron2.inference.image_check import check_image, plain_image
 from detectron2.inference.loading import LoadedModel, available_device, load
 from detectron2.inference.results import Result
 from detectron2.inference.sources import Frame, is_single, read_frames
@@ -307,7 +307,7 @@ class Predictor:
                 image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         if self.pixel_mean is not None and (text := check_image(image, self.pixel_mean, can_scale=True)):
             raise ValueError(text)
-        return image
+        return image if self.pixel_mean is None else plain_image(image, self.pixel_mean)
 
     @property
     def _is_8_bit(self) -> bool:

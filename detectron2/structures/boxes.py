@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ._rows import rows_of
+
 __all__ = [
     "BoxMode",
     "Boxes",
@@ -238,14 +240,7 @@ class Boxes:
 
         The result shares storage where PyTorch's indexing does.
         """
-        if isinstance(item, (int, np.integer)):
-            return type(self)(self.tensor[item].view(1, -1))
-        rows = self.tensor[item]
-        if rows.dim() != 2:
-            raise IndexError(
-                f"{type(self).__name__} are indexed along one dimension; {item!r} selects shape {tuple(rows.shape)}."
-            )
-        return type(self)(rows)
+        return type(self)(self.tensor[rows_of(item, self.tensor.shape[0], "boxes")])
 
     def __len__(self) -> int:
         return self.tensor.shape[0]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._rows import rows_of
+
 __all__ = ["Instances"]
 
 
@@ -111,29 +113,15 @@ class Instances:
         """
         if isinstance(item, str):
             return self.get(item)
-        if isinstance(item, (int, np.integer)):
-            n = len(self)
-            if not -n <= item < n:
-                raise IndexError(f"Instance {item} is out of range: there are {n}.")
-            item = slice(int(item), None, n)
-        elif isinstance(item, torch.Tensor) and item.dtype == torch.bool and self._fields:
-            item = self._indices_of(item)
         picked = Instances(self._image_size)
+        if not self._fields and not isinstance(item, (int, np.integer)):
+            return picked
+        rows = rows_of(item, _count(*next(iter(self._fields.items()))) if self._fields else len(self), "instances")
+        if isinstance(rows, torch.Tensor) and rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # once: every field by itself would have to wait for the device
         for name, value in self._fields.items():
-            if isinstance(value, (list, tuple)) and not isinstance(item, slice):
-                value = _select_from_list(value, item)
-            else:
-                value = value[item]
-            picked.set(name, value)
+            picked.set(name, _select(value, rows))
         return picked
-
-    def _indices_of(self, mask: torch.Tensor) -> torch.Tensor:
-        """Turn a bool vector into integers once: every field by itself would have to wait for the device."""
-        name, value = next(iter(self._fields.items()))
-        count = _count(name, value)
-        if mask.dim() != 1 or (not isinstance(count, (torch.SymInt, torch.Tensor)) and mask.shape[0] != count):
-            raise IndexError(f"A bool index of shape {tuple(mask.shape)} does not fit {count} instances.")
-        return mask.nonzero()[:, 0]
 
     def __len__(self) -> int:
         for value in self._fields.values():
@@ -226,14 +214,13 @@ def _expect_count(name: str, count: int, other: str, expected: int) -> None:
         )
 
 
-def _select_from_list(values: Sequence[Any], item: Any) -> Sequence[Any]:
-    """Index a list by a bool or integer vector, keeping its type."""
-    index = torch.as_tensor(item).cpu()
-    if index.dtype in (torch.bool, torch.uint8):
-        if index.shape != (len(values),):
-            raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {len(values)} instances.")
-        index = index.nonzero()[:, 0]
-    picked = [values[i] for i in index.flatten().tolist()]
+def _select(values: Any, rows: slice | torch.Tensor) -> Any:
+    """Index a field, keeping its type."""
+    if isinstance(rows, slice) or not isinstance(values, (list, tuple, np.ndarray)):
+        return values[rows]
+    if isinstance(values, np.ndarray):
+        return values[rows.cpu().numpy()]
+    picked = [values[i] for i in rows.tolist()]
     return tuple(picked) if isinstance(values, tuple) else picked
 
 

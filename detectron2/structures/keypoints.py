@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._rows import rows_of
+
 __all__ = ["Keypoints", "heatmaps_to_keypoints"]
 
 # Numbers of all enlarged heatmaps that one pass on an accelerator may hold.
@@ -86,7 +88,7 @@ class Keypoints:
 
     def __getitem__(self, item: Any) -> Keypoints:
         """Select instances by an integer (the result holds one), a slice, or a vector of bools or integers."""
-        return Keypoints(self.tensor[item][None] if isinstance(item, (int, np.integer)) else self.tensor[item])
+        return Keypoints(self.tensor[rows_of(item, self.tensor.shape[0], "instances")])
 
     def __repr__(self) -> str:
         return f"Keypoints(num_instances={len(self)}, num_keypoints={self.tensor.shape[1]})"

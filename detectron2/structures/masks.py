@@ -15,6 +15,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import roi_align
 
+from ._rows import indices_of, rows_of
 from .boxes import Boxes
 
 __all__ = [
@@ -60,10 +61,7 @@ class _TensorOfMasks:
 
         The result shares storage where PyTorch's indexing does.
         """
-        picked = self.tensor[item][None] if isinstance(item, (int, np.integer)) else self.tensor[item]
-        if picked.dim() != 3:
-            raise IndexError(f"Masks are indexed along one dimension; {item!r} selects shape {tuple(picked.shape)}.")
-        return type(self)(picked)
+        return type(self)(self.tensor[rows_of(item, self.tensor.shape[0], "masks")])
 
 
 class BitMasks(_TensorOfMasks):
@@ -256,11 +254,7 @@ class PolygonMasks:
 
     def __getitem__(self, item: Any) -> PolygonMasks:
         """Select instances, as in `BitMasks`; the arrays are shared."""
-        if isinstance(item, (int, np.integer)):
-            return PolygonMasks._of_checked([self.polygons[item]])
-        if isinstance(item, slice):
-            return PolygonMasks._of_checked(self.polygons[item])
-        return PolygonMasks._of_checked([self.polygons[i] for i in _as_indices(item, len(self.polygons))])
+        return PolygonMasks._of_checked([self.polygons[i] for i in indices_of(item, len(self.polygons), "masks")])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         """Yield the polygons of each instance, as a list of float64 arrays."""
@@ -488,20 +482,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return f"dict with keys {sorted(map(str, value))}"
     return f"{type(value).__name__} {value!r}"[:120]
-
-
-def _as_indices(item: Any, n: int) -> list[int]:
-    """Turn a vector of bools or integers into indices of a list of length `n`."""
-    index = torch.as_tensor(item).cpu()
-    if index.numel() == 0:
-        return []
-    if index.dtype in (torch.bool, torch.uint8):
-        if index.shape != (n,):
-            raise IndexError(f"A bool index of shape {tuple(index.shape)} does not fit {n} masks.")
-        return index.nonzero()[:, 0].tolist()
-    if index.dim() != 1 or index.is_floating_point():
-        raise IndexError(f"Masks are indexed by a vector of bools or integers, got {index.dtype} {tuple(index.shape)}.")
-    return index.tolist()
 
 
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 `C` channels, `H` and `W` height and width in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,21 +29,46 @@ def normalized_batch(
 
     Returns:
         The batch. Padding is zero, which is the mean colour.
+
+    Raises:
+        TypeError: the inputs are no list of dictionaries, or an image is no tensor.
+        ValueError: an image is missing, is empty, or has another number of channels.
     """
-    channels, device = pixel_mean.shape[0], pixel_mean.device
+    device = pixel_mean.device
     images = []
+    for image in _images_of(batched_inputs, pixel_mean.shape[0]):
+        # Moved as it is: bytes are a quarter of float32. The CPU has to wait for a copy, or it would read what has not
+        # arrived. In planes, because arithmetic with one number per channel is slow in channels-last memory.
+        image = image.to(device, non_blocking=device.type != "cpu").contiguous() - pixel_mean
+        images.append(image.type_as(pixel_mean).div_(pixel_std))
+    return ImageList.from_tensors(images, **padding)
+
+
+def _images_of(batched_inputs: Any, channels: int) -> list[torch.Tensor]:
+    """The images of a batch, `Tensor[C, H, W]`, or an error that says which one is wrong."""
+    if not isinstance(batched_inputs, (list, tuple)):
+        cure = {dict: ": give [inputs]", torch.Tensor: ": give [{'image': image} for image in batch]"}
+        kind = type(batched_inputs)
+        raise TypeError(f"expected a list of dictionaries with 'image', got {kind.__name__}{cure.get(kind, '')}")
     for i, item in enumerate(batched_inputs):
-        image = item["image"]
+        if not isinstance(item, Mapping):
+            raise TypeError(f"input {i} of the batch is a {type(item).__name__}, expected a dictionary with 'image'")
+    images = [item["image"] for item in batched_inputs if "image" in item]
+    if len(images) < len(batched_inputs):
+        missing = next(i for i, item in enumerate(batched_inputs) if "image" not in item)
+        raise ValueError(f"input {missing} of the batch has no 'image', only {sorted(batched_inputs[missing])}")
+    for i, image in enumerate(images):
+        if not isinstance(image, torch.Tensor):
+            cure = ", as torch.as_tensor(array.transpose(2, 0, 1).copy())" if type(image).__name__ == "ndarray" else ""
+            raise TypeError(f"image {i} of the batch is a {type(image).__name__}, expected a tensor (C, H, W){cure}")
         if image.dim() != 3 or image.shape[0] != channels:
             raise ValueError(
                 f"image {i} of the batch has shape {tuple(image.shape)}, expected ({channels}, height, width): the "
                 f"model has {channels} values in MODEL.PIXEL_MEAN, and channels come first"
             )
-        # Moved as it is: bytes are a quarter of float32. The CPU has to wait for a copy, or it would read what has not
-        # arrived. In planes, because arithmetic with one number per channel is slow in channels-last memory.
-        image = image.to(device, non_blocking=device.type != "cpu").contiguous() - pixel_mean
-        images.append(image.div_(pixel_std))
-    return ImageList.from_tensors(images, **padding)
+        if not torch.jit.is_tracing() and image.numel() == 0:
+            raise ValueError(f"image {i} of the batch has shape {tuple(image.shape)}: it is empty; leave it out")
+    return images
 
 
 def required_entry(

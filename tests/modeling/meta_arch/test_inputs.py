@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,29 @@ def test_images_are_normalized_and_padded_with_zeros():
 def test_channels_are_checked():
     with pytest.raises(ValueError, match=r"image 0 .* \(3, height, width\)"):
         normalized_batch([{"image": torch.zeros(1, 4, 5)}], torch.ones(3, 1, 1), torch.ones(3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "text"),
+    [
+        ({"image": torch.zeros(3, 4, 5)}, TypeError, r"got dict: give \[inputs\]"),
+        (torch.zeros(1, 3, 4, 5), TypeError, "got Tensor: give .*for image in batch"),
+        (({"image": torch.zeros(3, 4, 5)} for _ in range(2)), TypeError, "expected a list of .*, got generator"),
+        ([torch.zeros(3, 4, 5)], TypeError, "input 0 of the batch is a Tensor, expected a dictionary with 'image'"),
+        ([{"image": torch.zeros(3, 4, 5)}, {"file_name": "a"}], ValueError, r"input 1 .* only \['file_name'\]"),
+        ([{"image": np.zeros((4, 5, 3))}], TypeError, r"image 0 of the batch is a ndarray, .* torch.as_tensor\("),
+        ([{"image": torch.zeros(3, 0, 5)}], ValueError, r"image 0 of the batch has shape \(3, 0, 5\): it is empty"),
+    ],
+)
+def test_wrong_inputs_are_named(inputs, error, text):
+    with pytest.raises(error, match=text):
+        normalized_batch(inputs, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_every_type_gives_that_of_the_model(dtype):
+    batch = normalized_batch([{"image": torch.full((1, 2, 2), 7, dtype=dtype)}], *[torch.full((1, 1, 1), 5.0)] * 2)
+    assert batch.tensor.dtype == torch.float32 and (batch.tensor == torch.tensor(0.4)).all()
 
 
 @pytest.mark.parametrize(("device", "non_blocking"), [("cpu", False), ("meta", True)])
