@@ -198,7 +198,8 @@ def _advice(trainer: Any, batches: list[Any]) -> list[str]:
     return [
         text,
         "Usual causes are a learning rate that is too high for the batch size, too short a warm-up "
-        "(SOLVER.WARMUP_ITERS), and wrong boxes; clipping gradients (SOLVER.CLIP_GRADIENTS, train.clip_grad) helps as well.",
+        "(SOLVER.WARMUP_ITERS), and wrong boxes; clipping gradients (SOLVER.CLIP_GRADIENTS, or train.clip_grad of a "
+        "LazyConfig) helps as well.",
     ]
 
 

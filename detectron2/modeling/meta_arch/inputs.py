@@ -31,7 +31,7 @@ def normalized_batch(
         The batch. Padding is zero, which is the mean colour.
 
     Raises:
-        TypeError: the inputs are no list of dictionaries, or an image is no tensor.
+        TypeError: the inputs are not a list of dictionaries, or an image is not a tensor.
         ValueError: an image is missing, is empty, or has another number of channels.
     """
     device = pixel_mean.device
