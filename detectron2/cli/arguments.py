@@ -315,7 +315,7 @@ def _export(add: Any) -> None:
     add("--outputs", choices=("padded", "flat"), default="padded", help=outputs)
     masks = "probabilities in the box (default), or pixels of the input"
     add("--masks", choices=("raw", "pasted"), default="raw", help=masks)
-    add("--max-detections", type=int, metavar="N", help="rows of an image; default: as in the config")
+    add("--max-detections", type=_at_least_one, metavar="N", help="rows of an image; default: as in the config")
     threshold = "default of the model's input with this name; default: as in the config"
     add("--score-threshold", type=_share, metavar="SCORE", help=threshold)
     precision = "numbers in backbone and heads; fp16 and int8 are for onnx and openvino; default: fp32"

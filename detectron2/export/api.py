@@ -30,26 +30,29 @@ from detectron2.data import (
 )
 from detectron2.evaluation import build_evaluator, inference_on_dataset
 from detectron2.export.artifact import ExportedModel, batch_of
-from detectron2.export.formats import FORMATS, convert_to_openvino, load_artifact, write_artifact
+from detectron2.export.formats import FORMATS, convert_to_openvino, load_artifact, other_ways, write_artifact
 from detectron2.export.graphs import GraphOptions, build_graph
-from detectron2.export.metadata import describe, preprocessing_of
+from detectron2.export.metadata import describe, preprocessing_of, read_description
 from detectron2.export.quantization import calibration_images, quantize_onnx, to_half_precision
 from detectron2.export.runtime import standalone_source
 from detectron2.export.verify import (
     BOUNDS,
     Case,
     Comparison,
+    Reference,
     VerificationError,
     bounds_of,
     compare_with_predictor,
     eager_results,
     make_cases,
+    otherwise_rounded,
     score_threshold,
     split_outputs,
     table_of,
     verify,
 )
 from detectron2.modeling import build_model
+from detectron2.utils.wrappers import unwrap_model
 
 __all__ = ["ExportReport", "Measurement", "export_model", "megabytes_of"]
 
@@ -150,8 +153,8 @@ def export_model(
         metadata: names and colours of classes, as in `detectron2.data.Metadata`; by default those of the data sets of
             the config.
         cfg: of a model that is given itself; a hash of it goes into `model.json`.
-        dynamic: what may differ from image to image afterwards: "batch", "size", both or nothing. By default all that
-            the format can.
+        dynamic: what may differ from image to image afterwards: "batch", "size", both or nothing; also as one string
+            like the command's. By default all that the format can.
         size: `(height, width)` in pixels of the batch that the model is traced with, the only one unless "size" is
             dynamic.
         outputs: "padded" gives every image the same number of rows, and a count; "flat" one list of all detections.
@@ -168,7 +171,8 @@ def export_model(
         What was written and measured.
 
     Raises:
-        ValueError: options do not go together, or a part of the model has no exportable form.
+        ValueError: options do not go together, a part of the model has no exportable form, or a weight is not float32
+            or not finite.
         VerificationError: the artifact differs from the model; nothing is left of it.
         ImportError: a package is missing; the message names the extra to install.
         FileExistsError: `path` holds something else than an export.
@@ -179,6 +183,8 @@ def export_model(
         print(export_model(model, "output/exported", "onnx").table())
     """
     _check_options(format, precision, calibration, evaluate_on, verify)
+    if isinstance(dynamic, str):
+        dynamic = [name for name in dynamic.split(",") if name != "none"]
     dynamic = FORMATS[format].dynamic if dynamic is None else tuple(dynamic)
     if refused := sorted(set(dynamic) - set(FORMATS[format].dynamic)):
         allowed = ", ".join(FORMATS[format].dynamic) or "nothing"
@@ -241,12 +247,41 @@ _ELSEWHERE = {
 
 
 def _check_target(path: Path) -> Path:
-    """Return the folder to make; what is there must be an earlier export, or empty."""
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; give a folder for the export.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "model.json").is_file():
-        raise FileExistsError(f"{path} holds other files than an export; give a folder of its own.")
-    return path.absolute()
+    """Return the folder to make; what is there must be an earlier export, or empty. A link stays one."""
+    path = path.resolve()
+    if not (there := next(p for p in (path, *path.parents) if p.exists())).is_dir():
+        raise FileExistsError(f"{there} is a file; give a folder for the export.")
+    names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    foreign = [name for name in names if name not in _WRITTEN]
+    if names and not foreign:
+        try:
+            read_description(path)
+        except (OSError, ValueError):
+            foreign = names
+    if foreign:
+        raise FileExistsError(
+            f"{path} holds other files than an export ({', '.join(foreign[:3])}), which would be lost; give a folder "
+            "of its own."
+        )
+    return path
+
+
+# All that may be in the folder of an export. Importing predict.py makes the last.
+_WRITTEN = {"model.json", "predict.py", "model.bin", "__pycache__", *(row.file_name for row in FORMATS.values())}
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise if there is a weight that no file can be made of."""
+    for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise ValueError(f"The weight {name} has no values, as it is on the device meta; load a checkpoint first.")
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ValueError(
+                f"The weight {name} is {weight.dtype}, and exports are made of torch.float32: call model.float(). For "
+                "smaller numbers in the file there is precision='fp16' (--precision fp16)."
+            )
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"The weight {name} has values that are not finite; take an earlier checkpoint.")
 
 
 def _move(source: Path, target: Path, aside: Path) -> None:
@@ -263,7 +298,7 @@ def _move(source: Path, target: Path, aside: Path) -> None:
 
 def _parts(model_or_cfg: Any, mapper: Any, metadata: Any, cfg: Any) -> tuple[nn.Module, Any, Any, Any]:
     """Return a model on the CPU, its mapper, names of its classes, and its config, as far as they can be known."""
-    model = model_or_cfg
+    model = unwrap_model(model_or_cfg)
     if isinstance(model_or_cfg, CfgNode):
         cfg = model_or_cfg
         model = build_model(cfg)
@@ -289,8 +324,9 @@ def _parts(model_or_cfg: Any, mapper: Any, metadata: Any, cfg: Any) -> tuple[nn.
     if metadata is None and isinstance(cfg, CfgNode):
         names = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
         metadata = MetadataCatalog.get(names[0]) if names else None
-    if model is not model_or_cfg:
+    if isinstance(model_or_cfg, (CfgNode, DictConfig)):
         model.eval()
+    _check_weights(model)
     if any(p.device.type != "cpu" for p in model.parameters()):
         model = copy.deepcopy(model).cpu()
     return model, mapper, metadata, cfg
@@ -340,7 +376,7 @@ class _Export:
                     report.comparisons = self._verify(graph, folder, description, cases, work / "images")
                     report.compared = _name_of(description)
                 elif verify:
-                    _load(folder, description)
+                    _load(folder, description, graph)
             if evaluate_on:
                 report.measurements = self._measure(folder, where, evaluate_on, cases[0].images[0])
                 if verify:
@@ -406,21 +442,21 @@ class _Export:
         """Return the threshold to compare at: the model's, or a lower one where it finds next to nothing."""
         own = float(graph.score_threshold)
         sample = make_cases(size, folder=folder / "sample", dynamic=(), batch=2)[0].images
-        scores = torch.cat([r["scores"] for r in self._reference(graph)(sample, 0.0)]).sort(descending=True).values
+        scores = torch.cat([r["scores"] for r in self._reference(self.model)(sample, 0.0)]).sort(descending=True).values
         if len(scores) == 0 or int((scores > own).sum()) >= _FEW:
             return own
         # Between two scores, so that none is on the edge.
         last = min(2 * _FEW, len(scores) - 1)
         return min(own, float(scores[last - 1 : last + 1].mean()))
 
-    def _reference(self, graph: Any) -> Callable[[Sequence[torch.Tensor], float | None], list[dict[str, torch.Tensor]]]:
-        """Return the function that the artifact is compared with."""
+    def _reference(self, model: nn.Module) -> Reference:
+        """Return the function that the artifact is compared with: what a model does."""
         masks = self.options.masks
-        plain = build_graph(self.model, GraphOptions(masks=masks, max_detections=self.options.max_detections))
+        plain = build_graph(model, GraphOptions(masks=masks, max_detections=self.options.max_detections))
         limit = self.options.max_detections
 
         def reference(images: Sequence[torch.Tensor], threshold: float | None) -> list[dict[str, torch.Tensor]]:
-            found = eager_results(self.model, images, threshold, masks)
+            found = eager_results(model, images, threshold, masks)
             if found is None:  # a model of the user's: its graph in PyTorch is the word
                 found = split_outputs(_run_graph(plain, images, threshold), len(images))
             if limit is None:
@@ -436,12 +472,13 @@ class _Export:
         """Run the artifact in `folder` on all cases, and raise where it is off."""
         bounds = bounds_of(self.model, description["precision"])
         found = verify(
-            _load(folder, description),
-            self._reference(graph),
+            _load(folder, description, graph),
+            self._reference(self.model),
             cases,
             bounds,
             size_hw=description["size"],
             limit=description["max_detections"],
+            roundings=lambda: map(self._reference, otherwise_rounded(self.model)),
         )
         if self.mapper is not None and self.format in ("onnx", "openvino"):
             picture = sorted(images.rglob("*.png"))[0]
@@ -460,10 +497,13 @@ class _Export:
             return dict(zip(graph.output_names, graph(*inputs), strict=True))
 
         size = self.size if "size" not in self.dynamic else None
-        found = verify(run, self._reference(graph), cases, bounds, size_hw=size)
+        found = verify(run, self._reference(self.model), cases, bounds, size_hw=size)
         if any(c.faults for c in found):
             return "The graph that was exported is off in PyTorch already."
-        return "The graph that was exported is right in PyTorch: its translation, or the runtime, is off."
+        return (
+            "The graph that was exported is right in PyTorch: its translation, or the runtime, is off. "
+            f"{other_ways(self.format, graph, self.dynamic)}"
+        )
 
     def _calibration_images(self, source: str) -> list[torch.Tensor]:
         return calibration_images(source, self.mapper or DatasetMapper(False, augmentations=[], image_format="BGR"))
@@ -521,7 +561,7 @@ def _name_of(description: Mapping[str, Any]) -> str:
     return f"{description['format']} {description['precision']}"
 
 
-def _load(folder: Path, description: Mapping[str, Any]) -> Callable[[Any], dict[str, torch.Tensor]]:
+def _load(folder: Path, description: Mapping[str, Any], graph: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
     """Load an artifact into its runtime, or raise a `VerificationError`."""
     try:
         return load_artifact(folder, description)
@@ -529,7 +569,8 @@ def _load(folder: Path, description: Mapping[str, Any]) -> Callable[[Any], dict[
         raise
     except Exception as error:  # whatever a runtime raises
         raise VerificationError(
-            f"The runtime of {description['format']} does not load what was written, and it was removed: {error}"
+            f"The runtime of {description['format']} does not load what was written, and it was removed: {error}\n"
+            f"{other_ways(description['format'], graph, description['dynamic'])}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from detectron2.utils.env import TORCH_VERSION
 
-__all__ = ["FORMATS", "Format", "load_artifact", "need", "write_artifact"]
+__all__ = ["FORMATS", "Format", "load_artifact", "need", "other_ways", "write_artifact"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +94,42 @@ def write_artifact(
     try:
         with torch.no_grad(), _quiet():
             row.write(graph, example, tuple(dynamic), path, description)
-    except (ImportError, ValueError):
+    except (ImportError, MemoryError, OSError, ValueError):
         raise
     except Exception as error:  # whatever an exporter raises
-        message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        cure = " One fixed size asks less of it: --dynamic none --size HEIGHT WIDTH." if "size" in dynamic else ""
+        message = _first_line(error)
+        if "PytorchStreamWriter" in message:
+            raise OSError(f"{path} could not be written whole; is the disk full? ({message})") from error
         raise ValueError(
-            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {message[:300]}).{cure}"
+            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {message.rstrip('.')}). "
+            f"{other_ways(format, graph, dynamic)}"
         ) from error
     return path
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def other_ways(format: str, graph: nn.Module, dynamic: Sequence[str]) -> str:
+    """Say what an export that failed has left open, what asks less of the exporter, and which formats work.
+
+    Args:
+        format: which failed.
+        graph: of the model.
+        dynamic: what was left open.
+
+    Returns:
+        Sentences for the end of a message.
+    """
+    # As tests/export/coverage.json has it; a test compares.
+    works = [name for name in ("pt2" if _has_deformable(graph) else "onnx", "torchscript") if name != format]
+    known = f"models of its kind are known to work as {' and '.join(works)}."
+    if not dynamic:
+        return f"Nothing was left open. Try another format: {known}"
+    less = "--dynamic none" if len(dynamic) == 1 else "--dynamic batch or --dynamic none"
+    size = " with --size HEIGHT WIDTH" if "size" in dynamic else ""
+    return f"Left open: {' and '.join(dynamic)}. Try {less}{size}, which asks less, or another format: {known}"
 
 
 def load_artifact(path: str | os.PathLike, description: Mapping[str, Any]) -> Run:
@@ -114,9 +141,29 @@ def load_artifact(path: str | os.PathLike, description: Mapping[str, Any]) -> Ru
 
     Returns:
         A function that takes inputs and returns the outputs by name, as tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: the artifact, or a part of it, is missing.
+        ValueError: the artifact is damaged, or of a format that this version does not know.
+        ImportError: the runtime is not installed.
     """
-    row = FORMATS[description["format"]]
-    return row.load(Path(path) / description["artifact"], description["inputs"], description["outputs"])
+    row, artifact = FORMATS.get(description["format"]), Path(path) / description["artifact"]
+    if row is None:
+        raise ValueError(f"{artifact} has the format {description['format']!r}; those known are {', '.join(FORMATS)}.")
+    for file in (artifact, *([artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else [])):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing, and model.json beside it needs it: copy it too, or export anew."
+            )
+    try:
+        return row.load(artifact, description["inputs"], description["outputs"])
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a runtime raises
+        raise ValueError(
+            f"{artifact} is damaged, or its runtime is of another version: copy it again, or export anew. "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from detectron2.data import transforms as T
 __all__ = ["LAYOUT", "describe", "preprocessing_of", "read_description"]
 
 LAYOUT = 1
+_NEEDED = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
 """Number of the arrangement of `model.json`; a program refuses those with a higher one than it knows."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino")  # whose versions are told where they are there
 
@@ -168,6 +169,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
             f"{file} has the layout {layout}, and this version of detectron2 reads those up to {LAYOUT}. Use the "
             "version that exported the model, or export it again."
         )
+    if missing := [name for name in _NEEDED if name not in content]:
+        raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}. Copy it again, or export anew.")
     return content
 
 

@@ -5,6 +5,8 @@ model's input.
 """
 
 import contextlib
+import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +42,7 @@ __all__ = [
     "compare_with_predictor",
     "eager_results",
     "make_cases",
+    "otherwise_rounded",
     "score_threshold",
     "split_outputs",
     "table_of",
@@ -49,7 +52,12 @@ __all__ = [
 Result = dict[str, torch.Tensor]
 """What was found in one image, by the names of the outputs of an exported model, without empty rows."""
 
+Reference = Callable[[Sequence[torch.Tensor], float | None], list[Result]]
+"""Takes images and a score threshold; returns the results of a model."""
+
 _ABOVE_ALL = 1.01  # a threshold that no score reaches
+_ROUNDINGS = 8  # times that a model is run with other weights, where one of two near-ties has an even chance each time
+_ROUNDING = 2.0**-21  # relative change of a weight: four units in the last place of float32
 _MAPS = ("sem_seg", "center", "offset")
 
 
@@ -121,7 +129,8 @@ class Comparison:
         expected: detections of the model.
         found: detections of the artifact.
         differences: the largest of each kind: "boxes", "scores", "masks", "maps".
-        swapped: detections in whose place another one of an equal score came, and others within `Bounds.decisions`.
+        swapped: detections in whose place another one of an equal score came, others within `Bounds.decisions`, and
+            others that the model loses and finds itself when it rounds otherwise.
         faults: what is over the bounds, in words; none if all is well.
     """
 
@@ -218,6 +227,31 @@ def score_threshold(model: nn.Module, value: float | None) -> Iterator[None]:
             module.test_score_thresh = old
 
 
+def otherwise_rounded(model: nn.Module) -> Iterator[nn.Module]:
+    """Make copies of a model that round otherwise: each of their weights differs by a few units in the last place.
+
+    Where two scores at a limit are equal within rounding, such as those of the last proposal and the next, the copies
+    decide for the one or the other, as runtimes do.
+
+    Args:
+        model: stays as it is.
+
+    Yields:
+        Copies in evaluation mode, always the same ones.
+
+    Example:
+        >>> from detectron2.export.verify import otherwise_rounded
+        >>> other = next(otherwise_rounded(torch.nn.Conv2d(3, 4, 1)))
+    """
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_ROUNDINGS):
+        other = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            for weight in (x for x in other.parameters() if x.is_floating_point()):
+                weight *= 1 + _ROUNDING * (2 * torch.rand(weight.shape, generator=generator) - 1)
+        yield other
+
+
 def eager_results(
     model: Any, images: Sequence[torch.Tensor], threshold: float | None = None, masks: str = "raw"
 ) -> list[Result] | None:
@@ -298,12 +332,13 @@ def split_outputs(outputs: Mapping[str, torch.Tensor], count: int) -> list[Resul
 
 def verify(
     run: Callable[[tuple[torch.Tensor, ...]], Mapping[str, torch.Tensor]],
-    reference: Callable[[Sequence[torch.Tensor], float | None], list[Result]],
+    reference: Reference,
     cases: Sequence[Case],
     bounds: Bounds,
     *,
     size_hw: tuple[int, int] | None = None,
     limit: int | None = None,
+    roundings: Callable[[], Iterator[Reference]] | None = None,
 ) -> list[Comparison]:
     """Compare a function of the inputs of an exported model with its model, case by case.
 
@@ -314,6 +349,7 @@ def verify(
         bounds: what is over them goes into the faults.
         size_hw: height and width of the batch where they are fixed.
         limit: the most detections of an image; None for no limit.
+        roundings: gives references that round otherwise. They are asked where detections are over the bounds.
 
     Returns:
         How far they are apart in each case. An artifact that cannot be run is a fault of its case.
@@ -321,7 +357,8 @@ def verify(
     comparisons = []
     for case in cases:
         frame = [torch.zeros(3, *size_hw)] if size_hw is not None else []  # the model pads to the largest of a batch
-        expected = reference([*case.images, *frame], case.threshold)[: len(case.images)]
+        asked = ([*case.images, *frame], case.threshold)
+        expected = reference(*asked)
         batch, sizes = batch_of(case.images, size_hw)
         inputs = (batch, sizes) if case.threshold is None else (batch, sizes, torch.tensor(float(case.threshold)))
         comparison = Comparison(case.name, " x ".join(map(str, (batch.shape[0], *batch.shape[2:]))))
@@ -333,8 +370,10 @@ def verify(
             comparison.faults.append(f"{type(error).__name__} in the runtime: {message[:300]}")
             continue
         found = split_outputs(outputs, len(case.images))
-        for want, have, size in zip(expected, found, sizes.tolist(), strict=True):
-            compare_images(want, have, comparison, bounds, size, case.threshold, limit)
+        others = functools.cache(lambda asked=asked: [each(*asked) for each in roundings()] if roundings else [])
+        for i, (have, size) in enumerate(zip(found, sizes.tolist(), strict=True)):
+            rounded = functools.partial(lambda others, i: [each[i] for each in others()], others, i)
+            compare_images(expected[i], have, comparison, bounds, size, case.threshold, limit, rounded)
     return comparisons
 
 
@@ -346,12 +385,28 @@ def compare_images(
     size_hw: Sequence[int],
     threshold: float | None = None,
     limit: int | None = None,
+    rounded: Callable[[], Sequence[Result]] | None = None,
 ) -> None:
     """Compare the results of an image, and write down how far they are apart.
 
     Detections belong together that have a class and a box in common. One may be missing if another with the same score
     took its place, or if it is as good as the threshold or as the last that an image can have.
+
+    What is over the bounds then is compared with the results `rounded` of the model when it rounds otherwise. A
+    detection may be missing that one of them lacks too, and one may be new that one of them has, if the model's own
+    result has nothing like it, where there are not more or fewer detections than in any of those results.
     """
+    if rounded is not None and "boxes" in want and "boxes" in have:
+        trial = Comparison(comparison.case)
+        compare_images(want, have, trial, bounds, size_hw, threshold, limit)
+        if trial.faults:
+            lost, new = _explained(want, have, rounded, bounds)
+            comparison.expected += int(lost.sum())
+            comparison.found += int(new.sum())
+            comparison.swapped += int(lost.sum()) + int(new.sum())
+            limit = limit if limit is None else limit - int(new.sum())
+            want = {k: v if k in _MAPS else v[~lost] for k, v in want.items()}
+            have = {k: v if k in _MAPS else v[~new] for k, v in have.items()}
     faults = comparison.faults
     missing = sorted(set(want) ^ set(have))
     if missing:
@@ -370,7 +425,8 @@ def compare_images(
     comparison.found += len(have["boxes"])
     pairs, lost, new = _match(want, have, bounds)
     if bounds.decisions:
-        far = [(i, j) for i, j in pairs if not _is_within(want, have, i, j, bounds)]
+        alike = _alike(want, have, bounds)
+        far = [(i, j) for i, j in pairs if not alike[i, j]]
         pairs = [pair for pair in pairs if pair not in far]
         lost, new = [*lost, *(i for i, _ in far)], [*new, *(j for _, j in far)]
     _excuse(comparison, want, have, lost, new, bounds, threshold, limit)
@@ -437,8 +493,13 @@ def compare_with_predictor(
         # The program makes such images fit, and the model is to see the same pixels.
         pixels, sizes = preprocess(load_image(str(picture)), predictor.meta)
         sample["image"] = torch.from_numpy(pixels[0, :, : sizes[0, 0], : sizes[0, 1]].copy())
-    with torch.no_grad(), score_threshold(model, threshold):
-        output = model([{**sample, **size}])[0]
+
+    def output_of(model: nn.Module) -> dict[str, Any]:
+        with torch.no_grad(), score_threshold(model, threshold):
+            return model([{**sample, **size}])[0]
+
+    output = output_of(model)
+    rounded = functools.cache(lambda: [_of_output(output_of(other)) for other in otherwise_rounded(model)])
     want, have = _of_output(output), {k: torch.from_numpy(np.array(v)) for k, v in found.items() if k != "segments"}
     labels = {name: (want.pop(name, None), have.pop(name, None)) for name in ("sem_seg", "panoptic")}
     if "panoptic_seg" in output and "instances" not in output:  # asked not to make them of segments
@@ -446,11 +507,14 @@ def compare_with_predictor(
     for name in [n for n in have if n not in want]:  # keypoints are peaks of maps that have been compared
         del have[name]
     if "boxes" in want:
-        compare_images(want, have, comparison, bounds, (size["height"], size["width"]), threshold)
+        frame = (size["height"], size["width"])
+        compare_images(want, have, comparison, bounds, frame, threshold, rounded=rounded)
     for name, (of_model, of_program) in labels.items():
         if of_model is None or of_program is None:
             continue
         share = (of_model != of_program).float().mean()
+        if share > bounds.masks and comparison.swapped:  # segments of other detections
+            share = min(share, *((other[name] != of_program).float().mean() for other in rounded()))
         _check(comparison, "masks", share, bounds.masks, f"share of pixels with another label in {name}")
     return comparison
 
@@ -498,11 +562,29 @@ def _match(want: Result, have: Result, bounds: Bounds) -> tuple[list[tuple[int, 
     return pairs, sorted(free_w), sorted(free_h)
 
 
-def _is_within(want: Result, have: Result, i: int, j: int, bounds: Bounds) -> bool:
-    """Whether two detections have boxes and scores that are equal within the bounds."""
-    boxes = (want["boxes"][i] - have["boxes"][j]).abs().amax() <= bounds.boxes
-    score = want["scores"][i]
-    return bool(boxes and (score - have["scores"][j]).abs() <= bounds.scores * score.abs().clamp(min=1))
+def _alike(first: Result, second: Result, bounds: Bounds) -> torch.Tensor:
+    """Which detections have the same class, and boxes and scores within the bounds: bool `Tensor[D1, D2]`."""
+    boxes = (first["boxes"][:, None] - second["boxes"]).abs().amax(dim=2) <= bounds.boxes
+    scores = first["scores"][:, None]
+    alike = boxes & ((scores - second["scores"]).abs() <= bounds.scores * scores.abs().clamp(min=1))
+    return alike & (first["classes"][:, None] == second["classes"]) if "classes" in first else alike
+
+
+def _explained(
+    want: Result, have: Result, rounded: Callable[[], Sequence[Result]], bounds: Bounds
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which detections of the model are lost, and which are new, as in results of the model with other rounding."""
+    alike = _alike(want, have, bounds)
+    lost, new = ~alike.any(dim=1), ~alike.any(dim=0)
+    may_be_lost, may_be_new = torch.zeros_like(lost), torch.zeros_like(new)
+    counts = [len(alike)]
+    for other in rounded() if lost.any() or new.any() else ():
+        alike = _alike(want, other, bounds)
+        may_be_lost |= ~alike.any(dim=1)
+        may_be_new |= (_alike(other, have, bounds) & ~alike.any(dim=0)[:, None]).any(dim=0)
+        counts.append(alike.shape[1])
+    is_as_many = min(counts) <= len(new) <= max(counts)
+    return lost & may_be_lost & is_as_many, new & may_be_new & is_as_many
 
 
 def _excuse(

@@ -1,5 +1,6 @@
 """Exports from end to end: what is written, that it is checked, and that nothing is left of a wrong one."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -150,6 +151,78 @@ def test_other_files_are_left_alone(segmenter, tmp_path):
         export_model(segmenter, tmp_path, "torchscript")
     with pytest.raises(FileExistsError, match="is a file"):
         export_model(segmenter, tmp_path / "notes.txt", "torchscript")
+
+
+def test_a_folder_with_other_files_beside_an_export_is_left_alone(segmenter, tmp_path):
+    folder = tmp_path / "a"
+    for name, text in (("model.json", "{}"), ("model.json", '{"layout": 1}')):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)  # of another program
+        with pytest.raises(FileExistsError, match=r"other files than an export \(model.json\), which would be lost"):
+            export_model(segmenter, folder, "torchscript", size=SIZE)
+    (folder / "model.json").unlink()
+    export_model(segmenter, folder, "torchscript", size=SIZE, verify=False)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"other files than an export \(notes.txt\)"):
+        export_model(segmenter, folder, "torchscript", size=SIZE)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "model.ts").exists()
+    with pytest.raises(FileExistsError, match=r"notes.txt is a file; give a folder"):
+        export_model(segmenter, folder / "notes.txt" / "a", "torchscript", size=SIZE)
+
+
+def test_a_link_to_an_export_stays_one(segmenter, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export_model(segmenter, tmp_path / "link", "torchscript", size=SIZE, verify=False)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "model.ts").is_file()
+
+
+def test_weights_that_no_file_can_be_made_of(segmenter, tmp_path):
+    def not_finite(model):
+        next(model.sem_seg_head.parameters()).data[..., 0] = float("nan")
+        return model
+
+    cases = {
+        r"is torch.float16, .* call model.float\(\)": lambda model: model.half(),
+        "has values that are not finite": not_finite,
+        "on the device meta; load a checkpoint": lambda model: model.to("meta"),
+        "the model is in training mode": lambda model: model.train(),
+        "a part of the model, backbone, is in training mode": lambda m: (m.backbone.train(), m)[1],
+    }
+    for message, change in cases.items():
+        with pytest.raises(ValueError, match=message):
+            export_model(change(copy.deepcopy(segmenter)), tmp_path / "a", "torchscript", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_in_a_wrapper(segmenter, tmp_path):
+    report = export_model(
+        torch.nn.DataParallel(segmenter), tmp_path / "a", "torchscript", size=SIZE, dynamic="none", verify=False
+    )
+    assert report.description["architecture"] == "SemanticSegmentor" and report.description["dynamic"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file"),
+            "model.ts could not be written whole",
+        ),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_what_is_broken_off_leaves_nothing(segmenter, tmp_path, monkeypatch, error, message):
+    def write(graph, example, dynamic, path, description):
+        path.write_bytes(b"half")
+        raise error
+
+    broken = dataclasses.replace(FORMATS["torchscript"], write=write)
+    monkeypatch.setattr(formats_module, "FORMATS", {**FORMATS, "torchscript": broken})
+    with pytest.raises((OSError, KeyboardInterrupt), match=message):
+        export_model(segmenter, tmp_path / "a", "torchscript", size=SIZE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_names_the_extra(segmenter, tmp_path, monkeypatch):

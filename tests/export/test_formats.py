@@ -14,6 +14,7 @@ from detectron2.export.formats import (
     convert_to_openvino,
     load_artifact,
     need,
+    other_ways,
     save_onnx,
     write_artifact,
 )
@@ -120,10 +121,37 @@ class AsksForAValue(ClampedThreeTimes):
 
 def test_what_an_exporter_cannot_do_is_said_with_a_cure(tmp_path):
     inputs = torch.rand(1, 3, 4, 5), torch.tensor([[4, 5]])
-    for dynamic, cure in (((), r"\)\.$"), (("size",), "--dynamic none --size HEIGHT WIDTH")):
-        with pytest.raises(ValueError, match=rf"(?s)PyTorch cannot write this model as pt2 \(.*{cure}"):
+    cures = {
+        (): "Nothing was left open. Try another format: models of its kind are known to work as onnx and torchscript.",
+        ("batch",): "Left open: batch. Try --dynamic none, which asks less, or another format: ",
+        ("size",): "Left open: size. Try --dynamic none with --size HEIGHT WIDTH, which asks less, or another format: ",
+        ("batch", "size"): "batch and size. Try --dynamic batch or --dynamic none with --size HEIGHT WIDTH, which asks",
+    }
+    for dynamic, cure in cures.items():
+        with pytest.raises(ValueError, match=rf"(?s)PyTorch cannot write this model as pt2 \(.*\)\. .*{cure}"):
             write_artifact("pt2", AsksForAValue().eval(), inputs, dynamic, tmp_path, {"output_layout": "padded"})
     assert not list(tmp_path.iterdir())
+
+
+def test_artifacts_that_are_missing_or_damaged(tmp_path):
+    meta = {"format": "torchscript", "artifact": "model.ts", "inputs": [], "outputs": []}
+    with pytest.raises(FileNotFoundError, match=r"model\.ts is missing, and model.json beside it needs it"):
+        load_artifact(tmp_path, meta)
+    (tmp_path / "model.ts").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"model\.ts is damaged, or its runtime is of another version: copy it again"):
+        load_artifact(tmp_path, meta)
+    with pytest.raises(ValueError, match="has the format 'caffe2'; those known are onnx, openvino"):
+        load_artifact(tmp_path, {**meta, "format": "caffe2"})
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(FileNotFoundError, match=r"model\.bin is missing"):
+        load_artifact(tmp_path, {**meta, "format": "openvino", "artifact": "model.xml"})
+
+
+def test_other_ways_do_not_name_what_failed():
+    plain, deformable = nn.Identity(), nn.Sequential(DeformConv(3, 4, 3))
+    assert other_ways("torchscript", plain, ()).endswith("work as onnx.")
+    assert other_ways("onnx", plain, ()).endswith("work as torchscript.")
+    assert other_ways("onnx", deformable, ()).endswith("work as pt2 and torchscript.")
 
 
 def test_questions_about_types_are_not_written(tmp_path):

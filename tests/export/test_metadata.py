@@ -83,8 +83,14 @@ def test_reading(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_description(file)
-    file.write_text('{"layout": 1, "task": "semantic"}')
-    assert read_description(tmp_path / "model.onnx") == {"layout": 1, "task": "semantic"}
+    names = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
+    content = {"layout": 1, **dict.fromkeys(names)}
+    file.write_text(json.dumps(content))
+    assert read_description(tmp_path / "model.onnx") == content
+    del content["task"], content["size"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"damaged: it lacks task, size\. Copy it again, or export anew"):
+        read_description(tmp_path)
 
 
 def test_tensors_become_lists(segmenter):

@@ -12,6 +12,7 @@ from detectron2.export.verify import (
     compare_images,
     eager_results,
     make_cases,
+    otherwise_rounded,
     score_threshold,
     split_outputs,
     table_of,
@@ -111,6 +112,84 @@ def test_detections_at_wrong_places_are_not_ties():
     assert not compared(detections(*equal), detections(*((x + 5, s, c) for x, s, c in equal))).faults
 
 
+A, B, C = (0.0, 0.9, 1), (20.0, 0.5, 1), (40.0, 0.4, 2)
+OTHER = (30.0, 0.6, 1)  # what comes of another proposal in the place of B
+
+
+@pytest.mark.parametrize(
+    ("have", "rounded", "is_fine"),
+    [
+        ([A, OTHER, C], [[A, OTHER, C]], True),
+        ([A, OTHER, C], [[A, B, C], [A, OTHER, C]], True),
+        ([A, OTHER, C], [[A, C], [A, B, OTHER, C]], True),
+        ([A, C], [[A, OTHER, C]], False),  # B is gone, and nothing came in its place
+        ([A, C], [[A, C]], True),
+        ([A, B, OTHER, C], [[A, B, OTHER, C]], True),
+        ([A, (20.0, 0.5002, 1), C], [[A, (20.0, 0.5002, 1), C]], True),  # scores of another box at the same place
+        ([A, OTHER, C], [[A, B, C]], False),  # the model has always the same detections
+        ([A, OTHER, C], [], False),
+        ([A, OTHER], [[A, OTHER, C]], False),  # C is in all results of the model
+        ([OTHER, C], [[A, OTHER, C], [B, OTHER, C]], False),  # fewer than in any result of the model
+        ([A, (30.02, 0.6, 1), C], [[A, OTHER, C]], False),
+        ([A, (30.0, 0.6, 2), C], [[A, OTHER, C]], False),
+        ([(0.02, 0.9, 1), OTHER, C], [[A, OTHER, C]], False),
+        ([A, (20.0, 0.50015, 1), C], [[A, (20.0, 0.50008, 1), C]], False),  # a score that is off is no decision
+    ],
+)
+def test_a_decision_that_the_model_takes_too_when_it_rounds_otherwise(have, rounded, is_fine):
+    others = [detections(*rows) for rows in rounded]
+    found = compared(detections(A, B, C), detections(*have), rounded=lambda: others)
+    assert bool(found.faults) != is_fine
+    assert (found.expected, found.found) == (3, len(have)) and (not is_fine or found.swapped >= 1)
+
+
+def test_the_model_is_not_asked_again_without_need():
+    want, have = detections(A, B), {**detections(A, B), "masks": torch.ones(2, 4, 4)}
+    compared(want, want, rounded=lambda: 1 / 0)
+    assert compared(want, have, rounded=lambda: 1 / 0).faults
+
+
+class Tied(torch.nn.Module):
+    """A model that keeps one of two proposals whose scores are equal up to the last place."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([1.0 + 2e-7, 1.0]))
+
+    def kept(self):
+        return detections(A, (OTHER, B)[int(self.scores[0] >= self.scores[1])], C)
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_fine"),
+    [([A, B, C], True), ([A, OTHER, C], True), ([A, C], False), ([A, (30.0, 0.61, 1), C], False), ([OTHER, C], False)],
+)
+def test_a_tie_at_a_limit_inside_the_model(rows, is_fine):
+    model = Tied().eval()
+    before = model.scores.detach().clone()
+
+    def run(inputs):
+        return {**detections(*rows), "image_index": torch.zeros(len(rows), dtype=torch.int64)}
+
+    def roundings():
+        return ((lambda images, threshold, other=other: [other.kept()]) for other in otherwise_rounded(model))
+
+    case = Case("sample", [torch.zeros(3, 20, 40)], 0.1)
+    (found,) = verify(run, lambda images, threshold: [model.kept()], [case], FP32, roundings=roundings)
+    assert bool(found.faults) != is_fine
+    assert torch.equal(model.scores, before)
+
+
+def test_models_that_round_otherwise():
+    model = torch.nn.Linear(300, 200).train()
+    others = list(otherwise_rounded(model))
+    assert len({tuple(other.bias.tolist()) for other in others}) == len(others) > 1
+    for other, again in zip(others, otherwise_rounded(model), strict=True):
+        change = (other.weight / model.weight - 1).abs().detach()
+        assert 0 < change.mean() < change.max() < 1e-6 and not other.training and model.training
+        assert torch.equal(other.weight, again.weight)
+
+
 def test_maps_count_where_the_image_is():
     want, have = {"sem_seg": torch.zeros(2, 32, 48)}, {"sem_seg": torch.zeros(2, 32, 48)}
     have["sem_seg"][:, 20:] = 1
@@ -188,7 +267,13 @@ def cases(tmp_path):
 
 
 def check(model, run, cases, size_hw=None):
-    return verify(run, lambda x, t: eager_results(model, x, t), cases, FP32, size_hw=size_hw, limit=100)
+    def reference(model):
+        return lambda images, threshold: eager_results(model, images, threshold)
+
+    def roundings():
+        return map(reference, otherwise_rounded(model))
+
+    return verify(run, reference(model), cases, FP32, size_hw=size_hw, limit=100, roundings=roundings)
 
 
 @pytest.mark.parametrize("outputs", ["padded", "flat"])

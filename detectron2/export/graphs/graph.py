@@ -158,8 +158,9 @@ def build_graph(model: nn.Module, options: GraphOptions | None = None) -> "Expor
         outputs = dict(zip(graph.output_names, graph(images, image_sizes), strict=True))
         results = graph.to_results(outputs, image_sizes)
     """
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() before it is exported")
+    if (path := next((path for path, part in model.named_modules() if part.training), None)) is not None:
+        what = f"a part of the model, {path}," if path else "the model"
+        raise ValueError(f"{what} is in training mode; call model.eval() before it is exported")
     graph = graph_part(model, options or GraphOptions(), "the model")
     return graph.eval()
 

@@ -21,20 +21,27 @@ from .roi_heads import as_detections, detection_names
 __all__ = ["HFDetectorGraph", "HFSegmenterGraph"]
 
 
+def _length(values: Any) -> Any:
+    """Return a length as `len` does; of a tensor one that may vary, which `len` makes a constant."""
+    return values.shape[0] if isinstance(values, torch.Tensor) else len(values)
+
+
 @contextlib.contextmanager
-def _without_assertions(network: Any) -> Iterator[None]:
-    """Leave out what deformable attention asserts about sizes, which are values that ONNX has no form for."""
-    module: Any = sys.modules[type(network).__module__]
-    name = "torch_compilable_check"
-    before = getattr(module, name, None)
-    if before is None:
-        yield
-        return
-    setattr(module, name, lambda *args, **kwargs: None)
+def _recordable(network: Any) -> Iterator[None]:
+    """Give the code of a network other functions where its own ones cannot be recorded.
+
+    What deformable attention asserts about sizes is left out: ONNX has no form for it.
+    """
+    names = vars(sys.modules[type(network).__module__])
+    replaced = {"torch_compilable_check": lambda *args, **kwargs: None, "len": _length}
+    before = {name: names[name] for name in replaced if name in names}
+    names.update(replaced)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        for name in replaced:
+            del names[name]
+        names.update(before)
 
 
 def _is_open(values: Any) -> bool:
@@ -95,7 +102,7 @@ class HFDetectorGraph(ExportGraph):
             else:
                 # Not of the sizes of images, but with as many rows.
                 frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
-            with _without_assertions(model.network), _OpenSizes():
+            with _recordable(model.network), _OpenSizes():
                 outputs = model.network(pixel_values=pixels, **further)
             boxes, scores, classes = model.select(outputs.logits, outputs.pred_boxes, frames.to(torch.float32))
             if (limit := self.options.max_detections) is not None:

@@ -37,7 +37,7 @@ def load_image(source: str | Path | Image.Image | np.ndarray, exif: str = "apply
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: the file is damaged or not an image.
+        OSError: the file is damaged or not an image, or has more than 178,956,970 pixels.
         ValueError: an image has values that are not whole numbers from 0 to 255, or an array has another shape.
     """
     if isinstance(source, np.ndarray):
@@ -56,6 +56,8 @@ def load_image(source: str | Path | Image.Image | np.ndarray, exif: str = "apply
     try:
         with Image.open(path) as image:
             return _to_rgb(image, exif)
+    except Image.DecompressionBombError as e:
+        raise OSError(f"{path} has more pixels than Pillow opens ({e}) Make it smaller, or cut it into parts.") from e
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     except Exception as e:  # decoders may raise anything when the bytes make no sense

@@ -278,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed, results = False, []
     try:
         predictor = Predictor(args.model)
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         threshold = 0.5 if args.threshold is None and predictor.has_threshold else args.threshold
         for image, target in zip(args.images, _output_paths(args.images, args.output, bool(args.json)), strict=True):
             start = time.perf_counter()

@@ -103,6 +103,9 @@ def test_what_is_not_an_image_is_refused(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match=r"cut\.jpg is damaged"):
         load_image(tmp_path / "cut.jpg")
+    Image.new("1", (14000, 14000)).save(tmp_path / "large.png")
+    with pytest.raises(OSError, match=r"large\.png has more pixels than Pillow opens .* Make it smaller"):
+        load_image(tmp_path / "large.png")
     Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"deep\.png: .* from 0 to 65535"):
         load_image(tmp_path / "deep.png")

@@ -93,7 +93,7 @@ def test_program_writes_a_drawing_for_each_image(model, tmp_path):
 
 def test_bad_images_are_named_and_others_are_done(model, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
-    out = tmp_path / "results.json"
+    out = tmp_path / "new" / "results.json"
     done = run(model, tmp_path / "text.jpg", "photo.png", tmp_path / "missing.jpg", "--json", out)
     assert done.returncode == 1 and "photo.png: 1 object" in done.stdout and "Traceback" not in done.stderr
     assert "text.jpg is damaged, or not an image" in done.stderr and "There is no image" in done.stderr
