@@ -5,7 +5,7 @@ import torch
 
 from detectron2.export import export_model
 from detectron2.export.graphs import GraphOptions, NotExportableError, build_graph
-from detectron2.export.graphs.hf_models import _OpenSizes
+from detectron2.export.graphs.hf_models import _OpenSizes, _recordable
 from tests.export.graphs.models import hf_detector, hf_segmenter
 from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
@@ -77,3 +77,23 @@ def test_onnx(tmp_path, kind):
     report = export_model(hf_detector(kind), tmp_path / kind, size=(64, 96))
     assert {"sample", "another size", "three images", "mixed sizes"} <= {c.case for c in report.comparisons}
     assert (tmp_path / kind / "model.onnx").is_file()
+
+
+class Rows(torch.nn.Module):
+    def forward(self, x):
+        with _recordable(self):
+            return x.new_ones(len(x), len([1, 2]))
+
+
+def test_the_length_of_a_tensor_may_vary():
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Rows(), (torch.zeros(2, 3),), dynamic_shapes=dynamic, strict=False)
+    assert program.module()(torch.zeros(5, 3)).shape == (5, 2)
+    assert "len" not in globals() and len([1]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2"])
+def test_pt2_of_any_batch(tmp_path, kind):
+    report = export_model(hf_detector(kind), tmp_path / kind, "pt2", size=(64, 96), dynamic=("batch",))
+    assert "three images" in {c.case for c in report.comparisons}
