@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from detectron2.checkpoint.files import file_format, read_header, read_torch_file, require_file
+from detectron2.checkpoint.files import file_format, read_header, read_torch_file, refuse_other_files, require_file
 from detectron2.checkpoint.parts import REST, is_parts_folder
 from detectron2.checkpoint.training_state import DESCRIPTION
 from detectron2.config import CfgNode, get_cfg
@@ -126,6 +126,8 @@ def read_description(path: str) -> CheckpointDescription | None:
     if not os.path.isfile(local):
         require_file(path)
     kind = file_format(local)
+    if kind != "torch":
+        refuse_other_files(local)
     plain = None
     if kind == "safetensors":
         text = read_header(local).get(DESCRIPTION)

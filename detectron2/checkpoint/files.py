@@ -24,18 +24,18 @@ import numpy as np
 import torch
 
 from detectron2.utils.file_io import atomic_write
+from detectron2.utils.foreign_files import recognise
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
 from detectron2.utils.safe_pickle import numpy_globals, read_pickle, refuse_endless, resolve_stand_ins
 
 __all__ = [
-    "TEXT_FILE",
     "as_checkpoint",
     "file_format",
-    "is_text_file",
     "read_header",
     "read_pickle_file",
     "read_torch_file",
     "read_weights",
+    "refuse_other_files",
     "require_file",
     "require_safetensors",
     "what_is_beside",
@@ -45,12 +45,6 @@ __all__ = [
 _MAX_EXPANSION = 20  # how many times larger than the file its parts may be together
 # How files of torch.save before PyTorch 1.6 begin: the pickle of a certain large number.
 _LEGACY_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-
-
-TEXT_FILE = (
-    "it is a text file. Weights are .pth, .pkl or .safetensors; a download may have got a page in place of them."
-)
-"""What is said of a text file that is given as weights."""
 
 
 def file_format(path: str) -> str:
@@ -63,42 +57,64 @@ def file_format(path: str) -> str:
 
 
 def _refused(path: str, what: str) -> UnsafeCheckpointError:
+    advice = (
+        "If you trust the file and need that type, declare it with torch.serialization.add_safe_globals([...]) before "
+        "loading; better, save the weights again as a plain dictionary of tensors."
+    )
+    if what.startswith(("ultralytics.", "models.yolo.")):
+        advice = (
+            "It is of Ultralytics, whose models this library does not have; docs/moving.md says what there is instead."
+        )
+    elif what.startswith("torch.nn.modules."):
+        advice = (
+            "It holds a whole model in place of weights: in the program that made it, save model.state_dict() instead."
+        )
     return UnsafeCheckpointError(
         f"{path} was not loaded: it wants to create {what}, which is not among the plain data that a checkpoint may "
-        "hold, and could run code. If you trust the file and need that type, declare it with "
-        "torch.serialization.add_safe_globals([...]) before loading; better, save the weights again as a plain "
-        "dictionary of tensors."
+        f"hold, and could run code. {advice}"
     )
 
 
 def _unreadable(path: str, error: BaseException) -> ValueError:
+    try:
+        refuse_other_files(path)
+    except ValueError as other:
+        return other
     size = os.path.getsize(path)
     # PyTorch explains at length what it could be; ours comes next.
     why = str(error).partition("This is an internal miniz error")[0].strip().rstrip(".")[:300] or type(error).__name__
-    if is_text_file(path):
-        return ValueError(f"{path} is not a readable checkpoint: {TEXT_FILE}")
     return ValueError(
         f"{path} ({size} bytes) is not a readable checkpoint: {why}. "
         "It may be cut off (an interrupted download or copy); delete it and fetch it again."
     )
 
 
-def is_text_file(path: str) -> bool:
-    """Tell whether a file begins with text, so that it holds no weights.
+def refuse_other_files(path: str) -> None:
+    """Raise a `ValueError` that says what a file is, if it begins unlike all files of weights.
 
     Args:
-        path: of the file.
+        path: of a file.
 
-    Returns:
-        False also for pickles that consist of letters: they begin with a parenthesis.
+    Raises:
+        ValueError: with what to do.
 
     Example:
-        >>> is_text_file(__file__)
-        True
+        >>> refuse_other_files(__file__)
+        Traceback (most recent call last):
+            ...
+        ValueError: ...files.py is not a readable checkpoint: it is a text file. Weights are .pth, ...
     """
     with open(path, "rb") as file:
         head = file.read(64)
-    return len(head) > 3 and head[:1] != b"(" and all(32 <= c < 127 or c in b"\t\r\n" for c in head)
+    found = recognise(path)
+    if found is None and (head[:1] in (b"\x80", b"(", b"]", b"}") or head[:2] == b"PK" or head[8:9] == b"{"):
+        return
+    if found is None and len(head) > 3 and all(32 <= c < 127 or c in b"\t\r\n" for c in head):
+        found = "a text file", "A config is given with --config-file."
+    what, advice = found or ("of an unknown kind", "It may be damaged, or of another program.")
+    raise ValueError(
+        f"{path} is not a readable checkpoint: it is {what}. Weights are .pth, .pkl or .safetensors. {advice}".strip()
+    )
 
 
 @contextmanager
@@ -132,14 +148,8 @@ def read_torch_file(path: str, mapped: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         what = _refused_by_torch(str(error))
         raise (_refused(path, what) if what else _unreadable(path, error)) from error
-    except _TorchScriptError:
-        raise
     except Exception as error:  # torch.load may raise anything when the bytes make no sense
         raise _unreadable(path, error) from error
-
-
-class _TorchScriptError(ValueError):
-    """The file is a program and no checkpoint."""
 
 
 def _check_archive(path: str, with_sums: bool) -> None:
@@ -157,9 +167,7 @@ def _check_archive(path: str, with_sums: bool) -> None:
             has_sums = with_sums and any(record.CRC for record in records)  # torch.save can be told to leave them out
             for record in records:
                 if record.filename.endswith("/constants.pkl"):
-                    raise _TorchScriptError(
-                        f"{path} is an exported TorchScript program; load the checkpoint that it was made from."
-                    )
+                    raise ValueError("it is an exported TorchScript program")
                 is_pickle = record.filename.endswith("/data.pkl")
                 if not is_pickle and not has_sums:
                     continue

@@ -187,7 +187,14 @@ def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
         return cfg.MODEL.get("HF", {}).get("NUM_CLASSES"), "MODEL.HF.NUM_CLASSES"
     if cfg.MODEL.META_ARCHITECTURE in ("DeformableDETR", "DINO"):
         return cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES, "MODEL.DEFORMABLE_DETR.NUM_CLASSES"
+    if _mask_former_learns_instances(cfg):
+        return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     return None, ""
+
+
+def _mask_former_learns_instances(cfg: CfgNode) -> bool:
+    mapper = cfg.INPUT.get("DATASET_MAPPER_NAME", "")
+    return cfg.MODEL.META_ARCHITECTURE == "MaskFormer" and mapper in ("mask_former_instance", "coco_instance_lsj")
 
 
 def num_label_map_classes(cfg: CfgNode) -> int | None:
@@ -199,19 +206,16 @@ def num_label_map_classes(cfg: CfgNode) -> int | None:
 def expected_by_model(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of `validate_dataset_dicts` about annotations of instances."""
     num_classes, num_classes_key = num_classes_and_key(cfg)
+    mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
     return {
         "num_classes": num_classes,
         "num_classes_key": num_classes_key,
         "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
-        "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        "mask_format": "bitmask" if _mask_former_learns_instances(cfg) else mask_format,
     }
 
 
 def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
-    # With a mapper of the user's own, only that mapper knows what the data set must look like: then we warn.
-    if isinstance(mapper, MultiImageMapper):
-        mapper = mapper.mapper
-    own_mapper = mapper is not None and type(mapper) is not DatasetMapper
     return functools.partial(
         validate_dataset_dicts,
         **expected_by_model(cfg),
@@ -220,8 +224,15 @@ def _train_validator(cfg: CfgNode, mapper: Any) -> Callable[..., DatasetDicts]:
         check_files=comm.is_main_process(),
         exif=_exif(cfg, mapper),
         skips_bad_images=cfg.DATALOADER.get("ON_BAD_IMAGE", "stop") == "skip",
-        raise_on_error=not own_mapper,
+        raise_on_error=not _is_own(cfg, mapper),
     )
+
+
+def _is_own(cfg: CfgNode, mapper: Any) -> bool:
+    """Whether a mapper is the user's: only that mapper knows what the data set must look like, and we warn."""
+    mapper = mapper.mapper if isinstance(mapper, MultiImageMapper) else mapper
+    is_of_mask2former = type(mapper).__module__.startswith("detectron2.") and _mask_former_learns_instances(cfg)
+    return mapper is not None and type(mapper) is not DatasetMapper and not is_of_mask2former
 
 
 def _exif(cfg: CfgNode, mapper: Any) -> str:
@@ -347,7 +358,6 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
     if cfg.MODEL.LOAD_PROPOSALS:
         file_of = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=True))
         proposal_files = [file_of[name] for name in names]
-    own_mapper = mapper is not None and type(mapper) is not DatasetMapper
     dataset = get_detection_dataset_dicts(
         names,
         filter_empty=False,
@@ -359,7 +369,7 @@ def _test_loader_from_config(cfg: CfgNode, dataset_name: str | Sequence[str], ma
             exif=_exif(cfg, mapper),
             # On all ranks: what is wrong then stops all of them, and these are few files.
             max_files=_TEST_FILES_TO_CHECK,
-            raise_on_error=not own_mapper,
+            raise_on_error=not _is_own(cfg, mapper),
         ),
         exif=_exif(cfg, mapper),
     )

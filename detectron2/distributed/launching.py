@@ -99,8 +99,9 @@ def _body(local_rank: int, target: Callable[..., None], reports: Any, args: tupl
 
 
 def _described(error: BaseException) -> tuple[str, str]:
-    """Return the nearest class of Python's own, by its name, and the message."""
-    kind = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
+    """Return the nearest class of Python's own, by its name, and the message; errors of omegaconf are of values."""
+    builtin = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
+    kind = "ValueError" if type(error).__module__.startswith("omegaconf.") else builtin
     message = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose text would be in quotes
     return kind, str(message)[:_LONGEST_MESSAGE]
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from detectron2 import model_zoo
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer, read_description
-from detectron2.checkpoint.files import TEXT_FILE, is_text_file
+from detectron2.checkpoint.files import file_format, read_torch_file
 from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.merge import iter_leaves
@@ -37,6 +37,7 @@ from detectron2.export.artifact import ExportedModel
 from detectron2.export.metadata import read_description as read_artifact
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.foreign_files import recognise
 from detectron2.utils.hub_files import MODEL_FILE
 
 __all__ = [
@@ -119,7 +120,7 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-_NO_CONFIGS = (".pth", ".pt", ".pkl", ".safetensors", ".onnx", ".png", ".jpg", ".jpeg")
+_WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors")
 
 
 def find_config_file(path: str) -> str:
@@ -133,20 +134,35 @@ def find_config_file(path: str) -> str:
 
     Raises:
         FileNotFoundError: there is no such file, and no such name in the model zoo.
-        ValueError: the file is one of weights or an image.
+        ValueError: the file is something else, such as one of weights or an image, or of another program.
 
     Example:
         >>> os.path.basename(find_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
         'retinanet_R_50_FPN_1x.yaml'
     """
-    if os.path.isfile(path) and path.lower().endswith(_NO_CONFIGS):
-        raise ValueError(f"{path} is not a config, which is a .yaml or .py file. Weights are given with --weights.")
-    if os.path.isfile(path) or "://" in path:
+    if "://" in path:
+        return path
+    if os.path.exists(path):
+        what, advice = recognise(path) or ("", "")
+        if not what and path.lower().endswith(_WEIGHTS):
+            what, advice = "a file of weights", "Weights are given with --weights."
+        elif not what and not _is_utf8(path):
+            what, advice = "not text", "Where it should be, save it in UTF-8."
+        if what:
+            raise ValueError(f"{path} is not a config, which is a .yaml or .py file: it is {what}. {advice}".strip())
         return path
     try:
         return model_zoo.get_config_file(path)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"There is no config file {path!r} (working directory: {os.getcwd()}). {e}") from None
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        Path(path).read_text("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, device: str | None = None) -> Any:
@@ -259,8 +275,11 @@ def load_config_of_weights(
         return _finish(load_described_config(description, weights, trusted), opts, output_dir, device)
     beside = os.path.join(os.path.dirname(weights.rstrip(os.sep)), "config.yaml")
     if not os.path.isfile(beside):
-        if os.path.isfile(weights) and is_text_file(weights):
-            raise ValueError(f"{weights} is not a readable checkpoint: {TEXT_FILE}")
+        if program := _program_of(weights):
+            raise ValueError(
+                f"{weights} is a checkpoint of {program}, whose layers have other names and whose config this library "
+                "does not read: docs/moving.md says how such a model runs here, and which take its place."
+            )
         raise ValueError(
             f"{weights} does not say which model it is of (it was not saved by a trainer of this version), and "
             f"there is no {beside}, in which training writes its config. Give the config that it was trained with: "
@@ -278,6 +297,16 @@ def load_config_of_weights(
             f"may not. If you trust it, pass it yourself: --config-file {beside}."
         )
     return load_config(beside, opts, output_dir, device)
+
+
+def _program_of(weights: str) -> str | None:
+    """Return the name of the program that saved a checkpoint, if it is one that notes itself."""
+    if not os.path.isfile(weights) or file_format(weights) != "torch":
+        return None
+    content = read_torch_file(weights)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    notes = meta if isinstance(meta, Mapping) else {}
+    return "MMDetection" if {"mmdet_version", "mmengine_version", "mmcv_version"} & notes.keys() else None
 
 
 def _finish(cfg: Any, opts: Sequence[str], output_dir: str | None, device: str | None) -> Any:

@@ -73,11 +73,17 @@ def list_models(words: str = "") -> list[ZooModel]:
 
 
 def find_model(name: str) -> ZooModel:
-    """Return the model of a config name, which may lack its ending; a `NotInModelZooError` names near ones."""
+    """Return the model of a config name, which may lack its ending, or of the path of its file.
+
+    A `NotInModelZooError` names near ones.
+    """
     models = {m.name: m for m in _all_models()}
-    found = next((n for n in (name, f"{name}.yaml", f"{name}.py") if n in models), None)
+    end = "/".join(Path(name).parts[-2:])
+    found = next((n for n in (name, f"{name}.yaml", f"{name}.py", end) if n in models), None)
     if found is None:
         path = get_config_file(name)  # raises the error with the nearest names, but for the parts of configs
+        if not Path(path).is_relative_to(Path(get_config_file("Base-RCNN-FPN.yaml")).parent):
+            raise NotInModelZooError(f"{path} is a file of yours, not of the zoo: 'detectron2 config show' prints it.")
         raise NotInModelZooError(f"{name!r} is a part that other configs are made of, not a model: {path}")
     return models[found]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from detectron2.cli import common
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -69,6 +70,16 @@ def test_names_cannot_control_the_terminal(command, tmp_path):
     assert (out + err).replace("\n", "").isprintable()
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Files that are neither a config nor weights of this library."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "noise").write_bytes(np.random.default_rng(0).bytes(999))
+    (folder / "ultralytics").write_bytes(b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n.")
+    torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": {"a": torch.zeros(1)}}, folder / "mmdet")
+    return folder
+
+
 DATA = ["DATASETS.TRAIN", "('cli_mine',)"], ["DATASETS.TEST", "('cli_mine',)"]
 LAZY_DATA = ["dataloader.train.dataset.names=cli_mine"], ["dataloader.test.dataset.names=cli_mine"]
 CURE = ["'cli_mine' is not registered", "--coco NAME JSON IMAGES, --voc NAME ROOT SPLIT"]
@@ -100,7 +111,21 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
         (["eval", "{coco}", "--weights", "no/such.pth"], LOST),
         (["eval", *WEIGHTS, "--coco", "a", "no.json", "{images}"], ["--coco a: no such", "no.json"]),
         (["eval", *WEIGHTS, "--coco", "a", "{images}", "{found}"], ["--coco a: a JSON file and then a folder"]),
-        (["eval", *WEIGHTS, "--config-file", "{trained}"], ["is not a config, which is a .yaml or .py file"]),
+        (
+            ["eval", *WEIGHTS, "--config-file", "{trained}"],
+            ["it is a file of weights. Weights are given with --weights"],
+        ),
+        (
+            ["eval", *WEIGHTS, "--config-file", "{images}"],
+            ["is not a config, which is a .yaml or .py file: it is a folder"],
+        ),
+        (["train", "--config-file", "{noise}"], ["it is not text", "UTF-8"]),
+        (["predict", "{images}", "--weights", "{noise}"], ["it is of an unknown kind", "Weights are .pth"]),
+        (["predict", "{images}", "--weights", "{mmdet}"], ["is a checkpoint of MMDetection", "docs/moving.md"]),
+        (
+            ["predict", "{images}", "--config-file", "{yaml}", "--weights", "{ultralytics}"],
+            ["It is of Ultralytics", "docs/moving.md"],
+        ),
         (["eval", *WEIGHTS, "{coco}", "--output", "{found}"], ["{found} is a file, and a folder is needed"]),
         (["train", "--config-file", "{yaml}", "{coco}", "--output", "{found}/o"], ["{found} is a file, and a folder"]),
         (["train", "--config-file", "{yaml}", "{coco}", "--num-gpus", "0"], ["One process trains on the CPU as well"]),
@@ -110,7 +135,7 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
         ),
         (
             ["predict", "{images}", "--weights", "{found}"],
-            ["{found} is not a readable checkpoint: it is a text file. Weights are .pth"],
+            ["{found} is not a readable checkpoint: it is a JSON file with a list, as of predictions."],
         ),
         (["predict", "{images}", *WEIGHTS, "--output", "{found}"], ["{found} is a file, and a folder is needed"]),
         (["plot", "{found}"], ["has no records; give the output folder"]),
@@ -142,11 +167,12 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
     ids=lambda words: " ".join(words)[:60].replace("/", "_"),
 )
 def test_a_mistake_of_the_user_leaves_nothing_behind(
-    command, trained, yaml_file, lazy_file, data, coco, tmp_path, monkeypatch, words, messages
+    command, trained, yaml_file, lazy_file, data, coco, others, tmp_path, monkeypatch, words, messages
 ):
     """One message on stderr, exit status 1, and no file or folder, be it in the default place."""
     places = {"yaml": yaml_file, "lazy": lazy_file, "trained": trained / "model_final.pth", "voc": data / "voc"}
     places.update(images=data / "images", found=trained / "inference" / "coco_instances_results.json")
+    places.update({name: others / name for name in ("noise", "mmdet", "ultralytics")})
     before = sorted(trained.rglob("*"))
     monkeypatch.chdir(tmp_path)
     found = [x for word in words for x in (coco if word == "{coco}" else [word.format(**places)])]

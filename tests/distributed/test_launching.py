@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch.multiprocessing as mp
+from omegaconf.errors import ConfigAttributeError
 
 from detectron2.distributed.launching import _described, _raise_failure, run_processes
 from detectron2.distributed.rendezvous import MeetingError
@@ -53,6 +54,7 @@ def test_the_first_report_is_the_cause():
         (ValueError(), ValueError, ""),
         (FileNotFoundError(2, "no file", "a.png"), FileNotFoundError, "[Errno 2] no file: 'a.png'"),
         (KeyError("x"), KeyError, "'x'"),
+        (ConfigAttributeError("Missing key a"), ValueError, "Missing key a"),  # which the command line then shows alone
         (MeetingError("missing: rank 1"), ConnectionError, "missing: rank 1"),
         (UnicodeDecodeError("utf-8", b"\x80", 0, 1, "bad"), Exception, "'utf-8' codec can't decode byte 0x80"),
     ],

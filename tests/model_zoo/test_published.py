@@ -76,3 +76,11 @@ def test_one_by_name():
         find_model("COCO-Detection/retinanet_R_50_FPN_1.yaml")
     with pytest.raises(NotInModelZooError, match="a part that other configs are made of"):
         find_model("common/train.py")
+
+
+def test_one_by_path(tmp_path):
+    name = "Demo/mask_rcnn_R_18_FPN_shapes.yaml"
+    assert find_model(get_config_file(name)).name == find_model(f"configs/{name}").name == name
+    (tmp_path / "mine.yaml").write_text("VERSION: 2")
+    with pytest.raises(NotInModelZooError, match=r"mine\.yaml is a file of yours.*config show"):
+        find_model(str(tmp_path / "mine.yaml"))

@@ -37,7 +37,8 @@ def mask_findings(table: AnnotationTable, mask_format: str) -> list[Finding]:
             missing.append(i)
         elif not isinstance(mask, list) and mask_format == "polygon":
             bitmaps.append(i)
-    flaw, cure = "no 'segmentation', while MODEL.MASK_ON is True", "Add masks, or set MODEL.MASK_ON to False."
+    flaw = "no 'segmentation', while the model learns masks (MODEL.MASK_ON, or Mask2Former)"
+    cure = "Add masks, or train a model of boxes alone: of R-CNN, with MODEL.MASK_ON False."
     findings = table.findings("mask-missing", "error", missing, flaw, lambda i: "none", cure)
     findings += malformed_masks(table)
     if bitmaps:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detectron2.data import DatasetCatalog, DatasetError
 from detectron2.projects.deeplab import WarmupPolyLR
 from detectron2.projects.mask2former import MaskFormerTrainer
 from tests.projects.mask2former.models import tiny_config, tiny_model
@@ -86,3 +87,22 @@ def test_optimizer():
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER must be one of \['ADAMW', 'SGD'\], but is 'LION'"):
         MaskFormerTrainer.build_optimizer(cfg, model)
+
+
+def test_boxes_alone_are_refused_before_training(datasets, tmp_path):
+    records = [
+        {**record, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in record["annotations"]]}
+        for record in DatasetCatalog.get(datasets["instances"])
+    ]
+    DatasetCatalog.register("mask2former_boxes", lambda: records)
+    try:
+        with pytest.raises(DatasetError, match=r"no 'segmentation', while the model learns masks"):
+            MaskFormerTrainer(config({**datasets, "instances": "mask2former_boxes"}, tmp_path, "instances"))
+    finally:
+        DatasetCatalog.remove("mask2former_boxes")
+
+
+def test_classes_are_counted_before_training(datasets, tmp_path):
+    few = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5}
+    with pytest.raises(DatasetError, match=r"Set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES to 6"):
+        MaskFormerTrainer(config(datasets, tmp_path, "instances", few))
