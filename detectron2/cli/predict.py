@@ -259,8 +259,8 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
     who = f"Process {rank} of {world_size}: " if world_size > 1 else ""
     speed = f"{count / max(seconds, 1e-9):.1f} images/s"
     sys.stdout.write(
-        f"{who}{count} images in {seconds:.0f} s ({speed}), {failed} cannot be read; {args.shards} is for all "
-        f"{run.num_images} images\n"
+        f"{who}{count} of {run.num_images} images in {seconds:.0f} s ({speed}), {failed} cannot be read\n"
+        f"Written to {args.shards}\n"
     )
     return 0
 

@@ -248,8 +248,11 @@ def read_image(file_name: str | os.PathLike, format: str | None = None, exif: st
     path, exif = os.fspath(file_name), check_exif(exif)
     try:
         with _errors_named(path):
-            if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+            status = None if "://" in path else os.stat(path)
+            if status is not None and not stat.S_ISREG(status.st_mode):
                 raise OSError("it is a folder, a pipe or a device, not a file")
+            if status is not None and not status.st_size:
+                raise OSError("it is empty")
             with PathManager.open(path, "rb") as f:
                 if path.lower().endswith(_ARRAY_FILES):
                     return _convert_array(_read_array(f, path.lower().endswith(".npz")), format)  # pyright: ignore[reportArgumentType]
@@ -326,6 +329,11 @@ def _errors_named(name: str) -> Iterator[None]:
         raise OSError(
             f"{name!r} is not an image that Pillow can read; convert it (numpy.save keeps any type and number of "
             "channels) or leave it out"
+        ) from e
+    except Image.DecompressionBombError as e:
+        raise OSError(
+            f"cannot read the image {name!r}: {e} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS = None (for a "
+            "command in a .py file that --import names); else leave it out"
         ) from e
     except ValueError as e:
         raise ValueError(f"cannot read the image {name!r}: {e}") from e

@@ -431,8 +431,8 @@ def _sorted_naturally(paths: Iterable[str], root: str) -> list[str]:
 def _no_images(folder: str) -> str:
     """Say what the folder has instead."""
     names = [name for _, _, names in os.walk(folder) for name in names]
-    videos = sum(map(_is_video, names))
-    others = f" It has {videos} videos: name them, such as {os.path.join(folder, '*.mp4')!r}." if videos else ""
+    videos = any(map(_is_video, names))
+    others = f" It has videos: name them, such as {os.path.join(folder, '*.mp4')!r}." if videos else ""
     others = others or (f" It has {len(names)} other files." if names else "")
     return f"No images ({', '.join(IMAGE_SUFFIXES)}) in the folder {folder!r} and those in it.{others}"
 

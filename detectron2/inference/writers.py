@@ -61,8 +61,8 @@ class ResultWriter:
     those of an earlier run: such as an image with the name that a picture would have, which gets `_2`. After Ctrl-C, an
     error or a kill, all that was finished is there; the tables are written at the end of the `with` block, whatever
     ends it, and after a kill at the end of the run that resumes. A video counts as finished when the next image comes
-    or the block ends without an error; else a run that resumes makes it again. One thread at a time may use a writer,
-    and one writer a folder.
+    or the block ends without an error; else, or if it is damaged, a run that resumes makes it again. One thread at a
+    time may use a writer, and one writer a folder.
 
     Args:
         folder: where to write.
@@ -186,10 +186,12 @@ class ResultWriter:
 
         A result with an `error` is only noted in `failed`; a run that resumes tries it again.
         """
+        frame = result.frame
         if result.error is not None:
             self.failed[result.name] = str(result.error)
+            if self._video is not None and self._video.group == _group_of(frame):
+                self._finish_video(is_whole=False)
             return
-        frame = result.frame
         group = None if result.time is None else _group_of(frame)
         key = _key_of(frame) if group is None else group
         if self._video is not None and self._video.group != group:
@@ -279,15 +281,16 @@ class ResultWriter:
                 return stem
         raise AssertionError("there is no end of numbers")
 
-    def _finish_video(self) -> None:
-        """Complete the video of the frames so far, and say so in the journal."""
+    def _finish_video(self, is_whole: bool = True) -> None:
+        """Complete the video of the frames so far, and say so in the journal, unless it is to be tried again."""
         video, self._video = self._video, None
         if video is None:
             return
         video.close()
         files = [] if self._save == "none" else [video.path.relative_to(self.folder).as_posix()]
-        self._append({"finished": video.group, "stem": video.stem, "files": files}, None)
-        self.done.add(video.group)
+        self._append({"finished" if is_whole else "video": video.group, "stem": video.stem, "files": files}, None)
+        if is_whole:
+            self.done.add(video.group)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _PAGE = Path(__file__).with_name("page.html")
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_QUERY = ("confidence", "format", "masks")
+_ONE_IMAGE = "Send one image: a form with the file 'image' (curl -F image=@photo.jpg), or with 'url'."
 _SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; media-src blob:; "
@@ -203,6 +205,7 @@ class _Service:
 
     async def predict(
         self,
+        request: Request,
         image: Annotated[UploadFile | None, File(description="JPEG, PNG, WebP, BMP, GIF or TIFF")] = None,
         url: Annotated[str | None, Form(description="of the image, where the service allows it")] = None,
         confidence: Annotated[float, Query(ge=0, le=1, description="least score")] = 0.5,
@@ -210,8 +213,16 @@ class _Service:
         masks: Annotated[Literal["rle", "polygons", "none"], Query(description="in JSON")] = "rle",
     ) -> Response:
         """Predict on an image."""
-        if (image is None) == (url is None):
-            raise HTTPException(400, "Send one image: a form with the file 'image', or with 'url'.")
+        form = await request.form()
+        if sum(name in ("image", "url") for name, _ in form.multi_items()) != 1:
+            raise HTTPException(400, _ONE_IMAGE)
+        unknown = [n for n in request.query_params if n not in _QUERY] + [n for n in form if n not in ("image", "url")]
+        if unknown:
+            raise HTTPException(
+                422,
+                f"Not known there: {', '.join(map(repr, unknown))}. The query has {', '.join(_QUERY)}, as in "
+                "/predict?confidence=0.5; the form has 'image' or 'url' alone.",
+            )
         if image is not None:
             content, name = await image.read(), image.filename or "image"
         else:
@@ -283,9 +294,8 @@ class _Service:
             most = min(self.limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or self.limits.max_pixels))
             raise HTTPException(413, f"The image has more than {most} pixels, which are the most.") from None
         except UnidentifiedImageError:
-            kinds = ", ".join(_FORMATS)
-            what = f"a file of one of {kinds}" if content else "a file; it is empty"
-            raise HTTPException(415, f"The image is not {what}.") from None
+            what = f"not a file of one of {', '.join(_FORMATS)}" if content else "empty"
+            raise HTTPException(415, f"The image is {what}.") from None
         except Exception as error:  # of a damaged header, Pillow raises many kinds
             raise HTTPException(422, f"The image cannot be read: {error}") from None
         if width * height > self.limits.max_pixels:
@@ -298,8 +308,8 @@ class _Service:
         except ValueError:  # its text is for those who can change the config
             cure = "scale its values to 0..255, and send it with 8 bits a channel" if mode[0] in "IF" else "send RGB"
             raise HTTPException(422, f"The model does not take images of mode {mode}: {cure}.") from None
-        except (OSError, TypeError) as error:
-            raise HTTPException(422, f"The image cannot be read: {error}") from None
+        except (OSError, TypeError) as error:  # the cause does not repeat that, and the name
+            raise HTTPException(422, f"The image cannot be read: {error.__cause__ or error}") from None
         return Frame(pixels, name, None, next(self._numbers))
 
     def _unusable(self, frame: Frame, error: Exception) -> HTTPException:
@@ -331,6 +341,8 @@ class _Service:
 async def _refuse_query(request: Request, error: Exception) -> JSONResponse:
     """Say in one line what is wrong with each parameter."""
     assert isinstance(error, RequestValidationError)
+    if any(e["loc"][0] == "body" for e in error.errors()):  # such as text where the file is to be
+        return JSONResponse({"detail": _ONE_IMAGE}, 400)
     parts = [f"{e['loc'][-1]}: {e['msg']}, got {e.get('input')!r:.100}" for e in error.errors()]
     return JSONResponse({"detail": "; ".join(parts)}, 422)
 

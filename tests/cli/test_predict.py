@@ -327,11 +327,12 @@ def test_shards(command, trained, data, tmp_path):
     found = {row["file"]: row["objects"] for row in read_shards(shards)}
     assert all(thing.pop("mask")["counts"] for things in found.values() for thing in things)  # which the journal lacks
     assert found == expected and expected
-    assert f"{len(expected)} images in " in out and "0 cannot be read" in out
+    assert f"{len(expected)} of {len(expected)} images in " in out and "0 cannot be read" in out
     for path in list(shards.glob("part-*"))[:1]:
         path.unlink()
     status, out, err = command("predict", data / "images", *options, "--shards", shards, "--shard-size", 2, "--resume")
-    assert status == 0 and out.startswith("2 images in ") and len(list(read_shards(shards))) == len(expected)
+    assert status == 0 and out.startswith(f"2 of {len(expected)} images in ")
+    assert len(list(read_shards(shards))) == len(expected)
     status, _, err = command("predict", data / "images", *options, "--shards", shards, "--shard-size", 2)
     assert status == 1 and "--resume" in err
     status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", "--csv")

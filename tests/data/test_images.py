@@ -247,6 +247,16 @@ def test_arrays_without_pixels(tmp_path, shape):
         read_image(tmp_path / "empty.npy")
 
 
+def test_files_that_are_no_image_say_what_they_are(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(OSError, match=r"a\.png': it is empty"):
+        read_image(tmp_path / "a.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match=r"large\.png'.*81 pixels.*MAX_IMAGE_PIXELS = None"):
+        read_image(tmp_path / "large.png")
+
+
 def test_an_array_that_claims_more_than_the_file_has(tmp_path):
     np.save(tmp_path / "a.npy", picture())
     content = (tmp_path / "a.npy").read_bytes()

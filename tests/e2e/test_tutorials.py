@@ -121,7 +121,7 @@ def test_distributed(repo_root, tmp_path, monkeypatch, capsys):
     """The blocks run, and the table has the variables that are read."""
     monkeypatch.chdir(tmp_path)
     page = repo_root / "docs" / "tutorials" / "distributed.md"
-    run_page(page)
+    run_page(page, names={"__name__": "__main__"})
     printed = capsys.readouterr().out
     assert "Hello from process 0 of 1" in printed
     assert "32 processes, of which this machine starts 8 from rank 24" in printed

@@ -213,7 +213,7 @@ def test_all_that_is_missing_is_said_before_the_first_frame(tmp_path, monkeypatc
         read_frames([f"{i}.jpg" for i in range(7)])
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"It has 1 videos: name them, such as 'videos/\*\.mp4'"):
+    with pytest.raises(FileNotFoundError, match=r"It has videos: name them, such as 'videos/\*\.mp4'"):
         read_frames("videos")
     for options in ({"workers": -1}, {"ahead": 0}):
         with pytest.raises(ValueError, match="at least"):

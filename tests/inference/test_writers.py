@@ -473,6 +473,21 @@ def test_an_unfinished_video_is_made_again(tmp_path):
         assert writer.is_done("clip.mp4") and writer.image_count == 5
 
 
+def test_a_damaged_video_is_tried_again(tmp_path):
+    pytest.importorskip("detectron2.inference.video")
+    pytest.importorskip("cv2")
+    bad = Result({}, frame=frame("clip.mp4", 3, error=OSError("damaged")), image_format="RGB", metadata=NAMES)
+    for resume in (False, True, True, False):
+        with ResultWriter(tmp_path, resume=resume) as writer:
+            assert not writer.is_done("clip.mp4") and not (tmp_path / "clip.mp4").exists()
+            for result in [*clip(3), bad, objects("a.jpg", 4)]:
+                writer.write(result)
+        assert writer.failed == {"clip.mp4": "damaged"} and writer.image_count == 4
+        assert written_files(tmp_path) == {os.path.realpath(tmp_path / name) for name in ("a.png", "clip.mp4")}
+        files = {p for p in files_in(tmp_path) if "." in p}
+        assert files == {"a.png", "clip.mp4", "predictions.json", "predictions.jsonl"}
+
+
 @pytest.mark.parametrize("name", ["../other.txt", "/{}/other.txt", "a/../../other.txt"])
 def test_a_journal_cannot_remove_files_elsewhere(tmp_path, name):
     """Folders of results are passed on; what one of them says is not a reason to remove anything outside of it."""

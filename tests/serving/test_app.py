@@ -99,10 +99,27 @@ def number_of(client, name, **labels):
 
 def test_no_image(serve):
     client = serve()
-    for answer in (client.post("/predict"), client.post("/predict", data={"other": "x"})):
+    twice = [("image", ("a.png", image())), ("image", ("b.png", image()))]
+    for sent in (
+        {},
+        {"data": {"other": "x"}},
+        {"data": {"image": "@a.png"}},
+        {"data": {"url": ["http://a/b.png", "http://a/c.png"]}},
+        {"files": twice},
+        {"files": twice[:1], "data": {"url": "http://a/b.png"}},
+        {"json": {"image": "x"}},
+    ):
+        answer = client.post("/predict", **sent)
         assert answer.status_code == 400 and "the file 'image'" in answer.json()["detail"]
     answer = post(client, b"")
-    assert answer.status_code == 415 and "it is empty" in answer.json()["detail"]
+    assert answer.status_code == 415 and answer.json()["detail"] == "The image is empty."
+
+
+def test_unknown_words(serve):
+    client = serve()
+    for sent in ({"params": {"confidense": 0.1}}, {"data": {"confidence": 0.1}}):
+        answer = client.post("/predict", files={"image": ("a.png", image())}, **sent)
+        assert answer.status_code == 422 and "/predict?confidence=0.5" in answer.json()["detail"]
 
 
 def test_json(serve):
