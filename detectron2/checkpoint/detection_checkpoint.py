@@ -222,7 +222,7 @@ class DetectionCheckpointer(Checkpointer):
                 self.logger.info("Loading the state of %s ...", key)
                 try:
                     self.checkpointables[key].load_state_dict(checkpoint.pop(key))
-                except (ValueError, KeyError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
                     why = f"it lacks {error}" if isinstance(error, KeyError) else error
                     raise OtherModelError(
                         f"The state of {key!r} in {path} does not fit this training ({why}). To continue a training, "

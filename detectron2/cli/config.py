@@ -28,7 +28,7 @@ from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.engine.options import TrainOptions
-from detectron2.inference.loading import add_project_keys, find_config_file, is_lazy_file
+from detectron2.inference.loading import add_keys_of_file, find_config_file, is_lazy_file
 
 __all__ = ["differences", "explain", "find_readers", "read_any_config"]
 
@@ -90,8 +90,7 @@ def read_any_config(source: str, opts: list[str] | None = None) -> Any:
     if is_lazy_file(path):
         return _apply(LazyConfig.load(path), opts)
     cfg = get_cfg()
-    of_file = [key for key, _ in iter_leaves(CfgNode.load_yaml_with_base(path))]
-    add_project_keys(cfg, [*of_file, *map(str, (opts or [])[::2])])
+    add_keys_of_file(cfg, path, opts or [])
     cfg.merge_from_file(path)
     return _apply(cfg, opts)
 

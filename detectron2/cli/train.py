@@ -83,7 +83,7 @@ def _chosen_batch(cfg: Any, args: argparse.Namespace) -> str:
         raise ValueError("--auto-batch changes the batch, which a training that is continued must keep: leave it out.")
     if is_restarted(_folder(cfg)):
         return _same_batch(cfg)
-    return set_largest_batch(cfg, args.scale_lr)
+    return set_largest_batch(cfg, args.scale_lr, trainer_of(cfg) if isinstance(cfg, CfgNode) else DefaultTrainer)
 
 
 def _same_batch(cfg: CfgNode) -> str:

@@ -5,7 +5,7 @@ The tables hold names only, because the config package does not import models.
 
 from collections.abc import Sequence
 
-__all__ = ["PROJECT_FOLDERS", "PROJECT_KEYS", "PROJECT_TRAINERS", "adders_of"]
+__all__ = ["PROJECT_FOLDERS", "PROJECT_KEYS", "PROJECT_PARTS", "PROJECT_TRAINERS", "adders_of"]
 
 _DEEPLAB = (
     "SOLVER.POLY_LR_POWER",
@@ -75,6 +75,21 @@ PROJECT_KEYS: dict[str, tuple[str, ...]] = {
     "tridentnet.add_tridentnet_config": ("MODEL.TRIDENT",),
 }
 """Maps the dotted name of a function that takes a config to the keys, or groups of keys, that it adds."""
+
+PROJECT_PARTS: dict[str, tuple[str, ...]] = {
+    "detectron2.projects.deeplab.add_deeplab_config": (
+        "DeepLabV3Head",
+        "DeepLabV3PlusHead",
+        "build_resnet_deeplab_backbone",
+    ),
+    "detectron2.projects.panoptic_deeplab.add_panoptic_deeplab_config": ("PanopticDeepLab",),
+    "detectron2.projects.point_rend.add_pointrend_config": (
+        *("PointRendROIHeads", "PointRendSemSegHead", "PointRendMaskHead", "ImplicitPointRendMaskHead"),
+    ),
+    "detectron2.projects.mask2former.add_maskformer2_config": ("MaskFormer", "MaskFormerHead"),
+    "detectron2.projects.deformable_detr.add_deformable_detr_config": ("DeformableDETR", "DINO"),
+}
+"""Maps the same functions to the names of models and parts that read these keys; a config may set none of the keys."""
 
 PROJECT_FOLDERS = {
     "point_sup": "projects/PointSup",

@@ -16,12 +16,12 @@ import torch
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
 from detectron2.data.build import num_label_map_classes
+from detectron2.engine.defaults import DefaultTrainer
 from detectron2.engine.model_preparation import prepare_model
 from detectron2.engine.options import TrainOptions
 from detectron2.engine.random_states import random_states_kept
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
@@ -35,7 +35,7 @@ _SHARE_OF_MEMORY = 0.9  # the rest is for what is in pieces, and for other progr
 _STEPS = 2  # the optimizer takes its memory in the first one
 
 
-def set_largest_batch(cfg: CfgNode, scale_lr: bool = False) -> str:
+def set_largest_batch(cfg: CfgNode, scale_lr: bool = False, trainer: type[DefaultTrainer] = DefaultTrainer) -> str:
     """Set `SOLVER.IMS_PER_BATCH` to the largest batch that fits into the memory of the GPUs, at most 90 % of it.
 
     All processes must call it. With `SOLVER.ACCUMULATION_STEPS`, it is the batch of one of these steps.
@@ -44,6 +44,7 @@ def set_largest_batch(cfg: CfgNode, scale_lr: bool = False) -> str:
         cfg: a YAML config, changed in place.
         scale_lr: multiply `SOLVER.BASE_LR` by the ratio of the batches (linear rule, Goyal et al. 2017). The number of
             iterations stays.
+        trainer: builds the optimizer.
 
     Returns:
         A sentence about what was chosen.
@@ -62,7 +63,7 @@ def set_largest_batch(cfg: CfgNode, scale_lr: bool = False) -> str:
             f"{cfg.MODEL.DEVICE!r}. Without a GPU, set SOLVER.IMS_PER_BATCH."
         )
     with random_states_kept():
-        fitting = _images_that_fit(cfg)
+        fitting = _images_that_fit(cfg, trainer)
     processes = comm.get_world_size()
     fitting = min(comm.all_gather(fitting))
     if fitting == 0:
@@ -131,9 +132,9 @@ def largest_inputs(cfg: CfgNode) -> dict[str, Any]:
     boxes = np.concatenate([corner, np.add(corner, [0.4 * width, 0.4 * height])], axis=1)
     target = Instances((height, width), gt_boxes=Boxes(torch.as_tensor(boxes, dtype=torch.float32)))
     target.gt_classes = torch.zeros(_OBJECTS, dtype=torch.int64)
-    if cfg.MODEL.MASK_ON:
+    if cfg.MODEL.MASK_ON or "MASK_FORMER" in cfg.MODEL:
         polygons = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes])
-        is_bitmask = cfg.INPUT.MASK_FORMAT == "bitmask"
+        is_bitmask = cfg.INPUT.MASK_FORMAT == "bitmask" or "MASK_FORMER" in cfg.MODEL
         target.gt_masks = BitMasks.from_polygon_masks(polygons, height, width) if is_bitmask else polygons
     if cfg.MODEL.KEYPOINT_ON:
         points = torch.full((_OBJECTS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3), 2.0)
@@ -147,6 +148,8 @@ def largest_inputs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _largest_size_hw(cfg: CfgNode) -> tuple[int, int]:
+    if "lsj" in cfg.INPUT.get("DATASET_MAPPER_NAME", ""):  # Mask2Former's crops of one size
+        return cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     shorter = max(sizes) if isinstance(sizes, (list, tuple)) else sizes
     longer = cfg.INPUT.MAX_SIZE_TRAIN
@@ -154,13 +157,13 @@ def _largest_size_hw(cfg: CfgNode) -> tuple[int, int]:
     return (min(shorter, longer), longer) if shorter else (min(1080, longer), min(1920, longer))
 
 
-def _images_that_fit(cfg: CfgNode) -> int:
+def _images_that_fit(cfg: CfgNode, trainer: type[DefaultTrainer]) -> int:
     """How many images a step can have in this process; 0 if not even the model fits."""
     options = TrainOptions.from_cfg(cfg)
     inputs = largest_inputs(cfg)
     try:
         model = prepare_model(build_model(cfg), options)
-        optimizer = build_optimizer(cfg, model)
+        optimizer = trainer.build_optimizer(cfg, model)
         with torch.no_grad():  # random weights may lead to numbers that are not finite
             for parameter in model.parameters():
                 parameter.zero_()
@@ -192,6 +195,11 @@ def _try_steps(cfg: CfgNode, model: Any, optimizer: Any, batch: list[dict[str, A
                 trainer.run_step()
     except torch.OutOfMemoryError:
         return False
+    except (KeyError, ValueError) as error:
+        name, why = cfg.MODEL.META_ARCHITECTURE, error.args[0] if error.args else error
+        raise ValueError(
+            f"--auto-batch cannot make what {name} learns from ({why}). Set SOLVER.IMS_PER_BATCH instead."
+        ) from error
     finally:
         optimizer.zero_grad()
     return _share_of_memory() <= _SHARE_OF_MEMORY

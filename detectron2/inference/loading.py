@@ -4,13 +4,14 @@ A config is of one of two kinds: a `CfgNode` (YAML) or an omegaconf `DictConfig`
 """
 
 import copy
+import contextlib
 import importlib
 import importlib.util
 import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from detectron2.checkpoint.parts import is_parts_folder
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.merge import iter_leaves
 from detectron2.config.optional_keys import OPTIONAL_KEYS
-from detectron2.config.project_keys import adders_of
+from detectron2.config.project_keys import PROJECT_PARTS, adders_of
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.config.trusted_calls import refuse_foreign_config
 from detectron2.config.unread import warn_of_unread
@@ -42,6 +43,7 @@ from detectron2.utils.hub_files import MODEL_FILE
 
 __all__ = [
     "LoadedModel",
+    "add_keys_of_file",
     "add_project_keys",
     "available_device",
     "dataset_names",
@@ -195,7 +197,7 @@ def load_config(path: str, opts: Sequence[str], output_dir: str | None = None, d
             )
         return _finish(lazy, opts, output_dir, device)
     cfg = get_cfg()
-    add_project_keys(cfg, [*_paths(CfgNode.load_yaml_with_base(path)), *map(str, opts[::2])])
+    add_keys_of_file(cfg, path, opts)
     cfg.merge_from_file(path)
     return _finish(cfg, opts, output_dir, device)
 
@@ -332,7 +334,22 @@ def _paths(cfg: Mapping[str, Any]) -> list[str]:
     return [path for path, _ in iter_leaves(cfg)]
 
 
-def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
+def add_keys_of_file(cfg: CfgNode, path: str, opts: Sequence[Any]) -> None:
+    """Add the keys of the projects that a YAML file, or changes to it, use; see `add_project_keys`.
+
+    Args:
+        cfg: gets the keys.
+        path: the file.
+        opts: `KEY VALUE` pairs.
+
+    Example:
+        >>> add_keys_of_file(cfg := get_cfg(), find_config_file("COCO-Detection/rpn_R_50_C4_1x.yaml"), [])
+    """
+    leaves = [*iter_leaves(CfgNode.load_yaml_with_base(path)), *zip(opts[::2], opts[1::2], strict=False)]
+    add_project_keys(cfg, [str(key) for key, _ in leaves], [value for _, value in leaves])
+
+
+def add_project_keys(cfg: CfgNode, paths: list[str], values: Iterable[Any] = ()) -> None:
     """Add the keys of projects that come with the library, as far as they are used; importing them adds models.
 
     A package of the same name that is imported already, such as `mask2former` as its authors published it, stands in
@@ -341,6 +358,7 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
     Args:
         cfg: gets the keys.
         paths: the keys that a config has, such as "MODEL.POINT_HEAD.NAME".
+        values: their values, among which may be a part of a project, such as "PointRendROIHeads".
 
     Example:
         >>> cfg = get_cfg()
@@ -349,7 +367,10 @@ def add_project_keys(cfg: CfgNode, paths: list[str]) -> None:
         True
     """
     known = set(_paths(cfg))
-    for name in adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS]):
+    names = {value for value in values if isinstance(value, str)}
+    by_part = [adder for adder, parts in PROJECT_PARTS.items() if names.intersection(parts)]
+    by_key = adders_of([path for path in paths if path not in known and path not in OPTIONAL_KEYS])
+    for name in dict.fromkeys([*by_part, *by_key]):
         module, _, function = name.rpartition(".")
         published = module.rpartition(".")[2]
         module = published if hasattr(sys.modules.get(published), function) else module
@@ -372,8 +393,10 @@ def is_lazy_file(path: str) -> bool:
     """
     if path.endswith(".py"):
         return True
-    with PathManager.open(path, "r") as f:  # the keys of the other kind are in capitals
+    # The keys of the other kind are in capitals. What is no text is an error of the reader of YAML.
+    with PathManager.open(path, "r") as f, contextlib.suppress(UnicodeDecodeError):
         return any(str(line).startswith(("model:", "dataloader:", "train:")) for line in f)
+    return False
 
 
 def load_model(cfg: Any, weights: str = "", *, allow_random_weights: bool = False) -> tuple[nn.Module, DatasetMapper]:

@@ -290,9 +290,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     # None leaves torch its own choice, which False would not.
     arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": fused or None}
     optimizer = maybe_add_gradient_clipping(cfg, optimizer_class(params, **arguments, **settings(solver)))
+    if fused:
+        optimizer.register_load_state_dict_post_hook(_check_state)
     if fused and is_usual:
         optimizer.register_step_pre_hook(lambda optimizer, *_: match_memory_formats(optimizer))
     return optimizer
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """Refuse a state of other parameters: a fused optimizer would read and write beyond its memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name == "step" or value is None:
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ValueError(f"{name} of a parameter of shape {tuple(parameter.shape)} is {found}")
 
 
 def _can_be_fused_on_the_cpu(model: nn.Module) -> bool:

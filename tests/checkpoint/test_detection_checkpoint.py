@@ -18,6 +18,7 @@ from torch import nn
 
 from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.checkpoint.catalog import ModelCatalog
+from detectron2.checkpoint.load_report import OtherModelError
 from detectron2.utils.file_io import Detectron2Handler, DownloadError, PathManager
 
 
@@ -914,3 +915,14 @@ def test_a_full_disk_is_named_with_what_a_checkpoint_needs(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"model_0000003\.pth cannot be written, .* free at .* and 4\.0 MB are needed"):
         keeper.save("model_0000003")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "state", [None, [1], "text", 5, {"param_groups": None, "state": {}}, {"param_groups": [], "state": {}}]
+)
+def test_a_state_that_makes_no_sense_is_refused(tmp_path, state):
+    model = nn.Linear(2, 2)
+    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "m.pth")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(OtherModelError, match="The state of 'optimizer' in .*m.pth does not fit this training"):
+        DetectionCheckpointer(model, optimizer=optimizer).load(str(tmp_path / "m.pth"))

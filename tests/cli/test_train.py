@@ -311,7 +311,7 @@ def test_the_largest_batch_needs_a_gpu(command, yaml_file, coco, tmp_path):
 
 
 def test_a_training_that_torchrun_restarts_keeps_its_batch(command, yaml_file, coco, tmp_path, monkeypatch):
-    def choose(cfg, scale_lr):
+    def choose(cfg, scale_lr, trainer):
         cfg.defrost()
         cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 3, 0.25
         return "chosen"

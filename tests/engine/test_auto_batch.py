@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from detectron2.config import get_cfg
-from detectron2.engine import auto_batch
+from detectron2.engine import DefaultTrainer, auto_batch
 from detectron2.engine.auto_batch import largest_batch, largest_inputs, set_largest_batch
+from detectron2.inference.loading import load_config
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.projects.mask2former import MaskFormerTrainer
 
 
 class Limited(nn.Module):
@@ -108,7 +112,42 @@ def test_not_one_image_fits(as_on_a_gpu, monkeypatch):
 def test_a_detector_is_tried(cfg, monkeypatch):
     monkeypatch.setattr(auto_batch, "_share_of_memory", iter([0.5, 1.0]).__next__)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 96
-    assert auto_batch._images_that_fit(cfg) == 1
+    assert auto_batch._images_that_fit(cfg, DefaultTrainer) == 1
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_a_model_of_a_project_with_the_optimizer_of_its_trainer(monkeypatch, jitter):
+    built = []
+    monkeypatch.setattr(auto_batch, "_share_of_memory", iter([0.5, 1.0]).__next__)
+    path = Path(__file__).parents[2] / "projects/Mask2Former/configs/shapes/maskformer2_R18_shapes.yaml"
+    small = [
+        "MODEL.RESNETS.STEM_OUT_CHANNELS",
+        16,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        16,
+        "INPUT.MIN_SIZE_TRAIN",
+        (64,),
+    ]
+    more = ["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "INPUT.IMAGE_SIZE", 64] if jitter else []
+    cfg = load_config(str(path), [*small, "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96, *more])
+    assert largest_inputs(cfg)["image"].shape == (3, 64, 64 if jitter else 96)
+
+    class Trainer(MaskFormerTrainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model):
+            built.append(super().build_optimizer(cfg, model))
+            return built[0]
+
+    assert auto_batch._images_that_fit(cfg, Trainer) == 1 and isinstance(built[0], torch.optim.AdamW)
+
+
+def test_what_cannot_be_made_up(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "NeedsMore"
+    model = Limited(config())
+    model.forward = lambda batch: batch[0]["center"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"what NeedsMore learns from \(center\)\. Set SOLVER\.IMS"):
+        auto_batch._try_steps(cfg, model, optimizer, [{}])
 
 
 def test_what_it_is_for():

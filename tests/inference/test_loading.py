@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data import Metadata
 from detectron2.export.api import export_model
 from detectron2.inference import Predictor, loading
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from tests.cli.conftest import LAZY
 from tests.export.conftest import mapper as _mapper
 from tests.export.conftest import segmenter as _segmenter
@@ -180,13 +181,31 @@ def test_keys_of_projects():
     assert "POINT_HEAD" in cfg.MODEL
 
 
+PROJECTS = Path(__file__).resolve().parents[2] / "projects"
+
+
+@pytest.mark.parametrize("folder", ["DeepLab", "Panoptic-DeepLab", "PointRend", "Mask2Former", "DeformableDETR"])
+def test_configs_of_projects_that_set_none_of_their_keys(folder):
+    """The names of models and parts tell the project as well."""
+    files = sorted((PROJECTS / folder / "configs").rglob("*.yaml"))
+    assert files
+    for path in files:
+        cfg = loading.load_config(str(path), [], device="cpu")
+        assert META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+        if cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticDeepLab", "MaskFormer"):
+            assert SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)
+    path = str(PROJECTS / "DeepLab/configs/Cityscapes-SemanticSegmentation/Base-DeepLabV3-OS16-Semantic.yaml")
+    assert loading.load_config(path, ["MODEL.META_ARCHITECTURE", "DINO"], device="cpu").MODEL.DINO
+
+
 def test_kinds_of_config_files(tmp_path):
     for name, content, is_lazy in (
         ("a.py", "", True),
         ("a.yaml", "train: {}\n", True),
         ("b.yaml", "MODEL: {}\n", False),
+        ("c.yaml", b"\x93NUMPY\xff", False),
     ):
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         assert loading.is_lazy_file(str(tmp_path / name)) == is_lazy
 
 

@@ -594,3 +594,19 @@ def test_unknown_kind_of_clipping():
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, "all"
     with pytest.raises(ValueError, match=r"CLIP_TYPE must be one of value, norm, full_model, but is 'all'"):
         maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize("wrong", [torch.ones(5), torch.ones(()), "text"])
+def test_a_state_of_other_parameters_is_refused(kind, wrong):
+    """A fused optimizer would leave its memory with it."""
+    model = nn.Linear(2, 3)
+    optimizer = build_optimizer(settings("SOLVER.OPTIMIZER", kind), model)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(state)
+    name = next(name for name in state["state"][0] if name != "step")
+    state["state"][0][name] = wrong
+    with pytest.raises(ValueError, match=rf"{name} of a parameter of shape \(3, 2\) is "):
+        optimizer.load_state_dict(state)
