@@ -75,7 +75,8 @@ class VisImage:
         self._render()
         rgba = np.asarray(self._renderer.buffer_rgba())
         picture = np.empty((*rgba.shape[:2], 3), np.uint8)
-        _copy_channels(rgba, picture)
+        for channel in range(3):  # one at a time takes a third of the time of all
+            picture[..., channel] = rgba[..., channel]
         if self._figure is None:
             return picture
         self._figure.canvas.draw()
@@ -237,13 +238,16 @@ class VisImage:
         self._fill_background(np.asarray(self._renderer_.buffer_rgba()))
 
     def _fill_background(self, rgba: np.ndarray) -> None:
-        """Write the image in the size of the canvas."""
-        picture = np.ascontiguousarray(self.img)
+        """Write the image in the size of the canvas; the target is one piece of memory."""
+        picture = np.ascontiguousarray(self.img[..., :3])
         if picture.dtype != np.uint8:
             picture = picture.clip(0, 255).astype(np.uint8)
         if (self.width, self.height) != self._size_wh:
             picture = np.asarray(Image.fromarray(picture).resize(self._size_wh, Image.Resampling.BILINEAR))
-        _copy_channels(picture, rgba)
+        # A pixel and the byte behind it, which opacity replaces: four bytes at a time take a third of the time.
+        words = np.ndarray(picture.size // 3 - 1, np.uint32, picture, strides=(3,))
+        rgba.reshape(-1).view(np.uint32)[:-1] = words
+        rgba[-1, -1, :3] = picture[-1, -1]
         rgba[..., 3] = 255
 
     def _render(self) -> None:
@@ -280,8 +284,8 @@ class VisImage:
         def draw(renderer: Any) -> None:
             target = _InPoints(renderer, self._size_wh[1])
             background = np.empty((self._size_wh[1], self._size_wh[0], 4), np.uint8)
-            self._fill_background(background[::-1])  # images begin with their lowest row
-            target.draw_image(target.new_gc(), 0, 0, background)
+            self._fill_background(background)
+            target.draw_image(target.new_gc(), 0, 0, np.ascontiguousarray(background[::-1]))  # the lowest row first
             for operation in self._operations:
                 operation(target)
 
@@ -319,12 +323,6 @@ class VisImage:
         axes.set_ylim(self.height, 0)
         axes.set_autoscale_on(False)
         return figure
-
-
-def _copy_channels(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy the colours of an image of three or four channels; one at a time takes a third of the time of all."""
-    for channel in range(3):
-        target[..., channel] = source[..., channel]
 
 
 class _InPoints:

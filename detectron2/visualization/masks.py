@@ -102,21 +102,24 @@ def _followers(bits: np.ndarray, width: int, pixel: np.ndarray, side: np.ndarray
     next_pixel = pixel + ahead * is_blocked + aside * is_corner
     next_side = (side + 1 - is_blocked - is_corner) % 4
     key = 4 * pixel + side
-    order = key.argsort()
+    order = key.argsort(kind="stable")  # fast for the four parts, each of which is sorted
     return order[key[order].searchsorted(4 * next_pixel + next_side)], next_side
 
 
 def _rings(following: list[int], order: list[int]) -> list[list[int]]:
     """Closed walks, the indices of each, that begin in an order."""
-    is_new, places = bytearray(b"\1" * len(following)), []
+    is_new, places, missing = np.ones(len(following), bool), [], len(following)
     for start in order:
+        if missing == 0:
+            break
         if not is_new[start]:
             continue
         place, at = [start], following[start]
         while at != start:
             place.append(at)
-            is_new[at] = 0
             at = following[at]
+        is_new[place] = False
+        missing -= len(place)
         places.append(place)
     return places
 
@@ -222,7 +225,9 @@ class GenericMask:
 
     def _content(self) -> tuple[np.ndarray, tuple[int, int]]:
         """A part of the image with all pixels of the object, and column and row where it begins."""
-        return crop_to_content(self.mask) if self._part is None else self._part
+        if self._part is None:
+            self._part = crop_to_content(self.mask)  # a view
+        return self._part
 
     def paint(self, canvas: np.ndarray, value: Any) -> None:
         """Set the pixels of the object in an array (height, width, …)."""
