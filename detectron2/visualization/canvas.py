@@ -49,6 +49,8 @@ class VisImage:
     """
 
     def __init__(self, img: np.ndarray, scale: float = 1.0):
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be a number above 0, got {scale!r}.")
         self.img = img
         self.scale = scale
         self.height, self.width = img.shape[:2]
@@ -210,6 +212,8 @@ class VisImage:
             raise ValueError(f"horizontal_alignment must be one of {sorted(_ALIGNMENT)}, got {horizontal_alignment!r}.")
         x = float(position_xy[0]) * self._size_wh[0] / self.width
         y = float(position_xy[1]) * self._size_wh[1] / self.height
+        if not np.isfinite([x, y]).all():
+            return  # as with shapes: what is nowhere is not drawn
         share, lines = _ALIGNMENT[horizontal_alignment], text.split("\n")
 
         def operation(renderer: Any) -> None:

@@ -73,7 +73,7 @@ def to_rgba(color: Any, alpha: float | None = None) -> tuple[float, float, float
     """
     from matplotlib import colors
 
-    return colors.to_rgba(tuple(color) if isinstance(color, np.ndarray) else color, alpha)
+    return colors.to_rgba(tuple(color.tolist()) if getattr(color, "ndim", 0) == 1 else color, alpha)
 
 
 def class_color(index: int, given: Sequence[Sequence[int]] | None = None) -> tuple[float, float, float]:

@@ -242,15 +242,22 @@ class Visualizer(DrawsPrimitives):
         return self.output
 
     def _draw_annotations(self, annotations: Sequence[dict]) -> None:
-        masks = keypoints = None
+        boxes = masks = keypoints = None
         if all("segmentation" in a for a in annotations):
             masks = [a["segmentation"] for a in annotations]
         if all("keypoints" in a for a in annotations):
-            keypoints = np.array([a["keypoints"] for a in annotations], dtype=float).reshape(len(annotations), -1, 3)
-        boxes = [
-            a["bbox"] if len(a["bbox"]) == 5 else BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-            for a in annotations
-        ]
+            counts = [np.size(a["keypoints"]) for a in annotations]
+            if counts[0] % 3 or len(set(counts)) > 1:
+                raise ValueError(f"keypoints: expected x, y, visibility of each, as many for all; got {counts} numbers.")
+            keypoints = np.array([np.ravel(a["keypoints"]) for a in annotations], float).reshape(len(counts), -1, 3)
+        if all("bbox" in a for a in annotations):
+            boxes = [
+                a["bbox"] if len(a["bbox"]) == 5 else BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+                for a in annotations
+            ]
+        for i, annotation in enumerate(annotations):
+            if "category_id" not in annotation:
+                raise ValueError(f"Annotation {i} has no 'category_id', only {sorted(annotation)}.")
         classes = [a["category_id"] for a in annotations]
         crowd = [a.get("iscrowd", 0) for a in annotations]
         labels = _create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd)
@@ -264,7 +271,7 @@ class Visualizer(DrawsPrimitives):
         self,
         *,
         boxes: Any = None,
-        labels: Sequence[str] | None = None,
+        labels: Iterable[Any] | None = None,
         masks: Any = None,
         keypoints: Any = None,
         assigned_colors: Sequence[Any] | None = None,
@@ -275,7 +282,7 @@ class Visualizer(DrawsPrimitives):
         Args:
             boxes: `Boxes`, `RotatedBoxes`, or an array (N, 4) of `(x1, y1, x2, y2)` or (N, 5) of `(center x,
                 center y, width, height, degrees counter-clockwise)`.
-            labels: N texts.
+            labels: N texts, or numbers such as those of tracks.
             masks: `BitMasks`, `PolygonMasks`, or N masks in any form that `GenericMask` takes.
             keypoints: `Keypoints` or an array (N, K, 3) of `(x, y, visibility or score)`.
             assigned_colors: N colours; None to choose them.
@@ -295,6 +302,7 @@ class Visualizer(DrawsPrimitives):
         """
         if isinstance(labels, str):
             raise TypeError(f"labels is a list with a text for each instance; got the text {labels!r}.")
+        labels = None if labels is None else [label if label is None else str(label) for label in as_array(labels)]
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
         keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
@@ -380,7 +388,7 @@ class Visualizer(DrawsPrimitives):
 
     def _draw_label(self, text: str, frame_xyxy: np.ndarray, color: Any, on_box: bool) -> None:
         """Write the label of an instance at its box, or in the middle of its mask, where no other label is."""
-        if not text:
+        if not text or not np.isfinite(frame_xyxy).all():
             return
         font_size = self._label_font_size()
         scale = self.output.scale
@@ -400,7 +408,7 @@ class Visualizer(DrawsPrimitives):
     def _shown_parts(self, predictions: Any) -> dict[str, Any]:
         """Arguments of `overlay_instances` for predictions, but for the colours; also sets the background."""
         predictions = predictions.to(self.cpu_device)
-        scores = predictions.scores.tolist() if predictions.has("scores") else None
+        scores = predictions.scores if predictions.has("scores") else None
         masks = self._predicted_masks(predictions)
         if self._instance_mode == ColorMode.IMAGE_BW:
             covered = union_of_masks(masks, self.output.height, self.output.width) if masks else None

@@ -405,3 +405,55 @@ def test_a_mask_with_a_hole_has_two_colours_along_the_border_of_the_picture(scal
     drawn = visualizer.draw_binary_mask(mask, color="blue").get_image()
     for row in (0, -1):
         assert len({tuple(pixel) for pixel in drawn[row].tolist()}) == 2
+
+
+class TestUnusualInstances:
+    @pytest.mark.parametrize("labels", [[1, 2], torch.tensor([1, 2]), np.array(["1", "2"]), (str(i) for i in (1, 2))])
+    def test_labels_are_written_whatever_their_type(self, labels):
+        boxes = np.array([[5, 20, 40, 50], [45, 20, 75, 50]])
+        image = np.zeros((60, 80, 3), np.uint8)
+        want = Visualizer(image).overlay_instances(boxes=boxes, labels=["1", "2"]).get_image()
+        assert (Visualizer(image).overlay_instances(boxes=boxes, labels=labels).get_image() == want).all()
+
+    def test_fields_may_be_lists_and_colors_tensors(self):
+        fields = {"scores": [0.5, 0.25], "pred_classes": [0, 1]}
+        boxes = Boxes(torch.tensor([[5.0, 20, 40, 50], [45, 20, 75, 50]]))
+        image = np.zeros((60, 80, 3), np.uint8)
+        pictures = [
+            Visualizer(image).draw_instance_predictions(Instances((60, 80), pred_boxes=boxes, **f)).get_image()
+            for f in (fields, {name: torch.tensor(values) for name, values in fields.items()})
+        ]
+        assert (pictures[0] == pictures[1]).all()
+        red = [
+            Visualizer(image).draw_box((5, 5, 20, 20), edge_color=c, alpha=1).get_image()
+            for c in ("red", torch.eye(3)[0])
+        ]
+        assert (red[0] == red[1]).all()
+
+    @pytest.mark.parametrize("columns", [4, 5])
+    def test_an_object_that_is_nowhere_is_left_out(self, columns):
+        boxes = np.array([[20.0, 20, 40, 50, 0][:columns], [np.nan] * columns])
+        image = np.zeros((60, 80, 3), np.uint8)
+        colors = ["red", "blue"]
+        got = Visualizer(image).overlay_instances(boxes=boxes, labels=["a", "b"], assigned_colors=colors).get_image()
+        want = Visualizer(image).overlay_instances(boxes=boxes[:1], labels=["a"], assigned_colors=colors[:1])
+        assert (got == want.get_image()).all()
+
+    def test_annotations_without_boxes(self):
+        record = {"annotations": [{"category_id": 0, "segmentation": [[10, 10, 50, 10, 50, 40]]}]}
+        image = np.zeros((60, 80, 3), np.uint8)
+        assert Visualizer(image).draw_dataset_dict(record).get_image()[15, 45].any()
+
+    @pytest.mark.parametrize(
+        ("annotation", "text"),
+        [({"bbox": [1, 1, 5, 5], "bbox_mode": 0}, r"Annotation 0 has no 'category_id', only \['bbox', 'bbox_mode'\]")]
+        + [({"category_id": 0, "keypoints": [1, 2, 2, 3]}, r"keypoints: expected x, y, visibility .* got \[4\]")],
+    )
+    def test_wrong_annotations_are_named(self, annotation, text):
+        with pytest.raises(ValueError, match=text):
+            Visualizer(np.zeros((60, 80, 3), np.uint8)).draw_dataset_dict({"annotations": [annotation]})
+
+    @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
+    def test_scale(self, scale):
+        with pytest.raises(ValueError, match="scale must be a number above 0"):
+            Visualizer(np.zeros((6, 8, 3), np.uint8), scale=scale)
