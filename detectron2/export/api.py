@@ -424,6 +424,7 @@ class _Export:
             output_layout=self.options.outputs,
             masks=self.options.masks,
             max_detections=self.options.max_detections,
+            score_threshold=self.threshold,
         )
 
     def _cases(self, graph: Any, description: Mapping[str, Any], size: tuple[int, int], folder: Path) -> list[Case]:
@@ -461,8 +462,8 @@ class _Export:
                 found = split_outputs(_run_graph(plain, images, threshold), len(images))
             if limit is None:
                 return found
-            maps = ("sem_seg", "center", "offset")
-            return [{k: v if k in maps else v[:limit] for k, v in result.items()} for result in found]
+            rows = ("boxes", "scores", "classes", "masks", "keypoint_heatmaps")
+            return [{k: v[:limit] if k in rows else v for k, v in result.items()} for result in found]
 
         return reference
 

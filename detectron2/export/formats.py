@@ -169,7 +169,8 @@ def load_artifact(path: str | os.PathLike, description: Mapping[str, Any]) -> Ru
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the warnings and progress messages of exporters, whose result is checked by running it."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [each.level for each in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()):
         warnings.simplefilter("ignore")

@@ -279,6 +279,11 @@ class Caffe2Tracer:
 
     def _raw(self, nms: str) -> tuple[_RawOutputs, tuple[torch.Tensor, torch.Tensor]]:
         graph = build_graph(self.model, GraphOptions(outputs="flat", nms=nms))
+        if graph.task == "mask_classification":
+            raise ValueError(
+                f"Caffe2Tracer has no form for the queries of {type(self.model).__name__}; use "
+                "export_model(model, path, format='onnx')."
+            )
         image = self.inputs[0]["image"].to(graph.model.device, torch.float32)
         size = torch.tensor([[*image.shape[1:], 1.0]], device=image.device)
         return _RawOutputs(graph).eval(), (image[None], size)

@@ -67,7 +67,7 @@ def preprocessing_of(model: nn.Module, mapper: Any) -> dict[str, Any]:
         "long_edge": long,
         "exif": getattr(mapper, "exif", "apply"),
         "size_divisibility": divisibility or int(constraints.get("size_divisibility", 0)),
-        "square": 0 if own > 0 else int(constraints.get("square_size", 0)),
+        "square": int(getattr(model, "square_size", 0) if own > 0 else constraints.get("square_size", 0)),
         "pixel_mean": _plain(getattr(model, "pixel_mean", ())),
         "pixel_std": _plain(getattr(model, "pixel_std", ())),
     }
@@ -95,23 +95,33 @@ def describe(
         preprocessing: of `preprocessing_of`.
         metadata: names and colours, as in `detectron2.data.Metadata`; classes without a name get their number.
         cfg: the config, of which a hash tells later whether it is the same.
-        **facts: "format", "artifact", "dynamic", "size", "precision", "output_layout", "masks", "max_detections".
+        **facts: "format", "artifact", "dynamic", "size", "precision", "output_layout", "masks", "max_detections",
+            "score_threshold".
 
     Returns:
         Plain values, in the order of the documentation.
     """
     known: Mapping[str, Any] = metadata if isinstance(metadata, Mapping) else getattr(metadata, "as_dict", dict)()
     task = graph.task
-    has_instances = task in ("instances", "keypoints", "panoptic")
+    rules = graph.rules() if task == "mask_classification" else None
+    has_instances = task in ("instances", "keypoints", "panoptic") or bool(rules and rules["instances"])
     limit = facts.get("max_detections")
     if limit is None and has_instances:
         limit = _find(model, ("test_topk_per_image", "max_detections_per_image"))
     elif limit is None and task == "proposals":
         limit = _find(model, ("post_nms_topk",))[False]
-    things = _names(known.get("thing_classes"), _find(model, ("num_classes",), _of_things) if has_instances else 0)
+    if rules:
+        num_things, num_stuff = graph.class_counts()
+    else:
+        num_things, num_stuff = _find(model, ("num_classes",), _of_things) if has_instances else 0, _num_stuff(model)
+    things = _names(known.get("thing_classes"), num_things)
     stuff = None
-    if task in ("semantic", "panoptic", "panoptic_deeplab"):
-        stuff = _names(known.get("stuff_classes"), _num_stuff(model))
+    if (rules and (rules["semantic"] or rules["panoptic"])) or task in ("semantic", "panoptic", "panoptic_deeplab"):
+        stuff = _names(known.get("stuff_classes"), num_stuff)
+    threshold = None
+    if "score_threshold" in graph.input_names or (rules and has_instances):
+        threshold = _find(model, ("test_score_thresh",))
+        threshold = facts.get("score_threshold") or 0.0 if threshold is None else threshold
     return {
         "layout": LAYOUT,
         "format": facts["format"],
@@ -125,7 +135,7 @@ def describe(
         "dynamic": list(facts["dynamic"]),
         "size": None if facts["size"] is None else list(facts["size"]),
         "max_detections": limit,
-        "score_threshold": _find(model, ("test_score_thresh",)) if "score_threshold" in graph.input_names else None,
+        "score_threshold": threshold,
         "mask_threshold": 0.5,
         "classes": things,
         "class_colors": _plain(known.get("thing_colors")),
@@ -134,6 +144,7 @@ def describe(
         "keypoints": _keypoints(known) if "keypoint_heatmaps" in graph.output_names else None,
         "preprocessing": dict(preprocessing),
         "panoptic": _panoptic(task, model, things),
+        "mask_classification": rules,
         "versions": {**installed_versions(), **_versions(_PACKAGES)},
         "config_sha256": _hash(cfg),
         "precision": facts["precision"],

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 from torch import nn
-from torch.nn import functional as F
 
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
 from detectron2.export.artifact import batch_of
@@ -25,6 +24,7 @@ from detectron2.export.runtime.images import load_image, preprocess
 from detectron2.export.runtime.predict import Predictor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.hf_detector import HFDetector
+from detectron2.modeling.meta_arch.hf_segmenter import HFSegmenter
 from detectron2.modeling.meta_arch.panoptic_fpn import PanopticFPN
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
@@ -58,7 +58,9 @@ Reference = Callable[[Sequence[torch.Tensor], float | None], list[Result]]
 _ABOVE_ALL = 1.01  # a threshold that no score reaches
 _ROUNDINGS = 8  # times that a model is run with other weights, where one of two near-ties has an even chance each time
 _ROUNDING = 2.0**-21  # relative change of a weight: four units in the last place of float32
+_QUERIES = ("class_scores", "mask_logits", "padded_sizes")
 _MAPS = ("sem_seg", "center", "offset")
+_OF_IMAGES = (*_MAPS, *_QUERIES)
 
 
 class VerificationError(ValueError):
@@ -275,6 +277,8 @@ def eager_results(
         if isinstance(model, (GeneralizedRCNN, HFDetector)):
             return [_of_instances(x, masks) for x in model.inference(inputs, do_postprocess=False)]
         batch = model.preprocess_image(inputs) if hasattr(model, "preprocess_image") else None
+        if isinstance(model, HFSegmenter):
+            return _of_queries(*model.inference(inputs, do_postprocess=False), batch)
         if batch is None or not hasattr(model, "backbone"):
             return None
         features = model.backbone(batch.tensor)
@@ -293,11 +297,13 @@ def eager_results(
             return [{"sem_seg": s, "center": c, "offset": o} for s, c, o in parts]
         if hasattr(model, "sem_seg_head") and hasattr(model, "semantic_inference"):  # and so does Mask2Former
             found = model.sem_seg_head(features)
-            size = batch.tensor.shape[-2:]
-            whole = F.interpolate(found["pred_masks"], size, mode="bilinear", align_corners=False)
-            parts = zip(found["pred_logits"], whole, strict=True)
-            return [{"sem_seg": model.semantic_inference(logits, mask)} for logits, mask in parts]
+            return _of_queries(found["pred_logits"].softmax(-1), found["pred_masks"], batch)
     return None
+
+
+def _of_queries(scores: torch.Tensor, masks: torch.Tensor, batch: Any) -> list[Result]:
+    size = torch.tensor(batch.tensor.shape[-2:])
+    return [{"class_scores": s, "mask_logits": m, "padded_sizes": size} for s, m in zip(scores, masks, strict=True)]
 
 
 def _of_instances(found: Instances, masks: str) -> Result:
@@ -320,13 +326,13 @@ def split_outputs(outputs: Mapping[str, torch.Tensor], count: int) -> list[Resul
     for i in range(count):
         if "image_index" in outputs:
             rows = outputs["image_index"] == i
-            result = {k: v[rows] for k, v in outputs.items() if k not in (*_MAPS, "image_index")}
+            result = {k: v[rows] for k, v in outputs.items() if k not in (*_OF_IMAGES, "image_index")}
         elif "count" in outputs:
             n = int(outputs["count"][i])
-            result = {k: v[i, :n] for k, v in outputs.items() if k not in (*_MAPS, "count")}
+            result = {k: v[i, :n] for k, v in outputs.items() if k not in (*_OF_IMAGES, "count")}
         else:
             result = {}
-        results.append({**result, **{k: outputs[k][i] for k in _MAPS if k in outputs}})
+        results.append({**result, **{k: outputs[k][i] for k in _OF_IMAGES if k in outputs}})
     return results
 
 
@@ -412,11 +418,14 @@ def compare_images(
     if missing:
         faults.append(f"only one of the two has {', '.join(missing)}")
         return
-    for name in (n for n in _MAPS if n in want):
-        h, w = size_hw
+    for name in (n for n in _OF_IMAGES if n in want):
         if want[name].shape != have[name].shape:
             faults.append(f"{name} has shape {tuple(have[name].shape)}, not {tuple(want[name].shape)}")
-            continue
+            return
+    if "class_scores" in want:
+        _compare_queries(want, have, comparison, bounds)
+    for name in (n for n in _MAPS if n in want):
+        h, w = size_hw
         difference = have[name][:, :h, :w] - want[name][:, :h, :w]
         _check(comparison, "maps", difference, bounds.maps, name, bounds.chosen_points)
     if "boxes" not in want:
@@ -439,6 +448,16 @@ def compare_images(
         _check(comparison, "maps", heatmaps, bounds.maps, "heat maps of keypoints")
     if "masks" in want:
         _check_masks(comparison, want["masks"][i], have["masks"][j], bounds)
+
+
+def _compare_queries(want: Result, have: Result, comparison: Comparison, bounds: Bounds) -> None:
+    """Compare classes and masks of queries, which have the same order in both."""
+    if want["padded_sizes"].tolist() != have["padded_sizes"].tolist():
+        sizes = " x ".join(map(str, want["padded_sizes"].tolist()))
+        comparison.faults.append(f"padded_sizes are {have['padded_sizes'].tolist()}, and the model pads to {sizes}")
+    scores, masks = have["class_scores"] - want["class_scores"], have["mask_logits"].sigmoid()
+    _check(comparison, "scores", scores, bounds.scores, "classes of queries")
+    _check(comparison, "masks", masks - want["mask_logits"].sigmoid(), bounds.masks, "masks of queries")
 
 
 def _check_masks(comparison: Comparison, want: torch.Tensor, have: torch.Tensor, bounds: Bounds) -> None:
@@ -493,10 +512,17 @@ def compare_with_predictor(
         # The program makes such images fit, and the model is to see the same pixels.
         pixels, sizes = preprocess(load_image(str(picture)), predictor.meta)
         sample["image"] = torch.from_numpy(pixels[0, :, : sizes[0, 0], : sizes[0, 1]].copy())
+    # The model pads to the largest of a batch, and what is around an image may count.
+    frame = [{"image": torch.zeros(len(sample["image"]), *room)}] if room is not None else []
 
     def output_of(model: nn.Module) -> dict[str, Any]:
         with torch.no_grad(), score_threshold(model, threshold):
-            return model([{**sample, **size}])[0]
+            output = model([{**sample, **size}, *frame])[0]
+        if predictor.meta["task"] == "mask_classification" and "instances" in output:
+            best = output["instances"]  # a threshold and a limit that are not the model's belong to the program
+            best = best[best.scores > predictor.meta["score_threshold"]][: predictor.meta["max_detections"]]
+            output = {**output, "instances": best}
+        return output
 
     output = output_of(model)
     rounded = functools.cache(lambda: [_of_output(output_of(other)) for other in otherwise_rounded(model)])
@@ -645,7 +671,8 @@ def table_of(comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         count = str(c.expected) if c.expected == c.found else f"{c.expected} -> {c.found}"
         numbers = [f"{c.differences[k]:.1e}" if k in c.differences else "-" for k in kinds]
-        rows.append([c.case, c.shape, *([count, c.swapped] if has_detections else []), *numbers])
+        found = [count, c.swapped] if "boxes" in c.differences else ["-", "-"]
+        rows.append([c.case, c.shape, *(found if has_detections else []), *numbers])
         rows[-1].append("fails" if c.faults else "ok")
     lines = [tabulate(rows, headers, disable_numparse=True)]
     for c in (c for c in comparisons if c.faults):

@@ -650,7 +650,7 @@ def _set_artifact(model: ExportedModel, backend: str, precision: str, device: An
         )
     if device not in (None, "auto") and torch.device(device).type != "cpu":
         raise ValueError(f"device={device!r} is for models of PyTorch; exported ones run on the CPU here.")
-    if threshold is not None and "score_threshold" in known["inputs"]:
+    if threshold is not None and known["score_threshold"] is not None:
         known["score_threshold"] = min(threshold, known["score_threshold"])
     return known["format"]
 

@@ -3,6 +3,7 @@
 from .dense import DenseDetectorGraph, FCOSGraph, RetinaNetGraph
 from .graph import ExportGraph, GraphOptions, GraphPart, NotExportableError, build_graph, register_exportable
 from .hf_models import HFDetectorGraph, HFSegmenterGraph
+from .mask_classification import MaskClassificationGraph
 from .operators import nms_keep, onnx_translations
 from .proposals import Proposals
 from .rcnn import GeneralizedRCNNGraph, PanopticFPNGraph, ProposalNetworkGraph
@@ -21,6 +22,7 @@ __all__ = [
     "GraphPart",
     "HFDetectorGraph",
     "HFSegmenterGraph",
+    "MaskClassificationGraph",
     "NotExportableError",
     "PanopticFPNGraph",
     "PoolerGraph",

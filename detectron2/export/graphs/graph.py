@@ -14,11 +14,20 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from detectron2.modeling import MViT, SwinTransformer, ViT
 from detectron2.utils.env import TORCH_VERSION
 
-__all__ = ["ExportGraph", "GraphOptions", "GraphPart", "NotExportableError", "build_graph", "register_exportable"]
+__all__ = [
+    "ExportGraph",
+    "GraphOptions",
+    "GraphPart",
+    "NotExportableError",
+    "OpenSizes",
+    "build_graph",
+    "register_exportable",
+]
 
 
 class NotExportableError(ValueError):
@@ -165,6 +174,38 @@ def build_graph(model: nn.Module, options: GraphOptions | None = None) -> "Expor
     return graph.eval()
 
 
+def _is_open(values: Any) -> bool:
+    """Whether a number, or one of nested lists of numbers, is a size that varies."""
+    if isinstance(values, (list, tuple)):
+        return any(map(_is_open, values))
+    return isinstance(values, (torch.SymInt, torch.Tensor))
+
+
+def _stacked(values: Any, **options: Any) -> torch.Tensor:
+    """Make a tensor of nested lists of numbers."""
+    if isinstance(values, (list, tuple)):
+        return torch.stack([_stacked(x, **options) for x in values])
+    return (torch.as_tensor if isinstance(values, torch.Tensor) else torch.scalar_tensor)(values, **options)
+
+
+class OpenSizes(TorchFunctionMode):
+    """Compute what exporters take for constants though it varies: lengths of `torch.linspace`, sizes as tensors.
+
+    A size that varies is a `torch.SymInt` to `torch.export`, and a tensor to `torch.jit.trace`.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in (torch.as_tensor, torch.tensor) and isinstance(args[0], (list, tuple)) and _is_open(args[0]):
+            return _stacked(args[0], **options)
+        if func is not torch.linspace or not _is_open(args[2]):
+            return func(*args, **options)
+        start, end, steps = args
+        places = torch.arange(steps, **options)
+        length, parts = (places.new_ones(()) * x for x in (end - start, steps - 1))
+        return places * (length / parts.clamp(min=1)) + start
+
+
 class ExportGraph(nn.Module):
     """A model as a function of padded images and their sizes.
 
@@ -178,7 +219,7 @@ class ExportGraph(nn.Module):
     replaces: tuple[str, ...] = ("forward", "inference", "preprocess_image")
     """See `GraphPart.replaces`."""
     task: str = ""
-    """"instances", "keypoints", "proposals", "semantic", "panoptic" or "panoptic_deeplab"."""
+    """"instances", "keypoints", "proposals", "semantic", "panoptic", "panoptic_deeplab" or "mask_classification"."""
     output_names: tuple[str, ...] = ()
     """Names of what `forward` returns."""
     score_threshold: float | None = None
@@ -235,9 +276,7 @@ class ExportGraph(nn.Module):
         """Normalise images, put zeros around each of them, and pad all as the backbone asks."""
         height, width = images.shape[-2:]
         x = (images - self.model.pixel_mean) / self.model.pixel_std
-        rows = torch.arange(height, device=images.device) < image_sizes[:, :1]
-        columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
-        x = torch.where(rows[:, None, :, None] & columns[:, None, None, :], x, 0.0)
+        x = torch.where(self.inside(image_sizes, (height, width))[:, None], x, 0.0)
         square, divisibility = self._padding()
         if square > 0:
             return F.pad(x, (0, square - width, 0, square - height))
@@ -245,6 +284,13 @@ class ExportGraph(nn.Module):
             down, right = (self._multiple(size, divisibility) - size for size in (height, width))
             return F.pad(x, (0, right, 0, down))
         return x
+
+    def inside(self, image_sizes: torch.Tensor, size_hw: Sequence[Any]) -> torch.Tensor:
+        """Which pixels of a batch of a size are of an image: bool `Tensor[N, H, W]`."""
+        rows, columns = (
+            torch.arange(n, device=image_sizes.device) < image_sizes[:, i : i + 1] for i, n in enumerate(size_hw)
+        )
+        return rows[:, :, None] & columns[:, None]
 
     def _multiple(self, size: Any, divisor: int) -> Any:
         """The smallest multiple of `divisor` that is not below `size`."""
@@ -307,6 +353,6 @@ class ExportGraph(nn.Module):
 
         Returns:
             For each image a dictionary: "instances" or "proposals", an `Instances`; "sem_seg", scores at the size of
-            the padded input.
+            the padded input. What results are made of without this library stays as it is.
         """
         raise NotImplementedError(f"{type(self).__name__} must define to_results()")

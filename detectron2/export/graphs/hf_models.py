@@ -1,4 +1,4 @@
-"""Detectors of Hugging Face transformers as graphs.
+"""Detectors and segmenters of Hugging Face transformers as graphs.
 
 Letters: `N` images, `Q` queries, `L` labels of the network, `D` detections.
 """
@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from detectron2.modeling.meta_arch.hf_detector import HFDetector
 from detectron2.modeling.meta_arch.hf_segmenter import HFSegmenter
 
-from .graph import ExportGraph, GraphOptions, NotExportableError, register_exportable
+from .graph import ExportGraph, GraphOptions, OpenSizes, register_exportable
+from .mask_classification import MaskClassificationGraph
 from .rcnn import instances_of_outputs
 from .roi_heads import as_detections, detection_names
 
@@ -44,31 +44,19 @@ def _recordable(network: Any) -> Iterator[None]:
         names.update(before)
 
 
-def _is_open(values: Any) -> bool:
-    """Whether a number, or one of nested lists of numbers, is a size that varies."""
-    return any(map(_is_open, values)) if isinstance(values, (list, tuple)) else isinstance(values, torch.SymInt)
-
-
-def _stacked(values: Any, **options: Any) -> torch.Tensor:
-    """Make a tensor of nested lists of numbers."""
-    if isinstance(values, (list, tuple)):
-        return torch.stack([_stacked(x, **options) for x in values])
-    return torch.scalar_tensor(values, **options)
-
-
-class _OpenSizes(TorchFunctionMode):
-    """Compute what exporters take for constants though it varies: lengths of `torch.linspace`, sizes as tensors."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if func in (torch.as_tensor, torch.tensor) and _is_open(args[0]):
-            return _stacked(args[0], **options)
-        if func is not torch.linspace or not _is_open(args[2]):
-            return func(*args, **options)
-        start, end, steps = args
-        places = torch.arange(steps, **options)
-        length, parts = (places.new_ones(()) * x for x in (end - start, steps - 1))
-        return places * (length / parts.clamp(min=1)) + start
+@contextlib.contextmanager
+def _with_numbers(network: Any, name: str, numbers: list[float]) -> Iterator[None]:
+    """Give a network numbers in the place of a buffer of this name, which it asks what to do."""
+    buffer = network._buffers.pop(name, None)
+    if buffer is None:
+        yield
+        return
+    network.__dict__[name] = numbers
+    try:
+        yield
+    finally:
+        del network.__dict__[name]
+        network._buffers[name] = buffer
 
 
 @register_exportable(HFDetector)
@@ -96,13 +84,11 @@ class HFDetectorGraph(ExportGraph):
             height, width = pixels.shape[2:]
             frames, further = image_sizes.flip(1), {}
             if model.family.knows_padding:
-                rows = torch.arange(height, device=images.device) < image_sizes[:, :1]
-                columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
-                further["pixel_mask"] = (rows[:, :, None] & columns[:, None]).long()
+                further["pixel_mask"] = self.inside(image_sizes, (height, width)).long()
             else:
                 # Not of the sizes of images, but with as many rows.
                 frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
-            with _recordable(model.network), _OpenSizes():
+            with _recordable(model.network), OpenSizes():
                 outputs = model.network(pixel_values=pixels, **further)
             boxes, scores, classes = model.select(outputs.logits, outputs.pred_boxes, frames.to(torch.float32))
             if (limit := self.options.max_detections) is not None:
@@ -119,12 +105,50 @@ class HFDetectorGraph(ExportGraph):
 
 
 @register_exportable(HFSegmenter)
-class HFSegmenterGraph(ExportGraph):
-    """A segmenter of transformers, which is refused by name."""
+class HFSegmenterGraph(MaskClassificationGraph):
+    """A segmenter of transformers."""
+
+    replaces = ("forward", "inference", "preprocess_image", "queries", "_result", "_instances", "_panoptic")
 
     def __init__(self, model: Any, options: GraphOptions):
-        kind = model.transformers_config["model_type"]
-        raise NotExportableError(
-            f"the model, HFSegmenter with {kind}, has no exportable form: its masks belong to queries, not to boxes, "
-            "and exported models have no such output. Export model.network with the tools of transformers"
-        )
+        super().__init__(model, options)
+        probabilities = getattr(model.network, "attn_mask_probs", torch.zeros(0))
+        self.mask_probabilities: list[float] = probabilities.tolist()
+
+    def queries(self, images, inside):
+        """See `MaskClassificationGraph.queries`."""
+        network = self.model.network
+        with _recordable(network), _with_numbers(network, "attn_mask_probs", self.mask_probabilities):
+            return self.model.queries(self.model._to_rgb(images), inside.long())
+
+    def _padding(self) -> tuple[int, int]:
+        return self.model.square_size, self.model.size_divisibility
+
+    def class_counts(self):
+        """See `MaskClassificationGraph.class_counts`; label maps have one class for all things."""
+        model = self.model
+        return model.num_things, model.num_classes - model.num_things + (model.num_things > 0)
+
+    def rules(self):
+        """See `MaskClassificationGraph.rules`."""
+        model, is_square = self.model, self.model.square_size > 0
+        things = list(range(model.num_things))
+        instances = {
+            "classes": things,
+            "candidates": None,
+            "one_for_each_query": is_square,
+            "kept_classes": things,
+        }
+        panoptic = {
+            "object_threshold": model.object_mask_thresh,
+            "overlap_threshold": model.overlap_thresh,
+            "may_equal_threshold": False,
+            "whole": "mask" if is_square else "product",
+            "things": things,
+            "first_stuff": model.num_things - 1,
+        }
+        return {
+            "instances": instances if model.task != "semantic" else None,
+            "semantic": {"enlarge": "masks", "merged_things": len(things)} if model.task != "instance" else None,
+            "panoptic": panoptic if model.task == "panoptic" else None,
+        }

@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["standalone_source"]
 
 # Each needs only those before it.
-_MODULES = ("images", "results", "drawing", "predict")
+_MODULES = ("images", "resizing", "mask_classification", "results", "drawing", "predict")
 
 
 def standalone_source() -> str:

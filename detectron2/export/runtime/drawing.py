@@ -43,7 +43,7 @@ def draw(
             return _color({}, number, True)
         return _shade(_color(meta, label, is_thing), number)
 
-    if "sem_seg" in result:
+    if "sem_seg" in result or "segments" in result:
         for thing, label, score, mask in regions(result):
             color = color_of(label, thing)
             _paint(pixels, mask, color, line)

@@ -43,7 +43,7 @@ __all__ = [
 LAYOUT = 1
 """The newest layout of `model.json` that this file reads."""
 
-TASKS = ("instances", "keypoints", "proposals", "semantic", "panoptic", "panoptic_deeplab")
+TASKS = ("instances", "keypoints", "proposals", "semantic", "panoptic", "panoptic_deeplab", "mask_classification")
 _NEEDED = ("artifact", "task", "inputs", "outputs", "preprocessing")
 _NEEDED_PREPROCESSING = ("channels", "short_edge", "long_edge")
 
@@ -208,7 +208,8 @@ class Predictor:
     def __init__(self, model: str | Path, session: Session | None = None):
         self.meta, artifact = read_metadata(model)
         self.session = create_session(artifact, self.meta) if session is None else session
-        self.has_threshold = "score_threshold" in self.meta["inputs"]
+        has_own = self.meta["task"] == "mask_classification" and self.meta.get("score_threshold") is not None
+        self.has_threshold = has_own or "score_threshold" in self.meta["inputs"]
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray, threshold: float | None = None) -> dict[str, Any]:
         """Predict on one image.
@@ -228,11 +229,10 @@ class Predictor:
         pixels = load_image(image, self.meta["preprocessing"].get("exif", "apply"))
         images, image_sizes = preprocess(pixels, self.meta)
         inputs: dict[str, np.ndarray] = {"images": images, "image_sizes": image_sizes}
-        if self.has_threshold:
-            value = self.meta.get("score_threshold") if threshold is None else threshold
-            inputs["score_threshold"] = np.array(value or 0.0, np.float32)
-        outputs = self.session(inputs)
-        return postprocess(outputs, self.meta, 0, (pixels.shape[0], pixels.shape[1]))
+        meta = self.meta if threshold is None else {**self.meta, "score_threshold": threshold}
+        if "score_threshold" in meta["inputs"]:
+            inputs["score_threshold"] = np.array(meta.get("score_threshold") or 0.0, np.float32)
+        return postprocess(self.session(inputs), meta, 0, (pixels.shape[0], pixels.shape[1]))
 
 
 def _output_paths(images: Sequence[str], output: str | None, wants_json: bool) -> list[Path | None]:
@@ -253,7 +253,7 @@ def _output_paths(images: Sequence[str], output: str | None, wants_json: bool) -
 
 
 def _summary(result: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    if "sem_seg" in result:
+    if "sem_seg" in result or "segments" in result:
         names = Counter(class_name(meta, label, thing) for thing, label, _, _ in regions(result))
         what = "segments"
     else:

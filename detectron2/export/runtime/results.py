@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from .images import resized_size
+from .mask_classification import results_of_queries
+from .resizing import bands, labels_of, resized, unpadded
 
 __all__ = ["class_name", "find_keypoints", "paste_masks", "postprocess", "regions", "to_json"]
 
-_ROWS_AT_ONCE = 64  # of semantic scores that are enlarged together: C x 64 x W numbers
 _POINTS_AT_ONCE = 1 << 18  # distances between pixels and centres that are computed together
 
 
@@ -41,18 +42,29 @@ def postprocess(
         `[D]`; `classes` int64 `[D]`; `masks` bool `[D, H, W]`; `keypoints` float32 `[D, K, 3]` of x, y and the
         probability of the point; `sem_seg` int32 `[H, W]`, a class for each pixel; `panoptic` int32 `[H, W]`, the id
         of the segment of each pixel; `segments`, a dictionary for each segment with `id`, `isthing`, `category_id`,
-        and `score` and `instance_id` (the row of it in the other arrays) of things. Pixels of no segment have an id
-        that no segment has: 0, or -1 of Panoptic-DeepLab.
+        and `score` and `instance_id` (the row of it in the other arrays) of things; where both come from queries, all
+        have a `score` and none the other. Pixels of no segment have an id that no segment has: 0, or -1 of
+        Panoptic-DeepLab.
     """
     if image_size is None:
         image_size = resized_size(original_size, meta)
     if meta["task"] == "panoptic_deeplab":
         return _deeplab(outputs, meta["panoptic"], index, original_size, image_size)
+    if meta["task"] == "mask_classification":
+        padded_h, padded_w = outputs["padded_sizes"][index].tolist()
+        return results_of_queries(
+            outputs["class_scores"][index],
+            outputs["mask_logits"][index],
+            meta["mask_classification"],
+            ((padded_h, padded_w), image_size, original_size),
+            meta.get("score_threshold") or 0.0,
+            meta.get("max_detections"),
+        )
     result: dict[str, Any] = {}
     if "boxes" in outputs:
         result = _instances(_rows_of_image(outputs, index), meta, original_size, image_size)
     if "sem_seg" in outputs:
-        result["sem_seg"] = _labels(_unpadded(outputs["sem_seg"][index], image_size), original_size)
+        result["sem_seg"] = labels_of(unpadded(outputs["sem_seg"][index], image_size), original_size)
     if meta["task"] == "panoptic":
         result["panoptic"], result["segments"] = _merge(result, meta["panoptic"])
     return result
@@ -97,7 +109,7 @@ def _resized_bits(masks: np.ndarray, original_size: tuple[int, int], image_size:
     """Masks `[D, h, w]` of 0 and 1 in the frame of the model's input, in that of the original image."""
     bits = np.zeros((len(masks), *original_size), np.bool_)
     for out, mask in zip(bits, masks, strict=True):
-        out[:] = _resized(_unpadded(mask[None], image_size).astype(np.float32), original_size)[0] >= 0.5
+        out[:] = resized(unpadded(mask[None], image_size).astype(np.float32), original_size)[0] >= 0.5
     return bits
 
 
@@ -165,45 +177,6 @@ def _cubic_weights(size: int, new_size: int) -> np.ndarray:
     return weights
 
 
-def _unpadded(maps: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    return maps[:, : image_size[0], : image_size[1]]
-
-
-def _bands(maps: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Maps `[C, h, w]` resized bilinearly to `[C, H, W]`, a band of rows after the other."""
-    maps = maps.astype(np.float32, copy=False)
-    left, right, weight_x = _linear_taps(maps.shape[2], size[1])
-    top, bottom, weight_y = _linear_taps(maps.shape[1], size[0])
-    for start in range(0, size[0], _ROWS_AT_ONCE):
-        band = slice(start, min(start + _ROWS_AT_ONCE, size[0]))
-        if maps.shape[1:] == size:
-            yield band, maps[:, band]
-            continue
-        low, high = top[start], bottom[band.stop - 1] + 1
-        part = maps[:, low:high]
-        wide = part[:, :, left] * (1 - weight_x) + part[:, :, right] * weight_x
-        cells, weight = np.arange(low, high), weight_y[band, None]
-        rows = (cells == top[band, None]) * (1 - weight) + (cells == bottom[band, None]) * weight
-        yield band, rows.astype(np.float32) @ wide  # several times as fast as to pick rows and add them
-
-
-def _linear_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two cells that each new one lies between, and the weight of the second."""
-    scale = np.float32(size) / np.float32(new_size)
-    position = np.maximum(scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
-    first = np.minimum(position.astype(np.int64), size - 1)
-    return first, np.minimum(first + 1, size - 1), position - first.astype(np.float32)
-
-
-def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.concatenate([part for _, part in _bands(maps, size)], axis=1)
-
-
-def _labels(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The class of the highest score for each pixel, after enlarging the scores `[C, h, w]`."""
-    return np.concatenate([part.argmax(axis=0) for _, part in _bands(scores, size)]).astype(np.int32)
-
-
 def _merge(result: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Panoptic FPN: instances claim pixels, the best first, then stuff takes what is left.
 
@@ -241,12 +214,12 @@ def _deeplab(
     image_size: tuple[int, int],
 ) -> dict[str, Any]:
     """Panoptic-DeepLab (https://arxiv.org/abs/1911.10194, section 3): pixels of things go to the nearest centre."""
-    scores, center, offset = (_unpadded(outputs[name][index], image_size) for name in ("sem_seg", "center", "offset"))
-    labels = _labels(scores, size)
-    heatmap = _resized(center, size)[0]
+    scores, center, offset = (unpadded(outputs[name][index], image_size) for name in ("sem_seg", "center", "offset"))
+    labels = labels_of(scores, size)
+    heatmap = resized(center, size)[0]
     # Offsets are distances in the image, and are resized with it.
     offset = (
-        _resized(offset, size) * np.array([size[0] / image_size[0], size[1] / image_size[1]], np.float32)[:, None, None]
+        resized(offset, size) * np.array([size[0] / image_size[0], size[1] / image_size[1]], np.float32)[:, None, None]
     )
     things = np.isin(labels, options["thing_ids"])
     centers = _find_centers(heatmap, options["center_threshold"], options["nms_kernel"], options["top_k"])
@@ -315,7 +288,7 @@ def _deeplab_segments(
     is_thing = np.isin(classes, options["thing_ids"])
     things, thing_classes = ids[is_thing], classes[is_thing].astype(np.int64)
     sums = np.zeros(len(things))
-    for band, part in _bands(scores, panoptic.shape):
+    for band, part in bands(scores, panoptic.shape):
         here = panoptic[band]
         y, x = np.nonzero(np.isin(here, things))
         row, at = np.searchsorted(things, here[y, x]), part[:, y, x]
@@ -361,7 +334,7 @@ def to_json(result: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any
             if "masks" in result:
                 instance["mask"] = _run_lengths(result["masks"][row])
             out["instances"].append(instance)
-    if "sem_seg" in result:
+    if "sem_seg" in result or "segments" in result:
         out["segments"] = []
         for thing, label, score, mask in regions(result):
             segment = {

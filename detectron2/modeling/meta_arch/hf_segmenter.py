@@ -158,29 +158,57 @@ class HFSegmenter(TransformersModel):
             `Tensor[K, height, width]`, for "panoptic" of things together and each kind of stuff; "panoptic_seg", as
             `PanopticFPN` gives it.
         """
+        if not self.training:
+            return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
-        options: dict[str, Any] = {}
+        return self._losses(images, self._ground_truth(batched_inputs, images))
+
+    def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:
+        """Run the model in inference mode.
+
+        Args:
+            batched_inputs: as of `forward`.
+            do_postprocess: whether to make results of queries.
+
+        Returns:
+            As of `forward`; without postprocessing what `queries` returns.
+        """
+        images = self.preprocess_image(batched_inputs)
+        found = self.queries(images.tensor, pixel_mask(images.image_sizes, images.tensor))
+        if not do_postprocess:
+            return found
+        padded_hw = tuple(images.tensor.shape[2:])
+        results = []
+        for scores, masks, item, size in zip(*found, batched_inputs, images.image_sizes, strict=True):
+            wanted_hw = (item.get("height", size[0]), item.get("width", size[1]))
+            masks = _resized(masks, padded_hw)[:, : size[0], : size[1]]
+            results.append(self._result(scores, _resized(masks, wanted_hw)))
+        return results
+
+    def queries(self, images: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classes and masks of all queries.
+
+        Args:
+            images: RGB, normalised and padded, `Tensor[N, 3, H, W]`.
+            inside: 1 where the images are, int64 `Tensor[N, H, W]`.
+
+        Returns:
+            Probabilities of classes `Tensor[N, Q, K + 1]`, of which the last is for no object, and logits of masks
+            `Tensor[N, Q, height, width]`, in cells of the network.
+        """
+        outputs = self._run(images, inside)
+        scores = outputs.class_queries_logits.softmax(-1)
+        return torch.cat([scores[..., self.label_index], scores[..., -1:]], -1), outputs.masks_queries_logits
+
+    def _run(self, images: torch.Tensor, inside: torch.Tensor, **options: Any) -> Any:
         if getattr(self.network.config, "use_auxiliary_loss", False):
             options["output_hidden_states"] = True  # MaskFormer reads them there
         if not self.square_size:
-            options["pixel_mask"] = pixel_mask(images.image_sizes, images.tensor)
-        targets = self._ground_truth(batched_inputs, images) if self.training else []
+            options["pixel_mask"] = inside
         if self.reads_text:
             self.network.model.is_training = self.training
-            options["task_inputs"] = self.task_tokens.expand(len(batched_inputs), -1)
-            if self.training:
-                options["text_inputs"] = torch.stack([self._text_of(labels) for _, labels in targets])
-        if self.training:
-            return self._losses(images, targets, options)
-        outputs = self.network(pixel_values=images.tensor, **options)
-        padded_hw = tuple(images.tensor.shape[2:])
-        results = []
-        for i, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            wanted_hw = (item.get("height", size[0]), item.get("width", size[1]))
-            scores = outputs.class_queries_logits[i].softmax(-1)
-            masks = _resized(outputs.masks_queries_logits[i], padded_hw)[:, : size[0], : size[1]]
-            results.append(self._result(scores, _resized(masks, wanted_hw)))
-        return results
+            options["task_inputs"] = self.task_tokens.expand(images.shape[0], -1)
+        return self.network(pixel_values=images, **options)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """See `TransformersModel.preprocess_image`; networks of one resolution get squares of it."""
@@ -240,19 +268,19 @@ class HFSegmenter(TransformersModel):
         ids = torch.tensor(self.transformers_config["text_ids"][text])
         return F.pad(ids, (0, length - len(ids)))
 
-    def _losses(
-        self, images: ImageList, targets: list[tuple[Any, torch.Tensor]], options: dict[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    def _losses(self, images: ImageList, targets: list[tuple[Any, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Weighted losses; those of inner layers, which some networks compare one by one, get a number."""
         parts: list[dict[str, torch.Tensor]] = []
+        text = {"text_inputs": torch.stack([self._text_of(labels) for _, labels in targets])} if self.reads_text else {}
         # The library returns the sum alone, and multiplies the parts by their weights in place.
         handle = self.network.criterion.register_forward_hook(lambda module, inputs, losses: parts.append(losses))
         try:
-            self.network(
-                pixel_values=images.tensor,
+            self._run(
+                images.tensor,
+                pixel_mask(images.image_sizes, images.tensor),
                 mask_labels=[masks for masks, _ in targets],
                 class_labels=[labels for _, labels in targets],
-                **options,
+                **text,
             )
         finally:
             handle.remove()
@@ -263,8 +291,8 @@ class HFSegmenter(TransformersModel):
     # -------------------------------------------------------------------------------------------------------- inference
 
     def _result(self, scores: torch.Tensor, masks: torch.Tensor) -> dict[str, Any]:
-        """The result of one image from probabilities `Tensor[Q, L + 1]` and mask logits `Tensor[Q, height, width]`."""
-        of_classes = scores[:, self.label_index]
+        """The result of one image from probabilities `Tensor[Q, K + 1]` and mask logits `Tensor[Q, height, width]`."""
+        of_classes = scores[:, :-1]
         result: dict[str, Any] = {}
         if self.task != "semantic":
             result["instances"] = self._instances(of_classes[:, : self.num_things], masks)
@@ -275,7 +303,7 @@ class HFSegmenter(TransformersModel):
                 semantic = torch.cat([things, semantic[self.num_things :]])
             result["sem_seg"] = semantic
         if self.task == "panoptic":
-            result["panoptic_seg"] = self._panoptic(torch.cat([of_classes, scores[:, -1:]], 1), masks)
+            result["panoptic_seg"] = self._panoptic(scores, masks)
         return result
 
     def _instances(self, scores: torch.Tensor, masks: torch.Tensor) -> Instances:

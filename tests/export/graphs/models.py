@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.export.graphs import build_graph
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
@@ -21,6 +22,7 @@ from detectron2.projects.panoptic_deeplab import (
 from detectron2.projects.point_rend import PointRendSemSegHead, add_pointrend_config
 from tests.export.test_tracing import MEAN, picture, tiny_model
 from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
+from tests.projects.mask2former import models as mask2former_models
 
 FEW = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
@@ -53,7 +55,7 @@ def graded(model):
     for path, layer in model.named_modules():
         name = path.rpartition(".")[2]
         dense = name in ("cls_score", "bbox_pred") and not isinstance(layer, nn.Linear)
-        if name not in GRADES or dense or "parameter_head" in path:
+        if name not in GRADES or dense or "parameter_head" in path or not hasattr(layer, "weight"):
             continue
 
         def scale(layer, inputs, output, wanted=GRADES[name]):
@@ -236,6 +238,13 @@ def panoptic_deeplab():
     return model.eval()
 
 
+def mask2former(changes=()):
+    """Gives results of all three kinds."""
+    MetadataCatalog.get("made up for Mask2Former").thing_dataset_id_to_contiguous_id = {1: 0, 2: 2}
+    on = {f"MODEL.MASK_FORMER.TEST.{kind}_ON": True for kind in ("SEMANTIC", "INSTANCE", "PANOPTIC")}
+    return mask2former_models.tiny_model({**dict(changes), **on, "DATASETS.TRAIN": ("made up for Mask2Former",)}).eval()
+
+
 MODELS = {
     "Faster R-CNN, FPN": lambda: small("faster"),
     "Faster R-CNN, C4": lambda: small("faster_c4", **C4),
@@ -262,6 +271,8 @@ MODELS = {
     "Faster R-CNN, MViT": mvit,
     "Mask R-CNN, ViTDet": vitdet,
     "Faster R-CNN, deformable convolution": deformable,
+    "Mask2Former": lambda: mask2former(mask2former_models.RESNET),
+    "Mask2Former, Swin": mask2former,
 }
 
 
@@ -281,9 +292,9 @@ def hf_detector(kind):
     return model
 
 
-def hf_segmenter(kind):
+def hf_segmenter(kind, **arguments):
     torch.manual_seed(0)
-    return HFSegmenter(config=SEGMENTERS[kind]).eval()
+    return HFSegmenter(config=SEGMENTERS[kind], **arguments).eval()
 
 
 def batch(sizes_hw, contrast=1.0):
@@ -312,6 +323,12 @@ def in_pytorch(model, images, sizes, threshold=None):
                 return [{"instances": x, "sem_seg": y} for x, y in zip(*found, strict=True)]
             padded = model.preprocess_image(inputs)
             features = model.backbone(padded.tensor)
+            if kind == "MaskFormer":
+                found = model.sem_seg_head(features)
+                parts = found["pred_logits"].softmax(-1), found["pred_masks"]
+                sizes = torch.tensor(padded.tensor.shape[2:]).expand(len(images), 2)
+                names = ("class_scores", "mask_logits", "padded_sizes")
+                return [dict(zip(names, x, strict=True)) for x in zip(*parts, sizes, strict=True)]
             if kind == "ProposalNetwork":
                 return [{"proposals": x} for x in model.proposal_generator(padded, features, None)[0]]
             if kind == "SemanticSegmentor":

@@ -22,7 +22,7 @@ CASES = {
 BOUNDS = {"pred_boxes": 1e-2, "proposal_boxes": 1e-2, "scores": 1e-4, "pred_masks": 1e-3, "pred_classes": 0}
 RELATIVE = 1e-4
 CHOSEN_POINTS = 2e-3  # of PointRend, which may refine another of two points that are equally uncertain
-MAPS = ("sem_seg", "center", "offset")
+MAPS = ("sem_seg", "center", "offset", "class_scores", "mask_logits", "padded_sizes")
 PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
 

@@ -1,11 +1,12 @@
-"""Detectors of transformers as graphs."""
+"""Detectors and segmenters of transformers as graphs."""
 
 import pytest
 import torch
 
 from detectron2.export import export_model
-from detectron2.export.graphs import GraphOptions, NotExportableError, build_graph
-from detectron2.export.graphs.hf_models import _OpenSizes, _recordable
+from detectron2.export.graphs import GraphOptions, build_graph
+from detectron2.export.graphs.graph import OpenSizes
+from detectron2.export.graphs.hf_models import _recordable
 from tests.export.graphs.models import hf_detector, hf_segmenter
 from tests.modeling.meta_arch.hf_configs import DETECTORS, SEGMENTERS
 
@@ -44,7 +45,7 @@ def test_a_graph_does_what_the_model_does(kind):
 class Places(torch.nn.Module):
     def forward(self, x):
         length = x.shape[0] // 2
-        with _OpenSizes():
+        with OpenSizes():
             places = torch.linspace(0.5, length - 0.5, length, dtype=x.dtype)
             return places, torch.linspace(0.0, 1.0, 3), torch.as_tensor([(length, 7), (2 * length, 9)])
 
@@ -65,9 +66,39 @@ def test_fewer_detections():
 
 
 @pytest.mark.parametrize("kind", SEGMENTERS)
-def test_a_segmenter_is_refused_by_name(kind):
-    with pytest.raises(NotExportableError, match=f"HFSegmenter with {kind}, has no exportable form"):
-        build_graph(hf_segmenter(kind))
+@pytest.mark.parametrize("labels", [(), (3, 1)], ids=["all labels", "two labels"])
+def test_a_graph_of_a_segmenter_does_what_the_model_does(kind, labels):
+    """Also with what is around smaller images being anything, and in the order of channels of the model."""
+    model = hf_segmenter(kind, label_ids=labels, input_format="BGR")
+    sizes = [(60, 90), (40, 64)]
+    images = 255 * torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
+    inputs = [{"image": image[:, :h, :w]} for image, (h, w) in zip(images, sizes, strict=True)]
+    graph = build_graph(model)
+    found = dict(zip(graph.output_names, graph(images, torch.tensor(sizes)), strict=True))
+    with torch.no_grad():
+        padded = model.preprocess_image(inputs).tensor
+        options = {"maskformer": {"output_hidden_states": True}}.get(kind, {})
+        if kind != "eomt":
+            options["pixel_mask"] = graph.inside(torch.tensor(sizes), (64, 96))
+        outputs = model.network(pixel_values=padded, **options)
+    assert found["padded_sizes"].tolist() == [list(padded.shape[2:])] * 2
+    scores = outputs.class_queries_logits.softmax(-1)[..., [*(labels or range(4)), 4]]
+    torch.testing.assert_close(found["class_scores"], scores)
+    torch.testing.assert_close(found["mask_logits"], outputs.masks_queries_logits)
+    assert graph.class_counts() == (len(labels) or 4, 1)
+
+
+def test_a_segmenter_is_as_before_its_graph_ran():
+    model = hf_segmenter("eomt")
+    names = set(model.state_dict())
+    build_graph(model)(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
+    assert set(model.state_dict()) == names and "attn_mask_probs" in dict(model.network.named_buffers())
+
+
+@pytest.mark.slow
+def test_onnx_of_a_segmenter(tmp_path):
+    report = export_model(hf_segmenter("eomt"), tmp_path / "a", size=(64, 96))
+    assert {"sample", "another size", "three images", "mixed sizes"} <= {c.case for c in report.comparisons}
 
 
 @pytest.mark.slow
