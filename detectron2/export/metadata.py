@@ -22,8 +22,8 @@ from detectron2.data import transforms as T
 __all__ = ["LAYOUT", "describe", "preprocessing_of", "read_description"]
 
 LAYOUT = 1
-_NEEDED = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
 """Number of the arrangement of `model.json`; a program refuses those with a higher one than it knows."""
+_NEEDED = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino")  # whose versions are told where they are there
 
 

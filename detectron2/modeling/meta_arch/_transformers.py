@@ -133,7 +133,7 @@ def built_network(config: Mapping[str, Any], pretrained: str, auto_class: str) -
     auto = getattr(transformers, auto_class)
     described = _config_of(transformers, dict(config))
     if not pretrained:
-        return auto.from_config(described, dtype=torch.float32)
+        return auto.from_config(described, dtype=torch.float32).float()  # some make a parameter of float64
     with _clear_errors(pretrained):
         network, info = auto.from_pretrained(
             pretrained, config=described, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
@@ -141,7 +141,7 @@ def built_network(config: Mapping[str, Any], pretrained: str, auto_class: str) -
     new = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if new:
         logger.info("These weights are not in %s and begin with random values:\n  %s", pretrained, "\n  ".join(new))
-    return network.train()
+    return network.float().train()
 
 
 def token_ids(texts: Sequence[str], source: str | Mapping[str, Any], max_length: int) -> dict[str, list[int]]:

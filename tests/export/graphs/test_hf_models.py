@@ -80,6 +80,9 @@ def test_a_graph_of_a_segmenter_does_what_the_model_does(kind, labels):
         options = {"maskformer": {"output_hidden_states": True}}.get(kind, {})
         if kind != "eomt":
             options["pixel_mask"] = graph.inside(torch.tensor(sizes), (64, 96))
+        if kind == "oneformer":
+            ids = model.transformers_config["text_ids"]["the task is instance"]
+            options["task_inputs"] = torch.tensor([ids + [0] * (12 - len(ids))] * 2)
         outputs = model.network(pixel_values=padded, **options)
     assert found["padded_sizes"].tolist() == [list(padded.shape[2:])] * 2
     scores = outputs.class_queries_logits.softmax(-1)[..., [*(labels or range(4)), 4]]
