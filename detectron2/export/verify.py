@@ -278,7 +278,8 @@ def eager_results(
             return [_of_instances(x, masks) for x in model.inference(inputs, do_postprocess=False)]
         batch = model.preprocess_image(inputs) if hasattr(model, "preprocess_image") else None
         if isinstance(model, HFSegmenter):
-            return _of_queries(*model.inference(inputs, do_postprocess=False), batch)
+            queries: Any = model.inference(inputs, do_postprocess=False)
+            return _of_queries(*queries, batch)
         if batch is None or not hasattr(model, "backbone"):
             return None
         features = model.backbone(batch.tensor)

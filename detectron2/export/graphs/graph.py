@@ -185,7 +185,9 @@ def _stacked(values: Any, **options: Any) -> torch.Tensor:
     """Make a tensor of nested lists of numbers."""
     if isinstance(values, (list, tuple)):
         return torch.stack([_stacked(x, **options) for x in values])
-    return (torch.as_tensor if isinstance(values, torch.Tensor) else torch.scalar_tensor)(values, **options)
+    if isinstance(values, torch.Tensor):
+        return torch.as_tensor(values, **options)
+    return torch.scalar_tensor(values, **options)
 
 
 class OpenSizes(TorchFunctionMode):

@@ -147,7 +147,7 @@ def _panoptic_of(
         owner[band] = weighted.argmax(axis=0)
         whole = (of_masks if options["whole"] == "mask" else weighted) >= 0.5
         whole_area += whole.sum(axis=(1, 2))
-        # Of masks alone, what is outside of the owner's is of nobody.
+        # Of masks alone, what is outside of the mask of its owner has no owner.
         mine[band] = options["whole"] != "mask" or np.take_along_axis(whole, owner[band][None], axis=0)[0]
     area, left = (np.bincount(x, minlength=len(kept)) for x in (owner.ravel(), owner[mine]))
     share, least = area / np.maximum(whole_area, 1), options["overlap_threshold"]
