@@ -43,7 +43,7 @@ from detectron2.evaluation.analysis import (
     analyze_sem_seg,
     compare_detections,
 )
-from detectron2.evaluation.analysis.inputs import read_found, read_truth
+from detectron2.evaluation.analysis.inputs import Truth, read_found, read_truth
 from detectron2.evaluation.analysis.pixels import read_label_maps, read_panoptic
 from detectron2.evaluation.panoptic_evaluation import rgb_to_id_map
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
@@ -89,8 +89,12 @@ def _analyze_instances(source: Source, args: argparse.Namespace, folder: Path) -
         if path is not None:
             image["height"], image["width"] = image_size_hw(path)
     tasks = tasks_of(source.content, api.dataset.get("annotations", []), args.task)
-    for task in tasks:
-        _analyze_task(task, source, earlier, api, roots, args, folder if len(tasks) == 1 else folder / task)
+    truths = {task: read_truth(api, task, source.sigmas) for task in tasks}
+    # All are read before anything is written, with messages that name the file.
+    found = {task: read_found(source.content, truth, source.file).results for task, truth in truths.items()}
+    for task, truth in truths.items():
+        own = folder if len(tasks) == 1 else folder / task
+        _analyze_task(truth, found[task], source, earlier, roots, args, own)
 
 
 def _numbers(text: str) -> list[float]:
@@ -101,16 +105,15 @@ def _numbers(text: str) -> list[float]:
 
 
 def _analyze_task(
-    task: str,
+    truth: Truth,
+    results: Sequence[dict[str, Any]],
     source: Source,
     earlier: Source | None,
-    api: Any,
     roots: Sequence[str],
     args: argparse.Namespace,
     folder: Path,
 ) -> None:
-    truth = read_truth(api, task, source.sigmas)
-    results = read_found(source.content, truth, source.file).results  # with messages that name the file
+    api, task = truth.api, truth.iou_type
     options = {"num_resamples": args.resamples, "seed": args.seed, "kpt_oks_sigmas": source.sigmas}
     analysis = analyze_detections(api, results, task, args.iou, args.score, **options)
     comparison, notes = None, []

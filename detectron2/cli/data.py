@@ -346,6 +346,7 @@ def _fix(
             return {}, [], f"Wrote nothing, since this can only be corrected by hand: {finding.what}. {finding.cure}"
     data = open_data(name, args)
     before = _distinct(data.content["annotations"])
+    parts = {key: sum(bool(a.get(key)) for a in data.content["annotations"]) for key in ("segmentation", "keypoints")}
     changes = fix(data, check_files=args.files != 0, max_files=args.files, exif=args.exif)
     write_content(data.content, Path(args.fix))
     after = _distinct(data.content["annotations"])
@@ -356,6 +357,9 @@ def _fix(
     total = len(before) + changes.get(UNREAD, 0)
     if 2 * len(after) < total:
         return changes, left, f"This is not a repair: {len(after)} of {total} annotations are left."
+    for key, count in parts.items():
+        if after and count and not any(a.get(key) for a in data.content["annotations"]):
+            return changes, left, f"This is not a repair: none of {count} '{key}' is left."
     if not after:
         return changes, left, "This is not a data set to train with: it has no annotation."
     gone = {c for _, c, _ in before} - {c for _, c, _ in after}

@@ -300,6 +300,7 @@ class MapDataset(torchdata.Dataset):
                 raise RuntimeError(
                     f"The mapping function returned None for {description} and for every element tried in its place "
                     f"({failures} in this call). It must return something for at least one of the {len(self)} elements."
+                    + (" None of their images can be read." if was_bad else "")
                 )
             if failures >= 3 and not was_bad:
                 logger.warning(

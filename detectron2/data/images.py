@@ -135,7 +135,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         # Pillow writes the channels in this order as fast as in its own; turning them around takes longer.
         flat = np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8)
         return flat.reshape(image.height, image.width, 3).copy()
-    array = np.array(image)
+    array = np.array(image.convert("L") if image.mode == "1" else image)  # nothing takes truth values
     if not array.dtype.isnative:  # 16-bit TIFF files may be big-endian, which PyTorch does not take
         array = array.astype(array.dtype.newbyteorder("="))
     if format == "L":

@@ -169,6 +169,8 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
                 del annotation[key]
         if not (isinstance(area := annotation.get("area"), (int, float)) and area >= 0):
             annotation.pop("area", None)
+        if type(annotation.get("num_keypoints", 0)) is not int or annotation.get("num_keypoints", 0) < 0:
+            del annotation["num_keypoints"]
         if not all(map(math.isfinite, annotation.get("bbox", ()))):
             raise ValueError(f"{origin}: annotation {annotation['id']} has the box {annotation['bbox']}: not finite.")
     for key, meaning in _DEFAULTS.items():

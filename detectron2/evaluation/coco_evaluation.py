@@ -39,6 +39,7 @@ from .evaluator import DatasetEvaluator
 
 __all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
 
+_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _METRICS = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -103,6 +104,7 @@ class COCOEvaluator(DatasetEvaluator):
             # scripts of the published system's early releases give the config in this place
             kpt_oks_sigmas = kpt_oks_sigmas if len(kpt_oks_sigmas) else tasks.TEST.KEYPOINT_OKS_SIGMAS
             tasks = None
+        tasks = (tasks,) if isinstance(tasks, str) else tasks
         if unknown := sorted(set(tasks or ()) - set(self._known_tasks)):
             raise ValueError(f"{type(self).__name__} knows the tasks {list(self._known_tasks)}, not {unknown}.")
         self._logger = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ class COCOEvaluator(DatasetEvaluator):
         """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image, or `proposals`."""
         # `instances` in `_predictions` reads like the list of `instances_to_coco_json`.
         for input_, output in zip(inputs, outputs, strict=True):
+            if "image_id" not in input_:
+                raise KeyError(f"An input of the evaluation has no 'image_id'; it has {sorted(map(str, input_))}.")
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
                 instances = self._usable(output["instances"].to(self._cpu_device), input_["image_id"])
@@ -202,8 +206,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         """Tasks for which the COCO results have the fields."""
-        fields = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-        found = {task for task, field in fields.items() if any(field in prediction for prediction in predictions)}
+        found = {task for task, field in _FIELDS.items() if any(field in prediction for prediction in predictions)}
         return sorted(({"bbox"} | found) & set(self._known_tasks))
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
@@ -224,6 +227,8 @@ class COCOEvaluator(DatasetEvaluator):
             return
         if not coco_results:
             self._explain_no_results(predictions)
+        elif lacking := [t for t in tasks if t in _FIELDS and not any(_FIELDS[t] in result for result in some)]:
+            raise ValueError(f"The predictions have nothing for the tasks {lacking}; they have {sorted(some[0])}.")
         counts = [len(prediction["instances"]) for prediction in predictions]
         if self._warns_at_cap and (cap := explain_cap(counts, self._max_dets_per_image[-1])) is not None:
             self._logger.warning(cap)

@@ -285,6 +285,9 @@ def inference_on_dataset(
     callbacks = callbacks or {}
     if unknown := sorted(set(callbacks) - set(_CALLBACK_NAMES)):
         raise ValueError(f"inference_on_dataset knows the callbacks {_CALLBACK_NAMES}, not {unknown}.")
+    several = evaluator is None or isinstance(evaluator, Sequence)
+    if isinstance(evaluator, (type, str)) or not (several or hasattr(evaluator, "process")):
+        raise TypeError(f"inference_on_dataset needs a DatasetEvaluator, several, or None, not {evaluator!r}.")
     if evaluator is None or isinstance(evaluator, Sequence):
         evaluator = DatasetEvaluators(evaluator or [])
     try:

@@ -8,6 +8,7 @@ the two take differently (fields that are missing, empty lists) are left to pyco
 import contextlib
 import copy
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +20,8 @@ from pycocotools.cocoeval import COCOeval
 __all__ = ["COCOeval_opt"]
 
 _GEOMETRY = {"bbox": {"bbox"}, "segm": {"segmentation"}, "keypoints": {"keypoints", "bbox"}}
+_IMAGE_KEYS = ("id", "file_name", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+_CATEGORY_KEYS = ("id", "name", "frequency")
 _ARRAYS = ("dtMatches", "gtMatches", "dtIgnore", "gtIgnore")  # of an entry of evalImgs
 _PARAMETERS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats")
 
@@ -27,14 +30,20 @@ def as_hotcoco(dataset: Any, numbers: "dict[Any, int] | None" = None) -> hotcoco
     """A hotcoco data set with the content that a pycocotools one has now; `numbers` replace the image ids."""
     if isinstance(dataset, hotcoco.COCO):
         return dataset
-    content = dataset.dataset
+    # Without what no evaluation reads, of which hotcoco would refuse some: a licence by name, a year as a number.
+    content = {
+        "images": [_only(image, _IMAGE_KEYS) for image in dataset.dataset["images"]],
+        "categories": [_only(category, _CATEGORY_KEYS) for category in dataset.dataset.get("categories", [])],
+        "annotations": dataset.dataset.get("annotations", []),
+    }
     if numbers is not None:
-        content = {
-            **content,
-            "images": [{**image, "id": numbers[image["id"]]} for image in content["images"]],
-            "annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in content.get("annotations", [])],
-        }
+        content["images"] = [{**image, "id": numbers[image["id"]]} for image in content["images"]]
+        content["annotations"] = [{**a, "image_id": numbers[a["image_id"]]} for a in content["annotations"]]
     return hotcoco.COCO(content)
+
+
+def _only(entry: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: entry[key] for key in keys if entry.get(key) is not None}
 
 
 def takes_image_ids(dataset: Any) -> bool:

@@ -13,6 +13,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco_panoptic import image_number
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 
@@ -63,7 +64,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._dataset = _read_panoptic_json(self._metadata.panoptic_json)
         # test splits come without annotations: predictions are written, not scored
         self._do_evaluation = "annotations" in self._dataset
-        self._truth = {annotation["image_id"]: annotation for annotation in self._dataset.pop("annotations", [])}
+        self._truth = {image_number(truth["image_id"]): truth for truth in self._dataset.pop("annotations", [])}
         self._row_of_category = {category["id"]: row for row, category in enumerate(self._dataset["categories"])}
         self.reset()
 
@@ -91,7 +92,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 ids, segments = self._segments_of_labels(ids)
             segments = [self._convert_category_id(segment) for segment in segments]
             if self._do_evaluation:
-                self._counts[input_["image_id"]] = self._compare(input_["image_id"], ids, segments)
+                image_id = image_number(input_["image_id"])
+                self._counts[image_id] = self._compare(image_id, ids, segments)
             if self._output_dir:
                 self._predictions.append(_as_prediction(input_, ids, segments))
 

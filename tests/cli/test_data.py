@@ -602,6 +602,13 @@ def test_fix_writes_nothing_where_only_the_user_knows(tmp_path, capsys, annotati
     assert f"[{said}]" in out and "Wrote nothing" in out and not (tmp_path / "fixed.json").exists()
 
 
+def test_fix_that_loses_the_keypoints_is_no_repair(tmp_path, capsys):
+    annotations = [annotation(n, bbox=(n, 3, 10, 11), keypoints=[4, 5, 6, 7]) for n in (1, 2)]
+    file = write_coco(tmp_path, [image(1)], annotations, CATEGORIES[:1])
+    assert main(["data", "check", str(file), "--fix", str(tmp_path / "fixed.json")]) == 1
+    assert "This is not a repair: none of 2 'keypoints' is left." in capsys.readouterr().out
+
+
 def test_fix_tells_what_it_could_not_read(tmp_path, capsys):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()

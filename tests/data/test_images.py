@@ -405,3 +405,9 @@ def test_to_chw_tensor(shape, flipped, dtype, expected_dtype):
     expected = np.moveaxis(array.reshape(*shape[:2], -1) if array.size else array, 2, 0)
     assert tensor.dtype == getattr(torch, expected_dtype)
     np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_pictures_of_one_bit_are_black_and_white(tmp_path):
+    Image.new("1", (3, 2), 1).save(tmp_path / "a.png")
+    image = read_image(str(tmp_path / "a.png"))
+    assert image.dtype == np.uint8 and image.tolist() == [[255] * 3] * 2

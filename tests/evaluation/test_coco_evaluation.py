@@ -326,6 +326,36 @@ def test_unknown_tasks_are_refused(coco, tools):
         COCOEvaluator(coco(tools.random_coco(0)), ("boxes",))
 
 
+def test_what_evaluation_does_not_read_may_have_any_form(coco, tools):
+    dataset = tools.random_coco(1)
+    pairs = tools.jittered(dataset, 1)
+    expected = run(COCOEvaluator(coco(dataset), distributed=False), pairs)["bbox"]
+    for image in dataset["images"]:
+        image.update(license="free", date_captured=2020, coco_url=None)
+    for category in dataset["categories"]:
+        category.update(supercategory=3, keypoints="none", skeleton=0)
+    for annotation in dataset["annotations"]:
+        annotation.update(num_keypoints="2")
+    odd = run(COCOEvaluator(coco({**dataset, "info": [], "licenses": "free"}), distributed=False), pairs)["bbox"]
+    assert odd == pytest.approx(expected, abs=0, nan_ok=True)
+
+
+def test_one_task_as_text(coco, tools):
+    assert COCOEvaluator(coco(tools.random_coco(0)), "bbox")._tasks == ("bbox",)
+
+
+def test_tasks_that_the_predictions_have_nothing_for(coco, tools):
+    dataset = tools.random_coco(0)
+    evaluator = COCOEvaluator(coco(dataset), ("bbox", "keypoints"), distributed=False)
+    with pytest.raises(ValueError, match=r"nothing for the tasks \['keypoints'\]; they have .*'bbox'"):
+        run(evaluator, tools.jittered(dataset, 0))
+
+
+def test_inputs_without_an_image_id(coco, tools):
+    with pytest.raises(KeyError, match=r"has no 'image_id'; it has .*file_name"):
+        COCOEvaluator(coco(tools.random_coco(0))).process([{"file_name": "a.jpg"}], [{}])
+
+
 def test_a_config_in_place_of_the_tasks(coco, tools):
     cfg = CfgNode({"TEST": {"KEYPOINT_OKS_SIGMAS": [0.1, 0.2]}})
     evaluator = COCOEvaluator(coco(tools.random_coco(0)), cfg, True)

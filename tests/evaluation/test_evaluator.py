@@ -185,6 +185,12 @@ def test_a_failure_on_batches_of_another_kind(caplog):
     assert "The model failed on batch 1: ZeroDivisionError: division by zero" in caplog.text
 
 
+@pytest.mark.parametrize("evaluator", ["coco", DatasetEvaluator, 3])
+def test_things_that_are_no_evaluator(evaluator):
+    with pytest.raises(TypeError, match="needs a DatasetEvaluator, several, or None"):
+        inference_on_dataset(lambda x: x, [], evaluator)
+
+
 def test_a_loader_without_length_is_an_error():
     with pytest.raises(TypeError, match="needs a data loader with a length, and generator has none"):
         inference_on_dataset(lambda x: x, (x for x in [1]), None)

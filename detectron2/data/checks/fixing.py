@@ -378,6 +378,18 @@ def _clean_keypoints(annotations: list[dict[str, Any]], changes: Counter[str]) -
             changes["keypoints of unknown form taken out"] += 1
             del annotation["keypoints"]
     having = [a for a in annotations if a.get("keypoints")]
+    for annotation in having:
+        points = annotation["keypoints"]
+        if all(isinstance(p, list) and len(p) == 3 for p in points):
+            points = [v for point in points for v in point]
+            changes["keypoints in lists of three written as one list"] += 1
+        triples = [points[i : i + 3] for i in range(0, len(points), 3)]
+        odd = [n for n, t in enumerate(triples) if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in t)]
+        for n in odd if len(points) % 3 == 0 else ():
+            triples[n] = [0, 0, 0]
+            annotation.pop("num_keypoints", None)
+            changes["keypoints of other than finite numbers marked as not labelled"] += 1
+        annotation["keypoints"] = [v for triple in triples for v in triple]
     counts = Counter(len(a["keypoints"]) for a in having if len(a["keypoints"]) % 3 == 0)
     usual = counts.most_common(1)[0][0] if counts else 0
     for annotation in having:

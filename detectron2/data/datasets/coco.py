@@ -190,7 +190,9 @@ def register_coco_instances(
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{label} of dataset '{name}' is a path, not {path!r}.")
     DatasetCatalog.register(name, functools.partial(load_coco_json, json_file, image_root, name))
-    known = MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+    known = MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **(metadata or {})
+    )
     known.derive(CLASS_KEYS, functools.partial(read_classes, json_file, name))
 
 

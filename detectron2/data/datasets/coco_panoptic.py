@@ -27,7 +27,13 @@ from detectron2.data.formats.reading import (
     timed,
 )
 
-__all__ = ["load_coco_panoptic_json", "merge_to_panoptic", "register_coco_panoptic", "register_coco_panoptic_separated"]
+__all__ = [
+    "image_number",
+    "load_coco_panoptic_json",
+    "merge_to_panoptic",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ def load_coco_panoptic_json(
             name = image.get("file_name", os.path.splitext(png)[0] + ".jpg")
             record = {
                 "file_name": os.path.join(image_dir, name),
-                "image_id": _as_number(image_id),
+                "image_id": image_number(image_id),
                 "pan_seg_file_name": os.path.join(gt_dir, png),
                 "segments_info": segments,
             }
@@ -146,7 +152,7 @@ def _images_by_id(content: dict[str, Any], json_file: Any) -> dict[int | str, di
     return by_id
 
 
-def _as_number(image_id: int | str) -> int | str:
+def image_number(image_id: int | str) -> int | str:
     """Turn ids like "000000000139" into numbers, as the evaluation of COCO writes them."""
     return int(image_id) if isinstance(image_id, str) and image_id.isdecimal() and len(image_id) < 19 else image_id
 

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ __all__ = [
     "find_duplicates",
     "image_size_hw",
     "is_polygon",
+    "load_json",
     "paused_gc",
     "read_json",
     "shorten",
@@ -128,6 +130,10 @@ class Report:
                 logger.warning("%s: %s", source, finding.text)
 
 
+# What is left where a file is cut off between values, or in one that is not a text.
+_WORD_BEGUN = re.compile(
+    r"-?|\.|[eE][-+]?|t(r|ru)?|f(a|al|als)?|n(u|ul)?|N(a)?|-?I(n|nf|nfi|nfin|nfini|nfinit)?|\\(u[0-9a-fA-F]{0,3})?"
+)
 # How files begin that are often met in place of a JSON file.
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "it is compressed with gzip; unpack it first (gunzip)"),
@@ -143,8 +149,6 @@ _OTHER_FORMATS = (
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read an annotation file whose outermost value is an object.
 
-    The text is UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
     Args:
         path: the file.
 
@@ -156,28 +160,37 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is not JSON, or holds something other than an object.
     """
     local_path = PathManager.get_local_path(os.fspath(path))
+    if os.path.isdir(local_path):
+        raise FileNotFoundError(f"'{path}' is a folder, while an annotation file is expected. Are both exchanged?")
     if not os.path.isfile(local_path):
         raise FileNotFoundError(
             f"There is no annotation file '{path}' (working directory: '{os.getcwd()}'). Check the path that the data "
             "set was registered with; the built-in data sets are looked for under $DETECTRON2_DATASETS."
         )
-    with open(local_path, "rb") as f, paused_gc():
-        try:
-            data = f.read()
-            text = data.decode(json.detect_encoding(data), "surrogatepass")
-            del data  # json.load() would keep it, which is as much memory again
-            content = json.loads(text)
-            del text
-        except (ValueError, RecursionError) as e:
-            f.seek(0)
-            # Not chained: the exceptions of json hold on to the whole text.
-            raise AnnotationFileError(path, "", f"this is not a JSON file: {_why_not_json(f.read(64), e)}") from None
+    content = load_json(path)
     if not isinstance(content, dict):
         hint = " (A list is the format of detection results, not of annotations.)" if isinstance(content, list) else ""
         raise AnnotationFileError(
             path, "", f"expected a JSON object with 'images' and 'annotations', not {describe(content)}.{hint}"
         )
     return content
+
+
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    A `ValueError` that says what it is instead, if it is not JSON.
+    """
+    with open(PathManager.get_local_path(os.fspath(path)), "rb") as f, paused_gc():
+        try:
+            data = f.read()
+            text = data.decode(json.detect_encoding(data), "surrogatepass")
+            del data  # json.load() would keep it, which is as much memory again
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            f.seek(0)
+            # Not chained: the exceptions of json hold on to the whole text.
+            raise AnnotationFileError(path, "", f"this is not a JSON file: {_why_not_json(f.read(64), e)}") from None
 
 
 def _why_not_json(start: bytes, error: Exception) -> str:
@@ -190,8 +203,12 @@ def _why_not_json(start: bytes, error: Exception) -> str:
         return f"its text is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
     if isinstance(error, RecursionError):
         return "its values are nested too deeply"
-    if isinstance(error, json.JSONDecodeError) and not error.doc[error.pos :].strip():
-        return f"it ends too early ({error}); was it written or downloaded completely?"
+    if isinstance(error, json.JSONDecodeError):
+        rest = error.doc[error.pos :].strip()
+        if (error.msg.startswith(("Unterminated", "Invalid \\")) and "\n" not in rest) or _WORD_BEGUN.fullmatch(rest):
+            return f"it ends too early ({error}); was it written or downloaded completely?"
+        if error.msg == "Extra data" and rest[:1] in "[{":
+            return f"there are several values one after the other, as in JSON Lines ({error}); write one list of them"
     return str(error)
 
 

@@ -115,7 +115,7 @@ def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> l
     path = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
         with open(PathManager.get_local_path(path), encoding="utf-8-sig") as f:
-            names = [_listed_name(root, line.strip()) for line in f if line.strip()]
+            names = [_listed_name(root, line.rstrip("\n")) for line in f if line.strip()]
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no list of images '{path}'. A data set in Pascal VOC format has the folders Annotations, "
@@ -135,8 +135,11 @@ def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> l
 def _listed_name(root: str | os.PathLike[str], line: str) -> str:
     """Return the name, which may have blanks; a line may carry a second column, as the lists of single classes do."""
     name, *flag = line.rsplit(maxsplit=1)
+    if line == name or PathManager.isfile(os.path.join(root, "Annotations", line + ".xml")):
+        return line
+    line = line.strip()
     whole = not flag or PathManager.isfile(os.path.join(root, "Annotations", line + ".xml"))
-    return line if whole or flag[0] not in ("-1", "0", "1") else name
+    return line if whole or flag[0] not in ("-1", "0", "1") else name.strip()
 
 
 def _read(

@@ -255,6 +255,8 @@ _MOST_OUTSIDE = 0.1  # share of boxes that leave their image by more than a tent
 
 def _find_notes(truth: Truth, found: Found, matching: Matching) -> list[str]:
     """Look for what makes numbers mean something else than they seem to."""
+    if not truth.objects_per_class.any():
+        return ["The ground truth has no objects (crowd regions aside), so no score can be given: all are NaN."]
     if not len(found.score):
         return ["There are no predictions."]
     notes = _about_images(truth, found) + _about_limits(truth, found, matching)

@@ -7,7 +7,6 @@ from 0 in the order of their ids, so ids of any type work. Boxes are `(x, y, wid
 import contextlib
 import copy
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -20,8 +19,9 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
+from detectron2.data.formats.reading import describe, is_polygon, load_json
+from detectron2.data.formats.run_lengths import is_compressed, run_length_totals
 from detectron2.evaluation._coco_format import _check_dataset, _complete_areas, _complete_dataset
-from detectron2.utils.file_io import PathManager
 
 __all__ = ["FIELDS", "TASKS", "Found", "Truth", "read_found", "read_json", "read_truth"]
 
@@ -231,11 +231,12 @@ def _numbers(entries: Sequence[dict[str, Any]], key: str, ids: list[Any], entry_
     """Return the position of the id of each annotation or prediction in `ids`."""
     number = {known: n for n, known in enumerate(ids)}
     try:
-        return np.array([number[entry[key]] for entry in entries], np.int64)
+        if bool not in {type(entry[key]) for entry in entries}:  # True is not an id, although it equals 1
+            return np.array([number[entry[key]] for entry in entries], np.int64)
     except (KeyError, TypeError):
         pass
     values = [(place, entry.get(key)) for place, entry in enumerate(entries)]
-    unknown = [(p, v) for p, v in values if not (isinstance(v, Hashable) and v in number)]
+    unknown = [(p, v) for p, v in values if isinstance(v, bool) or not (isinstance(v, Hashable) and v in number)]
     place, value = unknown[0]
     has_other_type = any(str(value) == str(i) for i in ids)
     hint = f" There is such an id of another type; {key} keeps its type." if has_other_type else ""
@@ -355,15 +356,39 @@ def read_found(results: Any, truth: Truth, origin: str = "results") -> Found:
 def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -> list[Any]:
     """Return run lengths that have the size of their images."""
     to_rle: Callable[[dict[str, Any]], Any] = truth.api.annToRLE
-    masks = [to_rle(result) for result in results]
-    for place, (result, mask) in enumerate(zip(results, masks, strict=True)):
-        image = truth.api.imgs[result["image_id"]]
+    masks, texts = [], []
+    for place, result in enumerate(results):
+        image, given = truth.api.imgs[result["image_id"]], result["segmentation"]
+        if not _is_mask(given):
+            raise ValueError(
+                f"{origin}: the segmentation of prediction {place} is {describe(given)}; expected run lengths, "
+                "{'size': [height, width], 'counts': ...}, or a list of polygons."
+            )
+        mask = to_rle(result)
         if list(mask["size"]) != [image["height"], image["width"]]:
             raise ValueError(
                 f"{origin}: the mask of prediction {place} is {mask['size'][0]} pixels high and {mask['size'][1]} "
                 f"wide, its image {result['image_id']!r} {image['height']} and {image['width']}."
             )
+        counts = mask["counts"]
+        texts.append(counts.decode("latin1") if isinstance(counts, bytes) else counts)
+        if not is_compressed(texts[-1]):
+            raise ValueError(f"{origin}: the 'counts' of prediction {place} are not run lengths: {counts[:80]!r}.")
+        masks.append(mask)
+    pixels = np.array([mask["size"][0] * mask["size"][1] for mask in masks], np.int64)
+    for place in np.flatnonzero(run_length_totals(texts) != pixels)[:1]:
+        raise ValueError(f"{origin}: the run lengths of prediction {place} do not cover its {pixels[place]} pixels.")
     return masks
+
+
+def _is_mask(given: Any) -> bool:
+    if isinstance(given, list):
+        return bool(given) and all(map(is_polygon, given))
+    size = given.get("size") if isinstance(given, dict) else None
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        return False
+    counts = given.get("counts")
+    return isinstance(counts, (str, bytes)) or (isinstance(counts, list) and all(type(c) is int for c in counts))
 
 
 def read_json(path: str) -> Any:
@@ -384,12 +409,9 @@ def read_json(path: str) -> Any:
         []
     """
     try:
-        with PathManager.open(path, "r") as f:
-            return json.load(f)
+        return load_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"No such file: {path} (working directory: {os.getcwd()}).") from None
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from None
 
 
 _EXPECTED = {

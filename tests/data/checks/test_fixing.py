@@ -168,3 +168,14 @@ def test_another_size_is_corrected_only_where_the_boxes_tell(tmp_path, said, box
     assert ("image sizes corrected" in changes) is right
     assert (data.content["images"][0]["width"], data.content["images"][0]["height"]) == ((16, 10) if right else said)
     assert [a["bbox"] for a in data.content["annotations"]] == ([] if box is None else [box])
+
+
+def test_keypoints_in_other_forms():
+    changes, annotations = cleaned(
+        {"bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "keypoints": [[4, 5, 2], [6, 7, 1]]},
+        {"bbox": [1, 2, 3, 5], "area": 15, "iscrowd": 0, "keypoints": [np.nan, np.nan, 0, 6, 7, 1]},
+        {"bbox": [1, 2, 3, 6], "area": 18, "iscrowd": 0, "keypoints": [4, 5, 2, None, 7, 1], "num_keypoints": 2},
+    )
+    assert [a["keypoints"] for a in annotations] == [[4, 5, 2, 6, 7, 1], [0, 0, 0, 6, 7, 1], [4, 5, 2, 0, 0, 0]]
+    assert changes["keypoints of other than finite numbers marked as not labelled"] == 2
+    assert "num_keypoints" not in annotations[2]

@@ -1,5 +1,6 @@
 """Values of annotation files are checked, and errors name the file and the place; files of other kinds are named."""
 
+import json
 import math
 import pickle
 
@@ -16,6 +17,7 @@ from detectron2.data.formats.reading import (
     describe,
     find_duplicates,
     is_polygon,
+    load_json,
     read_json,
     shorten,
 )
@@ -88,3 +90,22 @@ def test_report():
     strict("odd", mistake)
     with pytest.raises(AnnotationFileError, match="f: line 3: it is empty"):
         strict("bad", mistake)
+
+
+def test_cut_off_anywhere(tmp_path):
+    text = json.dumps({"a": [1, -2.5e3, True, False, None, float("nan"), -float("inf"), "x\\y\u1234"], "b": {}})
+    for length in range(1, len(text)):
+        (tmp_path / "a.json").write_text(text[:length])
+        with pytest.raises(ValueError, match="it ends too early"):
+            load_json(tmp_path / "a.json")
+
+
+def test_several_values(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(ValueError, match="several values one after the other, as in JSON Lines"):
+        load_json(tmp_path / "a.json")
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        read_json(tmp_path)

@@ -86,11 +86,11 @@ def test_objects_are_not_overlooked(folder, text, said):
 
 
 def test_blanks_and_columns_in_a_list(folder):
-    for name in ("my photo 1", "b"):
+    for name in ("my photo 1", " c", "b"):
         (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{SIZE}</annotation>")
-    (folder / "ImageSets" / "Main" / "train.txt").write_text("my photo 1\nb  -1\n")
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("my photo 1\n c\nb  -1\n")
     data = read_voc(folder)
-    assert [i["file_name"] for i in data.content["images"]] == ["my photo 1.jpg", "b.jpg"]
+    assert [i["file_name"] for i in data.content["images"]] == ["my photo 1.jpg", " c.jpg", "b.jpg"]
     assert not any(f.level == "error" for f in data.findings)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from detectron2.evaluation.analysis import analyze_detections, compare_detections
+from detectron2.evaluation.analysis.inputs import read_found, read_truth
 
 
 def truth(*objects, images=2, classes=3):
@@ -151,7 +153,7 @@ def test_wrong_files_and_numbers(tmp_path):
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(ValueError, match=r"list\.json is a list"):
         analyze_detections(tmp_path / "list.json", [])
-    with pytest.raises(ValueError, match=r"text\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"text\.json: this is not a JSON file"):
         analyze_detections(HAND_MADE, tmp_path / "text.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         analyze_detections(HAND_MADE, tmp_path / "none.json")
@@ -201,3 +203,46 @@ def test_names_of_classes():
     dataset["categories"][2]["name"] = "\ud800"
     comparison = compare_detections(dataset, [], ONE_OF_EACH, num_resamples=0)
     assert list(comparison.per_class) == ["same (1)", "same (2)", "?"]
+
+
+def test_files_in_other_encodings(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "found.json").write_text("[]", encoding=encoding)
+        assert analyze_detections(HAND_MADE, tmp_path / "found.json").overall.ap == 0
+    (tmp_path / "found.json").write_bytes(gzip.compress(b"[]"))
+    with pytest.raises(ValueError, match=r"found\.json: this is not a JSON file: it is compressed with gzip"):
+        analyze_detections(HAND_MADE, tmp_path / "found.json")
+
+
+@pytest.mark.parametrize("mask", [None, [], [[1, 2]], {"size": [5]}, {"size": [100, 100], "counts": 3}, "mask"])
+def test_things_that_are_no_masks(mask):
+    truth = copy.deepcopy(HAND_MADE)
+    for a in truth["annotations"]:
+        a["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    found = [{"image_id": truth["images"][0]["id"], "category_id": 1, "score": 0.5, "segmentation": mask}]
+    with pytest.raises(ValueError, match="segmentation of prediction 0 is"):
+        read_found(found, read_truth(truth, "segm"))
+
+
+@pytest.mark.parametrize(("counts", "said"), [("\x01", "are not run lengths"), ("11", "do not cover its")])
+def test_run_lengths_of_nothing(counts, said):
+    truth = copy.deepcopy(HAND_MADE)
+    for a in truth["annotations"]:
+        a["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    image = truth["images"][0]
+    mask = {"size": [image["height"], image["width"]], "counts": counts}
+    found = [{"image_id": image["id"], "category_id": 1, "score": 0.5, "segmentation": mask}]
+    with pytest.raises(ValueError, match=said):
+        read_found(found, read_truth(truth, "segm"))
+
+
+def test_true_is_no_id():
+    found = [{"image_id": True, "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]
+    with pytest.raises(ValueError, match=r"unknown image_id.*True"):
+        analyze_detections(HAND_MADE, found)
+
+
+def test_ground_truth_without_objects():
+    truth = {**HAND_MADE, "annotations": []}
+    found = [{"image_id": truth["images"][0]["id"], "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]
+    assert "The ground truth has no objects" in analyze_detections(truth, found).notes[0]
