@@ -3,8 +3,8 @@
 A config is of one of two kinds: a `CfgNode` (YAML) or an omegaconf `DictConfig` (LazyConfig).
 """
 
-import copy
 import contextlib
+import copy
 import importlib
 import importlib.util
 import json

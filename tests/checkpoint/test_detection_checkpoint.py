@@ -924,5 +924,5 @@ def test_a_state_that_makes_no_sense_is_refused(tmp_path, state):
     model = nn.Linear(2, 2)
     torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "m.pth")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(OtherModelError, match="The state of 'optimizer' in .*m.pth does not fit this training"):
+    with pytest.raises(OtherModelError, match=r"The state of 'optimizer' in .*m\.pth does not fit this training"):
         DetectionCheckpointer(model, optimizer=optimizer).load(str(tmp_path / "m.pth"))
