@@ -78,7 +78,8 @@ class ExportedModel(nn.Module):
         FileNotFoundError: a file is missing.
         ImportError: the runtime of the format is not installed.
 
-    Example:
+    Example::
+
         model = ExportedModel("output/exported")
         instances = model([{"image": torch.zeros(3, 480, 640), "height": 480, "width": 640}])[0]["instances"]
     """
