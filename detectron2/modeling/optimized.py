@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from detectron2.layers import Conv2d, DeformConv, FrozenBatchNorm2d, ModulatedDeformConv, NaiveSyncBatchNorm
@@ -203,7 +204,7 @@ def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
 
 def _copy_structure(model: nn.Module) -> tuple[nn.Module, list[Any]]:
     """Copy all modules of a model; the copies share hooks, attributes, and the memory of tensors."""
-    new: dict[int, nn.Module] = {id(module): copy.copy(module) for module in model.modules()}
+    new: dict[int, nn.Module] = {id(module): _copy_of(module) for module in model.modules()}
     parameters: dict[int, nn.Parameter | None] = {}
     for module in new.values():
         values: dict[str, Any] = vars(module)
@@ -218,6 +219,15 @@ def _copy_structure(model: nn.Module) -> tuple[nn.Module, list[Any]]:
         values["_buffers"] = dict(module._buffers)
         values["_modules"] = {name: m if m is None else new[id(m)] for name, m in module._modules.items()}
     return new[id(model)], list(new.values())
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    """A module with the same attributes. Those with parametrized weights refuse `copy.copy`."""
+    if not is_parametrized(module):
+        return copy.copy(module)
+    twin = object.__new__(type(module))
+    vars(twin).update(vars(module))
+    return twin
 
 
 def _with_copies(value: Any, new: dict[int, nn.Module]) -> Any:

@@ -248,7 +248,9 @@ class Visualizer(DrawsPrimitives):
         if all("keypoints" in a for a in annotations):
             counts = [np.size(a["keypoints"]) for a in annotations]
             if counts[0] % 3 or len(set(counts)) > 1:
-                raise ValueError(f"keypoints: expected x, y, visibility of each, as many for all; got {counts} numbers.")
+                raise ValueError(
+                    f"keypoints: expected x, y, visibility of each, as many for all; got {counts} numbers."
+                )
             keypoints = np.array([np.ravel(a["keypoints"]) for a in annotations], float).reshape(len(counts), -1, 3)
         if all("bbox" in a for a in annotations):
             boxes = [

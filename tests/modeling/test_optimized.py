@@ -610,3 +610,20 @@ def test_copies_of_a_form_follow_their_own_model():
     for other in (copy.deepcopy(form), pickle.loads(pickle.dumps(form))):
         other.model.weight.data.zero_()
         assert not other.current().weight.any() and form.current().weight.any()
+
+
+@pytest.mark.parametrize(
+    "constrain",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm],
+)
+def test_weights_that_are_computed(constrain):
+    """Parametrized modules cannot be copied by `copy.copy`; their copies follow the weights of the model."""
+    model = nn.Sequential(constrain(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    form, image = OptimizedForm(model), torch.rand(1, 3, 8, 9)
+    with torch.no_grad():
+        for fast in (optimized_for_inference(model), form.current(), copy.deepcopy(optimized_for_inference(model))):
+            torch.testing.assert_close(fast(image), model(image))
+        before = model(image)
+        model.load_state_dict({key: 2 * value for key, value in model.state_dict().items()})
+        assert not torch.allclose(model(image), before)
+        torch.testing.assert_close(form.current()(image), model(image))

@@ -446,8 +446,13 @@ class TestUnusualInstances:
 
     @pytest.mark.parametrize(
         ("annotation", "text"),
-        [({"bbox": [1, 1, 5, 5], "bbox_mode": 0}, r"Annotation 0 has no 'category_id', only \['bbox', 'bbox_mode'\]")]
-        + [({"category_id": 0, "keypoints": [1, 2, 2, 3]}, r"keypoints: expected x, y, visibility .* got \[4\]")],
+        [
+            (
+                {"bbox": [1, 1, 5, 5], "bbox_mode": 0},
+                r"Annotation 0 has no 'category_id', only \['bbox', 'bbox_mode'\]",
+            ),
+            ({"category_id": 0, "keypoints": [1, 2, 2, 3]}, r"keypoints: expected x, y, visibility .* got \[4\]"),
+        ],
     )
     def test_wrong_annotations_are_named(self, annotation, text):
         with pytest.raises(ValueError, match=text):
