@@ -5,6 +5,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -97,11 +98,8 @@ def write_artifact(
     except (ImportError, MemoryError, OSError, ValueError):
         raise
     except Exception as error:  # whatever an exporter raises
-        message = _first_line(error)
-        if "PytorchStreamWriter" in message:
-            raise OSError(f"{path} could not be written whole; is the disk full? ({message})") from error
         raise ValueError(
-            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {message.rstrip('.')}). "
+            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {_first_line(error).rstrip('.')}). "
             f"{other_ways(format, graph, dynamic)}"
         ) from error
     return path
@@ -364,7 +362,9 @@ def _export(graph: Any, example: Inputs, dynamic: Sequence[str]) -> Any:
 
 def _write_pt2(graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]) -> None:
     program = _export(graph, example, dynamic)
-    torch.export.save(program, str(path), extra_files={"detectron2": json.dumps(description)})
+    file = io.BytesIO()  # PyTorch ends the process when it cannot write to a full disk
+    torch.export.save(program, file, extra_files={"detectron2": json.dumps(description)})
+    path.write_bytes(file.getbuffer())
 
 
 def _load_pt2(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Run:
@@ -404,7 +404,9 @@ def _write_torchscript(
     graph: Any, example: Inputs, dynamic: Sequence[str], path: Path, description: Mapping[str, Any]
 ) -> None:
     traced = torch.jit.trace(graph, example, check_trace=False)
-    torch.jit.save(traced, str(path), _extra_files={"detectron2": json.dumps(description)})
+    file = io.BytesIO()  # as in _write_pt2
+    torch.jit.save(traced, file, _extra_files={"detectron2": json.dumps(description)})
+    path.write_bytes(file.getbuffer())
 
 
 def _load_torchscript(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Run:
