@@ -272,7 +272,6 @@ MODELS = {
     "Mask R-CNN, ViTDet": vitdet,
     "Faster R-CNN, deformable convolution": deformable,
     "Mask2Former": lambda: mask2former(mask2former_models.RESNET),
-    "Mask2Former, Swin": mask2former,
 }
 
 
