@@ -279,7 +279,7 @@ def eager_results(
         batch = model.preprocess_image(inputs) if hasattr(model, "preprocess_image") else None
         if isinstance(model, HFSegmenter):
             queries: Any = model.inference(inputs, do_postprocess=False)
-            return _of_queries(*queries, batch)
+            return _of_queries(queries[0], queries[1], batch)
         if batch is None or not hasattr(model, "backbone"):
             return None
         features = model.backbone(batch.tensor)
