@@ -111,7 +111,9 @@ def refuse_other_files(path: str) -> None:
         return
     if found is None and len(head) > 3 and all(32 <= c < 127 or c in b"\t\r\n" for c in head):
         found = "a text file", "A config is given with --config-file."
-    what, advice = found or ("of an unknown kind", "It may be damaged, or of another program.")
+    if not head:
+        found = "an empty file", "A download or copy was cut off: fetch it again."
+    what, advice = found or ("of an unknown kind", "It may be damaged, cut off, or of another program.")
     raise ValueError(
         f"{path} is not a readable checkpoint: it is {what}. Weights are .pth, .pkl or .safetensors. {advice}".strip()
     )

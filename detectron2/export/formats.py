@@ -98,15 +98,19 @@ def write_artifact(
     except (ImportError, MemoryError, OSError, ValueError):
         raise
     except Exception as error:  # whatever an exporter raises
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # that of ONNX only says which of its steps failed
+            cause = cause.__cause__
         raise ValueError(
-            f"PyTorch cannot write this model as {format} ({type(error).__name__}: {_first_line(error).rstrip('.')}). "
+            f"PyTorch cannot write this model as {format} ({type(cause).__name__}: {_first_line(cause).rstrip('.')}). "
             f"{other_ways(format, graph, dynamic)}"
         ) from error
     return path
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+def _first_line(error: BaseException) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
 
 
 def other_ways(format: str, graph: nn.Module, dynamic: Sequence[str]) -> str:

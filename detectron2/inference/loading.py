@@ -393,7 +393,7 @@ def is_lazy_file(path: str) -> bool:
     """
     if path.endswith(".py"):
         return True
-    # The keys of the other kind are in capitals. What is no text is an error of the reader of YAML.
+    # The keys of the other kind are in capitals. A binary file is an error of the reader of YAML.
     with PathManager.open(path, "r") as f, contextlib.suppress(UnicodeDecodeError):
         return any(str(line).startswith(("model:", "dataloader:", "train:")) for line in f)
     return False

@@ -69,8 +69,6 @@ def recognise(path: str) -> tuple[str, str] | None:
         return "a folder", "Give a file in it."
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    if not head:
-        return "an empty file", _REFETCH
     if head.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
     found = next((row[1:] for row in _BEGINNINGS if re.match(row[0], head, re.DOTALL)), None)

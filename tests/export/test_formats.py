@@ -133,6 +133,14 @@ def test_what_an_exporter_cannot_do_is_said_with_a_cure(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(TORCH_VERSION < (2, 7), reason="ONNX files need PyTorch 2.7")
+def test_the_cause_is_said_and_not_the_step(tmp_path):
+    inputs = torch.rand(1, 3, 4, 5), torch.tensor([[4, 5]])
+    with pytest.raises(ValueError, match=r"as onnx \(GuardOnDataDependent[^\x1b]*\)\. ") as found:
+        write_artifact("onnx", AsksForAValue().eval(), inputs, (), tmp_path, {"layout": 1})
+    assert "step 1" not in str(found.value)
+
+
 def test_artifacts_that_are_missing_or_damaged(tmp_path):
     meta = {"format": "torchscript", "artifact": "model.ts", "inputs": [], "outputs": []}
     with pytest.raises(FileNotFoundError, match=r"model\.ts is missing, and model.json beside it needs it"):

@@ -49,7 +49,6 @@ def saved(content):
 
 
 OTHERS = {
-    "empty": (b"", "an empty file"),
     "jpeg": (picture("jpeg"), "a JPEG picture"),
     "png": (picture("png"), "a PNG picture"),
     "webp": (picture("webp"), "a WebP picture"),

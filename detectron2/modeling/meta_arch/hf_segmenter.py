@@ -142,6 +142,14 @@ class HFSegmenter(TransformersModel):
         """See `TransformersModel.portable_keys`."""
         return {**super().portable_keys, "MODEL.HF.NUM_THINGS": self.num_things}
 
+    def train(self, mode: bool = True) -> "HFSegmenter":
+        """Set training or evaluation mode; parts of OneFormer have a switch of their own, which dropout goes by."""
+        super().train(mode)
+        for module in self.network.modules():
+            if "is_training" in vars(module):
+                module.is_training = mode
+        return self
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training mode, results otherwise.
 
@@ -206,7 +214,6 @@ class HFSegmenter(TransformersModel):
         if not self.square_size:
             options["pixel_mask"] = inside
         if self.reads_text:
-            self.network.model.is_training = self.training
             options["task_inputs"] = self.task_tokens.expand(images.shape[0], -1)
         return self.network(pixel_values=images, **options)
 

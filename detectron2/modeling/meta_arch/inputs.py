@@ -66,7 +66,7 @@ def _images_of(batched_inputs: Any, channels: int) -> list[torch.Tensor]:
                 f"image {i} of the batch has shape {tuple(image.shape)}, expected ({channels}, height, width): the "
                 f"model has {channels} values in MODEL.PIXEL_MEAN, and channels come first"
             )
-        if not torch.jit.is_tracing() and image.numel() == 0:
+        if 0 in image.shape:
             raise ValueError(f"image {i} of the batch has shape {tuple(image.shape)}: it is empty; leave it out")
     return images
 

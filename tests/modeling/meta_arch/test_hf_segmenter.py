@@ -236,6 +236,14 @@ class TestResults:
         assert {*labels} == {s["label_id"] for s in wanted["segments_info"]}
         assert torch.equal(panoptic, wanted["segmentation"])
 
+    @pytest.mark.parametrize("kind", SEGMENTERS)
+    def test_dropout_is_off(self, kind):
+        config = {**SEGMENTERS[kind], **({"dropout": 0.5} if kind in ("mask2former", "oneformer") else {})}
+        model = HFSegmenter(config=config, pixel_mean=[0.0] * 3, pixel_std=[255.0] * 3).eval()
+        with torch.no_grad():
+            first, second = model(batch()), model(batch())
+        assert torch.equal(first[0]["instances"].scores, second[0]["instances"].scores)
+
     def test_size_of_the_photo(self):
         model = segmenter("maskformer", "panoptic").eval()
         with torch.no_grad():
