@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several proces
 torch.ones(1, requires_grad=True).sum().backward()
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure():
+    """Take Ctrl-C also in a run in the background, which a shell starts without."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
