@@ -412,8 +412,8 @@ def compare_images(
             comparison.found += int(new.sum())
             comparison.swapped += int(lost.sum()) + int(new.sum())
             limit = limit if limit is None else limit - int(new.sum())
-            want = {k: v if k in _MAPS else v[~lost] for k, v in want.items()}
-            have = {k: v if k in _MAPS else v[~new] for k, v in have.items()}
+            want = {k: v if k in _OF_IMAGES else v[~lost] for k, v in want.items()}
+            have = {k: v if k in _OF_IMAGES else v[~new] for k, v in have.items()}
     faults = comparison.faults
     missing = sorted(set(want) ^ set(have))
     if missing:
@@ -534,8 +534,8 @@ def compare_with_predictor(
     for name in [n for n in have if n not in want]:  # keypoints are peaks of maps that have been compared
         del have[name]
     if "boxes" in want:
-        frame = (size["height"], size["width"])
-        compare_images(want, have, comparison, bounds, frame, threshold, rounded=rounded)
+        original_hw = (size["height"], size["width"])
+        compare_images(want, have, comparison, bounds, original_hw, threshold, rounded=rounded)
     for name, (of_model, of_program) in labels.items():
         if of_model is None or of_program is None:
             continue

@@ -1,7 +1,9 @@
 """The comparison of an exported model with its model: what passes, and what does not."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detectron2.export.graphs import GraphOptions, build_graph
 from detectron2.export.graphs.regions import PoolerGraph
@@ -10,6 +12,7 @@ from detectron2.export.verify import (
     Case,
     Comparison,
     compare_images,
+    compare_with_predictor,
     eager_results,
     make_cases,
     otherwise_rounded,
@@ -19,7 +22,7 @@ from detectron2.export.verify import (
     verify,
 )
 from detectron2.modeling.poolers import assign_boxes_to_levels
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from tests.export.test_tracing import tiny_model
 
 FP32 = BOUNDS["fp32"]
@@ -347,3 +350,39 @@ def test_a_chosen_point_may_differ():
     comparison = Comparison("x")
     compare_images(want, have, comparison, bounds, (100, 100))
     assert comparison.faults
+
+
+class Undecided(torch.nn.Module):
+    """Finds a second object unless its weight is rounded down; pads nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        count = 2 if self.weight >= 1 else 1
+        boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [4.0, 4.0, 8.0, 8.0]])[:count]
+        fields = {"pred_boxes": Boxes(boxes), "scores": torch.tensor([0.9, 0.8])[:count]}
+        instances = Instances((8, 8), **fields, pred_classes=torch.arange(2)[:count])
+        return [{"instances": instances} for x in inputs if x["image"].dim() == 3]
+
+
+@pytest.mark.parametrize("room", [None, [8, 8]])
+@pytest.mark.parametrize(("rows", "right"), [([0, 1], True), ([0], True), ([1], False), ([], False)])
+def test_the_program_may_decide_as_the_model_with_other_rounding(tmp_path, monkeypatch, room, rows, right):
+    class Program:
+        meta = {"size": room, "task": "instances"}
+
+        def __init__(self, folder):
+            pass
+
+        def __call__(self, image, threshold):
+            boxes = np.array([[0, 0, 4, 4], [4, 4, 8, 8]], np.float32)
+            found = {"boxes": boxes, "scores": np.array([0.9, 0.8], np.float32), "classes": np.arange(2)}
+            return {name: value[rows] for name, value in found.items()}
+
+    monkeypatch.setattr("detectron2.export.verify.Predictor", Program)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = (lambda _: {"image": torch.zeros(3, 8, 8)}, tmp_path / "a.png", FP32, 0.5)
+    found = compare_with_predictor(tmp_path, Undecided().eval(), *arguments)
+    assert (not found.faults) == right
