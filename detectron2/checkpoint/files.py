@@ -26,7 +26,7 @@ import torch
 from detectron2.utils.file_io import atomic_write
 from detectron2.utils.foreign_files import recognise
 from detectron2.utils.safe_pickle import UnsafePickleError as UnsafeCheckpointError
-from detectron2.utils.safe_pickle import numpy_globals, read_pickle, refuse_endless, resolve_stand_ins
+from detectron2.utils.safe_pickle import read_pickle, refuse_endless, resolve_stand_ins, stand_in_globals
 
 __all__ = [
     "as_checkpoint",
@@ -120,10 +120,10 @@ def refuse_other_files(path: str) -> None:
 
 
 @contextmanager
-def _numpy_stand_ins() -> Iterator[None]:
-    """Let `torch.load` use our stand-ins for NumPy, also where the program has declared NumPy's own names safe."""
+def _stand_ins() -> Iterator[None]:
+    """Let `torch.load` use our stand-ins, also where the program has declared the names they stand for safe."""
     declared: list[Any] = torch.serialization.get_safe_globals()
-    table = numpy_globals()
+    table = stand_in_globals()
     names = [entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}" for entry in declared]
     others = [entry for entry, name in zip(declared, names, strict=True) if name not in table]
     torch.serialization.clear_safe_globals()
@@ -139,11 +139,12 @@ def read_torch_file(path: str, mapped: bool = False) -> Any:
     """Read a local file of `torch.save` onto the CPU.
 
     With `mapped`, tensors that are not used are not read, nor compared with their check sums. A file with more than
-    tensors, NumPy arrays and plain containers is an `UnsafeCheckpointError`; one that is damaged is a `ValueError`.
+    tensors, NumPy arrays, plain containers and `argparse.Namespace` is an `UnsafeCheckpointError`; one that is damaged
+    is a `ValueError`.
     """
     try:
         _check_archive(path, with_sums=not mapped)
-        with _numpy_stand_ins():
+        with _stand_ins():
             return resolve_stand_ins(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except UnsafeCheckpointError as error:
         raise _refused(path, str(error)) from error
@@ -199,7 +200,8 @@ def _content(view: memoryview, record: zipfile.ZipInfo) -> memoryview:
 def _refused_by_torch(message: str) -> str | None:
     """Return what `torch.load` refused to create, from its error; None if the file is damaged rather than unsafe."""
     # Errors of our stand-ins come back inside the text of a new one.
-    found = re.search(r"GLOBAL (\S+)|(numpy\..*: only .* are read)|(numpy array of .*)|(numpy\.ndarray of .*)", message)
+    kinds = r"GLOBAL (\S+)|(numpy\..*: only .* are read)|(numpy array of .*)|(numpy\.ndarray of .*)"
+    found = re.search(rf"{kinds}|(argparse\.Namespace of .*)", message)
     if found is not None:
         return next(group for group in found.groups() if group)
     return "an object that torch.load refuses" if "Trying to call" in message or "Can only" in message else None

@@ -1,10 +1,11 @@
-"""Read pickles that hold only arrays, tensors and plain containers.
+"""Read pickles that hold only arrays, tensors, plain containers and arguments of programs (`argparse.Namespace`).
 
 A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
 runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
 stand-ins, which only accept plain number and string types. What a file asks for is bounded by its own size.
 """
 
+import argparse
 import io
 import os
 import pickle
@@ -23,10 +24,10 @@ __all__ = [
     "EndlessPickleError",
     "UnsafePickleError",
     "load_plain_pickle",
-    "numpy_globals",
     "read_pickle",
     "refuse_endless",
     "resolve_stand_ins",
+    "stand_in_globals",
 ]
 
 
@@ -106,9 +107,20 @@ def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     return str(text).encode("latin1")
 
 
-def numpy_globals() -> dict[str, Any]:
-    """Return the full names in pickles of NumPy objects, each with the function to call instead."""
-    table: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype}
+class _Namespace:
+    """Stands for the arguments of a program, which training programs of the DETR family save beside the weights."""
+
+    value: Mapping[str, Any] = {}  # of one without a state
+
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is not dict or not all(type(key) is str for key in state):
+            raise UnsafePickleError("argparse.Namespace of something other than names and values.")
+        self.value = state
+
+
+def stand_in_globals() -> dict[str, Any]:
+    """Return the full names in pickles of objects that have stand-ins, each with the function to call instead."""
+    table: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype, "argparse.Namespace": _Namespace}
     for package in ("numpy.core", "numpy._core"):
         table[f"{package}.multiarray._reconstruct"] = _reconstruct
         table[f"{package}.multiarray.scalar"] = _scalar
@@ -164,7 +176,7 @@ def _pickle_globals() -> dict[str, Any]:
         "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
         "torch.Size": torch.Size,
         **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
-        **numpy_globals(),
+        **stand_in_globals(),
     }
 
 
@@ -246,7 +258,7 @@ class _Unpickler(_BoundedUnpickler):
         super().__init__(file)
         trusted = _trusted_by_user()
         self._globals = {**trusted, **_pickle_globals(), **(extra or {})}
-        self._buildable = (_Array, _Dtype, OrderedDict, torch.nn.Parameter, torch.Tensor)
+        self._buildable = (_Array, _Dtype, _Namespace, OrderedDict, torch.nn.Parameter, torch.Tensor)
         self._buildable += tuple(obj for obj in trusted.values() if isinstance(obj, type))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -324,7 +336,7 @@ def load_plain_pickle(
 
 
 def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    """Read a pickle, from a binary file, that holds arrays, tensors and plain containers.
+    """Read a pickle, from a binary file, that holds arrays, tensors, plain containers and `argparse.Namespace`.
 
     `extra` are further full names that may occur, each with a harmless function to call in its place. Any other name is
     an `UnsafePickleError`, whose text it is.
@@ -333,7 +345,7 @@ def read_pickle(file: IO[bytes], extra: Mapping[str, Callable[..., Any]] | None 
 
 
 def resolve_stand_ins(root: Any) -> Any:
-    """Replace the stand-ins in nested containers by arrays and dtypes."""
+    """Replace the stand-ins in nested containers by arrays, dtypes and namespaces."""
     done: dict[int, tuple[Any, Any]] = {}  # id -> (original, which keeps the id its own; result)
 
     def resolve(value: Any) -> Any:
@@ -341,6 +353,11 @@ def resolve_stand_ins(root: Any) -> Any:
             return value.value
         if id(value) in done:
             return done[id(value)][1]
+        if isinstance(value, _Namespace):
+            arguments = argparse.Namespace()
+            done[id(value)] = (value, arguments)
+            vars(arguments).update(resolve(value.value))
+            return arguments
         if type(value) is tuple:
             done[id(value)] = (value, tuple(resolve(item) for item in value))
             return done[id(value)][1]

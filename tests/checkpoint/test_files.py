@@ -1,5 +1,6 @@
 """Files of weights: every type of tensor, and damaged headers. Hostile files are in test_hostile_files.py."""
 
+import argparse
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.checkpoint.files import read_header, read_weights, require_safetensors, write_weights
+from detectron2.checkpoint.files import read_header, read_torch_file, read_weights, require_safetensors, write_weights
 from detectron2.utils.file_io import PathManager
 
 safe_open = pytest.importorskip("safetensors", reason="the package safetensors is not installed").safe_open
@@ -65,3 +66,13 @@ class TestWeights:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"That needs the package safetensors: pip install safetensors"):
             require_safetensors("That")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_arguments_of_a_training_program(tmp_path, is_zip):
+    """The published files of DETR, Deformable DETR and DINO hold them beside the weights."""
+    path = str(tmp_path / "checkpoint.pth")
+    arguments = argparse.Namespace(lr=1e-4, masks=False, sizes=[480, 800], scale=np.float32(2))
+    torch.save({"model": {"a": torch.ones(2)}, "args": arguments}, path, _use_new_zipfile_serialization=is_zip)
+    found = read_torch_file(path)
+    assert found["model"]["a"].tolist() == [1, 1] and found["args"] == arguments

@@ -1,5 +1,6 @@
 """Plain data comes back as it was; anything else is refused before it runs."""
 
+import argparse
 import collections
 import io
 import os
@@ -50,6 +51,23 @@ PLAIN = [
 @pytest.mark.parametrize("value", PLAIN, ids=repr)
 def test_plain_data(value, protocol):
     assert same(value, load(pickle.dumps(value, protocol=protocol)))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])  # torch.save writes protocol 2
+@pytest.mark.parametrize("value", [{}, {"lr": 1e-4, "sizes": (480, 800), "more": argparse.Namespace(name="coco")}])
+def test_arguments_of_a_program(value, protocol):
+    assert load(pickle.dumps([argparse.Namespace(**value)], protocol=protocol)) == [argparse.Namespace(**value)]
+
+
+def test_arguments_hold_arrays():
+    found = load(pickle.dumps(argparse.Namespace(scales=np.arange(3), inner=[np.float32(2)])))
+    assert found.scales.tolist() == [0, 1, 2] and found.inner == [2]
+
+
+def test_arguments_with_the_state_of_another_object():
+    data = b"\x80\x02cargparse\nNamespace\n)\x81(K\x01K\x02tb."
+    with pytest.raises(UnsafePickleError, match=r"argparse\.Namespace of something other"):
+        load(data)
 
 
 def test_arrays_can_be_changed():
