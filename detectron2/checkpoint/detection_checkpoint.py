@@ -409,7 +409,10 @@ class DetectionCheckpointer(Checkpointer):
         in_file = weights
         weights = without_wrappers(weights, model_state)
         if convert := getattr(self.model, "convert_weights", None):  # the model knows files of other programs
-            weights = convert(weights)
+            try:
+                weights = convert(weights)
+            except ValueError as error:
+                raise ValueError(f"{self._source}: {error}") from error
         heuristics = checkpoint.get("matching_heuristics", False)
         if is_torchvision_detector(weights) and not is_torchvision_detector(model_state):
             weights = self._from_torchvision_detector(weights)
@@ -440,7 +443,8 @@ class DetectionCheckpointer(Checkpointer):
             # Statistics of batch norm are part of the scale and shift in Caffe2 files.
             folded = (".running_mean", ".running_var") if is_caffe2 else ()
             self._covers = lambda key: matching.covers(key) and not key.endswith(folded)
-        check_same_architecture(model_state, weights, self._source, in_file)
+        known = getattr(self.model, "known_programs", ())
+        check_same_architecture(model_state, weights, self._source, in_file, known)
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,13 @@ START_ANEW = (
 _CLASS_LAYER = re.compile(
     r"(^|\.)(box_predictor(\.\d+)?\.(cls_score|bbox_pred)|head\.cls_score|keypoint_head\.score_lowres"
     r"|\w*(mask|point|sem_seg|coarse)_head(\.\w+_head)?\.(predictor|prediction)|linear)\.(weight|bias)$"
+    r"|(^|\.)((enc_out_)?class_embed(\.\d+)?\.(weight|bias)|label_enc\.weight|criterion\.empty_weight)$"
 )
 _POINT_LAYER = re.compile(r"(^|\.)\w*point_head\.fc\d+\.weight$")
 # Zeros that a transformer adds to what it was pre-trained with.
 _STARTS_AT_ZERO = re.compile(r"\.rel_pos_[hw]$")
 # Constants that are set at construction, and counters, which need not be in a checkpoint; older versions stored more.
-_CONSTANT = re.compile(r"^pixel_(mean|std)$|num_batches_tracked$")
+_CONSTANT = re.compile(r"^pixel_(mean|std)$|num_batches_tracked$|\.relative_position_index$|^criterion\.empty_weight$")
 _STORED_CONSTANT = re.compile(rf"{_CONSTANT.pattern}|(^|\.)anchor_generator\.cell_anchors(\.\d+)?$")
 # Parts of a model and of a checkpoint, below which they have nothing to do with each other.
 _LEAST_OVERLAP = 0.1
@@ -39,12 +40,17 @@ class OtherModelError(ValueError):
 
 
 def check_same_architecture(
-    model_state: Mapping[str, Any], weights: Mapping[str, Any], source: str, in_file: Mapping[str, Any]
+    model_state: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    source: str,
+    in_file: Mapping[str, Any],
+    known_programs: Sequence[str] = (),
 ) -> None:
     """Refuse weights, under names that were matched already, that fit next to nothing in a model.
 
     It raises `ValueError` where less than a tenth of the model's elements and of the checkpoint's tensors agree in name
-    and shape; the message tells of prefixes, for which it takes the weights under their names `in_file`.
+    and shape; the message tells of prefixes, for which it takes the weights under their names `in_file`, and of the
+    programs whose names the model knows.
     """
     if not model_state or not weights:
         return
@@ -64,9 +70,10 @@ def check_same_architecture(
             f"{_shape(model_state[named])} in the model. Use the config that the weights were trained with, or give "
             "other weights (MODEL.WEIGHTS)."
         )
+    known = f"Beside its own names this model reads those of {', '.join(known_programs)}. " if known_programs else ""
     raise ValueError(
         f"{source} belongs to another architecture: {len(fitting)} of its {len(weights)} tensors fit this model of "
-        f"{len(model_state)} tensors. The file has {_some(weights)}; the model has {_some(model_state)}. "
+        f"{len(model_state)} tensors. The file has {_some(weights)}; the model has {_some(model_state)}. {known}"
         "Use the config that the weights were trained with, or give other weights (MODEL.WEIGHTS). For weights of a "
         "backbone alone under other names, append '?matching_heuristics=True' to the path."
     )
@@ -108,9 +115,13 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return None if nn.parameter.is_lazy(value) else tuple(value.shape)
 
 
-def _some(keys: Iterable[str], count: int = 3) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+def _some(keys: Iterable[str]) -> str:
+    """Return the parts of a state dict, with the first name in each and how many more there are."""
+    parts: defaultdict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        parts[".".join(key.split(".")[:2])].append(key)
+    named = [names[0] + (f" and {len(names) - 1} more" if names[1:] else "") for names in parts.values()]
+    return ", ".join(named[:8]) + (f", and more in {len(named) - 8} other parts" if named[8:] else "")
 
 
 @dataclass

@@ -47,3 +47,8 @@ def add_deformable_detr_config(cfg: CN) -> None:
     cfg.MODEL.DINO.DN_LABEL_NOISE_RATIO = 0.5
     # How far corners move, in halves of a side.
     cfg.MODEL.DINO.DN_BOX_NOISE_SCALE = 1.0
+    # Whether all layers of the decoder have the same heads, as published; in detrex and MMDetection each has its own.
+    cfg.MODEL.DINO.SHARE_HEADS = True
+    # The sines of positions, as published; detrex has 10000 and -0.5.
+    cfg.MODEL.DINO.POSITION_TEMPERATURE = 20.0
+    cfg.MODEL.DINO.POSITION_OFFSET = 0.0

@@ -46,6 +46,8 @@ class DeformableDETR(DeformableDetector):
         model = build_model(cfg)
     """
 
+    own_heads_key = "MODEL.DEFORMABLE_DETR.WITH_BOX_REFINE True"
+
     @configurable
     def __init__(
         self,

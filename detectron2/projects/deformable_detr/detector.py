@@ -6,7 +6,7 @@ network are `(centre x, centre y, width, height)` in parts of the image without 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher, Targets
-from .published_weights import convert_published_weights
+from .published_weights import LAYOUTS, convert_published_weights
 from .transformer import MLP, EncoderDecoder, Prediction, refine_boxes
 
 __all__ = ["DeformableDetector", "padding_mask"]
@@ -95,6 +95,8 @@ class DeformableDetector(DetectorBase):
 
     class_embed: nn.ModuleList
     bbox_embed: nn.ModuleList
+    known_programs: ClassVar = tuple(layout.program for layout in LAYOUTS)
+    own_heads_key: ClassVar[str]  # the setting that gives heads of its own to each layer, for messages
 
     def __init__(
         self,
@@ -210,10 +212,22 @@ class DeformableDetector(DetectorBase):
         return corners.gather(1, rows), scores, best % self.num_classes
 
     def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Rename weights of a file, which `DetectionCheckpointer` is about to load; see `convert_published_weights`."""
+        """Rename weights of a file, which `DetectionCheckpointer` is about to load; see `convert_published_weights`.
+
+        It raises `ValueError` where each layer of the file has heads of its own and all layers of the model share one.
+        """
         coco_ids = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
         proposes = getattr(self.transformer, "two_stage", False)
-        return convert_published_weights(weights, coco_ids if self.num_classes == len(coco_ids) else (), proposes)
+        converted = convert_published_weights(weights, coco_ids if self.num_classes == len(coco_ids) else (), proposes)
+        if self.class_embed[0] is self.class_embed[-1]:
+            for name in ("class_embed.{}.bias", "bbox_embed.{}.layers.0.weight"):
+                heads = [converted[name.format(i)] for i in range(len(self.class_embed)) if name.format(i) in converted]
+                if any(head.shape != heads[0].shape or (head != heads[0]).any() for head in heads[1:]):
+                    raise ValueError(
+                        "each layer of the decoder has heads of its own in the file, and all layers of this model "
+                        f"share one; set {self.own_heads_key}"
+                    )
+        return converted
 
     def _maps(
         self, features: Mapping[str, torch.Tensor], padding: torch.Tensor

@@ -9,12 +9,14 @@ for objects, `K` classes, `C` channels. Boxes are `(centre x, centre y, width, h
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from detectron2.checkpoint.layouts import recognise_layout
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import SinePositionEmbedding
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -22,11 +24,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from .denoising import NoisyQueries, noisy_queries
 from .detector import DeformableDetector, detector_arguments, prediction_heads, transformer_arguments
 from .matcher import Targets
+from .published_weights import DETREX, LAYOUTS
 from .transformer import EncoderDecoder, Prediction, best_rows, take_rows
 
 __all__ = ["DINO", "DINOTransformer"]
 
 _EPS = 1e-3  # of the inverse sigmoid, as published
+_POSITION_OF_DETREX = (10000.0, -0.5)  # temperature and offset
 
 
 class DINOTransformer(EncoderDecoder):
@@ -116,6 +120,9 @@ class DINO(DeformableDetector):
         dn_number: about how many noisy objects are to be restored in each image, see `noisy_queries`; 0 for none.
         dn_label_noise_ratio: see `noisy_queries`.
         dn_box_noise_scale: see `noisy_queries`.
+        share_heads: whether all layers of the decoder have the same heads.
+        position_temperature: see `SinePositionEmbedding`.
+        position_offset: see `SinePositionEmbedding`.
         **others: further arguments of `DeformableDetector`: `backbone`, `in_features`, `criterion`, `pixel_mean`,
             `pixel_std` and, optionally, `test_score_thresh` and `max_detections_per_image`, by default 300.
 
@@ -130,6 +137,8 @@ class DINO(DeformableDetector):
         model = build_model(cfg)
     """
 
+    own_heads_key = "MODEL.DINO.SHARE_HEADS False"
+
     @configurable
     def __init__(
         self,
@@ -139,11 +148,16 @@ class DINO(DeformableDetector):
         dn_number: int = 100,
         dn_label_noise_ratio: float = 0.5,
         dn_box_noise_scale: float = 1.0,
+        share_heads: bool = True,
+        position_temperature: float = 20.0,
+        position_offset: float = 0.0,
         **others: Any,
     ):
         super().__init__(
             transformer=transformer,
-            position_embedding=SinePositionEmbedding(transformer.embed_dim // 2, temperature=20.0),
+            position_embedding=SinePositionEmbedding(
+                transformer.embed_dim // 2, temperature=position_temperature, offset=position_offset
+            ),
             num_classes=num_classes,
             num_queries=transformer.num_queries,
             **{"max_detections_per_image": 300, **others},
@@ -155,10 +169,21 @@ class DINO(DeformableDetector):
         class_head, box_head = prediction_heads(transformer.embed_dim, num_classes)
         transformer.enc_out_class_embed = copy.deepcopy(class_head)
         transformer.enc_out_bbox_embed = copy.deepcopy(box_head)
-        # All layers share their heads.
-        count = len(transformer.decoder.layers)
-        self.class_embed = transformer.decoder.class_embed = nn.ModuleList([class_head] * count)
-        self.bbox_embed = transformer.decoder.bbox_embed = nn.ModuleList([box_head] * count)
+        layers = transformer.decoder.layers
+        copies = (lambda head: head) if share_heads else copy.deepcopy
+        self.class_embed = transformer.decoder.class_embed = nn.ModuleList([copies(class_head) for _ in layers])
+        self.bbox_embed = transformer.decoder.bbox_embed = nn.ModuleList([copies(box_head) for _ in layers])
+
+    def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """See `DeformableDetector.convert_weights`."""
+        position = (self.position_embedding.temperature, self.position_embedding.offset)
+        if position != _POSITION_OF_DETREX and recognise_layout(weights, LAYOUTS) is DETREX:
+            logging.getLogger(__name__).warning(
+                "detrex embeds positions otherwise than this model. For its weights set "
+                "MODEL.DINO.POSITION_TEMPERATURE %s and MODEL.DINO.POSITION_OFFSET %s.",
+                *_POSITION_OF_DETREX,
+            )
+        return super().convert_weights(weights)
 
     def predict(
         self, features: Mapping[str, torch.Tensor], padding: torch.Tensor, noisy: NoisyQueries | None = None
@@ -232,4 +257,7 @@ class DINO(DeformableDetector):
             "dn_number": options.DN_NUMBER,
             "dn_label_noise_ratio": options.DN_LABEL_NOISE_RATIO,
             "dn_box_noise_scale": options.DN_BOX_NOISE_SCALE,
+            "share_heads": options.SHARE_HEADS,
+            "position_temperature": options.POSITION_TEMPERATURE,
+            "position_offset": options.POSITION_OFFSET,
         }

@@ -7,7 +7,7 @@ pixels of the network's padded input.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from .criterion import SetCriterion, loss_weights
 from .matcher import HungarianMatcher
 from .post_processing import instances_of_queries, panoptic_of_queries, semantic_of_queries
+from .published_weights import LAYOUTS, convert_published_weights
 
 __all__ = ["MaskFormer"]
 
@@ -53,6 +54,7 @@ class MaskFormer(DetectorBase):
     """
 
     sem_seg_head: Any
+    known_programs: ClassVar = tuple(layout.program for layout in LAYOUTS)
 
     @configurable
     def __init__(
@@ -89,6 +91,10 @@ class MaskFormer(DetectorBase):
         self.instance_on = instance_on
         self.test_topk_per_image = test_topk_per_image
         self._set_normalization(pixel_mean, pixel_std)
+
+    def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Rename weights of a file, which `DetectionCheckpointer` is about to load; see `published_weights`."""
+        return convert_published_weights(weights)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training mode, segmentations otherwise.
