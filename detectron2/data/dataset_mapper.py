@@ -50,6 +50,18 @@ def _meets_image(instances: Instances) -> torch.Tensor:
     return meets & instances.gt_boxes.nonempty(threshold=1e-5)
 
 
+def _check_label_map(labels: Any, image: np.ndarray, name: str, done: Sequence[T.Transform] = ()) -> None:
+    """Refuse a label map that has another size than its image, as it is read or after the transforms `done`."""
+    if labels is not None and labels.shape == image.shape[:2]:
+        return
+    what, cure = "is", "Give it the size of its image."
+    if done:
+        what = f"is, after {', '.join(type(t).__name__ for t in done)},"
+        cure = "apply_segmentation of a transform must do to it what apply_image does to the image."
+    size = None if labels is None else labels.shape
+    raise ValueError(f"the label map {name!r} {what} {size}, (height, width), and its image {image.shape[:2]}. {cure}")
+
+
 @functools.lru_cache(maxsize=256)
 def _may_ask_for_boxes(kind: type[T.Augmentation], input_args: tuple[str, ...] | None) -> bool:
     """Whether an augmentation, or one inside of it, may depend on where the objects are, as `MinIoURandomCrop` does."""
@@ -138,9 +150,11 @@ class DatasetMapper:
         dataset_dict = {key: _copied(value) for key, value in dataset_dict.items() if key not in unused}
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format, exif=self.exif)
         utils.check_image_size(dataset_dict, image)
-        sem_seg_gt = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg_gt = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+        utils.make_boxes_absolute(dataset_dict.get("annotations", ()), image.shape[:2])
+        sem_seg_gt, sem_seg_name = None, dataset_dict.pop("sem_seg_file_name", None)
+        if sem_seg_name is not None:
+            sem_seg_gt = utils.read_image(sem_seg_name, "L").squeeze(2)
+            _check_label_map(sem_seg_gt, image, sem_seg_name)
 
         boxes = None
         if any(_may_ask_for_boxes(type(a), a.input_args) for a in getattr(self.augmentations, "augs", ())):
@@ -150,8 +164,10 @@ class DatasetMapper:
         image, sem_seg_gt = aug_input.image, aug_input.sem_seg
         image_shape = image.shape[:2]  # (height, width)
         dataset_dict["image"] = to_chw_tensor(image)
-        if sem_seg_gt is not None:
-            dataset_dict["sem_seg"] = torch.from_numpy(sem_seg_gt.astype(np.int64))
+        if sem_seg_name is not None:
+            _check_label_map(sem_seg_gt, image, sem_seg_name, transforms.transforms)
+            labels: Any = sem_seg_gt
+            dataset_dict["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
 
         if self.proposal_topk is not None:
             utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)

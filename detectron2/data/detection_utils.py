@@ -265,6 +265,19 @@ def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
     return np.asarray(BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS), dtype=np.float64)
 
 
+def make_boxes_absolute(annotations: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> None:
+    """Write boxes that are shares of the image's width and height in pixels, changing their annotations in place."""
+    height, width = image_hw
+    for annotation in annotations:
+        mode: Any = annotation.get("bbox_mode")
+        if mode in _ABSOLUTE and "bbox" in annotation:
+            annotation["bbox"] = np.array(annotation["bbox"], dtype=np.float64) * (width, height, width, height)
+            annotation["bbox_mode"] = _ABSOLUTE[mode]
+
+
+_ABSOLUTE = {BoxMode.XYXY_REL: BoxMode.XYXY_ABS, BoxMode.XYWH_REL: BoxMode.XYWH_ABS}
+
+
 def boxes_of(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Return the boxes `(N, 4)` of annotations, as `get_bbox` does: in one step where all have the same usual mode."""
     mode = annotations[0].get("bbox_mode") if annotations else None

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import make_boxes_absolute
 from detectron2.layers.mask_ops import paste_masks_in_boxes
 from detectron2.structures import BoxMode, PolygonMasks, ROIMasks
 from detectron2.utils.file_io import PathManager
@@ -242,6 +243,8 @@ class Visualizer(DrawsPrimitives):
         return self.output
 
     def _draw_annotations(self, annotations: Sequence[dict]) -> None:
+        annotations = [dict(a) for a in annotations]
+        make_boxes_absolute(annotations, self.img.shape[:2])
         boxes = masks = keypoints = None
         if all("segmentation" in a for a in annotations):
             masks = [a["segmentation"] for a in annotations]

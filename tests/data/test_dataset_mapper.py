@@ -412,3 +412,47 @@ class TestRotatedBoxes:
     def test_not_with_masks(self):
         with pytest.raises(ValueError, match=r"MODEL\.MASK_ON"):
             mapper(use_rotated_boxes=True, use_instance_mask=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "box"), [(BoxMode.XYXY_REL, [0.25, 0.5, 0.75, 1.0]), (BoxMode.XYWH_REL, (0.25, 0.5, 0.5, 0.5))]
+)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_boxes_that_are_shares_of_the_image(record, mode, box, rotated):
+    record["annotations"] = [{"bbox": box, "bbox_mode": mode, "category_id": 0}]
+    before = copy.deepcopy(record)
+    augmentations = [T.MinIoURandomCrop(min_ious=(), mode_trials=0), T.ResizeTransform(H, W, 2 * H, 2 * W)]
+    found = mapper(augmentations=augmentations, use_rotated_boxes=rotated)(record)["instances"].gt_boxes.tensor
+    assert found.tolist() == [[60, 60, 60, 40, 0] if rotated else [30, 40, 90, 80]]
+    assert record == before
+
+
+class _Halves(T.Transform):
+    """Takes half of the image, but not of what the key names."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = labels
+
+    def apply_image(self, img):
+        return img[: H // 2]
+
+    def apply_segmentation(self, segmentation):
+        return self.labels
+
+    def apply_coords(self, coords):
+        return coords
+
+
+@pytest.mark.parametrize("labels", [np.zeros((H, W), np.uint8), None])
+def test_label_map_of_another_size(record, labels):
+    name = record["file_name"].replace("a.png", "labels.png")
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(name)
+    record["sem_seg_file_name"] = name
+    with pytest.raises(
+        ValueError, match=r"labels.png' is, after _Halves, .*and its image \(20, 60\).*apply_segmentation"
+    ):
+        mapper(augmentations=[_Halves(labels)])(record)
+    Image.fromarray(np.zeros((H, W - 1), np.uint8)).save(name)
+    with pytest.raises(ValueError, match=r"labels.png' is \(40, 59\), \(height, width\), and its image \(40, 60\)"):
+        mapper(augmentations=[T.Resize((8, 8))])(record)

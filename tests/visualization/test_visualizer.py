@@ -462,3 +462,11 @@ class TestUnusualInstances:
     def test_scale(self, scale):
         with pytest.raises(ValueError, match="scale must be a number above 0"):
             Visualizer(np.zeros((6, 8, 3), np.uint8), scale=scale)
+
+
+def test_a_box_of_shares_is_drawn_where_the_one_in_pixels_is():
+    image, label = np.zeros((60, 80, 3), np.uint8), {"category_id": 0}
+    shares = {"bbox": [0.25, 0.5, 0.75, 1.0], "bbox_mode": BoxMode.XYXY_REL, **label}
+    pixels = {"bbox": [20, 30, 60, 60], "bbox_mode": BoxMode.XYXY_ABS, **label}
+    drawn = [Visualizer(image).draw_dataset_dict({"annotations": [a]}).get_image() for a in (shares, pixels)]
+    assert drawn[0].any() and (drawn[0] == drawn[1]).all() and shares["bbox"] == [0.25, 0.5, 0.75, 1.0]

@@ -105,8 +105,8 @@ def _have_fitting_boxes(table: AnnotationTable) -> bool:
 def _is_box(box: Any) -> bool:
     if _length(box) not in (4, 5) or isinstance(box, (str, bytes, Mapping)):
         return False
-    try:
-        return np.asarray(box, dtype=np.float64).ndim == 1
+    try:  # text would be taken for numbers, but x + width of texts is another text
+        return np.asarray(box, dtype=np.float64).ndim == 1 and not any(isinstance(v, (str, bytes)) for v in box)
     except (TypeError, ValueError):
         return False
 
@@ -201,6 +201,7 @@ def classify_boxes(table: AnnotationTable) -> tuple[np.ndarray, dict[str, np.nda
     side_wh = np.where(rotated[:, None], raw[:, 2:], xyxy[:, 2:] - xyxy[:, :2])
     empty = finite & (side_wh <= 0).any(axis=1)
     turned = np.concatenate([raw[rotated], last[rotated, None]], axis=1)
+    turned[~np.isfinite(turned)] = np.nan  # the cosine of infinity is a warning
     xyxy[rotated] = BoxMode.convert(turned, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
     # Comparisons with NaN (images of unknown size) are false: those are not judged.
     outside = (xyxy[:, 0] >= width) | (xyxy[:, 1] >= height) | (xyxy[:, 2] <= 0) | (xyxy[:, 3] <= 0)

@@ -154,8 +154,35 @@ class _TransformToAug(Augmentation):
     __str__ = __repr__
 
 
-class _ProbabilityError(ValueError, AssertionError):
-    """A probability is outside [0, 1]; code written for the published system catches an `AssertionError`."""
+class _OutOfRangeError(ValueError, AssertionError):
+    """An argument is out of range; code written for the published system catches an `AssertionError`."""
+
+
+def _check_range(low: float, high: float, **numbers: Any) -> None:
+    """Refuse numbers, or lists of them, that are not between `low` and `high`, and lists that are empty."""
+    for name, value in numbers.items():
+        given = np.asarray(value)
+        if not given.size or not ((given >= low) & (given <= high)).all():
+            limits = f"at least {low}" if high == np.inf else f"between {low} and {high}"
+            raise _OutOfRangeError(f"{name} must be {limits}, got {value}")
+
+
+def _is_range(sample_style: str, **drawn: Any) -> bool:
+    """Whether values are drawn from `(min, max)`, which each must be then, rather than from a list."""
+    if sample_style not in ("range", "choice"):
+        raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
+    for name, values in drawn.items():
+        if sample_style == "range" and values is not None and len(values) != 2:
+            raise ValueError(
+                f'with sample_style="range", {name} must be (min, max), got {values}; for a list to choose from use '
+                f'sample_style="choice"'
+            )
+    return sample_style == "range"
+
+
+def _size_hw(size: int | Sequence[int]) -> tuple[int, int]:
+    h, w = (size, size) if isinstance(size, (int, np.integer)) else size
+    return h, w
 
 
 def _transform_to_aug(tfm_or_aug: Augmentation | Transform) -> Augmentation:
@@ -201,6 +228,14 @@ class AugmentationList(Augmentation):
     __str__ = __repr__
 
 
+def _describe_loss(tfm: Transform, before: tuple[int, ...], image: Any) -> str:
+    """Say that a transform gave no image."""
+    found = f"an array of shape {image.shape}" if isinstance(image, np.ndarray) else f"{type(image).__name__}"
+    how = "a window outside the image, or without height or width, leaves nothing of it"
+    how = how if isinstance(image, np.ndarray) and not image.size else "apply_image must return it as (H, W[, C])"
+    return f"{type(tfm).__name__} made {found} of an image of shape {before}, not an image: {how}"
+
+
 class AugInput:
     """The data of one image that augmentations look at and transform.
 
@@ -229,8 +264,18 @@ class AugInput:
         self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Transform all attributes in place: afterwards `self.image` is the transformed image."""
+        """Transform all attributes in place: afterwards `self.image` is the transformed image.
+
+        Args:
+            tfm: what to do.
+
+        Raises:
+            ValueError: if nothing is left of the image, or the transform returns something else.
+        """
+        before = self.image.shape
         self.image = tfm.apply_image(self.image)  # pyright: ignore[reportAttributeAccessIssue] (fvcore lacks the type)
+        if not isinstance(self.image, np.ndarray) or self.image.ndim not in (2, 3) or not self.image.size:
+            raise ValueError(_describe_loss(tfm, before, self.image))
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
         if self.sem_seg is not None:

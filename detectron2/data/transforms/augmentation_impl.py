@@ -14,7 +14,7 @@ from PIL import Image
 
 from detectron2.utils.logger import log_first_n
 
-from .augmentation import Augmentation, AugmentationList, _ProbabilityError, _transform_to_aug
+from .augmentation import Augmentation, AugmentationList, _check_range, _is_range, _size_hw, _transform_to_aug
 from .transform import (
     BlendTransform,
     CropTransform,
@@ -50,24 +50,6 @@ __all__ = [
 ]
 
 
-def _is_range(sample_style: str, **drawn: Any) -> bool:
-    """Whether values are drawn from `(min, max)`, which each must be then, rather than from a list."""
-    if sample_style not in ("range", "choice"):
-        raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
-    for name, values in drawn.items():
-        if sample_style == "range" and values is not None and len(values) != 2:
-            raise ValueError(
-                f'with sample_style="range", {name} must be (min, max), got {values}; for a list to choose from use '
-                f'sample_style="choice"'
-            )
-    return sample_style == "range"
-
-
-def _size_hw(size: int | Sequence[int]) -> tuple[int, int]:
-    h, w = (size, size) if isinstance(size, (int, np.integer)) else size
-    return h, w
-
-
 class RandomApply(Augmentation):
     """Apply an augmentation or a transform with a given probability.
 
@@ -83,8 +65,7 @@ class RandomApply(Augmentation):
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5):
-        if not 0.0 <= prob <= 1.0:
-            raise _ProbabilityError(f"prob must be between 0 and 1, got {prob}")
+        _check_range(0, 1, prob=prob)
         self.aug = _transform_to_aug(tfm_or_aug)
         self.prob = prob
 
@@ -106,7 +87,7 @@ class RandomFlip(Augmentation):
     """Flip the image, horizontally or vertically, with a given probability; for both directions use two of them.
 
     Args:
-        prob: probability of a flip.
+        prob: probability of a flip in [0, 1]; a ValueError if it is not.
         horizontal: flip left to right.
         vertical: flip top to bottom; a ValueError unless exactly one direction is chosen.
 
@@ -120,6 +101,7 @@ class RandomFlip(Augmentation):
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
         if horizontal == vertical:
             raise ValueError(f"RandomFlip flips in one direction, got {horizontal=} and {vertical=}; for both use two")
+        _check_range(0, 1, prob=prob)
         self.prob = prob
         self.horizontal = horizontal
         self.vertical = vertical
@@ -147,6 +129,7 @@ class Resize(Augmentation):
 
     def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR):
         self.shape = _size_hw(shape)
+        _check_range(1, np.inf, shape=self.shape)
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
@@ -170,6 +153,7 @@ class RandomResize(Augmentation):
     """
 
     def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.Resampling.BILINEAR):
+        _check_range(1, np.inf, shape_list=shape_list)
         self.shape_list = shape_list
         self.interp = interp
 
@@ -212,6 +196,10 @@ class ResizeShortestEdge(Augmentation):
         if isinstance(short_edge_length, (int, np.integer)):
             short_edge_length = (short_edge_length, short_edge_length)
         self.is_range = _is_range(sample_style, short_edge_length=short_edge_length)
+        _check_range(0, np.inf, short_edge_length=short_edge_length)
+        _check_range(1, np.inf, max_size=max_size)
+        if self.is_range:
+            _check_range(short_edge_length[0], np.inf, **{"the second short_edge_length": short_edge_length[1]})
         self.short_edge_length = short_edge_length
         self.max_size = max_size
         self.sample_style = sample_style
@@ -268,6 +256,8 @@ class ResizeScale(Augmentation):
         target_width: int,
         interp: int = Image.Resampling.BILINEAR,
     ):
+        _check_range(0, np.inf, min_scale=min_scale, max_scale=max_scale)
+        _check_range(1, np.inf, target_height=target_height, target_width=target_width)
         self.min_scale = min_scale
         self.max_scale = max_scale
         self.target_height = target_height
@@ -316,6 +306,8 @@ class RandomCrop(Augmentation):
             raise ValueError(f"crop_size must be two numbers, got {crop_size}")
         if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
             raise ValueError(f'the crop type "absolute_range" needs (min, max) in pixels, got {crop_size}')
+        if crop_type.startswith("absolute"):
+            _check_range(1, np.inf, **{f'crop_size in pixels ("{crop_type}")': crop_size})
         self.crop_type = crop_type
         self.crop_size = crop_size
 
@@ -411,7 +403,7 @@ class FixedSizeCrop(Augmentation):
     """A random crop to a fixed size; smaller images are padded at the right and at the bottom.
 
     Args:
-        crop_size: `(height, width)` of the result in pixels.
+        crop_size: `(height, width)` of the result in pixels; one number means a square.
         pad: whether to pad images that are smaller; a number that is not a bool is taken as `pad_value`, which is the
             second argument in earlier releases.
         pad_value: grey level of padded pixels.
@@ -426,11 +418,12 @@ class FixedSizeCrop(Augmentation):
     """
 
     def __init__(
-        self, crop_size: tuple[int, int], pad: bool = True, pad_value: float = 128.0, seg_pad_value: int = 255
+        self, crop_size: int | Sequence[int], pad: bool = True, pad_value: float = 128.0, seg_pad_value: int = 255
     ):
         if not isinstance(pad, (bool, np.bool_)):
             pad, pad_value = True, pad
-        self.crop_size = crop_size
+        self.crop_size = _size_hw(crop_size)
+        _check_range(1, np.inf, crop_size=self.crop_size)
         self.pad = pad
         self.pad_value = pad_value
         self.seg_pad_value = seg_pad_value
@@ -485,6 +478,7 @@ class MinIoURandomCrop(Augmentation):
         self.min_crop_size = min_crop_size
         self.mode_trials = mode_trials
         self.crop_trials = crop_trials
+        _check_range(0, 1, min_crop_size=min_crop_size)
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
         """Draw a window that satisfies a drawn bound, or nothing."""
@@ -638,6 +632,7 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]):
+        _check_range(1e-6, np.inf, scale_range=scale_range)
         self.scale_range = scale_range
         self.shift_range = shift_range
 

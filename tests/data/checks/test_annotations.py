@@ -65,6 +65,7 @@ class TestBoxes:
             ({"bbox": [1.0, 0, 2, 1], "bbox_mode": BoxMode.XYXY_REL}, "wholly outside"),
             ({"bbox": [40, 10, 8, 30, 0], "bbox_mode": BoxMode.XYWHA_ABS}, "wholly outside"),
             ({"bbox": [5, 5, 4, 8, float("nan")], "bbox_mode": BoxMode.XYWHA_ABS}, "NaN"),
+            ({"bbox": [5, 5, 4, 8, float("inf")], "bbox_mode": BoxMode.XYWHA_ABS}, "NaN or infinity"),
         ],
     )
     def test_degenerate(self, changes, what):
@@ -72,6 +73,13 @@ class TestBoxes:
         assert what in text and "annotation 1 (id 3) of 'a.jpg'" in text and "image 30 x 20" in text
         assert BoxMode(changes.get("bbox_mode", BoxMode.XYWH_ABS)).name in text
         assert "MetadataCatalog.get('test_validation').degenerate_boxes = \"drop\"" in text
+
+    @pytest.mark.parametrize(
+        ("box", "mode"), [(["5", "5", "4", "8"], BoxMode.XYWH_ABS), (["5", "5", "4", "8", "30"], BoxMode.XYWHA_ABS)]
+    )
+    def test_text_is_no_number(self, box, mode):
+        (text,) = findings(record(annotation(bbox=box, bbox_mode=mode)))
+        assert "without exactly four numbers (five if rotated)" in text and str(box) in text
 
     def test_partly_outside_is_a_warning(self, warnings):
         outside = [[-5, 2, 8, 4], [1, 2, 40, 4], [1, 2, 3, 40]]

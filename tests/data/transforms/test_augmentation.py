@@ -191,3 +191,25 @@ def test_custom_input_with_its_own_transform(image):
     inputs = WithDepth(image, image[:, :, 0])
     T.RandomFlip(1.0)(inputs)
     np.testing.assert_array_equal(inputs.depth, image[:, ::-1, 0])
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (lambda image: None, "_Makes made NoneType of an image of shape .*apply_image must return"),
+        (lambda image: image[None], r"made an array of shape \(1, "),
+        (lambda image: image[:0], r"made an array of shape \(0, .*leaves nothing of it"),
+    ],
+)
+def test_a_transform_must_give_an_image(image, given, match):
+    class _Makes(T.NoOpTransform):
+        def apply_image(self, img):
+            return given(img)
+
+    with pytest.raises(ValueError, match=match):
+        T.AugmentationList([_Makes()])(T.AugInput(image))
+
+
+def test_a_window_outside_the_image_is_refused(image):
+    with pytest.raises(ValueError, match=r"CropTransform made .* a window outside the image"):
+        T.AugmentationList([T.CropTransform(5000, 5000, 10, 10)])(T.AugInput(image))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import ListConfig
 from PIL import Image
 
 import detectron2.data.transforms as T
@@ -362,3 +363,38 @@ def test_the_probability_is_checked_before_what_is_applied(prob, error):
         T.RandomApply(None, prob=prob)
     with pytest.raises(TypeError, match="expected an Augmentation"):
         T.RandomApply(None, prob=0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: T.Resize(0), r"shape must be at least 1, got \(0, 0\)"),
+        (lambda: T.Resize((-5, 10)), "shape must be at least 1"),
+        (lambda: T.RandomResize([(4, 4), (0, 4)]), "shape_list must be at least 1"),
+        (lambda: T.RandomResize([]), r"shape_list .*got \[\]"),
+        (lambda: T.ResizeShortestEdge(-5), "short_edge_length must be at least 0"),
+        (lambda: T.ResizeShortestEdge([50, 20]), "second short_edge_length must be at least 50, got 20"),
+        (lambda: T.ResizeShortestEdge([], sample_style="choice"), r"short_edge_length .*got \[\]"),
+        (lambda: T.ResizeShortestEdge(20, 0), "max_size must be at least 1"),
+        (lambda: T.ResizeScale(-1, 1, 8, 8), "min_scale must be at least 0"),
+        (lambda: T.ResizeScale(1, float("nan"), 8, 8), "max_scale must be at least 0, got nan"),
+        (lambda: T.ResizeScale(1, 2, 0, 8), "target_height must be at least 1"),
+        (lambda: T.RandomCrop("absolute", (0.9, 0.9)), r'crop_size in pixels \("absolute"\) must be at least 1'),
+        (lambda: T.RandomCrop("absolute_range", (0, 1)), "crop_size in pixels"),
+        (lambda: T.RandomCrop_CategoryAreaConstraint("absolute", (-3, 4)), "crop_size in pixels"),
+        (lambda: T.FixedSizeCrop((0, 4)), "crop_size must be at least 1"),
+        (lambda: T.LargeScaleJitter(0), "at least 1"),
+        (lambda: T.RandomExtent((0, 1), (0, 0)), "scale_range must be at least"),
+        (lambda: T.MinIoURandomCrop(min_crop_size=2), "min_crop_size must be between 0 and 1"),
+        (lambda: T.RandomFlip(float("nan")), "prob must be between 0 and 1, got nan"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_when_it_is_made(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_sizes_of_lazy_configs():
+    sizes = ListConfig([[8, 12]])
+    assert T.RandomResize(sizes).shape_list is sizes and T.FixedSizeCrop(ListConfig([8, 12])).crop_size == (8, 12)
+    assert T.FixedSizeCrop(8).crop_size == (8, 8)
