@@ -59,7 +59,7 @@ from detectron2.data.formats.coco import (
     write_coco,
     write_content,
 )
-from detectron2.data.formats.reading import current_exif, exif_policy, read_json
+from detectron2.data.formats.reading import current_exif, exif_policy, is_polygon, read_json
 from detectron2.data.formats.tar_shards import is_sharded, write_shards
 from detectron2.data.formats.voc import read_voc, write_voc
 from detectron2.data.formats.yolo import read_yolo, write_yolo
@@ -488,18 +488,34 @@ def _stop_at_errors(data: AnnotatedImages, exif: str, drops: bool) -> dict[str, 
     for finding in findings:
         if finding.level == "warning":
             sys.stderr.write(f"Warning: {finding.text}\n")
-    # The loader leaves out annotations of images that are not there; so does this.
-    kept = [a for a in data.content["annotations"] if a.get("image_id") in reader.records]
+    # The loader leaves out annotations of images that are not there, and polygons that are none; so does this.
+    annotations = [a for a in data.content["annotations"] if a.get("image_id") in reader.records]
+    of_points = [_with_polygons(a) for a in annotations]
+    kept = [a for a in of_points if a is not None]
     sizes_wh = {i: (record["width"], record["height"]) for i, record in reader.records.items()}
     within = [within_image(a, sizes_wh[a["image_id"]]) for a in kept]
-    data.content["annotations"] = [a for a in within if a is not None]
     changes = {
+        "annotations of images that are not there were left out": len(data.content["annotations"]) - len(annotations),
+        "annotations without a usable polygon were left out": of_points.count(None),
+        "annotations lost polygons that cannot be used": sum(
+            a is not None and a is not b for a, b in zip(of_points, annotations, strict=True)
+        ),
         "annotations without area in their image were left out": within.count(None),
         "boxes were clipped to their image": sum(
             a is not None and a is not b for a, b in zip(within, kept, strict=True)
         ),
     }
+    data.content["annotations"] = [a for a in within if a is not None]
     return {what: count for what, count in changes.items() if count}
+
+
+def _with_polygons(annotation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return an annotation with those of its polygons that are some; None if it has polygons, but none of these."""
+    mask = annotation.get("segmentation")
+    good = [p for p in mask if is_polygon(p)] if isinstance(mask, list) else mask
+    if good == mask:
+        return annotation
+    return {**annotation, "segmentation": good} if good else None
 
 
 def _write_file(data: AnnotatedImages, target: Path, images: str) -> None:

@@ -19,6 +19,7 @@ __all__ = ["SCHEME", "TarMember", "TarMemberHandler", "is_remote", "members_of",
 SCHEME = "shard://"
 """How the address of a file in an archive begins."""
 _ADDRESS = re.compile(rf"{SCHEME}(?P<archive>.+)#(?P<offset>\d+)\+(?P<length>\d+)/(?P<name>[^#]+)")
+_REMOTE = re.compile(r"[A-Za-z][\w+.:-]*://")  # at the beginning: a folder on this machine may hold "http://" in a name
 _LONGEST_NAME = 100  # in a header of the format ustar; a longer one has a header of its own
 
 
@@ -95,7 +96,7 @@ class TarMember(NamedTuple):
 
 def is_remote(path: str) -> bool:
     """Whether a path is an address, of an archive or of a file in one."""
-    return "://" in path.removeprefix(SCHEME)
+    return _REMOTE.match(path.removeprefix(SCHEME)) is not None
 
 
 def read_range(path: str, begin: int, length: int) -> bytes:

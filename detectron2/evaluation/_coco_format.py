@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from detectron2.data.checks.annotations import box_findings, classify_boxes, overhang, small_boxes, structure_findings
 from detectron2.data.checks.findings import AnnotationTable
 from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader
-from detectron2.data.formats.reading import Report, read_json
+from detectron2.data.formats.reading import Report, is_polygon, read_json
 from detectron2.layers.mask_ops import encode_masks, paste_masks_as_rle
 from detectron2.structures import BoxMode, Instances, ROIMasks
 
@@ -153,17 +153,28 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
     """Fill in `info`, `licenses`, `iscrowd`, and usable annotation ids, in place."""
     dataset.setdefault("info", {})
     dataset.setdefault("licenses", [])
-    annotations = dataset.get("annotations", [])
+    image_ids = {image["id"]: image["id"] for image in dataset["images"]}
+    annotations = [a for a in dataset.get("annotations", []) if a["image_id"] in image_ids]
+    if orphans := len(dataset.get("annotations", [])) - len(annotations):
+        logger.warning(f"{origin}: {orphans} annotations belong to no image of the file and do not count.")
+        dataset["annotations"] = annotations
     ids = {annotation.get("id") or 0 for annotation in annotations}
-    if len(ids) != len(annotations) or 0 in ids or any(isinstance(i, str) for i in ids):
+    if len(ids) != len(annotations) or not all(type(i) is int and 0 < i < 2**63 for i in ids):
         # COCO's matching writes "no match" as 0, so an object with this id can never be found
         logger.warning(
-            f"{origin}: annotation ids are missing, repeated, text or 0; numbering them from 1 for evaluation."
+            f"{origin}: annotation ids are missing, repeated or no whole numbers above 0; numbering them from 1 for "
+            "evaluation."
         )
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
     has_keypoints = any(a.get("keypoints") for a in annotations)
     for annotation in annotations:
+        annotation["image_id"] = image_ids[annotation["image_id"]]  # true and 1.0 are 1, too
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):  # what the check warns of
+            annotation["segmentation"] = [p for p in mask if is_polygon(p)] or None
+        elif mask is not None:
+            annotation["segmentation"] = {**mask, "size": [int(side) for side in mask["size"]]} if mask else None
         for key in ("iscrowd", "bbox", "area", "segmentation", "keypoints"):
             if key in annotation and annotation[key] is None:
                 del annotation[key]

@@ -161,7 +161,7 @@ class TestCheck:
             json.dumps({"images": json.loads((tmp_path / "a.json").read_text())["images"]})
         )
         status, out, _ = command("data", "check", tmp_path / "a.json", "--json")
-        assert status == 0 and kinds(report_of(out)) == {"image-empty": 2}
+        assert status == 0 and kinds(report_of(out)) == {"all-empty": 2}
 
     def test_good(self, command, good):
         status, out, _ = command("data", "check", good, "--num-classes", "2")
@@ -715,6 +715,38 @@ class TestConvert:
         np.testing.assert_allclose(parts["bbox"], [2, 2, 48, 28], atol=1e-3)
         assert pixels["area"] == pytest.approx(200, abs=1)  # without the corners
         np.testing.assert_allclose(pixels["bbox"], [5, 10, 20, 10], atol=1e-3)
+
+    @pytest.mark.parametrize("form", ["coco", "voc", "yolo"])
+    def test_what_loading_leaves_out_is_left_out_and_counted(self, command, tmp_path, form):
+        annotations = [
+            annotation(1, segmentation=[SQUARE]),
+            annotation(2, bbox=(30, 5, 10, 10), segmentation=[SQUARE, [1, 1, 5, 1, 5]]),
+            annotation(3, bbox=(30, 20, 10, 10), segmentation=[[{"x": 1, "y": 2}]]),
+            annotation(4, image_id=-7),
+        ]
+        source = write_coco(tmp_path / "a", [image(1)], annotations, CATEGORIES)
+        target = tmp_path / "b.json" if form == "coco" else tmp_path / form
+        status, out, err = command("data", "convert", source, target, "--to", form)
+        assert status == 0, err
+        for said in ("1 annotations of images that are not there", "1 annotations without a usable polygon"):
+            assert f"{said} were left out" in out
+        assert "1 annotations lost polygons that cannot be used" in out
+        if form != "coco":
+            command("data", "convert", target, tmp_path / "b.json")
+        found = json.loads((tmp_path / "b.json").read_text())["annotations"]
+        assert len(found) == 2
+        if form != "voc":
+            np.testing.assert_allclose([a["segmentation"] for a in found], [[SQUARE], [SQUARE]], atol=1e-3)
+
+    def test_an_outline_without_height_becomes_its_box_in_yolo(self, command, tmp_path):
+        flat = annotation(1, bbox=(5, 6, 20, 15), segmentation=[[5, 6, 25, 6, 15, 6]])
+        source = write_coco(tmp_path / "a", [image(1)], [flat], CATEGORIES)
+        status, out, _ = command("data", "convert", source, tmp_path / "yolo", "--to", "yolo")
+        assert status == 0 and "1 masks without an outline (written as boxes)" in out
+        status, _, err = command("data", "convert", tmp_path / "yolo", tmp_path / "b.json")
+        assert status == 0, err
+        (found,) = json.loads((tmp_path / "b.json").read_text())["annotations"]
+        np.testing.assert_allclose(found["bbox"], [5, 6, 20, 15], atol=1e-3)
 
     def test_to_a_coco_folder(self, command, voc_folder, tmp_path):
         status, _, err = command("data", "convert", voc_folder, tmp_path / "coco", "--to", "coco")

@@ -137,3 +137,19 @@ def test_at_an_address(tmp_path):
             member._replace(archive="memory://tar_members/a.tar", length=10**6).read()
     finally:
         store.rm("/tar_members", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"),
+    [
+        ("", False),
+        ("s3://bucket/a.png", True),
+        ("simplecache::s3://bucket/a.tar", True),
+        ("shard://s3://bucket/a.tar#512+9/a.png", True),
+        ("shard://a.tar#512+9/a.png", False),
+        ("/data/http://host/a.png", False),
+        ("images/http://host/a.png", False),
+    ],
+)
+def test_addresses_begin_with_their_scheme(path, remote):
+    assert is_remote(path) == remote

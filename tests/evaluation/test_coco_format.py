@@ -54,6 +54,45 @@ def test_ids_that_are_text_and_values_that_are_null(tmp_path):
     assert (api.dataset["annotations"][0]["id"], api.dataset["annotations"][0]["area"]) == (1, 64)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": -5},
+        {"id": 2**70},
+        {"image_id": True},
+        {"segmentation": {}},
+        {"segmentation": [[{"x": 1, "y": 2}]]},
+        {"segmentation": [[1, 1, 9, 1]]},
+        {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9], [1, 1, 9, 1, 9, 9, 1]]},
+        {"segmentation": {"size": [20.0, 20.0], "counts": [0, 400]}},
+    ],
+)
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_the_check_lets_pass_can_be_evaluated(tmp_path, changes, fast):
+    register_coco_instances("odd", {}, write_truth(tmp_path, **changes), str(tmp_path))
+    try:
+        evaluator = COCOEvaluator("odd", ("bbox", "segm"), use_fast_impl=fast)
+        evaluator.reset()
+        found = Instances((20, 20), pred_boxes=Boxes(torch.tensor([[1.0, 1, 9, 9]])), scores=torch.ones(1))
+        found.pred_classes = torch.zeros(1).long()
+        found.pred_masks = torch.zeros(1, 20, 20, dtype=torch.bool)
+        edge = (
+            slice(0, 20) if isinstance(changes.get("segmentation"), dict) and changes["segmentation"] else slice(1, 9)
+        )
+        found.pred_masks[0, edge, edge] = True
+        evaluator.process([{"image_id": 1, "height": 20, "width": 20}], [{"instances": found}])
+        results = evaluator.evaluate()
+        assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+    finally:
+        MetadataCatalog.remove("odd")
+        DatasetCatalog.remove("odd")
+
+
+def test_annotations_of_no_image_do_not_count(tmp_path, caplog):
+    api = load_coco_api(write_truth(tmp_path, image_id=-5))
+    assert api.dataset["annotations"] == [] and "1 annotations belong to no image" in caplog.text
+
+
 @pytest.mark.parametrize("category_id", ["0", "tree", -1])
 @pytest.mark.parametrize("fast", [True, False])
 def test_category_ids_that_are_text_or_negative(tmp_path, category_id, fast):

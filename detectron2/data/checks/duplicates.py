@@ -47,7 +47,10 @@ def file_name_findings(dicts: list[dict[str, Any]]) -> list[Finding]:
 
 
 def without_annotations(dicts: list[dict[str, Any]], filter_empty: bool | None) -> list[Finding]:
-    """Find images without annotations (crowd regions aside), and say what becomes of them."""
+    """Find images without annotations (crowd regions aside), and say what becomes of them.
+
+    That there are no others is a warning, unless training uses them: it may be a data set to predict on.
+    """
     if not any("annotations" in d for d in dicts):
         return []  # not a data set of objects
     empty = [n for n, d in enumerate(dicts) if all(a.get("iscrowd", 0) for a in d.get("annotations") or ())]
@@ -56,6 +59,10 @@ def without_annotations(dicts: list[dict[str, Any]], filter_empty: bool | None) 
         True: "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True: training leaves them out.",
         False: "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False: training uses them as images of background.",
     }[filter_empty]
+    if len(empty) == len(dicts) and filter_empty is not False:
+        what = "none of its images has objects (crowd regions aside), so that they can be predicted on, but not learnt"
+        cure = f"{fate} To train on them alone, see whether the annotations are in another file."
+        return [Finding("all-empty", "warning", what, cure, len(empty))]
     return image_findings(dicts, "image-empty", "note", empty, "no objects", fate)
 
 

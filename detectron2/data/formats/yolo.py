@@ -43,6 +43,7 @@ _MOST_ENTRIES = 2_000_000  # of a folder
 _MOST_WITHOUT_IMAGES = 200_000  # of them, as in a folder of the system
 _MOST_BYTES = 1 << 28  # of a list of files
 _SLACK = 1e-3  # rounding of others
+_LEAST_SIDE = 1e-3  # of an outline, in pixels
 
 
 def read_yolo(path: str | os.PathLike[str], split: str = "", classes: list[str] | None = None) -> AnnotatedImages:
@@ -377,7 +378,8 @@ def _outline(mask: Any, size_hw: tuple[int, int], lost: Counter[str]) -> np.ndar
     # An outline has no shares beyond 0 and 1.
     is_inside = all(ring.min(initial=0) >= 0 and (ring <= size_hw[::-1]).all() for ring in rings)
     rings = rings if is_inside else [part for r in rings for part in clip_polygon(r, 0, 0, size_hw[1], size_hw[0])]
-    rings = [ring for ring in rings if len(ring) >= 3]
+    # A box around an outline without width or height is one without area.
+    rings = [ring for ring in rings if len(ring) >= 3 and np.ptp(ring, axis=0).min() > _LEAST_SIDE]
     if len(rings) == 1 or (outlined and not rings):
         return rings[0] if rings else None
     if rings:

@@ -17,7 +17,7 @@ class TestReport:
 
     def test_no_annotations(self):
         report = inspect(record(), {"file_name": "b.jpg"})
-        assert report.passes and kinds(report) == {"image-empty": 2} and report.num_empty == 2
+        assert report.passes and kinds(report) == {"all-empty": 2} and report.num_empty == 2
 
     def test_numbers(self):
         dicts = [
@@ -109,5 +109,5 @@ class TestReport:
     def test_files(self, tmp_path):
         Image.new("L", (30, 20)).save(tmp_path / "a.png")
         dicts = [record(file_name=str(tmp_path / f"{n}.png"), image_id=n) for n in "abc"]
-        assert kinds(inspect(*dicts, check_files=True)) == {"file-missing": 2, "image-empty": 3}
+        assert kinds(inspect(*dicts, check_files=True)) == {"file-missing": 2, "all-empty": 3}
         assert kinds(inspect(*dicts, check_files=True, max_files=2))["file-missing"] == 1
