@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tabulate import tabulate
 
@@ -87,7 +88,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                     f"COCOPanopticEvaluator needs 'panoptic_seg' in the model's outputs; there is {sorted(output)}."
                 )
             ids, segments = output["panoptic_seg"]
-            ids = ids.cpu().numpy()
+            ids = np.asarray(torch.as_tensor(ids).cpu())
             if segments is None:
                 ids, segments = self._segments_of_labels(ids)
             segments = [self._convert_category_id(segment) for segment in segments]
@@ -115,8 +116,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
     def _convert_category_id(self, segment_info: Mapping[str, Any]) -> dict[str, Any]:
         """A segment with the category id of the data set; without `isthing` it has it already."""
-        segment = dict(segment_info)
+        if lacking := [key for key in ("id", "category_id") if key not in segment_info]:
+            raise ValueError(f"A predicted segment has no {' and no '.join(lacking)}; it has {sorted(segment_info)}.")
+        segment = {**segment_info, "id": int(segment_info["id"])}  # a tensor is equal to no number in a dictionary
         is_thing, category = segment.pop("isthing", None), segment["category_id"]
+        category = category.item() if isinstance(category, (torch.Tensor, np.generic)) else category
         converted = category
         if is_thing is not None:
             maps = self._stuff_contiguous_id_to_dataset_id, self._thing_contiguous_id_to_dataset_id

@@ -18,6 +18,7 @@ from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.checks.label_maps import MUCH_IGNORED
+from detectron2.data.detection_utils import read_image
 from detectron2.data.formats.reading import shorten
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
@@ -32,7 +33,7 @@ _BOUNDARY_RATIO = 0.02
 
 
 def load_image_into_numpy_array(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
-    """Read an image file as it is, without converting colours.
+    """Read an image file as it is, without converting colours, or an array that NumPy saved.
 
     Args:
         filename: path understood by the path manager.
@@ -41,9 +42,20 @@ def load_image_into_numpy_array(filename: str, copy: bool = False, dtype: Any = 
 
     Returns:
         array (height, width), or (height, width, channels).
+
+    Raises:
+        ValueError: the numbers are not whole, and `dtype` is that of integers.
     """
-    with PathManager.open(filename, "rb") as f:
-        image = np.asarray(Image.open(cast("IO[bytes]", f)), dtype=dtype)
+    if str(filename).lower().endswith((".npy", ".npz")):
+        stored = read_image(filename)
+    else:
+        with PathManager.open(filename, "rb") as f:
+            stored = np.asarray(Image.open(cast("IO[bytes]", f)))
+    image = np.asarray(stored, dtype=dtype)
+    if stored.dtype.kind == "f" and image.dtype.kind != "f" and (image != stored).any():
+        raise ValueError(
+            f"{filename} has fractions, such as {stored[image != stored][0]}, where labels are whole numbers."
+        )
     return image.copy() if copy else image
 
 
@@ -109,12 +121,14 @@ class SemSegEvaluator(DatasetEvaluator):
         self._conf_matrix = np.zeros((size, size), dtype=np.int64)
         self._b_conf_matrix = np.zeros((size, size), dtype=np.int64)
         self._predictions: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
 
     def process(self, inputs: Any, outputs: Any):
         """Count a batch: inputs with `file_name`, outputs with `sem_seg`, scores of the classes (K, height, width)."""
         for input_, output in zip(inputs, outputs, strict=True):
             predicted = self._predicted_labels(input_["file_name"], output)
             truth = self._load_truth(input_["file_name"], predicted.shape)
+            self._seen.add(input_["file_name"])
             self._conf_matrix += _confusion(predicted, truth, self._num_classes + 1)
             if self._compute_boundary_iou:
                 # small numbers are compared many at a time
@@ -157,6 +171,9 @@ class SemSegEvaluator(DatasetEvaluator):
             raise FileNotFoundError(
                 f"The labels of {file_name} (sem_seg_file_name of {self._dataset_name!r}) are missing: {path}"
             ) from e
+        if truth.ndim == 3:  # grey pictures are stored with three equal channels, too; the fourth is opacity
+            planes = truth[..., : 1 if truth.shape[2] == 2 else 3]
+            truth = planes[..., 0] if (planes == planes[..., :1]).all() else truth
         if truth.ndim != 2:
             raise ValueError(
                 f"{path} has shape {truth.shape}: it is a coloured picture, where one channel with the index of the "
@@ -184,18 +201,24 @@ class SemSegEvaluator(DatasetEvaluator):
             `{"sem_seg": {...}}` in percent on the main process: `mIoU`, `fwIoU` (classes weighted by their
             pixels), `mACC`, `pACC`, and for each class `IoU-<name>`, `ACC-<name>` and the boundary IoU.
         """
-        conf, boundary, predictions = self._conf_matrix, self._b_conf_matrix, self._predictions
+        conf, boundary, predictions, seen = self._conf_matrix, self._b_conf_matrix, self._predictions, self._seen
         if self._distributed:
             comm.synchronize()
-            parts = comm.gather((conf, boundary, predictions), dst=0)
+            parts = comm.gather((conf, boundary, predictions, seen), dst=0)
             if not comm.is_main_process():
                 return None
             conf, boundary = (np.sum([part[k] for part in parts], axis=0) for k in (0, 1))
             predictions = [prediction for part in parts for prediction in part[2]]
+            seen = set().union(*(part[3] for part in parts))
         # columns are the truth; unlabelled pixels count nowhere
         metrics = self._metrics(conf, boundary)
         if (reason := self._explain(conf)) is not None:
             self._logger.warning(reason)
+        if seen and (missed := [name for name in self.input_file_to_gt_file if name not in seen]):
+            self._logger.warning(
+                f"{len(missed)} of {len(self.input_file_to_gt_file)} images of {self._dataset_name!r} have no "
+                f"prediction, for example {missed[0]!r}; the metrics are about the others."
+            )
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             with atomic_write(os.path.join(self._output_dir, "sem_seg_predictions.json"), "w") as f:

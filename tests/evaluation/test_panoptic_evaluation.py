@@ -397,6 +397,21 @@ def test_counts_of_all_processes_are_added(panoptic, monkeypatch):
     assert first.evaluate() == {}
 
 
+def test_predictions_may_be_arrays_and_numbers_of_any_kind(panoptic):
+    ids = np.array([[1, 1, 2, 2]] * 2)
+    name = panoptic([(ids, [{"id": 1, "category_id": 3}, {"id": 2, "category_id": 90}])])
+    segments = [
+        {"id": torch.tensor(1), "category_id": torch.tensor(0), "isthing": True},
+        {"id": np.int64(2), "category_id": np.int32(1), "isthing": np.bool_(False)},
+    ]
+    evaluator = COCOPanopticEvaluator(name)
+    evaluator.reset()
+    evaluator.process([{"image_id": 1, "file_name": "1.jpg"}], [{"panoptic_seg": (ids, segments)}])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100)
+    with pytest.raises(ValueError, match=r"A predicted segment has no id; it has \['category_id', 'isthing'\]"):
+        evaluator.process([{"image_id": 1}], [{"panoptic_seg": (ids, [{"category_id": 0, "isthing": True}])}])
+
+
 def test_an_image_seen_twice_counts_once(panoptic):
     truth, predicted = random_case(2, images=1)
     evaluator = COCOPanopticEvaluator(panoptic(truth))

@@ -138,6 +138,10 @@ def segment_findings(
     flaw = f"segments with a category_id of{limit} less than 0"
     cure = "Categories are numbered from 0; ids of the data set have to be mapped."
     found = image_findings(dicts, "segment-category", "error", wrong, flaw, cure, key="pan_seg_file_name")
+    void = {n: "" for n in having if any(s["id"] == 0 for s in dicts[n]["segments_info"])}
+    flaw = "a segment with the id 0, which stands for pixels without a label"
+    cure = "No prediction can match it: give it another id, in 'segments_info' and in its file."
+    found += image_findings(dicts, "segment-void", "warning", void, flaw, cure, key="pan_seg_file_name")
     return found + (_compare_ids(dicts) if decode else [])
 
 
@@ -162,10 +166,14 @@ def _is_segments(record: dict[str, Any]) -> bool:
 def _compare_ids(dicts: list[dict[str, Any]]) -> list[Finding]:
     absent: dict[int, str] = {}
     unknown: dict[int, str] = {}
+    unread: dict[int, str] = {}
     for n, path in _sample(dicts, "pan_seg_file_name"):
         try:
             rgb = read_image(path, "RGB").astype(np.int64)
-        except (OSError, ValueError):  # among the findings already
+        except OSError:  # among the findings already
+            continue
+        except ValueError as e:
+            unread[n] = f"({e})"
             continue
         drawn = set(np.unique(rgb @ (1, 256, 256 * 256)).tolist())
         said = {int(s["id"]) for s in dicts[n]["segments_info"]}
@@ -177,6 +185,9 @@ def _compare_ids(dicts: list[dict[str, Any]]) -> list[Finding]:
     cure = "The id of a pixel is R + 256 G + 65536 B; is the file a colour image of these ids?"
     key = "pan_seg_file_name"
     findings = image_findings(dicts, "segment-absent", "error", absent, flaw, cure, key=key)
+    findings += image_findings(
+        dicts, "segment-map-kind", "error", unread, "a file that is not a map of segments", cure, key=key
+    )
     flaw = "pixels with an id other than 0 that 'segments_info' does not have"
     cure = "Such pixels count as unlabelled."
     return findings + image_findings(dicts, "segment-unknown", "warning", unknown, flaw, cure, key=key)

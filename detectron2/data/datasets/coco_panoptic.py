@@ -89,11 +89,16 @@ def _with_class_tables(
     """Add the tables of classes and ids that are missing, from the file's categories and the names that are given."""
     if all(meta.get(key) is not None for key in _TABLES[1::2]):
         return dict(meta)
+    ids: Any = set()
     for index, category in enumerate(categories := checked_objects(content, "categories", json_file)):
         check_keys(category, json_file, where := f"categories[{index}]", "id", "name", "isthing")
         if category["isthing"] not in (0, 1):
             raise AnnotationFileError(json_file, where, f"needs 'isthing' 0 or 1; it has: {shorten(category)}.")
-        checked_id(category["id"], json_file, where)
+        if not isinstance(category["name"], str):
+            raise AnnotationFileError(json_file, where, f"'name' must be a string, not {describe(category['name'])}.")
+        if checked_id(category["id"], json_file, where) in ids:
+            raise AnnotationFileError(json_file, where, f"an earlier category has the id {category['id']!r}, too.")
+        ids.add(category["id"])
     categories = sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"]))
     known = dict(meta)
     for kind, is_thing in (("thing", 1), ("stuff", 0)):

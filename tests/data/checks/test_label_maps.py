@@ -110,6 +110,16 @@ class TestSegments:
         check(panoptic((1, 0)), check_files=True)
         assert "1 image has pixels with an id other than 0" in warnings()[0] and "the id 70000" in warnings()[0]
 
+    def test_a_segment_of_void(self, panoptic, warnings):
+        check(panoptic((1, 0), (70000, 1), (0, 1)), check_files=True)
+        (text,) = warnings()
+        assert "1 image has a segment with the id 0, which stands for pixels without a label" in text
+
+    def test_a_file_that_is_no_colour_picture(self, panoptic, tmp_path):
+        Image.fromarray(np.full((20, 30), 70000 % 65536, np.uint16)).save(tmp_path / "ids.png")
+        (text,) = findings(panoptic((1, 0), (70000, 1)), check_files=True)
+        assert "1 image has a file that is not a map of segments" in text and "values from 4464 to 4464" in text
+
     @pytest.mark.parametrize("info", [None, "x", [1], [{"id": 1}], [{"id": "1", "category_id": 0}]], ids=str)
     def test_malformed(self, panoptic, info):
         (text,) = findings(panoptic(segments_info=info), check_files=True)

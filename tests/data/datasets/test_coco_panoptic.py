@@ -74,6 +74,20 @@ def changed_segment(**changes):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": 3}, r"categories\[1\]: an earlier category has the id 3, too"),
+        ({"name": None}, r"categories\[1\]: 'name' must be a string, not null"),
+        ({"isthing": "1"}, r"categories\[1\]: needs 'isthing' 0 or 1"),
+    ],
+)
+def test_malformed_categories(tmp_path, changes, message):
+    categories = [{"id": 3, "name": "cat", "isthing": 1}, {"id": 8, "name": "sky", "isthing": 0, **changes}]
+    with pytest.raises(ValueError, match=message):
+        load_coco_panoptic_json(write(tmp_path / "a.json", {**panoptic(3), "categories": categories}), "i", "p", {})
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({}, "'annotations'"),
