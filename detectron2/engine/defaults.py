@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import inspect
 import itertools
 import logging
 import math
@@ -328,10 +329,10 @@ class DefaultTrainer(TrainerBase):
         cfg = self.auto_scale_workers(on_available_device(cfg), comm.get_world_size())
         self.train_options = options = TrainOptions.from_cfg(cfg)
         # Data first: an error in the data is then reported before time is spent on anything else.
-        data_loader = self.build_train_loader(cfg)
+        data_loader = self._built("build_train_loader", cfg)
         cfg = _epochs_to_iterations(cfg, options, data_loader)
-        model = prepare_model(self.build_model(cfg), options)
-        optimizer = self.build_optimizer(cfg, model)
+        model = prepare_model(self._built("build_model", cfg), options)
+        optimizer = self._built("build_optimizer", cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False, **options.of_ddp)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         precision: Any = {"precision": options.precision} if cfg.SOLVER.AMP.ENABLED else {}
@@ -348,7 +349,8 @@ class DefaultTrainer(TrainerBase):
         self.cfg = cfg
         batch_size = cfg.SOLVER.IMS_PER_BATCH * options.accumulation_steps
         period, notes = cfg.SOLVER.CHECKPOINT_PERIOD, {**explain_schedule(cfg, given), **explain_data(cfg)}
-        self.register_hooks(with_outer_hooks(self.build_hooks(), model, self.checkpointer, period, batch_size, notes))
+        own_hooks = self._built("build_hooks")
+        self.register_hooks(with_outer_hooks(own_hooks, model, self.checkpointer, period, batch_size, notes))
         self._describe_checkpoints()
         warn_of_unread(cfg, model, "MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER")
 
@@ -356,6 +358,13 @@ class DefaultTrainer(TrainerBase):
     def train_options(self) -> TrainOptions:
         """The options of the training, read once; a subclass may replace the constructor that sets them."""
         return TrainOptions.from_cfg(self.cfg)
+
+    def _built(self, name: str, *arguments: Any) -> Any:
+        """Return what the method of this name builds; None is an error of a subclass."""
+        value = getattr(self, name)(*arguments)
+        if value is None:
+            raise TypeError(f"{type(self).__name__}.{name} returns None. Is a return missing at its end?")
+        return value
 
     def _describe_checkpoints(self) -> None:
         """Let checkpoints describe themselves; a subclass may have replaced the checkpointer."""
@@ -458,8 +467,15 @@ class DefaultTrainer(TrainerBase):
 
     def _check_test_sets(self) -> None:
         """Check names and classes of the test sets before training, where the default evaluation will use them."""
-        has_own = self._subclass_defines("test", "build_test_loader")  # it may name in DATASETS.TEST what it likes
-        if has_own or not any(isinstance(h, hooks.EvalHook) for h in self._hooks):
+        if not any(isinstance(h, hooks.EvalHook) for h in self._hooks) or self._subclass_defines("test"):
+            return
+        for method in ("build_test_loader", "build_evaluator"):
+            if inspect.isfunction(inspect.getattr_static(type(self), method)):
+                raise TypeError(
+                    f"{type(self).__name__}.{method} must be a class method, because `test` is one and calls it: "
+                    "write @classmethod above it, and cls in place of self."
+                )
+        if self._subclass_defines("build_test_loader"):  # it may name in DATASETS.TEST what it likes
             return
         for name in self.cfg.DATASETS.TEST:
             if name not in DatasetCatalog:

@@ -307,7 +307,7 @@ class SimpleTrainer(TrainerBase):
         so_far: torch.Tensor | None = None
         for i in range(count):
             start = time.perf_counter()
-            data = next(self._data_loader_iter)
+            data = self._next_batch()
             data_time += time.perf_counter() - start
             batches.append(data)
             is_last = i + 1 == count
@@ -332,6 +332,15 @@ class SimpleTrainer(TrainerBase):
                 value = value.detach() if isinstance(value, torch.Tensor) else value
                 mean[name] = mean.get(name, 0.0) + value / count
         return mean, data_time
+
+    def _next_batch(self) -> Any:
+        try:
+            return next(self._data_loader_iter)
+        except StopIteration:
+            raise StopIteration(
+                f"The training data ended in iteration {self.iter}, before the training did. The loader must go on "
+                "without end, as with TrainingSampler, or have a batch for each iteration and accumulation step."
+            ) from None
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -446,14 +455,43 @@ def _prefetches_to(device: torch.device) -> bool:
 
 def _total_loss(loss_dict: Any) -> torch.Tensor:
     """Return the sum of the losses; raise `TypeError` if the output is not losses, as in evaluation mode."""
-    if isinstance(loss_dict, torch.Tensor):
-        return loss_dict
-    if not isinstance(loss_dict, Mapping) or not loss_dict:
+    if not isinstance(loss_dict, (Mapping, torch.Tensor)) or (isinstance(loss_dict, Mapping) and not loss_dict):
         raise TypeError(
             "Expected the model to return a non-empty dict of losses in training mode, "
             f"got {type(loss_dict).__name__} of length {len(loss_dict) if hasattr(loss_dict, '__len__') else '?'}."
         )
-    return sum(loss_dict.values())  # type: ignore[return-value]
+    total: Any = loss_dict
+    if isinstance(loss_dict, Mapping):
+        try:
+            total = sum(loss_dict.values())
+        except (TypeError, RuntimeError):  # not numbers, or of shapes that do not fit each other
+            total = None
+    is_loss = isinstance(total, torch.Tensor) and total.numel() == 1 and total.requires_grad and not total.is_complex()
+    if not is_loss or (isinstance(loss_dict, Mapping) and not all(isinstance(name, str) for name in loss_dict)):
+        raise TypeError(_explain_losses(loss_dict if isinstance(loss_dict, Mapping) else {"loss": loss_dict}))
+    return total
+
+
+def _explain_losses(losses: Mapping[Any, Any]) -> str:
+    """Say what is wrong with losses that cannot be summed, or whose sum cannot be trained on."""
+    wrong = []
+    for name, value in losses.items():
+        if not isinstance(name, str):
+            wrong.append(f"the name {name!r} ({type(name).__name__})")
+        elif isinstance(value, torch.Tensor):
+            if value.numel() != 1 or value.is_complex():
+                wrong.append(f"{name!r} of type {value.dtype} and shape {tuple(value.shape)}")
+        elif not isinstance(value, (int, float)):
+            wrong.append(f"{name!r} of type {type(value).__name__}")
+    if wrong:
+        return (
+            "Each loss that the model returns in training mode must have a text as its name and be one real number, "
+            f"such as a mean; got {', '.join(wrong)}."
+        )
+    return (
+        f"None of the losses ({', '.join(losses)}) has a gradient, so there is nothing to train: they do not depend on "
+        "a parameter with requires_grad=True, were detached, or were computed within torch.no_grad()."
+    )
 
 
 def _start_iteration(loader: Iterable) -> Iterator:

@@ -30,7 +30,7 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
         if not isinstance(metrics, Mapping):
             logger.info(f"copypaste: {task}={metrics}")
             continue
-        chosen = {name: value for name, value in metrics.items() if "-" not in name}
+        chosen = {str(name): value for name, value in metrics.items() if "-" not in str(name)}
         logger.info(f"copypaste: Task: {task}")
         logger.info("copypaste: " + ",".join(chosen))
         logger.info("copypaste: " + ",".join(_formatted(value) for value in chosen.values()))
@@ -100,5 +100,5 @@ def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update({f"{key}/{name}": inner for name, inner in flatten_results_dict(value).items()})
         else:
-            flat[key] = value
+            flat[str(key)] = value
     return flat

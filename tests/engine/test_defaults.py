@@ -145,6 +145,22 @@ class TestTrainer:
         assert record["total_loss"] == pytest.approx(sum(record[p] for p in parts), rel=1e-3)
         assert list(output.glob("events.out.tfevents.*"))
 
+    @pytest.mark.parametrize("method", ["build_model", "build_optimizer", "build_train_loader", "build_hooks"])
+    def test_a_method_without_return(self, toy_cfg, method):
+        kind = type("Forgetful", (ToyTrainer,), {method: lambda self, *arguments: None})
+        with pytest.raises(TypeError, match=rf"Forgetful\.{method} returns None\. Is a return missing"):
+            kind(toy_cfg)
+
+    @pytest.mark.parametrize("method", ["build_test_loader", "build_evaluator"])
+    def test_what_test_calls_must_be_a_class_method(self, toy_cfg, method):
+        kind = type("OfInstance", (ToyTrainer,), {method: lambda self, cfg, name: []})
+        with pytest.raises(TypeError, match=rf"OfInstance\.{method} must be a class method"):
+            kind(toy_cfg).train()
+        assert not Path(toy_cfg.OUTPUT_DIR, "model_final.pth").exists()
+        # A `test` of their own may call them as it likes.
+        kind.test = lambda self, cfg, model: {"toy": {"AP": float(getattr(self, method)(cfg, "x") == [])}}
+        assert kind(toy_cfg).train() == {"toy": {"AP": 1.0}}
+
     def test_resume_is_exact(self, cfg, tmp_path):
         """A run that ends in the middle and a new trainer that resumes it give the weights of an undisturbed run."""
         cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 3, 4, 2

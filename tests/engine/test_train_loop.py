@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -166,6 +167,48 @@ class TestSimpleTrainer:
         with pytest.raises(TypeError, match="dict of losses in training mode, got list of length 1"):
             t.train(0, 1)
 
+    @pytest.mark.parametrize("steps", [1, 2])
+    @pytest.mark.parametrize(
+        ("output", "problem"),
+        [
+            (lambda w: {}, "non-empty dict of losses in training mode, got dict of length 0"),
+            (lambda w: None, "non-empty dict of losses in training mode, got NoneType of length ?"),
+            (lambda w: 3.0, "non-empty dict of losses in training mode, got float of length ?"),
+            (lambda w: w.expand(2), "'loss' of type torch.float32 and shape (2,)"),
+            (lambda w: {"a": w.sum(), "b": w[:0]}, "got 'b' of type torch.float32 and shape (0,)."),
+            (lambda w: {"a": w.expand(2), "b": w.expand(3)}, "'a' of type torch.float32 and shape (2,), 'b' of"),
+            (lambda w: {"a": w.sum() * 1j}, "'a' of type torch.complex64 and shape ()"),
+            (lambda w: {"a": w.sum(), "b": "x"}, "got 'b' of type str."),
+            (lambda w: {"a": w.sum(), "b": None}, "got 'b' of type NoneType."),
+            (lambda w: {"a": {"b": w.sum()}}, "got 'a' of type dict."),
+            (lambda w: {1: w.sum()}, "the name 1 (int)"),
+            (lambda w: {"a": 3}, "None of the losses (a) has a gradient"),
+            (lambda w: {"a": w.sum().detach(), "b": 1.0}, "None of the losses (a, b) has a gradient"),
+            (lambda w: w.sum().detach(), "None of the losses (loss) has a gradient"),
+        ],
+    )
+    def test_what_is_not_a_loss(self, output, problem, steps):
+        class Odd(Model):
+            def forward(self, x):
+                return output(self.w)
+
+        model = Odd()
+        t = SimpleTrainer(model, [0, 0], torch.optim.SGD(model.parameters(), lr=1))
+        t.accumulation_steps = steps
+        with pytest.raises(TypeError, match=re.escape(problem)):
+            t.train(0, 1)
+        assert model.w.item() == 0
+
+    def test_losses_of_one_element_and_numbers_without_gradients(self):
+        class Mixed(Model):
+            def forward(self, x):
+                return {"a": 2 * self.w, "b": torch.tensor(3), "c": 4, "d": True}
+
+        model = Mixed()
+        t = SimpleTrainer(model, [0], torch.optim.SGD(model.parameters(), lr=0.5))
+        t.train(0, 1)
+        assert model.w.item() == -1 and t.storage.latest()["total_loss"] == (8.0, 0)
+
     def test_a_single_loss_tensor(self):
         class One(Model):
             def forward(self, x):
@@ -198,6 +241,13 @@ class TestSimpleTrainer:
         with pytest.raises(FloatingPointError, match="iteration 1"):
             t.train(0, 2)
         assert len(ended) == 1
+
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_data_that_end_too_early(self, count):
+        t = trainer()
+        t.accumulation_steps, t.data_loader = 2, [torch.ones(())] * count
+        with pytest.raises(StopIteration, match=f"ended in iteration {count // 2}, before the training"):
+            t.train(0, 2)
 
     def test_reset_data_loader(self):
         t = trainer()

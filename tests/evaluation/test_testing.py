@@ -18,6 +18,7 @@ def config(expected):
         ({"bbox": {"AP": 40.0, "AP50": 60.0}, "t": 1}, {"bbox/AP": 40.0, "bbox/AP50": 60.0, "t": 1}),
         ({"a": {"b": {"c": 2}}}, {"a/b/c": 2}),
         ({"a": {}}, {}),
+        ({1: {2: 3.0}, 4: 5.0}, {"1/2": 3.0, "4": 5.0}),
     ],
 )
 def test_flatten(results, flat):
@@ -28,12 +29,16 @@ def test_csv_leaves_out_single_classes(caplog):
     with caplog.at_level("INFO", logger="detectron2.evaluation.testing"):
         print_csv_format({"bbox": {"AP": 40.125, "AP50": 60.0, "AP-person": 1.0}, "speed": 3})
         print_csv_format({})
+        print_csv_format({0: {1: 2.0}})
         print_csv_format({"other": {"a": float("nan"), "b": torch.tensor(1.5), "c": None, "d": "text"}, "none": {}})
     assert caplog.messages == [
         "copypaste: Task: bbox",
         "copypaste: AP,AP50",
         "copypaste: 40.1250,60.0000",
         "copypaste: speed=3",
+        "copypaste: Task: 0",
+        "copypaste: 1",
+        "copypaste: 2.0000",
         "copypaste: Task: other",
         "copypaste: a,b,c,d",
         "copypaste: nan,1.5000,None,text",

@@ -170,6 +170,16 @@ class LRScheduler(HookBase):
     def before_train(self) -> None:
         """Take the optimizer and the schedule from the trainer, unless they are given."""
         self._optimizer = self._optimizer or self.trainer.optimizer  # type: ignore[attr-defined]
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise TypeError(
+                "LRScheduler steps a schedule after every iteration, and ReduceLROnPlateau steps on a metric: call its "
+                "step(metric) in a hook of your own, and leave LRScheduler out of the hooks."
+            )
+        if not hasattr(self.scheduler, "step") and not isinstance(self.scheduler, ParamScheduler):
+            raise TypeError(
+                f"LRScheduler needs a torch scheduler or a ParamScheduler, got {self.scheduler!r}. Is a return missing "
+                "in build_lr_scheduler, or should build_hooks leave this hook out?"
+            )
         if isinstance(self.scheduler, ParamScheduler):
             self._scheduler = LRMultiplier(
                 self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1

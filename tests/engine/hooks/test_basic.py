@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -160,6 +161,15 @@ class TestLRScheduler:
         t.register_hooks([hooks.LRScheduler(scheduler=ConstantParamScheduler(0.5))])
         t.train(0, 2)
         assert t.storage.latest()["lr"][0] == pytest.approx(0.15)
+
+    @pytest.mark.parametrize("schedule", [None, "cosine", torch.optim.lr_scheduler.ReduceLROnPlateau])
+    def test_what_is_no_schedule(self, schedule):
+        t = trainer()
+        t.scheduler = schedule(t.optimizer) if isinstance(schedule, type) else schedule
+        t.register_hooks([hooks.LRScheduler()])
+        text = "ReduceLROnPlateau steps on a metric" if isinstance(schedule, type) else f"got {schedule!r}. Is a return"
+        with pytest.raises(TypeError, match=re.escape(text)):
+            t.train(0, 1)
 
     def test_representative_group(self):
         p = [nn.Parameter(torch.zeros(1)) for _ in range(6)]
