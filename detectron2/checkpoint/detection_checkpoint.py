@@ -407,6 +407,8 @@ class DetectionCheckpointer(Checkpointer):
         self._convert_ndarray_to_tensor(weights)
         model_state = self.model.state_dict()
         in_file = weights
+        if not weights and model_state:
+            raise ValueError(f"{self._source} holds no weights: its 'model' is empty. Take another file.")
         weights = without_wrappers(weights, model_state)
         if convert := getattr(self.model, "convert_weights", None):  # the model knows files of other programs
             try:

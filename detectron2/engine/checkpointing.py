@@ -8,6 +8,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import CheckpointDescription, DetectionCheckpointer
 from detectron2.checkpoint.description import dataset_metadata, installed_versions
+from detectron2.checkpoint.load_report import START_ANEW
 from detectron2.config import CfgNode
 from detectron2.config.lazy_text import load_lazy_yaml, to_yaml
 from detectron2.engine.options import TrainOptions
@@ -22,7 +24,7 @@ from detectron2.engine.sharding import ShardedCheckpointer, is_sharded
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.wrappers import unwrap_model
 
-__all__ = ["SelfDescription", "build_checkpointer", "lazy_config", "yaml_config"]
+__all__ = ["SelfDescription", "build_checkpointer", "lazy_config", "load_or_resume", "yaml_config"]
 
 logger = logging.getLogger("detectron2.engine.defaults")
 
@@ -39,6 +41,58 @@ def build_checkpointer(model: nn.Module, folder: str, options: TrainOptions, tra
         checkpointer = DetectionCheckpointer(model, folder, trainer=trainer)
     checkpointer.file_format = options.checkpoint_format
     return checkpointer
+
+
+def load_or_resume(
+    trainer: TrainerBase, optimizer: Any, checkpointer: Any, weights: str, resume: bool
+) -> tuple[Mapping[str, Any], int | None]:
+    """Load the last checkpoint of a training into everything, or else weights alone.
+
+    Returns:
+        What else the file holds, and the iteration with which a resumed training goes on; None for a new one.
+
+    Raises:
+        ValueError: the checkpoint was saved after an iteration that cannot be.
+    """
+    wanted = _settings(optimizer)
+    trainer.iter = -1  # unless the checkpoint has a state of the trainer
+    checkpoint = checkpointer.resume_or_load(weights, resume=resume) or {}
+    if not resume or not checkpointer.has_checkpoint():
+        trainer.iter = 0
+        return checkpoint, None
+    # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the file
+    # itself has the iteration after which it was written.
+    source, last = checkpointer.get_checkpoint_file(), checkpoint.get("iteration", trainer.iter)
+    if not isinstance(last, Integral) or last < -1:
+        raise ValueError(
+            f"{source} says that it was saved after iteration {last!r}, which must be a whole number from 0, so a "
+            f"training cannot be continued from it. {START_ANEW}"
+        )
+    if "iteration" not in checkpoint and last == -1:
+        logger.warning(f"{source} does not say after which iteration it was saved: training begins with iteration 0.")
+    if kept := [f"{key} {now!r}, not {asked!r}" for key, asked, now in _kept(wanted, _settings(optimizer))]:
+        logger.warning(
+            f"A resumed training keeps the settings of the optimizer that are in its checkpoint: {', '.join(kept)}. "
+            f"Those of the config have no effect. {START_ANEW}"
+        )
+    return checkpoint, int(last) + 1
+
+
+def _settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the settings of each group of parameters that change the result; of the rate, where a schedule starts."""
+    skipped = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
+    groups = [{"initial_lr": group.get("lr"), **group} for group in getattr(optimizer, "param_groups", ())]
+    return [{key: value for key, value in group.items() if key not in skipped} for group in groups]
+
+
+def _kept(wanted: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[tuple[str, Any, Any]]:
+    """Return name, value that was asked for and value that is there of settings, once for each name."""
+    different: dict[str, tuple[str, Any, Any]] = {}
+    for asked, there in zip(wanted, found, strict=False):
+        for key in asked.keys() & there.keys():
+            if asked[key] != there[key]:
+                different.setdefault(key, (key.replace("initial_lr", "learning rate"), asked[key], there[key]))
+    return [different[key] for key in sorted(different)]
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ from detectron2.data import (
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
-from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, yaml_config
+from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, load_or_resume, yaml_config
 from detectron2.engine.class_names import match_classes, match_training_classes
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
@@ -388,17 +388,16 @@ class DefaultTrainer(TrainerBase):
                 A training that torchrun restarts after a process died is resumed in any case.
         """
         resume = resume or resumes_after_restart(self.cfg.OUTPUT_DIR)
-        checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        is_resumed = resume and self.checkpointer.has_checkpoint()
+        checkpoint, start = load_or_resume(
+            self, getattr(self._trainer, "optimizer", None), self.checkpointer, self.cfg.MODEL.WEIGHTS, resume
+        )
         names = (self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)
-        match_training_classes(self._trainer, *names, lambda: self.build_train_loader(self.cfg), is_resumed)
-        if is_resumed:
-            # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the
-            # file itself has the iteration after which it was written.
-            self.start_iter = (checkpoint or {}).get("iteration", self.iter) + 1
+        match_training_classes(self._trainer, *names, lambda: self.build_train_loader(self.cfg), start is not None)
+        if start is not None:
+            self.start_iter = start
             describe = getattr(self.checkpointer, "describe", None)
             if isinstance(describe, SelfDescription):
-                describe.go_on_from(checkpoint or {}, self.checkpointer.get_checkpoint_file())
+                describe.go_on_from(checkpoint, self.checkpointer.get_checkpoint_file())
             logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
 
     def build_hooks(self) -> list[HookBase | None]:

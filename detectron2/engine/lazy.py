@@ -19,7 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.config.lazy_text import to_yaml
 from detectron2.data.validation import validate_class_names
-from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config
+from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config, load_or_resume
 from detectron2.engine.class_names import match_classes, match_training_classes
 from detectron2.engine.defaults import default_writers, iterations_per_epoch
 from detectron2.engine.divergence import DivergencePolicy
@@ -67,17 +67,15 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     describe = SelfDescription(trainer, model, lambda: lazy_config(cfg), names, _image_format(cfg), has_average)
     checkpointer.describe = describe
     trainer.register_hooks(_hooks(cfg, options, trainer, checkpointer, max_iter))
-    checkpoint = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start, is_resumed = 0, resume and checkpointer.has_checkpoint()
+    checkpoint, start = load_or_resume(trainer, optimizer, checkpointer, cfg.train.init_checkpoint, resume)
     match_training_classes(
-        trainer, names, _dataset_names(cfg, "test"), lambda: instantiate(cfg.dataloader.train), is_resumed
+        trainer, names, _dataset_names(cfg, "test"), lambda: instantiate(cfg.dataloader.train), start is not None
     )
-    if is_resumed:
-        start = trainer.iter + 1
+    if start is not None:
         describe.go_on_from(checkpoint, checkpointer.get_checkpoint_file())
     if options.try_evaluator:
         try_lazy_evaluator(cfg, model, _dataset_names(cfg, "test"))
-    trainer.train(start, max_iter)
+    trainer.train(start or 0, max_iter)
     return model
 
 

@@ -54,6 +54,17 @@ def test_classes_are_those_of_fvcore():
     assert DetectionCheckpointer(Model()).path_manager is PathManager
 
 
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": {}, "iteration": 3}])
+def test_a_file_without_weights(tmp_path, content):
+    torch.save(content, path := tmp_path / "model_0000003.pth")
+    (tmp_path / "last_checkpoint").write_text(path.name)
+    keeper = DetectionCheckpointer(Model(), str(tmp_path))
+    for load in (keeper.load, keeper.load_for_inference, lambda p: keeper.resume_or_load("", resume=True)):
+        with pytest.raises(ValueError, match=r"model_0000003\.pth holds no weights: its 'model' is empty\."):
+            load(str(path))
+    assert DetectionCheckpointer(nn.ReLU()).load(str(path)).get("iteration") == content.get("iteration")
+
+
 def test_an_empty_path_loads_nothing():
     model, twin = Model(), Model()
     twin.load_state_dict(model.state_dict())
@@ -862,7 +873,7 @@ def test_the_old_protocol_of_subclasses(tmp_path):
     ("content", "message"),
     [
         ([1, 2], "holds a list"),
-        ({}, None),
+        ({}, "holds no weights"),
         ({"epoch": 3, "lr": 0.1}, "'epoch'"),
         ({"model": OrderedDict(a=torch.ones(1))}, "another architecture"),
         ({"model": {"a": "text"}}, "a"),
@@ -874,11 +885,8 @@ def test_files_that_are_no_checkpoints(tmp_path, content, message):
         (tmp_path / "a.pkl", lambda c, p: p.write_bytes(pickle.dumps(c))),
     ):
         save(content, path)
-        if message is None:
+        with pytest.raises(ValueError, match=message):
             DetectionCheckpointer(Model()).load(str(path))
-        else:
-            with pytest.raises(ValueError, match=message):
-                DetectionCheckpointer(Model()).load(str(path))
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
