@@ -133,7 +133,10 @@ class _Transaction:
             folder = PROJECT_FOLDERS.get(adder.partition(".")[0])
             advice.append(f"{shown}: call {adder}(cfg) first" + (f"; it is in {folder}." if folder else "."))
         if self.unknown.keys() - of_projects:
-            advice.append("Add new keys to the config before the merge (cfg.NAME = value).")
+            advice.append(
+                "'detectron2 config explain' lists the keys of this library; a program adds keys of its own before the "
+                "merge (cfg.NAME = value)."
+            )
         return lines, advice
 
     def report_type(self, path: str, old: Any, new: Any) -> None:

@@ -123,11 +123,22 @@ def check_values(cfg: Any, groups: str = "*") -> None:
         norm = f"{path.rpartition('.')[0]}.NORM"
         if values.get(norm) == "GN" and _is_in(path, "*OUT_CHANNELS *.CONV*_DIM") and not found[path] and value % 32:
             found[path] = f"must be a multiple of 32, because {norm} is 'GN', but is {value!r}"
+    path = "TEST.EXPECTED_RESULTS"  # read after training
+    if not all(map(_is_expectation, values.get(path, ()))):
+        found[path] = f"must be a list of [task, metric, expected value, tolerance], but is {values[path]!r}"
     for path, (key, names) in _UPRIGHT.items():
         if not found.get(path) and values.get(key) in names and len(values.get(path, "four")) != 4:
             found[path] = f"must be a list of 4 items, because {key} is {values[key]!r}, but is {values[path]!r}"
     if lines := [f"{path} {text}" for path, text in found.items() if text]:
         raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
+
+
+def _is_expectation(entry: Any) -> bool:
+    """Whether an entry looks like `["bbox", "AP", 38.5, 0.2]`."""
+    if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+        return False
+    *names, value, tolerance = entry
+    return all(isinstance(name, str) for name in names) and all(_is_number(x) for x in (value, tolerance))
 
 
 def _unread_of(values: dict[str, Any]) -> str:

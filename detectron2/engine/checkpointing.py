@@ -48,6 +48,13 @@ def load_or_resume(
 ) -> tuple[Mapping[str, Any], int | None]:
     """Load the last checkpoint of a training into everything, or else weights alone.
 
+    Args:
+        trainer: the trainer, which `checkpointer` restores.
+        optimizer: the optimizer of the training.
+        checkpointer: of the folder of the training.
+        weights: the weights to load where nothing is resumed.
+        resume: whether to look for a last checkpoint.
+
     Returns:
         What else the file holds, and the iteration with which a resumed training goes on; None for a new one.
 

@@ -71,7 +71,8 @@ def test_one_key_of_a_project_among_other_problems():
         "  unknown key 'MODEL.DEVIC': did you mean 'MODEL.DEVICE'?",
         "  SEED must be int (now -1), but got str 'x'",
         "MODEL.TRIDENT.NUM_BRANCH: call tridentnet.add_tridentnet_config(cfg) first; it is in projects/TridentNet.",
-        "Add new keys to the config before the merge (cfg.NAME = value).",
+        "'detectron2 config explain' lists the keys of this library; a program adds keys of its own before the merge "
+        "(cfg.NAME = value).",
     ]
 
 

@@ -137,6 +137,17 @@ def test_all_are_named_at_once_before_anything_is_built():
     check_values(cfg, "INPUT.* DATALOADER.*")
 
 
+@pytest.mark.parametrize(
+    "entry", ["bbox", ["bbox", "AP", 38.5], ["bbox", "AP", "38.5", 0.2], ["bbox", 1, 38.5, 0.2], []]
+)
+def test_expected_results(entry):
+    check_values(config("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38, 0.2]]))
+    with pytest.raises(
+        ValueError, match=r"EXPECTED_RESULTS must be a list of \[task, metric, expected value, tolerance\]"
+    ):
+        check_values(config("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2], entry]))
+
+
 def test_groups_of_channels():
     cfg = config("MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 48)
     with pytest.raises(
