@@ -121,10 +121,7 @@ def _convolve(
     if mask is not None:
         _expect_channels("mask", mask, cells * deformable_groups)
     if x.shape[0] == 0:
-        out_hw = [
-            (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1
-            for i in range(2)
-        ]
+        out_hw = _output_hw(x, weight, stride, padding, dilation)
         tied = [t.sum() for t in (x, offset, mask, weight, bias) if t is not None]
         return x.new_zeros(0, weight.shape[0], *out_hw) + sum(tied) * 0.0
     dtype = x.dtype
@@ -133,8 +130,50 @@ def _convolve(
     if unknown or any(t is not None and t.dtype != dtype for t in (offset, mask, weight, bias)):
         x, offset, weight = x.float(), offset.float(), weight.float()
         mask, bias = (None if t is None else t.float() for t in (mask, bias))
-    out = deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask)
+    try:
+        out = deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask)
+    except (RuntimeError, ZeroDivisionError) as e:  # asked before, this would fix numbers in a graph
+        out_hw = _output_hw(x, weight, stride, padding, dilation)
+        if min(out_hw) < 1:
+            raise ValueError(
+                f"Deformable convolution: a kernel of {tuple(weight.shape[2:])} does not fit an input of shape "
+                f"{tuple(x.shape)} with padding {padding} and dilation {dilation}."
+            ) from e
+        for name, channels, count in (
+            ("input", x.shape[1], deformable_groups),
+            ("input", x.shape[1], groups),
+            ("output", weight.shape[0], groups),
+        ):
+            if channels % count:
+                raise ValueError(
+                    f"Deformable convolution cannot divide {channels} {name} channels into {count} groups."
+                ) from e
+        for name, tensor in (("offset", offset), ("mask", mask)):
+            if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != (x.shape[0], *out_hw):
+                expected = (x.shape[0], tensor.shape[1], *out_hw)
+                raise ValueError(
+                    f"Deformable convolution expects {name} of shape {expected}, that of the result, got "
+                    f"{tuple(tensor.shape)}."
+                ) from e
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"Deformable convolution expects a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}."
+            ) from e
+        raise
     return out.to(dtype)
+
+
+def _output_hw(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> list[int]:
+    return [
+        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
 
 
 def _expect_channels(name: str, tensor: torch.Tensor, channels: int) -> None:
@@ -163,8 +202,12 @@ class _DeformableConvolution(nn.Module):
     ):
         super().__init__()
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+            if groups < 1 or channels % groups:
                 raise ValueError(f"{name} ({channels}) must be divisible by groups ({groups}).")
+        if deformable_groups < 1 or in_channels % deformable_groups:
+            raise ValueError(
+                f"in_channels ({in_channels}) must be divisible by deformable_groups ({deformable_groups})."
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair(kernel_size)
@@ -209,7 +252,7 @@ class DeformConv(_DeformableConvolution):
         activation: function applied last.
 
     Raises:
-        ValueError: `bias` is true, or `groups` does not divide the channels.
+        ValueError: `bias` is true, or a number of groups does not divide the channels.
 
     Example:
         >>> from detectron2.layers import DeformConv

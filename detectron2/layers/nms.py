@@ -9,7 +9,7 @@ import sys
 import torch
 from torchvision.ops import nms
 
-from detectron2.utils.tracing import when_compiled, whole_in_trace
+from detectron2.utils.tracing import when_compiled, when_traced, whole_in_trace
 
 from .rotated_boxes import BoxTable, as_computable, box_table, candidate_pairs, paired_iou
 
@@ -36,7 +36,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
         int64 indices of the boxes that stay, by decreasing score.
 
     Raises:
-        ValueError: `boxes` is not `(N, 4)`.
+        ValueError: `boxes` is not `(N, 4)`, or `scores` or `idxs` is not `(N,)`.
 
     Example:
         >>> from detectron2.layers import batched_nms
@@ -47,6 +47,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms expects boxes of shape (N, 4), got {tuple(boxes.shape)}.")
+    _expect_one_each("batched_nms", boxes, scores, idxs)
     return nms_within_groups(boxes, scores, idxs, iou_threshold, _split_from())
 
 
@@ -152,6 +153,12 @@ def _check_rotated(function: str, boxes: torch.Tensor, *per_box: torch.Tensor) -
             f"{function} expects boxes of shape (N, 5), rows of (x_center, y_center, width, height, angle); "
             f"got {tuple(boxes.shape)}."
         )
+    _expect_one_each(function, boxes, *per_box)
+
+
+@when_compiled(lambda *_: None)  # of two lengths that a graph computes, it need not know that they are one
+@when_traced(lambda *_: None)
+def _expect_one_each(function: str, boxes: torch.Tensor, *per_box: torch.Tensor) -> None:
     for values in per_box:
         if values.shape != boxes.shape[:1]:
             raise ValueError(

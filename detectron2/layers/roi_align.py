@@ -19,7 +19,7 @@ from torchvision.ops import roi_align
 
 from detectron2.utils.tracing import when_compiled, when_traced
 
-__all__ = ["ROIAlign", "roi_align"]
+__all__ = ["ROIAlign", "check_images", "check_regions", "roi_align"]
 
 _CELLS_AT_ONCE = 1 << 20  # of all bins that are pooled together, each time it is read
 _MOST_CELLS = 1 << 12  # of one bin; regions far beyond the map are left to torchvision
@@ -60,13 +60,14 @@ class ROIAlign(nn.Module):
         """Pool features `(N, C, H, W)` to `(R, C, height, width)`, of the same type.
 
         Each row of `rois (R, 5)` is the index of an image and `(x1, y1, x2, y2)`. Half-precision features are pooled
-        in float32: a float16 coordinate near 1000 is wrong by half a pixel.
+        in float32: a float16 coordinate near 1000 is wrong by half a pixel. See `check_regions` for what is refused.
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(
                 "ROIAlign expects regions of shape (R, 5), rows of (image index, x1, y1, x2, y2); "
                 f"got {tuple(rois.shape)}."
             )
+        check_regions("ROIAlign", input, rois)
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         x, regions = input.to(dtype), rois.to(dtype)
         if _are_rows(x, regions):
@@ -82,6 +83,68 @@ class ROIAlign(nn.Module):
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
+
+
+def _unchecked(*args: object) -> None:
+    """A graph has no checks that depend on values."""
+
+
+@when_compiled(_unchecked)
+@when_traced(_unchecked)
+def check_regions(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
+    """Refuse what ends the process, or a kernel on the CPU, without a word of the reason.
+
+    Args:
+        name: the operator, for the message.
+        input: features `(N, C, H, W)`.
+        rois: `(R, 5)`, each row the index of an image and `(x1, y1, x2, y2)`. On a GPU their values are not looked at.
+
+    Raises:
+        ValueError: the features have another shape, or no cells; a region is of an image that is not there, or not
+            finite.
+    """
+    if input.dim() != 4:
+        raise ValueError(f"{name} expects features of shape (N, C, H, W); got {tuple(input.shape)}.")
+    if rois.shape[0] == 0:
+        return
+    if 0 in input.shape[2:]:
+        raise ValueError(
+            f"{name} cannot pool {rois.shape[0]} regions from features without cells, of shape {tuple(input.shape)}: "
+            "the image is too small for the stride of this map."
+        )
+    check_images(name, input, rois)
+    if _is_on_host(rois) and not bool(rois.isfinite().all()):
+        row = int((~rois.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"{name}: region {row} is {rois[row, 1:].tolist()}; coordinates must be finite numbers. Where a model made "
+            "it, look for weights that are NaN, or for a diverged training."
+        )
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+@when_compiled(_unchecked)
+def check_images(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
+    """Refuse regions of images that are not there; a GPU is not asked, since that would have to wait for it.
+
+    Args:
+        name: the operator, for the message.
+        input: features `(N, C, H, W)`.
+        rois: `(R, …)`, each row the index of an image, and its region.
+
+    Raises:
+        ValueError: an index is none of `0 … N - 1`.
+    """
+    if rois.shape[0] == 0 or not _is_on_host(rois):
+        return
+    first, last = (float(index) for index in rois[:, 0].aminmax())
+    if not 0 <= first <= last < input.shape[0]:
+        raise ValueError(
+            f"{name}: a region is of image {first if first < 0 else last:g}, but the features are of {input.shape[0]} "
+            "images, counted from 0."
         )
 
 

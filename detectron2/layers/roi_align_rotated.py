@@ -21,6 +21,8 @@ from torch import nn
 
 from detectron2.utils.tracing import whole_in_trace
 
+from .roi_align import check_images
+
 __all__ = ["ROIAlignRotated", "roi_align_rotated"]
 
 # Bins are pooled in portions of about this many samples.
@@ -48,7 +50,7 @@ def roi_align_rotated(
         `(R, C, height, width)`, in the type of `input`.
 
     Raises:
-        ValueError: `rois` is not `(R, 6)`, or `input` not `(N, C, H, W)`.
+        ValueError: `rois` is not `(R, 6)`, or `input` not `(N, C, H, W)`, or a region is of an image that is not there.
 
     Example:
         >>> from detectron2.layers import roi_align_rotated
@@ -73,6 +75,7 @@ def roi_align_rotated(
 
 @whole_in_trace("pool_rotated(Tensor input, Tensor rois, int[] output_hw, float scale, int sampling_ratio) -> Tensor")
 def _pool(*arguments: Any) -> Any:
+    check_images("ROIAlignRotated", *arguments[:2])
     return _RotatedPooling.apply(*arguments)
 
 

@@ -1,11 +1,41 @@
-"""How every structure is indexed: by an integer, a slice, or a vector of bools or integers."""
+"""How every structure is indexed, by an integer, a slice, or a vector of bools or integers, and put together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["indices_of", "rows_of"]
+__all__ = ["cat_rows", "indices_of", "rows_of"]
+
+
+def cat_rows(tensors: Sequence[torch.Tensor], what: str) -> torch.Tensor:
+    """Concatenate tensors along the first dimension.
+
+    Args:
+        tensors: one or more.
+        what: what is concatenated, for the message.
+
+    Returns:
+        One tensor.
+
+    Raises:
+        ValueError: one is not a tensor, or they differ in another dimension.
+
+    Example:
+        >>> cat_rows([torch.zeros(1, 4), torch.zeros(2, 4)], "boxes").shape
+        torch.Size([3, 4])
+    """
+    try:
+        return torch.cat(list(tensors))
+    except (RuntimeError, TypeError) as e:  # asked first, this would cost time, and fix numbers in a graph
+        kinds = [str(tuple(t.shape)) if isinstance(t, torch.Tensor) else type(t).__name__ for t in tensors]
+        if all(isinstance(t, torch.Tensor) and t.shape[1:] == tensors[0].shape[1:] for t in tensors):
+            raise
+        raise ValueError(
+            f"Cannot concatenate {what}: expected tensors whose shapes differ in the first dimension only, got "
+            f"{', '.join(dict.fromkeys(kinds))}."
+        ) from e
 
 
 def rows_of(item: Any, count: Any, what: str) -> slice | torch.Tensor:

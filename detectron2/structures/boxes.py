@@ -304,6 +304,11 @@ def _area(xyxy: torch.Tensor) -> torch.Tensor:
 
 def _pairwise_intersection(xyxy1: torch.Tensor, xyxy2: torch.Tensor) -> torch.Tensor:
     """Intersection areas `(N, M)` of boxes `(N, 4)` and `(M, 4)`, in a tensor of its own."""
+    if xyxy1.shape[1] != 4 or xyxy2.shape[1] != 4:
+        raise ValueError(
+            f"Expected two lists of boxes (x1, y1, x2, y2), got shapes {tuple(xyxy1.shape)} and {tuple(xyxy2.shape)}; "
+            "rotated boxes are for pairwise_iou_rotated."
+        )
     # One coordinate at a time, in place: for 10 x 200,000 boxes 7 ms on one core, against 22 ms by way of (N, M, 2).
     a_x1, a_y1, a_x2, a_y2 = xyxy1.t().contiguous()[:, :, None].unbind(0)
     b_x1, b_y1, b_x2, b_y2 = xyxy2.t().contiguous().unbind(0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._rows import rows_of
+from ._rows import cat_rows, rows_of
 
 __all__ = ["Instances"]
 
@@ -145,11 +145,11 @@ class Instances:
             instance_lists: what to concatenate; a single one is returned as it is.
 
         Returns:
-            Instances with the fields of the first.
+            Instances with the fields of the first. What only later ones have is left out.
 
         Raises:
-            ValueError: there is nothing to concatenate, or the image sizes or fields differ, or a field is of a type
-                that cannot be concatenated.
+            ValueError: there is nothing to concatenate, image sizes differ, or a field of the first is not in all or
+                cannot be concatenated.
             TypeError: there is something else than instances in the list.
 
         Example:
@@ -226,8 +226,12 @@ def _select(values: Any, rows: slice | torch.Tensor) -> Any:
 
 def _concatenate(name: str, first: Any, values: list[Any]) -> Any:
     if isinstance(first, torch.Tensor):
-        return torch.cat(values)
+        return cat_rows(values, f"field {name!r} of instances")
     if isinstance(first, list):
+        if any(isinstance(v, torch.Tensor) for v in values):
+            raise ValueError(
+                f"Cannot concatenate field {name!r} of instances: it is a list in some of them, a tensor in others."
+            )
         return list(itertools.chain.from_iterable(values))
     if hasattr(type(first), "cat"):
         return type(first).cat(values)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._rows import rows_of
+from ._rows import cat_rows, rows_of
 
 __all__ = ["Keypoints", "heatmaps_to_keypoints"]
 
@@ -76,7 +76,12 @@ class Keypoints:
         Returns:
             The cell of each keypoint, `y * S + x`, int64 `(N, K)`; and whether there is one, int64 `(N, K)`:
             1 for a labeled keypoint inside its box. The cell is 0 where there is none.
+
+        Raises:
+            ValueError: there are not as many boxes as instances.
         """
+        if boxes.shape[0] != len(self):
+            raise ValueError(f"to_heatmap needs one box for each instance, got {boxes.shape[0]} for {len(self)}.")
         top_left, bottom_right = boxes[:, None, :2], boxes[:, None, 2:]
         xy = self.tensor[..., :2]
         cell_xy = ((xy - top_left) * (heatmap_size / (bottom_right - top_left))).floor().long()
@@ -101,7 +106,7 @@ class Keypoints:
         for entry in keypoints_list:
             if not isinstance(entry, Keypoints):
                 raise TypeError(f"Keypoints.cat expects a list of Keypoints, found {type(entry).__name__} in it.")
-        return Keypoints(torch.cat([k.tensor for k in keypoints_list]))
+        return Keypoints(cat_rows([k.tensor for k in keypoints_list], "keypoints of instances"))
 
 
 @torch.no_grad()

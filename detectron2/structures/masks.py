@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from detectron2.layers.mask_ops import paste_masks_in_image
-from detectron2.layers.roi_align import roi_align
+from detectron2.layers.roi_align import check_regions, roi_align
 
-from ._rows import indices_of, rows_of
+from ._rows import cat_rows, indices_of, rows_of
 from .boxes import Boxes
 
 __all__ = [
@@ -152,7 +152,7 @@ class BitMasks(_TensorOfMasks):
             bool `(N, mask_size, mask_size)`.
 
         Raises:
-            ValueError: there are not as many boxes as masks.
+            ValueError: there are not as many boxes as masks, the masks have no pixels, or a coordinate is not finite.
 
         Example:
             >>> from detectron2.structures import BitMasks
@@ -175,6 +175,7 @@ class BitMasks(_TensorOfMasks):
         images = torch.arange(stop - start, dtype=torch.float32, device=self.device)[:, None]
         bitmaps = self.tensor[start:stop, None].to(torch.float32)
         rois = torch.cat([images, boxes[start:stop]], dim=1)
+        check_regions("crop_and_resize", bitmaps, rois)
         return roi_align(bitmaps, rois, (mask_size, mask_size), 1.0, 0, True)[:, 0] >= 0.5
 
     def get_bounding_boxes(self) -> Boxes:
@@ -192,7 +193,7 @@ class BitMasks(_TensorOfMasks):
             m.tensor if isinstance(m, BitMasks) else BitMasks.from_polygon_masks(m, *size_hw).tensor.to(device)
             for m in bitmasks_list
         ]
-        return BitMasks(torch.cat(bitmaps))
+        return BitMasks(cat_rows(bitmaps, "bitmaps of one image"))
 
 
 class PolygonMasks:
@@ -342,7 +343,7 @@ class ROIMasks(_TensorOfMasks):
     def cat(roi_masks_list: Sequence[ROIMasks]) -> ROIMasks:
         """Concatenate one or more `ROIMasks`, in order."""
         _expect_all(roi_masks_list, ROIMasks)
-        return ROIMasks(torch.cat([m.tensor for m in roi_masks_list]))
+        return ROIMasks(cat_rows([m.tensor for m in roi_masks_list], "masks of regions"))
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:

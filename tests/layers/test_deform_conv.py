@@ -140,3 +140,31 @@ def test_half_precision(dtype):
     torch.testing.assert_close(layer(halved[0].float(), halved[1], halved[2]), expected)
     out.sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+class TestShapesThatDoNotFit:
+    def expect(self, message, x=(1, 4, 8, 8), offset=(1, 18, 8, 8), mask=(1, 9, 8, 8), weight=(4, 4, 3, 3), **others):
+        x, offset, mask, weight = (torch.zeros(shape) for shape in (x, offset, mask, weight))
+        with pytest.raises(ValueError, match=message):
+            modulated_deform_conv(x, offset, mask, weight, **{"padding": 1, **others})
+
+    def test_groups(self):
+        self.expect("3 output channels into 2 groups", weight=(3, 2, 3, 3), groups=2)
+        self.expect("4 input channels into 3 groups", offset=(1, 54, 8, 8), mask=(1, 27, 8, 8), deformable_groups=3)
+
+    def test_offset_and_mask_of_another_size(self):
+        self.expect(r"offset of shape \(1, 18, 8, 8\).*got \(1, 18, 7, 8\)", offset=(1, 18, 7, 8))
+        self.expect(r"offset of shape \(2, 18, 8, 8\).*got \(1, 18, 8, 8\)", x=(2, 4, 8, 8))
+        self.expect(r"mask of shape \(1, 9, 8, 8\).*got \(1, 9, 7, 8\)", mask=(1, 9, 7, 8))
+
+    def test_input_smaller_than_the_kernel(self):
+        self.expect(r"kernel of \(3, 3\) does not fit an input of shape \(1, 4, 1, 8\)", x=(1, 4, 1, 8), padding=0)
+
+    def test_bias(self):
+        self.expect(r"bias of shape \(4,\), got \(5,\)", bias=torch.zeros(5))
+
+    def test_module(self):
+        with pytest.raises(ValueError, match=r"in_channels \(4\) must be divisible by deformable_groups \(3\)"):
+            DeformConv(4, 8, 3, deformable_groups=3)
+        with pytest.raises(ValueError, match=r"in_channels \(4\) must be divisible by groups \(0\)"):
+            DeformConv(4, 8, 3, groups=0)

@@ -93,6 +93,13 @@ def test_wrong_shape():
         batched_nms(torch.zeros(3, 5), torch.zeros(3), torch.zeros(3), 0.5)
 
 
+def test_other_lengths():
+    boxes = torch.rand(5, 4)
+    for scores, groups in ((4, 5), (5, 4)):
+        with pytest.raises(ValueError, match=r"batched_nms expects one score .* each of 5 boxes; got shape \(4,\)"):
+            batched_nms(boxes, torch.rand(scores), torch.zeros(groups), 0.5)
+
+
 class TestRotated:
     """Greedy suppression of rotated boxes, against one that goes box by box through the matrix of all overlaps."""
 

@@ -209,3 +209,35 @@ def test_gradient_of_the_gradient_is_refused():
     (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+class TestWhatTheOperatorsDoNotSurvive:
+    """Most of these would end the process."""
+
+    @pytest.mark.parametrize("size_hw", [(0, 0), (0, 5), (5, 0)])
+    def test_no_cells(self, memory_format, size_hw):
+        x = torch.zeros(1, 16, *size_hw).contiguous(memory_format=memory_format)
+        assert ROIAlign(3, 1.0, 0)(x, torch.zeros(0, 5)).shape == (0, 16, 3, 3)
+        with pytest.raises(ValueError, match=r"1 regions from features without cells, of shape \(1, 16, "):
+            ROIAlign(3, 1.0, 0)(x, torch.tensor([[0.0, 0, 0, 8, 8]]))
+
+    @pytest.mark.parametrize("index", [-1, 2, 500_000])
+    def test_no_such_image(self, memory_format, index):
+        x = torch.zeros(2, 16, 4, 4).contiguous(memory_format=memory_format)
+        rois = torch.tensor([[0.0, 0, 0, 8, 8], [index, 0, 0, 8, 8]])
+        with pytest.raises(ValueError, match=f"of image {index}, but the features are of 2 images"):
+            ROIAlign(3, 1.0, 0)(x, rois)
+
+    @pytest.mark.parametrize("ratio", [0, 2])
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    def test_not_finite(self, memory_format, value, ratio):
+        x = torch.zeros(2, 16, 4, 4).contiguous(memory_format=memory_format)
+        rois = torch.tensor([[0.0, 0, 0, 8, 8], [1, 0, 0, 8, float(value)]])
+        with pytest.raises(ValueError, match=rf"region 1 is \[0.0, 0.0, 8.0, {value}\]; coordinates must be finite"):
+            ROIAlign(3, 1.0, ratio)(x, rois)
+
+
+def test_features_of_another_shape():
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\); got \(16, 9, 5\)"):
+        ROIAlign(3, 1.0, 0)(torch.zeros(16, 9, 5), torch.zeros(1, 5))

@@ -148,6 +148,12 @@ def test_a_region_far_larger_than_the_map():
     assert out.item() == pytest.approx(1.21e-4, rel=0.05)
 
 
+@pytest.mark.parametrize("index", [-1, 3])
+def test_no_such_image(index):
+    with pytest.raises(ValueError, match=f"of image {index}, but the features are of 2 images"):
+        ROIAlignRotated(2, 1.0, 0)(torch.zeros(2, 4, 9, 9), regions([index, 4, 4, 8, 8, 0]))
+
+
 def test_bad_input_and_repr():
     layer = ROIAlignRotated((3, 4), 0.5, 2)
     assert repr(layer) == "ROIAlignRotated(output_size=(3, 4), spatial_scale=0.5, sampling_ratio=2)"

@@ -11,6 +11,7 @@ from shapely.geometry import box as shapely_box
 from detectron2.structures import (
     Boxes,
     BoxMode,
+    RotatedBoxes,
     matched_pairwise_iou,
     pairwise_intersection,
     pairwise_ioa,
@@ -286,3 +287,9 @@ class TestBoxMode:
     def test_errors(self, box, source, target, error, words):
         with pytest.raises(error, match=words):
             BoxMode.convert(box, source, target)
+
+
+@pytest.mark.parametrize("function", [pairwise_iou, pairwise_ioa, pairwise_intersection])
+def test_pairs_of_other_boxes(function):
+    with pytest.raises(ValueError, match=r"got shapes \(1, 4\) and \(2, 5\); rotated boxes"):
+        function(Boxes(torch.zeros(1, 4)), RotatedBoxes(torch.zeros(2, 5)))

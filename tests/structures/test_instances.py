@@ -222,3 +222,17 @@ def test_symbolic_lengths_become_assertions():
     exported = torch.export.export(Model(), (torch.tensor([1.0, -1, 2]),), strict=False).module()
     scores, boxes = exported(torch.tensor([3.0, 4, -5]))
     assert scores.tolist() == [3, 4] and boxes.tolist() == [[3] * 4, [4] * 4]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (torch.zeros(1, 4), torch.zeros(1, 5), r"field 'x' .* got \(1, 4\), \(1, 5\)"),
+        (torch.zeros(1, 4), [5], r"field 'x' .* got \(1, 4\), list"),
+        ([5], torch.zeros(1), "field 'x' of instances: it is a list in some of them, a tensor in others"),
+    ],
+    ids=["shapes", "tensor and list", "list and tensor"],
+)
+def test_cat_of_fields_that_do_not_fit(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        Instances.cat([Instances((1, 1), x=first), Instances((1, 1), x=second)])

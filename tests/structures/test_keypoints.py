@@ -130,3 +130,13 @@ class TestHeatmapsToKeypoints:
             out = heatmaps_to_keypoints(maps, rois)
         assert not out.requires_grad and out.dtype == torch.float32
         torch.testing.assert_close(out, one_by_one(maps.detach(), rois), rtol=1e-4, atol=1e-3)
+
+
+def test_cat_of_other_numbers():
+    with pytest.raises(ValueError, match=r"differ in the first dimension only, got \(1, 4, 3\), \(2, 5, 3\)"):
+        Keypoints.cat([Keypoints(torch.zeros(1, 4, 3)), Keypoints(torch.zeros(2, 5, 3))])
+
+
+def test_heatmap_needs_a_box_each():
+    with pytest.raises(ValueError, match="one box for each instance, got 1 for 2"):
+        Keypoints(torch.zeros(2, 5, 3)).to_heatmap(torch.zeros(1, 4), 7)

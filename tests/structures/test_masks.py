@@ -311,3 +311,16 @@ class TestROIMasks:
     def test_wrong_shape(self):
         with pytest.raises(ValueError, match=r"\(7, 7\)"):
             ROIMasks(torch.zeros(7, 7))
+
+
+@pytest.mark.parametrize("kind", [BitMasks, ROIMasks])
+def test_cat_of_other_sizes(kind):
+    with pytest.raises(ValueError, match=r"differ in the first dimension only, got \(1, 4, 5\), \(2, 5, 5\)"):
+        kind.cat([kind(torch.zeros(1, 4, 5)), kind(torch.zeros(2, 5, 5))])
+
+
+def test_crop_of_masks_without_pixels():
+    """It would end the process."""
+    assert BitMasks(torch.zeros(0, 0, 0)).crop_and_resize(torch.zeros(0, 4), 3).shape == (0, 3, 3)
+    with pytest.raises(ValueError, match="crop_and_resize cannot pool 2 regions from features without cells"):
+        BitMasks(torch.zeros(2, 0, 0)).crop_and_resize(torch.rand(2, 4), 3)

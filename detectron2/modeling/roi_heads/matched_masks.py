@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detectron2.layers.roi_align import roi_align
+from detectron2.layers.roi_align import check_regions, roi_align
 from detectron2.modeling.fixed_shapes import to_device
 from detectron2.structures import BitMasks, PolygonMasks
 
@@ -67,6 +67,7 @@ class MatchedBitMasks(BitMasks):
             return BitMasks(self.tensor).crop_and_resize(boxes, mask_size)
         regions = torch.cat([self._index[:, None].float(), boxes.to(self.device, torch.float32)], dim=1)
         bitmaps = self._masks.tensor[:, None].to(torch.float32)
+        check_regions("crop_and_resize", bitmaps, regions)
         return roi_align(bitmaps, regions, (mask_size, mask_size), 1.0, 0, True)[:, 0] >= 0.5
 
 
