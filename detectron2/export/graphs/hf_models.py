@@ -26,6 +26,13 @@ def _length(values: Any) -> Any:
     return values.shape[0] if isinstance(values, torch.Tensor) else len(values)
 
 
+def _whole(number: Any) -> Any:
+    """Return a number as an integer; a size that may vary as it is, which `int` makes a constant."""
+    if isinstance(number, torch.SymInt):
+        return number
+    return number.to(torch.int64) if isinstance(number, torch.Tensor) else int(number)
+
+
 @contextlib.contextmanager
 def _recordable(network: Any) -> Iterator[None]:
     """Give the code of a network other functions where its own ones cannot be recorded.
@@ -33,7 +40,7 @@ def _recordable(network: Any) -> Iterator[None]:
     What deformable attention asserts about sizes is left out: ONNX has no form for it.
     """
     names = vars(sys.modules[type(network).__module__])
-    replaced = {"torch_compilable_check": lambda *args, **kwargs: None, "len": _length}
+    replaced = {"torch_compilable_check": lambda *args, **kwargs: None, "len": _length, "torch_int": _whole}
     before = {name: names[name] for name in replaced if name in names}
     names.update(replaced)
     try:
@@ -83,12 +90,12 @@ class HFDetectorGraph(ExportGraph):
             pixels = model._to_rgb(self.normalized(images, image_sizes))
             height, width = pixels.shape[2:]
             frames, further = image_sizes.flip(1), {}
-            if model.family.knows_padding:
-                further["pixel_mask"] = self.inside(image_sizes, (height, width)).long()
-            else:
-                # Not of the sizes of images, but with as many rows.
-                frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
             with _recordable(model.network), OpenSizes():
+                if model.family.knows_padding:
+                    further["pixel_mask"] = self.inside(image_sizes, (height, width)).long()
+                else:
+                    # Not of the sizes of images, but with as many rows.
+                    frames = torch.ones_like(frames) * torch.tensor([width, height], device=frames.device)
                 outputs = model.network(pixel_values=pixels, **further)
             boxes, scores, classes = model.select(outputs.logits, outputs.pred_boxes, frames.to(torch.float32))
             if (limit := self.options.max_detections) is not None:
