@@ -305,12 +305,12 @@ def _find_obstacle(cfg: DictConfig, path: str, may_add: bool) -> str | None:
     node: Any = cfg
     walked: list[str] = []
     for step in path.split("."):
-        where = ".".join(walked) or "the config"
+        where = repr(".".join(walked)) if walked else "the config"
         if not OmegaConf.is_config(node):
-            return f"{where!r} is {node!r}, which has no parts"
+            return f"{where} is {node!r}, which has no parts"
         if not _has(node, step):
             if isinstance(node, ListConfig):
-                return f"{where!r} has {len(node)} items, and {step!r} is not the number of one"
+                return f"{where} has {len(node)} items, and {step!r} is not the number of one"
             return None if may_add else _why_unknown(node, step, where)
         node = _child(node, step)
         walked.append(step)
@@ -323,16 +323,16 @@ _OPTIONAL = {f"train.{path.rpartition('.')[2].lower()}" for path in OPTIONAL_KEY
 
 def _why_unknown(node: DictConfig, key: str, where: str) -> str | None:
     """Tell whether a new key is more likely a mistake than meant to be new."""
-    if f"{where}.{key}" in _OPTIONAL:
+    if where.strip("'") + f".{key}" in _OPTIONAL:
         return None
     accepted = _accepted_arguments(node)
     if accepted is not None:
         if key in accepted:
             return None
         target = node._get_node("_target_")
-        return f"{target} at {where!r} takes no argument {key!r}" + _did_you_mean(key, accepted)
+        return f"{target} at {where} takes no argument {key!r}" + _did_you_mean(key, accepted)
     guess = _did_you_mean(key, node)
-    return f"{where!r} has no {key!r}{guess} To add it nevertheless, write a + before it." if guess else None
+    return f"{where} has no {key!r}{guess} To add it nevertheless, write a + before it." if guess else None
 
 
 def _accepted_arguments(node: DictConfig) -> list[str] | None:

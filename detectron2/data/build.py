@@ -169,10 +169,10 @@ def _local_batch_size(total_batch_size: int, single_gpu_batch_size: int | None) 
         return single_gpu_batch_size
     world_size = comm.get_world_size()
     if total_batch_size <= 0 or total_batch_size % world_size:
-        down = total_batch_size // world_size * world_size
+        down = max(total_batch_size // world_size, 1) * world_size
         raise ValueError(
             f"The total batch size ({total_batch_size}; SOLVER.IMS_PER_BATCH) must be a positive multiple of the "
-            f"number of processes ({world_size}), e.g. {max(down, world_size)} or {max(down, 0) + world_size}."
+            f"number of processes ({world_size}), such as {down} or {down + world_size}."
         )
     return total_batch_size // world_size
 

@@ -177,9 +177,13 @@ class BulkRun:
                 raise TimeoutError(f"The process of rank 0 has not written {self.folder / _RUN} in {wait:g} seconds.")
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             known = self._known(resume, launch)
-        if changed := [name for name, value in own.items() if known[name] != value]:
-            texts = (f"{name} was {_short(known[name])} and is {_short(own[name])} now" for name in changed)
-            raise ValueError(f"{self.folder} has the results of another run: {'; '.join(texts)}. Use another folder.")
+        old, new = ({**run, **run["asked"], "asked": 0} for run in (known, own))
+        if changed := [name for name in {**own, **known["asked"], **own["asked"]} if old.get(name) != new.get(name)]:
+            parts = (f"{name} {old.get(name)!r} (now {new.get(name)!r})" for name in changed)
+            raise ValueError(
+                f"The results in {self.folder} were made with {', '.join(parts)}. Go on with the same settings, or "
+                "choose another folder."
+            )
         self.num_images: int = known["num_images"]
         self._shard_size, self._format = shard_size, format
         self.num_shards = -(-self.num_images // shard_size)
@@ -296,11 +300,6 @@ class BulkRun:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _read_ahead(entries: Iterable[tuple[int, Entry]], predictor: Predictor, stack: ExitStack) -> Iterator[Frame]:

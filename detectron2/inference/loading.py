@@ -151,7 +151,7 @@ def find_config_file(path: str) -> str:
         elif not what and not _is_utf8(path):
             what, advice = "not text", "Where it should be, save it in UTF-8."
         if what:
-            raise ValueError(f"{path} is not a config, which is a .yaml or .py file: it is {what}. {advice}".strip())
+            raise ValueError(f"{path} is not a config of this library (.yaml or .py): it is {what}. {advice}".strip())
         return path
     try:
         return model_zoo.get_config_file(path)

@@ -117,7 +117,7 @@ EXPORT = ["export", *WEIGHTS, "--format", "torchscript", "--output", "a/b"]
         ),
         (
             ["eval", *WEIGHTS, "--config-file", "{images}"],
-            ["is not a config, which is a .yaml or .py file: it is a folder"],
+            ["is not a config of this library (.yaml or .py): it is a folder"],
         ),
         (["train", "--config-file", "{noise}"], ["it is not text", "UTF-8"]),
         (["predict", "{images}", "--weights", "{noise}"], ["it is of an unknown kind", "Weights are .pth"]),

@@ -1042,14 +1042,21 @@ class TestYolo:
         ("settings", "message"),
         [
             ({"names": [], "train": "nowhere"}, "which data.yaml names"),
+            ({"names": ["cat"], "nc": 2}, "data.yaml: 'nc' is '2'"),
+            ({"names": ["cat"], "train": "listed.txt"}, "data.yaml: '{folder}/listed.txt' is not a list of files"),
             (["a"], "should have 'names', 'train', 'val'"),
             ({"kpt_shape": [17, 3]}, "keypoints"),
         ],
     )
     def test_errors(self, command, tmp_path, settings, message):
         self.write(tmp_path, {"a": ""}, settings)
+        (tmp_path / "listed.txt").write_bytes(b"\xff")
+        message = message.format(folder=tmp_path)
         status, _, err = command("data", "check", tmp_path)
         assert status == 1 and message in err
+        (tmp_path / "data.yaml").rename(tmp_path / "shapes.yaml")  # the message names the file that was given
+        status, _, err = command("data", "check", tmp_path / "shapes.yaml")
+        assert status == 1 and message.replace("data.yaml", "shapes.yaml") in err
 
 
 @pytest.mark.parametrize("action", ["check", "show", "convert"])

@@ -254,7 +254,7 @@ def test_overrides(override, path, value):
     ("override", "message"),
     [
         ("train.max_itr=20", r"'train' has no 'max_itr'; did you mean 'max_iter'\?"),
-        ("trian.max_iter=20", r"did you mean 'train'\?"),
+        ("trian.max_iter=20", r": the config has no 'trian'; did you mean 'train'\?"),
         ("model.chanels=20", r"takes no argument 'chanels'; did you mean 'channels'\?"),
         ("model.zzz=20", "takes no argument 'zzz'"),
         ("train.max_iter.xxx=20", "'train.max_iter' is 10, which has no parts"),

@@ -170,8 +170,12 @@ def test_what_cannot_go_on(tmp_path):
     with pytest.raises(FileExistsError, match="--resume"):
         BulkRun(tmp_path / "out", folder, asked={"weights": "a.pth"})
     BulkRun(tmp_path / "out", folder, asked={"weights": "a.pth"}, launch="x")  # started again by its launcher
-    for changed in ({"asked": {"weights": "b.pth"}}, {"shard_size": 3}):
-        with pytest.raises(ValueError, match=f"{next(iter(changed))} was .* and is .* now"):
+    for changed, what in (
+        ({"asked": {"weights": "b.pth"}}, r"weights 'a\.pth' \(now 'b\.pth'\)\."),
+        ({"asked": {"weights": "a.pth", "long": "x" * 300, "tile": 9}}, r"long None .*, tile None \(now 9\)\."),
+        ({"shard_size": 3}, r"shard_size 500 \(now 3\)\."),
+    ):
+        with pytest.raises(ValueError, match=f"were made with {what} Go on with the same"):
             BulkRun(tmp_path / "out", folder, **{"asked": {"weights": "a.pth"}, "resume": True, **changed})
     with pytest.raises(TimeoutError, match="rank 0 has not written"):
         BulkRun(tmp_path / "other", folder, rank=1, world_size=2, wait=0.0)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, evenly_spaced, image_findings
 from detectron2.data.formats.reading import EXIF_CURES, stored_size_hw
@@ -44,7 +44,7 @@ def file_findings(
         problems[kind].append((n, detail))
 
     where = f"Check the {'image ' if key == 'file_name' else ''}folder that the data set was registered with"
-    where += ", or --image-root of the command line" if key == "file_name" else ""
+    where += " (the third word of --coco), or --image-root of detectron2 data" if key == "file_name" else ""
     meanings = {
         "missing": ("cannot be found", f"{where} (working directory: '{os.getcwd()}')."),
         "unreadable": ("cannot be read as images", "Remove them from the data set, or replace them."),
@@ -101,7 +101,8 @@ def _file_problem(record: dict[str, Any], key: str, exif: str) -> tuple[str, str
     except _UNREADABLE as e:
         if os.path.isfile(path) and os.path.splitext(path)[1].lower() not in _IMAGE_EXTENSIONS:
             return None  # some other kind of file, for a mapper that knows how to read it
-        return "unreadable", f"({e})"
+        pillow_fails = isinstance(e, UnidentifiedImageError)  # its text shows an object of Python
+        return "unreadable", "(not an image that Pillow can read)" if pillow_fails else f"({e})"
     said = record.get("height"), record.get("width")
     if None in said or said == (height, width):
         return None

@@ -63,16 +63,17 @@ def read_yolo(path: str | os.PathLike[str], split: str = "", classes: list[str] 
     """
     source = Path(path)
     folder = source if source.is_dir() else source.parent
-    settings = _settings(source if source.is_file() else next(iter(sorted(folder.glob("data.y*ml"))), None))
+    file = source if source.is_file() else next(iter(sorted(folder.glob("data.y*ml"))), None)
+    settings, said = _settings(file), file.name if file else "data.yaml"
     if "path" in settings and (folder / str(settings["path"])).is_dir():
         folder = folder / str(settings["path"])
-    files = {name: list(_image_files(folder, settings.get(name))) for name in _SPLITS if settings.get(name)}
+    files = {name: list(_image_files(folder, settings.get(name), said)) for name in _SPLITS if settings.get(name)}
     if not files:
         files = _splits_by_folder(folder)
     if split and split not in files:
         raise FileNotFoundError(f"'{path}' has no split '{split}'; it has: {', '.join(files) or 'none'}.")
     files = {name: paths for name, paths in files.items() if not split or name == split}
-    names = list(classes) if classes is not None else _class_names(settings, folder)
+    names = list(classes) if classes is not None else _class_names(settings, folder, said)
     report = Report(_MISTAKES)
     paths = list(dict.fromkeys(p for group in files.values() for p in group))
     data = AnnotatedImages(str(path), "yolo", _read_images(paths, folder, names, report), str(folder))
@@ -96,7 +97,7 @@ def _settings(path: Path | None) -> dict[str, Any]:
     return settings
 
 
-def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
+def _class_names(settings: dict[str, Any], folder: Path, said: str) -> list[str] | None:
     """Return the names in the order of the classes; None if there are none."""
     names = settings.get("names")
     if names is None and (folder / "classes.txt").is_file():
@@ -106,7 +107,7 @@ def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
         return lines
     if isinstance(names, dict):
         if not all(str(k).isdigit() and int(k) < _MOST_CLASSES for k in names):
-            raise ValueError(f"data.yaml: the keys of 'names' must be classes from 0 on, not {shorten(names)}.")
+            raise ValueError(f"{said}: the keys of 'names' must be classes from 0 on, not {shorten(names)}.")
         by_class = {int(k): v for k, v in names.items()}
         names = [by_class.get(i, f"class_{i}") for i in range(max(by_class, default=-1) + 1)]
     if names is None:
@@ -115,31 +116,31 @@ def _class_names(settings: dict[str, Any], folder: Path) -> list[str] | None:
         hint = ""
         if isinstance(names, list) and any(isinstance(n, bool) for n in names):
             hint = " YAML reads no, yes, off, on as false and true: put them in quotes."
-        raise ValueError(f"data.yaml: 'names' must be a list of class names, not {str(names)[:80]!r}.{hint}")
+        raise ValueError(f"{said}: 'names' must be a list of class names, not {str(names)[:80]!r}.{hint}")
     if settings.get("nc") is not None and str(settings["nc"]) != str(len(names)):
         raise ValueError(
-            f"data.yaml: 'nc' is {str(settings['nc'])[:40]!r}, but 'names' has {len(names)}: make them agree."
+            f"{said}: 'nc' is {str(settings['nc'])[:40]!r}, but 'names' has {len(names)}: make them agree."
         )
     return [str(n) for n in names]
 
 
-def _image_files(folder: Path, where: Any) -> Iterable[Path]:
-    """Yield the images of one entry of `data.yaml`: folders or lists of files."""
+def _image_files(folder: Path, where: Any, said: str) -> Iterable[Path]:
+    """Yield the images of one entry of the file `said`: folders or lists of files."""
     for entry in where if isinstance(where, list) else [where]:
         plain = str(entry).replace("\\", "/")
         # Exports of some tools write ../train/images for what lies beside data.yaml.
         place = next((p for p in (folder / plain, folder / plain.removeprefix("../")) if p.exists()), None)
         if not isinstance(entry, str) or not plain.strip():
-            raise ValueError(f"data.yaml: folders of images must be paths, not {str(entry)[:80]!r}.")
+            raise ValueError(f"{said}: folders of images must be paths, not {str(entry)[:80]!r}.")
         if place is None:
-            raise FileNotFoundError(f"There is no '{folder / plain}', which data.yaml names.")
+            raise FileNotFoundError(f"There is no '{folder / plain}', which {said} names.")
         if place.is_file():
-            yield from (folder / line for line in _lines(place) if line)
+            yield from (folder / line for line in _lines(place, said) if line)
         elif not place.is_dir():
-            raise ValueError(f"data.yaml: '{plain}' is neither a folder nor a file, but a device or the like.")
+            raise ValueError(f"{said}: '{plain}' is neither a folder nor a file, but a device or the like.")
         elif folder.resolve().is_relative_to(place.resolve()) and place.resolve() != folder.resolve():
             raise ValueError(
-                f"data.yaml: '{plain}' is '{place.resolve()}', which has the data set in it; name a folder of images."
+                f"{said}: '{plain}' is '{place.resolve()}', which has the data set in it; name a folder of images."
             )
         else:
             yield from _below(place)
@@ -156,15 +157,15 @@ def _splits_by_folder(folder: Path) -> dict[str, list[Path]]:
     return {"train": list(_below(folder / "images"))}
 
 
-def _lines(place: Path) -> list[str]:
-    """Return the lines of a list of files; a `ValueError` if it can be none."""
+def _lines(place: Path, said: str) -> list[str]:
+    """Return the lines of a list of files that `said` names; a `ValueError` if it can be none."""
     size = place.stat().st_size  # 0 of files that the system makes up, some of which have no end
     try:
         text = place.read_text(encoding="utf-8") if 0 < size < _MOST_BYTES else ""
     except UnicodeDecodeError:
         size = _MOST_BYTES
     if size >= _MOST_BYTES:
-        raise ValueError(f"data.yaml: '{place}' is not a list of files, one a line in UTF-8; name one, or a folder.")
+        raise ValueError(f"{said}: '{place}' is not a list of files, one a line in UTF-8; name one, or a folder.")
     return [line.strip() for line in text.splitlines()]
 
 

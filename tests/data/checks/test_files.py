@@ -60,6 +60,7 @@ class TestFiles:
         for name in ("a.jpg", "a.npy"):
             (text,) = findings(record(file_name=str(tmp_path / name)), check_files=True)
             assert "cannot be read as images" in text
+            assert ("(not an image that Pillow can read)" in text) == (name == "a.jpg") and "<_io." not in text
 
     @pytest.mark.parametrize("name", [None, 5])
     def test_no_name(self, name):
@@ -72,7 +73,7 @@ class TestFiles:
         (one,) = images((30, 20))
         check({**one, "file_name": Path(one["file_name"])}, check_files=True)
         (text,) = findings({**one, "file_name": Path("no.jpg")}, check_files=True)
-        assert "'no.jpg' (image_id 7)" in text
+        assert "'no.jpg' (image_id 7)" in text and "the third word of --coco" in text
 
     @pytest.mark.parametrize("extension", ["jpg", "png", "gif", "bmp", "webp", "tif"])
     def test_whole(self, tmp_path, extension):
