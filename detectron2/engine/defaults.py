@@ -443,7 +443,7 @@ class DefaultTrainer(TrainerBase):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter, images)
 
     def train(self) -> "OrderedDict[str, Any] | None":  # type: ignore[override]
-        """Train until `SOLVER.MAX_ITER`.
+        """Train up to iteration `SOLVER.MAX_ITER`.
 
         Returns:
             The results of the final evaluation on the main process, if there was one.
@@ -573,7 +573,7 @@ class DefaultTrainer(TrainerBase):
 
         Args:
             cfg: the config of data sets, loaders and evaluators.
-            model: put into evaluation mode for the time being.
+            model: put into evaluation mode meanwhile.
             evaluators: one for each data set; default: `build_evaluator`.
 
         Returns:
@@ -671,7 +671,7 @@ def _frozen_as(original: CfgNode, cfg: CfgNode) -> CfgNode:
 def iterations_per_epoch(loader: Any, accumulation_steps: int = 1) -> float:
     """Return the number of iterations, perhaps a fraction, in one pass over the data set of a loader.
 
-    A loader that does not know the size of its data set is a `ValueError`.
+    Raises a `ValueError` for a loader that does not know the size of its data set.
     """
     state = loader.state_dict() if hasattr(loader, "state_dict") else {}
     if not {"size", "total_batch_size"} <= state.keys():

@@ -1,4 +1,4 @@
-"""Choose the evaluators of a data set."""
+"""Choose the evaluators for a data set."""
 
 import os
 import re
@@ -49,9 +49,9 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Build the evaluator, or the evaluators, that fit a data set.
 
-    The metadata's `evaluator_type` decides; a data set without one gets what its entries have ground truth for:
-    average precision for `annotations`, semantic segmentation for `sem_seg_file_name`. A model of rotated boxes, or
-    annotations of them, get the evaluator of these.
+    The metadata's `evaluator_type` decides. Without one, the ground truth in the entries does:
+    average precision for `annotations`, semantic segmentation for `sem_seg_file_name`. Rotated boxes, in the
+    model or in the annotations, get the evaluator for them.
 
     Args:
         dataset_name: a registered data set.

@@ -65,7 +65,7 @@ class COCOEvaluator(DatasetEvaluator):
             `coco_instances_results.json` (COCO's result format) and the converted data set; None to write nothing.
         max_dets_per_image: how many detections of an image count for AP: a number, or the list of the limits of COCO's
             summary, `[1, 10, 100]` by default. Keypoints keep COCO's 20.
-        use_fast_impl: compute with hotcoco; False for pycocotools, much slower and with the same numbers.
+        use_fast_impl: compute with hotcoco; False for pycocotools, which gives the same numbers and is much slower.
         kpt_oks_sigmas: falloff of each keypoint in OKS, http://cocodataset.org/#keypoints-eval; empty for COCO's 17.
         allow_cached_coco: reuse a converted data set that is already in `output_dir`.
 

@@ -34,7 +34,7 @@ _ERASE_LINE = "\r\x1b[K"
 
 
 class DatasetEvaluator:
-    """Accumulates what it needs of each (input, output) pair, then computes metrics.
+    """Collects what it needs from each pair of input and output, then computes metrics.
 
     A round is `reset()`, any number of `process()` calls, one `evaluate()`.
 
@@ -86,7 +86,7 @@ class DatasetEvaluator:
     def evaluate_part(self) -> Mapping[str, Any] | None:
         """Compute the metrics though only some images were processed, as training does before its first iteration.
 
-        To be overridden where `evaluate` insists on all images.
+        Override this if `evaluate` insists on all images.
         """
         return self.evaluate()
 
@@ -256,8 +256,8 @@ def inference_on_dataset(
 
     Progress is a line at the bottom of a terminal, elsewhere a log line every few seconds. When something fails, the
     log names the images of the batch. When nothing is found on any image, it says why, as far as the model's scores and
-    weights tell. A model that can give masks as run lengths does so while evaluators ask for no more: with 100 objects
-    in an image, whole masks are a hundred times as large as the image.
+    weights tell. A model that can give masks as run lengths does so if that is enough for the evaluators: with 100
+    objects in an image, whole masks are a hundred times as large as the image.
 
     A model of this package on the CPU runs in its optimized form, whose outputs are equal up to rounding; the model
     itself is not changed. `detectron2.modeling.optimized.OptimizedForm` says which models have one.

@@ -34,7 +34,7 @@ _MAX_ID = 256**3
 
 
 class COCOPanopticEvaluator(DatasetEvaluator):
-    """Panoptic quality in percent, of all categories, things and stuff (https://arxiv.org/abs/1801.00868).
+    """Panoptic quality in percent: of all categories, of things and of stuff (https://arxiv.org/abs/1801.00868).
 
     All processes must call it, because it gathers their counts. Images without a prediction count as missed.
 

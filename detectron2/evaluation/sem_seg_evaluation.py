@@ -68,8 +68,8 @@ class SemSegEvaluator(DatasetEvaluator):
         output_dir: folder for `sem_seg_predictions.json` (COCO's format) and `sem_seg_evaluation.pth`; None to
             write nothing.
         sem_seg_loading_fn: reads a label file into an integer array (height, width).
-        num_classes: not used any more; the number of `stuff_classes` counts.
-        ignore_label: not used any more; `ignore_label` of the metadata counts.
+        num_classes: ignored; the metadata's `stuff_classes` say how many there are.
+        ignore_label: ignored; the metadata's `ignore_label` counts.
 
     Example:
         >>> evaluator = SemSegEvaluator("one_cat", distributed=False)  # 400 pixels of a cat, 9600 of the floor

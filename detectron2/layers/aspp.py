@@ -19,7 +19,7 @@ Norm = str | Callable[[int], nn.Module]
 
 
 class ASPP(nn.Module):
-    """See a feature map at five scales at once: 1 x 1, three dilated 3 x 3 convolutions, and its average.
+    """Look at a feature map at five scales at once: a 1 x 1 and three dilated 3 x 3 convolutions, and its average.
 
     Args:
         in_channels: channels of the input.

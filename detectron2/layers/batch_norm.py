@@ -250,7 +250,7 @@ class CycleBatchNormList(nn.ModuleList):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization over the channels of `(N, C, H, W)`, at every position by itself.
+    """Layer normalization over the channels of `(N, C, H, W)`, at each position separately.
 
     Args:
         normalized_shape: number of channels.

@@ -16,7 +16,7 @@ __all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d", "conv_norm"]
 def conv_norm(
     in_channels: Any, out_channels: int, kernel_size: int, norm: str | Callable[[int], nn.Module] | None, **kwargs: Any
 ) -> Conv2d:
-    """A convolution that keeps height and width, but for a stride, followed by a norm; without one it has a bias.
+    """A convolution that keeps height and width (if its stride is 1), then a norm; without a norm it has a bias.
 
     Args:
         in_channels: channels of the input.
@@ -70,7 +70,7 @@ class CNNBlockBase(nn.Module):
 
 
 class DepthwiseSeparableConv2d(nn.Module):
-    """A k x k convolution of each channel by itself, then a 1 x 1 convolution across channels.
+    """A k x k convolution of each channel separately, then a 1 x 1 convolution across channels.
 
     Xception (https://arxiv.org/abs/1610.02357) normalises and activates after the second convolution only,
     MobileNet (https://arxiv.org/abs/1704.04861) after both.

@@ -247,7 +247,7 @@ class DeformConv(_DeformableConvolution):
         dilation: spacing of the kernel cells.
         groups: groups of channels that do not mix.
         deformable_groups: groups of channels that share offsets.
-        bias: must be false; there for the likeness to other convolutions.
+        bias: must be false; other convolutions have this argument too.
         norm: normalization applied to the result.
         activation: function applied last.
 

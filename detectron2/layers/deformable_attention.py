@@ -25,7 +25,7 @@ def multi_scale_deformable_attention(
 ) -> torch.Tensor:
     """Weighted sum of bilinear samples of several feature maps (equation 3 of the paper, without its projections).
 
-    Points outside a map count as zero, in parts where they are less than one cell outside.
+    Points outside a map count as zero; those less than one cell outside count in part.
 
     Args:
         value: `Tensor[N, S, M, D]`, the cells of all maps, one map after the other, each row by row.
@@ -38,7 +38,7 @@ def multi_scale_deformable_attention(
         `Tensor[N, Q, M * D]`.
 
     Raises:
-        ValueError: the maps have another number of cells than `value`.
+        ValueError: `value` has another number of cells than the maps.
 
     Example:
         >>> from detectron2.layers import multi_scale_deformable_attention
@@ -168,7 +168,7 @@ class MultiScaleDeformableAttention(nn.Module):
 class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, each with a residual connection and a norm after it.
 
-    A layer of the encoder of Deformable DETR, which others took over; its parameters have the published names.
+    A layer of Deformable DETR's encoder, which other models use too; its parameters have the published names.
 
     Args:
         embed_dim: channels `C`.

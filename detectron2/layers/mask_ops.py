@@ -43,7 +43,7 @@ def paste_masks_in_image(
     A mask is a signal sampled at the centres of its `h x w` cells, zero around them, interpolated bilinearly at the
     centres of the image's pixels, up to one pixel beyond the box.
 
-    The result takes `N * H * W` bytes; a warning says so where they are many. On the CPU, memory is not taken for
+    The result takes `N * H * W` bytes; a warning says so if they are many. On the CPU, memory is not taken for
     pixels that no mask comes near, and the work takes as much more as in `paste_masks_as_rle`; on an accelerator
     it takes 1 GiB, or 16 bytes for each pixel of the image.
 

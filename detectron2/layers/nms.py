@@ -30,7 +30,7 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
         boxes: `(N, 4)`.
         scores: `(N,)`.
         idxs: `(N,)` integers, the group (class, pyramid level …) of each box.
-        iou_threshold: a box goes when its IoU with a better box of its group is greater than this.
+        iou_threshold: a box is dropped if its IoU with a better box of its group is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
@@ -94,14 +94,14 @@ def _nms_part_by_part(
 def nms_rotated(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Suppress rotated boxes that overlap a better one.
 
-    Only the regions that boxes cover count, not where they point: of a box and the same box turned by 180 degrees one
-    goes. Where direction tells objects apart (upside-down text), give the directions groups of their own and call
+    Only the regions that boxes cover count, not where they point: a box suppresses the same box turned by 180
+    degrees. Where direction tells objects apart (upside-down text), give the directions groups of their own and call
     `batched_nms_rotated`.
 
     Args:
         boxes: `(N, 5)`.
         scores: `(N,)`.
-        iou_threshold: a box goes when its IoU with a better box that stays is greater than this.
+        iou_threshold: a box is dropped if its IoU with a better box that stays is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
@@ -128,7 +128,7 @@ def batched_nms_rotated(
         boxes: `(N, 5)`.
         scores: `(N,)`.
         idxs: `(N,)` integers, the group (class, pyramid level …) of each box.
-        iou_threshold: a box goes when its IoU with a better box of its group that stays is greater than this.
+        iou_threshold: a box is dropped if its IoU with a better box of its group that stays is greater than this.
 
     Returns:
         int64 indices of the boxes that stay, by decreasing score.
@@ -178,7 +178,7 @@ def greedy_nms(
     Args:
         boxes: `(N, 5)`.
         scores: `(N,)`.
-        iou_threshold: a box goes when its IoU with a kept one is greater than this.
+        iou_threshold: a box is dropped if its IoU with a kept one is greater than this.
         groups: integers `(N,)`; boxes of different groups never suppress one another. None: all are of one group.
         limit: number of kept boxes at which to stop; negative to keep all that survive.
 

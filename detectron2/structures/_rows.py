@@ -44,11 +44,11 @@ def rows_of(item: Any, count: Any, what: str) -> slice | torch.Tensor:
     Args:
         item: an integer, or a tensor or array that holds one; a slice; a vector of bools or integers as tensor, array,
             list, or as what `torch.where` gives.
-        count: how many entries there are; a symbol while a graph is made.
+        count: how many entries there are; symbolic while a graph is exported.
         what: what the entries are called.
 
     Returns:
-        A slice with a positive step, or a vector of integers or bools. Of an integer a slice.
+        A slice with a positive step, or a vector of integers or bools. An integer becomes a slice.
 
     Raises:
         IndexError: it is something else, or an integer is out of range.

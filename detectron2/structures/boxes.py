@@ -57,7 +57,7 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: BoxLike, from_mode: BoxMode, to_mode: BoxMode) -> BoxLike:
-        """Write boxes in another mode.
+        """Convert boxes to another mode.
 
         Everything goes through `(x1, y1, x2, y2)` by plain arithmetic on four or five columns, so the same code serves
         Python numbers, arrays and tensors. A list of four numbers never becomes a tensor.
@@ -225,14 +225,14 @@ class Boxes:
         return _area(self.tensor)
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Limit boxes to an image of `(height, width)`; this object changes, the tensor it was made of does not."""
+        """Clip boxes to an image of `(height, width)`, in place; the tensor they were made of stays as it is."""
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
         self.tensor = torch.stack((x, y), dim=2).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
-        """Which boxes are wider and higher than `threshold` pixels: bool `(N,)`."""
+        """Tell which boxes are wider and higher than `threshold` pixels: bool `(N,)`."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
     def __getitem__(self: BoxesType, item: Any) -> BoxesType:
@@ -249,7 +249,7 @@ class Boxes:
         return f"{type(self).__name__}({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
-        """Which boxes lie within the image, or leave it by less than a margin.
+        """Tell which boxes lie within the image, or extend beyond it by less than a margin.
 
         Args:
             box_size: `(height, width)` of the image.
@@ -273,7 +273,7 @@ class Boxes:
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply x by `scale_x` and y by `scale_y`; this object changes, the tensor it was made of does not."""
+        """Multiply x by `scale_x` and y by `scale_y`, in place; the tensor they were made of stays as it is."""
         x, y = self.tensor[:, 0::2] * scale_x, self.tensor[:, 1::2] * scale_y
         self.tensor = torch.stack((x, y), dim=2).flatten(1)
 
@@ -363,7 +363,7 @@ def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
 
     Args:
         boxes1: `N` boxes.
-        boxes2: `M` boxes, by the area of which the intersections are divided.
+        boxes2: `M` boxes; the intersections are divided by their areas.
 
     Returns:
         float32 `(N, M)`.

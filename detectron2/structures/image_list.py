@@ -50,7 +50,7 @@ class ImageList:
         return self.tensor[idx, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> ImageList:
-        """The same images after `tensor.to(...)` with these arguments."""
+        """Apply `Tensor.to` with these arguments, and return a new `ImageList`."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property

@@ -1,4 +1,4 @@
-"""All that is known about the objects of one image, field by field.
+"""What is known about the objects of one image, field by field.
 
 Letters: `N` instances.
 """
@@ -85,7 +85,7 @@ class Instances:
         return name in self._fields
 
     def remove(self, name: str) -> None:
-        """Remove the field of that name, which must be there."""
+        """Remove the field of that name, which must exist."""
         self.get(name)
         del self._fields[name]
 
@@ -100,7 +100,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """New instances after `to(...)` with these arguments of all fields that have such a method."""
+        """Call `to(...)` with these arguments on all fields that have it, and return new instances."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved._fields[name] = value.to(*args, **kwargs) if hasattr(value, "to") else value
@@ -129,7 +129,7 @@ class Instances:
         raise NotImplementedError("Instances without any field have no length.")
 
     def num_rows(self) -> Any:
-        """`len(self)` for arithmetic: not a fixed number while a graph is made that serves other images, too."""
+        """`len(self)` for arithmetic; symbolic while a graph is exported, which then serves other images too."""
         for name, value in self._fields.items():
             return _count(name, value)
         return len(self)
@@ -150,7 +150,7 @@ class Instances:
         Raises:
             ValueError: there is nothing to concatenate, image sizes differ, or a field of the first is not in all or
                 cannot be concatenated.
-            TypeError: there is something else than instances in the list.
+            TypeError: the list has something other than instances in it.
 
         Example:
             >>> from detectron2.structures import Instances

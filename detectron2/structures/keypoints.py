@@ -58,7 +58,7 @@ class Keypoints:
         return self.tensor.shape[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Keypoints:
-        """The same keypoints after `tensor.to(...)` with these arguments."""
+        """Apply `Tensor.to` with these arguments, and return new keypoints."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     @property

@@ -45,7 +45,7 @@ class _TensorOfMasks:
         self.tensor = tensor
 
     def to(self: MasksType, *args: Any, **kwargs: Any) -> MasksType:
-        """The same masks after `tensor.to(...)` with these arguments."""
+        """Apply `Tensor.to` with these arguments, and return new masks."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     @property
@@ -105,7 +105,7 @@ class BitMasks(_TensorOfMasks):
         return f"BitMasks(num_instances={len(self)}, image_size={tuple(self.image_size)})"
 
     def nonempty(self) -> torch.Tensor:
-        """Which masks have any pixel: bool `(N,)`."""
+        """Tell which masks have any pixel: bool `(N,)`."""
         return self.tensor.any(dim=2).any(dim=1)
 
     @staticmethod
@@ -136,7 +136,7 @@ class BitMasks(_TensorOfMasks):
     def from_roi_masks(
         roi_masks: ROIMasks, height: int, width: int, boxes: Boxes | torch.Tensor | None = None
     ) -> BitMasks:
-        """Paste small masks into `boxes` of the image, which are needed; the same as `ROIMasks.to_bitmasks`."""
+        """Paste small masks into their `boxes` (required) in the image; the same as `ROIMasks.to_bitmasks`."""
         if boxes is None:
             raise ValueError("BitMasks.from_roi_masks needs the region of each mask: pass boxes=....")
         return roi_masks.to_bitmasks(boxes, height, width)
@@ -207,7 +207,7 @@ class PolygonMasks:
 
     Raises:
         TypeError: `polygons` is something else, for example bitmaps or RLE.
-        ValueError: a polygon has fewer than three corners, or a number without a partner.
+        ValueError: a polygon has fewer than three corners, or an odd number of coordinates.
 
     Example:
         >>> from detectron2.structures import PolygonMasks
@@ -250,7 +250,7 @@ class PolygonMasks:
         return Boxes(torch.from_numpy(out))
 
     def nonempty(self) -> torch.Tensor:
-        """Which instances have any polygon: bool `(N,)`."""
+        """Tell which instances have any polygon: bool `(N,)`."""
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def __getitem__(self, item: Any) -> PolygonMasks:

@@ -55,7 +55,7 @@ class RotatedBoxes(Boxes):
         return self.tensor[:, 2] * self.tensor[:, 3]
 
     def normalize_angles(self) -> None:
-        """Bring the angles into `[-180, 180)`; this object changes, the tensor it was made of does not."""
+        """Bring the angles into `[-180, 180)`, in place; the tensor they were made of stays as it is."""
         self.tensor = torch.cat((self.tensor[:, :4], _principal(self.tensor[:, 4:])), dim=1)
 
     def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""The image that is drawn on.
+"""The image to draw on.
 
 Positions are `(x, y)` in pixels of the given image, continuous coordinates, the origin at the top left corner of the
 top left pixel; the canvas may be larger or smaller by `scale`. Widths of lines and sizes of letters are in points of
@@ -64,7 +64,7 @@ class VisImage:
         self._figure: Any = None
 
     def reset_image(self, img: np.ndarray) -> None:
-        """Exchange the background for an RGB image of the same shape, and keep the drawings."""
+        """Replace the background by an RGB image of the same shape, and keep the drawings."""
         if img.shape[:2] != (self.height, self.width):
             raise ValueError(f"The new background has shape {img.shape}, expected {(self.height, self.width)} pixels.")
         self.img = img

@@ -38,10 +38,10 @@ Point = tuple[float, float]
 
 
 class Visualizer(DrawsPrimitives):
-    """Draws on one image: single shapes (`draw_box`, `draw_text` …) or all that is known about it.
+    """Draws on one image: single shapes (`draw_box`, `draw_text` …), or all its predictions or annotations.
 
     The pictures are deterministic: an object gets the same colour each time. Their style may change between versions;
-    use the methods for single shapes where it must not.
+    if it must not, use the methods for single shapes.
 
     Args:
         img_rgb: RGB image (height, width, 3), values from 0 to 255.
@@ -82,7 +82,7 @@ class Visualizer(DrawsPrimitives):
         self._label_placer = LabelPlacer((self.output.width, self.output.height))
 
     def get_output(self) -> VisImage:
-        """The image with all that was drawn so far."""
+        """Return the image with everything drawn so far."""
         return self.output
 
     # -- whole images -------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class Visualizer(DrawsPrimitives):
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None
     ) -> VisImage:
-        """Draw rotated boxes (N, 5), the large ones below the small ones; arguments as of `overlay_instances`."""
+        """Draw rotated boxes (N, 5), the large ones below the small ones; for the arguments see `overlay_instances`."""
         boxes = np.zeros((0, 5)) if boxes is None else self._convert_boxes(boxes).reshape(-1, 5)
         if _common_length(boxes=boxes, labels=labels, colors=assigned_colors) == 0:
             return self.output

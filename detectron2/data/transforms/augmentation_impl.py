@@ -290,7 +290,7 @@ class RandomCrop(Augmentation):
 
     Args:
         crop_type: one of the four.
-        crop_size: two numbers, whose meaning depends on the type; a ValueError if it cannot have them.
+        crop_size: two numbers, whose meaning depends on the type; a ValueError if they do not fit it.
 
     Example:
         >>> from detectron2.data import transforms as T
@@ -597,7 +597,7 @@ class RandomRotation(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw a rotation; a full turn is nothing."""
+        """Draw a rotation; a full turn does nothing."""
         h, w = image.shape[:2]
         center = None
         if self.is_range:
@@ -673,7 +673,7 @@ class _RandomBlend(Augmentation):
 
 
 class RandomContrast(_RandomBlend):
-    """Change contrast by a factor from `[intensity_min, intensity_max)`: below 1 greyer, above 1 stronger.
+    """Change contrast by a factor from `[intensity_min, intensity_max)`: below 1 weaker, above 1 stronger.
 
     Example:
         >>> from detectron2.data import transforms as T
