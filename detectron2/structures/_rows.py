@@ -69,7 +69,7 @@ def rows_of(item: Any, count: Any, what: str) -> slice | torch.Tensor:
             raise IndexError(f"Index {item} is out of range: there are {count} {what}.")
         return slice(int(item), None, count)
     try:
-        if isinstance(item, (tuple, bool)):
+        if isinstance(item, (tuple, bool, np.bool_)):
             raise TypeError
         index = torch.as_tensor(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item)
     except (TypeError, ValueError, RuntimeError):
