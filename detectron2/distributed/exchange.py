@@ -64,7 +64,10 @@ class _Progress:
             return f"{start} The process that holds the store of the group has ended; see the errors of the others."
         missing = [rank for rank, note in notes.items() if note["entered"].get(group.group_name, 0) < number]
         if not missing:
-            return f"{start} All processes reached this call, so one of them has ended or lost its connection since."
+            return (
+                f"{start} All processes reached this call, so one of them has ended, stands still or lost its "
+                "connection since."
+            )
         others = f" The ranks {missing} are missing." if len(missing) > 1 else ""
         return (
             f"{start} Rank {missing[0]} never came here: {notes[missing[0]]['last']}.{others} Either it ended, or it "

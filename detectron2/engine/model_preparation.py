@@ -35,6 +35,8 @@ def prepare_model(model: nn.Module, options: TrainOptions) -> nn.Module:
     """
     if options.freeze:
         freeze_by_pattern(model, options.freeze)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("SOLVER.FREEZE (train.freeze) leaves nothing to train: all parameters are frozen.")
     channels_last = options.channels_last
     if channels_last is None and not (options.shard_model or is_sharded(model)):
         channels_last = all(parameter.device.type == "cpu" for parameter in model.parameters())

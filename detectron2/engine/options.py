@@ -85,6 +85,12 @@ class TrainOptions:
                 "set TEST.BEST_METRIC (train.best_metric), for example to 'bbox/AP'."
             )
 
+        if self.best_metric.startswith("validation/") and not self.validation_loss_period:
+            raise ValueError(
+                f"TEST.BEST_METRIC (train.best_metric) {self.best_metric!r} is measured where "
+                "TEST.VALIDATION_LOSS_PERIOD (train.validation_loss_period) is set: set its number of iterations."
+            )
+
     @property
     def precision(self) -> torch.dtype | None:
         """The type of mixed precision, None for that which suits the device."""

@@ -54,6 +54,8 @@ def test_channels_last_that_is_neither():
 def test_pattern_without_a_match():
     with pytest.raises(ValueError, match="no parameter matches 'head'"):
         freeze_by_pattern(model(), ["head"])
+    with pytest.raises(ValueError, match=r"SOLVER\.FREEZE \(train\.freeze\) leaves nothing to train"):
+        prepare_model(model(), TrainOptions(freeze=("*",)))
 
 
 def test_models_that_do_not_pad_are_named(caplog):

@@ -37,6 +37,7 @@ def test_yaml_and_lazy_names_agree(row):
         ({"max_skipped_in_a_row": 0}, "at least 1"),
         ({"step_epochs": (1.0,)}, "needs SOLVER.MAX_EPOCHS"),
         ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),
+        ({"best_metric": "validation/total_loss"}, "is measured where TEST.VALIDATION_LOSS_PERIOD"),
         ({"cuda_graphs": True}, "set both"),
         ({"amp_dtype": "bf16"}, "empty, bfloat16 or float16"),
         ({"pad_to": ("800",)}, "a height and a width such as 800x1344"),
