@@ -217,7 +217,7 @@ def _predict(add: Any) -> None:
     weights = "a checkpoint, or the folder of an exported model; default: that of the config"
     add("--weights", default="", metavar="FILE", help=weights)
     add("--input", nargs="+", default=[], metavar="PATH", help="further images, videos, patterns or folders")
-    add("--output", default="predictions", metavar="DIR", help="where all results go; default: predictions")
+    add("--output", metavar="DIR", help="where all results go; default: predictions")
     add(
         "--confidence",
         type=_share,
@@ -225,8 +225,8 @@ def _predict(add: Any) -> None:
         metavar="SCORE",
         help="least score of what is drawn and written; default: 0.5",
     )
-    add("--save", choices=("png", "jpg", "svg", "pdf", "none"), default="png", help="format of pictures; default: png")
-    add("--color-by", choices=("instance", "class"), default="instance", help="what has a colour of its own")
+    add("--save", choices=("png", "jpg", "svg", "pdf", "none"), help="format of pictures; default: png")
+    add("--color-by", choices=("instance", "class"), help="what has a colour of its own; default: instance")
     add("--json", action=argparse.BooleanOptionalAction, default=True, help="write predictions.json, in COCO format")
     add("--csv", action="store_true", help="write predictions.csv, a row an object, and counts.csv, a row an image")
     add("--crops", action="store_true", help="write the part of the image in each box into crops/CLASS")
@@ -234,8 +234,8 @@ def _predict(add: Any) -> None:
     add("--resume", action="store_true", help="predict only on what an earlier run has not finished")
     shards = "for very many images: write results only, in shards, by any number of processes under torchrun or SLURM; "
     add("--shards", metavar="DIR", help=shards + "also takes lists (.txt) and .tar archives of images")
-    add("--shard-size", type=_at_least_one, default=500, metavar="N", help="images of a shard; default: 500")
-    add("--shard-format", choices=("jsonl", "parquet"), default="jsonl", help="of a shard; default: jsonl")
+    add("--shard-size", type=_at_least_one, metavar="N", help="images of a shard; default: 500")
+    add("--shard-format", choices=("jsonl", "parquet"), help="of a shard; default: jsonl")
     add(
         "--batch",
         type=_at_least_one,
@@ -247,8 +247,8 @@ def _predict(add: Any) -> None:
     backend = "compiled: torch.compile, whose first images take a minute; exported models have their own"
     add("--backend", choices=("torch", "compiled"), default="torch", help=backend)
     add("--tta", action="store_true", help="test-time augmentation: also on the copies that TEST.AUG describes")
-    add("--tile", type=int, metavar="PIXELS", help="cut large images into tiles of this side, such as 1024")
-    add("--overlap", type=_share, default=0.2, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
+    add("--tile", type=_at_least_one, metavar="PIXELS", help="cut large images into tiles of this side, such as 1024")
+    add("--overlap", type=_share, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
     add("--workers", type=int, default=2, metavar="N", help="threads that read images; default: 2")
 
 

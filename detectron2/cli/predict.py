@@ -36,6 +36,8 @@ from detectron2.tracking import ByteTracker, track
 
 _MOST_CLASSES = 8  # in the summary
 _GPU_BATCH = 8
+# Options that do nothing without another, and what they are where they are not given.
+_DEPENDENT = (("overlap", "tile", 0.2), ("shard_size", "shards", 500), ("shard_format", "shards", "jsonl"))
 _AHEAD = 8
 _LEAST_TRACKED, _SURE, _NEW = 0.1, 0.6, 0.7  # scores of ByteTracker: ignored below, matched first, begins a track
 
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     words, opts = _split_words([*args.image, *args.input])
     if not words:
         raise ValueError("There is nothing to predict on: name images, folders of images, or videos.")
+    _check_options(args)
     if args.shards:
         return _predict_into_shards(args, words, opts, kept)
     inputs = _inputs(words, args.output)
@@ -211,9 +214,10 @@ def _inputs(words: list[str], output: str) -> list[Input]:
 
 def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[str], kept: str | None) -> int:
     """Predict as one of any number of processes, which torchrun or SLURM starts."""
-    other = [name for name in ("csv", "crops", "track", "classes") if getattr(args, name)] + ["classes"] * bool(kept)
-    if other:
-        raise ValueError(f"--{other[0]} is not for --shards, which writes the results of all images and nothing else.")
+    args.classes = args.classes or kept
+    other = ("csv", "crops", "track", "classes", "save", "color_by", "output")
+    for option in (_written(name) for name in other if getattr(args, name)):
+        raise ValueError(f"{option} is not for --shards, which writes the results of all images and nothing else.")
     layout = find_layout(1)
     rank, world_size = layout.rank or 0, layout.world_size if layout.rank is not None else 1
     launch = ""
@@ -262,13 +266,29 @@ def _predict_into_shards(args: argparse.Namespace, words: list[str], opts: list[
         f"{who}{count} of {run.num_images} images in {seconds:.0f} s ({speed}), {failed} cannot be read\n"
         f"Written to {args.shards}\n"
     )
-    return 0
+    return 1 if failed and world_size == 1 else 0  # a launcher would end the other processes
 
 
 def _device_of_process(device: str | None, local_rank: int) -> str | None:
     """Return a GPU for each process of a machine; SLURM may let each see no other than its own."""
     count = torch.cuda.device_count()
     return f"cuda:{local_rank % count}" if count and device in (None, "cuda", "auto") else device
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that would do nothing, and fill in the values of those that are not given."""
+    for name, needed, value in _DEPENDENT:
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        elif not getattr(args, needed):
+            raise ValueError(f"{_written(name)} does nothing without {_written(needed)}: give both, or leave it out.")
+    if not args.shards:
+        args.output, args.save = args.output or "predictions", args.save or "png"
+        args.color_by = args.color_by or "instance"
+
+
+def _written(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _kept_classes(text: str | None, metadata: Metadata) -> list[str | int] | None:

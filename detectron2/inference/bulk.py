@@ -292,7 +292,8 @@ class BulkRun:
             with open(temporary, "wb") as file:
                 if self._format == "jsonl":
                     for row in rows:
-                        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                        file.write(text.encode(errors="backslashreplace") + b"\n")  # names that are not Unicode
                 else:
                     _write_table(file, list(rows))
                 file.flush()
@@ -344,7 +345,8 @@ def _read(entry: Entry, name: str, image_format: str | None, exif: str) -> np.nd
 
 
 def _write_table(file: Any, rows: list[dict[str, Any]]) -> None:
-    table = table_of({"index": [row["index"] for row in rows], **columns_of(rows)})
+    names = [row["file"].encode(errors="backslashreplace").decode() for row in rows]
+    table = table_of({"index": [row["index"] for row in rows], **columns_of(rows), "file": names})
     table = table.replace_schema_metadata({"schema": rows[0]["schema"]})
     require_pyarrow().parquet.write_table(table, file, compression="zstd")
 

@@ -311,7 +311,7 @@ class ResultWriter:
     def _write_line(self, line: dict[str, Any]) -> None:
         assert self._journal is not None
         text = json_module.dumps(line, allow_nan=False, ensure_ascii=False, default=_plain_number)
-        self._journal.write(text.encode() + b"\n")
+        self._journal.write(text.encode(errors="backslashreplace") + b"\n")  # names of files that are not Unicode
         self._journal.flush()
 
     def _panoptic_categories(self, result: Result) -> list[dict[str, Any]]:
@@ -397,7 +397,8 @@ class ResultWriter:
                 if line.get("video") in groups:
                     self._remove_files(line["files"])
                 else:
-                    kept.write(json_module.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    text = json_module.dumps(line, ensure_ascii=False)
+                    kept.write(text.encode(errors="backslashreplace") + b"\n")
 
     # -- files of earlier runs ----------------------------------------------------------------------------------------
 

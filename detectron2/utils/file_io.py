@@ -123,8 +123,9 @@ def atomic_write(
     """Write a file that appears under its name only when it is complete; its folder is created.
 
     A local file is written, in mode `"wb"` or `"w"` (UTF-8), under a temporary name in the same folder and moved over
-    the target at the end of the block. If the block raises, the old file is unchanged. Paths of other schemes are
-    opened directly. `needed` is the number of bytes that will be written, for the error of a full disk.
+    the target at the end of the block. If the block raises, the old file is unchanged. What is not Unicode, as names of
+    files may be, is written as an escape. Paths of other schemes are opened directly. `needed` is the number of bytes
+    that will be written, for the error of a full disk.
     """
     manager = PathManager if manager is None else manager
     target = os.fspath(path)
@@ -136,7 +137,8 @@ def atomic_write(
     temporary = f"{target}.{os.getpid()}.tmp"
     with full_disk_named(target, needed):
         try:
-            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+            with open(temporary, mode, encoding=encoding, errors=errors) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

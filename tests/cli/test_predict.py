@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -337,9 +338,42 @@ def test_shards(command, trained, data, tmp_path):
     assert status == 1 and "--resume" in err
     status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", "--csv")
     assert status == 1 and "--csv is not for --shards" in err and not (tmp_path / "s").exists()
+    for option in (["--save", "none"], ["--color-by", "class"], ["--output", tmp_path / "o"], ["--classes", "disc"]):
+        status, _, err = command("predict", data / "images", *options, "--shards", tmp_path / "s", *option)
+        assert status == 1 and f"{option[0]} is not for --shards" in err and not (tmp_path / "s").exists()
     for images, weights, name in [("images", "no.pth", "no.pth"), ("nowhere", trained / "model_final.pth", "nowhere")]:
         status, _, err = command("predict", data / images, "--weights", weights, "--shards", tmp_path / "s")
         assert status == 1 and name in err and not (tmp_path / "s").exists()
+
+
+def test_shards_of_files_that_cannot_be_read(command, trained, tmp_path, monkeypatch):
+    """One process says so by its status; one of several does not, for which a launcher would end the others."""
+    (tmp_path / "bad.jpg").write_text("no image")
+    words = ["predict", tmp_path / "bad.jpg", "--weights", trained / "model_final.pth", "--shards"]
+    status, out, err = command(*words, tmp_path / "one")
+    assert status == 1 and "1 of 1 images" in out and "1 cannot be read" in out and "bad.jpg" in err
+    monkeypatch.setattr(
+        "detectron2.cli.predict.find_layout", lambda count: SimpleNamespace(rank=0, local_rank=0, world_size=2)
+    )
+    assert command(*words, tmp_path / "two")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse the name")
+def test_a_name_that_is_not_unicode(command, trained, data, tmp_path):
+    (tmp_path / "in").mkdir()
+    odd = os.fsdecode(os.fsencode(tmp_path / "in") + b"/odd\xff.png")
+    shutil.copy(data / "images" / "00000.png", odd)
+    words = ["predict", tmp_path / "in", "--weights", trained / "model_final.pth", "--confidence", "0"]
+    for _ in range(2):
+        status, _, err = command(*words, "--output", tmp_path / "out", "--csv", "--crops", "--resume")
+        assert status == 0, err
+    assert {r["file_name"] for r in json.loads((tmp_path / "out" / "predictions.json").read_text())} == {odd}
+    assert "odd\\udcff.png" in (tmp_path / "out" / "predictions.csv").read_text()
+    assert command(*words, "--shards", tmp_path / "shards")[0] == 0
+    assert [row["file"] for row in read_shards(tmp_path / "shards")] == [odd]
+    if importlib.util.find_spec("pyarrow"):
+        assert command(*words, "--shards", tmp_path / "table", "--shard-format", "parquet")[0] == 0
+        assert [row["file"] for row in read_shards(tmp_path / "table")] == [odd.replace("\udcff", "\\udcff")]
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
@@ -556,6 +590,9 @@ def test_config_file_and_changes(command, yaml_file, trained, data, tmp_path):
         ),
         (["--input", "{empty}", "--weights", "{folder}/model_final.pth"], "No images (.jpg, "),
         (["--input", "{text}", "--weights", "{folder}/model_final.pth"], "notes.png"),
+        (["{image}", "--overlap", "0.2"], "--overlap does nothing without --tile: give both, or leave it out."),
+        (["{image}", "--shard-size", "500"], "--shard-size does nothing without --shards"),
+        (["{image}", "--shard-format", "jsonl"], "--shard-format does nothing without --shards"),
     ],
 )
 def test_errors(command, trained, data, tmp_path, args, message):

@@ -628,13 +628,15 @@ def test_the_published_prefix(shared_dir):
     assert facts["url_prefix"] == Detectron2Handler.S3_DETECTRON2_PREFIX
 
 
-@pytest.mark.parametrize(("mode", "content"), [("w", ""), ("w", "größe"), ("wb", b""), ("wb", b"\x00\xff")])
+@pytest.mark.parametrize(
+    ("mode", "content"), [("w", ""), ("w", "größe"), ("w", "\udcff"), ("wb", b""), ("wb", b"\x00\xff")]
+)
 def test_atomic_write(tmp_path, mode, content):
     path = tmp_path / "new" / "folder" / "file"
     with atomic_write(path, mode) as file:
         file.write(content)
         assert not path.exists()
-    assert path.read_bytes() == (content if mode == "wb" else content.encode())
+    assert path.read_bytes() == (content if mode == "wb" else content.encode(errors="backslashreplace"))
     assert os.listdir(path.parent) == ["file"]
 
 
