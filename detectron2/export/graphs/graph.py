@@ -190,16 +190,37 @@ def _stacked(values: Any, **options: Any) -> torch.Tensor:
     return torch.scalar_tensor(values, **options)
 
 
+def _smoothly_resized(x: torch.Tensor, size_hw: Sequence[Any]) -> torch.Tensor:
+    """Resize `Tensor[..., h, w]` bicubically with anti-aliasing, as `F.interpolate` does, by multiplying matrices."""
+
+    def weights(old: Any, new: Any) -> torch.Tensor:
+        one = x.new_ones(())
+        cells_of_old, cells_of_new = (torch.arange(n, dtype=x.dtype, device=x.device) + 0.5 for n in (old, new))
+        ratio = (one * old) / (one * new)
+        t = ((cells_of_old - cells_of_new[:, None] * ratio) / ratio.clamp(min=1)).abs()
+        # The kernel of Keys with a = -1/2, which is 0 from two cells on.
+        far = torch.where(t < 2, ((2.5 - 0.5 * t) * t - 4) * t + 2, 0.0)
+        found = torch.where(t < 1, (1.5 * t - 2.5) * t * t + 1, far)
+        return found / found.sum(dim=1, keepdim=True)
+
+    vertical, horizontal = (weights(old, new) for old, new in zip(x.shape[-2:], size_hw, strict=True))
+    return vertical @ x @ horizontal.T
+
+
 class OpenSizes(TorchFunctionMode):
     """Compute what exporters take for constants though it varies: lengths of `torch.linspace`, sizes as tensors.
 
-    A size that varies is a `torch.SymInt` to `torch.export`, and a tensor to `torch.jit.trace`.
+    A size that varies is a `torch.SymInt` to `torch.export`, and a tensor to `torch.jit.trace`. Bicubic resizing with
+    anti-aliasing to such a size becomes a product of matrices, as OpenVINO resizes without anti-aliasing.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func in (torch.as_tensor, torch.tensor) and isinstance(args[0], (list, tuple)) and _is_open(args[0]):
             return _stacked(args[0], **options)
+        is_smooth = func is F.interpolate and options.get("antialias") and not options.get("align_corners")
+        if is_smooth and options["mode"] == "bicubic" and _is_open(options.get("size")):
+            return _smoothly_resized(args[0], options["size"])
         if func is not torch.linspace or not _is_open(args[2]):
             return func(*args, **options)
         start, end, steps = args

@@ -59,6 +59,29 @@ def test_sizes_that_vary(places, length):
     assert places(x)[2].tolist() == [[length, 7], [2 * length, 9]]
 
 
+class Resized(torch.nn.Module):
+    def forward(self, maps, x):
+        with OpenSizes():
+            size = x.shape[0] // 2, x.shape[1]
+            options = {"size": size, "mode": "bicubic", "align_corners": False, "antialias": True}
+            return torch.nn.functional.interpolate(maps, **options)
+
+
+@pytest.fixture(scope="module")
+def resized():
+    dynamic = ({}, dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC))
+    inputs = torch.zeros(1, 2, 6, 7), torch.zeros(16, 5)
+    return torch.export.export(Resized(), inputs, dynamic_shapes=dynamic, strict=False)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (6, 7), (4, 25), (11, 3)])
+def test_resizing_with_anti_aliasing_to_sizes_that_vary(resized, size):
+    assert not any("interpolate" in str(node.target) or "_aa" in str(node.target) for node in resized.graph.nodes)
+    maps = torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.interpolate(maps, size=size, mode="bicubic", align_corners=False, antialias=True)
+    torch.testing.assert_close(resized.module()(maps, torch.zeros(2 * size[0], size[1])), want)
+
+
 def test_fewer_detections():
     graph = build_graph(hf_detector("rt_detr"), GraphOptions(outputs="flat", max_detections=2))
     outputs = dict(zip(graph.output_names, graph(*graph.example_inputs(2, 64, 96)), strict=True))
@@ -123,6 +146,7 @@ class Rows(torch.nn.Module):
 
 
 @pytest.mark.parametrize("length", [2, 5])
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 def test_lengths_of_tensors_may_vary(length):
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     exported = torch.export.export(Rows(), (torch.zeros(3, 3),), dynamic_shapes=dynamic, strict=False).module()
