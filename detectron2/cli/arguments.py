@@ -325,7 +325,7 @@ def _export(add: Any) -> None:
     evaluate = "registered data set on which to measure average precision and time, of the model and of what is written"
     add("--evaluate", metavar="DATASET", help=evaluate)
     loss = "points of average precision that fp16 and int8 may lose; default: 1.0"
-    add("--allow-loss", type=float, default=1.0, metavar="AP", help=loss)
+    add("--allow-loss", type=_not_negative, default=1.0, metavar="AP", help=loss)
     add("--no-verify", action="store_true", help="do not compare what is written with the model")
 
 

@@ -182,7 +182,7 @@ def export_model(
         model = model_zoo.get("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml", trained=True).eval()
         print(export_model(model, "output/exported", "onnx").table())
     """
-    _check_options(format, precision, calibration, evaluate_on, verify)
+    _check_options(format, precision, calibration, evaluate_on, verify, allow_loss)
     if isinstance(dynamic, str):
         dynamic = [name for name in dynamic.split(",") if name != "none"]
     dynamic = FORMATS[format].dynamic if dynamic is None else tuple(dynamic)
@@ -217,7 +217,9 @@ def export_model(
     return report
 
 
-def _check_options(format: str, precision: str, calibration: str | None, evaluate_on: str | None, verify: bool) -> None:
+def _check_options(
+    format: str, precision: str, calibration: str | None, evaluate_on: str | None, verify: bool, allow_loss: float
+) -> None:
     """Raise on options that do not go together."""
     if format not in FORMATS:
         raise ValueError(f"The formats are {', '.join(FORMATS)}, not {format!r}. {_ELSEWHERE.get(format, '')}".rstrip())
@@ -234,6 +236,8 @@ def _check_options(format: str, precision: str, calibration: str | None, evaluat
             "int8 loses precision; how much is measured on a data set with annotations: give --evaluate DATASET, or "
             "--no-verify to go without."
         )
+    if not 0 <= allow_loss < float("inf"):
+        raise ValueError(f"--allow-loss is in points of average precision, at least 0; got {allow_loss:g}.")
     if evaluate_on and evaluate_on not in DatasetCatalog:
         DatasetCatalog.get(evaluate_on)  # raises an error that names similar data sets
 
@@ -352,8 +356,9 @@ class _Export:
     ) -> ExportReport:
         """Do all steps in the folder `work`; the result is in `work/export`."""
         images = self._calibration_images(calibration) if calibration is not None else []
-        with score_threshold(self.model, self.threshold):
+        with score_threshold(self.model, self.threshold, self.options.max_detections):
             graph = build_graph(self.model, self.options)
+            self._check_effects(graph)
             preprocessing = preprocessing_of(self.model, self.mapper)
             size = self._size(preprocessing)
             folder, full = work / "export", work / "full"
@@ -383,14 +388,29 @@ class _Export:
                     _check_loss(report.measurements, allow_loss if is_small else _SAME_AP)
         return report
 
+    def _check_effects(self, graph: Any) -> None:
+        """Raise on an option that would change nothing of this model."""
+        has_detections, is_semantic = "boxes" in graph.output_names, graph.task in ("semantic", "panoptic_deeplab")
+        is_of_queries = graph.task == "mask_classification"
+        has_instances = bool(graph.rules()["instances"]) if is_of_queries else not is_semantic
+        has_threshold = graph.score_threshold is not None or (is_of_queries and has_instances)
+        for option, is_given, has_effect, lack in (
+            ("--masks pasted", self.options.masks == "pasted", "masks" in graph.output_names, "gives no masks"),
+            ("--outputs flat", self.options.outputs == "flat", has_detections, "gives no detections"),
+            ("--max-detections", self.options.max_detections is not None, has_instances, "gives no detections"),
+            ("--score-threshold", self.threshold is not None, has_threshold, "has no score threshold"),
+        ):
+            if is_given and not has_effect:
+                raise ValueError(f"An exported {type(self.model).__name__} {lack}: leave out {option}.")
+
     def _size(self, preprocessing: Mapping[str, Any]) -> tuple[int, int]:
         """Return the height and width of the batch to trace with."""
         square = preprocessing["square"]
         if self.size is not None:
             if square and max(self.size) > square:
                 raise ValueError(f"The model pads images to a square of {square} pixels; --size is {self.size}.")
-            if min(self.size) < 32:
-                raise ValueError(f"--size is height and width in pixels, at least 32 each; got {self.size}.")
+            if not 32 <= min(self.size) <= max(self.size) <= 16384:
+                raise ValueError(f"--size is height and width in pixels, 32 to 16384 each; got {self.size}.")
             return self.size
         if "size" not in self.dynamic and square:
             return square, square

@@ -216,17 +216,24 @@ class _Pictures:
 
 
 @contextlib.contextmanager
-def score_threshold(model: nn.Module, value: float | None) -> Iterator[None]:
-    """Give a model another score threshold for the duration of a `with` block; None to leave it alone."""
-    modules: list[Any] = [m for m in model.modules() if hasattr(m, "test_score_thresh")] if value is not None else []
-    before = [m.test_score_thresh for m in modules]
+def score_threshold(model: nn.Module, value: float | None, limit: int | None = None) -> Iterator[None]:
+    """Give a model another score threshold and limit of detections for the duration of a `with` block.
+
+    Args:
+        model: in all its modules.
+        value: the threshold; None for the model's own.
+        limit: most detections of an image; None for the model's own.
+    """
+    wanted = {"test_score_thresh": value, "test_topk_per_image": limit, "max_detections_per_image": limit}
+    holders = [(m, name) for m in model.modules() for name, x in wanted.items() if x is not None and hasattr(m, name)]
+    before = [getattr(module, name) for module, name in holders]
     try:
-        for module in modules:
-            module.test_score_thresh = value
+        for module, name in holders:
+            setattr(module, name, wanted[name])
         yield
     finally:
-        for module, old in zip(modules, before, strict=True):
-            module.test_score_thresh = old
+        for (module, name), old in zip(holders, before, strict=True):
+            setattr(module, name, old)
 
 
 def otherwise_rounded(model: nn.Module) -> Iterator[nn.Module]:

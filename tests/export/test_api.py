@@ -22,6 +22,7 @@ from detectron2.export.graphs import operators, selection
 from detectron2.export.verify import VerificationError
 from detectron2.utils.env import TORCH_VERSION
 from tests.export.graphs.models import MODELS, model_of
+from tests.export.test_tracing import tiny_model
 
 needs_onnx = pytest.mark.skipif(TORCH_VERSION < (2, 7), reason="ONNX files need PyTorch 2.7")
 
@@ -123,7 +124,14 @@ def test_one_size_in_the_program(segmenter, mapper, tmp_path, size):
         ({"format": "aoti", "dynamic": ("size",)}, "aoti leaves nothing open, not size"),
         ({"dynamic": ("width",)}, "batch and size, not width"),
         ({"dynamic": ()}, "give --size HEIGHT WIDTH"),
-        ({"size": (16, 64)}, "at least 32 each"),
+        ({"size": (16, 64)}, "32 to 16384 each"),
+        ({"size": (1_000_000, 1_000_000)}, "32 to 16384 each"),
+        ({"allow_loss": float("nan")}, "points of average precision, at least 0; got nan"),
+        ({"allow_loss": -1.0}, "at least 0; got -1"),
+        ({"masks": "pasted"}, "gives no masks: leave out --masks pasted"),
+        ({"outputs": "flat"}, "gives no detections: leave out --outputs flat"),
+        ({"max_detections": 3}, "gives no detections: leave out --max-detections"),
+        ({"score_threshold": 0.5}, "has no score threshold: leave out --score-threshold"),
         ({"precision": "int8", "calibration": "no_such_data", "verify": False}, "neither a folder nor a registered"),
     ],
 )
@@ -133,6 +141,16 @@ def test_options_that_do_not_go_together(segmenter, mapper, tmp_path, options, m
             segmenter, tmp_path / "a", mapper=mapper, **{"size": None if "dynamic" in options else SIZE, **options}
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [3, 40])
+def test_more_or_fewer_detections_than_in_the_config(tmp_path, limit):
+    model = tiny_model("retinanet", **{"TEST.DETECTIONS_PER_IMAGE": 10})
+    report = export_model(
+        model, tmp_path / "a", "torchscript", size=(64, 96), dynamic=(), max_detections=limit, score_threshold=0.0
+    )
+    assert report.description["max_detections"] == limit == report.comparisons[0].expected
+    assert model.max_detections_per_image == 10
 
 
 def test_what_is_no_model(tmp_path):
