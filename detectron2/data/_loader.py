@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import queues
 from typing import Any
 
 import torch.utils.data as torchdata
@@ -168,6 +170,16 @@ def _end_when_the_main_process_says_so() -> None:
     os._exit(0)
 
 
+def _end_unsent(error: Exception, obj: Any) -> None:
+    """End a worker that cannot send a batch, after it has said why."""
+    sys.stderr.write(
+        f"A data loading worker cannot send a batch to the main process: {type(error).__name__}: {error}. What the "
+        "mapper returns has to be picklable: without functions defined inside others, open files or generators.\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
     """Keep a worker's memory shared with the main process, then do what the user wants.
 
@@ -177,6 +189,8 @@ def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) 
     gc.freeze()
     if torchdata.get_worker_info() is not None:
         _leave_signals_to_the_main_process()
+        # By default the batch is lost, and the main process waits for it without end.
+        queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # pyright: ignore[reportAttributeAccessIssue]
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

@@ -10,7 +10,7 @@ import functools
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -327,6 +327,7 @@ def build_detection_train_loader(
         DatasetError: from a config, if a data set has mistakes.
         ValueError: the batch cannot be shared equally among the ranks.
     """
+    _check_source(dataset, mapper)
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if isinstance(mapper, MultiImageMapper) and not isinstance(dataset, torchdata.IterableDataset):
@@ -346,6 +347,21 @@ def build_detection_train_loader(
         collate_fn=collate_fn,
         **kwargs,
     )
+
+
+def _check_source(dataset: Any, mapper: Any) -> None:
+    """Refuse what a loader can neither index nor iterate over, and a mapper that cannot be called."""
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not isinstance(dataset, torchdata.IterableDataset) and (
+        not indexed or isinstance(dataset, (str, bytes, Mapping))
+    ):
+        hint = " Make a list of it: list(...)." if isinstance(dataset, Iterator) else ""
+        raise TypeError(
+            "dataset must be a list of dicts, or a torch data set (with __getitem__ and __len__, or an "
+            f"IterableDataset), not {type(dataset).__name__}.{hint}"
+        )
+    if mapper is not None and not callable(mapper):
+        raise TypeError(f"mapper must be a function of an element of the data set, or None, not {mapper!r}.")
 
 
 # A wrong folder shows in the first few files; every header of a test set is not worth waiting for.
@@ -404,6 +420,7 @@ def build_detection_test_loader(
     Returns:
         the loader; each batch is a list of samples.
     """
+    _check_source(dataset, mapper)
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if mapper is not None:

@@ -431,6 +431,12 @@ def _is_wide(element: dict[str, Any]) -> bool:
     """Whether an image is wider than high, by its size in the element or by the image itself."""
     if "width" in element and "height" in element:
         return element["width"] > element["height"]
+    if "image" not in element:
+        raise ValueError(
+            f"images are batched by their proportions, and a sample has neither 'width' and 'height' nor 'image', only "
+            f"{sorted(map(str, element))}: have the mapper return one of them, or turn it off (aspect_ratio_grouping, "
+            "DATALOADER.ASPECT_RATIO_GROUPING)"
+        )
     height, width = element["image"].shape[-2:]
     return width > height
 

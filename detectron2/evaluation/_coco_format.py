@@ -78,6 +78,7 @@ def instances_to_table(instances: Instances, img_id: int | str) -> ResultTable:
 
 def _to_array(values: torch.Tensor) -> np.ndarray:
     """A copy, for what a model gives may be a part of something large."""
+    values = values.detach()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
 
 
@@ -129,6 +130,7 @@ _FATAL = (
     "category-ids-mixed",
     "image-incomplete",
     "no-image_id",
+    "no-annotation-fits",
     "annotation-unusable",
 )
 

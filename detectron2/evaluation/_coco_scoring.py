@@ -87,11 +87,13 @@ def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
     """Three or more increasing limits of detections per image, from None (`[1, 10, 100]`), a limit for AP, or all."""
     if max_dets_per_image is None:
         return [1, 10, _DEFAULT_AP_LIMIT]
-    if isinstance(max_dets_per_image, int):
+    if isinstance(max_dets_per_image, (int, np.integer)):
         # a limit below COCO's smaller ones lowers these too: they must not decrease
-        limits = [min(limit, max_dets_per_image) for limit in (1, 10, max_dets_per_image)]
-    else:
+        limits = [min(limit, int(max_dets_per_image)) for limit in (1, 10, int(max_dets_per_image))]
+    elif isinstance(max_dets_per_image, Sequence) and not isinstance(max_dets_per_image, str):
         limits = [int(limit) for limit in max_dets_per_image]
+    else:
+        limits = [max_dets_per_image]
     if len(limits) < 3 or limits != sorted(limits) or limits[0] < 1:
         raise ValueError(
             "max_dets_per_image needs three or more increasing limits from 1, such as [1, 10, 100], or one number; got "

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, ROIMasks
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
@@ -163,6 +163,7 @@ class COCOEvaluator(DatasetEvaluator):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
                 instances = self._usable(output["instances"].to(self._cpu_device), input_["image_id"])
+                self._check_masks(instances, input_["image_id"])
                 prediction["instances"] = instances_to_table(instances, input_["image_id"])
                 self._check_classes(prediction["instances"])
             if "proposals" in output:
@@ -287,6 +288,25 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning(f"{text} Such detections are left out. Has the model diverged?")
         self._leaves_out = True
         return instances[usable]
+
+    def _check_masks(self, instances: Any, image_id: Any) -> None:
+        """Refuse masks of another size than the image, which overlap with nothing."""
+        if not len(instances):
+            return
+        image = getattr(self._coco_api, "imgs", {}).get(image_id, {})
+        expected_hw = image.get("height"), image.get("width")
+        found_hw = expected_hw
+        if instances.has("pred_masks_rle"):
+            found_hw = tuple(instances.pred_masks_rle[0]["size"])
+        elif instances.has("pred_masks") and not isinstance(instances.pred_masks, ROIMasks):
+            masks = instances.pred_masks
+            found_hw = tuple((masks if isinstance(masks, torch.Tensor) else masks.tensor).shape[-2:])
+        if None not in expected_hw and found_hw != expected_hw:
+            raise ValueError(
+                f"Masks predicted on image {image_id!r} are {found_hw[0]} pixels high and {found_hw[1]} wide, the image "
+                f"is {expected_hw[0]} high and {expected_hw[1]} wide. The model brings them to the original size by "
+                "`height` and `width` of its input; else use detector_postprocess()."
+            )
 
     def _check_classes(self, table: ResultTable) -> None:
         """Refuse an unknown class at the first image with one, and not after all of them."""

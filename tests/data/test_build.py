@@ -649,3 +649,22 @@ class TestTestLoader:
         cfg.DATASETS.PROPOSAL_FILES_TEST = (str(tmp_path / "p.pkl"),)
         (batch,) = build_detection_test_loader(cfg, "test_build")
         assert len(batch[0]["proposals"]) == 1
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("dataset", "mapper", "match"),
+    [
+        (None, None, "dataset must be a list of dicts.* not NoneType"),
+        ("coco_2017_val", None, "dataset must be .* not str"),
+        ({"images": []}, None, "dataset must be .* not dict"),
+        (iter([{}]), None, r"dataset must be .* not list_iterator\. Make a list of it"),
+        ([{}], "mapper", "mapper must be a function .*not 'mapper'"),
+    ],
+)
+def test_what_no_loader_can_be_made_of(train, dataset, mapper, match):
+    with pytest.raises(TypeError, match=match):
+        if train:
+            build_detection_train_loader(dataset, mapper=mapper, total_batch_size=1)
+        else:
+            build_detection_test_loader(dataset, mapper=mapper)

@@ -303,6 +303,10 @@ class TestAspectRatioGroupedDataset:
     def test_empty(self):
         assert list(AspectRatioGroupedDataset([], 2)) == []
 
+    def test_samples_without_proportions(self):
+        with pytest.raises(ValueError, match=r"neither 'width' and 'height' nor 'image', only \['boxes', 'width'\]"):
+            next(iter(AspectRatioGroupedDataset([{"width": 3, "boxes": 1}], 2)))
+
     def test_groups(self):
         sizes = [(2, 1), (1, 2), (1, 1), (3, 1), (5, 1), (9, 1), (7, 1)]
         elements = [{"width": w, "height": h, "i": i} for i, (w, h) in enumerate(sizes)]

@@ -1,5 +1,6 @@
 """Streams of training samples: the same for a seed, continued where they were; and what happens when workers die."""
 
+import functools
 import gc
 import itertools
 import logging
@@ -363,6 +364,19 @@ class TestWorkers:
         loader = train_loader(mapper=lambda record: os._exit(3), num_workers=1)
         with pytest.raises(RuntimeError, match=r"ended by itself .*exit code 3"):
             next(iter(loader))
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_a_batch_that_cannot_be_sent(self, train, capfd):
+        """By default Python prints why, and the main process waits without end."""
+
+        def attach(record):
+            return {**augment(record), "function": lambda: record}
+
+        build = train_loader if train else functools.partial(build_detection_test_loader, RECORDS)
+        with pytest.raises(RuntimeError, match=r"ended by itself .*exit code 1"):
+            next(iter(build(mapper=attach, num_workers=1)))
+        said = capfd.readouterr().err
+        assert "cannot send a batch" in said and "<lambda>" in said and "has to be picklable" in said
 
     def test_an_error_of_a_connection(self, monkeypatch):
         """What a worker had not sent yet is missed before its end is known."""

@@ -735,3 +735,31 @@ def test_score_histogram():
     assert score_histogram(np.array([0.0, 0.05, 0.95, 1.0, 1.5, np.nan])) == (
         "0 to 0.01: 2, 0.05 to 0.1: 1, 0.9 to 1: 3; 1 are not a number"
     )
+
+
+@pytest.mark.parametrize("limit", [10.5, "100", {10}, [1, 10]])
+def test_limits_of_other_kinds(coco, tools, limit):
+    with pytest.raises(ValueError, match="max_dets_per_image needs three or more increasing limits"):
+        COCOEvaluator(coco(tools.random_coco(0)), max_dets_per_image=limit)
+    assert COCOEvaluator(coco(tools.random_coco(0)), max_dets_per_image=np.int64(50))._max_dets_per_image == [1, 10, 50]
+
+
+def test_masks_of_another_size_than_the_image(coco, tools):
+    evaluator = COCOEvaluator(coco(tools.random_coco(0)), distributed=False)  # images of 120 x 160 pixels
+    instances = tools.predicted([[1, 1, 9, 9]], [0.5], [0])
+    instances.pred_masks = torch.ones((1, 60, 80), dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"image 1 are 60 pixels high and 80 wide, the image is 120 high and 160 wide"):
+        evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    instances.remove("pred_masks")
+    instances.pred_masks_rle = [{"size": [60, 80], "counts": b"PT1"}]
+    with pytest.raises(ValueError, match="60 pixels high"):
+        evaluator.process([{"image_id": 1}], [{"instances": instances}])
+
+
+def test_predictions_with_gradients(coco, tools):
+    evaluator = COCOEvaluator(coco(tools.random_coco(0)), distributed=False)
+    instances = tools.predicted([[1, 1, 9, 9]], [0.5], [0])
+    instances.scores.requires_grad_()
+    instances.pred_boxes.tensor.requires_grad_()
+    evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    assert len(evaluator._predictions) == 1

@@ -180,8 +180,13 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
         Returns:
             `Tensor[N]`, the repeat factor of each image; 1 where it has no annotations.
+
+        Raises:
+            ValueError: the threshold is negative.
         """
-        categories = [{a["category_id"] for a in d["annotations"]} for d in dataset_dicts]
+        if not repeat_thresh >= 0:
+            raise ValueError(f"repeat_thresh (DATALOADER.REPEAT_THRESHOLD) must be 0 or more, not {repeat_thresh}.")
+        categories = [{a["category_id"] for a in d.get("annotations", ())} for d in dataset_dicts]
         images_with = Counter(itertools.chain.from_iterable(categories))
         num_images = len(dataset_dicts)
 

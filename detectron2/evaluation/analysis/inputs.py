@@ -7,6 +7,7 @@ from 0 in the order of their ids, so ids of any type work. Boxes are `(x, y, wid
 import contextlib
 import copy
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -381,9 +382,13 @@ def _found_masks(results: Sequence[dict[str, Any]], truth: Truth, origin: str) -
     return masks
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _is_mask(given: Any) -> bool:
     if isinstance(given, list):
-        return bool(given) and all(map(is_polygon, given))
+        return bool(given) and all(is_polygon(p) and all(map(_is_finite, p)) for p in given)
     size = given.get("size") if isinstance(given, dict) else None
     if not isinstance(size, (list, tuple)) or len(size) != 2:
         return False

@@ -129,6 +129,13 @@ class TestRepeatFactorTrainingSampler:
     def test_factors_of_no_images(self):
         assert RepeatFactorTrainingSampler.repeat_factors_from_category_frequency([], 0.5).shape == (0,)
 
+    def test_images_of_other_kinds_and_negative_thresholds(self):
+        compute = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        assert compute([{"file_name": "a.png"}, {"annotations": []}], 0.5).tolist() == [1, 1]
+        for threshold in (-1, float("nan")):
+            with pytest.raises(ValueError, match="repeat_thresh .* must be 0 or more"):
+                compute([{"annotations": [{"category_id": 1}]}], threshold)
+
     def test_factors(self):
         def image(*labels):
             return {"annotations": [{"category_id": c} for c in labels]}

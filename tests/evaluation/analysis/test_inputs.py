@@ -134,7 +134,7 @@ def test_bad_predictions(change, message):
         (truth(images=0), [], ValueError, "no images"),
         (truth(classes=0), [], ValueError, "no categories"),
         ({"images": []}, [], ValueError, "'categories'"),
-        (truth((9, 1, [0, 0, 1, 1])), [], ValueError, "annotations have an unknown image_id"),
+        (truth(*[(9, 1, [0, 0, 1, 1])] * 2), [], ValueError, "none of 2 belongs to an image of the file"),
         (3, [], TypeError, "coco_gt is a file"),
         (HAND_MADE, HAND_MADE, ValueError, "ground truth in COCO format; predictions are a list"),
         (HAND_MADE, {"bbox": 1}, ValueError, "coco_instances_results.json"),
@@ -214,7 +214,19 @@ def test_files_in_other_encodings(tmp_path):
         analyze_detections(HAND_MADE, tmp_path / "found.json")
 
 
-@pytest.mark.parametrize("mask", [None, [], [[1, 2]], {"size": [5]}, {"size": [100, 100], "counts": 3}, "mask"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        [],
+        [[1, 2]],
+        [[1, 2, 3, 4, 5, "6"]],
+        [[1, 2, 3, 4, 5, math.nan]],
+        {"size": [5]},
+        {"size": [100, 100], "counts": 3},
+        "mask",
+    ],
+)
 def test_things_that_are_no_masks(mask):
     truth = copy.deepcopy(HAND_MADE)
     for a in truth["annotations"]:
