@@ -23,13 +23,17 @@ START_ANEW = (
 _CLASS_LAYER = re.compile(
     r"(^|\.)(box_predictor(\.\d+)?\.(cls_score|bbox_pred)|head\.cls_score|keypoint_head\.score_lowres"
     r"|\w*(mask|point|sem_seg|coarse)_head(\.\w+_head)?\.(predictor|prediction)|linear)\.(weight|bias)$"
-    r"|(^|\.)((enc_out_)?class_embed(\.\d+)?\.(weight|bias)|label_enc\.weight|criterion\.empty_weight)$"
+    # of transformers that predict sets, here and in Hugging Face transformers
+    r"|(^|\.)(\w*class_embed(\.\d+)?|class_labels_classifier(\.layers\.2)?|class_predictor|enc_score_head)"
+    r"\.(weight|bias)$|(^|\.)(label_enc\.weight|criterion\.empty_weight)$"
 )
 _POINT_LAYER = re.compile(r"(^|\.)\w*point_head\.fc\d+\.weight$")
 # Zeros that a transformer adds to what it was pre-trained with.
 _STARTS_AT_ZERO = re.compile(r"\.rel_pos_[hw]$")
 # Constants that are set at construction, and counters, which need not be in a checkpoint; older versions stored more.
-_CONSTANT = re.compile(r"^pixel_(mean|std)$|num_batches_tracked$|\.relative_position_index$|^criterion\.empty_weight$")
+_CONSTANT = re.compile(
+    r"^pixel_(mean|std)$|num_batches_tracked$|\.relative_position_index$|(^|\.)criterion\.empty_weight$"
+)
 _STORED_CONSTANT = re.compile(rf"{_CONSTANT.pattern}|(^|\.)anchor_generator\.cell_anchors(\.\d+)?$")
 # Parts of a model and of a checkpoint, below which they have nothing to do with each other.
 _LEAST_OVERLAP = 0.1

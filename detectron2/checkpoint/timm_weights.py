@@ -4,6 +4,7 @@
 by default. The files are those of the Hugging Face hub. timm is needed to know them.
 """
 
+import difflib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ def _published(address: str) -> Any:
     if known:
         raise ValueError(f"{address}: timm {timm.__version__} has no such weights; choose one of {', '.join(known)}.")
     close = timm.list_pretrained(f"*{architecture}*")[:5] if architecture else []
+    architectures = sorted({entry.partition(".")[0] for entry in timm.list_pretrained()})
+    close = close or difflib.get_close_matches(architecture.lower(), architectures, n=5)
     near = f"similar are {', '.join(close)}." if close else "timm.list_pretrained() lists all."
     raise ValueError(f"{address}: timm {timm.__version__} has no weights of {architecture!r}; {near}")
 

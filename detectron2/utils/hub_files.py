@@ -50,7 +50,7 @@ class HuggingFaceHandler(PathHandler):
             )
         except (OSError, ValueError) as error:
             revision = f" --revision {address['revision']}" if address["revision"] else ""
-            why = " ".join(str(error).split())[:300]
+            why = " ".join(str(error).split())[:300].rstrip(".")
             raise DownloadError(
                 f"{path} could not be had: {why}. On a machine with network, run hf download {address['repo']} "
                 f"{name}{revision} --local-dir . and give the path of the file instead.",

@@ -22,6 +22,20 @@ def test_nothing_differs(caplog):
         ("head.cls_score.weight", (720, 8, 3, 3), (27, 8, 3, 3), True),
         ("sem_seg_head.predictor.weight", (54, 8, 1, 1), (3, 8, 1, 1), True),
         ("roi_heads.mask_head.point_head.fc1.weight", (8, 336, 1), (8, 259, 1), True),
+        # transformers that predict sets
+        ("class_embed.5.bias", (80,), (3,), True),
+        ("transformer.enc_out_class_embed.weight", (80, 8), (3, 8), True),
+        ("label_enc.weight", (81, 8), (4, 8), True),
+        ("sem_seg_head.predictor.class_embed.weight", (81, 8), (4, 8), True),
+        ("criterion.empty_weight", (81,), (4,), True),
+        ("network.criterion.empty_weight", (81,), (4,), True),
+        ("network.class_labels_classifier.weight", (92, 8), (4, 8), True),
+        ("network.class_labels_classifier.layers.2.bias", (92,), (4,), True),
+        ("network.class_predictor.weight", (81, 8), (4, 8), True),
+        ("network.model.denoising_class_embed.weight", (81, 8), (4, 8), True),
+        ("network.model.enc_score_head.bias", (80,), (3,), True),
+        ("network.model.decoder.class_embed.0.weight", (80, 8), (3, 8), True),
+        ("class_embed.0.weight", (80, 8), (3, 9), False),  # another width
         ("roi_heads.box_predictor.cls_score.weight", (81, 8), (81, 9), False),  # another width of the box head
         ("roi_heads.box_predictor.cls_score.weight", (81, 8), (4, 9), False),
         ("roi_heads.box_head.fc1.weight", (8, 4), (9, 4), False),

@@ -43,6 +43,8 @@ def test_files_and_licences(name, url, licence):
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"no such weights; choose one of .*resnet50\.a1_in1k"):
         timm_url("timm://resnet50.a1")
+    with pytest.raises(ValueError, match=r"no weights of 'resnett50'; similar are .*resnet50"):
+        timm_url("timm://resnett50")
     with pytest.raises(ValueError, match=r"no weights of 'esnet50'; similar are .*resnet50"):
         timm_url("timm://esnet50")
 

@@ -166,7 +166,9 @@ class ExternalBackbone(Backbone):
 
     def _check_maps(self, name: str, channels: int) -> None:
         """Raise unless an image that is not square gives maps of the sizes that the strides promise."""
-        height, width = 2 * self.size_divisibility, 3 * self.size_divisibility
+        # Large enough for the deepest stages, which some networks compute even where nothing is taken from them.
+        side = self.size_divisibility * math.ceil(32 / self.size_divisibility)
+        height, width = 2 * side, 3 * side
         was_training = self.training
         self.eval()
         try:

@@ -4,6 +4,7 @@ Several hundred architectures, by name, with the weights of the Hugging Face hub
 (`pip install 'detectron2[timm]'`), imported when a backbone is built.
 """
 
+import difflib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,11 @@ class TimmBackbone(ExternalBackbone):
     ):
         super().__init__()
         require_package("timm", "TimmBackbone")
+        if in_chans < 1 or not 0 <= drop_path_rate < 1 or (patch_size is not None and patch_size < 0):
+            raise ValueError(
+                "a network of timm needs in_chans of 1 or more, drop_path_rate from 0 to below 1, and patch_size of 1 "
+                f"or more, or none; got {in_chans}, {drop_path_rate} and {patch_size}"
+            )
         if drop_path_rate:
             kwargs["drop_path_rate"] = drop_path_rate
         if in_chans != 3:
@@ -149,7 +155,9 @@ def _create(name: str, pretrained: bool, checkpoint: str, kwargs: dict[str, Any]
 
     is_remote = ":" in name
     if not is_remote and not timm.is_model(name):
-        close = timm.list_models(f"*{name.partition('.')[0]}*")[:5]
+        wanted = name.partition(".")[0].lower()
+        parts = timm.list_models(f"*{wanted}*") if wanted else []
+        close = parts[:5] or difflib.get_close_matches(wanted, timm.list_models(), n=5)
         hint = f"similar are {', '.join(close)}" if close else "timm.list_models('*word*') lists those with a word"
         raise ValueError(f"timm {timm.__version__} has no architecture {name!r}; {hint}")
     weights: dict[str, Any] = {"pretrained": pretrained or bool(checkpoint)}
@@ -157,7 +165,7 @@ def _create(name: str, pretrained: bool, checkpoint: str, kwargs: dict[str, Any]
         if not os.path.isfile(checkpoint):
             raise FileNotFoundError(f"There is no file {checkpoint} with weights for timm's {name}; check the path")
         weights["pretrained_cfg_overlay"] = {"file": checkpoint}
-    published = None if is_remote else timm.get_pretrained_cfg(name)
+    published = None if is_remote else _published(name)
     if published is not None and not published.fixed_input_size:
         network = _call_timm(name, weights, kwargs, checkpoint)
     else:
@@ -165,6 +173,20 @@ def _create(name: str, pretrained: bool, checkpoint: str, kwargs: dict[str, Any]
     if checkpoint:
         _require_loaded(network, checkpoint, name)
     return network
+
+
+def _published(name: str) -> Any:
+    """What timm knows of the weights of an architecture; a `ValueError` that lists them if it knows none of the tag."""
+    import timm
+
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        names = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(
+            f"timm {timm.__version__} knows no weights {tag!r} of {architecture}; it has {names}"
+        ) from error
 
 
 def _of_any_size(name: str, weights: dict[str, Any], kwargs: dict[str, Any], checkpoint: str) -> nn.Module:
@@ -194,11 +216,12 @@ def _call_timm(name: str, weights: dict[str, Any], kwargs: dict[str, Any], check
             f"timm's {name} does not take all of these arguments: {sorted(kwargs)} ({error})"
         ) from error
     except Exception as error:  # of the clients of the hub, each with errors of its own
-        why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        why = str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
         if checkpoint:
             raise ValueError(f"{checkpoint} does not hold the weights of timm's {name}: {why}") from error
         if not weights["pretrained"]:
-            raise
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"timm's {name} cannot be built with the arguments {kwargs}: {why}") from error
         place = _place_of_weights(name)
         raise OSError(
             f"The pretrained weights of timm's {name} could not be had: {why}. Without network, give a file with them "
@@ -208,9 +231,7 @@ def _call_timm(name: str, weights: dict[str, Any], kwargs: dict[str, Any], check
 
 
 def _place_of_weights(name: str) -> str:
-    import timm
-
-    published = None if ":" in name else timm.get_pretrained_cfg(name)
+    published = None if ":" in name else _published(name)
     repository = published.hf_hub_id if published is not None else None
     if not repository:
         return ""
@@ -270,7 +291,7 @@ def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     require_package("timm", "timm_pixel_statistics")
     import timm
 
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    published = _published(name) if timm.is_model(name) else None
     if published is None:
         raise ValueError(f"timm {timm.__version__} knows no weights of the name {name!r}")
     return _statistics(published.to_dict())

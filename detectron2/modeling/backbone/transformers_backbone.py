@@ -5,6 +5,7 @@ DINOv2, DINOv3, Swin, ConvNeXt, ResNet and others: all that its `AutoBackbone` k
 """
 
 import copy
+import difflib
 import logging
 import os
 import re
@@ -145,21 +146,37 @@ def _has_blocks(names: Sequence[str], stage: str) -> bool:
 
 def _config_of(name: Any, changes: dict[str, Any]) -> Any:
     """Return a config of transformers, of the caller's alone."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     if isinstance(name, str):
+        if name.startswith((".", os.sep)) and not os.path.isdir(name):
+            raise FileNotFoundError(f"There is no folder {name} with the config.json of a network; check the path")
         with hub_as_allowed():
             return _from_hub(lambda: AutoConfig.from_pretrained(name, **changes), f"{name} of transformers")
     if isinstance(name, DictConfig):  # of a LazyConfig
         name = OmegaConf.to_container(name, resolve=True)
     if isinstance(name, dict):
         values = {**name, **changes}
-        if "model_type" not in values:
-            raise ValueError(f"A config of transformers needs the key model_type; got {sorted(values)}")
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    config = copy.deepcopy(name)
-    for key, value in changes.items():
-        setattr(config, key, value)
+        kind = values.pop("model_type", None)
+        if kind not in CONFIG_MAPPING:
+            close = difflib.get_close_matches(str(kind or ""), list(CONFIG_MAPPING), n=3)
+            raise ValueError(
+                f"A config of transformers needs the key model_type, such as {', '.join(close) or 'resnet'}; got "
+                f"{kind!r} among {sorted(name)}"
+            )
+        try:
+            config = AutoConfig.for_model(kind, **values)
+        except Exception as error:  # values of a wrong type are errors of a class of its own
+            raise ValueError(f"transformers takes no {kind} with {values}: {' '.join(str(error).split())}") from error
+    elif isinstance(name, PretrainedConfig):
+        config = copy.deepcopy(name)
+        for key, value in changes.items():
+            setattr(config, key, value)
+    else:
+        raise TypeError(f"Give a folder, a name of the hub or a config of transformers; got a {type(name).__name__}")
+    for key in ("depths", "hidden_sizes"):  # ConvNeXt adds to the list that a file has, and its default is a tuple
+        if isinstance(getattr(config, key, None), tuple):
+            setattr(config, key, list(getattr(config, key)))
     return config
 
 
@@ -167,7 +184,7 @@ def _from_hub(load: Any, label: str) -> Any:
     try:
         return load()
     except OSError as error:
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(str(error).split())[:300].rstrip(".")
         raise OSError(
             f"{label} could not be had: {why}. Without network, give a folder with config.json and the weights, "
             "fetched elsewhere with 'hf download NAME --local-dir FOLDER'."
@@ -191,7 +208,7 @@ def _stages_of(config: Any, label: str) -> tuple[list[str], list[int], list[int]
     try:
         whole.out_features = names
         _, maps = _on_meta(whole)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, LookupError, RuntimeError) as error:
         raise ValueError(f"{label} cannot be a backbone: AutoBackbone refuses it ({error})") from error
     return names, [x.shape[1] for x in maps], [round(_SIDE / x.shape[2]) for x in maps]
 

@@ -3,10 +3,12 @@
 transformers is imported when a model is built, not before. `L` labels of the network, `K` classes of the data.
 """
 
+import contextlib
+import difflib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,11 +82,25 @@ def _config_of(transformers: Any, content: dict[str, Any]) -> Any:
     kind = content.get("model_type")
     known = transformers.CONFIG_MAPPING
     if kind not in known:
+        close = difflib.get_close_matches(str(kind or ""), list(known), n=3)
         raise ValueError(
             f"the config of transformers has model_type {kind!r}, which transformers {transformers.__version__} does "
-            "not know; it must be a name such as 'detr' or 'rt_detr_v2'"
+            f"not know; it must be a name such as {', '.join(map(repr, close or ['detr', 'rt_detr_v2']))}"
         )
-    return known[kind].from_dict(content)
+    with _config_errors(str(kind)):
+        return known[kind].from_dict(content)
+
+
+@contextlib.contextmanager
+def _config_errors(kind: str) -> Iterator[None]:
+    """Turn what transformers raises at values that it cannot use, each kind its own, into a `ValueError`."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise ValueError(f"transformers cannot build a {kind!r} with this config (MODEL.HF.CONFIG): {why}") from error
 
 
 def _turn_off_downloads(content: Any) -> None:
@@ -133,7 +149,8 @@ def built_network(config: Mapping[str, Any], pretrained: str, auto_class: str) -
     auto = getattr(transformers, auto_class)
     described = _config_of(transformers, dict(config))
     if not pretrained:
-        return auto.from_config(described, dtype=torch.float32).float()  # some make a parameter of float64
+        with _config_errors(described.model_type):
+            return auto.from_config(described, dtype=torch.float32).float()  # some make a parameter of float64
     with _clear_errors(pretrained):
         network, info = auto.from_pretrained(
             pretrained, config=described, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True

@@ -152,8 +152,18 @@ def test_pixel_statistics_and_keys(folders):
 
 
 def test_what_cannot_be_built(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="needs the key model_type"):
+    with pytest.raises(ValueError, match="needs the key model_type, such as resnet; got None"):
         TransformersBackbone({"hidden_sizes": [8]})
+    with pytest.raises(ValueError, match=r"model_type, such as resnet, .*got 'resnett'"):
+        TransformersBackbone({"model_type": "resnett"})
+    with pytest.raises(ValueError, match=r"takes no resnet with {'depths': 'x'}: .*'depths'"):
+        TransformersBackbone({"model_type": "resnet", "depths": "x"})
+    with pytest.raises(ValueError, match="resnet of transformers cannot be a backbone"):
+        TransformersBackbone({"model_type": "resnet", "hidden_sizes": [8, 8]})
+    with pytest.raises(TypeError, match=r"Give a folder, .* got a int"):
+        TransformersBackbone(3)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*elsewhere"):
+        TransformersBackbone(str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match="bert of transformers cannot be a backbone"):
         TransformersBackbone({"model_type": "bert"})
     with pytest.raises(ValueError, match="A config has no pretrained weights"):
@@ -166,6 +176,12 @@ def test_what_cannot_be_built(monkeypatch, tmp_path):
     monkeypatch.setattr(external.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'detectron2\[transformers\]'"):
         make("resnet")
+
+
+def test_defaults_of_convnext():
+    """The library's own defaults are tuples, to which its backbone adds lists."""
+    backbone = TransformersBackbone({"model_type": "convnext", "depths": [1, 1, 1, 1]}, out_features=["res2"])
+    assert backbone.output_shape()["res2"].channels == 96
 
 
 def test_lazy_config():

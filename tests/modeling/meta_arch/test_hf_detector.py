@@ -219,6 +219,19 @@ class TestConfig:
         with pytest.raises(ValueError, match="describes a 'bert' model, but HFDetector wraps: conditional_detr, "):
             build_model(cfg_of("MODEL.HF.CONFIG", '{"model_type": "bert"}'))
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model_type": "detrr"}, "it must be a name such as 'detr', "),
+            ({"d_model": "wide"}, r"cannot build a 'detr' with this config \(MODEL.HF.CONFIG\): .*Field 'd_model'"),
+            ({"backbone_config": {"model_type": "resnett"}}, r"cannot build a 'detr' with .*: KeyError: 'resnett'"),
+            ({"backbone_config": {"model_type": "bert"}}, r"cannot build a 'detr' with .*BertConfig"),
+        ],
+    )
+    def test_values_that_transformers_refuses(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            build_model(cfg_of("MODEL.HF.CONFIG", json.dumps({**DETECTORS["detr"], **changes})))
+
     def test_name_that_is_not_there(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
