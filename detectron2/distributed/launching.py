@@ -69,7 +69,7 @@ def _raise_failure(
     code, name = died.exit_code, died.signal_name
     if code < 0 or index is None or pid is None:  # reports after a death by a signal are its consequences
         index, detail = died.error_index, None
-        pid = getattr(died, "error_pid", None) or getattr(died, "pid", None)  # the second in PyTorch 2.6
+        pid = died.error_pid if hasattr(died, "error_pid") else vars(died)["pid"]  # the latter in PyTorch 2.6
     who = f"Process of rank {first_rank + index} (local rank {index}, pid {pid})"
     if detail is not None:
         text, cause = detail

@@ -469,7 +469,8 @@ class DefaultTrainer(TrainerBase):
         if not any(isinstance(h, hooks.EvalHook) for h in self._hooks) or self._subclass_defines("test"):
             return
         for method in ("build_test_loader", "build_evaluator"):
-            if inspect.isfunction(inspect.getattr_static(type(self), method)):
+            is_usual = not self._subclass_defines("build_hooks")  # otherwise a hook may evaluate in a way of its own
+            if is_usual and inspect.isfunction(inspect.getattr_static(type(self), method)):
                 raise TypeError(
                     f"{type(self).__name__}.{method} must be a class method, because `test` is one and calls it: "
                     "write @classmethod above it, and cls in place of self."

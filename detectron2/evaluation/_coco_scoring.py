@@ -87,10 +87,11 @@ def check_max_dets(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
     """Three or more increasing limits of detections per image, from None (`[1, 10, 100]`), a limit for AP, or all."""
     if max_dets_per_image is None:
         return [1, 10, _DEFAULT_AP_LIMIT]
+    limits: list[Any]
     if isinstance(max_dets_per_image, (int, np.integer)):
         # a limit below COCO's smaller ones lowers these too: they must not decrease
         limits = [min(limit, int(max_dets_per_image)) for limit in (1, 10, int(max_dets_per_image))]
-    elif isinstance(max_dets_per_image, Sequence) and not isinstance(max_dets_per_image, str):
+    elif isinstance(max_dets_per_image, (Sequence, np.ndarray)) and not isinstance(max_dets_per_image, str):
         limits = [int(limit) for limit in max_dets_per_image]
     else:
         limits = [max_dets_per_image]

@@ -303,8 +303,8 @@ class COCOEvaluator(DatasetEvaluator):
             found_hw = tuple((masks if isinstance(masks, torch.Tensor) else masks.tensor).shape[-2:])
         if None not in expected_hw and found_hw != expected_hw:
             raise ValueError(
-                f"Masks predicted on image {image_id!r} are {found_hw[0]} pixels high and {found_hw[1]} wide, the image "
-                f"is {expected_hw[0]} high and {expected_hw[1]} wide. The model brings them to the original size by "
+                f"Masks predicted on image {image_id!r} are {found_hw[0]} pixels high and {found_hw[1]} wide, the "
+                f"image is {expected_hw[0]} high and {expected_hw[1]} wide. The model brings them to the original size by "
                 "`height` and `width` of its input; else use detector_postprocess()."
             )
 

@@ -101,8 +101,8 @@ def check_regions(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
         rois: `(R, 5)`, each row the index of an image and `(x1, y1, x2, y2)`. On a GPU their values are not looked at.
 
     Raises:
-        ValueError: the features have another shape, or no cells; a region is of an image that is not there, or not
-            finite.
+        FloatingPointError: a region is not finite.
+        ValueError: the features have another shape, or no cells; a region is of an image that is not there.
     """
     if input.dim() != 4:
         raise ValueError(f"{name} expects features of shape (N, C, H, W); got {tuple(input.shape)}.")
@@ -116,7 +116,7 @@ def check_regions(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
     check_images(name, input, rois)
     if _is_on_host(rois) and not bool(rois.isfinite().all()):
         row = int((~rois.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(
+        raise FloatingPointError(  # as for losses: a training may skip the step
             f"{name}: region {row} is {rois[row, 1:].tolist()}; coordinates must be finite numbers. Where a model made "
             "it, look for weights that are NaN, or for a diverged training."
         )

@@ -228,7 +228,7 @@ class AugmentationList(Augmentation):
     __str__ = __repr__
 
 
-def _describe_loss(tfm: Transform, before: tuple[int, ...], image: Any) -> str:
+def _no_image(tfm: Transform, before: tuple[int, ...], image: Any) -> str:
     """Say that a transform gave no image."""
     found = f"an array of shape {image.shape}" if isinstance(image, np.ndarray) else f"{type(image).__name__}"
     how = "a window outside the image, or without height or width, leaves nothing of it"
@@ -275,7 +275,7 @@ class AugInput:
         before = self.image.shape
         self.image = tfm.apply_image(self.image)  # pyright: ignore[reportAttributeAccessIssue] (fvcore lacks the type)
         if not isinstance(self.image, np.ndarray) or self.image.ndim not in (2, 3) or not self.image.size:
-            raise ValueError(_describe_loss(tfm, before, self.image))
+            raise ValueError(_no_image(tfm, before, self.image))
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
         if self.sem_seg is not None:

@@ -133,7 +133,7 @@ class TestRepeatFactorTrainingSampler:
         compute = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
         assert compute([{"file_name": "a.png"}, {"annotations": []}], 0.5).tolist() == [1, 1]
         for threshold in (-1, float("nan")):
-            with pytest.raises(ValueError, match="repeat_thresh .* must be 0 or more"):
+            with pytest.raises(ValueError, match=r"repeat_thresh .* must be 0 or more"):
                 compute([{"annotations": [{"category_id": 1}]}], threshold)
 
     def test_factors(self):
