@@ -14,12 +14,24 @@ from iopath.common.file_io import PathHandler
 
 from detectron2.utils._download import DownloadError, is_offline
 
-__all__ = ["MODEL_FILE", "HuggingFaceHandler", "cached_or_fetched", "repository_of"]
+__all__ = ["MODEL_FILE", "HuggingFaceHandler", "advice_of_hub", "cached_or_fetched", "repository_of"]
 
 MODEL_FILE = "model.safetensors"
 """Name of the weights in the folder of a model."""
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(/(?P<file>[^?#]+))?")
+
+
+def advice_of_hub(error: BaseException | None) -> str:
+    """Return what to do about an answer of the hub that caused an error; empty where the hub did not answer."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 404:
+            return "The hub has no model, version or file of that name: check it."
+        if status in (401, 403):
+            return "Check the name; if the model is gated or private, ask for access on its page and run hf auth login."
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class HuggingFaceHandler(PathHandler):
@@ -51,11 +63,11 @@ class HuggingFaceHandler(PathHandler):
         except (OSError, ValueError) as error:
             revision = f" --revision {address['revision']}" if address["revision"] else ""
             why = " ".join(str(error).split())[:300].rstrip(".")
-            raise DownloadError(
-                f"{path} could not be had: {why}. On a machine with network, run hf download {address['repo']} "
-                f"{name}{revision} --local-dir . and give the path of the file instead.",
-                path,
-            ) from error
+            advice = advice_of_hub(error) or (
+                f"On a machine with network, run hf download {address['repo']} {name}{revision} --local-dir . and give "
+                "the path of the file instead."
+            )
+            raise DownloadError(f"{path} could not be had: {why}. {advice}", path) from error
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         if set(mode) & set("wax+"):

@@ -20,7 +20,7 @@ COMMIT = "1" * 40
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A dictionary of files by the path that the client asks for; what it asked for is in `hub["asked"]`."""
-    files: dict = {"asked": []}
+    files: dict = {"asked": [], "refused": {}}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -32,7 +32,8 @@ def hub(tmp_path, monkeypatch):
         def answer(self, with_body):
             files["asked"].append(self.path)
             content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
+            refused = files["refused"].get(self.path.split("/")[2])
+            self.send_response(refused or (404 if content is None else 200))
             self.send_header("Content-Length", str(len(content or b"")))
             if content is None:
                 self.send_header("X-Error-Code", "EntryNotFound")
@@ -95,14 +96,22 @@ def test_the_licence_is_read_from_the_card_once(hub, tmp_path, monkeypatch):
 
 def test_what_is_not_there(hub, monkeypatch):
     for address in ("hf://owner/name/none.pth", "hf://owner/name@v1/none.pth"):
-        with pytest.raises(DownloadError, match=r"hf download owner/name none\.pth.*give the path"):
+        with pytest.raises(DownloadError, match=r"no model, version or file of that name: check it"):
             PathManager.get_local_path(address)
     assert not PathManager.exists("hf://owner/name/none.pth") and not PathManager.isdir("hf://owner/name/")
     monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
     asked = len(hub["asked"])
-    with pytest.raises(DownloadError, match="could not be had"):
+    with pytest.raises(DownloadError, match=r"could not be had.*hf download owner/name other\.pth.*give the path"):
         PathManager.get_local_path("hf://owner/name/other.pth")
     assert len(hub["asked"]) == asked
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_the_hub_gives_to_some(hub, status):
+    hub["refused"]["gated"] = status
+    with pytest.raises(DownloadError, match=r"if the model is gated or private, ask for access .* hf auth login") as e:
+        PathManager.get_local_path("hf://owner/gated")
+    assert "with network" not in str(e.value)
 
 
 def test_wrong_use(monkeypatch):

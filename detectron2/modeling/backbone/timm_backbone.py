@@ -15,6 +15,7 @@ from torch import nn
 
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.layers import ShapeSpec
+from detectron2.utils.hub_files import advice_of_hub
 
 from .build import BACKBONE_REGISTRY
 from .external import (
@@ -223,11 +224,11 @@ def _call_timm(name: str, weights: dict[str, Any], kwargs: dict[str, Any], check
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"timm's {name} cannot be built with the arguments {kwargs}: {why}") from error
         place = _place_of_weights(name)
-        raise OSError(
-            f"The pretrained weights of timm's {name} could not be had: {why}. Without network, give a file with them "
-            f"(MODEL.TIMM.CHECKPOINT, argument checkpoint), fetched elsewhere{place}; or start from random numbers "
-            "(MODEL.TIMM.PRETRAINED False, argument pretrained)."
-        ) from error
+        advice = advice_of_hub(error) or (
+            f"Without network, give a file with them (MODEL.TIMM.CHECKPOINT, argument checkpoint), fetched elsewhere"
+            f"{place}; or start from random numbers (MODEL.TIMM.PRETRAINED False, argument pretrained)."
+        )
+        raise OSError(f"The pretrained weights of timm's {name} could not be had: {why}. {advice}") from error
 
 
 def _place_of_weights(name: str) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.layers import ShapeSpec
+from detectron2.utils.hub_files import advice_of_hub
 
 from .build import BACKBONE_REGISTRY
 from .external import (
@@ -185,10 +186,11 @@ def _from_hub(load: Any, label: str) -> Any:
         return load()
     except OSError as error:
         why = " ".join(str(error).split())[:300].rstrip(".")
-        raise OSError(
-            f"{label} could not be had: {why}. Without network, give a folder with config.json and the weights, "
-            "fetched elsewhere with 'hf download NAME --local-dir FOLDER'."
-        ) from error
+        advice = advice_of_hub(error) or (
+            "Without network, give a folder with config.json and the weights, fetched elsewhere with 'hf download NAME "
+            "--local-dir FOLDER'."
+        )
+        raise OSError(f"{label} could not be had: {why}. {advice}") from error
 
 
 def _on_meta(config: Any) -> tuple[Any, Sequence[torch.Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
+from detectron2.utils.hub_files import advice_of_hub
 from detectron2.utils.registry import locate
 
 from .inputs import DetectorBase, normalized_batch
@@ -126,11 +127,14 @@ class _clear_errors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         if kind is not None and issubclass(kind, (OSError, ValueError)):
-            reason = next(iter(str(error).splitlines()), kind.__name__)
+            reason = next(iter(str(error).splitlines()), kind.__name__).rstrip(".")
+            advice = advice_of_hub(error) or (
+                "Without a network, download the model elsewhere and give the folder: MODEL.HF.PRETRAINED "
+                "/path/to/folder"
+            )
             raise FileNotFoundError(
                 f"transformers finds no {self.part} {self.name!r}: it is not a folder with its files, and could not be "
-                f"read from the hub ({reason}). Without a network, "
-                "download the model elsewhere and give the folder: MODEL.HF.PRETRAINED /path/to/folder"
+                f"read from the hub ({reason}). {advice}"
             ) from error
 
 

@@ -9,14 +9,7 @@ from typing import Any
 
 import torch
 
-from detectron2.checkpoint.layouts import (
-    ATTENTION_LAYERS,
-    BACKBONES,
-    Layout,
-    Rule,
-    convert_layout,
-    recognise_layout,
-)
+from detectron2.checkpoint.layouts import ATTENTION_LAYERS, BACKBONES, Layout, Rule, convert_layout, recognise_layout
 
 __all__ = ["DETREX", "LAYOUTS", "convert_published_weights"]
 

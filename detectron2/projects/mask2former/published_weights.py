@@ -2,14 +2,7 @@
 
 from typing import Any
 
-from detectron2.checkpoint.layouts import (
-    ATTENTION_LAYERS,
-    BACKBONES,
-    Layout,
-    Rule,
-    convert_layout,
-    recognise_layout,
-)
+from detectron2.checkpoint.layouts import ATTENTION_LAYERS, BACKBONES, Layout, Rule, convert_layout, recognise_layout
 
 __all__ = ["LAYOUTS", "convert_published_weights"]
 
