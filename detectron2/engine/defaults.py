@@ -41,7 +41,7 @@ from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
 from detectron2.engine.hooks.run_summary import explain_data, explain_schedule
 from detectron2.engine.model_preparation import create_ddp_model, prepare_model
-from detectron2.engine.options import TrainOptions
+from detectron2.engine.options import TrainOptions, check_train_values
 from detectron2.engine.options import get_key as _try_get_key  # projects import it under this name
 from detectron2.engine.run_folder import other_training, resumes_after_restart
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -139,6 +139,8 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         args: the parsed command line, which is logged.
     """
     check_values(cfg)
+    if isinstance(train := _try_get_key(cfg, "train"), Mapping):
+        check_train_values(train)
     output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir") or None
     if comm.is_main_process() and output_dir:
         PathManager.mkdirs(output_dir)

@@ -98,6 +98,7 @@ def _hooks(
     model, batch_size = trainer.model, OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     images = None if batch_size is None else batch_size * options.accumulation_steps  # in one step of the optimizer
     periods = dict(cfg.train.checkpointer)
+    periods["max_to_keep"] = periods.get("max_to_keep") or None
     if "checkpoints_to_keep" in cfg.train:
         periods["max_to_keep"] = options.checkpoints_to_keep or None
     hooks = default_hooks(

@@ -4,6 +4,7 @@ A trainer reads the table once, from its config, and hands the options on.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,7 +17,7 @@ from detectron2.config.merge import nearest
 from detectron2.config.optional_keys import OPTIONAL_KEYS
 from detectron2.config.values import value_problem
 
-__all__ = ["TrainOptions", "get_key"]
+__all__ = ["TrainOptions", "check_train_values", "get_key"]
 
 logger = logging.getLogger("detectron2.engine.lazy")
 
@@ -117,9 +118,13 @@ class TrainOptions:
     def from_lazy(cls, train: Any) -> "TrainOptions":
         """Read the options from the section `train` of a LazyConfig.
 
-        Keys that training does not read cause a warning; one that is probably misspelt is a `ValueError`.
+        Keys that training does not read cause a warning; one that is probably misspelt is a `ValueError`, and so is an
+        impossible value of another key.
         """
         _check_train_keys(train, [row.name for row in fields(cls)])
+        check_train_values(train)
+        if not train.get("output_dir", True):
+            raise ValueError(f"train.output_dir must be the path of a folder, but is {train['output_dir']!r}.")
         found: dict[str, Any] = {row.name: train[row.name] for row in fields(cls) if row.name in train}
         for name in found.keys() & {"freeze", "step_epochs", "pad_to"}:
             found[name] = (found[name],) if isinstance(found[name], str | float | int) else tuple(found[name])
@@ -149,6 +154,36 @@ _GROUPS = {
     "clip_grad": ("enabled", "params"),
     "checkpointer": ("period", "max_to_keep", "file_prefix"),
 }
+
+
+# Keys of `train` beside the options whose numbers must be as those of a key in YAML configs, by default this one.
+_ALIKE = {
+    "max_iter": ("SOLVER.MAX_ITER", 1),
+    "eval_period": ("TEST.EVAL_PERIOD", 0),
+    "log_period": ("SOLVER.CHECKPOINT_PERIOD", 1),
+    "checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", 1),
+    "checkpointer.max_to_keep": ("SOLVER.CHECKPOINTS_TO_KEEP", 0),
+    "seed": ("SEED", -1),
+}
+
+
+def check_train_values(train: Any) -> None:
+    """Raise a `ValueError` that names every key of a LazyConfig's `train` with an impossible value.
+
+    Those of the table of options are checked when that is made.
+    """
+    lines = [
+        f"train.{key} must be a group of keys, but is {train[key]!r}"
+        for key in ("amp", "ddp", "checkpointer")
+        if key in train and not isinstance(train[key], Mapping)
+    ]
+    if not isinstance(train.get("output_dir") or "", str | os.PathLike):
+        lines.append(f"train.output_dir must be the path of a folder, but is {train['output_dir']!r}")
+    for key, (alike, default) in _ALIKE.items():
+        if problem := value_problem(alike, default, get_key(train, key, default=default)):
+            lines.append(f"train.{key} {problem}")
+    if lines:
+        raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
 
 
 def _check_train_keys(train: Any, options: list[str]) -> None:

@@ -819,6 +819,10 @@ class TestSetup:
         a = torch.rand(1)
         torch.manual_seed(5)
         assert torch.equal(a, torch.rand(1))
+        cfg.train.update(seed="x", output_dir=str(tmp_path / "other"))
+        with pytest.raises(ValueError, match=r"train\.seed must be a whole number, but is 'x'"):
+            default_setup(cfg, argparse.Namespace())
+        assert not (tmp_path / "other").exists()
 
     @pytest.mark.parametrize(("precision", "expected"), [("", "highest"), ("high", "high")])
     def test_float32_precision(self, toy_cfg, monkeypatch, precision, expected):

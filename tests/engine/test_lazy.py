@@ -83,6 +83,13 @@ def test_train(config):
     assert record["lr"] == pytest.approx(0.05)
 
 
+def test_no_checkpoints_to_keep_means_all(config):
+    config.train.checkpointer.max_to_keep = 0
+    lazy_train(config)
+    names = {p.name for p in Path(config.train.output_dir).glob("*.pth")}
+    assert names == {"model_0000001.pth", "model_0000003.pth", "model_final.pth"}
+
+
 @pytest.mark.parametrize("more", [{}, {"enabled": True}, {"enabled": False}])
 def test_clipped_gradients(config, more):
     """Gradients -2, -4, ... become -0.5."""

@@ -1,9 +1,11 @@
 """The one table of training options."""
 
+import re
 from dataclasses import fields
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from detectron2.config import get_cfg
 from detectron2.config.optional_keys import OPTIONAL_KEYS
@@ -69,3 +71,36 @@ def test_sizes_and_arguments_of_ddp():
     cfg = get_cfg()
     cfg.merge_from_list(["TRAIN.PAD_TO", ("64x96", "96x64")])
     assert TrainOptions.from_cfg(cfg).padded_sizes_hw == ((64, 96), (96, 64))
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        ({"max_iter": "x"}, "train.max_iter must be a whole number of at least 0, but is 'x'."),
+        ({"max_iter": 2.5}, "train.max_iter must be a whole number of at least 0, but is 2.5."),
+        ({"max_iter": None}, "train.max_iter must be"),
+        ({"eval_period": 2.5}, "train.eval_period must be a whole number, but is 2.5."),
+        ({"log_period": 0}, "train.log_period must be a whole number of at least 1, but is 0."),
+        ({"checkpointer": {"period": 0}}, "train.checkpointer.period must be a whole number of at least 1, but is 0."),
+        ({"checkpointer": {"max_to_keep": -1}}, "train.checkpointer.max_to_keep must be a whole number of at least 0"),
+        ({"seed": "x"}, "train.seed must be a whole number, but is 'x'."),
+        ({"amp": None, "ddp": 3}, "train.amp must be a group of keys, but is None; train.ddp must be a group of keys"),
+        ({"checkpointer": 5}, "train.checkpointer must be a group of keys, but is 5."),
+        ({"output_dir": 5}, "train.output_dir must be the path of a folder, but is 5."),
+    ],
+)
+def test_impossible_values_of_a_lazy_config(train, problem):
+    with pytest.raises(ValueError, match=re.escape(f"impossible value: {problem}")):
+        TrainOptions.from_lazy(OmegaConf.create(train))
+
+
+@pytest.mark.parametrize("folder", ["", None])
+def test_a_training_without_a_folder(folder):
+    with pytest.raises(ValueError, match=rf"^train\.output_dir must be the path of a folder, but is {folder!r}\.$"):
+        TrainOptions.from_lazy(OmegaConf.create({"output_dir": folder}))
+
+
+def test_possible_values_of_a_lazy_config(tmp_path):
+    none = {"eval_period": -1, "seed": None, "checkpointer": {"period": 1, "max_to_keep": None}}
+    for train in ({}, none, {"checkpointer": {"max_to_keep": 0}, "output_dir": tmp_path}):
+        assert TrainOptions.from_lazy(OmegaConf.create(train)) == TrainOptions()

@@ -177,8 +177,9 @@ class LRScheduler(HookBase):
             )
         if not hasattr(self.scheduler, "step") and not isinstance(self.scheduler, ParamScheduler):
             raise TypeError(
-                f"LRScheduler needs a torch scheduler or a ParamScheduler, got {self.scheduler!r}. Is a return missing "
-                "in build_lr_scheduler, or should build_hooks leave this hook out?"
+                f"LRScheduler needs a torch scheduler or a ParamScheduler, got {self.scheduler!r}. It comes from "
+                "build_lr_scheduler, where a return may be missing, or from lr_multiplier of a LazyConfig. Without a "
+                "schedule, leave this hook out."
             )
         if isinstance(self.scheduler, ParamScheduler):
             self._scheduler = LRMultiplier(
@@ -197,8 +198,8 @@ class LRScheduler(HookBase):
         largest = max(len(g["params"]) for g in groups)
         if largest > 1:
             return next(i for i, g in enumerate(groups) if len(g["params"]) == largest)
-        common = Counter(g["lr"] for g in groups).most_common(1)[0][0]
-        return next(i for i, g in enumerate(groups) if g["lr"] == common)
+        rates = [g["lr"] for g in groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])  # finds NaN, too
 
     def after_step(self) -> None:
         """Record the rate of this iteration, then step the schedule."""
@@ -209,7 +210,7 @@ class LRScheduler(HookBase):
     @property
     def scheduler(self) -> Any:
         """The schedule."""
-        return self._scheduler or self.trainer.scheduler  # type: ignore[attr-defined]
+        return self._scheduler or getattr(self.trainer, "scheduler", None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of a torch scheduler; another one has none."""

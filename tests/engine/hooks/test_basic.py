@@ -167,9 +167,25 @@ class TestLRScheduler:
         t = trainer()
         t.scheduler = schedule(t.optimizer) if isinstance(schedule, type) else schedule
         t.register_hooks([hooks.LRScheduler()])
-        text = "ReduceLROnPlateau steps on a metric" if isinstance(schedule, type) else f"got {schedule!r}. Is a return"
+        text = (
+            "ReduceLROnPlateau steps on a metric"
+            if isinstance(schedule, type)
+            else f"got {schedule!r}. It comes from build_lr"
+        )
         with pytest.raises(TypeError, match=re.escape(text)):
             t.train(0, 1)
+
+    def test_neither_a_schedule_nor_a_trainer_with_one(self):
+        t = trainer()
+        t.register_hooks([hooks.LRScheduler()])
+        with pytest.raises(TypeError, match=r"got None\. It comes from build_lr_scheduler"):
+            t.train(0, 1)
+
+    def test_a_rate_that_is_not_a_number(self):
+        t = trainer(lr=float("nan"))
+        t.register_hooks([hooks.LRScheduler(scheduler=ConstantParamScheduler(1.0))])
+        with pytest.raises(FloatingPointError, match="in iteration 1"):
+            t.train(0, 3)
 
     def test_representative_group(self):
         p = [nn.Parameter(torch.zeros(1)) for _ in range(6)]
