@@ -7,7 +7,7 @@ Without a checkpoint the model is a random one, so that the example needs nothin
 `detectron2 demo`, `output/demo/model_final.pth`, finds shapes.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from detectron2 import Predictor
@@ -30,14 +30,17 @@ def random_predictor() -> Predictor:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("folder", nargs="?", default=OUTPUT / "images")
+    args = parser.parse_args()
     setup_logger()
     generate_shapes_dataset(OUTPUT, 6)
-    predictor = Predictor(sys.argv[1]) if sys.argv[1:] else random_predictor()
-    folder = sys.argv[2] if sys.argv[2:] else OUTPUT / "images"
+    predictor = Predictor(args.checkpoint) if args.checkpoint else random_predictor()
     (OUTPUT / "images" / "broken.png").write_text("not an image")  # does not stop the rest
 
     with ResultWriter(OUTPUT / "predictions", csv=True) as writer:
-        for result in predictor(folder, on_error="keep"):
+        for result in predictor(args.folder, on_error="keep"):
             writer.write(result)
             if result.error is None:
                 print(f"{', '.join(result.names) or 'nothing'}: {OUTPUT}/predictions/{Path(result.name).name}")

@@ -40,6 +40,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
         if not keys:  # or it is an error of the device
             raise
         raise ValueError(f"{str(e).rstrip('.')}. Keys of the config with such values: {', '.join(keys)}.") from e
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} built a {type(model).__name__}; a model must "
+            "derive from torch.nn.Module."
+        )
     wanted = cfg.TEST.get("MASK_FORMAT", "full")
     if cfg.MODEL.MASK_ON and wanted != getattr(model, "mask_format", "full"):
         logger.warning(

@@ -16,7 +16,7 @@ from torch import nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, nonzero_tuple
-from detectron2.layers.shape_spec import select_shapes
+from detectron2.layers.shape_spec import select_maps, select_shapes
 from detectron2.modeling import fixed_shapes
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from detectron2.modeling.matcher import Matcher
@@ -104,7 +104,7 @@ def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[
 
 def feature_list(features: Mapping[str, torch.Tensor] | Sequence[torch.Tensor], names: Sequence[str]) -> list:
     """The feature maps called `names`; a list is taken to hold just these already."""
-    return [features[name] for name in names] if isinstance(features, Mapping) else list(features)
+    return select_maps(features, names) if isinstance(features, Mapping) else list(features)
 
 
 def pooler_from_config(

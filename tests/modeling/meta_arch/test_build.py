@@ -22,6 +22,12 @@ def test_model_is_found_by_name_and_put_on_the_device(tiny_rcnn_cfg):
     assert meta.layer.weight.device.type == "meta"
 
 
+def test_what_is_not_a_model_is_named(tiny_rcnn_cfg, monkeypatch):
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Nothing", lambda cfg: None)
+    with pytest.raises(TypeError, match=r"'Nothing' built a NoneType; a model must derive from torch.nn.Module"):
+        build_model(tiny_rcnn_cfg("MODEL.META_ARCHITECTURE", "Nothing"))
+
+
 def test_unknown_name(tiny_rcnn_cfg):
     with pytest.raises(KeyError, match="NoSuchArchitecture"):
         build_model(tiny_rcnn_cfg("MODEL.META_ARCHITECTURE", "NoSuchArchitecture"))
