@@ -18,6 +18,7 @@ from torch import nn
 from detectron2.checkpoint.description import installed_versions
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.export.runtime.predict import wrong_values
 
 __all__ = ["LAYOUT", "describe", "preprocessing_of", "read_description"]
 
@@ -182,6 +183,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
         )
     if missing := [name for name in _NEEDED if name not in content]:
         raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}. Copy it again, or export anew.")
+    if wrong := wrong_values(content):
+        raise ValueError(f"{file} is damaged: {'; '.join(wrong)}. Copy it again, or export anew.")
     return content
 
 

@@ -84,9 +84,13 @@ def test_reading(tmp_path):
         with pytest.raises(ValueError, match=message):
             read_description(file)
     names = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
-    content = {"layout": 1, **dict.fromkeys(names)}
+    content = {"layout": 1, **dict.fromkeys(names), "artifact": "model.onnx", "inputs": [], "outputs": []}
+    content["preprocessing"] = {}
     file.write_text(json.dumps(content))
     assert read_description(tmp_path / "model.onnx") == content
+    file.write_text(json.dumps({**content, "artifact": 3, "size": [0, 5]}))
+    with pytest.raises(ValueError, match=r"damaged: artifact is 3, not a name; size is \[0, 5\], not a height and"):
+        read_description(tmp_path)
     del content["task"], content["size"]
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"damaged: it lacks task, size\. Copy it again, or export anew"):

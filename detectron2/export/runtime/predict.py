@@ -86,6 +86,20 @@ def read_metadata(model: str | Path) -> tuple[dict[str, Any], Path]:
     raise FileNotFoundError(f"There is no model.json for {str(path)!r}: copy the one that the export wrote beside it.")
 
 
+def wrong_values(meta: Mapping[str, Any]) -> list[str]:
+    """Say which of the values in `model.json` that all else rests on are none that an export writes."""
+    wanted = {"artifact": (str, "a name"), "inputs": (list, "a list"), "outputs": (list, "a list")}
+    wanted["preprocessing"] = (dict, "an object")
+    wrong = [f"{k} is {meta[k]!r}, not {what}" for k, (t, what) in wanted.items() if not isinstance(meta[k], t)]
+    if isinstance(meta["artifact"], str) and not (Path(meta["artifact"]).name == meta["artifact"] != ""):
+        wrong.append(f"artifact is {meta['artifact']!r}, not the name of a file in this folder")
+    size = meta.get("size")
+    numbers = size if isinstance(size, list) and len(size) == 2 else [0]
+    if size is not None and not all(isinstance(x, int) and x > 0 for x in numbers):
+        wrong.append(f"size is {size!r}, not a height and a width in pixels, or null")
+    return wrong
+
+
 def _checked(text: bytes, source: Path) -> dict[str, Any]:
     """Parse metadata; refuse what this file cannot understand."""
     try:
@@ -106,6 +120,10 @@ def _checked(text: bytes, source: Path) -> dict[str, Any]:
         missing += [f"preprocessing.{name}" for name in _NEEDED_PREPROCESSING if name not in preparation]
     if missing:
         raise ValueError(f"The metadata in {source} lack {', '.join(missing)}: the file is damaged; export anew.")
+    if wrong := wrong_values(meta):
+        raise ValueError(
+            f"The metadata in {source} are damaged: {'; '.join(wrong)}. Copy the file again, or export anew."
+        )
     if meta["task"] not in TASKS:
         raise ValueError(f"{source} has task {meta['task']!r}; this predict.py knows {', '.join(TASKS)}.")
     return meta

@@ -172,6 +172,12 @@ def write_folder(folder, meta, artifact="model.onnx"):
         (json.dumps({"layout": LAYOUT + 1}), f"has layout {LAYOUT + 1}, .* reads layouts up to {LAYOUT}: use the pre"),
         ('{"layout": 1}', "lack artifact, task, inputs, outputs, preprocessing: "),
         (json.dumps({**metadata(), "preprocessing": {"channels": "RGB"}}), "lack preprocessing.short_edge, prepr"),
+        (json.dumps({**metadata(), "preprocessing": None}), "damaged: preprocessing is None, not an object"),
+        (json.dumps({**metadata(), "artifact": 3}), "damaged: artifact is 3, not a name. Copy the file again"),
+        (json.dumps({**metadata(), "artifact": "../model.onnx"}), "not the name of a file in this folder"),
+        (json.dumps({**metadata(), "outputs": "boxes"}), "damaged: outputs is 'boxes', not a list"),
+        (json.dumps({**metadata(), "size": "abc"}), "damaged: size is 'abc', not a height and a width in pixels"),
+        (json.dumps({**metadata(), "size": [0, 64]}), "size is .0, 64., not a height"),
         (json.dumps({**metadata(), "task": "poetry"}), "has task 'poetry'"),
     ],
 )
