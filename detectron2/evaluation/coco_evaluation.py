@@ -65,7 +65,7 @@ class COCOEvaluator(DatasetEvaluator):
             `coco_instances_results.json` (COCO's result format) and the converted data set; None to write nothing.
         max_dets_per_image: how many detections of an image count for AP: a number, or the list of the limits of COCO's
             summary, `[1, 10, 100]` by default. Keypoints keep COCO's 20.
-        use_fast_impl: compute with hotcoco; False for pycocotools, which gives the same numbers and is much slower.
+        use_fast_impl: compute with hotcoco; False for pycocotools, much slower and with the same numbers.
         kpt_oks_sigmas: falloff of each keypoint in OKS, http://cocodataset.org/#keypoints-eval; empty for COCO's 17.
         allow_cached_coco: reuse a converted data set that is already in `output_dir`.
 
@@ -304,8 +304,8 @@ class COCOEvaluator(DatasetEvaluator):
         if None not in expected_hw and found_hw != expected_hw:
             raise ValueError(
                 f"Masks predicted on image {image_id!r} are {found_hw[0]} pixels high and {found_hw[1]} wide, the "
-                f"image is {expected_hw[0]} high and {expected_hw[1]} wide. The model brings them to the original size by "
-                "`height` and `width` of its input; else use detector_postprocess()."
+                f"image is {expected_hw[0]} high and {expected_hw[1]} wide. The model brings them to the original "
+                "size by `height` and `width` of its input; else use detector_postprocess()."
             )
 
     def _check_classes(self, table: ResultTable) -> None:

@@ -323,3 +323,43 @@ def test_wrong_use_is_explained(lvis, names, tools):
         run(evaluator, [({"image_id": 99}, {"instances": tools.predicted([[0, 0, 5, 5]], [0.5], [0])})])
     with pytest.raises(ValueError, match="keypoints"):
         _evaluate_predictions_on_lvis(hotcoco.COCO(dataset), [{}], "keypoints")
+
+
+LVIS_FILE = {
+    "images": [{"id": 1, "height": 100, "width": 100, "neg_category_ids": [2], "not_exhaustive_category_ids": []}],
+    "categories": [{"id": i, "name": name, "frequency": "r"} for i, name in ((1, "cat"), (2, "dog"))],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400}],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("images", {"neg_category_ids": None}),
+        ("images", {"not_exhaustive_category_ids": None}),
+        ("categories", {"frequency": 5}),
+        ("annotations", {"id": -2}),
+        ("annotations", {"segmentation": {}}),
+    ],
+)
+def test_odd_values_that_do_not_matter(lvis, tools, key, changes):
+    dataset = json.loads(json.dumps(LVIS_FILE))
+    dataset[key][0].update(changes)
+    evaluator = LVISEvaluator(lvis(dataset), ["bbox"], distributed=False)
+    pairs = [({"image_id": 1}, {"instances": tools.predicted([[10, 10, 30, 30]], [0.5], [0])})]
+    assert run(evaluator, pairs)["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("images", {"neg_category_ids": "2"}, "image id 1: 'neg_category_ids' must be a list of category ids"),
+        ("images", {"not_exhaustive_category_ids": [[1]]}, "'not_exhaustive_category_ids' must be a list"),
+        ("annotations", {"bbox": "x", "id": -1}, "'bbox' must be"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(lvis, key, changes, message):
+    dataset = json.loads(json.dumps(LVIS_FILE))
+    dataset[key][0].update(changes)
+    with pytest.raises(ValueError, match=message):
+        LVISEvaluator(lvis(dataset), distributed=False)

@@ -16,6 +16,7 @@ from detectron2.data.formats.reading import (
     is_polygon,
     paused_gc,
     read_json,
+    shorten,
     timed,
 )
 
@@ -107,6 +108,8 @@ def load_lvis_json(
             if "coco_url" in image:  # LVIS draws its images from several folders of COCO; only this URL tells which
                 url = checked_file_name(image["coco_url"], json_file, f"images[{index}]", "coco_url")
                 image["file_name"] = os.path.join(*url.split("/")[-2:])
+            for key in LISTS:
+                check_list(image.get(key), json_file, f"images[{index}]", key)
         for annotation in checked_objects(content, "annotations", json_file, required=False):
             _check_polygons(annotation, json_file)
 
@@ -114,12 +117,19 @@ def load_lvis_json(
             return _labels(reader, dataset_name)
 
         records = load_content(content, json_file, image_root, labels, extra_annotation_keys)
-        lists = {i["id"]: {key: i.get(key) or [] for key in _LISTS} for i in images}
+        lists = {i["id"]: {key: i.get(key) or [] for key in LISTS} for i in images}
         return [{**record, **lists[record["image_id"]]} for record in records]
 
 
 _VERSIONS = ("cocofied", "v0.5", "v1")
-_LISTS = ("not_exhaustive_category_ids", "neg_category_ids")
+LISTS = ("not_exhaustive_category_ids", "neg_category_ids")
+
+
+def check_list(ids: Any, json_file: Any, where: str, key: str) -> None:
+    """Refuse a list of categories that is none; it may be null."""
+    if ids is not None and not (isinstance(ids, list) and all(type(i) in (int, float) and i % 1 == 0 for i in ids)):
+        what = f"{key!r} must be a list of category ids, such as [1, 2], not {shorten([ids])}."
+        raise AnnotationFileError(json_file, where, what)
 
 
 def _check_polygons(annotation: dict[str, Any], json_file: Any) -> None:

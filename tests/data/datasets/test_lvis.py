@@ -111,6 +111,12 @@ def test_run_lengths_and_boxes_without_masks(tmp_path):
         ({"images": [image(1, coco_url=3)]}, r"images\[0\]: 'coco_url' must be a path"),
         ({"images": [image(1), image(1)]}, "earlier image has the id 1"),
         (
+            {"images": [image(1, neg_category_ids="2")]},
+            r"images\[0\]: 'neg_category_ids' must be a list of category ids",
+        ),
+        ({"images": [image(1, neg_category_ids=[1.5])]}, "'neg_category_ids' must be a list"),
+        ({"images": [image(1, not_exhaustive_category_ids=[None])]}, "'not_exhaustive_category_ids' must be a list"),
+        (
             {"images": [image(1)], "annotations": [annotation(7, 1, image_id=None)]},
             "annotation id 7: it has no 'image_id'",
         ),
