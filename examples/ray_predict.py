@@ -8,7 +8,10 @@ Needs `pip install 'detectron2[ray]'`. Without a checkpoint the model is a rando
 
 import sys
 
-import ray
+try:
+    import ray
+except ModuleNotFoundError:
+    sys.exit("This example needs Ray: pip install 'detectron2[ray]'")
 
 from detectron2 import Predictor
 from detectron2.data.datasets.synthetic import generate_shapes_dataset

@@ -10,9 +10,12 @@ is the one that `torchrun` or `detectron2.engine.launch` would call.
 import os
 import sys
 
-import ray
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+try:
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+except ModuleNotFoundError:
+    sys.exit("This example needs Ray: pip install 'detectron2[ray]'")
 
 OUTPUT = os.path.abspath(sys.argv[1] if sys.argv[1:] else "output/examples/ray_train")
 
