@@ -103,6 +103,9 @@ def check_regions(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
     Raises:
         FloatingPointError: a region is not finite.
         ValueError: the features have another shape, or no cells; a region is of an image that is not there.
+
+    Example:
+        >>> check_regions("ROIAlign", torch.zeros(2, 8, 4, 4), torch.tensor([[1.0, 0, 0, 16, 16]]))
     """
     if input.dim() != 4:
         raise ValueError(f"{name} expects features of shape (N, C, H, W); got {tuple(input.shape)}.")
@@ -137,10 +140,13 @@ def check_images(name: str, input: torch.Tensor, rois: torch.Tensor) -> None:
 
     Raises:
         ValueError: an index is none of `0 … N - 1`.
+
+    Example:
+        >>> check_images("ROIAlign", torch.zeros(2, 8, 4, 4), torch.tensor([[1.0, 0, 0, 16, 16]]))
     """
     if rois.shape[0] == 0 or not _is_on_host(rois):
         return
-    first, last = (float(index) for index in rois[:, 0].aminmax())
+    first, last = (float(index) for index in rois[:, 0].detach().aminmax())
     if not 0 <= first <= last < input.shape[0]:
         raise ValueError(
             f"{name}: a region is of image {first if first < 0 else last:g}, but the features are of {input.shape[0]} "

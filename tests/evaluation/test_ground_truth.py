@@ -189,7 +189,7 @@ def test_rotated_predictions_need_their_evaluator(coco, kind):
 
 
 @pytest.mark.parametrize(
-    "truth", [_truth(bbox=[35, 35, 50, 50, 0]), {**_truth(), "images": [{"id": 1, "neg_category_ids": None}]}]
+    "truth", [_truth(bbox=[35, 35, 50, 50, 0]), {**_truth(), "images": [{"id": 1, "neg_category_ids": 5}]}]
 )
 def test_a_file_that_lvis_cannot_read_is_named(coco, truth):
     name = coco(truth)

@@ -39,6 +39,7 @@ DETREX = Layout(
         *_COMMON,
     ),
 )
+"""The names in detrex, whose DINO embeds positions otherwise than the published one."""
 LAYOUTS = (
     Layout(
         "the published Deformable DETR or DINO",

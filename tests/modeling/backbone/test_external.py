@@ -82,7 +82,7 @@ def test_maps_of_other_sizes_are_refused():
         def _maps_of(self, x):
             return [m[..., 1:] for m in super()._maps_of(x)]
 
-    with pytest.raises(ValueError, match=r"toy has maps of \[\(5, 8, 11\), .* needs \[\(5, 8, 12\)"):
+    with pytest.raises(ValueError, match=r"toy has maps of \[\(5, 16, 23\), .* needs \[\(5, 16, 24\)"):
         Valid()
 
     class OneSize(Toy):
@@ -90,7 +90,7 @@ def test_maps_of_other_sizes_are_refused():
             assert x.shape[-1] == 224, "width is not 224"
             return super()._maps_of(x)
 
-    with pytest.raises(ValueError, match=r"does not take images of 32 x 48 pixels.*width is not 224"):
+    with pytest.raises(ValueError, match=r"does not take images of 64 x 96 pixels.*width is not 224"):
         OneSize()
 
 
