@@ -19,6 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
 from detectron2.evaluation import verify_results
+from detectron2.modeling.test_time_augmentation import build_model_with_tta
 
 
 class Trainer(DefaultTrainer):
@@ -27,6 +28,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase | None]:
         found = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
+            build_model_with_tta(self.cfg, self.model)  # refuses models that cannot have it before the training
             # Before the last hook, which writes what the others recorded; only after the last iteration.
             found.insert(-1, hooks.EvalHook(0, self._test_with_tta_and_save_results))
         return found

@@ -33,6 +33,7 @@ from detectron2.evaluation import print_csv_format
 from detectron2.evaluation.recorded import evaluate_rows
 from detectron2.inference import read_shards
 from detectron2.inference.loading import dataset_names, find_config_file, load_model
+from detectron2.modeling.test_time_augmentation import build_model_with_tta
 from detectron2.utils.registry import locate
 
 
@@ -61,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     args.eval_only = True
     default_setup(cfg, args)
     model, _ = load_model(cfg, args.weights)
+    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
+        # Before the first evaluation, so that a model that cannot have it is refused at once.
+        build_model_with_tta(cfg, model, MetadataCatalog.get(names[0]))
     results = DefaultTrainer.test(cfg, model) if isinstance(cfg, CfgNode) else _test_lazy(cfg, model, output)
     if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
         results.update(DefaultTrainer.test_with_TTA(cfg, model))

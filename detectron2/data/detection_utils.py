@@ -26,7 +26,7 @@ from detectron2.structures import (
 from detectron2.utils.logger import log_first_n
 
 from . import transforms as T
-from .catalog import MetadataCatalog, MissingMetadataError
+from .catalog import Metadata, MetadataCatalog, MissingMetadataError
 from .formats.reading import why_swapped
 from .formats.run_lengths import decode_mask
 
@@ -52,6 +52,7 @@ __all__ = [
     "gen_crop_transform_with_instance",
     "get_bbox",
     "get_fed_loss_cls_weights",
+    "keypoint_hflip_indices_of",
     "read_image",
     "transform_instance_annotations",
     "transform_keypoint_annotations",
@@ -142,12 +143,18 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
             )
     check_metadata_consistency("keypoint_names", names)
     check_metadata_consistency("keypoint_flip_map", names)
-    metadata = MetadataCatalog.get(names[0])
+    return keypoint_hflip_indices_of(MetadataCatalog.get(names[0]))
+
+
+def keypoint_hflip_indices_of(metadata: Metadata) -> list[int]:
+    """Return what `create_keypoint_hflip_indices` does, of metadata with `keypoint_names` and `keypoint_flip_map`."""
     keypoints = list(metadata.keypoint_names)
     mirrored = dict(metadata.keypoint_flip_map)
     unknown = sorted({n for pair in mirrored.items() for n in pair} - set(keypoints))
     if unknown:
-        raise ValueError(f"keypoint_flip_map of {names[0]!r} names {unknown}, which are not in its keypoint_names")
+        raise ValueError(
+            f"keypoint_flip_map of {metadata.get('name')!r} names {unknown}, which are not in its keypoint_names"
+        )
     mirrored.update({right: left for left, right in mirrored.items()})
     return [keypoints.index(mirrored.get(name, name)) for name in keypoints]
 

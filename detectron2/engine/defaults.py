@@ -243,12 +243,6 @@ class DefaultPredictor:
         self.cfg = on_available_device(cfg).clone()
         self.model = build_model(self.cfg)
         self.model.eval()
-        if cfg.TEST.AUG.ENABLED:
-            try:
-                build_model_with_tta(self.cfg, self.model)
-                self._has_tta = True
-            except TypeError as e:
-                logger.warning("TEST.AUG.ENABLED has no effect: %s.", e)
         name = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused"
         self.metadata = MetadataCatalog.get(name)
         checkpoint = DetectionCheckpointer(self.model).load_for_inference(cfg.MODEL.WEIGHTS)
@@ -258,6 +252,12 @@ class DefaultPredictor:
             self.metadata = description.load_metadata()
         elif "thing_classes" in self.metadata.as_dict():
             match_classes(self.model, [name], is_strict=False)
+        if cfg.TEST.AUG.ENABLED:
+            try:
+                build_model_with_tta(self.cfg, self.model, self.metadata)
+                self._has_tta = True
+            except TypeError as e:
+                logger.warning("TEST.AUG.ENABLED has no effect: %s.", e)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug: T.Augmentation = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)  # 0 keeps the size
         self.input_format = cfg.INPUT.FORMAT
@@ -292,7 +292,7 @@ class DefaultPredictor:
             if form is None or form.model is not self.model:
                 self._form = form = OptimizedForm(self.model)
             model = form.current()
-            return (build_model_with_tta(self.cfg, model) if self._has_tta else model)([inputs])[0]
+            return (build_model_with_tta(self.cfg, model, self.metadata) if self._has_tta else model)([inputs])[0]
 
 
 def _of_inner_trainer(name: str, doc: str) -> Any:
@@ -613,11 +613,20 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-        """Return the results of `test` with test-time augmentation (`TEST.AUG`); every name ends in "_TTA"."""
+        """Return the results of `test` with test-time augmentation (`TEST.AUG`); every name ends in "_TTA".
+
+        Predictions are written to `OUTPUT_DIR/inference_TTA`; a subclass's `build_evaluator` gets that as `OUTPUT_DIR`.
+        """
         names, folder = cfg.DATASETS.TEST, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        folders = [folder if len(names) == 1 else os.path.join(folder, name) for name in names]
-        evaluators = [build_evaluator(name, own, cfg=cfg) for name, own in zip(names, folders, strict=True)]
-        results = cls.test(cfg, build_model_with_tta(cfg, model), evaluators)
+        evaluators, augmented = None, build_model_with_tta(cfg, model, MetadataCatalog.get(names[0]) if names else None)
+        if getattr(cls.build_evaluator, "__func__", None) is DefaultTrainer.build_evaluator.__func__:
+            folders = [folder if len(names) == 1 else os.path.join(folder, name) for name in names]
+            evaluators = [build_evaluator(name, own, cfg=cfg) for name, own in zip(names, folders, strict=True)]
+        else:  # a subclass's: it writes below OUTPUT_DIR, and must not replace what `test` wrote
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = folder
+        results = cls.test(cfg, augmented, evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
     @staticmethod

@@ -417,7 +417,7 @@ class Predictor:
             raise ValueError("The model is in training mode, in which it gives losses: call predictor.model.eval().")
         with self._lock, torch.no_grad(), autocast:
             network = self._network()
-            run = build_model_with_tta(self.cfg, network) if self._has_tta else network
+            run = build_model_with_tta(self.cfg, network, self.metadata) if self._has_tta else network
             with self._settings(network, run):
                 outputs = [self._above_threshold(output) for output in run(samples)]
             for output in outputs:
@@ -461,7 +461,7 @@ class Predictor:
         if not is_yaml:
             raise ValueError("Test-time augmentation (tta=True) is described by TEST.AUG of a YAML config: give one.")
         try:
-            build_model_with_tta(self.cfg, self._network())
+            build_model_with_tta(self.cfg, self._network(), self.metadata)
         except TypeError as e:
             if tta:
                 raise

@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.config import CfgNode, configurable
+from detectron2.config.values import value_problem
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
 from detectron2.data.images import to_chw_tensor
 from detectron2.data.transforms.pixels import through_pil
 from detectron2.modeling.roi_heads.numerics import best_after_nms
@@ -38,10 +40,17 @@ class DatasetMapperTTA:
         min_sizes: lengths of the shorter edge in pixels, one for each size; 0 keeps the size of the input.
         max_size: the most that the longer edge may have; a copy that would exceed it is made smaller.
         flip: whether to mirror each of them too, left to right.
+
+    Raises:
+        ValueError: if there are no `min_sizes`, or a length is impossible.
     """
 
     @configurable
     def __init__(self, min_sizes: Sequence[int], max_size: int, flip: bool):
+        sizes: Any = tuple(min_sizes) if isinstance(min_sizes, Iterable) else min_sizes
+        for name, usual, value in (("min_sizes", (1,), sizes), ("max_size", 1, max_size)):
+            if problem := value_problem(f"TEST.AUG.{name.upper()}", usual, value):
+                raise ValueError(f"{name} of DatasetMapperTTA (TEST.AUG.{name.upper()}) {problem}")
         self.min_sizes = min_sizes
         self.max_size = max_size
         self.flip = flip
@@ -106,6 +115,10 @@ class _ModelWithTTA(nn.Module):
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return what the model returns, for inputs that it takes; instead of "image", "file_name" will do."""
+        if not isinstance(batched_inputs, (list, tuple)):
+            raise TypeError(
+                f"expected a list of inputs, got a {type(batched_inputs).__name__}; of one input give [input]"
+            )
         return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
 
     def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +134,10 @@ class _ModelWithTTA(nn.Module):
             image_format = getattr(self.model, "input_format", None) or self.cfg.INPUT.FORMAT
             exif = self.cfg.INPUT.get("EXIF", "apply")
             complete["image"] = to_chw_tensor(utils.read_image(complete["file_name"], image_format, exif))
+        image = complete["image"]
+        if not isinstance(image, torch.Tensor) or image.dim() != 3 or 0 in image.shape:
+            got = f"shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
+            raise ValueError(f"'image' of an input must be a tensor (C, H, W) with at least one pixel, got {got}")
         complete.setdefault("height", complete["image"].shape[1])
         complete.setdefault("width", complete["image"].shape[2])
         return complete
@@ -136,13 +153,23 @@ class _ModelWithTTA(nn.Module):
         for start in range(0, len(augmented_inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
             for scores, tfm in zip(predict(augmented_inputs[part]), tfms[part], strict=True):
+                _refuse(
+                    "semantic scores", tfm, (T.RotationTransform, T.CropTransform, T.PadTransform, T.ExtentTransform)
+                )
                 dims = _mirrored_dims(tfm)
                 total = (scores.flip(dims) if dims else scores) + total
         return total / len(tfms)
 
     def _get_augmented_inputs(self, input: dict[str, Any]) -> tuple[list[dict[str, Any]], list[T.Transform]]:
         """The copies that the mapper makes, and apart from them the transforms that lead to each."""
-        augmented_inputs = [dict(x) for x in self.tta_mapper(input)]
+        copies = list(self.tta_mapper(input) or ())
+        entries = [sorted(x) if isinstance(x, dict) else type(x).__name__ for x in copies]
+        if not entries or not all({"image", "transforms"} <= set(x) for x in entries):
+            raise ValueError(
+                "tta_mapper must return one or more dictionaries, each with 'image' and 'transforms' (from the "
+                f"original image to it), but returned {entries or 'none'}"
+            )
+        augmented_inputs = [dict(x) for x in copies]
         return augmented_inputs, [x.pop("transforms") for x in augmented_inputs]
 
 
@@ -153,7 +180,7 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     every copy predicts masks and keypoints, which are averaged. Never more than `batch_size` copies are on the device:
     the backbone runs twice on each, rather than that the features of all are kept.
 
-    The mapper may resize and flip; crops and rotations serve for boxes, but masks cannot be averaged over them.
+    The mapper may resize and flip. Crops and rotations serve for boxes; masks are not averaged over rotations.
 
     Of a `PanopticFPN`, the semantic scores of all copies are averaged too (the backbone runs a third time), and merged
     with the instances.
@@ -170,7 +197,8 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
     Raises:
         TypeError: if the model is of another kind.
         ValueError: if the format of masks is not known; if the model takes precomputed proposals; or predicts
-            keypoints, copies are mirrored, and it is not known which keypoints change places.
+            keypoints, copies are mirrored, and it is not known which keypoints change places, or the indices are not
+            those of pairs.
     """
 
     mask_format: MaskFormat = "full"
@@ -188,10 +216,11 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         super().__init__(cfg, model, tta_mapper, batch_size)
         inference_on_known_boxes(self.model)  # refuses other models
         self.mask_format = check_mask_format(mask_format or getattr(self.model, "mask_format", "full"))
-        if cfg.MODEL.LOAD_PROPOSALS:
+        if cfg.MODEL.LOAD_PROPOSALS or getattr(self.model, "proposal_generator", self) is None:
             raise ValueError(
                 "test-time augmentation cannot use precomputed proposals; set MODEL.LOAD_PROPOSALS to False and train "
-                "with a proposal generator, or set TEST.AUG.ENABLED to False"
+                "with a proposal generator (MODEL.PROPOSAL_GENERATOR.NAME other than 'PrecomputedProposals'), or set "
+                "TEST.AUG.ENABLED to False"
             )
         self.keypoint_hflip_indices = keypoint_hflip_indices
         if cfg.MODEL.KEYPOINT_ON and getattr(self.tta_mapper, "flip", False):
@@ -301,6 +330,8 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
 
     def _reduce_pred_masks(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
         """Mean of the masks of all copies, `Tensor[D, 1, M, M]`; of `tfms` only flips matter: a mask covers its box."""
+        for tfm in tfms:
+            _refuse("masks", tfm, (T.RotationTransform,))
         return average_masks([x.pred_masks for x in outputs], [_mirrored_dims(tfm) for tfm in tfms])
 
     def _reduce_pred_keypoints(self, outputs: list[Instances], tfms: list[T.Transform]) -> torch.Tensor:
@@ -312,7 +343,14 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
             undo: Any = tfm.inverse()
             of_copy[..., :2] = undo.apply_coords(xy.reshape(-1, 2).copy()).reshape(xy.shape)
             if -1 in _mirrored_dims(tfm):
-                of_copy[:] = of_copy[:, self._keypoint_order_after_flip()]
+                order = self._keypoint_order_after_flip()
+                if len(order) != of_copy.shape[1]:
+                    raise ValueError(
+                        f"the model predicts {of_copy.shape[1]} keypoints, but there are {len(order)} "
+                        "keypoint_hflip_indices: give one for each, or, where they come from the metadata of "
+                        "DATASETS.TRAIN, name the data sets of the training there"
+                    )
+                of_copy[:] = of_copy[:, order]
         return average_keypoints(torch.from_numpy(restored).to(found.device))
 
     def _keypoint_order_after_flip(self) -> Sequence[int]:
@@ -327,7 +365,13 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
                     "keypoint_flip_map in the metadata of the data sets in DATASETS.TRAIN "
                     f"({tuple(self.cfg.DATASETS.TRAIN)}), or set TEST.AUG.FLIP to False ({e})"
                 ) from e
-        return self.keypoint_hflip_indices
+        order = list(self.keypoint_hflip_indices)
+        if any(not 0 <= j < len(order) or order[j] != i for i, j in enumerate(order)):
+            raise ValueError(
+                "keypoint_hflip_indices must hold for each keypoint the index of its counterpart, so that two change "
+                f"places and others keep their own, such as [1, 0, 2], got {order}"
+            )
+        return order
 
 
 class SemanticSegmentorWithTTA(_ModelWithTTA):
@@ -359,11 +403,19 @@ class SemanticSegmentorWithTTA(_ModelWithTTA):
             yield result["sem_seg"]
 
 
-def build_model_with_tta(cfg: CfgNode, model: nn.Module) -> _ModelWithTTA:
-    """Return `model` with the augmentation of `cfg.TEST.AUG`, or raise a `TypeError` for models that cannot have it."""
+def build_model_with_tta(cfg: CfgNode, model: nn.Module, metadata: Metadata | None = None) -> _ModelWithTTA:
+    """Return `model` with the augmentation of `cfg.TEST.AUG`, or raise a `TypeError` for models that cannot have it.
+
+    Which keypoints change places in a mirrored image says `metadata`, or else that of `cfg.DATASETS.TRAIN`.
+    """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    is_semantic = isinstance(inner, SemanticSegmentor)
-    return SemanticSegmentorWithTTA(cfg, inner) if is_semantic else GeneralizedRCNNWithTTA(cfg, inner)
+    if isinstance(inner, SemanticSegmentor):
+        return SemanticSegmentorWithTTA(cfg, inner)
+    indices = None
+    if cfg.MODEL.KEYPOINT_ON and metadata is not None:
+        is_known = all(metadata.get(key) is not None for key in ("keypoint_names", "keypoint_flip_map"))
+        indices = utils.keypoint_hflip_indices_of(metadata) if is_known else None
+    return GeneralizedRCNNWithTTA(cfg, inner, keypoint_hflip_indices=indices)
 
 
 def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
@@ -376,11 +428,24 @@ def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
     return resized
 
 
+def _steps(tfm: T.Transform) -> list[T.Transform]:
+    return tfm.transforms if isinstance(tfm, T.TransformList) else [tfm]
+
+
 def _mirrored_dims(tfm: T.Transform) -> list[int]:
     """The dimensions of `Tensor[..., H, W]` along which a transform mirrors, out of -1 (left to right) and -2."""
-    steps = tfm.transforms if isinstance(tfm, T.TransformList) else [tfm]
     flips = ((-1, T.HFlipTransform), (-2, T.VFlipTransform))
-    return [dim for dim, kind in flips if sum(isinstance(step, kind) for step in steps) % 2 == 1]
+    return [dim for dim, kind in flips if sum(isinstance(step, kind) for step in _steps(tfm)) % 2 == 1]
+
+
+def _refuse(what: str, tfm: T.Transform, kinds: tuple[type, ...]) -> None:
+    """Raise a `ValueError` where a transform has a step of these kinds, over which `what` cannot be averaged."""
+    for step in _steps(tfm):
+        if isinstance(step, kinds):
+            raise ValueError(
+                f"{what} cannot be averaged over copies made with a {type(step).__name__}: they would not lie on one "
+                "another; let tta_mapper resize and flip only"
+            )
 
 
 def _apply_to_boxes(tfm: Any, boxes: np.ndarray) -> np.ndarray:

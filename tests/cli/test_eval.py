@@ -218,6 +218,18 @@ def test_with_test_time_augmentation(command, trained, coco, tmp_path):
     assert plain and augmented and plain != augmented
 
 
+def test_a_model_without_test_time_augmentation_is_refused_before_the_first_evaluation(
+    command, trained, coco, tmp_path
+):
+    """And not after hours, when the usual results would be lost."""
+    status, _, err = command(
+        *("eval", "--weights", trained / "model_final.pth", *coco, "--output", tmp_path),
+        *("MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.AUG.ENABLED", "True"),
+    )
+    assert status != 0 and "got ProposalNetwork" in err and "set TEST.AUG.ENABLED to False" in err
+    assert not (tmp_path / "inference").exists()
+
+
 def test_predictions_in_shards(command, trained, data, coco, tmp_path):
     """The numbers are those of an evaluation in which the model runs; lacking images are named."""
     weights = ("--weights", trained / "model_final.pth")

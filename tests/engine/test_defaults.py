@@ -480,6 +480,24 @@ class TestTest:
         assert T.test(toy_cfg, Toy()) == {"a": {"toy": {"a": 1.0}}, "b": {}}
         assert "No evaluator for b" in caplog.text
 
+    def test_with_augmentation_evaluates_as_the_subclass_says(self, toy_cfg, monkeypatch):
+        """What it writes lies in a folder of its own."""
+        folders = []
+
+        class T(ToyTrainer):
+            @classmethod
+            def build_evaluator(cls, cfg, dataset_name):
+                folders.append(cfg.OUTPUT_DIR)
+                return super().build_evaluator(cfg, dataset_name)
+
+        monkeypatch.setattr("detectron2.engine.defaults.build_model_with_tta", lambda cfg, model, metadata: model)
+        before = toy_cfg.OUTPUT_DIR
+        toy_cfg.DATASETS.TEST = ("_not_registered",)
+        toy_cfg.freeze()
+        assert T.test_with_TTA(toy_cfg, Toy()) == {"toy_TTA": {"_not_registered": 1.0}}
+        assert folders == [f"{before}/inference_TTA"]
+        assert before == toy_cfg.OUTPUT_DIR
+
 
 class TestTestSets:
     """A name that nobody registered is noticed before training, unless the subclass evaluates in its own way."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import (
     DatasetMapperTTA,
@@ -24,7 +24,12 @@ from detectron2.modeling import (
     build_model,
 )
 from detectron2.modeling.postprocessing import paste_predicted_masks
-from detectron2.modeling.test_time_augmentation import average_keypoints, average_masks, best_boxes
+from detectron2.modeling.test_time_augmentation import (
+    average_keypoints,
+    average_masks,
+    best_boxes,
+    build_model_with_tta,
+)
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 
 SWAP = [1, 0, 2]  # left hand, right hand, head
@@ -110,7 +115,6 @@ def with_keypoints(*changes):
 @pytest.mark.parametrize(
     ("min_sizes", "flip", "sizes_hw"),
     [
-        ([], True, []),
         ([0], False, [(40, 60)]),
         ([20], False, [(20, 30)]),
         ([20, 80], True, [(20, 30), (20, 30), (60, 90), (60, 90)]),  # the longer edge is at most 90
@@ -337,6 +341,94 @@ def test_what_cannot_be_augmented(make, error, message):
         make()
 
 
+def test_a_model_without_a_proposal_generator_is_refused(tiny_rcnn_cfg):
+    """Its proposals are boxes of the image, and would be taken for boxes of the copies."""
+    cfg = tiny_rcnn_cfg("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
+    with pytest.raises(ValueError, match="PROPOSAL_GENERATOR"):
+        GeneralizedRCNNWithTTA(cfg, build_model(cfg))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MIN_SIZES", ()),
+        ("MIN_SIZES", (48, -5)),
+        ("MIN_SIZES", ("48",)),
+        ("MIN_SIZES", ((48, 96),)),
+        ("MAX_SIZE", 0),
+        ("MAX_SIZE", -3),
+    ],
+)
+@pytest.mark.parametrize("kind", [GeneralizedRCNNWithTTA, SemanticSegmentorWithTTA])
+def test_impossible_sizes_of_copies(kind, key, value):
+    cfg = config()
+    cfg.TEST.AUG[key] = value
+    with pytest.raises(ValueError, match=rf"TEST\.AUG\.{key}\) must be .*but is"):
+        kind(cfg, SeeingModel())
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": image_with_object()}, "a list of inputs, got a dict"),
+        (image_with_object()[None], "a list of inputs, got a Tensor"),
+        ([{"image": np.zeros((3, 8, 8), np.uint8)}], "got a ndarray"),
+        ([{"image": torch.zeros(8, 8)}], r"got shape \(8, 8\)"),
+        ([{"image": torch.zeros(3, 0, 8)}], r"got shape \(3, 0, 8\)"),
+    ],
+)
+def test_inputs_that_are_none(batch, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        GeneralizedRCNNWithTTA(config(), SeeingModel())(batch)
+
+
+@pytest.mark.parametrize(
+    ("mapper", "message"),
+    [
+        (lambda x: None, "returned none"),
+        (lambda x: [], "returned none"),
+        (lambda x: [x], r"returned \[\['height', 'image', 'width'\]\]"),
+        (lambda x: [x["image"]], r"returned \['Tensor'\]"),
+    ],
+)
+def test_what_a_mapper_must_return(mapper, message):
+    with pytest.raises(ValueError, match=message):
+        GeneralizedRCNNWithTTA(config(), SeeingModel(), mapper)([{"image": image_with_object()}])
+
+
+def test_turned_copies_are_refused_where_they_cannot_be_averaged():
+    """They serve for boxes."""
+
+    def turn(x):
+        turned = x["image"].rot90(1, (1, 2))
+        return [{**x, "image": turned, "transforms": T.TransformList([T.RotationTransform(64, 96, 90)])}]
+
+    batch = [{"image": image_with_object()}]
+    with pytest.raises(ValueError, match=r"masks cannot be averaged .* RotationTransform"):
+        GeneralizedRCNNWithTTA(config(), SeeingModel(), turn)(batch)
+    with pytest.raises(ValueError, match=r"semantic scores cannot be averaged .* RotationTransform"):
+        SemanticSegmentorWithTTA(config(), Brightness(), turn)(batch)
+    (found,) = GeneralizedRCNNWithTTA(config("MODEL.MASK_ON", False), SeeingModel(), turn)(batch)
+    torch.testing.assert_close(found["instances"].pred_boxes.tensor, torch.tensor([[20.0, 10, 60, 40]]))
+
+
+@pytest.mark.parametrize("indices", [[], [1, 0], [1, 0, 5], [1, 1, 2], [1, 2, 0], [-2, 0, 2]])
+def test_impossible_keypoint_orders(indices):
+    with pytest.raises(ValueError, match="keypoint_hflip_indices"):
+        augmented(with_keypoints(), SeeingModel(), indices=indices)([{"image": image_with_object()}])
+
+
+def test_keypoints_that_change_places_come_from_given_metadata():
+    """That of a checkpoint, where no data set of the training is registered."""
+    cfg = with_keypoints("DATASETS.TRAIN", ("_tta_not_here",))
+    names = {"keypoint_names": ["left", "right", "head"], "keypoint_flip_map": [["left", "right"]]}
+    tta = build_model_with_tta(cfg, SeeingModel(), Metadata().set(**names))
+    assert tta.keypoint_hflip_indices == SWAP
+    for lacking in (None, Metadata(), Metadata().set(keypoint_names=["left"])):
+        with pytest.raises(ValueError, match=r"TEST\.AUG\.FLIP"):
+            build_model_with_tta(cfg, SeeingModel(), lacking)
+
+
 # ---------------------------------------------------------------------------------------------------------- real models
 
 KINDS = {
@@ -370,10 +462,10 @@ def real(request, tiny_rcnn_cfg):
     return cfg, model
 
 
-def augmented(cfg, model, *changes, **kwargs):
+def augmented(cfg, model, *changes, indices=MIRRORED_KEYPOINTS, **kwargs):
     cfg = cfg.clone()
     cfg.merge_from_list(list(changes))
-    return GeneralizedRCNNWithTTA(cfg, model, keypoint_hflip_indices=MIRRORED_KEYPOINTS, **kwargs)
+    return GeneralizedRCNNWithTTA(cfg, model, keypoint_hflip_indices=indices, **kwargs)
 
 
 def test_one_unchanged_copy_gives_what_the_model_gives(real, rcnn_batch):
