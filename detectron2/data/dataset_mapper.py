@@ -207,9 +207,13 @@ class DatasetMapper:
         if crops:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if is_train else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
-        # A config made for inference may name no training data; nothing is flipped then.
-        has_keypoints = cfg.MODEL.KEYPOINT_ON and len(cfg.DATASETS.TRAIN) > 0
-        flip_indices = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) if has_keypoints else None
+        flip_indices = None
+        if cfg.MODEL.KEYPOINT_ON and len(cfg.DATASETS.TRAIN) > 0:
+            try:
+                flip_indices = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
+            except ValueError:
+                if is_train:  # else nothing is flipped, and the training data need not be known
+                    raise
         return {
             "is_train": is_train,
             "augmentations": augmentations,

@@ -286,12 +286,16 @@ def test_errors_name_the_file(record, tmp_path):
         mapper(instance_mask_format="rle")
 
 
-def test_a_config_for_inference_needs_no_training_data():
+@pytest.mark.parametrize("names", [(), ("_mapper_not_registered",)])
+def test_a_config_for_inference_needs_no_training_data(names):
     cfg = get_cfg()
-    cfg.merge_from_list(["DATASETS.TRAIN", (), "MODEL.KEYPOINT_ON", True])
+    cfg.merge_from_list(["DATASETS.TRAIN", names, "MODEL.KEYPOINT_ON", True])
     made = DatasetMapper(cfg, is_train=False)
     assert made.use_keypoint
     assert made.keypoint_hflip_indices is None
+    if names:
+        with pytest.raises(ValueError, match="keypoint_flip_map"):
+            DatasetMapper(cfg)
 
 
 def test_from_config(record):

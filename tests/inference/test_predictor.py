@@ -312,6 +312,17 @@ class TestOptions:
         off = Predictor(cfg, device="cpu", tta=False)(tiny_images[0])
         assert_same(off, DefaultPredictor(tiny_cfg)(tiny_images[0])["instances"])
 
+    def test_augmented_keypoints(self, tiny_cfg, tiny_images):
+        """Which ones change places says the metadata of the checkpoint; the data sets of the training are not known."""
+        options = ["TEST.AUG.MIN_SIZES", (64,), "MODEL.KEYPOINT_ON", True, "DATASETS.TRAIN", ("_not_here",)]
+        options += ["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (4,)]
+        metadata = Metadata().set(keypoint_names=["left", "right"], keypoint_flip_map=[["left", "right"]])
+        arguments = {"device": "cpu", "overrides": options, "tta": True, "allow_random_weights": True}
+        predictor = Predictor(tiny_cfg, metadata=metadata, **arguments)
+        assert predictor(tiny_images[0]).instances.pred_keypoints.shape[1:] == (2, 3)
+        with pytest.raises(ValueError, match=r"TEST\.AUG\.FLIP to False"):
+            Predictor(tiny_cfg, **arguments)
+
     def test_tiles(self):
         """Each has the objects of its part; all have the size of a tile."""
         predictor = recorder(tile=(32, 48), overlap=0)
