@@ -18,6 +18,7 @@ Letters: `N` instances, `H`, `W` height and width of an image in pixels, `C` cha
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,10 @@ class _Placement:
 def _check_samples(name: str, samples: Sequence[Sample], needs: Sequence[str] = ()) -> None:
     """Refuse samples that the augmentation `name` cannot put together: other keys, proposals, other kinds of images."""
     for sample in samples:
+        if not isinstance(sample, dict):
+            raise TypeError(
+                f"{name} needs samples that are dictionaries, as mappers make them, got a {type(sample).__name__}"
+            )
         if missing := [key for key in ("image", *needs) if key not in sample]:
             raise ValueError(
                 f"{name} needs samples with {', '.join(map(repr, missing))}, as DatasetMapper makes them for training; "
@@ -100,11 +105,46 @@ def _check_samples(name: str, samples: Sequence[Sample], needs: Sequence[str] = 
             if (key in samples[0]) != (key in sample):
                 raise ValueError(f"{name} got samples of which only some have {key!r}; combine alike ones")
         a, b = samples[0]["image"], sample["image"]
+        if not isinstance(b, torch.Tensor) or b.dim() != 3 or 0 in b.shape:
+            got = f"shape {tuple(b.shape)}" if isinstance(b, torch.Tensor) else f"a {type(b).__name__}"
+            raise ValueError(f"{name} needs images as tensors (C, H, W) with at least one pixel, got {got}")
         if a.shape[0] != b.shape[0] or a.dtype != b.dtype:
             raise ValueError(
                 f"{name} got images of {a.shape[0]} channels ({a.dtype}) and {b.shape[0]} ({b.dtype}); combine images "
                 "of one format"
             )
+        image_hw = tuple(b.shape[1:])
+        if (instances := sample.get("instances")) is not None and not instances.get_fields():
+            raise ValueError(f"{name} got instances without any field; where there are none, set empty gt_boxes")
+        if instances is not None and tuple(instances.image_size) != image_hw:
+            raise ValueError(
+                f"{name} got instances of an image of (height, width) {tuple(instances.image_size)} with an image of "
+                f"{image_hw}; transform both in the mapper"
+            )
+        if (labels := sample.get("sem_seg")) is not None and tuple(labels.shape) != image_hw:
+            raise ValueError(
+                f"{name} got a label map 'sem_seg' of shape {tuple(labels.shape)} with an image of (height, width) "
+                f"{image_hw}; transform both in the mapper"
+            )
+
+
+def _is_number(value: Any, low: float, high: float = np.inf, kind: type = Real) -> bool:
+    return isinstance(value, kind) and bool(low <= value <= high) and bool(np.isfinite(value))
+
+
+def _is_pair(value: Any, low: float, high: float = np.inf, kind: type = Real) -> bool:
+    is_list = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+    return is_list and len(value) == 2 and all(_is_number(x, low, high, kind) for x in value)
+
+
+def _check_min_visible(name: str, min_visible: Any) -> None:
+    if not _is_number(min_visible, 0, 1):
+        raise ValueError(f"{name} needs min_visible between 0 and 1, got {min_visible!r}")
+
+
+def _check_pad_value(name: str, pad_value: Any) -> None:
+    if not _is_number(pad_value, -np.inf):
+        raise ValueError(f"{name} needs a number as pad_value, got {pad_value!r}")
 
 
 def _place_image(image: torch.Tensor, placement: _Placement, canvas: torch.Tensor) -> None:
@@ -225,6 +265,12 @@ def _areas(masks: torch.Tensor) -> torch.Tensor:
 def _concatenate(parts: Sequence[Instances]) -> Instances:
     """Put the instances of one image together; images without any may lack fields that others have."""
     filled = [part for part in parts if len(part) > 0]
+    for part in filled:
+        if differing := set(part.get_fields()) ^ set(filled[0].get_fields()):
+            raise ValueError(
+                f"images cannot be combined of which only some have {', '.join(sorted(differing))} in their instances; "
+                "give every object an annotation of the same kind, or leave the others out of the data set"
+            )
     return Instances.cat(filled) if filled else parts[0]
 
 
@@ -243,8 +289,10 @@ class MultiImageAugmentation:
     """
 
     def __init__(self, num_others: int, prob: float = 1.0):
-        if not 0.0 <= prob <= 1.0:
-            raise ValueError(f"prob must be between 0 and 1, got {prob}")
+        if not _is_number(num_others, 0, kind=Integral):
+            raise ValueError(f"num_others must be a whole number of at least 0, got {num_others!r}")
+        if not _is_number(prob, 0, 1):
+            raise ValueError(f"prob must be between 0 and 1, got {prob!r}")
         self.num_others = num_others
         self.prob = prob
 
@@ -285,12 +333,20 @@ class Mosaic(MultiImageAugmentation):
         prob: float = 1.0,
     ):
         super().__init__(3, prob)
-        if scale_range is not None and not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"Mosaic needs scale_range with 0 < min <= max, got {scale_range}")
-        if not 0 <= center_range[0] <= center_range[1] <= 1:
-            raise ValueError(f"Mosaic needs center_range with 0 <= min <= max <= 1, got {center_range}")
-        height, width = (size, size) if isinstance(size, (int, np.integer)) else size
-        self.size = (int(height), int(width))
+        if scale_range is not None and not (_is_pair(scale_range, 0) and 0 < scale_range[0] <= scale_range[1]):
+            raise ValueError(f"Mosaic needs scale_range with 0 < min <= max, got {scale_range!r}")
+        if not (_is_pair(center_range, 0, 1) and center_range[0] <= center_range[1]):
+            raise ValueError(f"Mosaic needs center_range with 0 <= min <= max <= 1, got {center_range!r}")
+        size_hw: Any = (size, size) if isinstance(size, Integral) else size
+        if not _is_pair(size_hw, 1, kind=Integral):
+            raise ValueError(
+                f"Mosaic needs a size in pixels, a whole number above 0 or two (height, width), got {size!r}"
+            )
+        _check_min_visible("Mosaic", min_visible)
+        _check_pad_value("Mosaic", pad_value)
+        if not _is_number(seg_pad_value, -np.inf, kind=Integral):
+            raise ValueError(f"Mosaic needs a whole number as seg_pad_value, got {seg_pad_value!r}")
+        self.size = (int(size_hw[0]), int(size_hw[1]))
         self.scale_range = scale_range
         self.center_range = center_range
         self.min_visible = min_visible
@@ -344,8 +400,9 @@ class MixUp(MultiImageAugmentation):
 
     def __init__(self, alpha: float = 1.5, *, pad_value: float = 128, prob: float = 1.0):
         super().__init__(1, prob)
-        if alpha <= 0:
-            raise ValueError(f"MixUp needs alpha > 0, got {alpha}")
+        if not (_is_number(alpha, 0) and alpha > 0):
+            raise ValueError(f"MixUp needs alpha > 0, got {alpha!r}")
+        _check_pad_value("MixUp", pad_value)
         self.alpha = alpha
         self.pad_value = pad_value
 
@@ -391,8 +448,9 @@ class CopyPaste(MultiImageAugmentation):
 
     def __init__(self, *, max_objects: int | None = None, min_visible: float = 0.0, prob: float = 1.0):
         super().__init__(1, prob)
-        if max_objects is not None and max_objects < 1:
-            raise ValueError(f"CopyPaste needs max_objects of at least 1, or None for all, got {max_objects}")
+        if max_objects is not None and not _is_number(max_objects, 1, kind=Integral):
+            raise ValueError(f"CopyPaste needs max_objects of at least 1, or None for all, got {max_objects!r}")
+        _check_min_visible("CopyPaste", min_visible)
         self.max_objects = max_objects
         self.min_visible = min_visible
 
@@ -401,6 +459,8 @@ class CopyPaste(MultiImageAugmentation):
         other = others[0]
         _check_samples("CopyPaste", [sample, other], ["instances"])
         for instances in (sample["instances"], other["instances"]):
+            if instances.has("gt_boxes") and isinstance(instances.gt_boxes, RotatedBoxes):
+                raise ValueError("CopyPaste needs upright boxes, and these are rotated; use Mosaic or MixUp")
             if len(instances) > 0 and not instances.has("gt_masks"):
                 raise ValueError(
                     "CopyPaste needs masks: set MODEL.MASK_ON (use_instance_mask of the mapper) to True, and use a "
@@ -469,7 +529,13 @@ def _occlude(keypoints: Any, covered: torch.Tensor) -> Any:
 
 
 def _filled(image: torch.Tensor, canvas_hw: tuple[int, int], value: float) -> torch.Tensor:
-    return torch.full((image.shape[0], *canvas_hw), value, dtype=image.dtype)
+    return _full((image.shape[0], *canvas_hw), "pad_value", value, image.dtype)
+
+
+def _full(shape: tuple[int, ...], name: str, value: float, dtype: torch.dtype) -> torch.Tensor:
+    if not dtype.is_floating_point and not (limits := torch.iinfo(dtype)).min <= value <= limits.max:
+        raise ValueError(f"{name} must be from {limits.min} to {limits.max}, because pixels are {dtype}, got {value}")
+    return torch.full(shape, value, dtype=dtype)
 
 
 def _with_size(sample: Sample, size_hw: tuple[int, int]) -> Sample:
@@ -481,7 +547,7 @@ def _canvas(sample: Sample, size_hw: tuple[int, int], pad_value: float, seg_pad_
     out = _with_size(sample, size_hw)
     out["image"] = _filled(sample["image"], size_hw, pad_value)
     if "sem_seg" in sample:
-        out["sem_seg"] = torch.full(size_hw, seg_pad_value, dtype=sample["sem_seg"].dtype)
+        out["sem_seg"] = _full(size_hw, "seg_pad_value", seg_pad_value, sample["sem_seg"].dtype)
     return out
 
 
@@ -513,8 +579,17 @@ class MultiImageMapper:
         dataset: Any = None,
         pool_size: int = 1000,
     ):
-        if pool_size < 1:
-            raise ValueError(f"MultiImageMapper needs pool_size of at least 1, got {pool_size}")
+        if not callable(mapper):
+            raise TypeError(f"MultiImageMapper wraps a mapper such as a DatasetMapper, got a {type(mapper).__name__}")
+        if isinstance(augmentations, MultiImageAugmentation):
+            raise TypeError("MultiImageMapper takes a list of augmentations; of one give [augmentation]")
+        if not _is_number(pool_size, 1, kind=Integral):
+            raise ValueError(f"MultiImageMapper needs pool_size of at least 1, got {pool_size!r}")
+        if dataset is not None and (isinstance(dataset, str) or not hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                "MultiImageMapper draws from a list or an indexed data set, such as get_detection_dataset_dicts(name), "
+                f"got a {type(dataset).__name__}"
+            )
         if dataset is not None and len(dataset) == 0:
             raise ValueError("the data set that MultiImageMapper should draw from is empty")
         for augmentation in augmentations:
@@ -541,6 +616,10 @@ class MultiImageMapper:
                 others = self._others(augmentation.num_others)
                 if others is not None:
                     sample = augmentation.combine(sample, others)
+                    if sample is None:
+                        raise TypeError(
+                            f"combine of {type(augmentation).__name__} returned None; it must return a sample"
+                        )
         if record is not None:
             self._remember(record)
         return sample

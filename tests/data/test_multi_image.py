@@ -295,16 +295,107 @@ def test_samples_that_cannot_be_combined():
     with pytest.raises(ValueError, match="MixUp needs samples with 'instances'"):
         MixUp().combine({"image": a["image"]}, [b])
     with pytest.raises(ValueError, match="cannot mix label maps"):
-        MixUp().combine({**a, "sem_seg": 0}, [{**b, "sem_seg": 0}])
+        MixUp().combine({**a, "sem_seg": torch.zeros(20, 20)}, [{**b, "sem_seg": torch.zeros(20, 20)}])
     with pytest.raises(ValueError, match="some have 'sem_seg'"):
-        CopyPaste().combine({**a, "sem_seg": 0}, [b])
+        CopyPaste().combine({**a, "sem_seg": torch.zeros(20, 20)}, [b])
     with pytest.raises(ValueError, match="precomputed proposals"):
         MixUp().combine({**a, "proposals": 0}, [b])
     with pytest.raises(ValueError, match=r"images of 3 channels \(torch.uint8\) and 1 \(torch.uint8\)"):
         MixUp().combine(a, [{**b, "image": b["image"][:1]}])
+    for image in (b["image"][0], b["image"][:, :0], b["image"].numpy()):
+        with pytest.raises(ValueError, match=r"images as tensors \(C, H, W\) with at least one pixel, got"):
+            MixUp().combine(a, [{**b, "image": image}])
+    with pytest.raises(TypeError, match="got a list"):
+        MixUp().combine(a, [[b]])
+    with pytest.raises(ValueError, match=r"instances of an image of \(height, width\) \(20, 20\) .* of \(20, 19\)"):
+        MixUp().combine(a, [{**b, "image": b["image"][:, :, 1:]}])
+    with pytest.raises(ValueError, match=r"'sem_seg' of shape \(9, 20\)"):
+        Mosaic(8).combine(*(lambda x: (x, [x] * 3))({**a, "sem_seg": torch.zeros(9, 20)}))
+    with pytest.raises(ValueError, match="without any field"):
+        MixUp().combine(a, [{**b, "instances": Instances((20, 20))}])
+    rotated = Instances((20, 20), gt_boxes=RotatedBoxes([[9.0, 9, 4, 4, 30]]), gt_classes=torch.zeros(1))
+    with pytest.raises(ValueError, match="upright boxes"):
+        CopyPaste().combine(a, [{**b, "instances": rotated}])
     a["instances"].gt_point_coords = torch.zeros(1, 5, 2)
     with pytest.raises(ValueError, match="field 'gt_point_coords'"):
-        MixUp().combine(a, [b])
+        Mosaic(8).combine(a, [b] * 3)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_objects_without_masks_do_not_take_those_of_others(is_first):
+    """Whichever comes first; images without objects may lack them."""
+    with_masks = make_sample((20, 20), [(0, 0, 9, 9)], 1)
+    without = make_sample((20, 20), [(0, 0, 9, 9)], 2, mask_format=None)
+    nothing = make_sample((20, 20), [], 3, mask_format=None)
+    pair = [with_masks, without] if is_first else [without, with_masks]
+    for combine in (lambda: MixUp().combine(pair[0], pair[1:]), lambda: Mosaic(40).combine(pair[0], pair[1:] * 3)):
+        with pytest.raises(ValueError, match="only some have gt_masks"):
+            combine()
+    pair = [with_masks, nothing] if is_first else [nothing, with_masks]
+    assert MixUp().combine(pair[0], pair[1:])["instances"].has("gt_masks")
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.uint8, -1), (torch.uint8, 256), (torch.int16, 2**15)])
+def test_grey_levels_that_images_cannot_have(dtype, value):
+    a, b = (make_sample(size, [(0, 0, 9, 9)], 1) for size in ((20, 20), (20, 30)))
+    a, b = ({**x, "image": x["image"].to(dtype)} for x in (a, b))
+    with pytest.raises(ValueError, match=f"pad_value must be from .* got {value}"):
+        MixUp(pad_value=value).combine(a, [b])
+    with pytest.raises(ValueError, match=f"pad_value must be from .* got {value}"):
+        Mosaic(40, pad_value=value).combine(a, [b] * 3)
+    a["sem_seg"] = torch.zeros(20, 20, dtype=dtype)
+    with pytest.raises(ValueError, match=f"seg_pad_value must be from .* got {value}"):
+        Mosaic(40, seg_pad_value=value, pad_value=0).combine(a, [a] * 3)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "words"),
+    [
+        (lambda x: Mosaic(x), (0, -5, (0, 8), (8,), (8, 8, 3), 8.0, (8.5, 8), NAN, "64", None), "Mosaic needs a size"),
+        (lambda x: Mosaic(8, scale_range=x), (0.5, (0.4,), (0.5, INF), (0.5, 1, 2), "ab"), "scale_range"),
+        (lambda x: Mosaic(8, center_range=x), (0.5, (0.5,), (NAN, NAN), None), "center_range"),
+        (lambda x: Mosaic(8, min_visible=x), (-0.1, 1.1, NAN, None, "a"), "min_visible"),
+        (lambda x: CopyPaste(min_visible=x), (-0.1, 1.1, NAN, None, "a"), "min_visible"),
+        (lambda x: Mosaic(8, pad_value=x), (NAN, None, "a"), "pad_value"),
+        (lambda x: MixUp(pad_value=x), (NAN, None, "a"), "pad_value"),
+        (lambda x: Mosaic(8, seg_pad_value=x), (0.5, NAN, None, "a"), "seg_pad_value"),
+        (lambda x: MixUp(x), (-1, NAN, INF, None, "a"), "alpha > 0"),
+        (lambda x: MixUp(prob=x), (-0.1, NAN, None, "0.5"), "prob must be between 0 and 1"),
+        (lambda x: CopyPaste(max_objects=x), (-1, 1.5, NAN, "a"), "max_objects of at least 1"),
+        (lambda x: MultiImageAugmentation(x), (-1, 1.5, None), "num_others"),
+        (lambda x: MultiImageMapper(dict, [], pool_size=x), (1.5, NAN, None), "pool_size of at least 1"),
+    ],
+)
+def test_impossible_numbers(make, values, words):
+    for value in values:
+        with pytest.raises(ValueError, match=words):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MultiImageMapper(None, []), "wraps a mapper"),
+        (lambda: MultiImageMapper(dict, MixUp()), r"give \[augmentation\]"),
+        (lambda: MultiImageMapper(dict, [], dataset="coco"), r"get_detection_dataset_dicts\(name\), got a str"),
+        (lambda: MultiImageMapper(dict, [], dataset=iter([{}])), "indexed data set"),
+    ],
+)
+def test_wrong_kinds_of_arguments(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+def test_an_augmentation_without_return():
+    class Forgetful(MultiImageAugmentation):
+        def combine(self, sample, others):
+            others.clear()
+
+    with pytest.raises(TypeError, match="combine of Forgetful returned None"):
+        MultiImageMapper(dict, [Forgetful(1)], dataset=[{}])({})
 
 
 @pytest.mark.parametrize(
