@@ -219,8 +219,8 @@ class GeneralizedRCNNWithTTA(_ModelWithTTA):
         if cfg.MODEL.LOAD_PROPOSALS or getattr(self.model, "proposal_generator", self) is None:
             raise ValueError(
                 "test-time augmentation cannot use precomputed proposals; set MODEL.LOAD_PROPOSALS to False and train "
-                "with a proposal generator (MODEL.PROPOSAL_GENERATOR.NAME other than 'PrecomputedProposals'), or set "
-                "TEST.AUG.ENABLED to False"
+                "with a proposal generator (MODEL.PROPOSAL_GENERATOR.NAME other than 'PrecomputedProposals'), or "
+                "leave out --tta (tta=True) and set TEST.AUG.ENABLED to False"
             )
         self.keypoint_hflip_indices = keypoint_hflip_indices
         if cfg.MODEL.KEYPOINT_ON and getattr(self.tta_mapper, "flip", False):
@@ -462,8 +462,8 @@ def inference_on_known_boxes(model: Any) -> Callable[..., list[Instances]]:
         return model.inference
     raise TypeError(
         "GeneralizedRCNNWithTTA works on a GeneralizedRCNN whose inference() takes detected_instances, got "
-        f"{type(model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA, for other models set "
-        "TEST.AUG.ENABLED to False"
+        f"{type(model).__name__}; for semantic segmentation use SemanticSegmentorWithTTA, for other models "
+        "there is none: leave out --tta (tta=True), or set TEST.AUG.ENABLED to False"
     )
 
 
