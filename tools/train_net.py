@@ -17,6 +17,7 @@ from typing import Any
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
 from detectron2.evaluation import verify_results
 from detectron2.modeling.test_time_augmentation import build_model_with_tta
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> Any:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.load_for_inference(cfg.MODEL.WEIGHTS, resume=args.resume)
+        if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:  # refuses models that cannot have it before the first evaluation
+            build_model_with_tta(cfg, model, MetadataCatalog.get(cfg.DATASETS.TEST[0]))
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))

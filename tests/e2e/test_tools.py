@@ -56,6 +56,13 @@ def train_net(repo_root, monkeypatch, restore_logging, cfg, tmp_path):
     return call
 
 
+@pytest.mark.parametrize("options", [(), ("--eval-only",)])
+def test_a_model_without_test_time_augmentation_is_refused_at_once(train_net, cfg, options):
+    with pytest.raises(TypeError, match=r"got ProposalNetwork.*TEST\.AUG\.ENABLED to False"):
+        train_net(*options, "TEST.AUG.ENABLED", "True", "MODEL.META_ARCHITECTURE", "ProposalNetwork")
+    assert not [p for name in ("*.pth", "inference") for p in Path(cfg.OUTPUT_DIR).glob(name)]
+
+
 def test_results_with_test_time_augmentation_stand_beside_the_others(train_net, cfg):
     augmented = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "160"]
     results = train_net("--eval-only", *augmented)
