@@ -85,11 +85,13 @@ def test_reading(tmp_path):
             read_description(file)
     names = ("format", "artifact", "inputs", "outputs", "task", "preprocessing", "dynamic", "size", "stuff_classes")
     content = {"layout": 1, **dict.fromkeys(names), "artifact": "model.onnx", "inputs": [], "outputs": []}
-    content["preprocessing"] = {}
+    content |= {"preprocessing": {}, "format": "onnx", "task": "instances"}
     file.write_text(json.dumps(content))
     assert read_description(tmp_path / "model.onnx") == content
-    file.write_text(json.dumps({**content, "artifact": 3, "size": [0, 5]}))
-    with pytest.raises(ValueError, match=r"damaged: artifact is 3, not a name; size is \[0, 5\], not a height and"):
+    file.write_text(json.dumps({**content, "artifact": 3, "task": None, "size": [0, 5]}))
+    with pytest.raises(
+        ValueError, match=r"artifact is 3, not a name; task is None, not one of instances.*; size is \[0"
+    ):
         read_description(tmp_path)
     del content["task"], content["size"]
     file.write_text(json.dumps(content))

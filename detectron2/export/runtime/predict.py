@@ -46,6 +46,13 @@ LAYOUT = 1
 TASKS = ("instances", "keypoints", "proposals", "semantic", "panoptic", "panoptic_deeplab", "mask_classification")
 _NEEDED = ("artifact", "task", "inputs", "outputs", "preprocessing")
 _NEEDED_PREPROCESSING = ("channels", "short_edge", "long_edge")
+_LENGTHS = tuple(f"preprocessing.{name}" for name in ("short_edge", "long_edge", "size_divisibility", "square"))
+_CHOICES = {
+    "format": ("onnx", "openvino", "pt2", "aoti", "torchscript"),
+    "task": TASKS,
+    "preprocessing.channels": ("BGR", "RGB"),
+    "preprocessing.exif": ("apply", "ignore"),
+}
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -91,8 +98,24 @@ def wrong_values(meta: Mapping[str, Any]) -> list[str]:
     wanted = {"artifact": (str, "a name"), "inputs": (list, "a list"), "outputs": (list, "a list")}
     wanted["preprocessing"] = (dict, "an object")
     wrong = [f"{k} is {meta[k]!r}, not {what}" for k, (t, what) in wanted.items() if not isinstance(meta[k], t)]
+    for key in ("inputs", "outputs"):
+        if isinstance(meta[key], list) and not all(isinstance(name, str) for name in meta[key]):
+            wrong.append(f"{key} is {meta[key]!r}, not a list of names")
     if isinstance(meta["artifact"], str) and not (Path(meta["artifact"]).name == meta["artifact"] != ""):
         wrong.append(f"artifact is {meta['artifact']!r}, not the name of a file in this folder")
+    preparation = meta["preprocessing"] if isinstance(meta["preprocessing"], dict) else {}
+    described = {**meta, **{f"preprocessing.{key}": value for key, value in preparation.items()}}
+    for key, choices in _CHOICES.items():
+        if key in described and described[key] not in choices:
+            wrong.append(f"{key} is {described[key]!r}, not one of {', '.join(choices)}")
+    for key in _LENGTHS:
+        length = described.get(key, 0)
+        if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+            wrong.append(f"{key} is {length!r}, not a number of pixels, or 0")
+    for key in ("score_threshold", "mask_threshold"):
+        value = meta.get(key)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            wrong.append(f"{key} is {value!r}, not a number")
     size = meta.get("size")
     numbers = size if isinstance(size, list) and len(size) == 2 else [0]
     if size is not None and not all(isinstance(x, int) and x > 0 for x in numbers):
@@ -124,8 +147,6 @@ def _checked(text: bytes, source: Path) -> dict[str, Any]:
         raise ValueError(
             f"The metadata in {source} are damaged: {'; '.join(wrong)}. Copy the file again, or export anew."
         )
-    if meta["task"] not in TASKS:
-        raise ValueError(f"{source} has task {meta['task']!r}; this predict.py knows {', '.join(TASKS)}.")
     return meta
 
 

@@ -178,7 +178,19 @@ def write_folder(folder, meta, artifact="model.onnx"):
         (json.dumps({**metadata(), "outputs": "boxes"}), "damaged: outputs is 'boxes', not a list"),
         (json.dumps({**metadata(), "size": "abc"}), "damaged: size is 'abc', not a height and a width in pixels"),
         (json.dumps({**metadata(), "size": [0, 64]}), "size is .0, 64., not a height"),
-        (json.dumps({**metadata(), "task": "poetry"}), "has task 'poetry'"),
+        (json.dumps({**metadata(), "task": "poetry"}), "damaged: task is 'poetry', not one of instances, keypoints, "),
+        (json.dumps({**metadata(), "format": "tflite"}), "damaged: format is 'tflite', not one of onnx, openvino, pt2"),
+        (json.dumps({**metadata(), "outputs": ["boxes", 3]}), r"outputs is \['boxes', 3\], not a list of names"),
+        (json.dumps({**metadata(), "score_threshold": "low"}), "score_threshold is 'low', not a number"),
+        (json.dumps({**metadata(), "mask_threshold": True}), "mask_threshold is True, not a number"),
+        (json.dumps(metadata(short_edge=-800)), "preprocessing.short_edge is -800, not a number of pixels, or 0"),
+        (json.dumps(metadata(short_edge="800")), "preprocessing.short_edge is '800', not a number of pixels"),
+        (
+            json.dumps(metadata(long_edge=None, square=1.5)),
+            "long_edge is None, not .*; preprocessing.square is 1.5, no",
+        ),
+        (json.dumps(metadata(channels="GBR")), "preprocessing.channels is 'GBR', not one of BGR, RGB"),
+        (json.dumps(metadata(exif=1)), "preprocessing.exif is 1, not one of apply, ignore"),
     ],
 )
 def test_bad_metadata_are_refused(text, message, tmp_path):
