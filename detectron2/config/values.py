@@ -129,6 +129,9 @@ def check_values(cfg: Any, groups: str = "*") -> None:
     for path, (key, names) in _UPRIGHT.items():
         if not found.get(path) and values.get(key) in names and len(values.get(path, "four")) != 4:
             found[path] = f"must be a list of 4 items, because {key} is {values[key]!r}, but is {values[path]!r}"
+    sgd = str(values.get("SOLVER.OPTIMIZER", "SGD")).upper() == "SGD"
+    if sgd and values.get("SOLVER.NESTEROV") and values.get("SOLVER.MOMENTUM") == 0:
+        found["SOLVER.NESTEROV"] = f"must be False where SOLVER.MOMENTUM is 0, but is {values['SOLVER.NESTEROV']!r}"
     if lines := [f"{path} {text}" for path, text in found.items() if text]:
         raise ValueError(f"The config has an impossible value: {'; '.join(lines)}.")
 

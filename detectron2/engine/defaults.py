@@ -337,8 +337,7 @@ class DefaultTrainer(TrainerBase):
         optimizer = self._built("build_optimizer", cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False, **options.of_ddp)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        precision: Any = {"precision": options.precision} if cfg.SOLVER.AMP.ENABLED else {}
-        self._trainer = trainer_type(model, data_loader, optimizer, **precision)
+        self._trainer = trainer_type(model, data_loader, optimizer, **options.of_amp(cfg.SOLVER.AMP.ENABLED))
         self._trainer.accumulation_steps, self._trainer.prefetch = options.accumulation_steps, options.prefetch
         self._trainer.divergence = DivergencePolicy(
             options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.OUTPUT_DIR, lambda: (cfg.dump(), "yaml")

@@ -56,8 +56,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     optimizer_cfg.params.model = model
     optimizer = _with_clipping(instantiate(optimizer_cfg), cfg.train.get("clip_grad"))
     model = create_ddp_model(model, **{**cfg.train.ddp, **options.of_ddp})
-    precision: Any = {"precision": options.precision} if cfg.train.amp.enabled else {}
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer, **precision)
+    trainer_type = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = trainer_type(model, loader, optimizer, **options.of_amp(cfg.train.amp.enabled))
     trainer.accumulation_steps, trainer.prefetch = options.accumulation_steps, options.prefetch
     trainer.divergence = DivergencePolicy(
         options.on_nonfinite_loss, options.max_skipped_in_a_row, cfg.train.output_dir, lambda: (to_yaml(cfg)[0], "lazy")

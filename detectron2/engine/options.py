@@ -97,6 +97,15 @@ class TrainOptions:
         """The type of mixed precision, None for that which suits the device."""
         return getattr(torch, self.amp_dtype) if self.amp_dtype else None
 
+    def of_amp(self, enabled: bool) -> dict[str, Any]:
+        """Return the arguments of `AMPTrainer`, none for other trainers; warn of a type that has no effect there."""
+        if self.amp_dtype and not enabled:
+            logger.warning(
+                "SOLVER.AMP_DTYPE (train.amp_dtype) has no effect, because mixed precision is off: "
+                "set SOLVER.AMP.ENABLED (train.amp.enabled) too."
+            )
+        return {"precision": self.precision} if enabled else {}
+
     @property
     def padded_sizes_hw(self) -> tuple[tuple[int, int], ...]:
         """`pad_to` as numbers, `(height, width)` in pixels."""

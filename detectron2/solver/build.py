@@ -272,7 +272,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """
     solver = cfg.SOLVER
     name = solver.get("OPTIMIZER", "SGD")
-    found = next((kind for kind in _OPTIMIZERS if kind.lower() == name.lower()), None)
+    found = next((kind for kind in _OPTIMIZERS if kind.lower() == str(name).lower()), None)
     if found is None:
         raise ValueError(f"SOLVER.OPTIMIZER must be one of {sorted(_OPTIMIZERS)}, but is {name!r}.")
     factors = _lr_factors(model, solver.get("LAYER_DECAY", 1.0), solver.get("BACKBONE_LR_FACTOR", 1.0))

@@ -150,6 +150,13 @@ def test_expected_results(entry):
         check_values(config("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2], entry]))
 
 
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match=r"SOLVER\.NESTEROV must be False where SOLVER\.MOMENTUM is 0, but is True"):
+        check_values(config("SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0))
+    check_values(config("SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.5))
+    check_values(config("SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0, "SOLVER.OPTIMIZER", "AdamW"))
+
+
 def test_groups_of_channels():
     cfg = config("MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 48)
     with pytest.raises(

@@ -51,6 +51,14 @@ def test_checks(options, match):
         TrainOptions(**options)
 
 
+def test_a_type_of_mixed_precision_without_mixed_precision(caplog):
+    assert TrainOptions().of_amp(False) == {} and TrainOptions().of_amp(True) == {"precision": None}
+    options = TrainOptions(amp_dtype="bfloat16")
+    assert options.of_amp(True) == {"precision": torch.bfloat16} and caplog.text == ""
+    assert options.of_amp(False) == {}
+    assert "SOLVER.AMP_DTYPE (train.amp_dtype) has no effect, because mixed precision is off" in caplog.text
+
+
 def test_misspelt_key():
     with pytest.raises(ValueError, match=r"did you mean train\.ema_decay"):
         TrainOptions.from_lazy({"ema_decy": 0.5})

@@ -202,6 +202,8 @@ def test_sparse_gradients_are_not_for_fused_optimizers():
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER.*AdamW.*'Lion'"):
         build_optimizer(settings("SOLVER.OPTIMIZER", "Lion"), small_model())
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER.*AdamW.*but is None"):
+        build_optimizer(settings("SOLVER.OPTIMIZER", None), small_model())
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

@@ -59,7 +59,11 @@ class DeformableTrainer(DefaultTrainer):
             return 0.1 if is_slow and ("sampling_offsets." in name or "reference_points." in name) else 1.0
 
         if solver.get("OPTIMIZER") != "AdamW":
-            raise ValueError(f'SOLVER.OPTIMIZER must be "AdamW" for these models, but is {solver.get("OPTIMIZER")!r}')
+            found = f"is {solver.OPTIMIZER!r}" if "OPTIMIZER" in solver else "is not set"
+            raise ValueError(
+                f'SOLVER.OPTIMIZER must be "AdamW" for these models, but {found}. Set it, and a SOLVER.BASE_LR that '
+                "suits it, as the configs of the project do."
+            )
         parameters = get_default_optimizer_params(
             model, base_lr=solver.BASE_LR, weight_decay_norm=solver.WEIGHT_DECAY_NORM, lr_factor_func=factor
         )

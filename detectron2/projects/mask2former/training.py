@@ -42,7 +42,7 @@ class MaskFormerTrainer(DefaultTrainer):
         Another `SOLVER.OPTIMIZER` is a `ValueError`.
         """
         solver = cfg.SOLVER
-        name = solver.OPTIMIZER.upper()
+        name = str(solver.OPTIMIZER).upper()
         if name not in _OPTIMIZERS:
             raise ValueError(f"SOLVER.OPTIMIZER must be one of {sorted(_OPTIMIZERS)}, but is {solver.OPTIMIZER!r}")
         without_decay = {"weight_decay": 0.0}

@@ -63,6 +63,9 @@ def test_learning_rates():
         if parameter.requires_grad:
             slow = any(x in name for x in ("sampling_offsets", "reference_points"))
             assert rates[id(parameter)] == (0.5 if name.startswith("backbone") else 0.1 if slow else 1.0), name
+    del cfg.SOLVER["OPTIMIZER"]
+    with pytest.raises(ValueError, match='must be "AdamW" for these models, but is not set'):
+        DeformableTrainer.build_optimizer(cfg, model)
     cfg.SOLVER.OPTIMIZER = "SGD"
     with pytest.raises(ValueError, match="must be \"AdamW\" for these models, but is 'SGD'"):
         DeformableTrainer.build_optimizer(cfg, model)
