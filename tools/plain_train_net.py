@@ -19,6 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_setup, default_writers
+from detectron2.engine.checkpointing import iteration_after
 from detectron2.engine.class_names import match_classes
 from detectron2.engine.run_folder import resumes_after_restart, training_in
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
@@ -53,7 +54,9 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     # MODEL.WEIGHTS may come from another run: its iteration does not apply here
-    start = loaded.get("iteration", -1) + 1 if resume and checkpointer.has_checkpoint() else 0
+    start = 0
+    if resume and checkpointer.has_checkpoint():
+        start = iteration_after(loaded.get("iteration", -1), checkpointer.get_checkpoint_file())
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []

@@ -24,7 +24,7 @@ from detectron2.engine.sharding import ShardedCheckpointer, is_sharded
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.wrappers import unwrap_model
 
-__all__ = ["SelfDescription", "build_checkpointer", "lazy_config", "load_or_resume", "yaml_config"]
+__all__ = ["SelfDescription", "build_checkpointer", "iteration_after", "lazy_config", "load_or_resume", "yaml_config"]
 
 logger = logging.getLogger("detectron2.engine.defaults")
 
@@ -70,11 +70,7 @@ def load_or_resume(
     # A subclass, or an older version, may save optimizer and schedule rather than the trainer. Then only the file
     # itself has the iteration after which it was written.
     source, last = checkpointer.get_checkpoint_file(), checkpoint.get("iteration", trainer.iter)
-    if not isinstance(last, Integral) or last < -1:
-        raise ValueError(
-            f"{source} says that it was saved after iteration {last!r}, which must be a whole number from 0, so a "
-            f"training cannot be continued from it. {START_ANEW}"
-        )
+    start = iteration_after(last, source)
     if "iteration" not in checkpoint and last == -1:
         logger.warning(f"{source} does not say after which iteration it was saved: training begins with iteration 0.")
     if kept := [f"{key} {now!r}, not {asked!r}" for key, asked, now in _kept(wanted, _settings(optimizer))]:
@@ -82,7 +78,28 @@ def load_or_resume(
             f"A resumed training keeps the settings of the optimizer that are in its checkpoint: {', '.join(kept)}. "
             f"Those of the config have no effect. {START_ANEW}"
         )
-    return checkpoint, int(last) + 1
+    return checkpoint, start
+
+
+def iteration_after(last: Any, source: str) -> int:
+    """Return the iteration with which a training goes on.
+
+    Args:
+        last: the iteration after which its checkpoint says that it was saved; -1 if before the first one.
+        source: the path of the checkpoint, for the error.
+
+    Returns:
+        The next iteration.
+
+    Raises:
+        ValueError: it is none that can be.
+    """
+    if not isinstance(last, Integral) or last < -1:
+        raise ValueError(
+            f"{source} says that it was saved after iteration {last!r}, which must be a whole number from 0, so a "
+            f"training cannot be continued from it. {START_ANEW}"
+        )
+    return int(last) + 1
 
 
 def _settings(optimizer: Any) -> list[dict[str, Any]]:

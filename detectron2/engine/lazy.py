@@ -44,6 +44,7 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     `train.output_dir`, if there is one. Returns the model, wrapped for data parallelism where there are several
     processes.
     """
+    _check_sections(cfg)
     resume = resume or resumes_after_restart(cfg.train.output_dir)
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
@@ -77,6 +78,19 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         try_lazy_evaluator(cfg, model, _dataset_names(cfg, "test"))
     trainer.train(start or 0, max_iter)
     return model
+
+
+def _check_sections(cfg: DictConfig) -> None:
+    """Raise a `ValueError` that names each section without which nothing can be built."""
+    found = {key: OmegaConf.select(cfg, key) for key in ("train", "model", "dataloader.train", "optimizer")}
+    lines = [f"{key} is {x!r}" for key, x in found.items() if x is None or isinstance(x, str | int | float)]
+    if not lines and not OmegaConf.is_dict(OmegaConf.select(cfg, "optimizer.params")):
+        lines = ["optimizer has no section params, which gets the model"]
+    if lines:
+        raise ValueError(
+            "Training needs the sections train, model, optimizer and dataloader.train of a LazyConfig: "
+            f"{'; '.join(lines)}. See configs/common for those that models share."
+        )
 
 
 def _with_clipping(optimizer: Optimizer, described: Any) -> Optimizer:

@@ -188,6 +188,8 @@ def check_train_values(train: Any) -> None:
     ]
     if not isinstance(train.get("output_dir") or "", str | os.PathLike):
         lines.append(f"train.output_dir must be the path of a folder, but is {train['output_dir']!r}")
+    if not isinstance(weights := train.get("init_checkpoint") or "", str | os.PathLike):
+        lines.append(f"train.init_checkpoint must be the path or address of a checkpoint, or empty, but is {weights!r}")
     for key, (alike, default) in _ALIKE.items():
         if problem := value_problem(alike, default, get_key(train, key, default=default)):
             lines.append(f"train.{key} {problem}")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from detectron2.engine import default_argument_parser
 from tests.engine.conftest import restore_logging
@@ -41,6 +42,12 @@ def test_plain_training_resume_and_fine_tuning(plain, tmp_path):
     shutil.rmtree(first / "inference")
     assert "model_final.pth" in plain(first, "--resume", *longer)
     assert (first / "inference" / "e2e_shapes" / "coco_instances_results.json").is_file()
+    state = torch.load(first / "model_final.pth", weights_only=False)
+    torch.save({**state, "iteration": 1.5}, first / "model_final.pth")
+    with pytest.raises(
+        ValueError, match=r"model_final\.pth says that it was saved after iteration 1\.5, which must be"
+    ):
+        plain(first, "--resume", *longer)
 
 
 @pytest.fixture

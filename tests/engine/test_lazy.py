@@ -198,6 +198,29 @@ def test_misspelt_keys(config, change, error):
         lazy_train(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("model", None, r"needs the sections train, model, .*: model is None\. See configs/common"),
+        ("optimizer", None, "LazyConfig: optimizer is None"),
+        ("optimizer", {"_target_": "torch.optim.SGD"}, "optimizer has no section params, which gets the model"),
+        ("dataloader.train", None, r"dataloader\.train is None"),
+        ("dataloader.train", "coco", r"dataloader\.train is 'coco'"),
+        ("dataloader", None, r"dataloader\.train is None"),
+        ("train", None, "LazyConfig: train is None"),
+        (
+            "train.init_checkpoint",
+            5,
+            r"train\.init_checkpoint must be the path or address of a checkpoint, .* but is 5",
+        ),
+    ],
+)
+def test_sections_that_are_not_there(config, key, value, error):
+    OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(ValueError, match=error):
+        lazy_train(config)
+
+
 def test_keys_of_ones_own(config, caplog):
     config.train.my_project = {"x": 1}
     lazy_train(config)
