@@ -1,11 +1,14 @@
 """What a module needs to know about a feature map before it is built, and how it finds the maps that it takes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["ShapeSpec", "select_maps", "select_shapes"]
+from detectron2.utils.tracing import when_compiled, when_traced
+
+__all__ = ["ShapeSpec", "check_strides", "select_maps", "select_shapes"]
 
 
 @dataclass
@@ -80,3 +83,44 @@ def select_maps(features: Mapping[str, torch.Tensor], names: Sequence[str]) -> l
             f"The backbone must return a dict with the feature maps {', '.join(names)}, those of its output_shape(); "
             f"it returned {there or 'an empty one'}."
         ) from e
+
+
+def _unchecked(
+    maps: Sequence[torch.Tensor], names: Sequence[str], strides: Sequence[int], images: torch.Tensor
+) -> None:
+    """Graphs have no check."""
+
+
+@when_traced(_unchecked)
+@when_compiled(_unchecked)
+def check_strides(
+    maps: Sequence[torch.Tensor], names: Sequence[str], strides: Sequence[int], images: torch.Tensor
+) -> None:
+    """Refuse maps that are far from the size that their strides promise: every box would be in the wrong place.
+
+    Convolutions may round up or down at each step, or have no padding. So a map is refused where its rows or columns
+    differ by three or more from the number expected, and are less than two thirds or more than
+    three halves of it.
+
+    Args:
+        maps: each `(N, C, H, W)`.
+        names: of the maps.
+        strides: of the maps, in pixels; where there are none, nothing is compared.
+        images: the padded input of the backbone, `(N, C, H, W)`.
+
+    Raises:
+        ValueError: a map has another size.
+    """
+    for x, name, stride in zip(maps, names, strides, strict=False):
+        if not isinstance(stride, int | float):  # an anchor generator of someone's own may have others
+            continue
+        for cells, pixels in zip(x.shape[-2:], images.shape[-2:], strict=True):
+            covered = cells * stride
+            if abs(covered - pixels) >= 3 * stride and (3 * covered < 2 * pixels or 2 * covered > 3 * pixels):
+                expected = " x ".join(str(math.ceil(side / stride)) for side in images.shape[-2:])
+                raise ValueError(
+                    f"The backbone returned {name!r} of {x.shape[-2]} x {x.shape[-1]} cells for images of "
+                    f"{images.shape[-2]} x {images.shape[-1]} pixels (height x width, padded), but its output_shape() "
+                    f"says that this map has the stride {stride}: about {expected} cells. Correct the stride there, or "
+                    "the map."
+                )

@@ -3,7 +3,7 @@ import torch
 from omegaconf import OmegaConf
 
 from detectron2.layers import ShapeSpec
-from detectron2.layers.shape_spec import select_maps, select_shapes
+from detectron2.layers.shape_spec import check_strides, select_maps, select_shapes
 
 
 def test_everything_is_optional():
@@ -55,3 +55,32 @@ def test_select_maps():
 def test_maps_that_are_not_there(features, found):
     with pytest.raises(ValueError, match=rf"must return a dict with the feature maps p2, .*; it returned {found}\.$"):
         select_maps(features, ["p2"])
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "map_hw", "stride"),
+    [
+        ((800, 1344), (50, 84), 16),
+        ((800, 1344), (7, 11), 128),  # rounded up
+        ((799, 1333), (6, 10), 128),  # rounded down
+        ((800, 1344), (46, 80), 16),  # without padding
+        ((32, 32), (1, 1), 128),
+        ((64, 64), (4, 4), 32),  # too small to tell
+        ((0, 0), (0, 0), 32),
+        ((800, 1344), (5, 5), (16, 16)),
+    ],
+)
+def test_strides_that_fit(size_hw, map_hw, stride):
+    check_strides([torch.zeros(1, 2, *map_hw)], ["p2"], [stride], torch.zeros(1, 3, *size_hw))
+    check_strides([torch.zeros(1, 2, *map_hw)], ["p2"], [], torch.zeros(1, 3, *size_hw))
+
+
+@pytest.mark.parametrize(("map_hw", "stride"), [((50, 84), 8), ((50, 84), 32), ((50, 42), 16), ((84, 50), 16)])
+def test_strides_that_do_not_fit(map_hw, stride):
+    maps = [torch.zeros(1, 1, 100, 168), torch.zeros(1, 1, *map_hw)]
+    with pytest.raises(
+        ValueError, match=rf"returned 'p3' of {map_hw[0]} x .* says that this map has the stride {stride}: "
+    ):
+        check_strides(maps, ["p2", "p3"], [8, stride], torch.zeros(1, 3, 800, 1344))
+    compiled = torch.compile(check_strides, backend="eager", fullgraph=True)
+    compiled(maps, ["p2", "p3"], [8, stride], torch.zeros(1, 3, 800, 1344))

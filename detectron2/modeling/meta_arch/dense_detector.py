@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detectron2.layers import batched_nms, cat
-from detectron2.layers.shape_spec import select_maps
+from detectron2.layers.shape_spec import check_strides, select_maps
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
 from detectron2.utils.tracing import when_compiled
@@ -104,6 +104,8 @@ class DenseDetector(DetectorBase):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         maps = select_maps(features, self.head_in_features)
+        strides = getattr(getattr(self, "anchor_generator", None), "strides", ())
+        check_strides(maps, self.head_in_features, strides, images.tensor)
         predictions = self.head(maps)
         if self.training:
             gt_instances = self._targets(batched_inputs)

@@ -15,7 +15,7 @@ from torch import nn
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
 from detectron2.layers.conv_chain import chain_of, conv_chain
-from detectron2.layers.shape_spec import select_maps, select_shapes
+from detectron2.layers.shape_spec import check_strides, select_maps, select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
 from detectron2.utils.registry import Registry, lookup
@@ -210,6 +210,7 @@ class RPN(nn.Module):
             losses.
         """
         maps = select_maps(features, self.in_features)
+        check_strides(maps, self.in_features, getattr(self.anchor_generator, "strides", ()), images.tensor)
         anchors = self.anchor_generator(maps)
         logits_maps, deltas_maps = self.rpn_head(maps)
         box_dim = self.anchor_generator.box_dim
