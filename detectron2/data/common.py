@@ -211,6 +211,12 @@ def _apply(
     """Return the result, or None and True for an exception that is counted; others tell which element it was."""
     try:
         return function(element), False
+    except StopIteration as e:  # which ends loops over data: passed on, it would say nothing, or look like their end
+        name = getattr(function, "_obj", function)
+        raise RuntimeError(
+            f"The mapper {getattr(name, '__qualname__', type(name).__name__)} raised StopIteration while mapping "
+            f"{description}: give next() a second value there, or catch it."
+        ) from e
     except Exception as e:
         if bad_images is not None and isinstance(e, _BAD_IMAGE_ERRORS):
             bad_images.add(description, e)

@@ -121,6 +121,17 @@ class TestMapDataset:
         told = "".join(getattr(e.value, "__notes__", [caplog.text]))  # Python 3.10 has no notes: it is logged
         assert "dataset element 1 (file_name 'b.jpg', image_id 7)" in told
 
+    @pytest.mark.parametrize("kind", [list, lambda elements: _Stream(elements)], ids=["indexed", "iterable"])
+    def test_a_mapper_that_ends_the_loop(self, kind):
+        def first_person(element):
+            return next(x for x in element["annotations"] if x == "person")
+
+        dataset = MapDataset(
+            kind([{"annotations": ["person"]}, {"file_name": "b.jpg", "annotations": []}]), first_person
+        )
+        with pytest.raises(RuntimeError, match=r"mapper .*first_person raised StopIteration while .*'b\.jpg'"):
+            list(torchdata.DataLoader(dataset, batch_size=None))
+
     def test_is_sent_to_other_processes(self):
         dataset = pickle.loads(pickle.dumps(MapDataset([1, 2], lambda x: x * 10)))
         assert isinstance(dataset, MapDataset) and dataset[1] == 20

@@ -1,4 +1,4 @@
-"""What the meta-architectures share on the way in: normalised batches, and entries of the inputs.
+"""What the meta-architectures share: normalised batches, entries of the inputs, and what parts of a model return.
 
 `C` channels, `H` and `W` height and width in pixels.
 """
@@ -13,7 +13,7 @@ from detectron2.layers import move_device_like
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList, Instances
 
-__all__ = ["DetectorBase", "normalized_batch", "required_entry"]
+__all__ = ["DetectorBase", "normalized_batch", "required_entry", "results_and_losses"]
 
 
 def normalized_batch(
@@ -80,6 +80,35 @@ def required_entry(
         have = sorted(batched_inputs[missing[0]])
         raise ValueError(f"input {missing[0]} of the batch has no {key!r}, only {have}: {why}")
     return [item[key].to(device) for item in batched_inputs]
+
+
+def results_and_losses(part: nn.Module, returned: Any, num_images: int | None = None) -> tuple[Any, Any]:
+    """What a proposal generator or ROI heads returned, or an error that names the part.
+
+    Args:
+        part: the module.
+        returned: by its `forward`.
+        num_images: how many results there must be; None where another part takes them as they are.
+
+    Returns:
+        The results, `Instances` for each image, and in training the losses by name.
+
+    Raises:
+        TypeError: it is not such a pair.
+        ValueError: there are more or fewer results than images.
+    """
+    is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
+    if not is_pair or (part.training and not isinstance(returned[1], Mapping)):
+        kinds = [type(x).__name__ for x in returned] if isinstance(returned, (tuple, list)) else type(returned).__name__
+        raise TypeError(
+            f"{type(part).__name__} must return two things: a list with Instances for each image, and a dict of losses "
+            f"(empty in inference). It returned {kinds}. Is a return missing at the end of its forward?"
+        )
+    results = returned[0]
+    if num_images is not None and (not hasattr(results, "__len__") or len(results) != num_images):
+        count = len(results) if hasattr(results, "__len__") else type(results).__name__
+        raise ValueError(f"{type(part).__name__} returned {count} results for {num_images} images, expected one each.")
+    return results, returned[1]
 
 
 class DetectorBase(nn.Module):

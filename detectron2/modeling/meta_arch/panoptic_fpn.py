@@ -24,6 +24,7 @@ from detectron2.structures import ImageList, Instances, ROIMasks
 from detectron2.utils.tracing import when_traced
 
 from .build import META_ARCH_REGISTRY
+from .inputs import results_and_losses
 from .rcnn import GeneralizedRCNN
 from .semantic_seg import build_sem_seg_head, sem_seg_targets
 
@@ -84,7 +85,8 @@ class PanopticFPN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         _, semantic_losses = self.sem_seg_head(features, labels)
         proposals, proposal_losses = self._propose(images, features, batched_inputs, instances)
-        _, detector_losses = self.roi_heads(images, features, proposals, instances)
+        found = self.roi_heads(images, features, proposals, instances)
+        _, detector_losses = results_and_losses(self.roi_heads, found)
         return {**semantic_losses, **proposal_losses, **detector_losses}
 
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented signature
@@ -99,7 +101,8 @@ class PanopticFPN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         scores, _ = self.sem_seg_head(features, None)
         proposals, _ = self._propose(images, features, batched_inputs)
-        detections, _ = self.roi_heads(images, features, proposals, None)
+        found = self.roi_heads(images, features, proposals, None)
+        detections, _ = results_and_losses(self.roi_heads, found, len(images) if do_postprocess else None)
         return self._merge(detections, scores, batched_inputs, images) if do_postprocess else (detections, scores)
 
     def _merge(

@@ -13,13 +13,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import MaskFormat, check_mask_format, detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.modeling.roi_heads import build_roi_heads
+from detectron2.modeling.roi_heads import ROIHeads, build_roi_heads
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image
 
 from ._training_pictures import side_by_side
 from .build import META_ARCH_REGISTRY
-from .inputs import DetectorBase, required_entry
+from .inputs import DetectorBase, required_entry, results_and_losses
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
@@ -90,7 +90,8 @@ class GeneralizedRCNN(DetectorBase):
         targets = self._targets(batched_inputs) if "instances" in batched_inputs[0] else None
         features = self.backbone(images.tensor)
         proposals, proposal_losses = self._propose(images, features, batched_inputs, targets)
-        _, detector_losses = self.roi_heads(images, features, proposals, targets)
+        found = self.roi_heads(images, features, proposals, targets)
+        _, detector_losses = results_and_losses(self.roi_heads, found)
         if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
         return {**detector_losses, **proposal_losses}
@@ -104,7 +105,9 @@ class GeneralizedRCNN(DetectorBase):
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Proposals, generated or taken from the inputs, and the losses of generating them."""
         if self.proposal_generator is not None:
-            return self.proposal_generator(images, features, targets)
+            found = self.proposal_generator(images, features, targets)
+            count = len(images) if isinstance(self.roi_heads, ROIHeads) else None  # others may take anything
+            return results_and_losses(self.proposal_generator, found, count)
         why = "the model has no proposal generator (MODEL.PROPOSAL_GENERATOR.NAME), so every input must bring its own"
         return required_entry(batched_inputs, "proposals", self.device, why), {}
 
@@ -131,7 +134,8 @@ class GeneralizedRCNN(DetectorBase):
         features = self.backbone(images.tensor)
         if detected_instances is None:
             proposals, _ = self._propose(images, features, batched_inputs)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            found = self.roi_heads(images, features, proposals, None)
+            results, _ = results_and_losses(self.roi_heads, found, len(images) if do_postprocess else None)
         else:
             known = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, known)
@@ -221,9 +225,10 @@ class ProposalNetwork(DetectorBase):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if self.training:
-            _, losses = self.proposal_generator(images, features, self._targets(batched_inputs))
-            return losses
-        proposals, _ = self.proposal_generator(images, features, None)
+            found = self.proposal_generator(images, features, self._targets(batched_inputs))
+            return results_and_losses(self.proposal_generator, found)[1]
+        found = self.proposal_generator(images, features, None)
+        proposals, _ = results_and_losses(self.proposal_generator, found, len(images))
         return [
             {"proposals": detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))}
             for result, item, size in zip(proposals, batched_inputs, images.image_sizes, strict=True)

@@ -372,3 +372,31 @@ def test_subclasses_know_the_published_arguments_only(tiny_rcnn_cfg, rcnn_batch)
         assert all(x["instances"].pred_masks.dim() == 4 for x in model(rcnn_batch()))
     with pytest.raises(TypeError, match="mask_format"):
         Older(tiny_rcnn_cfg("TEST.MASK_FORMAT", "rle"))
+
+
+@pytest.mark.parametrize("part", ["proposal_generator", "roi_heads"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda found: None, TypeError, "must return two things: .* It returned NoneType. Is a return missing"),
+        (lambda found: found[0], TypeError, r"must return two things: .* It returned \['Instances'\]"),
+        (lambda found: (None, {}), ValueError, "returned NoneType results for 1 images, expected one each"),
+        (lambda found: (found[0] * 2, {}), ValueError, "returned 2 results for 1 images, expected one each"),
+    ],
+    ids=["none", "no losses", "no results", "too many"],
+)
+def test_parts_that_return_something_else_are_named(model, rcnn_batch, part, change, error, message):
+    module = getattr(model, part)
+    forward, name = module.forward, type(module).__name__
+    module.forward = lambda *args: change(forward(*args))
+    with pytest.raises(error, match=f"{name} {message}"):
+        model.eval()(rcnn_batch()[:1])
+
+
+@pytest.mark.parametrize("part", ["proposal_generator", "roi_heads"])
+def test_parts_without_losses_in_training_are_named(model, rcnn_batch, part):
+    module = getattr(model, part)
+    forward, name = module.forward, type(module).__name__
+    module.forward = lambda *args: (forward(*args)[0], None)
+    with pytest.raises(TypeError, match=rf"{name} must return two things: .* It returned \['list', 'NoneType'\]"):
+        model(rcnn_batch(train=True))
