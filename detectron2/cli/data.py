@@ -482,7 +482,7 @@ def _stop_at_errors(data: AnnotatedImages, exif: str, drops: bool) -> dict[str, 
         findings += form_findings(table, boxes_xyxy, bad) + ([] if drops else box_findings(table, bad, cure))
     # Files that are not there are of no concern where images stay where they are.
     findings += [f for f in file_findings(records, FULL_CHECK_LIMIT, exif=exif) if f.kind in ("file-size", "file-exif")]
-    errors = [f.text for f in findings if f.level == "error"]
+    errors = [f.text for f in findings if f.level == "error" or f.kind in _ONLY_YOU]
     if errors:
         raise DatasetError(data.source, errors)
     for finding in findings:

@@ -602,6 +602,26 @@ def test_fix_writes_nothing_where_only_the_user_knows(tmp_path, capsys, annotati
     assert f"[{said}]" in out and "Wrote nothing" in out and not (tmp_path / "fixed.json").exists()
 
 
+def test_conversion_refuses_what_only_the_user_knows(tmp_path, capsys):
+    file = write_coco(tmp_path, [image(1)], [annotation(n, bbox=(20 + n, 5, 50, 30)) for n in (1, 2)], CATEGORIES[:1])
+    assert main(["data", "convert", str(file), str(tmp_path / "new.json")]) == 1
+    assert "all would fit as corners" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
+
+
+def test_conversion_to_voc_needs_names(tmp_path, capsys):
+    file = write_coco(tmp_path, [image(1)], [annotation(1)], [{"id": 1, "name": " "}])
+    assert main(["data", "convert", str(file), str(tmp_path / "voc"), "--to", "voc"]) == 1
+    assert "the categories with the ids [1] have no name" in capsys.readouterr().err
+    assert not (tmp_path / "voc").exists()
+
+
+def test_fix_reads_true_as_the_loader_does(tmp_path, capsys):
+    file = write_coco(tmp_path, [image(1)], [annotation(1, image_id=True, category_id=True)], CATEGORIES[:1])
+    assert main(["data", "check", str(file), "--fix", str(tmp_path / "fixed.json")]) == 0
+    (fixed,) = json.loads((tmp_path / "fixed.json").read_text())["annotations"]
+    assert (fixed["image_id"], fixed["category_id"]) == (1, 1) and fixed["image_id"] is not True
+
+
 def test_fix_that_loses_the_keypoints_is_no_repair(tmp_path, capsys):
     annotations = [annotation(n, bbox=(n, 3, 10, 11), keypoints=[4, 5, 6, 7]) for n in (1, 2)]
     file = write_coco(tmp_path, [image(1)], annotations, CATEGORIES[:1])

@@ -75,6 +75,9 @@ def _as_id(value: Any) -> int | str | None:
 
 def _meant(value: Any, ids: Mapping[Any, Any], by_text: Mapping[str, Any], changes: Counter[str]) -> Any:
     """Return which of the ids is meant, be it as a number or as text; None if it is none of them."""
+    if isinstance(value, bool) and value in ids:  # true is 1, as where the annotations are read
+        changes["ids written as the images and categories have them"] += 1
+        return int(value)
     found = _as_id(value)
     if found is None or found in ids:
         return found

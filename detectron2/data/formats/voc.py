@@ -293,6 +293,11 @@ def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int
     fill_sizes(data)
     lost: Counter[str] = Counter()
     categories = {c["id"]: c["name"] for c in data.content["categories"]}
+    if empty := [i for i, name in categories.items() if not name.strip()]:
+        raise ValueError(
+            f"{data.source}: the categories with the ids {empty} have no name, without which an object of the VOC "
+            "format cannot be read. Give each a 'name' of its own."
+        )
     entries = data.content["images"]
     names = flat_names(i["file_name"] for i in entries)
     sizes_wh = {i["id"]: (i["width"], i["height"]) for i in entries}
