@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,6 +157,11 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any):
         """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image, or `proposals`."""
         # `instances` in `_predictions` reads like the list of `instances_to_coco_json`.
+        if len(inputs) != len(outputs):
+            raise ValueError(
+                f"{type(self).__name__} got {len(outputs)} outputs of the model for {len(inputs)} inputs; expected one "
+                "for each, in the same order."
+            )
         for input_, output in zip(inputs, outputs, strict=True):
             if "image_id" not in input_:
                 raise KeyError(f"An input of the evaluation has no 'image_id'; it has {sorted(map(str, input_))}.")
@@ -192,6 +197,13 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             self._logger.warning("COCOEvaluator received no predictions: the model or the data loader gave no output.")
             return {}
+        counts = Counter(prediction["image_id"] for prediction in predictions)
+        if twice := [image_id for image_id, count in counts.items() if count > 1]:
+            self._logger.warning(
+                f"{len(twice)} images were given to {type(self).__name__} more than once, such as image_id "
+                f"{twice[0]!r}: all their detections count, and those found again are wrong ones. Give each image "
+                "once, and call reset() before another round."
+            )
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "instances_predictions.pth")

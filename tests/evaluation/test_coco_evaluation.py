@@ -351,6 +351,28 @@ def test_tasks_that_the_predictions_have_nothing_for(coco, tools):
         run(evaluator, tools.jittered(dataset, 0))
 
 
+def test_an_image_that_is_given_twice(coco, tools, caplog):
+    dataset = tools.random_coco(0)
+    pairs = list(tools.jittered(dataset, 0))
+    evaluator = COCOEvaluator(coco(dataset), ("bbox",), distributed=False)
+    run(evaluator, pairs)
+    assert "more than once" not in caplog.text
+    run(evaluator, [*pairs, pairs[0]])
+    assert (
+        f"1 images were given to COCOEvaluator more than once, such as image_id {pairs[0][0]['image_id']}"
+        in caplog.text
+    )
+
+
+def test_as_many_outputs_as_inputs(coco, tools):
+    evaluator = COCOEvaluator(coco(tools.random_coco(0)), distributed=False)
+    evaluator.process([], [])
+    with pytest.raises(
+        ValueError, match="COCOEvaluator got 0 outputs of the model for 1 inputs; expected one for each"
+    ):
+        evaluator.process([{"image_id": 1}], [])
+
+
 def test_inputs_without_an_image_id(coco, tools):
     with pytest.raises(KeyError, match=r"has no 'image_id'; it has .*file_name"):
         COCOEvaluator(coco(tools.random_coco(0))).process([{"file_name": "a.jpg"}], [{}])
