@@ -99,8 +99,7 @@ def check_strides(
     """Refuse maps that are far from the size that their strides promise: every box would be in the wrong place.
 
     Convolutions may round up or down at each step, or have no padding. So a map is refused where its rows or columns
-    differ by three or more from the number expected, and are less than two thirds or more than
-    three halves of it.
+    differ by three or more from the number expected, and are less than two thirds or more than three halves of it.
 
     Args:
         maps: each `(N, C, H, W)`.
@@ -110,6 +109,9 @@ def check_strides(
 
     Raises:
         ValueError: a map has another size.
+
+    Example:
+        >>> check_strides([torch.zeros(1, 8, 16, 24)], ["p2"], [4], torch.zeros(1, 3, 64, 96))
     """
     for x, name, stride in zip(maps, names, strides, strict=False):
         if not isinstance(stride, int | float):  # an anchor generator of someone's own may have others

@@ -71,8 +71,9 @@ def test_maps_that_are_not_there(features, found):
     ],
 )
 def test_strides_that_fit(size_hw, map_hw, stride):
-    check_strides([torch.zeros(1, 2, *map_hw)], ["p2"], [stride], torch.zeros(1, 3, *size_hw))
-    check_strides([torch.zeros(1, 2, *map_hw)], ["p2"], [], torch.zeros(1, 3, *size_hw))
+    maps, images = [torch.zeros(1, 2, *map_hw)], torch.zeros(1, 3, *size_hw)
+    assert check_strides(maps, ["p2"], [stride], images) is None  # no error
+    assert check_strides(maps, ["p2"], [], images) is None
 
 
 @pytest.mark.parametrize(("map_hw", "stride"), [((50, 84), 8), ((50, 84), 32), ((50, 42), 16), ((84, 50), 16)])
