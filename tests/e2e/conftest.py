@@ -3,12 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.synthetic import generate_shapes_dataset
+
+
+def skip_unless_cpus_can_shard():
+    """For runs that also shard a model on processors."""
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip(f"PyTorch {torch.__version__} does not shard models on processors")
+
 
 TINY = [
     "MODEL.DEVICE", "cpu",

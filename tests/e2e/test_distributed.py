@@ -26,7 +26,7 @@ from detectron2.modeling.backbone import ViT
 from detectron2.solver import get_default_optimizer_params
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from tests.e2e.conftest import _tiny_config
+from tests.e2e.conftest import _tiny_config, skip_unless_cpus_can_shard
 
 # Nothing is left to chance: every anchor and every proposal is in the loss, so that it is a mean over images.
 EVERYTHING = [
@@ -224,6 +224,7 @@ def _as_under_torchrun(local_rank, port, folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return (folder, what one process found, what each of two found)."""
+    skip_unless_cpus_can_shard()
     folder = tmp_path_factory.mktemp("distributed")
     _write_data(folder)
     threads = torch.get_num_threads()

@@ -13,6 +13,7 @@ from detectron2.checkpoint.parts import is_parts_folder, read_parts
 from detectron2.engine import ShardedCheckpointer, launch
 from detectron2.inference.loading import load
 from detectron2.utils import comm
+from tests.e2e.conftest import skip_unless_cpus_can_shard
 from tests.e2e.test_distributed import TinyViT, _register, _vit, _vit_step, _write_data
 from tests.e2e.test_sharded_training import _train
 
@@ -85,6 +86,7 @@ def _two(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return (folder, what each process found)."""
+    skip_unless_cpus_can_shard()
     folder = tmp_path_factory.mktemp("parts")
     _write_data(folder)
     launch(_two, 2, args=(str(folder),))

@@ -12,7 +12,7 @@ from detectron2.engine import DefaultTrainer, hooks, launch
 from detectron2.engine.sharding import is_sharded, whole_weights
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from tests.e2e.conftest import _tiny_config
+from tests.e2e.conftest import _tiny_config, skip_unless_cpus_can_shard
 from tests.e2e.test_distributed import EVERYTHING, _register, _write_data
 
 # Frozen parameters, statistics of batch norm that training changes, and parameters of all kinds.
@@ -74,6 +74,7 @@ def _everything(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return (folder, what each process found)."""
+    skip_unless_cpus_can_shard()
     folder = tmp_path_factory.mktemp("sharded")
     _write_data(folder)
     launch(_everything, 2, args=(str(folder),))
