@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import MaskFormat, check_mask_format, detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.modeling.roi_heads import ROIHeads, build_roi_heads
+from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image
 
@@ -106,8 +106,7 @@ class GeneralizedRCNN(DetectorBase):
         """Proposals, generated or taken from the inputs, and the losses of generating them."""
         if self.proposal_generator is not None:
             found = self.proposal_generator(images, features, targets)
-            count = len(images) if isinstance(self.roi_heads, ROIHeads) else None  # others may take anything
-            return results_and_losses(self.proposal_generator, found, count)
+            return results_and_losses(self.proposal_generator, found)  # as many as the ROI heads want
         why = "the model has no proposal generator (MODEL.PROPOSAL_GENERATOR.NAME), so every input must bring its own"
         return required_entry(batched_inputs, "proposals", self.device, why), {}
 
