@@ -143,11 +143,13 @@ class VisImage:
         rings = [ring for ring in rings if len(ring)]
         if not rings:
             return
-        vertices, codes = [], []
-        for ring in rings:
-            vertices += [ring, ring[:1]] if closed else [ring]
-            codes += [Path.MOVETO] + [Path.LINETO] * (len(ring) - 1) + [Path.CLOSEPOLY] * closed
-        path = Path(np.concatenate(vertices).astype(float), np.array(codes, dtype=Path.code_type))
+        vertices = [part for ring in rings for part in ((ring, ring[:1]) if closed else (ring,))]
+        ends = np.cumsum([len(ring) + closed for ring in rings])
+        codes = np.full(ends[-1], Path.LINETO, Path.code_type)
+        codes[0], codes[ends[:-1]] = Path.MOVETO, Path.MOVETO
+        if closed:
+            codes[ends - 1] = Path.CLOSEPOLY
+        path = Path(np.concatenate(vertices).astype(float), codes)
         self._record_path(path, face, edge, linewidth, linestyle)
 
     def draw_disc(self, center_xy: Sequence[float], radius: float, face: Sequence[float]) -> None:

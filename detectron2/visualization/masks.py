@@ -53,12 +53,15 @@ def mask_regions(mask: np.ndarray) -> list[list[np.ndarray]]:
         (1, 2)
     """
     crop, corner_xy = crop_to_content(np.asarray(mask))
-    return _outlines(crop != 0, corner_xy)
+    return _outlines(crop, corner_xy)
 
 
 def _outlines(crop: np.ndarray, corner_xy: tuple[int, int]) -> list[list[np.ndarray]]:
     """The regions of a mask that is given by a part of it, and where in the image that begins."""
-    width, bits = crop.shape[1] + 2, np.pad(crop, 1).view(np.uint8).reshape(-1)
+    height, width = crop.shape[0] + 2, crop.shape[1] + 2
+    framed = np.zeros((height, width), np.bool_)
+    np.not_equal(crop, 0, out=framed[1:-1, 1:-1])
+    bits = framed.view(np.uint8).reshape(-1)
     pixel, side = _sides(bits, width)
     if len(pixel) == 0:
         return []
@@ -70,7 +73,7 @@ def _outlines(crop: np.ndarray, corner_xy: tuple[int, int]) -> list[list[np.ndar
     # Of the four pixels about the first step of a ring, only the last is inside if the ring surrounds a region.
     first_steps = (pixel + np.array([-width, 0, -1, -width - 1])[side]).argsort(kind="stable")
     places = _rings(following.tolist(), first_steps.tolist())
-    order = np.concatenate([np.array(place) for place in places])
+    order = np.concatenate(places)
     counts = np.add.reduceat(turns[order], np.cumsum([0, *map(len, places[:-1])]), dtype=np.int64)
     order = order[turns[order]]
     row, column = np.divmod(pixel[order], width)
@@ -106,7 +109,7 @@ def _followers(bits: np.ndarray, width: int, pixel: np.ndarray, side: np.ndarray
     return order[key[order].searchsorted(4 * next_pixel + next_side)], next_side
 
 
-def _rings(following: list[int], order: list[int]) -> list[list[int]]:
+def _rings(following: list[int], order: list[int]) -> list[np.ndarray]:
     """Closed walks, the indices of each, that begin in an order."""
     is_new, places, missing = np.ones(len(following), bool), [], len(following)
     for start in order:
@@ -118,14 +121,14 @@ def _rings(following: list[int], order: list[int]) -> list[list[int]]:
         while at != start:
             place.append(at)
             at = following[at]
-        is_new[place] = False
+        places.append(np.array(place))
+        is_new[places[-1]] = False
         missing -= len(place)
-        places.append(place)
     return places
 
 
 def _group(
-    rings: list[np.ndarray], places: list[list[int]], pixel: np.ndarray, side: np.ndarray
+    rings: list[np.ndarray], places: list[np.ndarray], pixel: np.ndarray, side: np.ndarray
 ) -> list[list[np.ndarray]]:
     """Put holes behind the outline of their region."""
     starts = [place[0] for place in places]
@@ -191,7 +194,7 @@ class GenericMask:
         elif isinstance(given, np.ndarray):
             if given.shape != (height, width):
                 raise ValueError(f"The mask has shape {given.shape}, the image (height, width) {(height, width)}.")
-            self._mask = given.view(np.uint8) if given.dtype == np.bool_ else given.astype(np.uint8)
+            self._mask = (given if given.dtype == np.bool_ else given != 0).view(np.uint8)
         else:
             raise TypeError(
                 f"A mask must be RLE (dict), polygons (list) or a numpy array, got {type(given).__name__}; "
@@ -203,15 +206,18 @@ class GenericMask:
         """A mask that is empty but for a part of the image, a binary array (rows, columns) that begins at a corner."""
         mask = cls([], height, width)
         mask._polygons = None
-        bits = part.view(np.uint8) if part.dtype == np.bool_ else (part != 0).view(np.uint8)
-        mask._part = (bits, corner_xy)
+        content, (x, y) = crop_to_content(part)
+        bits = content if part.dtype == np.bool_ else content != 0
+        mask._part = bits.view(np.uint8), (corner_xy[0] + x, corner_xy[1] + y)
         return mask
 
     @classmethod
     def without_margins(cls, mask: np.ndarray) -> "GenericMask":
         """The mask of a binary array (height, width), of which only the part with the object is kept."""
-        part, corner_xy = crop_to_content(mask)
-        return cls.from_part(part.copy(), corner_xy, *mask.shape)
+        kept = cls.from_part(mask, (0, 0), *mask.shape)
+        part, corner_xy = kept._content()
+        kept._part = part.copy(), corner_xy
+        return kept
 
     @property
     def mask(self) -> np.ndarray:
@@ -224,7 +230,7 @@ class GenericMask:
         return self._mask
 
     def _content(self) -> tuple[np.ndarray, tuple[int, int]]:
-        """A part of the image with all pixels of the object, and column and row where it begins."""
+        """The smallest part of the image with all pixels of the object, and column and row where it begins."""
         if self._part is None:
             self._part = crop_to_content(self.mask)  # a view
         return self._part
@@ -265,7 +271,7 @@ class GenericMask:
                 self._regions = [[ring if ring_area(ring) >= 0 else ring[::-1]] for ring in rings]
             else:
                 part, corner_xy = self._content()
-                self._regions = _outlines(part != 0, corner_xy)
+                self._regions = _outlines(part, corner_xy)
         return self._regions
 
     def mask_to_polygons(self, mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
@@ -289,10 +295,9 @@ class GenericMask:
             points = np.concatenate(self._polygons).reshape(-1, 2)
             return np.concatenate([points.min(0), points.max(0)])
         part, (left, top) = self._content()
-        crop, (x, y) = crop_to_content(part)
-        if crop.size == 0:
+        if part.size == 0:
             return np.zeros(4)
-        return np.array([left + x, top + y, left + x + crop.shape[1], top + y + crop.shape[0]], dtype=float)
+        return np.array([left, top, left + part.shape[1], top + part.shape[0]], dtype=float)
 
 
 def union_of_masks(masks: Iterable[GenericMask], height: int, width: int) -> np.ndarray:

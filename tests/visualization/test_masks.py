@@ -123,6 +123,12 @@ def test_forms_agree():
     np.testing.assert_array_equal(GenericMask(uncompressed, 2, 3).mask, [[0, 1, 0], [1, 0, 0]])
 
 
+@pytest.mark.parametrize("values", [[0, 1, 0], [0, 256, 0], [0.0, 0.5, -0.0], [0, -1, 0]])
+def test_pixels_of_any_value_are_inside(values):
+    mask = GenericMask(np.array([values]), 1, 3)
+    assert mask.mask.tolist() == [[0, 1, 0]] and mask.area() == 1 and mask.bbox().tolist() == [1, 0, 2, 1]
+
+
 def test_box_of_a_mask():
     mask = np.zeros((20, 30), dtype=bool)
     assert GenericMask(mask, 20, 30).bbox().tolist() == [0, 0, 0, 0]
