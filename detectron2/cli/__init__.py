@@ -4,7 +4,9 @@ Each command is a module with `run(args)`, which is imported only when it is cal
 """
 
 import argparse
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.cli.arguments import parse
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.terminal import PrintableStream
 
 __all__ = ["main"]
@@ -40,12 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Any = PrintableStream(sys.stdout)
     err: Any = PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return _run(args)
+        return _run(args, is_program=argv is None)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, is_program: bool) -> int:
     try:
-        status = importlib.import_module(f"detectron2.cli.{args.command}").run(args) or 0
+        with paused_gc():
+            command = importlib.import_module(f"detectron2.cli.{args.command}")
+            if is_program:  # what is imported stays: the collector need not look at it in any of its passes
+                gc.freeze()
+                atexit.register(gc.unfreeze)
+        status = command.run(args) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

@@ -31,7 +31,8 @@ from detectron2.data.checks.label_maps import label_map_findings, number_of_cate
 from detectron2.data.checks.masks import flat_polygon_findings, mask_findings
 from detectron2.data.checks.report import EMPTY, FULL_CHECK_LIMIT, DatasetReport, inspect_dataset_dicts
 from detectron2.data.datasets.builtin import is_builtin
-from detectron2.data.formats.reading import paused_gc, shorten
+from detectron2.data.formats.reading import shorten
+from detectron2.utils.collector import paused_gc
 
 __all__ = [
     "DatasetError",

@@ -181,11 +181,12 @@ slow = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "omegaconf", "fvco
 slow |= {"hydra", "pycocotools", "hotcoco", "tqdm", "tabulate", "termcolor", "tensorboard", "importlib.metadata"}
 assert not slow & set(sys.modules), slow & set(sys.modules)
 ours = {name for name in sys.modules if name.startswith("detectron2")}
-assert ours == {f"detectron2{name}" for name in ("", ".cli", ".cli.arguments", ".utils", ".utils.terminal")}
+assert ours == {f"detectron2{name}" for name in ("", *USED)}
 """
     parts = [*COMMANDS, *(f"{group} {action}" for group, actions in ACTIONS.items() for action in actions)]
     lines = [[], ["--help"], ["--version"], ["x"], *([*p.split(), w] for p in parts for w in ("--help", "--no-such"))]
-    done = fresh(code.replace("LINES", repr(lines)))
+    used = (".cli", ".cli.arguments", ".utils", ".utils.collector", ".utils.terminal")
+    done = fresh(code.replace("LINES", repr(lines)).replace("USED", repr(used)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: detectron2") == 2 + len(parts)
     assert done.stderr.count(": error: ") == 1 + len(parts)
@@ -198,6 +199,20 @@ def test_ctrl_c_during_the_imports(tmp_path):
     code = "import sys; from detectron2.cli import main; sys.exit(main())"
     done = fresh(code, "train", "--config-file", "x.yaml", path=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (130, "Interrupted.")
+
+
+def test_only_a_program_of_its_own_exempts_its_imports_from_collection():
+    code = """
+import gc, sys
+from detectron2.cli import main
+assert main(["completion", "bash"]) == 0
+assert gc.isenabled() and gc.get_freeze_count() == 0
+sys.argv = ["detectron2", "completion", "bash"]
+assert main() == 0
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+"""
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_choices_are_those_of_the_library():

@@ -32,7 +32,7 @@ from detectron2.data.checks.files import file_findings
 from detectron2.data.checks.findings import AnnotationTable, Finding, Level
 from detectron2.data.checks.label_maps import label_map_findings, segment_findings
 from detectron2.data.checks.masks import flat_polygon_findings, malformed_masks, mask_findings, self_intersections
-from detectron2.data.formats.reading import paused_gc
+from detectron2.utils.collector import paused_gc
 
 __all__ = ["EMPTY", "FULL_CHECK_LIMIT", "DatasetReport", "inspect_dataset_dicts"]
 

@@ -22,9 +22,10 @@ from iopath.common.file_io import file_lock
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.formats.coco import COCO_MISTAKES, CocoReader, keypoint_metadata, write_content
-from detectron2.data.formats.reading import Report, find_duplicates, paused_gc, read_json, shorten, timed
+from detectron2.data.formats.reading import Report, find_duplicates, read_json, shorten, timed
 from detectron2.data.formats.run_lengths import encode_mask, mask_area, run_lengths
 from detectron2.structures import BoxMode
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]

@@ -21,11 +21,11 @@ from detectron2.data.formats.reading import (
     checked_objects,
     checked_size,
     describe,
-    paused_gc,
     read_json,
     shorten,
     timed,
 )
+from detectron2.utils.collector import paused_gc
 
 __all__ = [
     "image_number",

@@ -14,11 +14,11 @@ from detectron2.data.formats.reading import (
     checked_file_name,
     checked_objects,
     is_polygon,
-    paused_gc,
     read_json,
     shorten,
     timed,
 )
+from detectron2.utils.collector import paused_gc
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 

@@ -5,8 +5,9 @@ import os
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.formats.reading import paused_gc, timed
+from detectron2.data.formats.reading import timed
 from detectron2.data.formats.tar_shards import METADATA_KEYS, read_index
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.terminal import without_password
 
 __all__ = ["load_sharded_dataset", "register_sharded_dataset"]

@@ -30,12 +30,12 @@ from detectron2.data.formats.reading import (
     checked_size,
     describe,
     is_polygon,
-    paused_gc,
     read_json,
     shorten,
 )
 from detectron2.data.formats.run_lengths import is_compressed, run_length_totals, run_lengths
 from detectron2.structures import BoxMode
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.file_io import atomic_write
 
 __all__ = [

@@ -5,7 +5,6 @@ A reader walks its file once and hands each mistake to a `Report`, which raises 
 
 import contextlib
 import contextvars
-import gc
 import io
 import json
 import logging
@@ -20,6 +19,7 @@ import numpy as np
 
 from detectron2.data.checks.findings import MAX_CASES, Case, Finding, Level, quantity
 from detectron2.data.tar_members import SCHEME, TarMember
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "image_size_hw",
     "is_polygon",
     "load_json",
-    "paused_gc",
     "read_json",
     "shorten",
     "stored_size_hw",
@@ -49,18 +48,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def paused_gc() -> Iterator[None]:
-    """Let the garbage collector rest while millions of small objects are made; none of them is garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -31,12 +31,12 @@ from detectron2.data.formats.reading import (
     checked_objects,
     describe,
     image_size_hw,
-    paused_gc,
     shorten,
 )
 from detectron2.data.formats.run_lengths import encode_mask
 from detectron2.data.tar_members import TarMember, is_remote
 from detectron2.structures import BoxMode
+from detectron2.utils.collector import paused_gc
 from detectron2.utils.file_io import PathManager, full_disk_named
 from detectron2.utils.terminal import without_password
 
