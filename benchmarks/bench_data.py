@@ -34,6 +34,7 @@ from PIL import Image
 import detectron2.data.transforms as T
 from detectron2.data import DatasetMapper, dataset_mapper, images
 from detectron2.data import detection_utils as utils
+from detectron2.data.resize_later import ResizeLater
 from detectron2.structures import BoxMode
 
 SHORT_EDGES = (640, 672, 704, 736, 768, 800)
@@ -99,6 +100,8 @@ def map_with_seed(mapper: DatasetMapper, record: dict[str, Any], seed: int) -> d
 def compare(mapper: DatasetMapper, records: list[dict[str, Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each image and each round, for the mapper and for Pillow, one after the other for each image."""
     choose_size = T.ResizeShortestEdge(SHORT_EDGES, 1333, "choice")
+    later = make_mapper(use_instance_mask=True)
+    later.augmentations = ResizeLater(later.augmentations.augs)
     seconds: dict[str, list[float]] = defaultdict(list)
     for seed, record in list(enumerate(records)) * (rounds + 1):
         path = record["file_name"]
@@ -106,6 +109,7 @@ def compare(mapper: DatasetMapper, records: list[dict[str, Any]], rounds: int) -
         resize = choose_size.get_transform(np.empty((record["height"], record["width"], 3), np.uint8))
         new_hw = (resize.new_h, resize.new_w)
         seconds["mapper"].append(seconds_of(map_with_seed, mapper, record, seed))
+        seconds["resized later"].append(seconds_of(map_with_seed, later, record, seed))
         with mock.patch.object(images, "opencv", return_value=None):
             seconds["without OpenCV"].append(seconds_of(map_with_seed, mapper, record, seed))
         seconds["decode, resize"].append(seconds_of(decode_and_resize, path, new_hw))

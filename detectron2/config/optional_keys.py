@@ -72,6 +72,7 @@ OPTIONAL_KEYS: dict[str, Any] = {
     "TRAIN.SHARD_MODEL": False,
     "TRAIN.DETERMINISTIC": False,
     "TRAIN.PREFETCH": True,
+    "TRAIN.RESIZE_ON_DEVICE": False,
     "TRAIN.PAD_TO": (),
     "TRAIN.CUDA_GRAPHS": False,
     "TRAIN.GRADIENT_COMPRESSION": "",

@@ -338,7 +338,7 @@ def build_detection_train_loader(
         sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
         if not isinstance(sampler, Iterable):
             raise TypeError(f"sampler must be a torch Sampler, not {type(sampler).__name__}.")
-    return build_batch_data_loader(
+    loader = build_batch_data_loader(
         dataset,
         sampler,
         total_batch_size,
@@ -347,6 +347,8 @@ def build_detection_train_loader(
         collate_fn=collate_fn,
         **kwargs,
     )
+    loader.mapper = mapper if collate_fn is None else None  # for `resize_later`
+    return loader
 
 
 def _check_source(dataset: Any, mapper: Any) -> None:

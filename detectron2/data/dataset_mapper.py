@@ -163,7 +163,11 @@ class DatasetMapper:
         transforms = self.augmentations(aug_input)
         image, sem_seg_gt = aug_input.image, aug_input.sem_seg
         image_shape = image.shape[:2]  # (height, width)
-        dataset_dict["image"] = to_chw_tensor(image)
+        stored = getattr(aug_input, "stored_image", None)  # see `ResizeLater`
+        if stored is None:
+            dataset_dict["image"] = to_chw_tensor(image)
+        else:
+            dataset_dict["stored_image"], dataset_dict["image_size_hw"] = to_chw_tensor(stored), image_shape
         if sem_seg_name is not None:
             _check_label_map(sem_seg_gt, image, sem_seg_name, transforms.transforms)
             labels: Any = sem_seg_gt

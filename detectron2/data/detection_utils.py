@@ -511,15 +511,15 @@ def _masks(annos: list[dict[str, Any]], image_hw: tuple[int, int], mask_format: 
                     f"{describe_annotation(anno, i)} has a polygon of {len(polygon)} numbers; a polygon is "
                     "[x1, y1, ..., xn, yn] with at least three points"
                 )
-    if mask_format == "polygon":
-        if all(isinstance(a["segmentation"], list) for a in annos):
-            return PolygonMasks([a["segmentation"] for a in annos])
-        if torchdata.get_worker_info() is None:  # the many workers of a loader would all say it
-            log_first_n(
-                logging.INFO,
-                "INPUT.MASK_FORMAT is 'polygon', but some images have masks that are not polygons (RLE or bitmaps):"
-                " all masks of such an image are given as bitmaps.",
-            )
+    if all(isinstance(a["segmentation"], list) for a in annos):
+        polygons = PolygonMasks([a["segmentation"] for a in annos])
+        return polygons if mask_format == "polygon" else BitMasks.from_polygon_masks(polygons, *image_hw)
+    if mask_format == "polygon" and torchdata.get_worker_info() is None:  # many workers would all say it
+        log_first_n(
+            logging.INFO,
+            "INPUT.MASK_FORMAT is 'polygon', but some images have masks that are not polygons (RLE or bitmaps):"
+            " all masks of such an image are given as bitmaps.",
+        )
     masks = torch.empty((len(annos), *image_hw), dtype=torch.bool)
     for i, anno in enumerate(annos):
         is_polygon = isinstance(anno["segmentation"], list)

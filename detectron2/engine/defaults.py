@@ -32,6 +32,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.resize_later import resize_later
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, load_or_resume, yaml_config
@@ -332,6 +333,8 @@ class DefaultTrainer(TrainerBase):
         self.train_options = options = TrainOptions.from_cfg(cfg)
         # Data first: an error in the data is then reported before time is spent on anything else.
         data_loader = self._built("build_train_loader", cfg)
+        if options.resize_on_device:
+            resize_later(data_loader)
         cfg = _epochs_to_iterations(cfg, options, data_loader)
         model = prepare_model(self._built("build_model", cfg), options)
         optimizer = self._built("build_optimizer", cfg, model)

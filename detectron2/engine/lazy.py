@@ -18,6 +18,7 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.config.lazy_text import to_yaml
+from detectron2.data.resize_later import resize_later
 from detectron2.data.validation import validate_class_names
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config, load_or_resume
 from detectron2.engine.class_names import match_classes, match_training_classes
@@ -48,6 +49,8 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     resume = resume or resumes_after_restart(cfg.train.output_dir)
     options = TrainOptions.from_lazy(cfg.train)
     loader = instantiate(cfg.dataloader.train)
+    if options.resize_on_device:
+        resize_later(loader)
     validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
     cfg = _epochs_to_iterations(cfg, options, loader)
     max_iter = cfg.train.max_iter

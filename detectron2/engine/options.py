@@ -54,6 +54,7 @@ class TrainOptions:
     channels_last: bool | None = _option("TRAIN.CHANNELS_LAST")
     shard_model: bool = _option("TRAIN.SHARD_MODEL")
     prefetch: bool = _option("TRAIN.PREFETCH")
+    resize_on_device: bool = _option("TRAIN.RESIZE_ON_DEVICE")
     pad_to: tuple[str, ...] = _option("TRAIN.PAD_TO")
     cuda_graphs: bool = _option("TRAIN.CUDA_GRAPHS")
     gradient_compression: str = _option("TRAIN.GRADIENT_COMPRESSION")
@@ -75,6 +76,11 @@ class TrainOptions:
             raise ValueError(
                 "SOLVER.STEP_EPOCHS (train.step_epochs) needs SOLVER.MAX_EPOCHS (train.max_epochs): give the whole "
                 "schedule in epochs, or all of it in iterations."
+            )
+        if self.resize_on_device and not self.prefetch:
+            raise ValueError(
+                "TRAIN.RESIZE_ON_DEVICE (train.resize_on_device) needs TRAIN.PREFETCH (train.prefetch), which brings "
+                "the images to the GPU: set both."
             )
         if self.cuda_graphs and not self.compile:
             raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detectron2.data.resize_later import resize_stored
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.prefetch import Prefetcher
 from detectron2.engine.random_states import random_states_kept
@@ -335,7 +336,7 @@ class SimpleTrainer(TrainerBase):
 
     def _next_batch(self) -> Any:
         try:
-            return next(self._data_loader_iter)
+            return resize_stored(next(self._data_loader_iter))
         except StopIteration:
             raise StopIteration(
                 f"The training data ended in iteration {self.iter}, before the training did. The loader must go on "

@@ -14,6 +14,7 @@ import torch
 
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import check_regions, roi_align
+from detectron2.layers.run_lengths import decode_part
 
 from ._rows import cat_rows, indices_of, rows_of
 from .boxes import Boxes
@@ -129,7 +130,9 @@ class BitMasks(_TensorOfMasks):
         polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         out = np.zeros((len(polygons), height, width), dtype=bool)
         for bitmap, parts in zip(out, polygons, strict=True):
-            bitmap[:] = polygons_to_bitmask(parts, height, width)
+            if len(parts):
+                drawn, (x, y) = decode_part(_encode(parts, height, width))
+                bitmap[y : y + drawn.shape[0], x : x + drawn.shape[1]] = drawn
         return BitMasks(torch.from_numpy(out))
 
     @staticmethod
@@ -383,11 +386,7 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
                [0, 1, 1, 1, 0],
                [0, 0, 0, 0, 0]])
     """
-    if len(polygons) == 0:
-        return np.zeros((height, width), dtype=bool)
-    import pycocotools.mask as mask_util
-
-    return mask_util.decode(_encode(polygons, height, width)).astype(bool)
+    return BitMasks.from_polygon_masks([list(polygons)], height, width).tensor[0].numpy()
 
 
 def _encode(polygons: Sequence[np.ndarray], height: int, width: int) -> Any:

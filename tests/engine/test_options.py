@@ -41,6 +41,7 @@ def test_yaml_and_lazy_names_agree(row):
         ({"early_stopping_patience": 1}, "TEST.BEST_METRIC"),
         ({"best_metric": "validation/total_loss"}, "is measured where TEST.VALIDATION_LOSS_PERIOD"),
         ({"cuda_graphs": True}, "set both"),
+        ({"resize_on_device": True, "prefetch": False}, "needs TRAIN.PREFETCH"),
         ({"amp_dtype": "bf16"}, "empty, bfloat16 or float16"),
         ({"pad_to": ("800",)}, "a height and a width such as 800x1344"),
         ({"gradient_compression": "int8"}, "empty, bf16 or fp16"),
