@@ -490,6 +490,12 @@ class DetectionCheckpointer(Checkpointer):
         report.log(self.logger, self._source)
 
 
-def parameter_versions(model: nn.Module) -> int:
-    """Return a number that changes when a parameter is written to."""
-    return sum(0 if p.is_inference() else p._version for p in model.parameters())
+def parameter_versions(model: nn.Module) -> tuple[int, list[float]]:
+    """Return what changes when the parameters are written to: PyTorch's count of writes, and one value of each.
+
+    Fused optimizers write without counting.
+    """
+    parameters = [p for p in model.parameters() if not p.is_meta]
+    local = [getattr(p, "to_local", lambda p=p: p)().detach() for p in parameters]  # of a model in shards
+    first = [v for p in local for v in p[(slice(1),) * p.dim()].reshape(-1).tolist()]
+    return sum(0 if p.is_inference() else p._version for p in parameters), first

@@ -128,6 +128,17 @@ def test_model_that_was_trained_since_is_not_compared(cfg, weights, other):
     assert not match_classes(model, [name])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_fine_tuning_on_other_classes_is_evaluated(cfg, weights, other, fused):
+    """An update in one kernel writes to parameters without PyTorch's count of writes."""
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (other(lambda c: c + "s"),)
+    cfg.MODEL.WEIGHTS, cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = weights, 2, 1
+    cfg.SOLVER.FUSED = fused
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert trainer.train()["bbox"]
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_training_goes_on_with_the_labels_of_the_weights(cfg, weights, other, shapes, resume):
     cfg.DATASETS.TRAIN = (other(str, reverse=True),)
