@@ -139,7 +139,7 @@ def read_torch_file(path: str, mapped: bool = False) -> Any:
     """Read a local file of `torch.save` onto the CPU.
 
     With `mapped`, tensors that are not used are not read, nor compared with their check sums. A file with more than
-    tensors, NumPy arrays, plain containers and `argparse.Namespace` is an `UnsafeCheckpointError`; one that is damaged
+    tensors, NumPy arrays, plain containers and settings is an `UnsafeCheckpointError`; one that is damaged
     is a `ValueError`.
     """
     try:
@@ -245,16 +245,21 @@ def as_checkpoint(data: Any, path: str, is_pickle: bool) -> dict[str, Any]:
         if all(isinstance(value, np.ndarray) for value in arrays.values()):
             author = {"__author__": "Caffe2"} if not any("." in str(key) for key in arrays) else {}
             return {"model": arrays, "matching_heuristics": True, **author}
-    _require_tensors(data, path, ", and there are no weights under 'model' or 'state_dict'")
+    others = [k for k, v in data.items() if isinstance(v, Mapping) and v and all(map(torch.is_tensor, v.values()))]
+    cure = ""
+    if others and os.path.isfile(path) and file_format(path) == "torch":
+        take = f"import torch; torch.save({{'model': torch.load({path!r})[{others[0]!r}]}}, 'weights.pth')"
+        cure = f' There are weights under {others}. To take them out of the file: python -c "{take}".'
+    _require_tensors(data, path, ", and there are no weights under 'model' or 'state_dict'", cure)
     return {"model": data}
 
 
-def _require_tensors(weights: Mapping[Any, Any], where: str, more: str = "") -> None:
+def _require_tensors(weights: Mapping[Any, Any], where: str, why: str = "", cure: str = "") -> None:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
             what = f"a {type(value).__name__}, not a tensor" if isinstance(name, str) else "not a name of weights"
             raise ValueError(
-                f"{where}: {str(name)[:100]!r} is {what}{more}. The keys are {sorted(map(str, weights))[:10]}."
+                f"{where}: {str(name)[:100]!r} is {what}{why}. The keys are {sorted(map(str, weights))[:10]}.{cure}"
             )
 
 

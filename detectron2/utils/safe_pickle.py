@@ -1,4 +1,4 @@
-"""Read pickles that hold only arrays, tensors, plain containers and arguments of programs (`argparse.Namespace`).
+"""Read pickles of arrays, tensors, plain containers and settings (`argparse.Namespace`; `CfgNode`, as dictionaries).
 
 A pickle is a program. This interpreter of it looks every global up in a short list, and none of the listed functions
 runs code from the file or hands state from the file to NumPy unchecked: arrays and dtypes are first collected in
@@ -125,6 +125,8 @@ def stand_in_globals() -> dict[str, Any]:
         table[f"{package}.multiarray._reconstruct"] = _reconstruct
         table[f"{package}.multiarray.scalar"] = _scalar
         table[f"{package}.numeric._frombuffer"] = _from_buffer
+    for module in ("yacs.config", "fvcore.common.config", "detectron2.config.config", "detectron2.config.node"):
+        table[f"{module}.CfgNode"] = OrderedDict  # which PyTorch's reader fills, unlike other dictionaries
     return table
 
 

@@ -4,6 +4,7 @@ import builtins
 import io
 import os
 import pickle
+import re
 import subprocess
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
@@ -11,8 +12,10 @@ from collections import Counter, OrderedDict, defaultdict
 import numpy as np
 import pytest
 import torch
+import yacs.config
 
 from detectron2.checkpoint import DetectionCheckpointer, UnsafeCheckpointError
+from detectron2.config import CfgNode
 from detectron2.utils.safe_pickle import read_pickle
 
 MARK = "mark_of_the_attacker"
@@ -326,6 +329,32 @@ def test_the_program_may_declare_its_own_types_safe(tmp_path, name):
         load(path)
     with torch.serialization.safe_globals([CustomState]):
         assert load(path)["extra"].x == 1
+
+
+@pytest.mark.parametrize("name", ["model.pth", "old.pth", "model.pkl"])
+@pytest.mark.parametrize("node", [CfgNode, yacs.config.CfgNode])
+def test_config_nodes_are_read_as_dictionaries(tmp_path, name, node):
+    content = {"model": torch.nn.Linear(1, 1).state_dict(), "cfg": node({"A": {"B": [1, (2, "x")]}, "C": {}})}
+    content["cfg"].freeze()
+    if name == "model.pkl":
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=name != "old.pth")
+    found = load(tmp_path / name)["cfg"]
+    assert found == {"A": {"B": [1, (2, "x")]}, "C": {}} and type(found) is type(found["A"]) is OrderedDict
+
+
+@pytest.mark.parametrize("key", ["model_ema", "teacher"])
+def test_weights_under_another_key_are_pointed_at(tmp_path, monkeypatch, key):
+    torch.save({"epoch": 3, key: torch.nn.Linear(1, 1).state_dict(), "optimizer": {}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=rf"There are weights under \['{key}'\]") as e:
+        load(tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'python -c "(.*)"', str(e.value))[1], {})
+    assert load(tmp_path / "weights.pth") == {}
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"The keys are \['epoch', 'optimizer'\]\.$"):
+        load(tmp_path / "model.pth")
 
 
 def test_declarations_of_the_program_survive_a_load(tmp_path):
