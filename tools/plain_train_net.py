@@ -21,6 +21,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import create_ddp_model, default_setup, default_writers
 from detectron2.engine.checkpointing import iteration_after
 from detectron2.engine.class_names import match_classes
+from detectron2.engine.random_states import random_states, set_random_states
 from detectron2.engine.run_folder import resumes_after_restart, training_in
 from detectron2.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
@@ -51,24 +52,30 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     model.train()
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
+    loader = build_detection_train_loader(cfg)
+    state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "data_loader": loader}
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, **state)
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     # MODEL.WEIGHTS may come from another run: its iteration does not apply here
-    start = 0
+    start, former = 0, []
     if resume and checkpointer.has_checkpoint():
         start = iteration_after(loaded.get("iteration", -1), checkpointer.get_checkpoint_file())
+        former = loaded.get("random_states", [])  # of each process
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
-    loader = build_detection_train_loader(cfg)
     logger.info("Training from iteration %d to %d", start, max_iter)
     if 0 < start >= max_iter:  # resumed behind the last iteration
         logger.warning("No iteration is left: the model is evaluated. To train longer, raise SOLVER.MAX_ITER.")
         if not checkpointer.get_checkpoint_file().endswith("model_final.pth"):
             checkpointer.save("model_final", iteration=start - 1)
     with training_in(cfg.OUTPUT_DIR, start), EventStorage(start) as storage:
+        if start:
+            checkpointer.remove_leftovers()
         for iteration, data in zip(range(start, max_iter), loader, strict=False):
             storage.iter = iteration
+            if iteration == start and len(former) == comm.get_world_size():
+                set_random_states(former[comm.get_rank()])
             loss_dict = model(data)
             losses: Any = sum(loss_dict.values())
             reduced = comm.reduce_dict(loss_dict)
@@ -85,12 +92,13 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             if cfg.TEST.EVAL_PERIOD > 0 and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0 and not is_last:
                 do_test(cfg, model)
                 comm.synchronize()
-            if iteration - start > 5 and ((iteration + 1) % 20 == 0 or is_last):
+            if (iteration + 1) % 20 == 0 or is_last:
                 for writer in writers:
                     writer.write()
                 if comm.is_main_process() and not math.isfinite(storage.latest()["total_loss"][0]):
                     raise FloatingPointError(f"The loss is not finite in iteration {iteration} or before.")
-            periodic_checkpointer.step(iteration)
+            is_saved = is_last or (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0
+            periodic_checkpointer.step(iteration, random_states=comm.gather(random_states()) if is_saved else [])
     for writer in writers:
         writer.close()
 

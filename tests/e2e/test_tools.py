@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detectron2.engine import default_argument_parser
+from tests.e2e.test_resume import assert_same
 from tests.engine.conftest import restore_logging
 
 __all__ = ["restore_logging"]
@@ -48,6 +49,26 @@ def test_plain_training_resume_and_fine_tuning(plain, tmp_path):
         ValueError, match=r"model_final\.pth says that it was saved after iteration 1\.5, which must be"
     ):
         plain(first, "--resume", *longer)
+
+
+def test_plain_training_resumes_exactly(plain, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    options = ["SOLVER.MAX_ITER", 4, "SEED", 3, "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)", "DATASETS.TEST", "()"]
+    plain(whole, *options)
+    part.mkdir()  # as a process leaves it that is killed while it saves
+    shutil.copy(whole / "model_0000001.pth", part)
+    (part / "last_checkpoint").write_text("model_0000001.pth")
+    (part / "model_0000003.pth.99999923.tmp").write_text("half")
+    assert plain(part, "--resume", *options) == [
+        "model_0000001.pth",
+        "model_0000002.pth",
+        "model_0000003.pth",
+        "model_final.pth",
+    ]
+    states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, part)]
+    assert_same(*states)
+    assert "total_loss" in (part / "metrics.json").read_text()
+    assert not list(part.glob("*.tmp"))
 
 
 @pytest.fixture
