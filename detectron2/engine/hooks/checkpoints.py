@@ -46,10 +46,15 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     def before_train(self) -> None:
         """Take `max_iter` from the trainer, and find the checkpoints of a former run in the folder."""
         self.max_iter = self.trainer.max_iter
-        folder = self.checkpointer.save_dir
-        if 0 < self.trainer.start_iter >= self.max_iter:
+        if self.trainer.start_iter == 0:
+            return
+        self._take_over(self.checkpointer.save_dir)
+        if self.trainer.start_iter >= self.max_iter:  # after leftovers are gone: what is being saved looks like one
             _complete(self.trainer, self.checkpointer, f"{self.file_prefix}_final")
-        if self.trainer.start_iter == 0 or not os.path.isdir(folder):
+
+    def _take_over(self, folder: str) -> None:
+        """Find the checkpoints of the former run, and remove what it had no time to remove."""
+        if not os.path.isdir(folder):
             return
         name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.(pth|safetensors|sharded)")
         start = self.trainer.start_iter
@@ -57,7 +62,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         self.recent_checkpoints = [os.path.join(folder, entry) for at, entry in sorted(found) if at < start]
         if not self.checkpointer.save_to_disk:
             return
-        self._remove_old()  # the former process was killed before it removed these
+        self._remove_old()
         if isinstance(self.checkpointer, DetectionCheckpointer):
             self.checkpointer.remove_leftovers()
 

@@ -241,3 +241,13 @@ class TestLastCheckpoints:
                 (tmp_path / "model_0000003.pth").unlink()
                 folder.mkdir()  # as if it had been one of parts
         assert not folder.exists()
+
+    def test_the_final_one_that_is_being_saved_is_no_leftover(self, tmp_path):
+        """A model that is split is saved to a folder with such a name, which a thread fills."""
+        t = trainer()
+        keeper = DetectionCheckpointer(t.model, str(tmp_path))
+        (tmp_path / "model_0000001.sharded.tmp").mkdir()
+        keeper.save = lambda name, **_: (tmp_path / f"{name}.sharded.tmp").mkdir()
+        t.register_hooks([hooks.PeriodicCheckpointer(keeper, period=2)])
+        t.train(4, 4)
+        assert [p.name for p in tmp_path.iterdir()] == ["model_final.sharded.tmp"]
