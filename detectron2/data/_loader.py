@@ -10,6 +10,7 @@ import functools
 import gc
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -193,6 +194,17 @@ def _start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) 
         queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # pyright: ignore[reportAttributeAccessIssue]
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+    if _is_orphan():  # torch's own watch, which begins after this, would take the new parent for the main process
+        os._exit(1)
+
+
+def _is_orphan() -> bool:
+    """Return whether the process that started this one has ended."""
+    main = multiprocessing.parent_process()
+    own_method = getattr(type(multiprocessing.current_process()), "_start_method", None)
+    if main is not None and (own_method or multiprocessing.get_start_method()) == "fork":
+        return main.pid != os.getppid()  # other workers have the ends of pipes that would tell
+    return main is not None and not main.is_alive()
 
 
 def _death_of(workers: Sequence[Any]) -> RuntimeError | None:

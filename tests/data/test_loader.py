@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import select
 import signal
 import threading
 import time
@@ -360,6 +361,33 @@ class TestWorkers:
         with pytest.raises(RuntimeError, match=rf"(?s)A data loading worker \S* ?{told}"):
             list(batches)
 
+    def test_the_main_process_is_killed_while_they_start(self):
+        """Torch's own check takes whatever process is their parent then, such as that of the system, for the main."""
+        reading, writing = os.pipe()
+
+        def outlive_the_main_process(worker_id):
+            main = os.getppid()
+            os.write(writing, b"%d\n" % os.getpid())
+            while os.getppid() == main:
+                time.sleep(0.01)
+
+        def train():
+            batches = iter(_loader.GuardedLoader([1] * 4, num_workers=1, worker_init_fn=outlive_the_main_process))
+            time.sleep(60)
+            list(batches)
+
+        process = mp.get_context("fork").Process(target=train)
+        process.start()
+        os.close(writing)
+        worker = int(os.read(reading, 20))
+        process.kill()
+        process.join()
+        has_ended = bool(select.select([reading], [], [], 15)[0])  # once nobody can write
+        os.close(reading)
+        if not has_ended:
+            os.kill(worker, signal.SIGKILL)
+        assert has_ended
+
     def test_a_worker_that_ends_itself(self):
         loader = train_loader(mapper=lambda record: os._exit(3), num_workers=1)
         with pytest.raises(RuntimeError, match=r"ended by itself .*exit code 3"):
@@ -418,6 +446,12 @@ class TestWorkers:
         )
         ((frozen, tracked),) = next(iter(loader))
         assert frozen > 10 * tracked
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_workers_that_are_not_forked(self, method):
+        """The parent of one that a server has forked is never the main process."""
+        loader = _loader.GuardedLoader([3, 4], num_workers=1, multiprocessing_context=method)
+        assert torch.cat(list(loader)).tolist() == [3, 4]
 
     def test_own_start_of_workers(self, tmp_path):
         path = tmp_path / "started"
