@@ -196,11 +196,13 @@ def _describe_schedule(solver: CfgNode) -> str:
         warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
         word = "at" if solver.WARMUP_METHOD == "constant" else "from"
         parts.append(f"warm-up {word} {solver.BASE_LR * solver.WARMUP_FACTOR:g} for {warmup} iterations")
+    # The steps, which the configs of the zoo set for any schedule, always count as read; the other keys where they are.
     steps = ", ".join(str(step) for step in solver.STEPS if step < solver.MAX_ITER)
-    texts = {
-        "WarmupMultiStepLR": f"times {solver.GAMMA:g} at {steps}" if steps else "constant",
-        "WarmupCosineLR": f"half a cosine to {solver.BASE_LR_END:g}",
-        "WarmupStepWithFixedGammaLR": f"{solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}",
-    }
-    name: str = solver.LR_SCHEDULER_NAME
-    return ", then ".join([*parts, texts.get(name, name)])
+    text: str = solver.LR_SCHEDULER_NAME
+    if text == "WarmupMultiStepLR":
+        text = f"times {solver.GAMMA:g} at {steps}" if steps else "constant"
+    elif text == "WarmupCosineLR":
+        text = f"half a cosine to {solver.BASE_LR_END:g}"
+    elif text == "WarmupStepWithFixedGammaLR":
+        text = f"{solver.NUM_DECAYS} times multiplied by {solver.GAMMA:g}"
+    return ", then ".join([*parts, text])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detectron2.config import get_cfg
+from detectron2.config.unread import warn_of_unread
 from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.engine.hooks.run_summary import RunSummary, count_images, explain_data, explain_schedule
@@ -199,3 +200,21 @@ def test_explanation_of_a_scaled_and_of_a_high_rate():
     assert "usually trained with 0.0025 for 2 images" in explain_schedule(high)["note"]
     high.merge_from_list(["SOLVER.OPTIMIZER", "AdamW"])
     assert "note" not in explain_schedule(high)
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"),
+    [
+        ("WarmupMultiStepLR", {"SOLVER.BASE_LR_END = 0.001", "SOLVER.NUM_DECAYS = 5"}),
+        ("WarmupCosineLR", {"SOLVER.GAMMA = 0.5", "SOLVER.NUM_DECAYS = 5"}),
+        ("WarmupStepWithFixedGammaLR", {"SOLVER.BASE_LR_END = 0.001"}),
+    ],
+)
+def test_the_explanation_reads_what_the_schedule_reads(name, unread, caplog):
+    """Otherwise no warning tells of keys without effect."""
+    cfg = get_cfg()
+    cfg.merge_from_list(["SOLVER.BASE_LR_END", 0.001, "SOLVER.NUM_DECAYS", 5, "SOLVER.GAMMA", 0.5])
+    cfg.merge_from_list(["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEPS", (7,)])
+    explain_schedule(cfg)
+    warn_of_unread(cfg, None, "SOLVER")
+    assert {line.strip() for line in caplog.text.splitlines()[1:]} == unread
