@@ -14,7 +14,7 @@ from torch import nn
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, RotatedBoxes
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -315,6 +315,4 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
     """Build the anchor generator that `cfg.MODEL.ANCHOR_GENERATOR.NAME` names, for feature maps of these shapes."""
-    return lookup(ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME, "MODEL.ANCHOR_GENERATOR.NAME")(
-        cfg, input_shape
-    )
+    return build_part(ANCHOR_GENERATOR_REGISTRY, "MODEL.ANCHOR_GENERATOR.NAME", cfg, input_shape=input_shape)

@@ -6,11 +6,12 @@
 import difflib
 import functools
 import importlib
+import traceback
 from typing import Any
 
 from fvcore.common.registry import Registry
 
-__all__ = ["PartRegistry", "Registry", "convert_target_to_string", "locate", "lookup"]
+__all__ = ["PartRegistry", "Registry", "build_part", "convert_target_to_string", "locate", "lookup"]
 
 
 class PartRegistry(Registry):
@@ -49,6 +50,38 @@ def lookup(registry: Registry, name: str, key: str) -> Any:
         f"{key} is {name!r}, which is not registered. {hint}Registered are: {', '.join(names) or 'none'}. A class of "
         f"your own is registered once the module that defines it has been imported."
     )
+
+
+# Modules whose frames lie between a call and the constructor that is meant: those of `configurable` and `nn.Module`.
+_CALLERS = {"detectron2.config.config", "torch.nn.modules.module"}
+
+
+def build_part(registry: Registry, key: str, cfg: Any, **arguments: Any) -> Any:
+    """Call the registered object that a config names, with the config and further arguments, by their places.
+
+    Args:
+        registry: where it is registered.
+        key: the key of the config with its name.
+        cfg: the config.
+        **arguments: what else it is called with; the names are for messages.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        KeyError: it is not registered; see `lookup`.
+        TypeError: it takes other arguments.
+    """
+    name = functools.reduce(getattr, key.split("."), cfg)
+    part = lookup(registry, name, key)
+    try:
+        return part(cfg, *arguments.values())
+    except TypeError as error:
+        frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not _CALLERS.issuperset(frames[1:]):  # it was called, and made an error itself
+            raise
+        called = f"{part.__module__}.{part.__qualname__}({', '.join(['cfg', *arguments])})"
+        raise TypeError(f"{key} is {name!r}, which is built by {called}, and this failed: {error}") from error
 
 
 def locate(name: str) -> Any:

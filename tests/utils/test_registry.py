@@ -1,10 +1,13 @@
 import collections
 import os.path
+import re
 
 import fvcore.common.registry
 import pytest
+import torch
 
-from detectron2.utils.registry import PartRegistry, Registry, convert_target_to_string, locate, lookup
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import PartRegistry, Registry, build_part, convert_target_to_string, locate, lookup
 
 
 def test_registry_is_that_of_fvcore():
@@ -54,8 +57,6 @@ def test_locate_reports_a_missing_dependency_of_a_module(tmp_path, monkeypatch):
 
 
 def test_target_to_string_is_short_and_leads_back():
-    import torch
-
     assert convert_target_to_string(collections.OrderedDict) == "collections.OrderedDict"
     assert convert_target_to_string(torch.optim.SGD) == "torch.optim.SGD"  # defined in torch.optim.sgd
     path = convert_target_to_string(Registry)
@@ -75,6 +76,82 @@ def test_lookup():
     assert lookup(registry, "Outer", "MODEL.THING") is Outer
     with pytest.raises(KeyError, match="Did you mean 'Outer'"):
         lookup(registry, "Outter", "MODEL.THING")
+
+
+class Own:
+    def __init__(self, cfg, shape):
+        self.built_from = cfg, shape
+
+
+class OwnWithoutShape:
+    def __init__(self, cfg):
+        pass
+
+
+class OwnFromConfig:
+    @configurable
+    def __init__(self, width):
+        pass
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {"width": 1}
+
+
+class OwnThatIsIncomplete(OwnFromConfig):
+    @configurable
+    def __init__(self, width, depth):
+        pass
+
+    @classmethod
+    def from_config(cls, cfg, shape):
+        return {"width": 1}
+
+
+class OwnModule(torch.nn.Module):
+    pass
+
+
+class OwnWithAnError(Own):
+    def __init__(self, cfg, shape):
+        super().__init__()
+
+
+def build(part):
+    registry = Registry("THING")
+    registry.register(part)
+    cfg = CfgNode({"MODEL": {"THING": part.__name__}})
+    return cfg, build_part(registry, "MODEL.THING", cfg, shape=3)
+
+
+def test_a_part_is_built():
+    cfg, part = build(Own)
+    assert part.built_from == (cfg, 3)
+    with pytest.raises(KeyError, match=r"MODEL\.THING is 'Own', which is not registered"):
+        build_part(Registry("THING"), "MODEL.THING", cfg, shape=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        (OwnWithoutShape, r"OwnWithoutShape\.__init__\(\) takes 2 positional arguments but 3 were given"),
+        (OwnFromConfig, r"OwnFromConfig\.from_config\(\) takes 2 positional arguments but 3 were given"),
+        (OwnThatIsIncomplete, r"OwnThatIsIncomplete\.__init__\(\) missing 1 required positional argument: 'depth'"),
+        (OwnModule, r"OwnModule\.__init__\(\) takes 1 positional argument but 3 were given"),
+        (lambda cfg: None, r"takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_a_part_that_takes_other_arguments(part, what):
+    called = re.escape(
+        f"MODEL.THING is '{part.__name__}', which is built by {__name__}.{part.__qualname__}(cfg, shape), "
+    )
+    with pytest.raises(TypeError, match=f"{called}and this failed: .*{what}"):
+        build(part)
+
+
+def test_an_error_in_a_part_is_left_as_it_is():
+    with pytest.raises(TypeError, match=r"^Own\.__init__\(\) missing 2 required"):
+        build(OwnWithAnError)
 
 
 def test_parts_of_the_same_name():

@@ -3,7 +3,7 @@
 from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import PartRegistry, lookup
+from detectron2.utils.registry import PartRegistry, build_part
 
 from .backbone import Backbone
 
@@ -25,11 +25,10 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
-    name = cfg.MODEL.BACKBONE.NAME
-    backbone = lookup(BACKBONE_REGISTRY, name, "MODEL.BACKBONE.NAME")(cfg, input_shape)
+    backbone = build_part(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg, input_shape=input_shape)
     if not isinstance(backbone, Backbone):
         raise TypeError(
-            f"MODEL.BACKBONE.NAME {name!r} built a {type(backbone).__name__}; "
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} built a {type(backbone).__name__}; "
             "a backbone must derive from detectron2.modeling.Backbone"
         )
     return backbone

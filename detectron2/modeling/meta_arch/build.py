@@ -1,14 +1,13 @@
 """Building a whole model from a config."""
 
 import logging
-from typing import Any
 
 import torch
 from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.config.values import changed_keys_in, check_values
-from detectron2.utils.registry import PartRegistry, lookup
+from detectron2.utils.registry import PartRegistry, build_part
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
 
@@ -32,9 +31,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     check_values(cfg, "MODEL.* INPUT.* TEST.*")
     device = _available_device(cfg.MODEL.DEVICE)
-    architecture: Any = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     try:
-        model = architecture(cfg)
+        model = build_part(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg)
     except (ValueError, RuntimeError) as e:
         keys = changed_keys_in(cfg, str(e)) if type(e) in (ValueError, RuntimeError) else []
         if not keys:  # or it is an error of the device

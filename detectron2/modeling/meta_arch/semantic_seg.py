@@ -18,7 +18,7 @@ from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.modeling.backbone import Backbone, build_backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
-from detectron2.utils.registry import PartRegistry
+from detectron2.utils.registry import PartRegistry, build_part
 
 from .build import META_ARCH_REGISTRY
 from .inputs import DetectorBase
@@ -101,7 +101,7 @@ SEM_SEG_HEADS_REGISTRY = PartRegistry("SEM_SEG_HEADS")
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """The semantic head that `cfg.MODEL.SEM_SEG_HEAD.NAME` names, for a backbone of shape `input_shape`."""
-    return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+    return build_part(SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME", cfg, input_shape=input_shape)
 
 
 def semantic_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_value: int) -> torch.Tensor:

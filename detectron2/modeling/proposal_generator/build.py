@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 __all__ = ["PROPOSAL_GENERATOR_REGISTRY", "build_proposal_generator"]
 
@@ -23,7 +23,6 @@ def build_proposal_generator(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.
 
     It is None for the name "PrecomputedProposals", with which proposals come with the input.
     """
-    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if name == "PrecomputedProposals":
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         return None
-    return lookup(PROPOSAL_GENERATOR_REGISTRY, name, "MODEL.PROPOSAL_GENERATOR.NAME")(cfg, input_shape)
+    return build_part(PROPOSAL_GENERATOR_REGISTRY, "MODEL.PROPOSAL_GENERATOR.NAME", cfg, input_shape=input_shape)

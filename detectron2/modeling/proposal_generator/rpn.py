@@ -18,7 +18,7 @@ from detectron2.layers.conv_chain import chain_of, conv_chain
 from detectron2.layers.shape_spec import check_strides, select_maps, select_shapes
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 from .. import fixed_shapes
 from ..anchor_generator import build_anchor_generator
@@ -41,7 +41,7 @@ and returns a module that maps feature maps to objectness logits and anchor delt
 
 def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
     """Build the head that `cfg.MODEL.RPN.HEAD_NAME` names, for feature maps of these shapes."""
-    return lookup(RPN_HEAD_REGISTRY, cfg.MODEL.RPN.HEAD_NAME, "MODEL.RPN.HEAD_NAME")(cfg, input_shape)
+    return build_part(RPN_HEAD_REGISTRY, "MODEL.RPN.HEAD_NAME", cfg, input_shape=input_shape)
 
 
 @RPN_HEAD_REGISTRY.register()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, blocks
 from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]
 
@@ -100,4 +100,4 @@ class FastRCNNConvFCHead(nn.Sequential):
 
 def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     """The box head that `cfg.MODEL.ROI_BOX_HEAD.NAME` names, for regions of shape `input_shape`."""
-    return lookup(ROI_BOX_HEAD_REGISTRY, cfg.MODEL.ROI_BOX_HEAD.NAME, "MODEL.ROI_BOX_HEAD.NAME")(cfg, input_shape)
+    return build_part(ROI_BOX_HEAD_REGISTRY, "MODEL.ROI_BOX_HEAD.NAME", cfg, input_shape=input_shape)

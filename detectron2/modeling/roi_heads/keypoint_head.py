@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, interpolate
 from detectron2.structures import Instances, heatmaps_to_keypoints
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 from .numerics import full_precision, split_by_image
 
@@ -37,9 +37,7 @@ _IGNORED_CELL = -100  # the label that cross entropy passes over
 
 def build_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     """The keypoint head that `cfg.MODEL.ROI_KEYPOINT_HEAD.NAME` names, for features of shape `input_shape`."""
-    return lookup(ROI_KEYPOINT_HEAD_REGISTRY, cfg.MODEL.ROI_KEYPOINT_HEAD.NAME, "MODEL.ROI_KEYPOINT_HEAD.NAME")(
-        cfg, input_shape
-    )
+    return build_part(ROI_KEYPOINT_HEAD_REGISTRY, "MODEL.ROI_KEYPOINT_HEAD.NAME", cfg, input_shape=input_shape)
 
 
 def _count_skipped_batch() -> None:

@@ -16,7 +16,7 @@ from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, blocks, cat
 from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage, put_image, put_scalar
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 from .numerics import full_precision, select_class, split_by_image
 
@@ -211,4 +211,4 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
 
 def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     """The mask head that `cfg.MODEL.ROI_MASK_HEAD.NAME` names, for features of shape `input_shape`."""
-    return lookup(ROI_MASK_HEAD_REGISTRY, cfg.MODEL.ROI_MASK_HEAD.NAME, "MODEL.ROI_MASK_HEAD.NAME")(cfg, input_shape)
+    return build_part(ROI_MASK_HEAD_REGISTRY, "MODEL.ROI_MASK_HEAD.NAME", cfg, input_shape=input_shape)

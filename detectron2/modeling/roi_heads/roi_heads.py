@@ -27,7 +27,7 @@ from detectron2.modeling.proposal_generator.proposal_utils import (
 from detectron2.modeling.sampling import check_labels, subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import put_scalar
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 from .box_head import build_box_head
 from .fast_rcnn import FastRCNNOutputLayers
@@ -279,7 +279,7 @@ ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
 
 def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """The ROI heads that `cfg.MODEL.ROI_HEADS.NAME` names, for a backbone of shape `input_shape`."""
-    return lookup(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME, "MODEL.ROI_HEADS.NAME")(cfg, input_shape)
+    return build_part(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME", cfg, input_shape=input_shape)
 
 
 def _optional_pooler(head: CfgNode, in_features: list[str], input_shape: dict[str, ShapeSpec]) -> tuple[Any, Any]:

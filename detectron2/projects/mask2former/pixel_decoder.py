@@ -19,7 +19,7 @@ from detectron2.layers import DeformableEncoderLayer, MultiScaleDeformableAttent
 from detectron2.layers.blocks import conv_norm
 from detectron2.layers.weight_init import c2_xavier_fill
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from detectron2.utils.registry import lookup
+from detectron2.utils.registry import build_part
 
 __all__ = ["MSDeformAttnPixelDecoder", "MSDeformAttnTransformerEncoderOnly", "build_pixel_decoder"]
 
@@ -28,8 +28,7 @@ _NUM_LEVELS = 3  # levels that the transformer decoder reads
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> Any:
     """The pixel decoder that `cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME` names, for a backbone of this shape."""
-    name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    return lookup(SEM_SEG_HEADS_REGISTRY, name, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")(cfg, input_shape)
+    return build_part(SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", cfg, input_shape=input_shape)
 
 
 class _Encoder(nn.Module):

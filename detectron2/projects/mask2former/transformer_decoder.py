@@ -17,7 +17,7 @@ from torch import nn
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import SinePositionEmbedding
 from detectron2.layers.weight_init import c2_xavier_fill
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 __all__ = ["TRANSFORMER_DECODER_REGISTRY", "MultiScaleMaskedTransformerDecoder", "build_transformer_decoder"]
 
@@ -27,9 +27,8 @@ TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 
 def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
     """The decoder that `cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME` names, for maps of this many channels."""
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    found = lookup(TRANSFORMER_DECODER_REGISTRY, name, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME")
-    return found(cfg, in_channels, mask_classification)
+    arguments = {"in_channels": in_channels, "mask_classification": mask_classification}
+    return build_part(TRANSFORMER_DECODER_REGISTRY, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", cfg, **arguments)
 
 
 def _attend(

@@ -20,7 +20,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.projects.deeplab import DeepLabV3PlusHead
 from detectron2.projects.deeplab.head_parts import branch, build_loss, predictor, train_crop_hw
 from detectron2.structures import ImageList
-from detectron2.utils.registry import Registry
+from detectron2.utils.registry import Registry, build_part
 
 from .post_processing import get_panoptic_segmentation, instances_of_panoptic
 
@@ -40,7 +40,7 @@ INS_EMBED_BRANCHES_REGISTRY = Registry("INS_EMBED_BRANCHES")
 
 def build_ins_embed_branch(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """The head that `cfg.MODEL.INS_EMBED_HEAD.NAME` names, for a backbone of shape `input_shape`."""
-    return INS_EMBED_BRANCHES_REGISTRY.get(cfg.MODEL.INS_EMBED_HEAD.NAME)(cfg, input_shape)
+    return build_part(INS_EMBED_BRANCHES_REGISTRY, "MODEL.INS_EMBED_HEAD.NAME", cfg, input_shape=input_shape)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

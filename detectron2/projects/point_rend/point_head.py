@@ -17,7 +17,7 @@ from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.modeling.roi_heads.numerics import full_precision, select_class
 from detectron2.structures import Instances
 from detectron2.utils.events import has_event_storage, put_scalar
-from detectron2.utils.registry import Registry, lookup
+from detectron2.utils.registry import Registry, build_part
 
 __all__ = [
     "POINT_HEAD_REGISTRY",
@@ -235,4 +235,4 @@ class ImplicitPointHead(nn.Module):
 
 def build_point_head(cfg: CfgNode, input_channels: ShapeSpec) -> Any:
     """The point head that `cfg.MODEL.POINT_HEAD.NAME` names, for points with `input_channels.channels` features."""
-    return lookup(POINT_HEAD_REGISTRY, cfg.MODEL.POINT_HEAD.NAME, "MODEL.POINT_HEAD.NAME")(cfg, input_channels)
+    return build_part(POINT_HEAD_REGISTRY, "MODEL.POINT_HEAD.NAME", cfg, input_channels=input_channels)

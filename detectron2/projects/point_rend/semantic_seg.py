@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from detectron2.utils.registry import lookup
+from detectron2.utils.registry import build_part
 
 from .point_features import get_uncertain_point_coords_with_randomness, point_sample, subdivide
 from .point_head import build_point_head
@@ -149,12 +149,10 @@ class PointRendSemSegHead(nn.Module):
                 f"MODEL.POINT_HEAD.NUM_CLASSES is {head.NUM_CLASSES} and MODEL.SEM_SEG_HEAD.NUM_CLASSES {classes}; set "
                 "both to the number of classes of the data set"
             )
-        coarse = lookup(
-            SEM_SEG_HEADS_REGISTRY, head.COARSE_SEM_SEG_HEAD_NAME, "MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME"
-        )
+        key = "MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME"
         channels = sum(input_shape[name].channels or 0 for name in head.IN_FEATURES)
         return {
-            "coarse_sem_seg_head": coarse(cfg, input_shape),
+            "coarse_sem_seg_head": build_part(SEM_SEG_HEADS_REGISTRY, key, cfg, input_shape=input_shape),
             "point_head": build_point_head(cfg, ShapeSpec(channels=channels)),
             "in_features": head.IN_FEATURES,
             "train_num_points": head.TRAIN_NUM_POINTS,
