@@ -3,13 +3,16 @@
 A backbone turns a batch of images `Tensor[N, C, H, W]` into a dictionary of feature maps, one for each named output.
 """
 
+import logging
 from abc import ABCMeta, abstractmethod
 
 import torch.nn as nn
 
 from detectron2.layers import ShapeSpec
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "warn_of_freezing_all"]
+
+logger = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):
@@ -49,3 +52,12 @@ class Backbone(nn.Module, metaclass=ABCMeta):
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
+
+
+def warn_of_freezing_all(freeze_at: int, count: int) -> None:
+    """Warn where more parts of a backbone are to be frozen than the `count` that it has."""
+    if freeze_at > count:
+        logger.warning(
+            f"freeze_at (MODEL.BACKBONE.FREEZE_AT) is {freeze_at}, but the backbone has {count} parts, counted from "
+            "the stem or embedding: nothing of it is trained."
+        )

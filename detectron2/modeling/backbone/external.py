@@ -19,7 +19,7 @@ from torch import nn
 from detectron2.layers import FrozenBatchNorm2d, get_norm
 from detectron2.utils.file_io import is_offline
 
-from .backbone import Backbone
+from .backbone import Backbone, warn_of_freezing_all
 from .fpn import FPN, LastLevelMaxPool, LastLevelP6P7, PyramidBase
 from .vit import SimpleFeaturePyramid
 
@@ -162,7 +162,9 @@ class ExternalBackbone(Backbone):
         if freeze_at < 0:
             raise ValueError(f"freeze_at (MODEL.BACKBONE.FREEZE_AT) must be at least 0; got {freeze_at}")
         if freeze_at:
-            self._freeze({name for name, group in self.layer_groups(coarse=True).items() if group < freeze_at})
+            groups = self.layer_groups(coarse=True)
+            warn_of_freezing_all(freeze_at, 1 + max(groups.values()))
+            self._freeze({name for name, group in groups.items() if group < freeze_at})
 
     def _check_maps(self, name: str, channels: int) -> None:
         """Raise unless an image that is not square gives maps of the sizes that the strides promise."""

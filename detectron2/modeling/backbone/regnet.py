@@ -21,7 +21,7 @@ from torch import nn
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.layers.weight_init import c2_msra_fill
 
-from .backbone import Backbone
+from .backbone import Backbone, warn_of_freezing_all
 
 __all__ = [
     "AnyNet",
@@ -337,6 +337,7 @@ class AnyNet(Backbone):
 
     def freeze(self, freeze_at: int = 0) -> nn.Module:
         """Do what `ResNet.freeze` does: 0 freezes nothing, 1 the stem, 2 the stem and `s1`, and so on."""
+        warn_of_freezing_all(freeze_at, 1 + len(self.stage_names))
         if freeze_at >= 1:
             self.stem.freeze()
         for name in self.stage_names[: max(freeze_at - 1, 0)]:

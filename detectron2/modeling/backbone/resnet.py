@@ -14,7 +14,7 @@ from torch import nn
 from detectron2.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, ShapeSpec, get_norm
 from detectron2.layers.weight_init import c2_msra_fill
 
-from .backbone import Backbone
+from .backbone import Backbone, warn_of_freezing_all
 from .build import BACKBONE_REGISTRY
 
 __all__ = [
@@ -344,6 +344,7 @@ class ResNet(Backbone):
         Returns:
             This network.
         """
+        warn_of_freezing_all(freeze_at, 1 + len(self.stages))
         if freeze_at >= 1:
             self.stem.freeze()
         for blocks in self.stages[: max(freeze_at - 1, 0)]:

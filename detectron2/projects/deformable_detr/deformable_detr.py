@@ -4,6 +4,7 @@ Letters: `N` images, `Q` queries, `K` classes, `C` channels.
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from .matcher import Targets
 from .transformer import DeformableTransformer, Prediction
 
 __all__ = ["DeformableDETR"]
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -87,6 +90,20 @@ class DeformableDETR(DeformableDetector):
             # The first boxes have an eighth of the sides of the image.
             first: Any = self.bbox_embed[0]
             nn.init.constant_(first.layers[-1].bias[2:], -2.0)
+
+    def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Do what `DeformableDetector.convert_weights` does; warn where the file is of a model without refinement."""
+        converted = super().convert_weights(weights)
+        names = [f"bbox_embed.{i}.layers.2.bias" for i in range(len(self.bbox_embed))]
+        heads = [converted[name] for name in names if name in converted]
+        refines = self.transformer.decoder.bbox_embed is not None and not self.transformer.two_stage
+        if refines and len(heads) > 1 and all((head == heads[0]).all() for head in heads[1:]):
+            logger.warning(
+                "All layers of the decoder have the same heads in the file, as where boxes are not refined, and this "
+                "model refines them. To predict with these weights, set MODEL.DEFORMABLE_DETR.WITH_BOX_REFINE False; "
+                "training makes the heads differ."
+            )
+        return converted
 
     def predict(
         self, features: Mapping[str, torch.Tensor], padding: torch.Tensor

@@ -112,6 +112,14 @@ def test_freezing(freeze_at):
         assert norms and all(isinstance(m, FrozenBatchNorm2d) == frozen for m in norms)
 
 
+def test_freezing_more_than_there_is(caplog):
+    tiny(NAMES, freeze_at=5)
+    assert not caplog.records
+    net = tiny(["res2"], freeze_at=3)
+    assert not any(p.requires_grad for p in net.parameters())
+    assert "FREEZE_AT) is 3, but the backbone has 2 parts" in caplog.text
+
+
 def test_freeze_returns_the_network():
     net = tiny()
     assert net.freeze(2) is net and not next(net.res2.parameters()).requires_grad

@@ -7,9 +7,10 @@ import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.modeling import build_model
 from detectron2.projects.deformable_detr.published_weights import convert_published_weights
 
-from .conftest import tiny_model
+from .conftest import tiny_config, tiny_model
 
 IDS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
@@ -272,6 +273,17 @@ def test_heads_of_each_layer_in_a_model_that_shares_them(tmp_path):
         torch.save({"model": other.state_dict()}, tmp_path / "other.pth")
         with pytest.raises(ValueError, match=rf"other\.pth: each layer of the decoder has heads of its own.*{cure}"):
             DetectionCheckpointer(tiny_model(kind)).load(str(tmp_path / "other.pth"))
+
+
+def test_shared_heads_in_a_model_that_refines_boxes(caplog):
+    weights = {kind: tiny_model(kind).state_dict() for kind in ("plain", "refined", "two_stage")}
+    for kind, own in weights.items():
+        tiny_model(kind).convert_weights(own)
+    new = build_model(tiny_config("refined"))  # whose heads of classes are the same until it is trained
+    new.convert_weights(new.state_dict())
+    assert not caplog.records
+    tiny_model("refined").convert_weights(weights["plain"])
+    assert "set MODEL.DEFORMABLE_DETR.WITH_BOX_REFINE False" in caplog.text
 
 
 def test_positions_of_detrex(tmp_path, caplog):
