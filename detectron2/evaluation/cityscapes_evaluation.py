@@ -27,14 +27,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, paired, warn_of_repeated, without_infinite
+from .sem_seg_evaluation import predicted_labels
 
 __all__ = ["CityscapesEvaluator", "CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator", "whole_masks"]
 
 # What a model may predict, in the order of its labels; the metrics want the ids.
 _IDS_OF_LABELS = [category["id"] for category in CITYSCAPES_CATEGORIES]
 _ID_OF_NAME = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
-_NOT_EVALUATED = 255
 
 
 @contextlib.contextmanager
@@ -87,10 +87,13 @@ class CityscapesEvaluator(DatasetEvaluator):
         self._logger = logging.getLogger(__name__)
         self._working_dir: tempfile.TemporaryDirectory | None = None
         self._temp_dir = ""
+        self._seen: list[str] = []
+        self._leaves_out = False  # detections that are not finite
 
     def reset(self):
         """Forget the predictions, and begin a new folder."""
         self._clean_up()
+        self._seen, self._leaves_out = [], False
         if comm.is_main_process():
             self._working_dir = tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
         name = self._working_dir.name if self._working_dir is not None else ""
@@ -122,8 +125,11 @@ class CityscapesEvaluator(DatasetEvaluator):
 
     def _evaluate(self, is_whole: bool) -> "OrderedDict[str, dict[str, float]] | None":
         comm.synchronize()
+        seen = [name for part in comm.gather(self._seen, dst=0) for name in part]
         if not comm.is_main_process():
             return None
+        warn_of_repeated(self, seen, "file_name", "the last prediction counts")
+        printed = io.StringIO()
         try:
             predictions, truth = self._paired_files(is_whole)
             module = _cityscapes_module(self._module_name)
@@ -131,8 +137,11 @@ class CityscapesEvaluator(DatasetEvaluator):
             args.predictionPath, args.predictionWalk = os.path.abspath(self._temp_dir), None
             args.JSONOutput, args.colorized, args.quiet = False, False, True
             args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
-            with contextlib.redirect_stdout(io.StringIO()), _adapted_to_today(module):
+            with contextlib.redirect_stdout(printed), _adapted_to_today(module):
                 results = self._select(module.evaluateImgLists(predictions, truth, args))
+        except SystemExit as e:  # the package's way to say that something is wrong
+            lines = printed.getvalue().strip().splitlines()
+            raise ValueError(f"cityscapesscripts ended the evaluation: {' '.join(lines[-1:]) or e}") from None
         finally:
             self._clean_up()
         for task, metrics in results.items():
@@ -202,11 +211,15 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
 
     def process(self, inputs: Any, outputs: Any):
         """Write the masks of a batch: inputs with `file_name`, outputs with `instances` if something was found."""
-        for input_, output in zip(inputs, outputs, strict=True):
-            lines = []
+        for input_, output in paired(self, inputs, outputs, "file_name"):
+            lines, file_name = [], input_["file_name"]
             if "instances" in output:
-                lines = self._write_masks(input_["file_name"], output["instances"].to(self._cpu_device))
-            with open(self._prediction_path(input_["file_name"]), "w", encoding="locale") as f:  # as it is read there
+                found = output["instances"].to(self._cpu_device)
+                usable = without_infinite(found, file_name, not self._leaves_out)
+                self._leaves_out |= len(usable) < len(found)
+                lines = self._write_masks(file_name, usable)
+            self._seen.append(file_name)
+            with open(self._prediction_path(file_name), "w", encoding="locale") as f:  # as it is read there
                 f.writelines(lines)
 
     def _write_masks(self, file_name: str, instances: Any) -> list[str]:
@@ -252,12 +265,12 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
 
     def process(self, inputs: Any, outputs: Any):
         """Write the labels of a batch: inputs with `file_name`, outputs with `sem_seg`, scores (K, height, width)."""
-        id_of_label = np.full(256, _NOT_EVALUATED, dtype=np.uint8)
-        id_of_label[: len(_IDS_OF_LABELS)] = _IDS_OF_LABELS
-        for input_, output in zip(inputs, outputs, strict=True):
-            labels = output["sem_seg"].argmax(dim=0).to(self._cpu_device, torch.uint8).numpy()
-            path = self._prediction_path(input_["file_name"])
-            Image.fromarray(id_of_label[labels]).save(path, compress_level=1)
+        id_of_label = np.array(_IDS_OF_LABELS, dtype=np.uint8)
+        for input_, output in paired(self, inputs, outputs, "file_name", "sem_seg"):
+            name = self._metadata.get("name")
+            labels = predicted_labels(output, len(_IDS_OF_LABELS), input_["file_name"], name)
+            self._seen.append(input_["file_name"])
+            Image.fromarray(id_of_label[labels]).save(self._prediction_path(input_["file_name"]), compress_level=1)
 
     def _select(self, results: Any) -> OrderedDict[str, dict[str, float]]:
         source = {

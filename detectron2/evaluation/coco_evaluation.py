@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import tempfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +35,7 @@ from ._coco_table import (
     write_predictions,
     write_results,
 )
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, paired, warn_of_repeated, without_infinite
 
 __all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
 
@@ -157,14 +157,7 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any):
         """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image, or `proposals`."""
         # `instances` in `_predictions` reads like the list of `instances_to_coco_json`.
-        if len(inputs) != len(outputs):
-            raise ValueError(
-                f"{type(self).__name__} got {len(outputs)} outputs of the model for {len(inputs)} inputs; expected one "
-                "for each, in the same order."
-            )
-        for input_, output in zip(inputs, outputs, strict=True):
-            if "image_id" not in input_:
-                raise KeyError(f"An input of the evaluation has no 'image_id'; it has {sorted(map(str, input_))}.")
+        for input_, output in paired(self, inputs, outputs, "image_id"):
             prediction: dict[str, Any] = {"image_id": input_["image_id"]}
             if "instances" in output:
                 instances = self._usable(output["instances"].to(self._cpu_device), input_["image_id"])
@@ -197,13 +190,8 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             self._logger.warning("COCOEvaluator received no predictions: the model or the data loader gave no output.")
             return {}
-        counts = Counter(prediction["image_id"] for prediction in predictions)
-        if twice := [image_id for image_id, count in counts.items() if count > 1]:
-            self._logger.warning(
-                f"{len(twice)} images were given to {type(self).__name__} more than once, such as image_id "
-                f"{twice[0]!r}: all their detections count, and those found again are wrong ones. Give each image "
-                "once, and call reset() before another round."
-            )
+        effect = "all their detections count, and those found again are wrong ones"
+        warn_of_repeated(self, (p["image_id"] for p in predictions), "image_id", effect)
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "instances_predictions.pth")
@@ -292,14 +280,9 @@ class COCOEvaluator(DatasetEvaluator):
         boxes = instances.pred_boxes.tensor
         if boxes.shape[1] == 5 and not self._takes_rotated:
             raise ValueError(f"{type(self).__name__} has no measure for rotated boxes; use RotatedCOCOEvaluator.")
-        usable = boxes.isfinite().all(dim=1) & ~instances.scores.isnan()
-        if usable.all():
-            return instances
-        if not self._leaves_out:
-            text = f"{int((~usable).sum())} of {len(usable)} detections on image {image_id!r} are NaN or infinite."
-            self._logger.warning(f"{text} Such detections are left out. Has the model diverged?")
-        self._leaves_out = True
-        return instances[usable]
+        usable = without_infinite(instances, image_id, not self._leaves_out)
+        self._leaves_out |= len(usable) < len(instances)
+        return usable
 
     def _check_masks(self, instances: Any, image_id: Any) -> None:
         """Refuse masks of another size than the image, which overlap with nothing."""

@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -139,6 +139,49 @@ class DatasetEvaluators(DatasetEvaluator):
                     )
                 merged[task] = numbers
         return merged
+
+
+def paired(
+    evaluator: Any, inputs: Any, outputs: Any, input_key: str, output_key: str | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Each input, which must have a key, with its output, which must have one, too, if it is a dictionary."""
+    name = type(evaluator).__name__
+    if len(inputs) != len(outputs):
+        raise ValueError(
+            f"{name} got {len(outputs)} outputs of the model for {len(inputs)} inputs; expected one for each, in the "
+            "same order."
+        )
+    for input_, output in zip(inputs, outputs, strict=True):
+        if input_key not in input_:
+            raise KeyError(f"An input of the evaluation needs {input_key!r}; it has {sorted(map(str, input_))}.")
+        if output_key is not None and isinstance(output, Mapping) and output_key not in output:
+            raise ValueError(
+                f"{name} needs {output_key!r} in the model's outputs; there is {sorted(output)}. Use a model that "
+                "predicts it, or the evaluator of what this one predicts."
+            )
+        yield input_, output
+
+
+def warn_of_repeated(evaluator: Any, images: Iterable[Any], key: str, effect: str) -> None:
+    """Warn of images, by their value of `key`, that were given more than once in a round."""
+    if twice := [image for image, count in Counter(images).items() if count > 1]:
+        logger.warning(
+            f"{len(twice)} images were given to {type(evaluator).__name__} more than once, such as {key} "
+            f"{twice[0]!r}: {effect}. Give each image once, and call reset() before another round."
+        )
+
+
+def without_infinite(instances: Any, image_id: Any, warns: bool) -> Any:
+    """The detections without those that are not finite, which overlap with everything or nothing."""
+    usable = ~instances.scores.isnan()
+    if instances.has("pred_boxes"):
+        usable &= instances.pred_boxes.tensor.isfinite().all(dim=1)
+    if usable.all():
+        return instances
+    if warns:
+        text = f"{int((~usable).sum())} of {len(usable)} detections on image {image_id!r} are NaN or infinite."
+        logger.warning(f"{text} Such detections are left out. Has the model diverged?")
+    return instances[usable]
 
 
 @contextlib.contextmanager

@@ -14,13 +14,14 @@ from PIL import Image
 from tabulate import tabulate
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco_panoptic import image_number
+from detectron2.data.datasets.coco_panoptic import image_number, read_segments
+from detectron2.data.formats.reading import checked_objects, read_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 
 from ._coco_diagnosis import explain_class_overlap
 from .coco_evaluation import class_table
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, paired, warn_of_repeated
 from .sem_seg_evaluation import load_image_into_numpy_array
 
 __all__ = ["COCOPanopticEvaluator", "id_map_to_rgb", "match_segments", "quality", "rgb_to_id_map", "unmatched_truth"]
@@ -62,17 +63,36 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._thing_contiguous_id_to_dataset_id = {contiguous: original for original, contiguous in things.items()}
         self._stuff_contiguous_id_to_dataset_id = {contiguous: original for original, contiguous in stuff.items()}
         self._output_dir = output_dir
-        self._dataset = _read_panoptic_json(self._metadata.panoptic_json)
+        self._dataset = read_json(self._metadata.panoptic_json)
+        if any("isthing" not in c for c in checked_objects(self._dataset, "categories", self._metadata.panoptic_json)):
+            raise ValueError(
+                f"{self._metadata.panoptic_json} is not in the COCO panoptic format: `categories` without `isthing`."
+            )
         # test splits come without annotations: predictions are written, not scored
         self._do_evaluation = "annotations" in self._dataset
+        self._check_segments()
         self._truth = {image_number(truth["image_id"]): truth for truth in self._dataset.pop("annotations", [])}
         self._row_of_category = {category["id"]: row for row, category in enumerate(self._dataset["categories"])}
         self.reset()
+
+    def _check_segments(self) -> None:
+        """Refuse a file that loading would not take, or whose segments have other categories than it lists."""
+        file, known = self._metadata.panoptic_json, {c.get("id") for c in self._dataset["categories"]}
+        for _ in read_segments(self._dataset, self._metadata.as_dict(), file) if self._do_evaluation else ():
+            pass
+        for annotation in self._dataset.get("annotations", ()):
+            for segment in annotation["segments_info"]:
+                if segment["category_id"] not in known:
+                    raise ValueError(
+                        f"{file}: segment {segment['id']} of image id {annotation['image_id']} has category_id "
+                        f"{segment['category_id']!r}, which is not among the file's 'categories'. Add it to these."
+                    )
 
     def reset(self):
         """Forget the predictions."""
         self._predictions: list[dict[str, Any]] = []
         self._counts: dict[Any, np.ndarray] = {}
+        self._seen: list[Any] = []
 
     def process(self, inputs: Any, outputs: Any):
         """Compare one batch with the ground truth.
@@ -82,11 +102,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             outputs: a list of dictionaries with `panoptic_seg`: a map of segment ids (height, width) of the original
                 image and a list of segments, or None in its place when ids are `label * label_divisor + number`.
         """
-        for input_, output in zip(inputs, outputs, strict=True):
-            if "panoptic_seg" not in output:
-                raise ValueError(
-                    f"COCOPanopticEvaluator needs 'panoptic_seg' in the model's outputs; there is {sorted(output)}."
-                )
+        for input_, output in paired(self, inputs, outputs, "image_id", "panoptic_seg"):
+            self._seen.append(input_["image_id"])
             ids, segments = output["panoptic_seg"]
             ids = np.asarray(torch.as_tensor(ids).cpu())
             if segments is None:
@@ -165,15 +182,18 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             `_th` for things and `_st` for stuff; empty on others and when there is nothing to score.
         """
         comm.synchronize()
-        gathered = comm.gather((self._counts, self._predictions), dst=0)
+        gathered = comm.gather((self._counts, self._predictions, self._seen), dst=0)
         if not comm.is_main_process():
             return {}
-        if self._output_dir:
-            self._write([prediction for _, predictions in gathered for prediction in predictions])
+        seen = (image_id for part in gathered for image_id in part[2])
+        warn_of_repeated(self, seen, "image_id", "the last prediction counts")
+        if self._output_dir:  # each image once, too
+            last = {p["image_id"]: p for _, predictions, _ in gathered for p in predictions}
+            self._write(list(last.values()))
         if not self._do_evaluation:
             self._logger.info("The ground truth has no annotations, so the predictions are not scored.")
             return {}
-        by_image = {image_id: counts for part, _ in gathered for image_id, counts in part.items()}
+        by_image = {image_id: counts for part, *_ in gathered for image_id, counts in part.items()}
         if not by_image:
             self._logger.warning("COCOPanopticEvaluator received no predictions, so there is nothing to score.")
             return {}
@@ -237,14 +257,6 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._logger.info(f"Saving panoptic predictions to {path}")
         with atomic_write(path, "w") as f:
             f.write(json.dumps({**self._dataset, "annotations": entries}))
-
-
-def _read_panoptic_json(json_file: str) -> dict[str, Any]:
-    with PathManager.open(json_file) as f:
-        content = json.load(f)
-    if "categories" not in content or any("isthing" not in category for category in content["categories"]):
-        raise ValueError(f"{json_file} is not in the COCO panoptic format: `categories` with `isthing` are missing.")
-    return content
 
 
 def _as_prediction(input_: Mapping[str, Any], ids: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:

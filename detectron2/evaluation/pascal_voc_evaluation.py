@@ -5,7 +5,6 @@ Boxes are `(xmin, ymin, xmax, ymax)` in VOC's convention: one-based indices of p
 
 import logging
 import os
-import xml.etree.ElementTree as ET
 from collections import OrderedDict, defaultdict
 from typing import Any
 
@@ -13,11 +12,13 @@ import numpy as np
 import torch
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.formats.reading import Report
+from detectron2.data.formats.voc import VOC_MISTAKES, listed_names, read_voc_objects
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, paired, warn_of_repeated, without_infinite
 
 __all__ = ["PascalVOCDetectionEvaluator", "parse_rec", "voc_ap"]
 
@@ -60,9 +61,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             )
         if meta.year not in (2007, 2012):
             raise ValueError(f"The metadata of {dataset_name!r} has year {meta.year!r}; VOC's rules are 2007 and 2012.")
-        root = PathManager.get_local_path(meta.dirname)
-        self._anno_file_template = os.path.join(root, "Annotations", "{}.xml")
-        self._image_set_path = os.path.join(root, "ImageSets", "Main", meta.split + ".txt")
+        self._root, self._split = PathManager.get_local_path(meta.dirname), meta.split
+        self._anno_file_template = os.path.join(self._root, "Annotations", "{}.xml")
         self._class_names = meta.thing_classes
         self._is_2007 = meta.year == 2007
         self._cpu_device = torch.device("cpu")
@@ -72,14 +72,17 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
     def reset(self):
         """Forget the predictions."""
         self._predictions: list[tuple[str, np.ndarray]] = []  # of each image, with rows (class, score, box)
+        self._leaves_out = False  # detections that are not finite
 
     def process(self, inputs: Any, outputs: Any):
         """Keep a batch: inputs with `image_id`, outputs with `instances` on the original image.
 
         An `image_id` is the name of the annotation file without its suffix.
         """
-        for input_, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to(self._cpu_device)
+        for input_, output in paired(self, inputs, outputs, "image_id", "instances"):
+            found = output["instances"].to(self._cpu_device)
+            instances = without_infinite(found, input_["image_id"], not self._leaves_out)
+            self._leaves_out |= len(instances) < len(found)
             # VOC's result files hold this many decimals, and ties among rounded scores are part of the numbers
             scores = instances.scores.numpy().astype(np.float64).reshape(-1, 1).round(3)
             boxes = instances.pred_boxes.tensor.numpy().astype(np.float64).reshape(-1, 4)
@@ -96,6 +99,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         gathered = comm.gather((np.array(names), lengths, rows), dst=0)
         if not comm.is_main_process():
             return None
+        effect = "all their detections count, and those found again are wrong ones"
+        warn_of_repeated(self, (name for part in gathered for name in part[0].tolist()), "image_id", effect)
         names = [name for part in gathered for name in np.repeat(part[0], part[1]).tolist()]
         rows = np.concatenate([part[2] for part in gathered])
         if unknown := sorted(set(rows[:, 0].tolist()) - set(range(len(self._class_names)))):
@@ -103,13 +108,13 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                 f"The model predicts class {unknown[-1]:g}, but {self._dataset_name!r} has {len(self._class_names)} "
                 "classes; MODEL.ROI_HEADS.NUM_CLASSES must be that number."
             )
-        with PathManager.open(self._image_set_path) as f:
-            image_names = [str(line).split()[0] for line in f if line.strip()]
+        image_names = listed_names(self._root, self._split, Report(VOC_MISTAKES))
         index_of = {name: index for index, name in enumerate(image_names)}
         if unknown := sorted(set(names) - set(index_of)):
             raise ValueError(
-                f"Predictions for image {unknown[0]!r} (and {len(unknown) - 1} others), which {self._image_set_path} "
-                "does not list. `image_id` must be the name of the annotation file without .xml."
+                f"Predictions for image {unknown[0]!r} (and {len(unknown) - 1} others), which the list "
+                f"{self._split!r} of {self._root} does not have. `image_id` must be the name of the "
+                "annotation file without .xml."
             )
         image = np.array([index_of[name] for name in names], dtype=np.int64)
         objects = _read_objects([self._anno_file_template.format(name) for name in image_names])
@@ -145,27 +150,20 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
         filename: path of the XML file.
 
     Returns:
-        dictionaries with `name`, `pose`, `truncated`, `difficult` and `bbox` (xmin, ymin, xmax, ymax).
+        dictionaries with `name`, `pose`, `truncated`, `difficult` and `bbox` (xmin, ymin, xmax, ymax), of integers
+        where the file has no fractions.
+
+    Raises:
+        ValueError: loading would not take the file; the message names the object.
     """
-    with PathManager.open(filename) as f:
-        root = ET.parse(f).getroot()
     records = []
-    for node in root.findall("object"):
-        box = node.find("bndbox")
-        if box is None:
-            raise ValueError(f"{filename}: an object {node.findtext('name')!r} has no <bndbox>.")
-        if node.find("difficult") is None:
-            text = f"{filename}: an object {node.findtext('name')!r} has no <difficult>; such objects have to be found."
+    for found in read_voc_objects(PathManager.get_local_path(filename)):
+        if "difficult" not in found:
+            text = f"{filename}: an object {found['name']!r} has no <difficult>; such objects have to be found."
             log_first_n(logging.WARNING, text, name=__name__)
-        records.append(
-            {
-                "name": node.findtext("name"),
-                "pose": node.findtext("pose", "Unspecified"),
-                "truncated": int(node.findtext("truncated") or 0),
-                "difficult": int(node.findtext("difficult") or 0),
-                "bbox": [int(float(box.findtext(side) or "nan")) for side in ("xmin", "ymin", "xmax", "ymax")],
-            }
-        )
+        x1, y1, x2, y2 = found.pop("bbox")
+        box = [int(v) if v.is_integer() else v for v in (x1 + 1, y1 + 1, x2, y2)]
+        records.append({"pose": "Unspecified", "truncated": 0, "difficult": 0, **found, "bbox": box})
     return records
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_write
 from detectron2.utils.logger import create_small_table
 
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, paired, warn_of_repeated
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
 
@@ -121,14 +121,14 @@ class SemSegEvaluator(DatasetEvaluator):
         self._conf_matrix = np.zeros((size, size), dtype=np.int64)
         self._b_conf_matrix = np.zeros((size, size), dtype=np.int64)
         self._predictions: list[dict[str, Any]] = []
-        self._seen: set[str] = set()
+        self._seen: list[str] = []
 
     def process(self, inputs: Any, outputs: Any):
         """Count a batch: inputs with `file_name`, outputs with `sem_seg`, scores of the classes (K, height, width)."""
-        for input_, output in zip(inputs, outputs, strict=True):
-            predicted = self._predicted_labels(input_["file_name"], output)
+        for input_, output in paired(self, inputs, outputs, "file_name", "sem_seg"):
+            predicted = predicted_labels(output, self._num_classes, input_["file_name"], self._dataset_name)
             truth = self._load_truth(input_["file_name"], predicted.shape)
-            self._seen.add(input_["file_name"])
+            self._seen.append(input_["file_name"])
             self._conf_matrix += _confusion(predicted, truth, self._num_classes + 1)
             if self._compute_boundary_iou:
                 # small numbers are compared many at a time
@@ -137,25 +137,6 @@ class SemSegEvaluator(DatasetEvaluator):
                 self._b_conf_matrix += _confusion(edges, true_edges, self._num_classes + 1)
             if self._output_dir:
                 self._predictions.extend(self.encode_json_sem_seg(predicted, input_["file_name"]))
-
-    def _predicted_labels(self, file_name: str, output: Any) -> np.ndarray:
-        """Label map (height, width) of an output, which holds scores or labels."""
-        if isinstance(output, dict):
-            if "sem_seg" not in output:
-                raise ValueError(
-                    f"SemSegEvaluator needs 'sem_seg' in the model's outputs; there is {sorted(output)}. Use a model "
-                    "with a semantic head, or the evaluator of what this one predicts."
-                )
-            output = output["sem_seg"]
-        labels = output.argmax(dim=0) if output.dim() == 3 else output
-        predicted = labels.to(self._cpu_device).numpy().astype(np.int64)
-        if predicted.size and not 0 <= predicted.min() <= predicted.max() < self._num_classes:
-            raise ValueError(
-                f"On {file_name} the model predicts labels from {predicted.min()} to {predicted.max()}, but "
-                f"{self._dataset_name!r} has the {self._num_classes} stuff_classes 0 to {self._num_classes - 1}. The "
-                "model's number of classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES) must be that of the data set."
-            )
-        return predicted
 
     def _load_truth(self, file_name: str, shape_hw: tuple[int, ...]) -> np.ndarray:
         """Label map of an image, with the ignored pixels set to K."""
@@ -209,15 +190,16 @@ class SemSegEvaluator(DatasetEvaluator):
                 return None
             conf, boundary = (np.sum([part[k] for part in parts], axis=0) for k in (0, 1))
             predictions = [prediction for part in parts for prediction in part[2]]
-            seen = set().union(*(part[3] for part in parts))
+            seen = [name for part in parts for name in part[3]]
         # columns are the truth; unlabelled pixels count nowhere
         metrics = self._metrics(conf, boundary)
         if (reason := self._explain(conf)) is not None:
             self._logger.warning(reason)
-        if seen and (missed := [name for name in self.input_file_to_gt_file if name not in seen]):
+        warn_of_repeated(self, seen, "file_name", "their pixels count each time")
+        if seen and (missed := self.input_file_to_gt_file.keys() - set(seen)):
             self._logger.warning(
                 f"{len(missed)} of {len(self.input_file_to_gt_file)} images of {self._dataset_name!r} have no "
-                f"prediction, for example {missed[0]!r}; the metrics are about the others."
+                f"prediction, for example {min(missed)!r}; the metrics are about the others."
             )
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -308,6 +290,20 @@ class SemSegEvaluator(DatasetEvaluator):
             rle["counts"] = rle["counts"].decode()
             entries.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
         return entries
+
+
+def predicted_labels(output: Any, num_classes: int, file_name: str, dataset_name: Any) -> np.ndarray:
+    """Label map (height, width) of an output, which holds scores or labels of that many classes."""
+    output = output["sem_seg"] if isinstance(output, Mapping) else output
+    labels = output.argmax(dim=0) if output.dim() == 3 else output
+    predicted = labels.cpu().numpy().astype(np.int64)
+    if predicted.size and not 0 <= predicted.min() <= predicted.max() < num_classes:
+        raise ValueError(
+            f"On {file_name} the model predicts labels from {predicted.min()} to {predicted.max()}, but "
+            f"{dataset_name!r} has the {num_classes} stuff_classes 0 to {num_classes - 1}. The model's number of "
+            "classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES) must be that of the data set."
+        )
+    return predicted
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray) -> np.ndarray:

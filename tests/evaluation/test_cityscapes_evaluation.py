@@ -132,12 +132,14 @@ def test_labels(package, cityscapes):
         evaluator.process([image(frame)], [{"sem_seg": scores}])
     assert evaluator.evaluate() == {"sem_seg": {"IoU": 50.0, "iIoU": 25.0, "IoU_sup": 75.0, "iIoU_sup": 12.5}}
     assert [m.tolist() for m in package["maps"]] == [[[7, 33, 24], [26, 8, 31]]] * 2
-    # what is no class of Cityscapes
+    # labels instead of scores
     evaluator.reset()
     for frame in ("ulm_000000_000019", "ulm_000001_000019"):
-        evaluator.process([image(frame)], [{"sem_seg": torch.eye(20)[19].view(20, 1, 1)}])
+        evaluator.process([image(frame)], [{"sem_seg": torch.tensor([[0, 18]])}])
     evaluator.evaluate()
-    assert package["maps"][0].tolist() == [[255]]
+    assert package["maps"][0].tolist() == [[7, 33]]
+    with pytest.raises(ValueError, match=r"predicts labels from 19 to 19, but .* has the 19 stuff_classes 0 to 18"):
+        evaluator.process([image("ulm_000000_000019")], [{"sem_seg": torch.eye(20)[19].view(20, 1, 1)}])
 
 
 def test_every_round_begins_anew(package, cityscapes):
@@ -203,3 +205,43 @@ def test_a_part_of_the_split_can_be_scored(package, cityscapes):
         else:
             assert evaluate() == {"segm": {"AP": 25.0, "AP50": 50.0}}
             assert [os.path.basename(path)[:17] for path in package["truth"]] == ["ulm_000001_000019"]
+
+
+def test_odd_batches_are_named(package, cityscapes, tools, caplog):
+    name = cityscapes(["ulm_000000_000019"])
+    for class_, key in ((CityscapesInstanceEvaluator, "instances"), (CityscapesSemSegEvaluator, "sem_seg")):
+        caplog.clear()
+        evaluator = class_(name)
+        evaluator.reset()
+        evaluator.process([], [])
+        with pytest.raises(ValueError, match=f"{class_.__name__} got 2 outputs of the model for 1 inputs"):
+            evaluator.process([image("ulm_000000_000019")], [{}, {}])
+        with pytest.raises(KeyError, match=r"needs 'file_name'; it has .'image_id'."):
+            evaluator.process([{"image_id": 1}], [{}])
+        found = tools.predicted([[0, 0, 5, 3]] * 2, [0.5, float("nan")], [2, 2])
+        found.pred_masks = torch.ones(2, 120, 160, dtype=torch.bool)
+        output = {"instances": found, "sem_seg": torch.ones(19, 2, 3)}
+        evaluator.process([image("ulm_000000_000019")], [output])
+        assert "more than once" not in caplog.text
+        evaluator.process([image("ulm_000000_000019")], [output])
+        evaluator.evaluate()
+        assert f"1 images were given to {class_.__name__} more than once, such as file_name" in caplog.text
+        assert caplog.text.count("1 of 2 detections on image") == (key == "instances")
+    assert len(package["lines"]["ulm_000000_000019_leftImg8bit_pred.txt"]) == 1
+    with pytest.raises(ValueError, match=r"needs 'sem_seg' in the model's outputs; there is .'instances'."):
+        evaluator.process([image("ulm_000000_000019")], [{"instances": found}])
+
+
+def test_what_the_package_refuses_is_an_error(package, cityscapes):
+    def refuse(predictions, truth, args):
+        print("a lot\nERROR: Image widths are not equal.")
+        sys.exit(-1)
+
+    evaluator = CityscapesSemSegEvaluator(cityscapes(["ulm_000000_000019"]))
+    package["modules"]["cityscapesscripts." + evaluator._module_name].evaluateImgLists = refuse
+    evaluator.reset()
+    folder = evaluator._temp_dir
+    evaluator.process([image("ulm_000000_000019")], [{"sem_seg": torch.ones(19, 2, 3)}])
+    with pytest.raises(ValueError, match=r"ended the evaluation: ERROR: Image widths are not equal."):
+        evaluator.evaluate()
+    assert not os.path.exists(folder)

@@ -374,7 +374,7 @@ def test_as_many_outputs_as_inputs(coco, tools):
 
 
 def test_inputs_without_an_image_id(coco, tools):
-    with pytest.raises(KeyError, match=r"has no 'image_id'; it has .*file_name"):
+    with pytest.raises(KeyError, match=r"needs 'image_id'; it has .*file_name"):
         COCOEvaluator(coco(tools.random_coco(0))).process([{"file_name": "a.jpg"}], [{}])
 
 

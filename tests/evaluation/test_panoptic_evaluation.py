@@ -391,7 +391,9 @@ def test_counts_of_all_processes_are_added(panoptic, monkeypatch):
     expected = run(COCOPanopticEvaluator(name), {i: as_output(*p) for i, p in enumerate(predicted, start=1)})
     first, second = COCOPanopticEvaluator(name), COCOPanopticEvaluator(name)
     run(second, {3: as_output(*predicted[2])})
-    monkeypatch.setattr(module.comm, "gather", lambda data, dst: [data, (second._counts, second._predictions)])
+    monkeypatch.setattr(
+        module.comm, "gather", lambda data, dst: [data, (second._counts, second._predictions, second._seen)]
+    )
     assert run(first, {i: as_output(*predicted[i - 1]) for i in (1, 2)}) == expected
     monkeypatch.setattr(module.comm, "is_main_process", lambda: False)
     assert first.evaluate() == {}
@@ -412,12 +414,49 @@ def test_predictions_may_be_arrays_and_numbers_of_any_kind(panoptic):
         evaluator.process([{"image_id": 1}], [{"panoptic_seg": (ids, [{"category_id": 0, "isthing": True}])}])
 
 
-def test_an_image_seen_twice_counts_once(panoptic):
+def test_an_image_seen_twice_counts_once(panoptic, tmp_path, caplog):
     truth, predicted = random_case(2, images=1)
-    evaluator = COCOPanopticEvaluator(panoptic(truth))
+    evaluator = COCOPanopticEvaluator(panoptic(truth), str(tmp_path / "out"))
     once = run(evaluator, {1: as_output(*predicted[0])})
+    assert "more than once" not in caplog.text
     evaluator.process([{"image_id": 1, "file_name": "1.jpg"}], [as_output(*predicted[0])])
     assert evaluator.evaluate() == once
+    assert "1 images were given to COCOPanopticEvaluator more than once, such as image_id 1: the last" in caplog.text
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]) == 1
+
+
+def test_odd_batches_are_named(panoptic):
+    evaluator = COCOPanopticEvaluator(panoptic([]))
+    evaluator.process([], [])
+    with pytest.raises(ValueError, match="COCOPanopticEvaluator got 2 outputs of the model for 1 inputs"):
+        evaluator.process([{"image_id": 1}], [{}, {}])
+    with pytest.raises(KeyError, match=r"needs 'image_id'; it has .'file_name'."):
+        evaluator.process([{"file_name": "1.jpg"}], [{}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "expected the key 'categories'"),
+        (lambda c: c["categories"].pop(0), "segment 1 of image id 1 has category_id 3, which is not among the file's"),
+        (lambda c: c["annotations"][0].pop("file_name"), "needs 'image_id', 'file_name' and 'segments_info'"),
+        (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "needs 'id' and 'category_id'"),
+        (lambda c: c.update(annotations={}), "annotations: expected a list"),
+    ],
+)
+def test_files_that_loading_would_not_take_are_refused_before_an_evaluation(panoptic, change, message):
+    name = panoptic([(np.ones((2, 3), dtype=np.int64), [{"id": 1, "category_id": 3}])])
+    path = MetadataCatalog.get(name).panoptic_json
+    with open(path, encoding="utf-8") as f:
+        content = json.load(f)
+    with open(path, "w", encoding="utf-8-sig") as f:  # the mark at the beginning is no mistake
+        json.dump(content, f)
+    COCOPanopticEvaluator(name)
+    change(content)
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(content, f)
+    with pytest.raises(ValueError, match=message):
+        COCOPanopticEvaluator(name)
 
 
 def test_without_annotations_results_are_only_written(panoptic, tmp_path):

@@ -169,12 +169,19 @@ def test_average_precision_of_a_curve(recall, precision, eleven, area):
 
 def test_annotation_files_are_read(tmp_path):
     path = tmp_path / "x.xml"
-    path.write_text(f"<annotation>{write_object('cat', [1, 2, 3.7, 4], 1)}</annotation>")
+    path.write_text("<annotation><size/></annotation>")
+    assert parse_rec(str(path)) == []
+    path.write_text(f"<annotation>{write_object('cat', [1, 2, 3.7, '4.0'], 1)}</annotation>")
     assert parse_rec(str(path)) == [
-        {"name": "cat", "pose": "Unspecified", "truncated": 0, "difficult": 1, "bbox": [1, 2, 3, 4]}
+        {"name": "cat", "pose": "Unspecified", "truncated": 0, "difficult": 1, "bbox": [1, 2, 3.7, 4]}
     ]
+    path.write_text(f"<annotation xmlns='urn:voc'>{write_object(' cat ', [1, 2, 3, 4], 'Unspecified')}</annotation>")
+    assert [(r["name"], r["difficult"]) for r in parse_rec(str(path))] == [("cat", 0)]
     path.write_text("<annotation><object><name>cat</name></object></annotation>")
-    with pytest.raises(ValueError, match="'cat' has no <bndbox>"):
+    with pytest.raises(ValueError, match="object 1: there is no <bndbox>"):
+        parse_rec(str(path))
+    path.write_text("<annotation><object><name>cat</name><bndbox><xmin>a</xmin></bndbox></object></annotation>")
+    with pytest.raises(ValueError, match="<xmin> in <bndbox> must be a number of pixels, not 'a'"):
         parse_rec(str(path))
 
 
@@ -202,3 +209,36 @@ def test_wrong_predictions_are_named(voc):
         run(name, {"b": [(0, 0.9, [0, 0, 10, 10])]})
     with pytest.raises(ValueError, match=r"class 2, but .* 2 classes"):
         run(name, {"a": [(2, 0.9, [0, 0, 10, 10])]})
+
+
+@pytest.mark.parametrize("listed", ["a\nb c\n", "\ufeffa\r\nb c\r\n\r\n", "a 1\nb c -1\n", "a\na\nb c\na\n"])
+def test_a_list_is_read_as_for_training(voc, tmp_path, listed):
+    name = voc({"a": [("cat", [1, 1, 10, 10], 0)], "b c": [("cat", [5, 6, 30, 40], 0)]})
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_bytes(listed.encode())
+    result = run(name, {"a": [(0, 0.9, [0, 0, 10, 10])], "b c": [(0, 0.8, [4, 5, 30, 40])]})
+    assert result == {"AP": pytest.approx(100), "AP50": pytest.approx(100), "AP75": pytest.approx(100)}
+
+
+def test_fractions_of_pixels_count(voc):
+    name = voc({"a": [("cat", [3.9, 3.9, 8.9, 8.9], 0)]})
+    assert run(name, {"a": [(0, 0.9, [2.9, 2.9, 8.9, 8.9])]})["AP"] == pytest.approx(100)
+
+
+def test_odd_batches_are_named(voc, caplog):
+    evaluator = PascalVOCDetectionEvaluator(voc({"a": [("cat", [1, 1, 10, 10], 0)]}))
+    evaluator.process([], [])
+    with pytest.raises(ValueError, match="PascalVOCDetectionEvaluator got 0 outputs of the model for 1 inputs"):
+        evaluator.process([{"image_id": "a"}], [])
+    with pytest.raises(KeyError, match=r"needs 'image_id'; it has .'file_name'."):
+        evaluator.process([{"file_name": "a"}], [{}])
+    with pytest.raises(ValueError, match=r"needs 'instances' in the model's outputs; there is .'sem_seg'."):
+        evaluator.process([{"image_id": "a"}], [{"sem_seg": 1}])
+    assert evaluator.evaluate()["bbox"]["AP"] == 0 and "more than once" not in caplog.text
+    found = Instances((100, 100), pred_boxes=Boxes(torch.tensor([[0.0, 0, 10, 10], [math.nan, 0, 10, 10]])))
+    found.scores, found.pred_classes = torch.tensor([0.5, 0.9]), torch.tensor([0, 0])
+    evaluator.process([{"image_id": "a"}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    assert "1 of 2 detections on image 'a' are NaN or infinite" in caplog.text
+    evaluator.process([{"image_id": "a"}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)  # the best comes first
+    assert "1 images were given to PascalVOCDetectionEvaluator more than once, such as image_id 'a'" in caplog.text

@@ -264,3 +264,18 @@ def test_images_without_a_prediction_are_named(sem_seg, caplog):
     name, files = sem_seg([np.zeros((2, 2))] * 3)
     run(SemSegEvaluator(name, False), files[:1], [one_hot(np.zeros((2, 2)))])
     assert "2 of 3 images" in caplog.text and "for example '1.jpg'" in caplog.text
+
+
+def test_odd_batches_are_named(sem_seg, caplog):
+    name, files = sem_seg([np.zeros((2, 2))])
+    evaluator = SemSegEvaluator(name, False)
+    evaluator.process([], [])
+    with pytest.raises(ValueError, match="SemSegEvaluator got 0 outputs of the model for 1 inputs"):
+        evaluator.process([{"file_name": files[0]}], [])
+    with pytest.raises(KeyError, match=r"needs 'file_name'; it has .'image_id'."):
+        evaluator.process([{"image_id": 1}], [{}])
+    run(evaluator, files, [one_hot(np.zeros((2, 2)))])
+    assert "more than once" not in caplog.text
+    evaluator.process([{"file_name": files[0]}], [{"sem_seg": one_hot(np.zeros((2, 2)))}])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
+    assert f"1 images were given to SemSegEvaluator more than once, such as file_name '{files[0]}'" in caplog.text

@@ -26,7 +26,15 @@ from detectron2.data.formats.annotated_images import (
 from detectron2.data.formats.reading import AnnotationFileError, Meaning, Report, checked_file_name, checked_size
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["VOC_MISTAKES", "read_voc", "read_voc_records", "voc_classes", "write_voc"]
+__all__ = [
+    "VOC_MISTAKES",
+    "listed_names",
+    "read_voc",
+    "read_voc_objects",
+    "read_voc_records",
+    "voc_classes",
+    "write_voc",
+]
 
 _LARGEST = 1e7  # far more pixels than any image has
 _FLAGS = ("truncated", "occluded", "difficult")
@@ -72,7 +80,7 @@ def read_voc(root: str | os.PathLike[str], split: str = "", classes: list[str] |
     found = sorted(p.stem for p in folder.glob("ImageSets/Main/*.txt"))
     # Lists of single classes, like aeroplane_train.txt beside train.txt, are not splits.
     found = [name for name in found if not ("_" in name and name.rpartition("_")[2] in found)]
-    lists = {name: _listed_names(root, name, report) for name in ([split] if split else found)}
+    lists = {name: listed_names(root, name, report) for name in ([split] if split else found)}
     annotated = sorted(p.stem for p in folder.glob("Annotations/*.xml"))
     stems = list(dict.fromkeys(n for names in lists.values() for n in names)) if lists else annotated
     for stem in sorted(set(annotated) - set(stems)) if not split else ():
@@ -107,11 +115,11 @@ def read_voc_records(
     Returns for each image `file_name, image_id, height, width` (the size may be missing unless `report` is strict), and
     "objects": each with "name", "bbox" `(x1, y1, x2, y2)`, and flags and "pose" where the file has them.
     """
-    return _read(root, _listed_names(root, split, report), classes, report)
+    return _read(root, listed_names(root, split, report), classes, report)
 
 
-def _listed_names(root: str | os.PathLike[str], split: str, report: Report) -> list[str]:
-    """Return the names in a list of images, each once."""
+def listed_names(root: str | os.PathLike[str], split: str, report: Report) -> list[str]:
+    """Return the names in a list of images of a folder, each once; mistakes in it go to `report`."""
     path = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
         with open(PathManager.get_local_path(path), encoding="utf-8-sig") as f:
@@ -160,9 +168,8 @@ def _read(
             mistake = FileNotFoundError(f"There is no annotation file '{path}' for image '{stem}'.")
             report("voc-missing", mistake, Case("", path))
             continue
-        except (ET.ParseError, ValueError, LookupError) as e:  # the last two: encodings that the parser does not know
-            mistake = AnnotationFileError(path, "", f"this is not well-formed XML of this format: {e}")
-            report("voc-xml", mistake, Case(f"({e})", path))
+        except AnnotationFileError as e:
+            report("voc-xml", e, Case(f"({e.what.partition(': ')[2]})", path))
             continue
         # The file may name an image of another type; a name that has nothing to do with its own is not to be trusted.
         named = os.path.basename(tree.findtext("filename") or "").strip()
@@ -192,9 +199,22 @@ def _read(
     return records
 
 
+def read_voc_objects(path: str) -> list[dict[str, Any]]:
+    """Read the objects of one annotation file, as in `read_voc_records`; the first mistake is raised."""
+    report = Report(VOC_MISTAKES, strict=True)
+    objects = (_object(e, path, n, None, report) for n, e in enumerate(_parse(path).iterfind("object"), start=1))
+    return [o for o in objects if o is not None]
+
+
 def _parse(path: str) -> ET.Element:
-    """Return <annotation>, without namespaces; a `ValueError` where objects would be overlooked."""
-    tree = ET.parse(path).getroot()
+    """Return <annotation>, without namespaces; an `AnnotationFileError` also where objects would be overlooked."""
+    try:
+        return _checked_tree(ET.parse(path).getroot())
+    except (ET.ParseError, ValueError, LookupError) as e:  # the last two: encodings that the parser does not know
+        raise AnnotationFileError(path, "", f"this is not well-formed XML of this format: {e}") from e
+
+
+def _checked_tree(tree: ET.Element) -> ET.Element:
     if tree.tag.startswith("{"):
         for element in tree.iter():
             element.tag = element.tag.rpartition("}")[2]
@@ -232,7 +252,7 @@ def _object(
     for flag in _FLAGS:
         text = (element.findtext(flag) or "").strip()
         if text:
-            found[flag] = int(text not in ("0", "False", "false"))
+            found[flag] = int(text.lower() not in ("0", "false", "no", "unspecified"))
     pose = (element.findtext("pose") or "").strip()
     return {**found, "pose": pose} if pose not in ("", "Unspecified") else found
 
