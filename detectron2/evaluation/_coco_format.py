@@ -159,7 +159,14 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
     annotations = [a for a in dataset.get("annotations", []) if a["image_id"] in image_ids]
     if orphans := len(dataset.get("annotations", [])) - len(annotations):
         logger.warning(f"{origin}: {orphans} annotations belong to no image of the file and do not count.")
-        dataset["annotations"] = annotations
+    usable = [a for a in annotations if not _has_no_usable_polygon(a)]
+    if flat := len(annotations) - len(usable):
+        logger.warning(
+            f"{origin}: {flat} annotations have only polygons of less than three points or an odd count of numbers; "
+            "they do not count, as loading leaves them out."
+        )
+    if orphans or flat:
+        annotations = dataset["annotations"] = usable
     ids = {annotation.get("id") or 0 for annotation in annotations}
     if len(ids) != len(annotations) or not all(type(i) is int and 0 < i < 2**63 for i in ids):
         # COCO's matching writes "no match" as 0, so an object with this id can never be found
@@ -198,6 +205,11 @@ def _complete_dataset(dataset: dict[str, Any], origin: str) -> None:
             raise ValueError(f"{origin}: annotation {annotation['id']} has no usable 'category_id'.")
         if "bbox" not in annotation and not annotation.get("segmentation"):
             raise ValueError(f"{origin}: annotation {annotation['id']} has neither 'bbox' nor 'segmentation'.")
+
+
+def _has_no_usable_polygon(annotation: dict[str, Any]) -> bool:
+    mask = annotation.get("segmentation")
+    return bool(mask) and isinstance(mask, list) and not any(map(is_polygon, mask))
 
 
 def _complete_areas(api: Any, origin: str) -> None:

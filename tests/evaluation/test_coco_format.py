@@ -61,8 +61,6 @@ def test_ids_that_are_text_and_values_that_are_null(tmp_path):
         {"id": 2**70},
         {"image_id": True},
         {"segmentation": {}},
-        {"segmentation": [[{"x": 1, "y": 2}]]},
-        {"segmentation": [[1, 1, 9, 1]]},
         {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9], [1, 1, 9, 1, 9, 9, 1]]},
         {"segmentation": {"size": [20.0, 20.0], "counts": [0, 400]}},
     ],
@@ -110,3 +108,26 @@ def test_category_ids_that_are_text_or_negative(tmp_path, category_id, fast):
     finally:
         DatasetCatalog.remove("text ids")
         MetadataCatalog.remove("text ids")
+
+
+@pytest.mark.parametrize(
+    ("mask", "counts"),
+    [
+        ([], 1),
+        ([[]], 0),
+        ([[{"x": 1, "y": 2}]], 0),
+        ([[1, 1, 9, 9]], 0),
+        ([[1, 1, 9, 9, 1]], 0),
+        ([[1, 1, 9, 9], [1, 1, 9, 1, 9, 9]], 1),
+    ],
+)
+def test_objects_whose_polygons_are_all_unusable_count_as_in_training(tmp_path, caplog, mask, counts):
+    path = write_truth(tmp_path, segmentation=mask)
+    register_coco_instances("flat_polygons", {}, path, str(tmp_path))
+    try:
+        assert len(DatasetCatalog.get("flat_polygons")[0]["annotations"]) == counts
+    finally:
+        DatasetCatalog.remove("flat_polygons")
+        MetadataCatalog.remove("flat_polygons")
+    assert len(load_coco_api(path).anns) == counts
+    assert ("1 annotations have only polygons of less than three points" in caplog.text) == (counts == 0)

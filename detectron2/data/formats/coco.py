@@ -105,7 +105,7 @@ COCO_MISTAKES = {
         "warning",
         "annotation",
         "a polygon of less than three points or an odd count of numbers",
-        "Loading leaves it out.",
+        "Loading leaves it out, and the annotation if it has no other; so does evaluation.",
     ),
 }
 """What can be wrong with a file in this format."""
