@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
-from detectron2.data.formats.reading import AnnotationFileError, read_json, shorten, timed
+from detectron2.data.formats.reading import (
+    AnnotationFileError,
+    checked_objects,
+    checked_size,
+    read_json,
+    shorten,
+    timed,
+)
 from detectron2.data.formats.run_lengths import encode_mask
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -24,6 +31,7 @@ __all__ = ["load_cityscapes_instances", "load_cityscapes_semantic"]
 logger = logging.getLogger(__name__)
 
 _IMAGE_SUFFIX = "_leftImg8bit.png"
+_LARGEST = 1e7  # far more pixels than any image has
 _LABEL_OF_NAME = {c["name"]: i for i, c in enumerate(c for c in CITYSCAPES_CATEGORIES if c["isthing"])}
 _LABEL_OF_ID = {c["id"]: i for i, c in enumerate(c for c in CITYSCAPES_CATEGORIES if c["isthing"])}
 
@@ -116,7 +124,8 @@ def _read_polygons(annotation_stem: str) -> tuple[int, int, list[dict[str, Any]]
     missing = [key for key in ("imgHeight", "imgWidth", "objects") if key not in content]
     if missing:
         raise AnnotationFileError(path, "", f"Cityscapes' files have {missing[0]!r}; there is: {shorten(content)}.")
-    return content["imgHeight"], content["imgWidth"], content["objects"]
+    height, width = (checked_size(content[key], path, "", key) for key in ("imgHeight", "imgWidth"))
+    return height, width, checked_objects(content, "objects", path)
 
 
 def _record(image_file: str, height: int, width: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,18 +156,19 @@ def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[st
     # Later objects lie in front of earlier ones, so from the last to the first each loses what is covered by then.
     for index, item in reversed(list(enumerate(objects))):
         name, corners = item.get("label"), item.get("polygon")
-        if not isinstance(name, str) or not isinstance(corners, list) or len(corners) < 3:
+        points = _points(corners)
+        if not isinstance(name, str) or points is None:
             raise AnnotationFileError(
                 annotation_stem + "_polygons.json",
                 f"objects[{index}]",
-                f"'label' must be a name and 'polygon' a list of three points or more; it is {item!r}."[:300],
+                f"'label' must be a name and 'polygon' a list of three points [x, y] or more; it is {item!r}."[:300],
             )
         if item.get("deleted") or name == "license plate":  # plates are drawn on top of cars that they belong to
             continue
         is_group = name.endswith("group")
         label = _LABEL_OF_NAME.get(name.removesuffix("group"))
         # Vertices are indices of pixels; half a pixel makes them continuous. buffer(0) mends self-intersections.
-        shape: Any = geometry.Polygon(np.asarray(corners, dtype=np.float64) + 0.5).buffer(0.0)
+        shape: Any = geometry.Polygon(points + 0.5).buffer(0.0)
         visible: Any = shape.difference(covered)
         covered = covered.union(shape)
         if label is None or visible.is_empty:
@@ -174,12 +184,30 @@ def _instances_of_polygons(to_polygons: bool, frame: tuple[str, str]) -> dict[st
     return _record(image_file, height, width, annotations)
 
 
+def _points(corners: Any) -> np.ndarray | None:
+    """Three points or more as `float64[P, 2]`, in pixels; None if it is something else."""
+    try:
+        points = np.asarray(corners, dtype=np.float64)
+    except (TypeError, ValueError):  # texts, or points of different lengths
+        return None
+    is_polygon = isinstance(corners, list) and points.ndim == 2 and len(points) >= 3 and points.shape[1] == 2
+    return points if is_polygon and (np.abs(points) < _LARGEST).all() else None
+
+
 def _instances_of_ids(to_polygons: bool, frame: tuple[str, str]) -> dict[str, Any]:
     from PIL import Image
 
     image_file, annotation_stem = frame
-    with Image.open(PathManager.get_local_path(annotation_stem + "_instanceIds.png")) as image:
-        ids = np.asarray(image, order="F")
+    path = annotation_stem + "_instanceIds.png"
+    try:
+        with Image.open(PathManager.get_local_path(path)) as image:
+            ids = np.asarray(image, order="F")
+    except (OSError, SyntaxError) as e:  # what Pillow raises for damaged pictures
+        if isinstance(e, FileNotFoundError):
+            raise
+        raise AnnotationFileError(path, "", f"the picture of the instances' ids cannot be read: {e}") from e
+    if ids.ndim != 2:
+        raise AnnotationFileError(path, "", f"expected one channel, the ids of instances, not shape {ids.shape}.")
     annotations = []
     for instance_id in np.unique(ids[ids >= 24]).tolist():
         # An id of 1000 or more is 1000 * class + number; a smaller one is the class of a group.

@@ -83,6 +83,37 @@ def test_another_json_file(city):
             load(images, gt)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"imgHeight": "30"}, "'imgHeight' must be a positive whole number of pixels, not the string '30'"),
+        ({"imgWidth": 0}, "'imgWidth' must be a positive whole number of pixels, not the number 0"),
+        ({"objects": None}, "objects: expected a list, not null"),
+        ({"objects": ["car"]}, r"objects\[0\]: expected an object, not the string 'car'"),
+        *(
+            ({"objects": [{"label": "car", "polygon": polygon}]}, r"objects\[0\]: .* a list of three points \[x, y\]")
+            for polygon in (
+                [1, 2, 3, 4, 5, 6],
+                [[1, 2, 3]] * 3,
+                [[1, 2], [3], [4, 5]],
+                [["a", 1], [2, 3], [4, 5]],
+                [[None, 1], [2, 3], [4, 5]],
+                [[float("inf"), 1], [2, 3], [4, 5]],
+                "abc",
+            )
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_named(city, change, message):
+    images, gt = city()
+    content = {"imgHeight": 30.0, "imgWidth": 40, "objects": []}
+    (gt / "ulm" / "ulm_0_0_gtFine_polygons.json").write_text(json.dumps(content))
+    assert load_cityscapes_instances(images, gt)[0]["height"] == 30
+    (gt / "ulm" / "ulm_0_0_gtFine_polygons.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ValueError, match=rf"ulm_0_0_gtFine_polygons\.json: {message}"):
+        load_cityscapes_instances(images, gt)
+
+
 def test_object_cut_in_two(city):
     objects = [square("car", 0, 0, 10), {"label": "pole", "polygon": [[4, -1], [6, -1], [6, 12], [4, 12]]}]
     (record,) = load_cityscapes_instances(*city(objects))
@@ -105,6 +136,22 @@ def test_id_images(city):
     assert (bikes["category_id"], bikes["iscrowd"]) == (7, 1) and (car["category_id"], car["iscrowd"]) == (2, 0)
     assert car["bbox"] == [3, 5, 9, 10] and (record["height"], record["width"]) == (30, 40)
     assert mask_util.area(car["segmentation"]) == 30
+
+
+def test_id_images_that_are_none_are_named(city):
+    images, gt = city(ids=np.zeros((30, 40)))
+    path = gt / "ulm" / "ulm_0_0_gtFine_instanceIds.png"
+    whole = path.read_bytes()
+    for content, message in ((b"hello", "cannot be read: cannot identify"), (whole[:60], "cannot be read: image file")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"instanceIds.png: the picture of the instances' ids {message}"):
+            load_cityscapes_instances(images, gt, from_json=False, to_polygons=False)
+    Image.new("RGB", (40, 30)).save(path)
+    with pytest.raises(ValueError, match=r"instanceIds.png: expected one channel.*not shape \(30, 40, 3\)"):
+        load_cityscapes_instances(images, gt, from_json=False, to_polygons=False)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"instanceIds.png"):
+        load_cityscapes_instances(images, gt, from_json=False, to_polygons=False)
 
 
 def test_id_images_as_polygons(city):
