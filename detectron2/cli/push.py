@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
         name = args.to or (target.resolve().name if target else "")
         card = model_card(name, args.licence, description, metrics, source=f"hf://{args.to}" if args.to else name)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        if args.to:
-            url = _upload(folder, args.to, args.private)
-            sys.stdout.write(f"Sent:   {url}\n")
-        if target is not None:
+        if target is not None:  # whole before anything is sent, which may fail
             if target.is_dir():
                 target.rmdir()  # it is empty
             os.replace(folder, target)
             sys.stdout.write(f"Folder: {target}\n")
+        if args.to:
+            url = _upload(target or folder, args.to, args.private, is_kept=target is not None)
+            sys.stdout.write(f"Sent:   {url}\n")
     return 0
 
 
@@ -221,7 +221,7 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def _upload(folder: Path, repo: str, private: bool) -> str:
+def _upload(folder: Path, repo: str, private: bool, *, is_kept: bool) -> str:
     """Send a folder to the hub, in one commit, and return its address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -230,10 +230,11 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a detectron2 model")
-    except HfHubHTTPError as error:
-        why = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{repo} was not written: {why}. Log in with 'hf auth login' or set HF_TOKEN, with a token that may write "
-            "there; --folder DIR writes the same files without sending them."
-        ) from error
+    except Exception as error:  # a lost connection is one of the HTTP library's own, which differs between versions
+        why = " ".join(str(error).split())[:300].rstrip(".")
+        cure = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
+        if isinstance(error, HfHubHTTPError):
+            cure = "Log in with 'hf auth login' or set HF_TOKEN, with a token that may write there."
+        later = f"hf upload {repo} {folder} . sends the folder" if is_kept else "--folder DIR writes it without sending"
+        raise ValueError(f"{repo} was not written: {type(error).__name__}: {why}. {cure} {later}.") from error
     return f"{api.endpoint}/{repo}"

@@ -60,7 +60,7 @@ class HuggingFaceHandler(PathHandler):
                 local_files_only=is_offline(),
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a download that breaks off ends with an error of the HTTP library's own
             revision = f" --revision {address['revision']}" if address["revision"] else ""
             why = " ".join(str(error).split())[:300].rstrip(".")
             advice = advice_of_hub(error) or (

@@ -148,3 +148,20 @@ def test_what_goes_to_the_hub(command, trained, tmp_path, monkeypatch):
     (_, options), (repo, files) = calls
     assert options == {"private": True, "exist_ok": True} and repo == "me/shapes"
     assert files.keys() == {"README.md", "model.safetensors"} and b'Predictor("hf://me/shapes")' in files["README.md"]
+
+
+@pytest.mark.parametrize(("is_kept", "later"), [(True, "hf upload me/shapes"), (False, "--folder DIR writes it")])
+def test_a_model_that_cannot_be_sent_stays_in_its_folder(command, trained, tmp_path, monkeypatch, is_kept, later):
+    pytest.importorskip("huggingface_hub")
+    for name in ("DETECTRON2_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    words = ["push", "--weights", trained / "model_final.pth", "--licence", "mit", "--to", "me/shapes"]
+    folder = tmp_path / "shapes"
+    status, out, err = command(*words, *(["--folder", folder] if is_kept else []))
+    assert status == 1 and "me/shapes was not written: " in err and "Check the network" in err and later in err
+    assert "Traceback" not in err and folder.exists() == is_kept and (f"Folder: {folder}" in out) == is_kept
+    if is_kept:
+        assert sorted(p.name for p in folder.iterdir()) == ["README.md", "model.safetensors"]
+        assert Predictor(folder, device="cpu").metadata.thing_classes == list(SHAPE_CLASSES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["shapes"] if is_kept else [])

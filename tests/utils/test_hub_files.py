@@ -122,3 +122,19 @@ def test_wrong_use(monkeypatch):
     monkeypatch.setattr(hub_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'detectron2\[hub\]'"):
         PathManager.get_local_path("hf://owner/name/a.txt")
+
+
+def test_a_download_that_breaks_off(monkeypatch):
+    """The client lets the error of its HTTP library through, which is none of Python's own kinds."""
+    import huggingface_hub
+
+    class ProtocolError(Exception):
+        pass
+
+    def break_off(*args, **options):
+        raise ProtocolError("peer closed connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", break_off)
+    with pytest.raises(DownloadError, match=r"hf://me/x could not be had: peer closed connection. On a machine with"):
+        PathManager.get_local_path("hf://me/x")
+    assert not PathManager.exists("hf://me/x") and hub_files.cached_or_fetched("hf://me/x") is None
