@@ -277,7 +277,7 @@ class Predictor:
         if frame.error is not None:
             return _Prepared(frame)
         try:
-            image = self._checked(frame.image, scale)
+            image = self._checked(frame, scale)
             if self.tile is not None:
                 return _Prepared(frame, image=image)
             sample = self._resized(image) if self._reads_arrays() else self._mapped(frame)
@@ -299,15 +299,21 @@ class Predictor:
         height, width = frame.image.shape[:2]  # pyright: ignore[reportOptionalMemberAccess]
         return {"height": height, "width": width, **sample}
 
-    def _checked(self, image: Any, scale: float | None) -> np.ndarray:
+    def _checked(self, frame: Frame, scale: float | None) -> np.ndarray:
         """Return an image `(H, W, C)` with values that the model can take."""
+        image: Any = frame.image
         if scale is not None:
             image = image.astype(np.float32) * np.float32(scale)
             if self._is_8_bit and image.min(initial=0) >= -0.5 and image.max(initial=0) <= 255.5:
                 image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        if self.pixel_mean is not None and (text := check_image(image, self.pixel_mean, can_scale=True)):
-            raise ValueError(text)
-        return image if self.pixel_mean is None else plain_image(image, self.pixel_mean)
+        if self.pixel_mean is None:
+            return image
+        try:
+            if text := check_image(image, self.pixel_mean, can_scale=True):
+                raise ValueError(text)
+        except (TypeError, ValueError) as e:
+            raise type(e)(f"{frame.name}: {e}") from None
+        return plain_image(image, self.pixel_mean)
 
     @property
     def _is_8_bit(self) -> bool:

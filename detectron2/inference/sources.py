@@ -300,8 +300,7 @@ def _find(item: Any, exclude: str | None) -> list[Input]:
     if _is_in_memory(item):
         return [Input(item)]
     if _is_camera_number(item):
-        Camera.require()
-        return [Input(int(item))]
+        return [Input(Camera(int(item)).number)]
     if not isinstance(item, (str, os.PathLike)):
         cures = {
             "NoneType": ": cv2.imread returns None for a file that it cannot read; give the path itself",
@@ -321,8 +320,7 @@ def _find(item: Any, exclude: str | None) -> list[Input]:
         return [Input(text, without_password(text))]
     camera = _CAMERA.fullmatch(text)
     if camera and not os.path.isfile(path):
-        Camera.require()
-        return [Input(int(camera[1] or camera[2] or 0))]
+        return [Input(Camera(int(camera[1] or camera[2] or 0)).number)]
     if os.path.isdir(path):
         files = _images_in(path, exclude)
         if not files:

@@ -277,6 +277,7 @@ class Camera:
 
     Raises:
         ImportError: if neither OpenCV nor, on Linux, PyAV is installed.
+        ValueError: if no camera can have this number.
 
     Example:
         >>> for image, seconds in Camera(0):  # doctest: +SKIP
@@ -285,6 +286,8 @@ class Camera:
 
     def __init__(self, number: int = 0, image_format: str | None = "BGR") -> None:
         self.require()
+        if not 0 <= number < 1 << 31:  # OpenCV ends the process
+            raise ValueError(f"Expected the number of a camera, from 0 on, got {number}.")
         self.number = number
         self.image_format = image_format or "RGB"
 

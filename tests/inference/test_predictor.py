@@ -200,6 +200,8 @@ class TestErrors:
     def test_other_ranges(self, image, error, cure):
         with pytest.raises(error, match=cure):
             recorder()(image)
+        with pytest.raises(error, match=f"^image 1: .*{cure}"):  # which one, of many
+            list(recorder()([*numbered([(8, 8)]), image]))
 
     def test_scaled_images_are_those_of_8_bits(self):
         image = numbered([(8, 8)], start=51)[0]

@@ -380,6 +380,13 @@ def test_where_there_is_no_camera(monkeypatch):
     assert frame.image is None and "The camera 7 cannot be opened" in str(frame.error)
 
 
+@pytest.mark.parametrize("source", [-1, [-1], "webcam:2147483648", "/dev/video99999999999"])
+def test_a_number_that_no_camera_has(source):
+    """OpenCV ends the process, or raises an error of its own."""
+    with pytest.raises(ValueError, match="Expected the number of a camera, from 0 on, got "):
+        read_frames(source)
+
+
 def test_items_are_made_ahead_in_a_thread():
     assert list(read_ahead([], 1)) == []
     made, closed = [], []
