@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         args.parser.print_help()
         return 2
-    out: Any = PrintableStream(sys.stdout)
-    err: Any = PrintableStream(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return _run(args, is_program=argv is None)
+    with open(os.devnull, "w") as nowhere:  # in place of a stream that the caller has closed
+        out: Any = PrintableStream(sys.stdout or nowhere)
+        err: Any = PrintableStream(sys.stderr or nowhere)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return _run(args, is_program=argv is None)
 
 
 def _run(args: argparse.Namespace, is_program: bool) -> int:

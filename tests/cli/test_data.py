@@ -1,6 +1,7 @@
 """``detectron2 data``: mistakes are found and taken out, pictures show what is there, formats keep what they can."""
 
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -356,6 +357,14 @@ class TestCheck:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+    @pytest.mark.skipif(os.name != "posix", reason="a shell closes streams")
+    def test_the_caller_has_closed_the_streams(self, good):
+        """As `>&-` and some schedulers do; Python has no `sys.stdout` then."""
+        program = [sys.executable, "-m", "detectron2", "data", "check", str(good)]
+        for closed in (">&-", ">&- 2>&-"):
+            done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *program], capture_output=True, timeout=120)
+            assert (done.returncode, done.stderr) == (0, b"")
 
 
 class TestFix:
