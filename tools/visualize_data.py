@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.show:
             show(name, picture)
             continue
+        if os.path.realpath(os.path.dirname(name)) == os.path.realpath(args.output_dir):
+            raise ValueError(f"--output-dir {args.output_dir} has the images themselves, such as {name}: give another.")
         base = os.path.splitext(os.path.basename(name))[0]
         times[base] = times.get(base, 0) + 1
         suffix = f"_{times[base]}" if times[base] > 1 else ""

@@ -140,6 +140,10 @@ def main(argv: list[str] | None = None) -> int:
         records = [records[i] for i in np.linspace(0, len(records) - 1, args.num).round().astype(int)]
     # files of one name in several folders must not overwrite each other
     root = os.path.commonpath([os.path.dirname(os.path.abspath(r["file_name"])) for r in records]) if records else ""
+    if records and os.path.realpath(args.output) == os.path.realpath(root):
+        raise ValueError(
+            f"--output {args.output} has the images themselves, which would be written over: give another."
+        )
     for record in records:
         picture = draw(record, results.get(record["image_id"], []), metadata, args.conf_threshold)
         path = Path(args.output, os.path.relpath(os.path.abspath(record["file_name"]), root))

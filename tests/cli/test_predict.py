@@ -818,10 +818,9 @@ def test_ctrl_c_is_the_end_of_a_camera(command, trained, data, tmp_path, monkeyp
     image = np.asarray(Image.open(data / "images" / "00000.png").convert("RGB"))[:, :, ::-1]
 
     class Camera:
-        require = staticmethod(lambda: None)
-
-        def __init__(self, number, image_format):
+        def __init__(self, number, image_format="BGR"):
             assert (number, image_format) == (0, "BGR")
+            self.number = number
 
         def __iter__(self):
             yield from ((image, i / 10) for i in range(3))

@@ -73,6 +73,18 @@ def test_the_threshold_and_the_number(tool, results, shapes, tmp_path):
         assert np.abs(picture[:, :128] - some[name][:, :128]).max() > 60
 
 
+def test_the_images_are_not_written_over(tool, results, config, shapes, shapes_dir):
+    folder = shapes_dir / "images"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    words = ["--input", str(results), "--dataset", shapes, "--output", str(folder)]
+    with pytest.raises(ValueError, match="has the images themselves, which would be written over: give another"):
+        tool("visualize_json_results").main(words)
+    words = ["--source", "annotation", *config, "--output-dir", f"{folder}/"]
+    with pytest.raises(ValueError, match=r"has the images themselves, such as .*: give another"):
+        tool("visualize_data").main(words)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_boxes_of_results(tool):
     module = tool("visualize_json_results")
     entry = {"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "score": 0.6, "keypoints": [1, 2, 0.5]}

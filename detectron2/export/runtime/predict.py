@@ -11,6 +11,7 @@ Letters: `N` images, `D` detections, `K` keypoints, `C` classes, `M` and `S` sid
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -279,16 +280,22 @@ def _output_paths(images: Sequence[str], output: str | None, wants_json: bool) -
     if output is None and wants_json:
         return [None] * len(images)
     target, ending = (Path("."), "_prediction.png") if output is None else (Path(output), ".png")
+    taken = {Path(image).resolve() for image in images}  # no photo is written over, nor another drawing
     if output is not None and target.suffix and not target.is_dir():
         if len(images) > 1:
             raise ValueError(f"--output is the file {output!r}, and there are {len(images)} images: give a folder.")
         if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
             raise ValueError(f"--output is {output!r}, and Pillow does not write {target.suffix!r} files: use .png.")
+        if target.resolve() in taken:
+            raise ValueError(f"--output is {output!r}, the image itself: give another file, or a folder.")
         return [target]
     target.mkdir(parents=True, exist_ok=True)
-    stems = [Path(image).stem for image in images]
-    twins = [stems[:i].count(stem) for i, stem in enumerate(stems)]
-    return [target / f"{stem}{f'_{n + 1}' if n else ''}{ending}" for stem, n in zip(stems, twins, strict=True)]
+    paths: list[Path | None] = []
+    for stem in (Path(image).stem for image in images):
+        names = (target / f"{stem}{f'_{n}' if n > 1 else ''}{ending}" for n in itertools.count(1))
+        paths.append(path := next(path for path in names if path.resolve() not in taken))
+        taken.add(path.resolve())
+    return paths
 
 
 def _summary(result: Mapping[str, Any], meta: Mapping[str, Any]) -> str:

@@ -91,6 +91,24 @@ def test_program_writes_a_drawing_for_each_image(model, tmp_path):
     assert Image.open(model / "photo_2_prediction.png").size == (50, 40)
 
 
+def test_nothing_is_written_over(model, tmp_path):
+    """Neither a photo, by its own drawing or by another, nor a drawing."""
+    photos = [tmp_path / "a.png", tmp_path / "b/a.png", tmp_path / "a_2.png"]
+    for i, photo in enumerate(photos):
+        photo.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(40, 50, seed=i)).save(photo)
+    before = {photo: photo.read_bytes() for photo in photos}
+    done = run(model, photos[0], "--output", photos[0])
+    assert done.returncode == 1 and "the image itself: give another file, or a folder" in done.stderr
+    for folder, names in ((tmp_path, ["a_2_2.png", "a_3.png", "a_4.png"]), (tmp_path / "c", ["a.png", "a_2.png"])):
+        there = set(tmp_path.iterdir())
+        done = run(model, *photos[: len(names)], "--output", folder)
+        assert done.returncode == 0, done.stderr
+        made = folder.iterdir() if folder not in there and folder != tmp_path else set(tmp_path.iterdir()) - there
+        assert sorted(path.name for path in made) == names
+    assert {photo: photo.read_bytes() for photo in photos} == before
+
+
 def test_bad_images_are_named_and_others_are_done(model, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     out = tmp_path / "new" / "results.json"
