@@ -7,6 +7,7 @@ A data set is a name and a function that returns a list of dictionaries. The ann
 many labelling tools write them; the images are drawn first, so that the example needs nothing else.
 """
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -44,6 +45,7 @@ def load(table: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     setup_logger()
     table = make_table()
     DatasetCatalog.register("own_train", lambda: load(table))

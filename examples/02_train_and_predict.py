@@ -7,6 +7,8 @@ It takes a few seconds, because the model is tiny and sees six images: for one t
 `detectron2 demo`. With data of your own, begin with the weights of the model zoo and more iterations.
 """
 
+import argparse
+
 from detectron2 import model_zoo
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.synthetic import SHAPE_CLASSES, generate_shapes_dataset
@@ -36,6 +38,7 @@ def make_config():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     setup_logger()
     for name, count, seed in (("shapes_train", 6, 0), ("shapes_val", 2, 1)):
         annotations = generate_shapes_dataset(f"output/examples/{name}", count, seed=seed)

@@ -4,6 +4,7 @@
 python examples/03_augmentations.py
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ class RandomFog(T.Augmentation):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     annotations = generate_shapes_dataset(FOLDER, 6)
     register_coco_instances("shapes_augmented", {}, str(annotations), str(FOLDER / "images"))
     augmentations = [

@@ -4,6 +4,8 @@
 python examples/04_part_of_your_own.py
 """
 
+import argparse
+
 import torch
 from torch import nn
 
@@ -35,6 +37,7 @@ class SmallBackbone(Backbone):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cfg = model_zoo.get_config("COCO-Detection/rpn_R_50_C4_1x.yaml")
     cfg.MODEL.BACKBONE.NAME = "SmallBackbone"
     cfg.MODEL.DEVICE = "cpu"

@@ -7,6 +7,7 @@ The video is drawn, so the truth is known, and a function that looks for its col
 trained one it is `track(Predictor("model_final.pth")("clip.mp4"))`. It needs `pip install 'detectron2[video]'`.
 """
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.tracking import track
 from detectron2.tracking.metrics import evaluate_tracks
 
-OUTPUT = Path("output/examples/tracking")
+OUTPUT, FRAMES = Path("output/examples/tracking"), 30
 COLORS = np.array([[220, 60, 60], [60, 180, 60], [60, 60, 220]], np.uint8)
-FRAMES = 30
 
 
 def true_boxes(frame: int) -> np.ndarray:
@@ -47,13 +47,13 @@ def box_of(image: np.ndarray, color: np.ndarray) -> list[int]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with VideoWriter(OUTPUT / "clip.mp4", fps=10, image_format="RGB") as video:
         for number in range(FRAMES):
             image = np.full((180, 240, 3), 255, np.uint8)
             for (x1, y1, x2, y2), color in zip(true_boxes(number), COLORS, strict=True):
                 image[y1:y2, x1:x2] = color
             video.write(image)
-
     tracks = []
     with ResultWriter(OUTPUT / "tracked", csv=True) as writer:
         for result in track(detect(read_frames(OUTPUT / "clip.mp4", image_format="RGB"))):

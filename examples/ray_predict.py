@@ -6,6 +6,7 @@ python examples/ray_predict.py [checkpoint] [folder]
 Needs `pip install 'detectron2[ray]'`. Without a checkpoint the model is a random one, which finds nonsense.
 """
 
+import argparse
 import sys
 
 try:
@@ -20,10 +21,10 @@ from detectron2.inference import read_shards
 OUTPUT = "output/examples/ray_predict"
 
 
-def model() -> dict:
+def model(checkpoint: str | None) -> dict:
     """What makes the Predictor of each worker."""
-    if sys.argv[1:]:
-        return {"weights": sys.argv[1]}
+    if checkpoint is not None:
+        return {"weights": checkpoint}
     changes = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "INPUT.MIN_SIZE_TEST", 160]
     changes += ["MODEL.WEIGHTS", "", "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5]
     name = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -31,15 +32,18 @@ def model() -> dict:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("folder", nargs="?", default=f"{OUTPUT}/images")
+    args = parser.parse_args()
     generate_shapes_dataset(OUTPUT, 6)
-    folder = sys.argv[2] if sys.argv[2:] else f"{OUTPUT}/images"
 
     # Two workers with a model, and two processors for what reads and writes. In a cluster: ray.init().
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    images = ray.data.read_binary_files(folder, include_paths=True)
+    images = ray.data.read_binary_files(args.folder, include_paths=True)
     found = images.map_batches(
         Predictor.for_batches,
-        fn_constructor_kwargs={**model(), "as_table": True},
+        fn_constructor_kwargs={**model(args.checkpoint), "as_table": True},
         compute=ray.data.ActorPoolStrategy(size=2),  # with GPUs also num_gpus=1
         batch_size=16,
     )

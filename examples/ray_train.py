@@ -7,6 +7,7 @@ Needs `pip install 'detectron2[ray]'`. Ray starts the processes and makes their 
 is the one that `torchrun` or `detectron2.engine.launch` would call.
 """
 
+import argparse
 import os
 import sys
 
@@ -16,8 +17,6 @@ try:
     from ray.train.torch import TorchTrainer
 except ModuleNotFoundError:
     sys.exit("This example needs Ray: pip install 'detectron2[ray]'")
-
-OUTPUT = os.path.abspath(sys.argv[1] if sys.argv[1:] else "output/examples/ray_train")
 
 
 def train(options: dict) -> None:
@@ -47,14 +46,17 @@ def train(options: dict) -> None:
 if __name__ == "__main__":
     from detectron2.data.datasets.synthetic import generate_shapes_dataset
 
-    generate_shapes_dataset(f"{OUTPUT}/data", 8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", nargs="?", default="output/examples/ray_train")
+    output = os.path.abspath(parser.parse_args().output)
+    generate_shapes_dataset(f"{output}/data", 8)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # in a cluster: ray.init()
     trainer = TorchTrainer(
         train,
-        train_loop_config={"data": f"{OUTPUT}/data", "output": OUTPUT},  # a folder that all machines see
+        train_loop_config={"data": f"{output}/data", "output": output},  # a folder that all machines see
         scaling_config=ScalingConfig(num_workers=2, use_gpu=False),
-        run_config=RunConfig(storage_path=f"{OUTPUT}/ray", name="run"),
+        run_config=RunConfig(storage_path=f"{output}/ray", name="run"),
     )
     trainer.fit()
     ray.shutdown()
-    print(f"trained: {OUTPUT}/model_final.pth")
+    print(f"trained: {output}/model_final.pth")

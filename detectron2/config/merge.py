@@ -131,7 +131,8 @@ class _Transaction:
         for adder, paths in adders.items():
             shown = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
             folder = PROJECT_FOLDERS.get(adder.partition(".")[0])
-            advice.append(f"{shown}: call {adder}(cfg) first" + (f"; it is in {folder}." if folder else "."))
+            where = f"; it is in {folder} (commands find it with PYTHONPATH={folder})." if folder else "."
+            advice.append(f"{shown}: call {adder}(cfg) first{where}")
         if self.unknown.keys() - of_projects:
             advice.append(
                 "'detectron2 config explain' lists the keys of this library; a program adds keys of its own before the "

@@ -48,7 +48,7 @@ def lookup(registry: Registry, name: str, key: str) -> Any:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise KeyError(
         f"{key} is {name!r}, which is not registered. {hint}Registered are: {', '.join(names) or 'none'}. A class of "
-        f"your own is registered once the module that defines it has been imported."
+        f"your own is registered once the module that defines it has been imported (commands: --import MODULE)."
     )
 
 

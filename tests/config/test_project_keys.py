@@ -65,7 +65,8 @@ def test_one_key_of_a_project_among_other_problems():
         "  unknown key 'MODEL.TRIDENT.NUM_BRANCH'",
         "  unknown key 'MODEL.DEVIC': did you mean 'MODEL.DEVICE'?",
         "  SEED must be int (now -1), but got str 'x'",
-        "MODEL.TRIDENT.NUM_BRANCH: call tridentnet.add_tridentnet_config(cfg) first; it is in projects/TridentNet.",
+        "MODEL.TRIDENT.NUM_BRANCH: call tridentnet.add_tridentnet_config(cfg) first; it is in projects/TridentNet "
+        "(commands find it with PYTHONPATH=projects/TridentNet).",
         "'detectron2 config explain' lists the keys of this library; a program adds keys of its own before the merge "
         "(cfg.NAME = value).",
     ]

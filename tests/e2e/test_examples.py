@@ -41,3 +41,15 @@ def test_example(path, tmp_path, monkeypatch, capsys, restore_logging, clean_reg
         if word.startswith("output/") and word.endswith(".png"):
             assert Path(word).stat().st_size > 0
     assert out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES[0].parent.glob("*.py")), ids=lambda p: p.stem)
+def test_help_is_the_docstring_and_nothing_runs(path, tmp_path, monkeypatch, capsys, clean_registries):
+    if path.name.startswith("ray_"):
+        pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0 and f"python examples/{path.name}" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ def test_lookup():
         lookup(registry, "A", "MODEL.THING")
     registry.register(Outer)
     assert lookup(registry, "Outer", "MODEL.THING") is Outer
-    with pytest.raises(KeyError, match="Did you mean 'Outer'"):
+    with pytest.raises(KeyError, match=r"Did you mean 'Outer'.*\(commands: --import MODULE\)\."):
         lookup(registry, "Outter", "MODEL.THING")
 
 
