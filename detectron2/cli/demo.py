@@ -174,14 +174,24 @@ def _train(cfg: CfgNode, resume: bool) -> tuple[DefaultTrainer, Any]:
     return trainer, results
 
 
+def _program() -> str:
+    """How to call this program from here, as it was called: by its name, its path or as a module of Python."""
+    is_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    name, path, rest = ("python", sys.executable, " -m detectron2") if is_module else ("detectron2", sys.argv[0], "")
+    found = shutil.which(name)
+    # Run through make, the command lies in an environment that the user's shell does not know.
+    if found and (not is_module or os.path.abspath(found) == os.path.abspath(path)):
+        return name + rest
+    with contextlib.suppress(ValueError):  # on another drive of Windows
+        path = os.path.relpath(path)
+    return path + rest
+
+
 def _commands(output: Path, file_name: str) -> str:
     """Return commands to try next, a line each."""
     unseen = output / "data" / "val"
     image, annotations = unseen / "images" / "00000.png", unseen / "annotations.json"
-    # Run through make, the command lies in an environment that the user's shell does not know.
-    command = "detectron2" if shutil.which("detectron2") else sys.argv[0]
-    with contextlib.suppress(ValueError):  # on another drive of Windows
-        command = os.path.relpath(command)
+    command = _program()
     return f"""
   {command} predict --weights {output / file_name} {image} --output {output / "mine"}
   {command} analyze {output} --data {annotations}

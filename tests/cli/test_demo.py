@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 
 import pytest
 
@@ -137,3 +138,24 @@ def test_interrupted_run_is_saved_and_resumed(run, tmp_path, monkeypatch):
     assert status == 0, text
     assert "Found an unfinished run" in text
     assert "iterations 2 to 3" in text
+
+
+@pytest.mark.parametrize(
+    ("argv0", "on_path", "expected"),
+    [
+        ("{here}/bin/detectron2", [], "bin/detectron2"),
+        ("{here}/bin/detectron2", ["detectron2"], "detectron2"),
+        ("{here}/detectron2/__main__.py", [], "bin/python -m detectron2"),
+        ("{here}/detectron2/__main__.py", ["detectron2"], "bin/python -m detectron2"),
+        ("{here}/detectron2/__main__.py", ["python"], "python -m detectron2"),
+    ],
+)
+def test_commands_to_try_next_run_as_they_are(monkeypatch, tmp_path, argv0, on_path, expected):
+    (tmp_path / "bin").mkdir()
+    for name in on_path:
+        (tmp_path / "bin" / name).touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(sys, "argv", [argv0.format(here=tmp_path), "demo"])
+    assert demo._program() == expected
