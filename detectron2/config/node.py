@@ -5,6 +5,7 @@ import logging
 import os
 from ast import literal_eval
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from fvcore.common.config import BASE_KEY
@@ -15,7 +16,7 @@ from detectron2.config.merge import READ, ConfigTypeError, iter_leaves, merge_co
 from detectron2.config.safe_yaml import load_yaml
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["CfgNode"]
+__all__ = ["CfgNode", "config_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,15 @@ class CfgNode(_FvcoreNode):
 
         Args:
             filename: the path or address of the file. `_BASE_` is one path or a list of paths, each relative to this
-                file, absolute, an address, or starting with `~`. Later bases win, and the file itself wins over all.
+                file, absolute, an address, starting with `~`, or a name in the model zoo. Later bases win, and the file
+                itself wins over all.
             allow_unsafe: has no effect; kept for callers of fvcore's method.
 
         Returns:
             The merged content, as plain dictionaries and values.
 
         Raises:
+            FileNotFoundError: if there is no such file or base.
             ValueError: if a file is not valid YAML, asks to run code, or is its own base.
         """
         return cls._load_chain(str(filename), ())
@@ -63,7 +66,16 @@ class CfgNode(_FvcoreNode):
         """Read `filename` and its bases; `opened` lists the files that name it as a base; `own` gets its own keys."""
         if filename in opened:
             raise ValueError(f"The {BASE_KEY} keys of these files form a circle: {' -> '.join((*opened, filename))}.")
-        with cls._open_cfg(filename) as file:
+        try:
+            opened_file = cls._open_cfg(filename)
+        except FileNotFoundError as error:
+            if not opened:
+                raise
+            raise FileNotFoundError(
+                f"{BASE_KEY} in {opened[-1]} means {filename}, and there is no such file, nor a config of that name in "
+                "the model zoo."
+            ) from error
+        with opened_file as file:
             content = load_yaml(file, filename)
         if content is None:
             content = {}
@@ -189,6 +201,13 @@ def _as_sequence(key: str, value: Any, old: Any) -> Any:
     return type(old)([value])
 
 
+def config_folder() -> Path:
+    """Return the folder of the model zoo: inside an installed package, or beside the package in a source checkout."""
+    here = Path(__file__).resolve().parents[1]
+    installed = here / "model_zoo" / "configs"
+    return installed if installed.is_dir() else here.parent / "configs"
+
+
 def _unshared(value: Any) -> Any:
     """Return a copy in which every list occurs once; YAML writes `&id001` and `*id001` for repeated ones.
 
@@ -216,7 +235,12 @@ def _resolve_base(base: Any, filename: str) -> str:
     if "://" in base or os.path.isabs(base):
         return base
     joined = os.path.join(os.path.dirname(filename), base)
-    return joined if "://" in joined else os.path.normpath(joined)
+    if "://" in joined:
+        return joined
+    beside, in_zoo = os.path.normpath(joined), config_folder() / base
+    if os.path.isfile(beside) or not in_zoo.is_file():
+        return beside
+    return str(in_zoo)
 
 
 def _overlay(upper: dict[str, Any], lower: dict[str, Any], filename: str, prefix: str = "") -> None:

@@ -5,10 +5,10 @@ Names are relative to the folder of configs and end in `.yaml` or `.py`, e.g.
 """
 
 import difflib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config.node import config_folder
 
 from .checkpoints import CHECKPOINTS, URL_PREFIX
 
@@ -35,7 +35,7 @@ def get_checkpoint_url(config_path: str) -> str:
 
 def get_config_file(config_path: str) -> str:
     """Return the path on this machine of a config file of the model zoo, or raise `NotInModelZooError`."""
-    root = _config_folder()
+    root = config_folder()
     file = root / config_path
     if not file.is_file():
         known = [p.relative_to(root).as_posix() for p in root.rglob("*.*") if p.suffix in (".yaml", ".py")]
@@ -114,12 +114,6 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
     else:
         checkpointer.load(weights)
     return model
-
-
-def _config_folder() -> Path:
-    """Return the folder inside an installed package, or the one beside the package in a source checkout."""
-    here = Path(__file__).resolve().parent
-    return here / "configs" if (here / "configs").is_dir() else here.parents[1] / "configs"
 
 
 def _nearest(name: str, known: list[str]) -> str:

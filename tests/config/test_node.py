@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import pickle
+import re
 
 import pytest
 from hypothesis import assume, given, settings
@@ -129,6 +130,20 @@ def test_several_bases_absolute_and_home(write, tmp_path, monkeypatch):
     cfg = small()
     cfg.merge_from_file(write("sub/top.yaml", f"_BASE_: ['~/home.yaml', '{absolute}']\n"))
     assert (cfg.A, cfg.S) == (5, "absolute")
+
+
+def test_a_base_may_be_a_config_of_the_model_zoo(write, tmp_path):
+    zoo = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    path = write("mine.yaml", f"_BASE_: {zoo}\nSEED: 3\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    assert cfg.SEED == 3 and cfg.MODEL.RESNETS.DEPTH == 50 and cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    write(zoo, "SEED: 4\n")  # what lies beside the file goes first
+    assert CfgNode.load_yaml_with_base(path) == {"SEED": 3}
+    missing = write("other.yaml", "_BASE_: COCO-Detection/faster_rcnn.yaml\n")
+    beside = re.escape(str(tmp_path / "COCO-Detection/faster_rcnn.yaml"))
+    with pytest.raises(FileNotFoundError, match=rf"_BASE_ in .*other\.yaml means {beside}, and there is no such file"):
+        CfgNode.load_yaml_with_base(missing)
 
 
 def test_circles_of_bases_are_reported(write):

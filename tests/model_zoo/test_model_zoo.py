@@ -90,10 +90,9 @@ def test_config_files_exist():
 
 
 def test_configs_of_an_installed_package_come_first(tmp_path, monkeypatch):
-    module = sys.modules["detectron2.model_zoo.model_zoo"]
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "x.yaml").write_text("SEED: 3\n")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "model_zoo.py"))
+    (tmp_path / "model_zoo" / "configs").mkdir(parents=True)
+    (tmp_path / "model_zoo" / "configs" / "x.yaml").write_text("SEED: 3\n")
+    monkeypatch.setattr("detectron2.config.node.__file__", str(tmp_path / "config" / "node.py"))
     assert model_zoo.get_config("x.yaml").SEED == 3
 
 
@@ -265,7 +264,7 @@ def test_get_builds_a_model_of_a_yaml_config(tmp_path, monkeypatch):
     module = sys.modules["detectron2.model_zoo.model_zoo"]
     text = "_BASE_: {}\nMODEL: {{RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64}}, WEIGHTS: ''}}\n"
     (tmp_path / "small.yaml").write_text(text.format(CONFIGS / "Base-RCNN-FPN.yaml"))
-    monkeypatch.setattr(module, "_config_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "config_folder", lambda: tmp_path)
     model = model_zoo.get("small.yaml", device="cpu")
     assert type(model).__name__ == "GeneralizedRCNN" and model.training
     assert model.device.type == "cpu"
@@ -278,7 +277,7 @@ def test_get_builds_a_model_of_a_lazy_config(tmp_path, monkeypatch):
         "model = L(nn.Linear)(in_features=2, out_features=1)\n"
     )
     (tmp_path / "none.py").write_text("data = dict(x=1)\n")
-    monkeypatch.setattr(module, "_config_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "config_folder", lambda: tmp_path)
     model = model_zoo.get("small.py", device="cpu")
     assert model.weight.shape == (1, 2) and model.training
     with pytest.raises(ValueError, match="describes no model: it defines data"):
@@ -292,7 +291,7 @@ def test_get_builds_a_model_of_a_lazy_config(tmp_path, monkeypatch):
 def test_trained_models_come_from_the_cache(tmp_path, monkeypatch, ending):
     """Loaded from where a download would be kept; a file that does not fill the model is refused."""
     module = sys.modules["detectron2.model_zoo.model_zoo"]
-    monkeypatch.setattr(module, "_config_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "config_folder", lambda: tmp_path)
     monkeypatch.setitem(module.CHECKPOINTS, "", {"small": "1/model_final_1.pkl"})
     monkeypatch.setenv("DETECTRON2_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DETECTRON2_OFFLINE", "1")
