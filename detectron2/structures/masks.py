@@ -15,6 +15,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import check_regions, roi_align
 from detectron2.layers.run_lengths import decode_part
+from detectron2.layers.wrappers import any_along
 
 from ._rows import cat_rows, indices_of, rows_of
 from .boxes import Boxes
@@ -107,7 +108,7 @@ class BitMasks(_TensorOfMasks):
 
     def nonempty(self) -> torch.Tensor:
         """Tell which masks have any pixel: bool `(N,)`."""
-        return self.tensor.any(dim=2).any(dim=1)
+        return any_along(self.tensor, 2).any(dim=1)
 
     @staticmethod
     def from_polygon_masks(polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int) -> BitMasks:
@@ -183,8 +184,8 @@ class BitMasks(_TensorOfMasks):
 
     def get_bounding_boxes(self) -> Boxes:
         """The smallest box around each mask; zeros for a mask without pixels."""
-        x1, x2 = _extent(self.tensor.any(dim=1))
-        y1, y2 = _extent(self.tensor.any(dim=2))
+        x1, x2 = _extent(any_along(self.tensor, 1))
+        y1, y2 = _extent(any_along(self.tensor, 2))
         return Boxes(torch.stack([x1, y1, x2, y2], dim=1))
 
     @staticmethod

@@ -21,7 +21,7 @@ from detectron2.layers import (
     nonzero_tuple,
     shapes_to_tensor,
 )
-from detectron2.layers.wrappers import _NewEmptyTensorOp
+from detectron2.layers.wrappers import _NewEmptyTensorOp, any_along
 
 
 def test_unchanged_names_are_those_of_pytorch():
@@ -177,6 +177,18 @@ class TestCat:
     def test_not_a_list(self):
         with pytest.raises(TypeError, match="Tensor"):
             cat(torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 1), (2, 5, 7), (4, 3, 1)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_any_along(shape, share):
+    flags = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
+    for dim in range(-1, len(shape)):
+        expected = flags.numpy().any(axis=dim)
+        found = any_along(flags, dim)
+        assert found.dtype == torch.bool and found.shape == expected.shape and (found.numpy() == expected).all()
+    turned = flags.transpose(0, 1)
+    assert torch.equal(any_along(turned, 0), any_along(flags, 1))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "detectron2"
-MAX_LINES = 88_000
+MAX_LINES = 88_500
 MAX_PRIVATE_MODULES = 100
 MAX_LINES_OF_A_FILE = 750  # one idea a file; most are under 400 lines
 # A private module with one client is worth its file only from this size on.

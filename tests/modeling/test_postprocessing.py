@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detectron2.modeling import detector_postprocess
-from detectron2.modeling.postprocessing import paste_predicted_masks, sem_seg_postprocess
+from detectron2.modeling.postprocessing import areas_and_certainties, paste_predicted_masks, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances, ROIMasks
 
 
@@ -137,3 +137,19 @@ def test_masks_in_other_boxes_than_the_predicted_ones():
     assert paste_predicted_masks(raw, "full", 0.5, "windows").pred_masks[0, 12:18, 12:28].all()
     with pytest.raises(ValueError, match="'polygon'"):
         paste_predicted_masks(raw, "polygon")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_areas_and_certainties(dtype):
+    areas, certainties = areas_and_certainties(torch.zeros(3, 4, 5, dtype=dtype), torch.zeros(0, dtype=torch.int64))
+    assert areas.tolist() == certainties.tolist() == []
+    logits = torch.randn(4, 30, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[1] = -1
+    rows = torch.tensor([2, 0, 2, 1])
+    areas, certainties = areas_and_certainties(logits, rows)
+    for row, area, certainty in zip(rows.tolist(), areas.tolist(), certainties.tolist(), strict=True):
+        inside = logits[row].double()[logits[row] > 0]
+        expected = (1 / (1 + (-inside).exp())).mean().item() if len(inside) else 0.0
+        assert area == len(inside) and certainty == pytest.approx(
+            expected, rel=1e-5 if dtype == torch.float32 else 1e-2
+        )

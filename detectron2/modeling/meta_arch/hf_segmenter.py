@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
+from detectron2.modeling.postprocessing import areas_and_certainties
 from detectron2.structures import BitMasks, ImageList, Instances
 
 from ._transformers import (
@@ -322,15 +323,13 @@ class HFSegmenter(TransformersModel):
         else:
             scores, best = scores.flatten().topk(min(queries, scores.numel()))
             rows, classes = best // self.num_things, best % self.num_things
-        binary = masks[rows] > 0
-        area = binary.flatten(1).sum(1)
-        # How sure the network is of the mask: the mean probability of its pixels.
-        scores = scores * (masks[rows].sigmoid() * binary).flatten(1).sum(1) / (area + 1e-6)
+        area, certainty = areas_and_certainties(masks, rows)
+        scores = scores * certainty
         keep = ((area > 0) & (scores > self.test_score_thresh)).nonzero()[:, 0]
         keep = keep[scores[keep].argsort(descending=True, stable=True)][: self.max_detections_per_image]
         instances = Instances((masks.shape[1], masks.shape[2]))
-        instances.pred_masks = binary[keep]
-        instances.pred_boxes = BitMasks(binary[keep]).get_bounding_boxes()
+        instances.pred_masks = masks[rows[keep]] > 0
+        instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
         instances.scores, instances.pred_classes = scores[keep], classes[keep]
         return instances
 

@@ -116,7 +116,7 @@ class MaskFormerDatasetMapper(DatasetMapper):
         else:
             values = classes = [x for x in labels.unique().tolist() if x != self.ignore_label]
         masks = labels == torch.tensor(values, dtype=labels.dtype).view(-1, 1, 1)
-        is_seen = masks.flatten(1).any(1)
+        is_seen = BitMasks(masks).nonempty()
         masks = BitMasks(masks[is_seen])
         return {
             **{k: v for k, v in dataset_dict.items() if k not in (name, "annotations", "sem_seg_file_name")},

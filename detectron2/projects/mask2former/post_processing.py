@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from detectron2.modeling.postprocessing import areas_and_certainties
 from detectron2.structures import BitMasks, Instances
 
 __all__ = ["instances_of_queries", "panoptic_of_queries", "semantic_of_queries"]
@@ -62,13 +63,11 @@ def instances_of_queries(
     if classes is not None:
         counts = torch.isin(labels, torch.tensor(sorted(classes), dtype=labels.dtype, device=labels.device))
         scores, rows, labels = scores[counts], rows[counts], labels[counts]
-    mask_logits = mask_logits[rows]
-    masks = mask_logits > 0
-    area = masks.flatten(1).sum(1)
-    scores = scores * (mask_logits.sigmoid() * masks).flatten(1).sum(1) / (area + 1e-6)
+    area, certainty = areas_and_certainties(mask_logits, rows)
+    scores = scores * certainty
     order = scores.argsort(descending=True, stable=True)
     order = order[area[order] > 0]
-    masks = masks[order]
+    masks = mask_logits[rows[order]] > 0
     return Instances(
         (masks.shape[1], masks.shape[2]),
         pred_masks=masks,
@@ -117,7 +116,7 @@ def panoptic_of_queries(
     whole = masks >= 0.5
     left = whole.gather(0, owner[None])[0]  # where the owner's mask is: the others get no segment
     area, left_area = (torch.bincount(x.flatten(), minlength=len(scores)) for x in (owner, owner[left]))
-    whole_area = whole.flatten(1).sum(1)
+    whole_area = whole.flatten(1).sum(1, dtype=torch.int32)
     stays = (left_area > 0) & (area / whole_area >= overlap_threshold)
     id_of_query, id_of_stuff = [0] * len(scores), {}
     for row, (label, score, is_kept) in enumerate(zip(labels.tolist(), scores.tolist(), stays.tolist(), strict=True)):
