@@ -1,5 +1,6 @@
 """What the repository brings besides code: workflows, forms, and files about it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -62,3 +63,12 @@ def test_reports_of_faults_come_with_the_environment():
 
 def test_citation_has_the_version():
     assert read(ROOT / "CITATION.cff")["version"] == detectron2.__version__
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permission")
+def test_scripts_run_by_their_path():
+    """As in published commands: `./tools/train_net.py --help`."""
+    folders = ("tools", "demo", "projects", "datasets", "examples")
+    scripts = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.read_bytes()[:2] == b"#!"]
+    assert len(scripts) > 20
+    assert [str(path.relative_to(ROOT)) for path in scripts if not os.access(path, os.X_OK)] == []
