@@ -103,17 +103,24 @@ for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler(), H
 
 @contextmanager
 def full_disk_named(path: str | os.PathLike, needed: int | None = None) -> Iterator[None]:
-    """Let an error that a full disk has caused in a `with` block say so, with the file and the bytes that it needs."""
+    """Let an error of a full disk, or of a limit on files, in a `with` block say so, with the file and its size."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error  # torch.save raises an error of its own after that of the file
-        while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        text = disk_full(os.fspath(path), needed, "or choose an output folder on another disk")
-        raise OSError(errno.ENOSPC, f"{os.fspath(path)} cannot be written, {text}") from error
+        number: int = getattr(cause, "errno", errno.ENOSPC)
+        elsewhere = "or choose an output folder on another disk"
+        if number == errno.ENOSPC:
+            text = disk_full(os.fspath(path), needed, elsewhere)
+        elif number == errno.EDQUOT:
+            text = f"your share of the disk (quota) is used up. Free some space, {elsewhere}"
+        else:
+            text = f"a file may not be so large there. Raise the limit of the shell (ulimit -f), {elsewhere}"
+        raise OSError(number, f"{os.fspath(path)} cannot be written, {text}") from error
 
 
 @contextmanager

@@ -121,7 +121,10 @@ class TensorboardXWriter(_ScalarWriter):
 
     def write(self) -> None:
         """Write new scalars, images and histograms; drop the images and histograms from the storage."""
-        storage = get_event_storage()
+        with full_disk_named(self._writer_args["log_dir"]):  # also for what a thread could not write before
+            self._write(get_event_storage())
+
+    def _write(self, storage: EventStorage) -> None:
         for iteration, scalars in self._new_scalars(storage).items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, iteration)
@@ -136,7 +139,8 @@ class TensorboardXWriter(_ScalarWriter):
     def close(self) -> None:
         """Close the event file, if there is one."""
         if "_writer" in self.__dict__:
-            self._writer.close()
+            with full_disk_named(self._writer_args["log_dir"]):
+                self._writer.close()
 
 
 _LOG_SECONDS = 60.0  # between two lines in the log, at most

@@ -675,9 +675,11 @@ def test_atomic_write_leaves_other_schemes_to_their_handler(tmp_path):
 class Full(io.BytesIO):
     """A file on a disk that has room for 100 bytes."""
 
+    number = errno.ENOSPC
+
     def write(self, data):
         if self.tell() + len(data) > 100:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         return super().write(data)
 
 
@@ -695,3 +697,16 @@ def test_a_full_disk_is_named(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["x.pth"] and path.read_text() == "old"
     with pytest.raises(RuntimeError, match="another"), atomic_write(path):
         raise RuntimeError("another")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.EDQUOT, r"\(quota\) is used up\. Free some space"), (errno.EFBIG, r"may not be so large there\. .*ulimit")],
+)
+def test_limits_other_than_a_full_disk_are_named(tmp_path, number, text):
+    file = Full()
+    file.number = number
+    wanted = rf"x\.pth cannot be written, .*{text}.* another disk"
+    with pytest.raises(OSError, match=wanted) as error, atomic_write(tmp_path / "x.pth", needed=4):
+        torch.save({"a": torch.zeros(100)}, file)
+    assert error.value.errno == number and not list(tmp_path.iterdir())

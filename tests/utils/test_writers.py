@@ -1,6 +1,7 @@
 """The writers that are chosen by name: a table, services, a line on the terminal."""
 
 import csv
+import errno
 import io
 import logging
 import sys
@@ -104,6 +105,24 @@ def wandb(monkeypatch):
     module = StandInForWandb()
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
+
+
+@pytest.mark.parametrize("call", ["__init__", "add_scalar", "close"])
+def test_tensorboard_on_a_full_disk(tmp_path, monkeypatch, call):
+    """The error may be that of its thread, which comes with a later call."""
+    import torch.utils.tensorboard as module
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fake = {name: lambda *args, **kwargs: None for name in ("__init__", "add_scalar", "close")} | {call: fail}
+    monkeypatch.setattr(module, "SummaryWriter", type("SummaryWriter", (), fake))
+    writer = TensorboardXWriter(str(tmp_path))
+    with EventStorage(0) as storage, pytest.raises(OSError, match=f"{tmp_path} cannot be written, the disk is full"):
+        writer.write()  # nothing yet
+        storage.put_scalar("loss", 1.0)
+        writer.write()
+        writer.close()
 
 
 def test_wandb(wandb):
