@@ -136,7 +136,9 @@ def find_layout(
     url = None if dist_url == "auto" else dist_url
     if url == "env://":
         url = _tcp_url(environ.get("MASTER_ADDR", ""), _integer(environ, "MASTER_PORT"))
-    if url is not None and not url.startswith("file://"):
+    if url is not None and url.startswith("file://"):
+        _check_meeting_file(url)
+    elif url is not None:
         host_and_port(url)
     found = (
         _from_torchrun(environ)
@@ -342,6 +344,16 @@ def _check_agreement(found: Layout, num_gpus: int, num_machines: int, machine_ra
         f"machine {found.machine_rank}; the arguments ask for {num_machines} x {num_gpus} and say "
         f"machine {machine_rank}. Leave out --num-gpus, --num-machines and --machine-rank under {found.started_by}."
     )
+
+
+def _check_meeting_file(dist_url: str) -> None:
+    """Raise a `ValueError` where an address `file:///folder/file` names no file in a folder that is there."""
+    url = urlsplit(dist_url)
+    if url.netloc or os.path.isdir(url.path) or not os.path.isdir(os.path.dirname(url.path)):
+        raise ValueError(
+            f"dist_url is {dist_url!r}; with file:// the processes meet at a file, given by its whole path "
+            "(file:///shared/folder/file), in a folder that is there and that all machines see."
+        )
 
 
 def host_and_port(dist_url: str) -> tuple[str, int]:

@@ -121,10 +121,14 @@ def _sign_in(store: dist.Store, layout: Layout, patience: timedelta) -> set[int]
     own = {"host": socket.gethostname(), "world_size": layout.world_size, "local_size": layout.local_size}
     if store.add(f"count/{layout.rank}", 1) > 1:
         other = _read(store, layout.rank or 0)
+        path = urlsplit(layout.dist_url).path if layout.dist_url.startswith("file://") else ""
+        cure = (
+            f"If the other run has ended without removing {path}, remove it" if path else "every run a port of its own"
+        )
         raise MeetingError(
             f"Two processes claim to be rank {layout.rank} of {layout.world_size}, at {layout.dist_url}: this "
             f"one on {own['host']} and one on {other.get('host', 'another machine')}. Give every machine a "
-            "--machine-rank of its own, from 0, and every run a port of its own."
+            f"--machine-rank of its own, from 0{'. ' if path else ', and '}{cure}."
         )
     store.set(f"rank/{layout.rank}", json.dumps(own))
     ranks = range(layout.world_size)

@@ -53,6 +53,14 @@ def test_several_machines_need_a_meeting_place():
         find_layout(1, 2, 0, "auto", environ={})
 
 
+def test_a_file_as_meeting_place(tmp_path):
+    url = f"file://{tmp_path}/x"
+    assert find_layout(2, dist_url=url, environ={}).dist_url == url
+    for wrong in (f"file://{tmp_path}", f"file://{tmp_path}/no/x", "file://x", "file://"):
+        with pytest.raises(ValueError, match="in a folder that is there"):
+            find_layout(2, dist_url=wrong, environ={})
+
+
 def test_meeting_place_from_the_environment():
     environ = {"MASTER_ADDR": "fe80::1", "MASTER_PORT": "77"}
     assert find_layout(2, dist_url="env://", environ=environ).dist_url == "tcp://[fe80::1]:77"

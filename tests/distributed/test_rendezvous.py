@@ -41,8 +41,17 @@ def test_two_machines_with_one_rank(impatient):
     store = dist.HashStore()
     with pytest.raises(RuntimeError, match="Missing: rank 1"):
         _sign_in(store, here, meeting_timeout())
-    with pytest.raises(RuntimeError, match="Two processes claim to be rank 0 of 2"):
+    with pytest.raises(
+        RuntimeError, match=r"Two processes claim to be rank 0 of 2.* and every run a port of its own\."
+    ):
         _sign_in(store, here, meeting_timeout())
+
+
+def test_a_file_of_a_run_that_was_killed(impatient, tmp_path):
+    here = Layout(2, 1, 2, 0, rank=0, local_rank=0, dist_url=f"file://{tmp_path}/x")
+    for text in ("Missing: rank 1", rf"run has ended without removing {tmp_path}/x, remove it\."):
+        with pytest.raises(RuntimeError, match=text):
+            _sign_in(dist.FileStore(str(tmp_path / "x"), -1), here, meeting_timeout())
 
 
 def test_machines_that_were_told_different_numbers(impatient):
