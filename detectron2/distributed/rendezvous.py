@@ -3,6 +3,7 @@
 They sign in first, with a short time limit, because the errors of `init_process_group` do not name the missing ranks.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from detectron2.distributed.layout import Layout, host_and_port
 from detectron2.utils import comm
 
-__all__ = ["MeetingError", "adopt", "host_store", "join", "leave", "meeting_timeout"]
+__all__ = ["MeetingError", "adopt", "host_store", "join", "leave", "meeting_timeout", "remove_meeting_file"]
 
 
 class MeetingError(ConnectionError, RuntimeError):
@@ -46,10 +47,11 @@ def host_store(dist_url: str) -> dist.TCPStore:
         ) from e
 
 
-def join(layout: Layout, timeout: timedelta) -> None:
+def join(layout: Layout, timeout: timedelta) -> dist.Store:
     """Wait for the other processes, then create their process group and the group of this machine.
 
-    `timeout` is the limit of collective operations. A `MeetingError` names the ranks that did not come.
+    `timeout` is the limit of collective operations. Returns where they met, for `remove_meeting_file`. A `MeetingError`
+    names the ranks that did not come.
     """
     patience = meeting_timeout()
     store = dist.PrefixStore(f"detectron2/{layout.generation}", _open_store(layout, patience))
@@ -65,6 +67,15 @@ def join(layout: Layout, timeout: timedelta) -> None:
     if len(local_sizes) == 1:  # else comm reads the local rank from the environment
         comm.create_local_process_group(layout.local_size, timeout)
     comm.synchronize()  # no process runs ahead while others still start
+    return store
+
+
+def remove_meeting_file(layout: Layout, store: dist.Store) -> None:
+    """Remove the file where processes met, if it was one, so that the next run can meet there; the last one does."""
+    url = urlsplit(layout.dist_url)
+    if url.scheme == "file" and store.add("left", 1) == layout.world_size:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(url.path)
 
 
 def adopt() -> None:

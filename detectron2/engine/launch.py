@@ -125,7 +125,7 @@ def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: tim
     if torch.cuda.is_available():
         # Under SLURM, a task may see only its own GPU.
         torch.cuda.set_device((layout.local_rank or 0) % torch.cuda.device_count())
-    rendezvous.join(layout, timeout)
+    store = rendezvous.join(layout, timeout)
     try:
         result = main_func(*args)
     except BaseException as e:
@@ -135,4 +135,5 @@ def _run_in_group(layout: Layout, main_func: Callable, args: tuple, timeout: tim
             add_note(f"This was rank {layout.rank} of {layout.world_size} (machine {layout.machine_rank}).")
         raise
     rendezvous.leave()
+    rendezvous.remove_meeting_file(layout, store)
     return result

@@ -1,13 +1,21 @@
 """How processes wait for each other at the start."""
 
 import socket
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
 
 from detectron2.distributed.layout import Layout, find_free_port
-from detectron2.distributed.rendezvous import _sign_in, host_store, join, leave, meeting_timeout
+from detectron2.distributed.rendezvous import (
+    _sign_in,
+    host_store,
+    join,
+    leave,
+    meeting_timeout,
+    remove_meeting_file,
+)
 from detectron2.utils import comm
 
 
@@ -52,6 +60,18 @@ def test_a_file_of_a_run_that_was_killed(impatient, tmp_path):
     for text in ("Missing: rank 1", rf"run has ended without removing {tmp_path}/x, remove it\."):
         with pytest.raises(RuntimeError, match=text):
             _sign_in(dist.FileStore(str(tmp_path / "x"), -1), here, meeting_timeout())
+
+
+def test_the_last_process_removes_the_file(tmp_path):
+    path = tmp_path / "x"
+    here = Layout(2, 2, dist_url=f"file://{path}")
+    stores = [dist.PrefixStore("run", dist.FileStore(str(path), 2)) for _ in range(2)]
+    stores[0].set("key", "value")
+    remove_meeting_file(here, stores[0])
+    assert path.exists()
+    remove_meeting_file(here, stores[1])
+    assert not path.exists()
+    remove_meeting_file(replace(here, dist_url="tcp://127.0.0.1:1"), stores[0])  # which is no file
 
 
 def test_machines_that_were_told_different_numbers(impatient):
