@@ -334,7 +334,7 @@ def _inspect(source: Source, expected: dict[str, Any], args: argparse.Namespace)
 
 
 # Mistakes in the meaning of all numbers: whatever is taken out or clipped, the rest stays wrong.
-_ONLY_YOU = ("box-corners", "box-shares", "category-shifted", "yolo-from-one")
+_ONLY_YOU = ("box-centres", "box-corners", "box-shares", "category-shifted", "yolo-corners", "yolo-from-one")
 
 
 def _fix(

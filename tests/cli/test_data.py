@@ -600,6 +600,7 @@ class TestShow:
     [
         ([annotation(1, category_id=0), annotation(2, category_id=4)], "category-shifted"),
         ([annotation(n, bbox=(20 + n, 5, 50, 30)) for n in (1, 2)], "box-corners"),
+        ([annotation(n, bbox=(45 + n, 20, 20, 30)) for n in (1, 2)], "box-centres"),
         ([annotation(n, bbox=(0.1 * n, 0.2, 0.3, 0.4)) for n in (1, 2)], "box-shares"),
     ],
 )
@@ -615,6 +616,17 @@ def test_conversion_refuses_what_only_the_user_knows(tmp_path, capsys):
     file = write_coco(tmp_path, [image(1)], [annotation(n, bbox=(20 + n, 5, 50, 30)) for n in (1, 2)], CATEGORIES[:1])
     assert main(["data", "convert", str(file), str(tmp_path / "new.json")]) == 1
     assert "all would fit as corners" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
+
+
+def test_conversion_and_fix_refuse_labels_of_another_form(tmp_path, capsys):
+    for part in ("images", "labels"):
+        (tmp_path / "yolo" / part).mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(tmp_path / "yolo" / "images" / "a.png")
+    (tmp_path / "yolo" / "labels" / "a.txt").write_text("0 0.1 0.5 0.3 0.9\n0 0.6 0.1 0.9 0.7")
+    assert main(["data", "convert", str(tmp_path / "yolo"), str(tmp_path / "new.json")]) == 1
+    assert "all 2 would fit as corners" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path / "yolo"), "--fix", str(tmp_path / "new.json")]) == 1
+    assert "Wrote nothing" in capsys.readouterr().out and not (tmp_path / "new.json").exists()
 
 
 def test_conversion_to_voc_needs_names(tmp_path, capsys):

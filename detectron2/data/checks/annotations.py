@@ -245,16 +245,28 @@ def form_findings(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str,
         cure = "Boxes are in pixels: multiply them by width and height."
         return table.findings("box-shares", "error", absolute, flaw, lambda i: _describe_box(table, i), cure)
     over = _over(table, boxes_xyxy)
-    corners = boxes_xyxy.copy()
-    corners[:, 2:] -= corners[:, :2]
     is_xywh = all(a["bbox_mode"] == BoxMode.XYWH_ABS for a in table.annotations)
-    if not is_xywh or len(table) < 2 or 4 * over.sum() < len(table) or _over(table, corners).any():
+    if not is_xywh or len(table) < 2 or 4 * over.sum() < len(table):
         return []
-    if (corners[:, 2:] <= corners[:, :2]).any():
-        return []
-    flaw = "a box that ends beyond the edge of the image, and all would fit as corners (x1, y1, x2, y2)"
-    cure = "If they are corners, write [x1, y1, x2 - x1, y2 - y1], or set 'bbox_mode' to XYXY_ABS."
-    return table.findings("box-corners", "warning", np.flatnonzero(over), flaw, lambda i: _describe_box(table, i), cure)
+    xy, wh = boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    for kind, other, (form, cure) in (
+        ("box-corners", np.concatenate([xy, wh], axis=1), _CORNERS),
+        ("box-centres", np.concatenate([xy - wh / 2, xy + wh / 2], axis=1), _CENTRES),
+    ):
+        if not _over(table, other).any() and (other[:, 2:] > other[:, :2]).all():
+            flaw = f"a box that ends beyond the edge of the image, and all would fit as {form}"
+            return table.findings(kind, "warning", np.flatnonzero(over), flaw, lambda i: _describe_box(table, i), cure)
+    return []
+
+
+_CORNERS = (
+    "corners (x1, y1, x2, y2)",
+    "If they are corners, write [x1, y1, x2 - x1, y2 - y1], or set 'bbox_mode' to XYXY_ABS.",
+)
+_CENTRES = (
+    "a centre with width and height (x, y, w, h)",
+    "If x and y are the centre, write [x - w / 2, y - h / 2, w, h].",
+)
 
 
 def _over(table: AnnotationTable, boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -221,6 +221,7 @@ def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, rep
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     used: set[int] = set()
+    boxes: list[list[float]] = []
     for path, size in zip(paths, read_images_hw(map(str, paths)), strict=True):
         image: dict[str, Any] = {"id": len(images) + 1, "file_name": _file_name(path, folder)}
         images.append(image)
@@ -237,9 +238,15 @@ def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, rep
             report("yolo-text", e, Case(f"({e.reason} at byte {e.start})", str(labels)))
             continue
         for number, line in enumerate(lines, start=1):
-            found = _read_line(line, image, f"{labels}, line {number}", classes, used, report) if line.strip() else None
+            found = (
+                _read_line(line, image, f"{labels}, line {number}", classes, used, boxes, report)
+                if line.strip()
+                else None
+            )
             if found is not None:
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **found})
+    if other := _other_form(np.array(boxes).reshape(-1, 4)):
+        report("yolo-corners", ValueError(other), Case(f"all {len(boxes)} would fit as {other}"))
     if classes is None:
         classes = [f"class_{i}" for i in range(max((a["category_id"] for a in annotations), default=0))]
     if used and min(used) == 1 and max(used) == len(classes):
@@ -249,9 +256,15 @@ def _read_images(paths: list[Path], folder: Path, classes: list[str] | None, rep
 
 
 def _read_line(
-    line: str, image: dict[str, Any], where: str, classes: list[str] | None, used: set[int], report: Report
+    line: str,
+    image: dict[str, Any],
+    where: str,
+    classes: list[str] | None,
+    used: set[int],
+    boxes: list[list[float]],
+    report: Report,
 ) -> dict[str, Any] | None:
-    """Read one object, and add its class to those that are `used`; None if it cannot be used."""
+    """Read one object, add its class to those that are `used` and numbers to `boxes`; None if it cannot be used."""
 
     def mistake(kind: str, value: str) -> None:
         report(kind, ValueError(value), Case(value, where))
@@ -269,6 +282,7 @@ def _read_line(
     size_wh = np.array([image["width"], image["height"]], dtype=np.float64)
     shares = np.array(numbers).reshape(-1, 2)
     if len(shares) == 2:
+        boxes.append(numbers)
         low, high = shares[0] - shares[1] / 2, shares[0] + shares[1] / 2
     else:
         low, high = shares.min(axis=0), shares.max(axis=0)
@@ -284,6 +298,17 @@ def _read_line(
     return {**found, "area": round(area, 4), "iscrowd": 0}
 
 
+def _other_form(boxes: np.ndarray) -> str:
+    """Say as what all boxes `(N, 4)` fit into the image, if many do not as centre and size, as is the format; or ""."""
+    xy, wh = boxes[:, :2], boxes[:, 2:]
+    over = ((xy - wh / 2 < -_SLACK) | (xy + wh / 2 > 1 + _SLACK)).any(axis=1)
+    if len(boxes) < 2 or 4 * over.sum() < len(boxes) or (boxes < -_SLACK).any() or (boxes > 1 + _SLACK).any():
+        return ""
+    if (wh > xy).all():
+        return "corners, x1 y1 x2 y2"
+    return "the upper left corner, width and height" if (xy + wh <= 1 + _SLACK).all() else ""
+
+
 _MISTAKES = {
     "yolo-line": Meaning(
         *("error", "line", "something other than a class and 4 numbers or the points of an outline"),
@@ -292,6 +317,10 @@ _MISTAKES = {
     "yolo-text": Meaning("error", "label file", "no text in UTF-8", "Write it as text, a line for each object."),
     "yolo-from-one": Meaning(
         *("error", "data set", "classes that seem to count from 1"), "They count from 0: subtract 1 from each."
+    ),
+    "yolo-corners": Meaning(
+        *("warning", "data set", "boxes of which many leave their image, as if they had another form"),
+        "A line is 'class x y width height', where x and y are the centre: write all boxes so.",
     ),
     "yolo-class": Meaning(
         "error", "line", "a class that data.yaml does not name", "Add it to 'names', or correct the line."

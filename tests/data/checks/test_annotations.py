@@ -237,5 +237,11 @@ class TestFormOfBoxes:
         assert self.kinds(*corners) == ["box-corners"]
         assert self.kinds(*corners, mode=BoxMode.XYXY_ABS) == []
         assert self.kinds(*corners, (30, 20, 10, 10)) == ["box-overhang"]  # can be no corners
+
+    def test_centres(self):
+        centres = [(25, 15, 50, 30), (40, 20, 20, 10)]
+        assert self.kinds(*centres) == ["box-centres"]
+        assert self.kinds(*centres, mode=BoxMode.XYXY_ABS) != ["box-centres"]
+        assert self.kinds(*centres, (1, 2, 10, 10)) == ["box-overhang"]  # would begin before the image
         assert self.kinds((24, 5, 42, 25)) == ["box-overhang"]  # one box is no rule
         assert self.kinds((4, 5, 22, 25), (4, 6, 22, 25)) == []

@@ -53,6 +53,22 @@ def test_mistakes(folder, line, kind):
     assert [f.kind for f in read_yolo(folder).findings] == [kind]
 
 
+@pytest.mark.parametrize(
+    ("lines", "form"),
+    [
+        ("0 0.1 0.5 0.3 0.9\n1 0.6 0.1 0.9 0.7", "corners"),
+        ("0 0.1 0.1 0.3 0.1\n1 0.6 0.1 0.2 0.3", "the upper left corner, width and height"),
+        ("0 0.1 0.5 0.3 0.9", None),  # one may be a slip
+        ("0 0.1 0.5 0.2 0.2\n1 0.6 0.1 0.3 0.2", None),
+        ("0 0.1 0.5 0.3 0.9\n1 0.9 0.9 0.2 0.2", None),
+    ],
+)
+def test_boxes_of_another_form(folder, lines, form):
+    (folder / "labels" / "a.txt").write_text(lines)
+    found = [f for f in read_yolo(folder).findings if f.kind == "yolo-corners"]
+    assert [f.cases[0].value.partition(" would fit as ")[2].partition(", x1")[0] for f in found] == [form][: bool(form)]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_texts_as_windows_saves_them(folder, encoding):
     (folder / "labels" / "a.txt").write_text("1 0.5 0.5 0.2 0.1\r\n", encoding=encoding)
