@@ -249,22 +249,21 @@ def form_findings(table: AnnotationTable, boxes_xyxy: np.ndarray, bad: dict[str,
     if not is_xywh or len(table) < 2 or 4 * over.sum() < len(table):
         return []
     xy, wh = boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    for kind, other, (form, cure) in (
+    for kind, other, (flaw, cure) in (
         ("box-corners", np.concatenate([xy, wh], axis=1), _CORNERS),
         ("box-centres", np.concatenate([xy - wh / 2, xy + wh / 2], axis=1), _CENTRES),
     ):
         if not _over(table, other).any() and (other[:, 2:] > other[:, :2]).all():
-            flaw = f"a box that ends beyond the edge of the image, and all would fit as {form}"
             return table.findings(kind, "warning", np.flatnonzero(over), flaw, lambda i: _describe_box(table, i), cure)
     return []
 
 
 _CORNERS = (
-    "corners (x1, y1, x2, y2)",
+    "a box that ends beyond the edge of the image, and all would fit as corners (x1, y1, x2, y2)",
     "If they are corners, write [x1, y1, x2 - x1, y2 - y1], or set 'bbox_mode' to XYXY_ABS.",
 )
 _CENTRES = (
-    "a centre with width and height (x, y, w, h)",
+    "a box that ends beyond the edge of the image, and all would fit as centre and size (x, y, w, h)",
     "If x and y are the centre, write [x - w / 2, y - h / 2, w, h].",
 )
 
