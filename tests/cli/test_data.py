@@ -629,6 +629,24 @@ def test_conversion_and_fix_refuse_labels_of_another_form(tmp_path, capsys):
     assert "Wrote nothing" in capsys.readouterr().out and not (tmp_path / "new.json").exists()
 
 
+@pytest.mark.parametrize("to", ["coco", "voc", "yolo"])
+def test_conversion_of_odd_names_can_be_read_again(tmp_path, to):
+    names = ["a\nb.jpg", " c .jpg", "C.jpg", "c.jpg", "q'\".jpg", "\udcff.jpg", "%s.jpg", "-d.jpg", "ü 1.jpg"]
+    entries = [image(n, file_name=name) for n, name in enumerate(names, start=1)]
+    file = write_coco(tmp_path, entries, [annotation(n, image_id=n) for n in range(1, 10)], CATEGORIES[:1])
+    assert main(["data", "convert", str(file), str(tmp_path / "new"), "--to", to, "--images", "copy"]) == 0
+    source = tmp_path / "new" / "annotations" / "train.json" if to == "coco" else tmp_path / "new"
+    assert main(["data", "check", str(source)]) == 0
+    assert main(["data", "convert", str(source), str(tmp_path / "back.json")]) == 0
+    assert len(json.loads((tmp_path / "back.json").read_text())["annotations"]) == 9
+
+
+def test_conversion_to_voc_needs_names_that_xml_can_hold(tmp_path, capsys):
+    file = write_coco(tmp_path, [image(1)], [annotation(1)], [{"id": 1, "name": "a\x07"}])
+    assert main(["data", "convert", str(file), str(tmp_path / "new"), "--to", "voc"]) == 1
+    assert r"names of the categories 'a\x07'" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_conversion_to_voc_needs_names(tmp_path, capsys):
     file = write_coco(tmp_path, [image(1)], [annotation(1)], [{"id": 1, "name": " "}])
     assert main(["data", "convert", str(file), str(tmp_path / "voc"), "--to", "voc"]) == 1

@@ -5,6 +5,7 @@ Whatever the format, the content is that of a COCO annotation file: "images", "a
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from detectron2.structures import BoxMode
 __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
+    "UNWRITABLE",
     "AnnotatedImages",
     "fill_sizes",
     "flat_names",
@@ -37,6 +39,9 @@ FORMATS = ("coco", "voc", "yolo")
 """The formats that can be read and written."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Endings by which files of images are known."""
+
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+"""Characters that lines of text in UTF-8, or XML, cannot hold."""
 
 _THREADS = 16
 _ROUNDING = 1e-3  # pixels
@@ -158,18 +163,22 @@ def fill_sizes(data: AnnotatedImages) -> None:
 
 
 def flat_names(file_names: Iterable[str]) -> list[str]:
-    """Return names without folders, all different whatever the extension."""
+    """Return names without folders, all different whatever the extension and the case of letters.
+
+    Characters that lists and XML cannot hold become `_`.
+    """
     taken: set[str] = set()
     names = []
     for file_name in file_names:
-        base = os.path.basename(file_name)
-        if os.path.splitext(base)[0] in taken:
-            base = file_name.replace("\\", "/").replace("../", "").strip("/").replace("/", "_")
+        path = UNWRITABLE.sub("_", file_name.replace("\\", "/"))
+        base = os.path.basename(path)
+        if os.path.splitext(base)[0].casefold() in taken:
+            base = path.replace("../", "").strip("/").replace("/", "_")
         stem, extension = os.path.splitext(base)
         candidate, n = stem, 2
-        while candidate in taken:
+        while candidate.casefold() in taken:
             candidate, n = f"{stem}_{n}", n + 1
-        taken.add(candidate)
+        taken.add(candidate.casefold())
         names.append(candidate + extension)
     return names
 

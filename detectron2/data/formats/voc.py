@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.data.checks.findings import Case
 from detectron2.data.formats.annotated_images import (
     IMAGE_SUFFIXES,
+    UNWRITABLE,
     AnnotatedImages,
     fill_sizes,
     flat_names,
@@ -318,6 +319,8 @@ def write_voc(data: AnnotatedImages, folder: Path, images: str) -> dict[str, int
             f"{data.source}: the categories with the ids {empty} have no name, without which an object of the VOC "
             "format cannot be read. Give each a 'name' of its own."
         )
+    if odd := [repr(name) for name in categories.values() if UNWRITABLE.search(name)]:
+        raise ValueError(f"{data.source}: no XML can hold the names of the categories {', '.join(odd)}; rename them.")
     entries = data.content["images"]
     names = flat_names(i["file_name"] for i in entries)
     sizes_wh = {i["id"]: (i["width"], i["height"]) for i in entries}

@@ -45,6 +45,12 @@ def test_sizes_and_places(tmp_path):
 def test_flat_names():
     assert flat_names([]) == []
     assert flat_names(["a/1.jpg", "b/1.jpg", "1.png"]) == ["1.jpg", "b_1.jpg", "1_2.png"]
+    assert flat_names(["A.jpg", "a.jpg", "b/a.png"]) == [
+        "A.jpg",
+        "a_2.jpg",
+        "b_a.png",
+    ]  # there are file systems that see one
+    assert flat_names(["x\\1.jpg", "a\nb.jpg", "\udcff.jpg", "ä b.jpg"]) == ["1.jpg", "a_b.jpg", "_.jpg", "ä b.jpg"]
 
 
 def test_upright_box_around_a_rotated_one():
