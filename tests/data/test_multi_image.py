@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
@@ -554,3 +556,46 @@ def test_the_train_loader_still_refuses_bad_data(monkeypatch):
     default = MultiImageMapper(DatasetMapper(cfg), [Pair()])
     assert _train_validator(cfg, default).keywords["raise_on_error"]
     assert not _train_validator(cfg, MultiImageMapper(dict, [Pair()])).keywords["raise_on_error"]
+
+
+def _rectangles(rng, mask_format):
+    """A sample of rectangles whose masks fill their boxes, and with a keypoint half a pixel inside two corners."""
+    h, w, n = (int(v) for v in rng.integers((1, 1, 0), (40, 40, 4)))
+    low = rng.integers(0, (w, h), (n, 2))
+    high = rng.integers(low + 1, (w + 1, h + 1), (n, 2))
+    instances = Instances((h, w), gt_classes=torch.arange(n))
+    instances.gt_boxes = Boxes(torch.from_numpy(np.concatenate([low, high], axis=1).astype(np.float32)))
+    masks = PolygonMasks(
+        [[np.array([x1, y1, x2, y1, x2, y2, x1, y2], float)] for (x1, y1), (x2, y2) in zip(low, high, strict=True)]
+    )
+    instances.gt_masks = masks if mask_format == "polygon" else BitMasks.from_polygon_masks(masks, h, w)
+    points = np.stack([low + 0.5, high - 0.5], axis=1)
+    instances.gt_keypoints = Keypoints(torch.from_numpy(np.insert(points, 2, 2, axis=2).astype(np.float32)))
+    return {"image": torch.zeros(3, h, w, dtype=torch.uint8), "instances": instances}
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from(["polygon", "bitmask"]), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_boxes_masks_and_keypoints_stay_together_and_inside(seed, mask_format, kind):
+    rng = np.random.default_rng(seed)
+    np.random.seed(seed)
+    size = tuple(rng.integers(1, 60, 2).tolist())
+    whole = Mosaic(size, scale_range=None, center_range=(0, 1), min_visible=0)
+    augmentation = (Mosaic(size), whole, MixUp(), CopyPaste())[kind]
+    samples = [_rectangles(rng, mask_format) for _ in range(1 + augmentation.num_others)]
+    counts = [len(s["instances"]) for s in samples]
+    out = augmentation.combine(samples[0], samples[1:])
+    h, w = out["image"].shape[1:]
+    instances = out["instances"]
+    assert instances.image_size == (h, w) and len(instances) <= sum(counts)
+    if len(instances) == 0:
+        return
+    boxes = instances.gt_boxes.tensor
+    limit = torch.tensor([w, h, w, h])
+    assert (boxes >= 0).all() and (boxes <= limit + 1e-3).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+    assert instances.gt_masks.nonempty().all()
+    around = instances.gt_masks.get_bounding_boxes().tensor
+    assert ((around - boxes).abs() <= 1.01).all()  # a pixel of rounding
+    points = instances.gt_keypoints.tensor
+    seen = points[points[:, :, 2] > 0][:, :2]
+    assert (seen >= 0).all() and (seen <= limit[:2]).all()
