@@ -382,6 +382,10 @@ def read_header(path: str) -> dict[str, str]:
 
 def require_file(path: str) -> None:
     """Raise a `FileNotFoundError` that says what is there instead, if there is no checkpoint at a local path."""
+    if os.path.isdir(path):
+        kind = "an exported model" if os.path.isfile(os.path.join(path, "model.json")) else "a folder"
+        inside = what_is_beside(os.path.join(path, "_"))
+        raise FileNotFoundError(f"{path} is {kind}, and a file of weights is needed; {inside}. Give a checkpoint.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint {path}; {what_is_beside(path)}. Check the path.")
 

@@ -226,7 +226,10 @@ class BulkRun:
 
     def path_of(self, number: int) -> Path:
         """Return the path of a shard, which exists once it is whole."""
-        return self.folder / f"part-{number:06d}.{self._format}"
+        return self.folder / self._name_of(number)
+
+    def _name_of(self, number: int) -> str:
+        return f"part-{number:06d}.{self._format}"
 
     def predict(
         self, predictor: Predictor, *, confidence: float | None = None, report: Callable[[Result], None] | None = None
@@ -252,7 +255,9 @@ class BulkRun:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that this process has to write yet."""
-        return [n for n in range(self.rank, self.num_shards, self.world_size) if not self.path_of(n).exists()]
+        folder = os.fspath(self.folder)  # pathlib enters each path into Python's table of names, which then grows
+        names = ((n, self._name_of(n)) for n in range(self.rank, self.num_shards, self.world_size))
+        return [n for n, name in names if not os.path.exists(os.path.join(folder, name))]
 
     def length_of(self, number: int) -> int:
         """Return how many images a shard has."""

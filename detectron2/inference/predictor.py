@@ -464,6 +464,8 @@ class Predictor:
         is_yaml = isinstance(self.cfg, CfgNode)
         if not (tta or (tta is None and is_yaml and self.cfg.TEST.AUG.ENABLED)):
             return False
+        if isinstance(self.model, ExportedModel):
+            raise ValueError("An exported model has no test-time augmentation: leave it out, or give the checkpoint.")
         if not is_yaml:
             raise ValueError("Test-time augmentation (tta=True) is described by TEST.AUG of a YAML config: give one.")
         try:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+import torchvision.ops
 from torch import nn
-from torchvision.ops import roi_align
+from torch.jit.annotations import BroadcastingList2  # pyright: ignore[reportAttributeAccessIssue] (it is made)
 
 from detectron2.utils.tracing import when_compiled, when_traced
 
@@ -75,8 +76,8 @@ class ROIAlign(nn.Module):
             if _can_sum_cells(samples_hw):
                 pool = _SumCells.apply if torch.is_grad_enabled() and x.requires_grad else _sum_cells
                 return pool(x, regions, samples_hw, self).to(input.dtype)
-        out = roi_align(x, regions, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
-        return out.to(input.dtype)
+        options = self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        return torchvision.ops.roi_align(x, regions, *options).to(input.dtype)
 
     def extra_repr(self) -> str:
         """Summarise the arguments for `repr`."""
@@ -84,6 +85,43 @@ class ROIAlign(nn.Module):
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
         )
+
+
+def roi_align(
+    input: torch.Tensor,
+    boxes: torch.Tensor | list[torch.Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> torch.Tensor:
+    """Pool regions by torchvision's operator, which ends the process where `check_regions` raises.
+
+    Args:
+        input: features `(N, C, H, W)`.
+        boxes: `(R, 5)`, each row the index of an image and `(x1, y1, x2, y2)`; or N times `(R_i, 4)`.
+        output_size: as for `ROIAlign`.
+        spatial_scale: as for `ROIAlign`.
+        sampling_ratio: as for `ROIAlign`, also below 0.
+        aligned: as for `ROIAlign`.
+
+    Returns:
+        `(R, C, height, width)`.
+
+    Raises:
+        FloatingPointError: a region is not finite.
+        ValueError: the features have another shape, or no cells; a region is of an image that is not there.
+
+    Example:
+        >>> roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]), 1)
+        tensor([[[[1.]]]])
+    """
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        if not isinstance(boxes, torch.Tensor) and len(boxes) > 0:
+            boxes = torch.cat([F.pad(part, (1, 0), value=i) for i, part in enumerate(boxes)])
+        if isinstance(boxes, torch.Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:  # else it says itself
+            check_regions("roi_align", input, boxes)
+    return torchvision.ops.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def _unchecked(*args: object) -> None:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torchvision.ops import roi_align
 
 from detectron2.layers.mask_ops import paste_masks_in_image
-from detectron2.layers.roi_align import check_regions, roi_align
+from detectron2.layers.roi_align import check_regions
 from detectron2.layers.run_lengths import decode_part
 from detectron2.layers.wrappers import any_along
 

@@ -86,6 +86,14 @@ def test_files_of_others(tmp_path):
         assert read_description(str(tmp_path / name)) is None
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*none\.pth; the folder .* holds list"):
         read_description(str(tmp_path / "none.pth"))
+    with pytest.raises(
+        FileNotFoundError, match=r"is a folder, and a file of weights is needed; the folder .* holds list"
+    ):
+        read_description(str(tmp_path))
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/model.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"is an exported model, .*; the folder .*exported holds no checkpoint"):
+        read_description(str(tmp_path / "exported/"))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "plain.pth").read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"cut\.pth .* is not a readable checkpoint"):
         read_description(str(tmp_path / "cut.pth"))

@@ -419,7 +419,7 @@ class TestExportedModel:
             ({"precision": "bf16"}, "was exported in fp32"),
             ({"device": "meta"}, "exported ones run on the CPU here"),
             ({"weights": "a.pth"}, "has its weights and its config built in"),
-            ({"tta": True}, "TEST.AUG of a YAML config"),
+            ({"tta": True}, "An exported model has no test-time augmentation"),
         ],
     )
     def test_what_it_cannot_do(self, folder, options, message):

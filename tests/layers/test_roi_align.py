@@ -44,8 +44,47 @@ def slow_roi_align(image, box, out_hw, scale, ratio, aligned):
     return out
 
 
-def test_function_is_that_of_torchvision():
-    assert roi_align is torchvision.ops.roi_align
+def test_function_gives_what_torchvisions_gives():
+    x, rois = torch.rand(2, 4, 8, 8), torch.tensor([[0.0, 0, 0, 30, 20], [1, 8, 9, 16, 25]])
+    expected = torchvision.ops.roi_align(x, rois, 3, 0.25, aligned=True)
+    assert torch.equal(roi_align(x, rois, 3, 0.25, aligned=True), expected)
+    assert torch.equal(roi_align(x, [rois[:1, 1:], rois[1:, 1:]], (3, 3), 0.25, -1, True), expected)
+    assert roi_align(x, torch.zeros(0, 5), 3).shape == roi_align(x, [torch.zeros(0, 4)] * 2, 3).shape == (0, 4, 3, 3)
+    assert roi_align(x[:, :, :0], torch.zeros(0, 5), 3).shape == (0, 4, 3, 3)
+
+
+def pooled(x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    return roi_align(x, rois, 3, 0.25, aligned=True)
+
+
+def test_function_in_graphs():
+    x, rois = torch.rand(2, 4, 8, 8), torch.tensor([[0.0, 0, 0, 30, 20], [1, 8, 9, 16, 25]])
+    expected = pooled(x, rois)
+    for graph in (
+        torch.jit.script(pooled),
+        torch.jit.trace(pooled, (x, rois)),
+        torch.compile(pooled, backend="eager", fullgraph=True),
+    ):
+        assert torch.equal(graph(x, rois), expected)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "index", "width", "error"),
+    [
+        ((0, 0), 0.0, 4.0, ValueError),
+        ((0, 8), 0.0, 4.0, ValueError),
+        ((8, 8), 2.0, 4.0, ValueError),
+        ((8, 8), -1.0, 4.0, ValueError),
+        ((8, 8), 0.0, float("nan"), FloatingPointError),
+    ],
+)
+def test_function_refuses_what_ends_the_process(size_hw, index, width, error):
+    x, box = torch.rand(2, 4, *size_hw), [0.0, 0.0, width, 4.0]
+    with pytest.raises(error, match="roi_align"):
+        roi_align(x, torch.tensor([[index, *box]]), 3)
+    if index == 0:
+        with pytest.raises(error, match="roi_align"):
+            roi_align(x, [torch.tensor([box]), torch.zeros(0, 4)], 3)
 
 
 @pytest.mark.parametrize("size", [3, (3, 5)])
@@ -122,7 +161,7 @@ def many_regions(count, generator=None):
 def test_sums_of_cells_are_torchvisions_results(monkeypatch, aligned, ratio, size, dtype):
     x, rois = rows_of_features(dtype=dtype), many_regions(150)
     expected = torchvision.ops.roi_align(x, rois.to(dtype), size, 0.9, ratio, aligned)
-    monkeypatch.setattr(module, "roi_align", lambda *args: pytest.fail("not the sum of cells"))
+    monkeypatch.setattr(torchvision.ops, "roi_align", lambda *args: pytest.fail("not the sum of cells"))
     monkeypatch.setattr(module, "_CELLS_AT_ONCE", 1000)
     found = ROIAlign(size, 0.9, ratio, aligned)(x, rois)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)

@@ -52,7 +52,10 @@ def load_image(source: str | Path | Image.Image | np.ndarray, exif: str = "apply
         return _to_rgb(source, exif)
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no image {str(path)!r}.")
+        what = (
+            f"{str(path)!r} is a folder: name the images in it" if path.is_dir() else f"There is no image {str(path)!r}"
+        )
+        raise FileNotFoundError(f"{what}.")
     try:
         with Image.open(path) as image:
             return _to_rgb(image, exif)

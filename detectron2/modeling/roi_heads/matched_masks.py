@@ -6,8 +6,9 @@
 from typing import Any
 
 import torch
+from torchvision.ops import roi_align
 
-from detectron2.layers.roi_align import check_regions, roi_align
+from detectron2.layers.roi_align import check_regions
 from detectron2.modeling.fixed_shapes import to_device
 from detectron2.structures import BitMasks, PolygonMasks
 

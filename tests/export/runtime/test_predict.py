@@ -123,6 +123,7 @@ def test_what_is_asked_for_wrongly_is_said(model, tmp_path):
         (("photo.png", "photo.png", "--output", tmp_path / "drawn.png"), "there are 2 images: give a folder"),
         (("photo.png", "--output", tmp_path / "drawn.doc"), "does not write '.doc' files: use .png"),
         (("photo.png", "--model", tmp_path / "none"), "no exported model at"),
+        ((tmp_path,), "is a folder: name the images in it"),
     ):
         done = run(model, *arguments)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
