@@ -167,18 +167,22 @@ class _Trial:
                 "has no predictions: the model fails", lambda: [self._model(inputs) for inputs in batches]
             )
 
+        pairs = list(zip(batches, outputs, strict=True))
+
         def process() -> None:
             evaluator.reset()
-            for i, (inputs, output) in enumerate(zip(batches, outputs, strict=True), start=1):
-                evaluator.process(inputs, self._adapted(output, is_last=i == len(batches)))
+            for inputs, output in pairs[:-1]:
+                evaluator.process(inputs, self._adapted(output, is_last=False))
+
+        def process_last() -> None:
+            for inputs, output in pairs[-1:]:
+                evaluator.process(inputs, self._adapted(output, is_last=True))
 
         self._in_all_processes("fails", process)
-        # The metrics of other evaluators may need all images, or take no made-up predictions.
-        is_ours = all(
-            isinstance(e, DatasetEvaluator) and type(e).evaluate.__module__.startswith("detectron2.")
-            for e in _members(evaluator)
-        )
-        self._in_all_processes("fails", getattr(evaluator, "evaluate_part", evaluator.evaluate), is_ours)
+        # Other evaluators may take no made-up predictions, and their metrics may need all images.
+        self._in_all_processes("fails", process_last, _is_ours(evaluator, "process"))
+        evaluate = getattr(evaluator, "evaluate_part", evaluator.evaluate)
+        self._in_all_processes("fails", evaluate, _is_ours(evaluator, "evaluate"))
         return sum(counts)
 
     def _in_all_processes(self, phase: str, function: Callable[[], Any], ends_training: bool = True) -> Any:
@@ -224,12 +228,13 @@ class _Trial:
         return {**output, "instances": found[is_known]}
 
     def _with_made_up_objects(self, output: dict[str, Any]) -> dict[str, Any]:
-        output = dict(output)
         found, panoptic = output.get("instances"), output.get("panoptic_seg")
         if isinstance(found, Instances):
-            output["instances"] = made_up_instances(found, self._classes())
+            made = made_up_instances(found, self._classes())
+            output = self._without_foreign_classes(output) if made is None else {**output, "instances": made}
         if isinstance(panoptic, tuple) and len(panoptic) == 2 and panoptic[1] is not None:
-            output["panoptic_seg"] = made_up_panoptic(panoptic[0], self._labels("thing"), self._labels("stuff"))
+            made = made_up_panoptic(panoptic[0], self._labels("thing"), self._labels("stuff"))
+            output = {**output, "panoptic_seg": made}
         return output
 
     @property
@@ -277,6 +282,14 @@ def _members(evaluator: Any) -> list[Any]:
     return [evaluator]
 
 
+def _is_ours(evaluator: Any, method: str) -> bool:
+    """Whether a method of every member of an evaluator is one of this library."""
+    kinds = [type(member) for member in _members(evaluator)]
+    if not all(issubclass(kind, DatasetEvaluator) for kind in kinds):
+        return False
+    return all(getattr(kind, method).__module__.startswith("detectron2.") for kind in kinds)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Log errors only: two images without detections are not worth a warning."""
@@ -308,8 +321,8 @@ def number_of_classes(model: nn.Module) -> int | None:
     return None
 
 
-def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances:
-    """Make objects with the fields that the objects of a model, often none, have; fields of unknown kinds are left out.
+def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances | None:
+    """Make objects with the fields that the objects of a model, often none, have; None if one is of an unknown kind.
 
     Every object is the same box in the middle of the image, of another class. Of very many classes, some are taken that
     are evenly spread, the first and the last among them.
@@ -335,7 +348,7 @@ def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances:
             made.set(name, Boxes(value.tensor.new_tensor([[x1, y1, x2, y2]]).repeat(count, 1)))
         elif name == "pred_masks_rle":
             made.set(name, [_run_lengths((height, width), slice(y1, y2), slice(x1, x2)) for _ in classes])
-        elif isinstance(tensor, torch.Tensor):
+        elif isinstance(tensor, torch.Tensor) and type(value).__module__.startswith(("torch", "detectron2.")):
             field = tensor.new_zeros((count, *tensor.shape[1:]))
             if tensor.shape[1:] == (height, width):  # masks of whole images
                 field[:, y1:y2, x1:x2] = 1
@@ -343,6 +356,8 @@ def made_up_instances(template: Instances, classes: Sequence[int]) -> Instances:
                 field.fill_(1)
             is_plain = isinstance(value, torch.Tensor)
             made.set(name, field if is_plain else type(value)(field))  # pyright: ignore[reportCallIssue]
+        else:
+            return None
     return made
 
 

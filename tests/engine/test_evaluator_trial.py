@@ -87,10 +87,13 @@ def test_masks_of_boxes():
 
 
 def test_rotated_boxes_and_unknown_fields():
-    template = Instances(HW, pred_boxes=RotatedBoxes(torch.zeros(0, 5)), strange=("?",) * 0, names=[])
-    made = made_up_instances(template, [0])
-    assert made.pred_boxes.tensor.tolist() == [[30, 20, 30, 20, 0]]
-    assert not made.has("strange") and not made.has("names")
+    template = Instances(HW, pred_boxes=RotatedBoxes(torch.zeros(0, 5)))
+    assert made_up_instances(template, [0]).pred_boxes.tensor.tolist() == [[30, 20, 30, 20, 0]]
+    own = type("Meshes", (), {"tensor": torch.zeros(0, 3), "__len__": lambda self: 0})()
+    for unknown in ([], own):
+        template.set("unknown", unknown)
+        assert made_up_instances(template, [0]) is None
+        template.remove("unknown")
 
 
 @pytest.mark.parametrize(("size_hw", "most"), [((10, 10), 100), ((5000, 5000), 2), ((9000, 9000), 1)])
@@ -332,6 +335,34 @@ def broken(error, method="evaluate"):
 def test_what_would_fail_ends_training(cfg, evaluator, message):
     with pytest.raises(ValueError, match=f"(?s)would fail: {message}.*without trying: TEST.TRY_EVALUATOR False"):
         trainer_with(cfg, evaluator).train()
+
+
+def test_fields_of_a_model_of_ones_own_stay(cfg, info):
+    """Meshes, texts and the like cannot be made up; an evaluator may read them."""
+
+    class Reader(Detector):
+        def forward(self, batch):
+            outputs = super().forward(batch)
+            return outputs if self.training else [{"instances": nothing(texts=[])} for _ in batch]
+
+    class Texts(Recorder):
+        def process(self, inputs, outputs):
+            self.classes += [o["instances"].texts for o in outputs]
+
+    made = []
+    build = {"build_model": classmethod(lambda cls, cfg: Reader())}
+    trainer_with(cfg, lambda *_: made.append(Texts()) or made[-1], **build)._try_evaluators()
+    assert made[0].classes == [[], []] and tried(info)
+
+
+def test_what_fails_with_made_up_objects_alone_is_a_warning(cfg, info):
+    class Meant(Recorder):
+        def process(self, inputs, outputs):
+            if any(len(o["instances"]) for o in outputs):
+                raise ValueError("no contour")
+
+    trainer_with(cfg, lambda *_: Meant())._try_evaluators()
+    assert "Evaluation may fail: Meant of the data set trial_data fails. ValueError: no contour" in info.text
 
 
 def test_model_and_data_that_fail(cfg):
