@@ -25,7 +25,22 @@ class PartRegistry(Registry):
         'MyHead'
     """
 
+    _additions: frozenset[str] = frozenset()
+
+    def register_addition(self, obj: Any) -> Any:
+        """Register a part that the published system does not have: one of a project, of the same name, replaces it.
+
+        Returns `obj`, so that this is a decorator.
+        """
+        if obj.__name__ not in self:
+            self.register(obj)
+            self._additions |= {obj.__name__}
+        return obj
+
     def _do_register(self, name: str, obj: Any) -> None:
+        if name in self._additions:
+            self._additions -= {name}
+            del self._obj_map[name]
         if name in self:  # an AssertionError, as the base class raises
             before, now = (f"{x.__module__}.{x.__qualname__}" for x in (self.get(name), obj))
             raise AssertionError(

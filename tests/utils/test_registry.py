@@ -166,3 +166,17 @@ def test_parts_of_the_same_name():
     with pytest.raises(AssertionError, match=r"and now theirs\.Head comes\. .* import either package, not both"):
         registry.register(theirs)
     assert registry.get("Head") is mine
+
+
+def test_additions_give_way_to_parts_of_projects():
+    """Projects that were written before have parts of such names, whichever is imported first."""
+    parts = [type("Head", (), {"__module__": name}) for name in ("detectron2.heads", "theirs", "others")]
+    for order in ((0, 1), (1, 0)):
+        registry = PartRegistry("HEADS")
+        for i in order:
+            (registry.register_addition if i == 0 else registry.register())(parts[i])
+        assert registry.get("Head") is parts[1]
+        with pytest.raises(AssertionError, match=r"It is theirs\.Head, and now others\.Head comes"):
+            registry.register(parts[2])
+    registry = PartRegistry("HEADS")
+    assert registry.register_addition(parts[0]) is registry.get("Head") is parts[0]

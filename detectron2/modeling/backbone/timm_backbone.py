@@ -330,7 +330,7 @@ def _options(cfg: Any) -> Any:
     return {**defaults, **(cfg.MODEL.get("TIMM") or {})}
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the `TimmBackbone` that `cfg.MODEL.TIMM` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
 
@@ -368,13 +368,13 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     return backbone
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> PyramidBase:
     """Build a network of timm with the pyramid of R-CNN from `cfg.MODEL.{TIMM,FPN}`; see `build_pyramid`."""
     return build_pyramid(cfg, build_timm_backbone(cfg, input_shape))
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_retinanet_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> PyramidBase:
     """Build a network of timm with the pyramid of RetinaNet from `cfg.MODEL.{TIMM,FPN}`; see `build_pyramid`."""
     return build_pyramid(cfg, build_timm_backbone(cfg, input_shape), for_retinanet=True)

@@ -265,7 +265,7 @@ def _options(cfg: Any) -> Any:
     return {**defaults, **(cfg.MODEL.get("TRANSFORMERS") or {})}
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_transformers_backbone(cfg: Any, input_shape: ShapeSpec) -> TransformersBackbone:
     """Build the `TransformersBackbone` that `cfg.MODEL.TRANSFORMERS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
 
@@ -293,13 +293,13 @@ def build_transformers_backbone(cfg: Any, input_shape: ShapeSpec) -> Transformer
     return backbone
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_transformers_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> PyramidBase:
     """Build a network of transformers with the pyramid of R-CNN from `cfg.MODEL.{TRANSFORMERS,FPN}`."""
     return build_pyramid(cfg, build_transformers_backbone(_for_pyramid(cfg), input_shape))
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register_addition
 def build_retinanet_transformers_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> PyramidBase:
     """Build a network of transformers with the pyramid of RetinaNet from `cfg.MODEL.{TRANSFORMERS,FPN}`."""
     return build_pyramid(cfg, build_transformers_backbone(_for_pyramid(cfg), input_shape), for_retinanet=True)

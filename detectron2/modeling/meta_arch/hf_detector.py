@@ -82,7 +82,7 @@ _FAMILIES = {
 }
 
 
-@META_ARCH_REGISTRY.register()
+@META_ARCH_REGISTRY.register_addition
 class HFDetector(TransformersModel):
     """An object detector of Hugging Face transformers, with inputs and outputs of a model of this package.
 

@@ -40,7 +40,7 @@ _OBJECT_TEXT = "a photo with a {}"
 _EMPTY_TEXTS = {"instance": "an instance photo", "semantic": "a semantic photo", "panoptic": "an panoptic photo"}
 
 
-@META_ARCH_REGISTRY.register()
+@META_ARCH_REGISTRY.register_addition
 class HFSegmenter(TransformersModel):
     """A segmenter of Hugging Face transformers, with inputs and outputs of a model of this package.
 
