@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .legacy import Caffe2Model, Caffe2Tracer, add_export_config, dump_torchscript_IR, scripting_with_instances
 
 __all__ = [
+    "STABLE_ONNX_OPSET_VERSION",
     "Caffe2Model",
     "Caffe2Tracer",
     "ExportedModel",
@@ -21,6 +22,9 @@ __all__ = [
     "register_exportable",
     "scripting_with_instances",
 ]
+
+STABLE_ONNX_OPSET_VERSION = 18
+"""The lowest version of ONNX's operators that exports have; copies of the published export script read it."""
 
 # Imported when they are asked for: together they need most of the library.
 _LAZY = {

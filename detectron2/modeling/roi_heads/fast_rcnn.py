@@ -464,6 +464,7 @@ class FastRCNNOutputs:
         else:
             boxes = torch.cat([pred_class_logits.new_zeros(0, box_dim), *(x.proposal_boxes.tensor for x in proposals)])
         self.proposals = box_type(boxes)
+        self._no_instances = len(boxes) == 0  # losses of projects read it
 
     def softmax_cross_entropy_loss(self) -> torch.Tensor:
         """Mean cross entropy of the class logits; statistics go to the open event storage."""
