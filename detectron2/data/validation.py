@@ -292,7 +292,7 @@ def compare_classes(tables: Mapping[str, Sequence[str] | None]) -> list[Finding]
     return findings
 
 
-def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
+def validate_class_names(train: Sequence[str], test: Sequence[str], *, is_strict: bool = True) -> None:
     """Check before training that the data sets of the evaluation have the same classes as those of training.
 
     Other names are warned of; classes (of objects, or of label maps) under other labels are an error, since every
@@ -302,6 +302,7 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
     Args:
         train: names of the data sets of training, already loaded.
         test: names of those of the evaluation.
+        is_strict: whether the model has fixed classes; for one of an open vocabulary there are warnings alone.
 
     Raises:
         DatasetError: a class has one label in training and another one in the evaluation.
@@ -312,7 +313,7 @@ def validate_class_names(train: Sequence[str], test: Sequence[str]) -> None:
             classes = class_names_of(name) if key == "thing_classes" else label_names_of(name)
             expected = MetadataCatalog.get(first).thing_classes if key == "thing_classes" else label_names_of(first)
             for finding in compare_classes({first: expected, name: classes}):
-                if finding.kind == "classes-order":
+                if finding.kind == "classes-order" and is_strict:
                     raise DatasetError(name, [finding.text])
                 logger.warning("Dataset '%s': %s", name, finding.text)
 

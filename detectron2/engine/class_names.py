@@ -16,7 +16,7 @@ from detectron2.engine.random_states import random_states_kept
 from detectron2.modeling import ProposalNetwork
 from detectron2.utils.wrappers import unwrap_model
 
-__all__ = ["match_classes", "match_training_classes"]
+__all__ = ["has_fixed_classes", "match_classes", "match_training_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def match_classes(model: nn.Module, names: Iterable[str], *, is_strict: bool = T
     record = getattr(model, "_weights_record", {})
     if record.get("versions") != parameter_versions(model) or isinstance(model, ProposalNetwork):
         return False
-    has_changed = False
+    has_changed, is_strict = False, is_strict and has_fixed_classes(model)
     for name in (n for n in names if n in DatasetCatalog):
         for key in ("thing_classes", "stuff_classes"):
             wanted = list(record["metadata"].get(key) or ())
@@ -64,6 +64,22 @@ def match_classes(model: nn.Module, names: Iterable[str], *, is_strict: bool = T
                 raise DatasetError(name, [text])
             logger.warning("Dataset '%s': %s", name, text)
     return has_changed
+
+
+def has_fixed_classes(model: nn.Module) -> bool:
+    """Whether the parts of a model that know its classes are of this library, in which a label means one class.
+
+    Others may have an open vocabulary, and take the names of the classes from each data set.
+    """
+    model = unwrap_model(model)
+    parts = (model, *(getattr(model, name, None) for name in ("roi_heads", "sem_seg_head")))
+    # A sharded model has a class of PyTorch's, of which its own one is the base.
+    kinds = [
+        next(c for c in type(part).__mro__ if not c.__module__.startswith("torch."))
+        for part in parts
+        if part is not None
+    ]
+    return all(kind.__module__.startswith("detectron2.") for kind in kinds)
 
 
 def _relabel(name: str, classes: Sequence[str], new_labels: Sequence[int]) -> None:

@@ -36,7 +36,7 @@ from detectron2.data.resize_later import resize_later
 from detectron2.data.validation import validate_class_names
 from detectron2.engine import hooks
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, load_or_resume, yaml_config
-from detectron2.engine.class_names import match_classes, match_training_classes
+from detectron2.engine.class_names import has_fixed_classes, match_classes, match_training_classes
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_evaluators
 from detectron2.engine.hooks.order import default_hooks, with_outer_hooks
@@ -484,7 +484,8 @@ class DefaultTrainer(TrainerBase):
         for name in self.cfg.DATASETS.TEST:
             if name not in DatasetCatalog:
                 DatasetCatalog.get(name)  # raises an error that names similar data sets
-        validate_class_names(self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST)
+        is_strict = has_fixed_classes(self.model)
+        validate_class_names(self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST, is_strict=is_strict)
 
     def _try_evaluators(self) -> None:
         """Try the evaluators, if `test` is what will evaluate; see `detectron2.engine.evaluator_trial`."""

@@ -21,7 +21,7 @@ from detectron2.config.lazy_text import to_yaml
 from detectron2.data.resize_later import resize_later
 from detectron2.data.validation import validate_class_names
 from detectron2.engine.checkpointing import SelfDescription, build_checkpointer, lazy_config, load_or_resume
-from detectron2.engine.class_names import match_classes, match_training_classes
+from detectron2.engine.class_names import has_fixed_classes, match_classes, match_training_classes
 from detectron2.engine.defaults import default_writers, iterations_per_epoch
 from detectron2.engine.divergence import DivergencePolicy
 from detectron2.engine.evaluator_trial import try_lazy_evaluator
@@ -51,11 +51,13 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     loader = instantiate(cfg.dataloader.train)
     if options.resize_on_device:
         resize_later(loader)
-    validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"))
     cfg = _epochs_to_iterations(cfg, options, loader)
     max_iter = cfg.train.max_iter
     device = available_device(cfg.train.device, "train.device")
-    model = prepare_model(instantiate(cfg.model).to(device), options)
+    model = instantiate(cfg.model)
+    is_strict = has_fixed_classes(model)
+    validate_class_names(_dataset_names(cfg, "train"), _dataset_names(cfg, "test"), is_strict=is_strict)
+    model = prepare_model(model.to(device), options)
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
     optimizer = _with_clipping(instantiate(optimizer_cfg), cfg.train.get("clip_grad"))

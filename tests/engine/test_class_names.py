@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.validation import DatasetError
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.engine.class_names import match_classes
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 
 
 @pytest.fixture
@@ -126,6 +126,28 @@ def test_model_that_was_trained_since_is_not_compared(cfg, weights, other):
         p.grad = torch.zeros_like(p)
     torch.optim.SGD(model.parameters(), 0.1).step()
     assert not match_classes(model, [name])
+
+
+class NamedAtTest(GeneralizedRCNN):
+    """Stands for a model of an open vocabulary: it is told the classes of each data set."""
+
+
+def test_models_of_an_open_vocabulary_meet_other_classes(cfg, weights, other, shapes, caplog):
+    """They train on some classes and are evaluated on others, which no order binds to a label."""
+    name = other(lambda c: {"disc": "square", "square": "disc"}.get(c, f"{c}s"))
+    META_ARCH_REGISTRY.register(NamedAtTest)
+    try:
+        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = "NamedAtTest", weights
+        cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER = (name,), 1, 1
+        with caplog.at_level(logging.WARNING):
+            assert DefaultTrainer.test(cfg, loaded(cfg, weights))["bbox"]
+        assert "the model's labels do not mean these classes" in caplog.text
+        assert DefaultTrainer(cfg).train()["bbox"]
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("NamedAtTest")
+    cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = "GeneralizedRCNN", cfg.OUTPUT_DIR + "_2"
+    with pytest.raises(DatasetError, match="square"):
+        DefaultTrainer(cfg).train()
 
 
 @pytest.mark.parametrize("fused", [False, True])
