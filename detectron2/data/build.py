@@ -186,7 +186,7 @@ def num_classes_and_key(cfg: CfgNode) -> tuple[int | None, str]:
     if cfg.MODEL.META_ARCHITECTURE in ("HFDetector", "HFSegmenter"):
         return cfg.MODEL.get("HF", {}).get("NUM_CLASSES"), "MODEL.HF.NUM_CLASSES"
     if cfg.MODEL.META_ARCHITECTURE in ("DeformableDETR", "DINO"):
-        return cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES, "MODEL.DEFORMABLE_DETR.NUM_CLASSES"
+        return cfg.MODEL.get("DEFORMABLE_DETR", {}).get("NUM_CLASSES"), "MODEL.DEFORMABLE_DETR.NUM_CLASSES"
     if _mask_former_learns_instances(cfg):
         return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     return None, ""

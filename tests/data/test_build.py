@@ -11,7 +11,7 @@ import torch
 import torch.utils.data as torchdata
 from PIL import Image
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, DatasetError, DatasetMapper, MetadataCatalog
 from detectron2.data.build import (
     _distribution_table,
@@ -19,6 +19,7 @@ from detectron2.data.build import (
     build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
+    expected_by_model,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
@@ -668,3 +669,13 @@ def test_what_no_loader_can_be_made_of(train, dataset, mapper, match):
             build_detection_train_loader(dataset, mapper=mapper, total_batch_size=1)
         else:
             build_detection_test_loader(dataset, mapper=mapper)
+
+
+@pytest.mark.parametrize("name", ["DINO", "DeformableDETR", "MaskFormer", "HFDetector"])
+def test_a_model_of_a_project_may_have_the_name_of_one_of_ours(name):
+    """It has its own keys, so the number of its classes is not known."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = name
+    assert expected_by_model(cfg)["num_classes"] is None
+    cfg.MODEL.DEFORMABLE_DETR = CfgNode({"NUM_OBJECT_QUERIES": 3})
+    assert expected_by_model(cfg)["num_classes"] is None
