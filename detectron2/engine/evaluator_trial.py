@@ -53,7 +53,8 @@ def try_evaluators(trainer: Any, *, is_certain: bool) -> None:
         cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = folder, 0  # for two images
         cfg.freeze()
         for name in cfg.DATASETS.TEST:
-            _Trial(name, trainer.model, "TEST.TRY_EVALUATOR False", is_certain).run(
+            cure = "TEST.TRY_EVALUATOR False; to train without evaluation: DATASETS.TEST '()'"
+            _Trial(name, trainer.model, cure, is_certain).run(
                 lambda name=name: trainer.build_test_loader(cfg, name),
                 lambda name=name: trainer.build_evaluator(cfg, name),
             )
