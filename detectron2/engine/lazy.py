@@ -86,7 +86,7 @@ def lazy_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 
 
 def _check_sections(cfg: DictConfig) -> None:
-    """Raise a `ValueError` that names each section without which nothing can be built."""
+    """Raise a `ValueError` that names each section without which nothing can be built, or a text for a number."""
     found = {key: OmegaConf.select(cfg, key) for key in ("train", "model", "dataloader.train", "optimizer")}
     lines = [f"{key} is {x!r}" for key, x in found.items() if x is None or isinstance(x, str | int | float)]
     if not lines and not OmegaConf.is_dict(OmegaConf.select(cfg, "optimizer.params")):
@@ -96,6 +96,9 @@ def _check_sections(cfg: DictConfig) -> None:
             "Training needs the sections train, model, optimizer and dataloader.train of a LazyConfig: "
             f"{'; '.join(lines)}. See configs/common for those that models share."
         )
+    numbers = {key: OmegaConf.select(cfg, f"optimizer.{key}") for key in ("lr", "momentum", "weight_decay")}
+    if texts := [f"optimizer.{key} must be a number, but is {x!r}" for key, x in numbers.items() if isinstance(x, str)]:
+        raise ValueError(f"The config has an impossible value: {'; '.join(texts)}.")
 
 
 def _with_clipping(optimizer: Optimizer, described: Any) -> Optimizer:

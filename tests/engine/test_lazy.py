@@ -202,6 +202,7 @@ def test_misspelt_keys(config, change, error):
     ("key", "value", "error"),
     [
         ("model", None, r"needs the sections train, model, .*: model is None\. See configs/common"),
+        ("optimizer.lr", "abc", r"impossible value: optimizer\.lr must be a number, but is 'abc'\."),
         ("optimizer", None, "LazyConfig: optimizer is None"),
         ("optimizer", {"_target_": "torch.optim.SGD"}, "optimizer has no section params, which gets the model"),
         ("dataloader.train", None, r"dataloader\.train is None"),
