@@ -72,20 +72,9 @@ _CALLERS = {"detectron2.config.config", "torch.nn.modules.module"}
 
 
 def build_part(registry: Registry, key: str, cfg: Any, **arguments: Any) -> Any:
-    """Call the registered object that a config names, with the config and further arguments, by their places.
+    """Call the registered object that a config names under `key`, with the config and `arguments`, by their places.
 
-    Args:
-        registry: where it is registered.
-        key: the key of the config with its name.
-        cfg: the config.
-        **arguments: what else it is called with; the names are for messages.
-
-    Returns:
-        What it returns.
-
-    Raises:
-        KeyError: it is not registered; see `lookup`.
-        TypeError: it takes other arguments.
+    The names of the arguments are for the message of the `TypeError` that says that it takes others; see also `lookup`.
     """
     name = functools.reduce(getattr, key.split("."), cfg)
     part = lookup(registry, name, key)
