@@ -5,6 +5,7 @@ is killed leaves a journal that ends with the last finished image. All tables ar
 a time: memory does not grow with the results, only by the names of the images.
 """
 
+import contextlib
 import csv as csv_module
 import glob
 import io
@@ -33,7 +34,13 @@ logger = logging.getLogger(__name__)
 
 _SCHEMA = "detectron2.predictions/1"
 _PICTURES = ("png", "jpg", "svg", "pdf", "none")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _JOURNAL = "predictions.jsonl"
+_ours: set[tuple[int, int, int]] = set()  # journals that this process has locked, by process, device and number
 _PENDING = ".predictions.pending"
 _TABLES = ("predictions.json", "predictions.csv", "counts.csv", "areas.csv", "panoptic.json", "semantic.json")
 _VIDEO_SUFFIX = ".mp4"
@@ -83,7 +90,7 @@ class ResultWriter:
 
     Raises:
         ValueError: an argument is none of these, or the earlier run asked for something else.
-        FileExistsError: there is an earlier run, with `resume` and `replace` both False.
+        FileExistsError: there is an earlier run, with `resume` and `replace` both False; or another process writes.
 
     Example:
         >>> with ResultWriter("predictions", csv=True, resume=True) as writer:  # doctest: +SKIP
@@ -149,6 +156,8 @@ class ResultWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _JOURNAL
         if path.exists():
+            with open(path, "rb") as file:
+                _hold(file, self.folder)
             for name in (*_TABLES, _JOURNAL):  # of a process that was killed while it wrote them
                 for begun in glob.glob(f"{glob.escape(str(self.folder / name))}.*.tmp"):
                     os.unlink(begun)
@@ -210,6 +219,7 @@ class ResultWriter:
             suffixes = [] if self._save == "none" else [f".{self._save}"]
             stem = self._free_stem(frame, suffixes, [".png"] if self._maps else [])
         files, line = self._plan(result, stem)
+        self._open_journal()  # before any file, so that another process knows of this one
         self._note_pending(key, list(files))  # so that a run that resumes knows whose they are
         for name, write in files.items():
             write(self.folder / name)
@@ -296,8 +306,7 @@ class ResultWriter:
 
     def _append(self, line: dict[str, Any], result: Result | None) -> None:
         """Write a line, and before the first one what was asked for."""
-        if self._journal is None:
-            self._journal = open(self.folder / _JOURNAL, "ab")  # noqa: SIM115 (open as long as the writer is)
+        self._open_journal()
         if not self._has_header and result is not None:
             header: dict[str, Any] = {"schema": _SCHEMA, "asked": self._asked, "classes": result.thing_classes}
             header["pixel_classes"] = result.stuff_classes
@@ -307,6 +316,12 @@ class ResultWriter:
         self._write_line(line)
         if "image_id" in line:
             self._used_ids.add(line["image_id"])
+
+    def _open_journal(self) -> None:
+        if self._journal is None:
+            journal = open(self.folder / _JOURNAL, "ab")  # noqa: SIM115 (open as long as the writer is)
+            _hold(journal, self.folder)
+            self._journal = journal
 
     def _write_line(self, line: dict[str, Any]) -> None:
         assert self._journal is not None
@@ -465,10 +480,11 @@ class ResultWriter:
             elif self._video is not None:
                 self._video.close()
         finally:
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
-            self._write_tables()
+            with contextlib.ExitStack() as stack:
+                if self._journal is not None:  # whose lock keeps other processes away
+                    stack.callback(self._journal.close)
+                    self._journal = None
+                self._write_tables()
         if is_complete:
             (self.folder / _PENDING).unlink(missing_ok=True)
 
@@ -670,6 +686,24 @@ def _png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def _hold(journal: IO[bytes], folder: Path) -> None:
+    """Lock a journal as long as it is open, or raise where another process has it; not where there are no locks."""
+    state = os.fstat(journal.fileno())
+    mark = (os.getpid(), state.st_dev, state.st_ino)
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
+    except BlockingIOError:
+        if mark not in _ours:  # of a writer of this process that was not closed
+            journal.close()
+            raise FileExistsError(
+                f"Another process is writing its results into {folder}: choose another folder, or wait for its end."
+            ) from None
+    except (OSError, AttributeError):  # a file system, or a system, without locks
+        pass
+    else:
+        _ours.add(mark)
 
 
 def _writer_of(content: bytes) -> Callable[[Path], None]:

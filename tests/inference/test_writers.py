@@ -502,3 +502,23 @@ def test_a_journal_cannot_remove_files_elsewhere(tmp_path, name):
     with pytest.raises(ValueError, match="which is not in its folder; move it away"):
         ResultWriter(tmp_path / "out")
     assert other.read_text() == "mine" and journal.exists()
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    begun = ResultWriter(tmp_path)  # before the other process has written anything
+    journal = tmp_path / "predictions.jsonl"
+    with open(journal, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as the other process has it
+        for resume in (False, True):
+            with pytest.raises(
+                FileExistsError, match=r"Another process is writing its results into .*: choose another"
+            ):
+                ResultWriter(tmp_path, resume=resume)
+        with pytest.raises(FileExistsError, match="Another process"):
+            begun.write(objects("a.jpg"))
+        assert journal.read_bytes() == b"" and files_in(tmp_path) == ["predictions.jsonl"]
+    with ResultWriter(tmp_path) as writer:
+        writer.write(objects("a.jpg"))
+        ResultWriter(tmp_path, resume=True)  # one of the same process that was not closed is no other
+    assert len(lines(tmp_path)) == 2
