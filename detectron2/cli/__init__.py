@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None and args.version:
         from detectron2 import __version__
 
-        sys.stdout.write(f"detectron2 {__version__}\n")
+        print(f"detectron2 {__version__}")
         return 0
     if args.command is None:
         args.parser.print_help()

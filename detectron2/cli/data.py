@@ -587,6 +587,11 @@ def _run_show(args: argparse.Namespace, cfg: Any) -> int:
     """Draw samples and say where the pictures are."""
     if args.num < 1:
         raise ValueError(f"--num is a number of samples from 1 on, not {args.num}.")
+    sheet = Path(args.sheet or "samples.png")
+    if not args.output and (sheet.is_dir() or sheet.suffix.lower() not in (".png", ".jpg", ".jpeg")):
+        raise ValueError(
+            f"--sheet is {str(sheet)!r}: name a .png or .jpg file. --output FOLDER has a file for each image."
+        )
     source = open_source(args.source, args)
     if not source.dicts:
         raise ValueError(f"'{source.name}' has no images.")
@@ -606,8 +611,7 @@ def _run_show(args: argparse.Namespace, cfg: Any) -> int:
             _save(picture, Path(args.output, os.path.splitext(name)[0] + ".png"))
         sys.stdout.write(f"{len(pictures)} pictures are in {args.output}\n")
     else:
-        sheet = args.sheet or "samples.png"
-        _save(_contact_sheet(pictures), Path(sheet))
+        _save(_contact_sheet(pictures), sheet)
         sys.stdout.write(f"{len(pictures)} samples are in {sheet}\n")
     return 0
 

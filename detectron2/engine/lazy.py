@@ -91,9 +91,11 @@ def _check_sections(cfg: DictConfig) -> None:
     lines = [f"{key} is {x!r}" for key, x in found.items() if x is None or isinstance(x, str | int | float)]
     if not lines and not OmegaConf.is_dict(OmegaConf.select(cfg, "optimizer.params")):
         lines = ["optimizer has no section params, which gets the model"]
+    if OmegaConf.is_list(OmegaConf.select(cfg, "dataloader.test")):
+        lines.append("dataloader.test is a list, and has to be one loader, or absent")
     if lines:
         raise ValueError(
-            "Training needs the sections train, model, optimizer and dataloader.train of a LazyConfig: "
+            "Training needs the sections train, model, optimizer and dataloader of a LazyConfig: "
             f"{'; '.join(lines)}. See configs/common for those that models share."
         )
     numbers = {key: OmegaConf.select(cfg, f"optimizer.{key}") for key in ("lr", "momentum", "weight_decay")}

@@ -155,6 +155,7 @@ def create_app(
         responses={status: {"description": f"refused: {why}"} for status, why in refused.items()},
     )
     app.add_api_route("/health", service.health)
+    app.add_api_route("/health", service.health, methods=["HEAD"], include_in_schema=False)  # as some balancers ask
     app.add_api_route("/info", service.info)
     app.add_api_route("/metrics", service.metrics, include_in_schema=False)
     app.add_api_route("/", service.page, include_in_schema=False)

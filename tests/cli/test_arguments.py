@@ -192,6 +192,14 @@ assert ours == {f"detectron2{name}" for name in ("", *USED)}
     assert done.stderr.count(": error: ") == 1 + len(parts)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(("words", "status"), [([], 2), (["--version"], 0), (["--help"], 0), (["no"], 2)])
+def test_the_caller_has_closed_the_output(words, status):
+    program = [sys.executable, "-m", "detectron2", *words]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr
+
+
 def test_ctrl_c_during_the_imports(tmp_path):
     (tmp_path / "torch.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n"

@@ -539,6 +539,11 @@ class TestShow:
             # INPUT.MIN_SIZE_TRAIN is 64; the colour is that of the file whatever the order of the tensor
             assert picture.size == (96, 64) and picture.getpixel((30, 20)) == (200, 30, 30)
 
+    @pytest.mark.parametrize("sheet", ["", "sheet.txt", "sheet"])
+    def test_a_sheet_is_a_picture(self, command, data, tmp_path, sheet):
+        status, _, err = command("data", "show", data / "annotations.json", "--sheet", tmp_path / sheet)
+        assert status == 1 and "name a .png or .jpg file" in err and list(tmp_path.glob("sheet*")) == []
+
     def test_augmented_lazily(self, command, data, lazy_file, tmp_path):
         sheet = tmp_path / "sheet.png"
         status, out, err = command(

@@ -208,6 +208,7 @@ def test_misspelt_keys(config, change, error):
         ("dataloader.train", None, r"dataloader\.train is None"),
         ("dataloader.train", "coco", r"dataloader\.train is 'coco'"),
         ("dataloader", None, r"dataloader\.train is None"),
+        ("dataloader.test", [{"a": 1}], r"dataloader\.test is a list, and has to be one loader"),
         ("train", None, "LazyConfig: train is None"),
         (
             "train.init_checkpoint",

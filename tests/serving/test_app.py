@@ -328,7 +328,7 @@ def test_full(serve):
         inside = [pool.submit(post, client, image()) for _ in range(2)]
         wait_until(lambda: number_of(client, "detectron2_requests_in_progress") == 2)
         refused = [post(client, image()) for _ in range(3)]
-        assert client.get("/health").status_code == 200
+        assert client.get("/health").status_code == client.head("/health").status_code == 200
         model.is_free.set()
     assert [r.status_code for r in refused] == [503] * 3 and int(refused[0].headers["Retry-After"]) >= 1
     assert "try again" in refused[0].json()["detail"]
