@@ -34,6 +34,7 @@ train = dict(
 #   amp_dtype=""                      or "bfloat16", "float16", with amp.enabled
 #   pad_to=[], cuda_graphs=False      sizes of batches such as "800x1344"; with compile, on a GPU
 #   prefetch=True                     on a GPU, fetch the next batch during a step
+#   resize_on_device=False            the device that trains resizes the images
 #   gradient_compression="", static_graph=False             between processes: "bf16" or "fp16"
 #   try_evaluator=True                on two images, before training
 #   writers=["terminal", "json", "tensorboard"]
