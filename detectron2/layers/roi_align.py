@@ -11,12 +11,12 @@ they reach.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision.ops
 from torch import nn
-from torch.jit.annotations import BroadcastingList2  # pyright: ignore[reportAttributeAccessIssue] (it is made)
 
 from detectron2.utils.tracing import when_compiled, when_traced
 
@@ -87,15 +87,19 @@ class ROIAlign(nn.Module):
         )
 
 
+@when_compiled(torchvision.ops.roi_align)
+@when_traced(torchvision.ops.roi_align)
 def roi_align(
     input: torch.Tensor,
     boxes: torch.Tensor | list[torch.Tensor],
-    output_size: BroadcastingList2[int],
+    output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> torch.Tensor:
     """Pool regions by torchvision's operator, which ends the process where `check_regions` raises.
+
+    Models that `torch.jit.script` compiles call that operator, `torchvision.ops.roi_align`.
 
     Args:
         input: features `(N, C, H, W)`.
@@ -116,12 +120,12 @@ def roi_align(
         >>> roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]), 1)
         tensor([[[[1.]]]])
     """
-    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-        if not isinstance(boxes, torch.Tensor) and len(boxes) > 0:
-            boxes = torch.cat([F.pad(part, (1, 0), value=i) for i, part in enumerate(boxes)])
-        if isinstance(boxes, torch.Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:  # else it says itself
-            check_regions("roi_align", input, boxes)
-    return torchvision.ops.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    if not isinstance(boxes, torch.Tensor) and len(boxes) > 0:
+        boxes = torch.cat([F.pad(part, (1, 0), value=i) for i, part in enumerate(boxes)])
+    if isinstance(boxes, torch.Tensor) and boxes.dim() == 2 and boxes.shape[1] == 5:  # else it says itself
+        check_regions("roi_align", input, boxes)
+    size: Any = output_size
+    return torchvision.ops.roi_align(input, boxes, size, spatial_scale, sampling_ratio, aligned)
 
 
 def _unchecked(*args: object) -> None:

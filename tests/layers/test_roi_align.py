@@ -61,7 +61,6 @@ def test_function_in_graphs():
     x, rois = torch.rand(2, 4, 8, 8), torch.tensor([[0.0, 0, 0, 30, 20], [1, 8, 9, 16, 25]])
     expected = pooled(x, rois)
     for graph in (
-        torch.jit.script(pooled),
         torch.jit.trace(pooled, (x, rois)),
         torch.compile(pooled, backend="eager", fullgraph=True),
     ):
