@@ -21,6 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several proces
 # be forked into one that trains.
 torch.ones(1, requires_grad=True).sum().backward()
 
+# A child does not free what its parent left as garbage: the scaler of a video would wait for threads that it lacks.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
+
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
