@@ -67,10 +67,6 @@ def lookup(registry: Registry, name: str, key: str) -> Any:
     )
 
 
-# Modules whose frames lie between a call and the constructor that is meant: those of `configurable` and `nn.Module`.
-_CALLERS = {"detectron2.config.config", "torch.nn.modules.module"}
-
-
 def build_part(registry: Registry, key: str, cfg: Any, **arguments: Any) -> Any:
     """Call the registered object that a config names under `key`, with the config and `arguments`, by their places.
 
@@ -81,9 +77,10 @@ def build_part(registry: Registry, key: str, cfg: Any, **arguments: Any) -> Any:
     try:
         return part(cfg, *arguments.values())
     except TypeError as error:
-        frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
-        if not _CALLERS.issuperset(frames[1:]):  # it was called, and made an error itself
-            raise
+        frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        # Between a call and the constructor that is meant lie `configurable` and PyTorch's modules.
+        if not all(name.startswith(("detectron2.config.config", "torch.")) for name in frames[1:]):
+            raise  # it was called, and made an error itself
         called = f"{part.__module__}.{part.__qualname__}({', '.join(['cfg', *arguments])})"
         raise TypeError(f"{key} is {name!r}, which is built by {called}, and this failed: {error}") from error
 
