@@ -14,7 +14,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpoint
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.parts import ENDING, remove_checkpoint
+from detectron2.checkpoint.parts import remove_checkpoint
 from detectron2.checkpoint.training_state import remove_orphans
 from detectron2.config.merge import nearest
 from detectron2.engine.hooks.average import WeightAverage
@@ -68,21 +68,18 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Save `kwargs` as well if the period has passed, and remove old checkpoints."""
+        is_local = os.path.isdir(self.checkpointer.save_dir)
         is_ours = isinstance(self.checkpointer, DetectionCheckpointer)
-        has_folders = is_ours and any(path.endswith(ENDING) for path in self.recent_checkpoints)  # of a former run
-        if has_folders or getattr(self.checkpointer, "layout", "full") != "full":
-            self._step_of_parts(iteration, **kwargs)
-            return
-        before = list(self.recent_checkpoints)
-        super().step(iteration, **kwargs)
-        # Remove weights before the training state that belongs to them, so that every remaining checkpoint is complete.
-        for path in before:
-            if path not in self.recent_checkpoints and self.checkpointer.save_to_disk:
-                folder, name = os.path.split(path)
-                remove_orphans(folder, [os.path.splitext(name)[0]])
+        if is_ours and (is_local or getattr(self.checkpointer, "layout", "full") != "full"):
+            self._step_on_disk(iteration, **kwargs)
+        else:
+            super().step(iteration, **kwargs)
 
-    def _step_of_parts(self, iteration: int, **kwargs: Any) -> None:
-        """Like `step`, for checkpoints that may be folders, and that may not be complete when `save` returns."""
+    def _step_on_disk(self, iteration: int, **kwargs: Any) -> None:
+        """Like `step`, for checkpoints that may be folders, and that may not be complete when `save` returns.
+
+        One process removes what is old; fvcore's class has each process do it, and the second one fails.
+        """
         keeper: Any = self.checkpointer
         if (iteration + 1) % self.period == 0:
             keeper.wait()
@@ -101,7 +98,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         while self.max_to_keep is not None and len(self.recent_checkpoints) > self.max_to_keep:
             path = self.recent_checkpoints.pop(0)
             if self.checkpointer.save_to_disk and os.path.exists(path):
-                remove_checkpoint(path)
+                remove_checkpoint(path)  # before the training state of its own, so that what remains is complete
                 remove_orphans(os.path.dirname(path), [os.path.splitext(os.path.basename(path))[0]])
 
     def after_step(self) -> None:

@@ -216,6 +216,18 @@ class TestLastCheckpoints:
         names = {p.name for p in tmp_path.iterdir()}
         assert names == {"model_0000004.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}
 
+    @pytest.mark.parametrize("kind", [DetectionCheckpointer, ShardedCheckpointer])
+    def test_a_process_that_writes_nothing_removes_nothing(self, tmp_path, kind):
+        """Of two that look at the same moment, the second would find the file gone that it has just seen."""
+        t = trainer()
+        keeper = kind(t.model, str(tmp_path), save_to_disk=False)
+        for iteration in range(3):
+            (tmp_path / f"model_{iteration:07d}.pth").touch()
+        (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+        t.register_hooks([hooks.PeriodicCheckpointer(keeper, period=1, max_to_keep=1)])
+        t.train(0, 3)
+        assert len(list(tmp_path.glob("model_*.pth"))) == 3
+
     def test_a_new_run_leaves_old_files_alone(self, tmp_path):
         (tmp_path / "model_0000007.pth").write_text("another run's")
         trainer, keeper = weight_trainer(tmp_path)
